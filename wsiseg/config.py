@@ -1,0 +1,233 @@
+"""Every option: its default, its unit and its meaning, in one frozen value.
+
+``RunConfig`` holds one frozen dataclass per stage. ``RunConfig.digest()`` covers exactly the fields that change results; fields
+whose metadata says ``results=False`` (workers, retries, ...) are left out, so they may differ between a run and its resume.
+TOML in (``RunConfig.from_toml``), TOML-ready dict out (``as_dict``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from wsiseg.errors import ConfigError
+
+__all__ = [
+    "NormalizeConfig",
+    "PredictConfig",
+    "ReadConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "SeparateConfig",
+    "VectorizeConfig",
+    "WriteConfig",
+]
+
+_SIDE_EFFECT_FREE: dict[str, bool] = {"results": False}
+
+
+def _free(default: Any) -> Any:
+    """Return a field that does not change results and so stays out of the digest."""
+    return field(default=default, metadata=_SIDE_EFFECT_FREE)
+
+
+@dataclass(frozen=True, slots=True)
+class ReadConfig:
+    """How pixels are read.
+
+    Attributes
+    ----------
+    tile_wpx
+        Side of a tile's core, working px.
+    halo_wpx
+        Context around the core on which nuclei are separated, working px: at least the largest nucleus plus smoothing.
+    mpp
+        The user's microns per level-0 px for slides whose file states none (or a wrong one); ``None``: the file decides.
+    mpp_tolerance_frac
+        A slide whose mpp is within this fraction of the model's is used at its native pixels (polygons are then exact level-0
+        pixel edges); beyond it, pixels are resampled to the model's mpp.
+    reader
+        ``auto`` takes cuCIM's CuImage where it reads the file, else OpenSlide.
+    tissue_min_frac
+        Tiles with less tissue than this fraction of their core are recorded as empty without being predicted.
+    """
+
+    tile_wpx: int = 4000
+    halo_wpx: int = 64
+    mpp: float | None = None
+    mpp_tolerance_frac: float = 0.10
+    reader: Literal["auto", "cucim", "openslide"] = "auto"
+    tissue_min_frac: float = 0.0
+    cache_bytes: int = _free(64 * 1024 * 1024)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        _require(64 <= self.tile_wpx <= 16384, "read.tile_wpx", "64 to 16384 working px", self.tile_wpx)
+        _require(0 <= self.halo_wpx <= 1024, "read.halo_wpx", "0 to 1024 working px", self.halo_wpx)
+        _require(self.mpp is None or 0.01 < self.mpp < 100, "read.mpp", "0.01 to 100 um/px", self.mpp)
+        _require(0 <= self.mpp_tolerance_frac < 0.5, "read.mpp_tolerance_frac", "0 to 0.5", self.mpp_tolerance_frac)
+        _require(0 <= self.tissue_min_frac <= 1, "read.tissue_min_frac", "0 to 1", self.tissue_min_frac)
+
+
+@dataclass(frozen=True, slots=True)
+class NormalizeConfig:
+    """Stain normalization; ``auto`` is whatever the weights were trained for."""
+
+    method: Literal["auto", "none", "reinhard", "macenko"] = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class PredictConfig:
+    """The network and how it is run.
+
+    Attributes
+    ----------
+    weights
+        ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file with its ``.json`` card beside it.
+    precision
+        ``auto`` is resolved once per run by what the machine does fast and then recorded (a resume keeps it).
+    window_wpx
+        Side of the useful area of one network window on the CPU, working px, a multiple of 16; 0: chosen by the engine.
+    tta
+        Test-time augmentation: mean over 1 or 8 flips and rotations.
+    """
+
+    weights: str = "default"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    window_wpx: int = _free(0)
+    tta: Literal[1, 8] = 1
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        _require(self.window_wpx % 16 == 0 and self.window_wpx >= 0, "predict.window_wpx", "a multiple of 16", self.window_wpx)
+
+
+@dataclass(frozen=True, slots=True)
+class SeparateConfig:
+    """Probability maps to instances. ``None``: the value fitted for the weights, stored in their card.
+
+    Attributes
+    ----------
+    center_threshold_frac, material_threshold_frac
+        Thresholds on the smoothed center map (a marker) and the smoothed material map (nuclear material), 0 to 1.
+    marker_radius_wpx
+        A marker is the maximum of its (2 r + 1) square neighborhood.
+    compactness
+        Weight c of the distance to the nearest marker in the landscape 16 (255 - material) + 16 c distance.
+    min_area_um2, max_area_um2
+        Limits on the hole-filled area of a nucleus.
+    """
+
+    center_threshold_frac: float | None = None
+    material_threshold_frac: float | None = None
+    marker_radius_wpx: int | None = None
+    compactness: float | None = None
+    seed_recall: bool = True
+    min_area_um2: float | None = None
+    max_area_um2: float = 1000.0
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        for name in ("center_threshold_frac", "material_threshold_frac"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < 1, f"separate.{name}", "0 to 1 (exclusive)", value)
+        _require(self.marker_radius_wpx is None or 1 <= self.marker_radius_wpx <= 32, "separate.marker_radius_wpx", "1 to 32",
+                 self.marker_radius_wpx)
+        _require(self.compactness is None or 0 <= self.compactness <= 16, "separate.compactness", "0 to 16", self.compactness)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorizeConfig:
+    """Instances to polygons and per-nucleus columns (nothing to choose yet)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteConfig:
+    """Tables: layout only, never content."""
+
+    row_group_rows: int = _free(16384)
+    zstd_level: int = _free(9)
+    keep_parts: bool = _free(False)
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduleConfig:
+    """Who does the work: nothing here changes results."""
+
+    device: Literal["auto", "cpu", "cuda"] = _free("auto")
+    workers: int = _free(0)
+    scheduler: str = _free("")
+    in_flight_per_worker: int = _free(2)
+    retries: int = _free(2)
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """All stages' options."""
+
+    read: ReadConfig = field(default_factory=ReadConfig)
+    normalize: NormalizeConfig = field(default_factory=NormalizeConfig)
+    predict: PredictConfig = field(default_factory=PredictConfig)
+    separate: SeparateConfig = field(default_factory=SeparateConfig)
+    vectorize: VectorizeConfig = field(default_factory=VectorizeConfig)
+    write: WriteConfig = field(default_factory=WriteConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+
+    def as_dict(self) -> dict[str, dict[str, Any]]:
+        """Return all options as nested plain values."""
+        return dataclasses.asdict(self)
+
+    def result_fields(self) -> dict[str, Any]:
+        """Return ``{"stage.field": value}`` for every option that changes results."""
+        out: dict[str, Any] = {}
+        for stage in dataclasses.fields(self):
+            value = getattr(self, stage.name)
+            for f in dataclasses.fields(value):
+                if f.metadata.get("results", True):
+                    out[f"{stage.name}.{f.name}"] = getattr(value, f.name)
+        return out
+
+    def digest(self, **facts: Any) -> str:
+        """Return 16 hex digits over everything that changes results: options plus ``facts`` (weights sha256, ...)."""
+        text = json.dumps({**self.result_fields(), **facts}, sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def from_dict(cls, tree: dict[str, Any]) -> RunConfig:
+        """Build from nested dicts; unknown stages or options raise ``ConfigError`` and name the known ones."""
+        stages = {f.name: f.default_factory for f in dataclasses.fields(cls)}
+        built: dict[str, Any] = {}
+        for stage, options in tree.items():
+            if stage not in stages:
+                raise ConfigError(f"config: no stage [{stage}]. Expected one of {sorted(stages)}.")
+            if not isinstance(options, dict):
+                raise ConfigError(f"config: [{stage}] must be a table of options, got {type(options).__name__}.")
+            kind: Any = stages[stage]
+            known = {f.name for f in dataclasses.fields(kind)}
+            unknown = sorted(set(options) - known)
+            if unknown:
+                raise ConfigError(f"config: [{stage}] has no option {unknown[0]!r}. Expected one of {sorted(known)}.")
+            try:
+                built[stage] = kind(**options)
+            except TypeError as err:
+                raise ConfigError(f"config: [{stage}] holds a value of the wrong type: {err}") from err
+        return cls(**built)
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> RunConfig:
+        """Read a TOML file. Raises ``ConfigError`` with the line for broken TOML, and for unknown options."""
+        try:
+            tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+            raise ConfigError(f"config file {path}: {err}") from err
+        return cls.from_dict(tree)
+
+
+def _require(ok: bool, name: str, expected: str, got: object) -> None:
+    if not ok:
+        raise ConfigError(f"Expected option {name} to be {expected}, got {got!r}.")

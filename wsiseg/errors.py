@@ -1,0 +1,102 @@
+"""Every error that wsiseg raises on purpose, in one tree.
+
+::
+
+    WsisegError
+    |- InputError                  what the user gave cannot be used
+    |  |- SlideOpenError           the file is missing, truncated or not a slide
+    |  |- MissingMppError          no microns-per-pixel in the file, none given
+    |  |- AnisotropicMppError      x and y differ by more than 1 %
+    |  |- DuplicateSlideError      two inputs share one slide id (file stem)
+    |  |- ManifestError            a manifest row or column is unusable
+    |  |- ConfigError              an option has an impossible value
+    |  `- FormatError              a table, label image or GeoJSON is not what it claims
+    |- TileReadError               pixels of one tile could not be decoded
+    |- OutputMismatchError         the output folder was made by another config
+    |- OutputInUseError            another live run writes to the same folder
+    |- WeightsError                weights are missing, altered or of another network
+    |- BackendUnavailableError     an optional part (GPU, cuCIM, ...) is not installed
+    `- TileComputeError            a tile failed in computation (run/ turns it into an outcome)
+
+A message says what, where (slide, tile), expected and got, and what to do about it.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "AnisotropicMppError",
+    "BackendUnavailableError",
+    "ConfigError",
+    "DuplicateSlideError",
+    "FormatError",
+    "InputError",
+    "ManifestError",
+    "MissingMppError",
+    "OutputInUseError",
+    "OutputMismatchError",
+    "SlideOpenError",
+    "TileComputeError",
+    "TileReadError",
+    "WeightsError",
+    "WsisegError",
+]
+
+
+class WsisegError(Exception):
+    """Base of all errors that wsiseg raises on purpose."""
+
+
+class InputError(WsisegError, ValueError):
+    """What the user gave cannot be used."""
+
+
+class SlideOpenError(InputError):
+    """The file is missing, truncated or not a slide."""
+
+
+class MissingMppError(InputError):
+    """No microns-per-pixel in the file and none given: a physical fact is never guessed."""
+
+
+class AnisotropicMppError(InputError):
+    """Microns-per-pixel in x and y differ by more than 1 %."""
+
+
+class DuplicateSlideError(InputError):
+    """Two inputs share one slide id (file stem), so their outputs would overwrite each other."""
+
+
+class ManifestError(InputError):
+    """A manifest row or column cannot be used."""
+
+
+class ConfigError(InputError):
+    """An option has an impossible value."""
+
+
+class FormatError(InputError):
+    """A table, label image or GeoJSON file is not what it claims to be."""
+
+
+class TileReadError(WsisegError, OSError):
+    """Pixels of one tile could not be decoded."""
+
+
+class OutputMismatchError(WsisegError):
+    """The output folder was written by a config that gives other results."""
+
+
+class OutputInUseError(WsisegError):
+    """Another live run writes to the same output folder."""
+
+
+class WeightsError(WsisegError):
+    """Network weights are missing, altered, or belong to another network."""
+
+
+class BackendUnavailableError(WsisegError, ImportError):
+    """An optional part (GPU, cuCIM, ...) is not installed or finds no device."""
+
+
+class TileComputeError(WsisegError):
+    """A tile failed in computation."""

@@ -1,0 +1,110 @@
+"""Column names, dtypes and units of every table, in one place.
+
+``NUCLEI`` is the per-slide polygon table (GeoParquet), ``SLIDES`` the one-row-per-slide statistics, ``ERRORS`` what failed.
+Each column is (name, Arrow type as text, unit, meaning); ``wsiseg.tables.arrow_schema`` turns a table into a ``pyarrow.Schema``
+with ``unit`` and ``description`` in the field metadata.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["BATCH_COLUMNS", "ERRORS", "NUCLEI", "SCHEMA_VERSION", "SLIDES", "Column"]
+
+SCHEMA_VERSION = "1"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its name, Arrow type, unit and meaning."""
+
+    name: str
+    arrow: str
+    unit: str
+    meaning: str
+
+
+NUCLEI: tuple[Column, ...] = (
+    Column("nucleus_id", "int64", "", "seed_wy * 2**31 + seed_wx: stable in the slide whatever the tiling"),
+    Column("geometry", "wkb", "level-0 px", "exterior ring on pixel edges, closed, counter-clockwise, holes filled"),
+    Column("bbox", "bbox", "level-0 px", "xmin, ymin, xmax, ymax of the geometry"),
+    Column("cx", "float32", "level-0 px", "centroid x of the hole-filled polygon"),
+    Column("cy", "float32", "level-0 px", "centroid y of the hole-filled polygon"),
+    Column("area_px", "float32", "level-0 px^2", "area of the polygon in level-0 pixels"),
+    Column("area_um2", "float32", "um^2", "area of the polygon"),
+    Column("perimeter_um", "float32", "um", "boundary length, Crofton-corrected from crack length (see vectorize)"),
+    Column("major_um", "float32", "um", "major axis of the ellipse with the same second moments"),
+    Column("minor_um", "float32", "um", "minor axis of the ellipse with the same second moments"),
+    Column("orientation_rad", "float32", "rad", "angle of the major axis from +x towards +y, (-pi/2, pi/2]"),
+    Column("center_prob", "uint8", "1/255", "center map at the marker"),
+    Column("material_prob", "uint8", "1/255", "mean material map over the nucleus"),
+    Column("tile_id", "int32", "", "tile whose core holds the marker"),
+)
+"""Per-slide polygon table."""
+
+BATCH_COLUMNS: tuple[Column, ...] = (
+    Column("nucleus_id", "int64", "", "seed_wy * 2**31 + seed_wx"),
+    Column("area_wpx", "int32", "working px^2", "hole-filled pixel count == shoelace area of the ring"),
+    Column("cx_wpx", "float64", "working px", "centroid x of the filled region (pixel centers at +0.5)"),
+    Column("cy_wpx", "float64", "working px", "centroid y"),
+    Column("perimeter_wpx", "float32", "working px", "boundary length estimate"),
+    Column("major_wpx", "float32", "working px", "major axis length"),
+    Column("minor_wpx", "float32", "working px", "minor axis length"),
+    Column("orientation_rad", "float32", "rad", "angle of the major axis from +x towards +y"),
+    Column("center_prob", "uint8", "1/255", "center map at the marker"),
+    Column("material_prob", "uint8", "1/255", "mean material map over the label's pixels, rounded half up"),
+)
+"""Columns of ``wsiseg.types.PolygonBatch.columns``: what vectorize hands to write."""
+
+SLIDES: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "file stem, TCGA barcode verbatim"),
+    Column("cohort", "string", "", "cancer type or any group given in the manifest"),
+    Column("status", "string", "", "done, empty, partial (some tiles failed) or failed"),
+    Column("path", "string", "", "slide file as given"),
+    Column("n_nuclei", "int64", "", "nuclei in the table"),
+    Column("nuclei_per_mm2", "float64", "1/mm^2", "nuclei per tissue area"),
+    Column("tissue_mm2", "float64", "mm^2", "tissue area that was segmented"),
+    Column("area_mean_um2", "float64", "um^2", "mean nuclear area"),
+    Column("area_std_um2", "float64", "um^2", "standard deviation of nuclear area (population)"),
+    Column("area_p05_um2", "float64", "um^2", "5th percentile of nuclear area"),
+    Column("area_p25_um2", "float64", "um^2", "25th percentile of nuclear area"),
+    Column("area_p50_um2", "float64", "um^2", "median nuclear area"),
+    Column("area_p75_um2", "float64", "um^2", "75th percentile of nuclear area"),
+    Column("area_p95_um2", "float64", "um^2", "95th percentile of nuclear area"),
+    Column("material_frac", "float64", "1", "share of tissue pixels that are nuclear material"),
+    Column("center_prob_mean", "float64", "1", "mean center probability over nuclei"),
+    Column("material_prob_mean", "float64", "1", "mean material probability over nuclei"),
+    Column("tiles_done", "int32", "", "tiles segmented"),
+    Column("tiles_empty", "int32", "", "tiles without tissue"),
+    Column("tiles_failed", "int32", "", "tiles that failed (see errors.parquet)"),
+    Column("width_px", "int32", "level-0 px", "slide width"),
+    Column("height_px", "int32", "level-0 px", "slide height"),
+    Column("mpp", "float64", "um/px", "microns per level-0 pixel"),
+    Column("mpp_source", "string", "", "openslide, tiff, objective or user"),
+    Column("scale", "float64", "1", "working px per level-0 px"),
+    Column("bounds_x", "int32", "level-0 px", "left of the scanned area"),
+    Column("bounds_y", "int32", "level-0 px", "top of the scanned area"),
+    Column("vendor", "string", "", "scanner vendor as OpenSlide names it"),
+    Column("reader", "string", "", "what decoded the pixels"),
+    Column("reader_note", "string", "", "why a faster reader was not used"),
+    Column("stain", "string", "", "stain normalization and its fitted numbers"),
+    Column("seconds_read", "float64", "s", "time reading, summed over tiles"),
+    Column("seconds_normalize", "float64", "s", "time normalizing"),
+    Column("seconds_predict", "float64", "s", "time in the network"),
+    Column("seconds_separate", "float64", "s", "time separating"),
+    Column("seconds_vectorize", "float64", "s", "time vectorizing"),
+    Column("seconds_write", "float64", "s", "time writing tiles and the table"),
+    Column("table", "string", "", "polygon table, relative to the run folder"),
+    Column("error", "string", "", "why the slide failed (empty: it did not)"),
+)
+"""One row per slide."""
+
+ERRORS: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "slide"),
+    Column("tile_id", "int32", "", "tile, -1 for the whole slide"),
+    Column("x_px", "int64", "level-0 px", "left of the tile's core"),
+    Column("y_px", "int64", "level-0 px", "top of the tile's core"),
+    Column("error", "string", "", "reason in one line"),
+    Column("attempts", "int32", "", "times it was tried"),
+)
+"""What failed."""
