@@ -1,0 +1,46 @@
+"""Predicted instances + true instances -> scores: Dice, DICE_2, AJI, AJI+, PQ, F1 sweep, count agreement, tests between runs.
+
+Comes in: two label maps, or two files or folders of label images, polygon tables, GeoJSON or QuIP CSV.
+Goes out: ``Scores`` an image, their mean and pooled summary, and tables of them.
+"""
+
+from __future__ import annotations
+
+from wsiseg.evaluate.agreement import (
+    CountAgreement,
+    HouScores,
+    PairedTest,
+    count_agreement,
+    hou_scores,
+    label_patches,
+    paired_test,
+)
+from wsiseg.evaluate.contingency import Contingency, contingency
+from wsiseg.evaluate.metrics import (
+    IOU_THRESHOLDS,
+    SCORE_NAMES,
+    Scores,
+    instance_scores,
+    mean_scores,
+    pooled_scores,
+    scores_of,
+)
+
+__all__ = [
+    "CountAgreement",
+    "Contingency",
+    "HouScores",
+    "IOU_THRESHOLDS",
+    "PairedTest",
+    "SCORE_NAMES",
+    "Scores",
+    "contingency",
+    "count_agreement",
+    "hou_scores",
+    "instance_scores",
+    "label_patches",
+    "mean_scores",
+    "paired_test",
+    "pooled_scores",
+    "scores_of",
+]
