@@ -1,0 +1,180 @@
+"""The house keeps its walls: who imports whom, where third parties enter, how long things may grow."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "wsiseg"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+STAGES = {"read", "normalize", "predict", "separate", "vectorize", "write", "summarize", "qc", "export", "evaluate", "train"}
+FOUNDATION = {"config", "types", "errors", "log"}
+SHARED = {"backend", "tables", "schema"} | FOUNDATION
+MAY_IMPORT: dict[str, set[str]] = {
+    "errors": set(),
+    "config": {"errors"},
+    "types": {"errors"},
+    "log": {"errors"},
+    "schema": {"config", "types", "errors"},
+    "tables": {"schema", "config", "types", "errors"},
+    "backend": {"config", "types", "errors"},
+    **{stage: SHARED for stage in STAGES},
+    "run": STAGES | SHARED,
+    "cli": {"run", "config", "errors", "log"},
+    "demo": set(),
+    "__init__": set(),
+}
+DOORS: dict[str, tuple[str, ...]] = {
+    "cupy": ("backend/cuda.py", "read/cuslide.py"),
+    "cupyx": ("backend/cuda.py", "read/cuslide.py"),
+    "cucim": ("backend/cuda.py", "read/cuslide.py"),
+    "torch": ("predict/", "train/", "backend/dlpack.py", "run/training.py"),
+    "openslide": ("read/openslide.py",),
+    "dask": ("run/",),
+    "distributed": ("run/",),
+    "zarr": ("write/maps.py", "read/array.py", "export/", "train/"),
+}
+
+
+def room_of(path: Path) -> str:
+    parts = path.relative_to(PACKAGE).parts
+    return parts[0] if len(parts) > 1 else path.stem
+
+
+def imports_of(path: Path) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
+            yield node.module or "", node.lineno
+            for alias in node.names:
+                yield f"{node.module}.{alias.name}", node.lineno
+
+
+def test_every_room_is_known() -> None:
+    assert {room_of(p) for p in MODULES} <= set(MAY_IMPORT)
+
+
+def test_layers() -> None:
+    wrong = set()
+    for path in MODULES:
+        room = room_of(path)
+        for name, line in imports_of(path):
+            if not name.startswith("wsiseg."):
+                continue
+            target = name.split(".")[1]
+            if target in MAY_IMPORT and target not in {room, "__init__"} and target not in MAY_IMPORT[room]:
+                wrong.add(f"{path.relative_to(ROOT)}:{line} imports wsiseg.{target}")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_third_parties_enter_by_their_door() -> None:
+    wrong = []
+    for path in MODULES:
+        where = path.relative_to(PACKAGE).as_posix()
+        for name, line in imports_of(path):
+            doors = DOORS.get(name.split(".")[0])
+            if doors is not None and not any(where == d or (d.endswith("/") and where.startswith(d)) for d in doors):
+                wrong.append(f"{where}:{line} imports {name}")
+            if name.split(".")[0] == "numba" and not path.name.startswith("_cpu"):
+                wrong.append(f"{where}:{line} imports numba outside a _cpu module")
+    assert not wrong, "\n".join(sorted(set(wrong)))
+
+
+def test_no_import_cycle() -> None:
+    graph: dict[str, set[str]] = defaultdict(set)
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): p for p in MODULES}
+    for module, path in names.items():
+        graph[module] = {t for t, _ in imports_of(path) if t in names and t != module}
+    state: dict[str, int] = {}
+
+    def visit(module: str, trail: list[str]) -> None:
+        state[module] = 1
+        for target in sorted(graph[module]):
+            # a package's door imports its own modules; they may name the package only for its submodules
+            if state.get(target) == 1 and not module.startswith(f"{target}."):
+                pytest.fail(" -> ".join([*trail, module, target]))
+            if target not in state:
+                visit(target, [*trail, module])
+        state[module] = 2
+
+    for module in sorted(graph):
+        if module not in state:
+            visit(module, [])
+
+
+def test_modules_and_functions_stay_short() -> None:
+    wrong = []
+    for path in MODULES:
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 400:
+            wrong.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines (400 at most)")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                first = node.body[0]
+                doc = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str)
+                start = (first.end_lineno or node.lineno) if doc else node.lineno
+                length = (node.end_lineno or start) - start
+                if length > 60:
+                    wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}: {length} lines of body (60 at most)")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_one_broad_except_and_no_print() -> None:
+    broad, prints = [], []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ExceptHandler):
+                names = [n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)] if node.type else ["bare"]
+                if {"Exception", "BaseException", "bare"} & set(names):
+                    broad.append(where)
+                if len(node.body) == 1 and isinstance(node.body[0], ast.Pass) and {"Exception", "bare"} & set(names):
+                    broad.append(f"{where} swallows everything")
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" and room_of(path) != "cli":
+                prints.append(where)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                assert node.func.id not in {"eval", "exec"}, where
+    assert len(broad) <= 1, broad
+    assert not prints, prints
+
+
+def test_no_unsafe_loader() -> None:
+    for path in MODULES:
+        for name, line in imports_of(path):
+            assert name.split(".")[0] not in {"pickle", "dill", "cloudpickle", "shelve", "marshal"}, f"{path}:{line}"
+
+
+def test_import_is_light() -> None:
+    code = (
+        "import sys, wsiseg; "
+        "heavy = {'torch', 'cupy', 'openslide', 'dask', 'distributed', 'pyarrow', 'numba', 'zarr', 'shapely'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=60)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES if p.name == "__init__.py"], ids=lambda p: p.parent.name)
+def test_doors(path: Path) -> None:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"{path} has no door sign"
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "__all__" for t in node.targets):
+            exported = ast.literal_eval(node.value)
+            assert exported == sorted(exported), f"{path}: __all__ is not sorted"
+
+
+def test_readme_map_names_every_room() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [d.name for d in sorted(PACKAGE.iterdir()) if (d / "__init__.py").exists() and f"wsiseg/{d.name}/" not in readme]
+    assert not missing, f"the README's map of rooms lacks {missing}"

@@ -1,0 +1,103 @@
+"""Dask: a local cluster or an existing one, and what every worker holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster, Worker, WorkerPlugin, get_worker
+
+from wsiseg.config import RunConfig
+from wsiseg.errors import InputError
+from wsiseg.run.context import WorkerContext
+from wsiseg.run.folder import RunFolder
+
+__all__ = ["WorkerSetup", "connect", "usable_cores", "worker_context"]
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may really use (affinity and container limits, not the machine's total)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+
+
+@contextlib.contextmanager
+def connect(config: RunConfig) -> Iterator[Client]:
+    """Yield a Dask client: of ``schedule.scheduler``, or of a local cluster with one single-threaded process per core.
+
+    One process a core, one thread each: torch and numba stages scale by processes, and a dead worker loses one tile.
+    """
+    if config.schedule.scheduler:
+        try:
+            client = Client(config.schedule.scheduler, timeout="20s", set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as err:
+            raise InputError(
+                f"No Dask scheduler answers at {config.schedule.scheduler!r} ({err}). Start one with 'dask scheduler', "
+                "or leave --scheduler away to use this machine."
+            ) from err
+        with client:
+            yield client
+        return
+    n_workers = config.schedule.workers or usable_cores()
+    settings = {
+        "distributed.worker.memory.target": False,  # tiles leave nothing in Dask's store: its spilling has nothing to do
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        "distributed.scheduler.allowed-failures": config.schedule.retries,
+        "distributed.comm.timeouts.connect": "60s",
+        # one thread per process, before torch and numba start in it
+        "distributed.nanny.pre-spawn-environ": {
+            "OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1, "NUMBA_NUM_THREADS": 1,
+            "MALLOC_TRIM_THRESHOLD_": 2147483647,
+        },
+    }
+    with (
+        dask.config.set(settings),
+        LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50,
+            host="127.0.0.1", memory_limit=0,
+        ) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        yield client
+
+
+class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
+    """Gives every worker, also one that is restarted or joins later, the context of this run."""
+
+    idempotent = True
+
+    def __init__(self, folder: str, config: RunConfig, digest: str, device: str) -> None:
+        self.name = plugin_name(digest)
+        self._args = (folder, config, digest, device)
+        self.context: WorkerContext | None = None
+
+    def setup(self, worker: Worker) -> None:
+        """Make the (still closed) context in the worker process."""
+        from pathlib import Path
+
+        folder, config, digest, device = self._args
+        self.context = WorkerContext(RunFolder(Path(folder)), config, digest, device)
+
+    def teardown(self, worker: Worker) -> None:
+        """Close handles when the worker leaves or the run ends."""
+        if self.context is not None:
+            self.context.close()
+            self.context = None
+
+
+def plugin_name(digest: str) -> str:
+    """Return the plugin's name: one per run, so that two runs may share a cluster."""
+    return f"wsiseg-{digest}"
+
+
+def worker_context(digest: str) -> WorkerContext:
+    """Return this worker's context of a run (called inside a task)."""
+    plugin: Any = get_worker().plugins[plugin_name(digest)]
+    context: WorkerContext | None = plugin.context
+    if context is None:
+        raise RuntimeError(f"worker setup of run {digest} is gone")
+    return context

@@ -1,0 +1,160 @@
+"""A slide's tiles are all decided: make its table and statistics, then drop its parts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from wsiseg import __version__
+from wsiseg.errors import FormatError
+from wsiseg.read import working_size
+from wsiseg.run.context import WorkerContext
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.job import SlideJob, load_job, tiles_of
+from wsiseg.schema import SCHEMA_VERSION
+from wsiseg.summarize import failed_row, summarize_slide
+from wsiseg.tables import atomic_write_bytes
+from wsiseg.types import Tile, TileOutcome, TileStats
+from wsiseg.write import PartHeader, read_part_header, write_nuclei_table
+
+__all__ = ["finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
+
+
+def finished_row(folder: RunFolder, slide_id: str, digest: str) -> dict[str, Any] | None:
+    """Return the statistics row of a slide that an earlier run completed under the same digest, else None."""
+    try:
+        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
+        row: dict[str, Any] = record["row"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    complete = record.get("digest") == digest and row.get("status") in ("done", "empty") and folder.table(slide_id).is_file()
+    return row if complete else None
+
+
+def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list[TileOutcome]]:
+    """Split a slide's tiles into those still to do and the outcomes of those already decided."""
+    todo: list[Tile] = []
+    decided: list[TileOutcome] = []
+    floor = context.config.read.tissue_min_frac
+    for tile in tiles_of(job, context.config):
+        if tile.tissue_frac <= floor:
+            decided.append(TileOutcome(tile.slide_id, tile.tile_id, "empty"))
+            continue
+        header = _valid_header(context, tile)
+        if header is None:
+            todo.append(tile)
+        else:
+            decided.append(TileOutcome(tile.slide_id, tile.tile_id, "done", header.n_nuclei, dict(header.seconds)))
+    return todo, decided
+
+
+def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
+    try:
+        header = read_part_header(context.folder.part(tile.slide_id, tile.tile_id))
+    except FormatError:
+        return None  # a damaged part is simply done again
+    return header if header is not None and header.digest == context.digest else None
+
+
+def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerContext) -> dict[str, Any]:
+    """Write the slide's table, statistics and JSON from its part files; return the statistics row.
+
+    Every tile must have a part file, be without tissue, or be named in ``failed``; otherwise ``FormatError`` is raised: nothing
+    may be lost silently.
+    """
+    start = time.perf_counter()
+    job = load_job(context.folder, slide_id)
+    bad = {o.tile_id: o for o in failed}
+    headers: list[PartHeader] = []
+    n_empty = 0
+    floor = context.config.read.tissue_min_frac
+    tiles = tiles_of(job, context.config)
+    for tile in tiles:
+        if tile.tissue_frac <= floor:
+            n_empty += 1
+        elif tile.tile_id not in bad:
+            header = _valid_header(context, tile)
+            if header is None:
+                raise FormatError(f"Slide {slide_id}, tile {tile.tile_id}: its part file is missing. Run the same command again.")
+            headers.append(header)
+    stats = sum((h.stats for h in headers), TileStats())
+    seconds: dict[str, float] = {}
+    for h in headers:
+        for stage, s in h.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + s
+    table = context.folder.table(slide_id)
+    parts = [context.folder.part(slide_id, h.tile_id) for h in headers]
+    summary = write_nuclei_table(parts, table, job.meta, job.scale, _table_facts(job, context), context.config.write)
+    seconds["write"] = seconds.get("write", 0.0) + time.perf_counter() - start
+    row = summarize_slide(
+        table,
+        stats,
+        job.meta,
+        job.scale,
+        tiles=(len(headers), n_empty, len(bad)),
+        seconds=seconds,
+        stain=f"{job.stain.method} {list(job.stain.params)}" if job.stain.params else job.stain.method,
+        table_name=f"nuclei/{slide_id}.parquet",
+    )
+    _write_slide_json(context, job, row, _error_rows(tiles, bad, job.scale), summary.n_bytes)
+    if not bad and not context.config.write.keep_parts:
+        shutil.rmtree(context.folder.parts(slide_id), ignore_errors=True)
+    return row
+
+
+def _table_facts(job: SlideJob, context: WorkerContext) -> dict[str, object]:
+    width_wpx, height_wpx = working_size(job.meta, job.scale)
+    return {
+        "wsiseg": __version__,
+        "schema": SCHEMA_VERSION,
+        "digest": context.digest,
+        "model": {**context.facts(), "licence": context.model.licence},
+        "stain": {"method": job.stain.method, "params": list(job.stain.params)},
+        "frame": "level-0 px, origin at the top-left corner of pixel (0, 0), x right, y down",
+        "bounds_frame": "subtract bounds_x, bounds_y for coordinates relative to the scanned area",
+        "working_width_px": width_wpx,
+        "working_height_px": height_wpx,
+    }
+
+
+def _error_rows(tiles: Sequence[Tile], bad: dict[int, TileOutcome], scale: float) -> list[dict[str, Any]]:
+    return [
+        {
+            "slide_id": t.slide_id,
+            "tile_id": t.tile_id,
+            "x_px": round(t.core.x / scale),
+            "y_px": round(t.core.y / scale),
+            "error": bad[t.tile_id].error,
+            "attempts": bad[t.tile_id].attempts,
+        }
+        for t in tiles
+        if t.tile_id in bad
+    ]
+
+
+def _write_slide_json(
+    context: WorkerContext, job: SlideJob, row: dict[str, Any], errors: list[dict[str, Any]], n_bytes: int
+) -> None:
+    record = {
+        "digest": context.digest,
+        "row": row,
+        "errors": errors,
+        "table_bytes": n_bytes,
+        "stain": {"method": job.stain.method, "params": list(job.stain.params)},
+        "tissue_png": f"slides/{job.meta.slide_id}.tissue.png",
+        "level_downsamples": list(job.meta.level_downsamples),
+        "objective_power": job.meta.objective_power,
+    }
+    atomic_write_bytes(context.folder.slide_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+
+
+def record_failed_slide(folder: RunFolder, slide_id: str, path: str, cohort: str, digest: str, error: str) -> dict[str, Any]:
+    """Record a slide that could not be used at all; return its statistics row (status ``failed``)."""
+    row = failed_row(slide_id, path, cohort, error)
+    entry = {"slide_id": slide_id, "tile_id": -1, "x_px": 0, "y_px": 0, "error": error, "attempts": 1}
+    record = {"digest": digest, "row": row, "errors": [entry]}
+    atomic_write_bytes(folder.slide_json(slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+    return row

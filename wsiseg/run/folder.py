@@ -1,0 +1,142 @@
+"""The run folder: the only state of a run.
+
+::
+
+    RUN/run.json                     versions, config, weights, host; what a resume is checked against
+    RUN/nuclei/<slide_id>.parquet    one GeoParquet table a slide
+    RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
+    RUN/slides/<slide_id>.tissue.png tissue mask as used
+    RUN/slides.parquet, slides.csv   one row a slide
+    RUN/errors.parquet               what failed and why
+    RUN/parts/<slide_id>/            tiles done so far; removed when the slide is complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg import __version__
+from wsiseg.config import RunConfig
+from wsiseg.errors import FormatError, OutputInUseError, OutputMismatchError
+from wsiseg.tables import atomic_write_bytes
+
+__all__ = ["RunFolder"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run and the rules about them."""
+
+    root: Path
+
+    def table(self, slide_id: str) -> Path:
+        """Return the polygon table of a slide."""
+        return self.root / "nuclei" / f"{slide_id}.parquet"
+
+    def slide_json(self, slide_id: str) -> Path:
+        """Return the JSON of a slide's facts and statistics."""
+        return self.root / "slides" / f"{slide_id}.json"
+
+    def job_json(self, slide_id: str) -> Path:
+        """Return the JSON of a slide's constants while it is in work."""
+        return self.parts(slide_id) / "job.json"
+
+    def tissue_png(self, slide_id: str) -> Path:
+        """Return the tissue mask as used."""
+        return self.root / "slides" / f"{slide_id}.tissue.png"
+
+    def parts(self, slide_id: str) -> Path:
+        """Return the folder of a slide's finished tiles."""
+        return self.root / "parts" / slide_id
+
+    def part(self, slide_id: str, tile_id: int) -> Path:
+        """Return the part file of one tile."""
+        return self.parts(slide_id) / f"{tile_id:06d}.parquet"
+
+    @property
+    def run_json(self) -> Path:
+        """Return the run record."""
+        return self.root / "run.json"
+
+    def create(self) -> None:
+        """Make the folders."""
+        for name in ("nuclei", "slides", "parts"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Return the run record, or None where there is none. Raises ``FormatError`` for a broken one."""
+        try:
+            record = json.loads(self.run_json.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as err:
+            raise FormatError(f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder anew.") from err
+        if not isinstance(record, dict) or "results" not in record:
+            raise FormatError(f"{self.run_json} is not a wsiseg run record. Choose another --out.")
+        return record
+
+    def claim(self, config: RunConfig, facts: dict[str, Any], note: dict[str, Any]) -> str:
+        """Record this run's result-changing settings, or check them against the folder's; return the digest.
+
+        Raises
+        ------
+        OutputMismatchError
+            The folder was written with settings that give other results; the message names each differing field.
+        """
+        results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
+        digest = config.digest(**facts)
+        old = self.read_run()
+        if old is not None and old["results"] != results:
+            both = sorted(set(old["results"]) | set(results))
+            lines = [
+                f"  {k}: folder has {old['results'].get(k)!r}, this run asks {results.get(k)!r}"
+                for k in both
+                if old["results"].get(k) != results.get(k)
+            ]
+            raise OutputMismatchError(
+                f"Output folder {self.root} was made with settings that give other results:\n"
+                + "\n".join(lines)
+                + "\nRun with the folder's settings to resume it, or choose another --out."
+            )
+        host = {"name": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
+        record = {
+            "wsiseg": __version__,
+            "digest": digest,
+            "results": results,
+            "config": config.as_dict(),
+            "host": host,
+            **note,
+        }
+        if old is not None:
+            record["created"] = old.get("created", record.get("created"))
+        atomic_write_bytes(self.run_json, json.dumps(record, indent=1, sort_keys=True, default=str).encode())
+        return digest
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Hold the folder for one client; a second one raises ``OutputInUseError``.
+
+        An advisory lock on an open file: the kernel drops it when the process dies, so a killed run leaves nothing stale.
+        """
+        self.root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(self.root / ".in-use", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as err:
+                raise OutputInUseError(
+                    f"Another wsiseg run is writing to {self.root}. Wait for it, stop it, or choose another --out."
+                ) from err
+            except OSError:
+                pass  # a file system without locks (some network mounts): parts are atomic and deterministic, sharing is safe
+            yield
+        finally:
+            os.close(handle)

@@ -1,0 +1,69 @@
+"""The whole story of a tile: read, normalize, predict, separate, vectorize, write, return an outcome."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from wsiseg.log import log
+from wsiseg.normalize import normalize
+from wsiseg.predict import predict
+from wsiseg.read import read_working
+from wsiseg.run.context import WorkerContext
+from wsiseg.separate import separate
+from wsiseg.types import Tile, TileOutcome
+from wsiseg.vectorize import tile_stats, vectorize
+from wsiseg.write import write_part
+
+__all__ = ["run_tile"]
+
+
+@dataclass(slots=True)
+class StageClock:
+    """Wall seconds of consecutive stages."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    last: float = field(default_factory=time.perf_counter)
+
+    def lap(self, stage: str) -> None:
+        """Book the time since the last lap to ``stage``."""
+        now = time.perf_counter()
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
+        self.last = now
+
+
+def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
+    """Segment one tile and write its part file. A pure function of pixels, slide constants and config."""
+    clock = StageClock()
+    job, slide = context.job_and_slide(tile.slide_id)
+    box = context.model.input_box(tile.read)
+    rgb = read_working(slide, box, job.scale)
+    clock.lap("read")
+    rgb = normalize(rgb, job.stain)
+    clock.lap("normalize")
+    tissue = job.tissue.window(tile.read, job.scale)  # uint8 (H, W)
+    prob = predict(context.model, rgb, box, tile.read, wanted=tissue)
+    clock.lap("predict")
+    instances = separate(prob, context.separate_params(job.mpp_working))
+    clock.lap("separate")
+    batch = vectorize(instances, prob, tile.read, tile.core)
+    stats = tile_stats(prob, instances, tile.read, tile.core, tissue)
+    clock.lap("vectorize")
+    path = context.folder.part(tile.slide_id, tile.tile_id)
+    write_part(path, batch, tile, stats, clock.seconds, context.digest)
+    clock.lap("write")
+    return TileOutcome(tile.slide_id, tile.tile_id, "done", len(batch), clock.seconds)
+
+
+def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcome:
+    """Segment one tile; whatever goes wrong becomes an outcome with its reason, never a stop of the run."""
+    try:
+        outcome = segment_tile(tile, context)
+    except Exception as err:
+        log.exception("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt)
+        context.forget(tile.slide_id)  # a reader may be left in an error state: open it anew
+        reason = " ".join(f"{type(err).__name__}: {err}".split())[:500]
+        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, reason, attempt)
+    if attempt == 1:
+        return outcome
+    return TileOutcome(outcome.slide_id, outcome.tile_id, outcome.status, outcome.n_nuclei, outcome.seconds, "", attempt)
