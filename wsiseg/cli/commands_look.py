@@ -1,0 +1,101 @@
+"""``wsiseg info``, ``plan``, ``doctor`` and ``overlay``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from wsiseg.cli.options import build_config, segment_options, slide_options
+
+__all__ = ["COMMANDS"]
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none.")
+def info(slides: tuple[str, ...], mpp: float | None) -> None:
+    """Say what wsiseg knows of each SLIDE: size, levels, microns per pixel and where they come from, reader."""
+    from wsiseg.config import ReadConfig
+    from wsiseg.errors import InputError
+    from wsiseg.run.inspect import slide_info
+
+    console = Console(highlight=False, soft_wrap=True)
+    bad = 0
+    for path in slides:
+        try:
+            facts = slide_info(path, mpp, 0.25, ReadConfig().mpp_tolerance_frac)
+        except InputError as err:
+            console.print(f"{path}: {err}", style="red", markup=False)
+            bad += 1
+            continue
+        console.print(path, style="bold", markup=False)
+        for name, value in facts.items():
+            if value not in ("", None):
+                console.print(f"  {name:18} {value}", markup=False)
+    sys.exit(1 if bad else 0)
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@segment_options
+@slide_options
+def plan(slides: tuple[str, ...], **options: Any) -> None:
+    """Estimate tiles, tissue area, time and table size of a run over SLIDE... without doing it.
+
+    One small real tile is segmented here to measure this machine; nothing is written.
+    """
+    config = build_config(options.pop("config_file"), options)
+    from wsiseg.run.inspect import plan as make_plan
+    from wsiseg.run.manifest import collect_slides
+
+    found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"])
+    rows, probe = make_plan(found, config)
+    table = Table("slide", "tiles", "with tissue", "tissue mm²", "minutes", "table MB", "problem")
+    for r in rows:
+        table.add_row(r.slide_id, str(r.tiles), str(r.tiles_with_tissue), f"{r.tissue_mm2:.2f}", f"{r.seconds / 60:.1f}",
+                      f"{r.table_bytes / 1e6:.1f}", r.error)
+    console = Console(highlight=False)
+    console.print(table)
+    total = sum(r.seconds for r in rows)
+    console.print(
+        f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h and "
+        f"{sum(r.table_bytes for r in rows) / 1e9:.3f} GB. Measured here: {probe.get('seconds_per_mm2', 0):.2f} s per mm² and core, "
+        f"{probe.get('nuclei_per_mm2', 0):,.0f} nuclei per mm² (one probe tile; dense slides take longer)."
+    )
+    sys.exit(1 if any(r.error for r in rows) else 0)
+
+
+@click.command()
+def doctor() -> None:
+    """Check what is installed, which backend a run would take, and that the core works."""
+    from wsiseg.run.doctor import doctor as examine
+
+    console = Console(highlight=False, soft_wrap=True)
+    checks = examine()
+    style = {"ok": "green", "note": "yellow", "fail": "red"}
+    for c in checks:
+        console.print(f"[{style[c.status]}]{c.status:4}[/] {c.name:18} ", end="")
+        console.print(c.detail, markup=False)
+    sys.exit(1 if any(c.status == "fail" for c in checks) else 0)
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("slide_id")
+@click.option("--region", default="", metavar="X,Y,W,H", help="Level-0 pixels.  [the densest 1600 x 1000]")
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file to write.")
+@click.option("--side-by-side", is_flag=True, help="Show the tissue without outlines beside it.")
+def overlay(run: Path, slide_id: str, region: str, out: Path, side_by_side: bool) -> None:
+    """Draw the nuclei of SLIDE_ID in run folder RUN over the tissue."""
+    from wsiseg.run.overlay import overlay_png, parse_region
+
+    shown = overlay_png(run, slide_id, out, parse_region(region), side_by_side=side_by_side)
+    click.echo(f"{out}: level-0 region {shown.x},{shown.y},{shown.w},{shown.h}")
+
+
+COMMANDS = (info, plan, doctor, overlay)

@@ -1,0 +1,158 @@
+"""``wsiseg segment`` and ``wsiseg demo``."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from wsiseg.cli.options import build_config, segment_options, slide_options
+
+if TYPE_CHECKING:
+    from wsiseg.config import RunConfig
+    from wsiseg.run.manifest import SlideInput
+    from wsiseg.run.segment import RunSummary
+
+__all__ = ["COMMANDS"]
+
+
+@click.command()
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder; resumed if it exists.")
+@segment_options
+@slide_options
+@click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to use, e.g. tcp://host:8786.  [this machine]")
+@click.option("--retries", type=click.IntRange(0), default=None, help="More tries for a tile that failed.  [2]")
+@click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
+def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+    """Segment every nucleus of SLIDE... into the run folder --out.
+
+    SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
+    `path` and optional `cohort`, `mpp`, `tissue_mask`.
+
+    \b
+    RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table a slide
+    RUN/slides.parquet, .csv    statistics, one row a slide
+    RUN/errors.parquet          what failed and why
+    RUN/run.json                versions, settings, weights
+
+    A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad slide or
+    tile never stops the rest.
+    """
+    config = build_config(options.pop("config_file"), options)
+    from wsiseg.run.manifest import collect_slides
+
+    found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"])
+    summary = run_segment(found, out, config, quiet=quiet)
+    if not quiet:
+        print_summary(summary)
+    sys.exit(0 if summary.ok else 1)
+
+
+@click.command()
+@click.option("--out", default="demo-out", type=click.Path(file_okay=False, path_type=Path), help="Run folder.", show_default=True)
+@click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
+def demo(out: Path, workers: int | None) -> None:
+    """Segment the real slide that ships with wsiseg, draw an overlay, and say where everything is."""
+    config = build_config(None, {"workers": workers})
+    from wsiseg.run.doctor import demo_slide
+    from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.overlay import overlay_png
+
+    slide = collect_slides([str(demo_slide())], cohort="demo")
+    summary = run_segment(slide, out, config, quiet=False)
+    picture = out / "overlay.png"
+    if summary.ok:
+        overlay_png(out, slide[0].slide_id, picture)
+    row = summary.rows[0]
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\npolygons    {out / row['table']}")
+    console.print(f"statistics  {out / 'slides.csv'}  (and slides.parquet)")
+    console.print(f"overlay     {picture}\n")
+    print_summary(summary)
+    sys.exit(0 if summary.ok else 1)
+
+
+def run_segment(slides: list[SlideInput], out: Path, config: RunConfig, *, quiet: bool) -> RunSummary:
+    """Run the main job with a progress display where there is a terminal."""
+    from wsiseg.run.segment import segment as run
+
+    note = {
+        "command": sys.argv,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "user": os.environ.get("USER", ""),
+    }
+    console = Console(stderr=True, highlight=False)
+    if quiet or not console.is_terminal:
+        return run(slides, out, config, note=note, on_progress=lambda p: None if quiet else _plain_progress(p))
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[facts]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as display:
+        task = display.add_task("tiles", total=None, facts="starting workers and loading the network")
+
+        def show(p: Any) -> None:
+            rate = p.mm2_done / max(1e-9, display.tasks[0].elapsed or 0)
+            facts = f"slides {p.slides_done}/{p.slides}, {p.nuclei:,} nuclei, {rate:.2f} mm²/s"
+            facts += f", {p.tiles_failed} failed" if p.tiles_failed else ""
+            display.update(task, total=p.tiles or None, completed=p.tiles_done, facts=facts)
+
+        return run(slides, out, config, note=note, on_progress=show)
+
+
+class _Every:
+    """Lets a line through at most every ten seconds and when a slide ends."""
+
+    def __init__(self) -> None:
+        self.last = 0.0
+        self.slides_done = -1
+
+
+_EVERY = _Every()
+
+
+def _plain_progress(p: Any) -> None:
+    import time
+
+    now = time.monotonic()
+    if p.slides_done != _EVERY.slides_done or now - _EVERY.last > 10:
+        _EVERY.last, _EVERY.slides_done = now, p.slides_done
+        line = f"slides {p.slides_done}/{p.slides}, tiles {p.tiles_done}/{p.tiles}, {p.nuclei} nuclei, {p.mm2_done:.1f} mm2"
+        click.echo(line + (f", {p.tiles_failed} tiles failed" if p.tiles_failed else ""), err=True)
+
+
+def print_summary(summary: RunSummary) -> None:
+    """Print the five lines that end a run, and each failure with its reason."""
+    rows = summary.rows
+    count = {s: sum(r["status"] == s for r in rows) for s in ("done", "empty", "partial", "failed")}
+    nuclei = sum(int(r["n_nuclei"]) for r in rows)
+    tissue = sum(float(r["tissue_mm2"]) for r in rows)
+    area = sum(float(r["area_mean_um2"]) * int(r["n_nuclei"]) for r in rows if r["n_nuclei"]) / max(1, nuclei)
+    stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in ("read", "normalize", "predict", "separate", "vectorize", "write")}
+    console = Console(highlight=False, soft_wrap=True)
+    console.print("slides     " + ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done"))
+    console.print(f"nuclei     {nuclei:,} in {tissue:.2f} mm² of tissue ({nuclei / tissue if tissue else 0:,.0f} per mm²)")
+    console.print(f"mean area  {area:.1f} µm²")
+    console.print("time       " + f"{summary.seconds:.1f} s in all; worker seconds: " + ", ".join(f"{s} {v:.1f}" for s, v in stages.items()))
+    console.print(f"run        {summary.out}")
+    for error in summary.errors[:20]:
+        where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")
+        console.print(f"failed     {where}: {error['error']}")
+    if len(summary.errors) > 20:
+        console.print(f"failed     ... and {len(summary.errors) - 20} more in {summary.out / 'errors.parquet'}")
+
+
+COMMANDS = (segment, demo)

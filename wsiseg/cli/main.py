@@ -1,0 +1,60 @@
+"""``wsiseg``: the command group, logging and the one place where errors become messages and exit codes."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+
+from wsiseg import __version__
+from wsiseg.cli import commands_data, commands_look, commands_segment
+from wsiseg.errors import OutputInUseError, OutputMismatchError, WsisegError
+
+__all__ = ["main"]
+
+EXIT_CODES = """\b
+Exit codes:
+  0    all slides segmented
+  1    some slides or tiles failed (see errors.parquet in the run folder)
+  2    the command could not be understood or started
+  130  stopped with Ctrl-C; the same command resumes
+"""
+
+
+class _Group(click.Group):
+    """Turns wsiseg's own errors into a message and exit code 2; anything else is a bug and keeps its traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (OutputMismatchError, OutputInUseError, WsisegError) as err:
+            click.echo(f"wsiseg: {err}", err=True)
+            sys.exit(2)
+        except OSError as err:
+            click.echo(f"wsiseg: {err.strerror or err}{f': {err.filename}' if err.filename else ''}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)
+            sys.exit(130)
+
+
+@click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="wsiseg")
+@click.option("-v", "--verbose", count=True, help="More messages (-vv for everything).")
+def main(verbose: int) -> None:
+    """Segment every nucleus in whole-slide images and grade the results.
+
+    \b
+    First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER
+    Main job:        wsiseg segment FOLDER --out RUN
+    See the result:  wsiseg overlay RUN SLIDE_ID -o picture.png
+    """
+    level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("wsiseg").setLevel(level)
+
+
+for _command in (*commands_segment.COMMANDS, *commands_look.COMMANDS, *commands_data.COMMANDS):
+    main.add_command(_command)

@@ -1,0 +1,87 @@
+"""Options that several commands share, and how they become a RunConfig."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from wsiseg.config import RunConfig
+
+__all__ = ["build_config", "segment_options", "slide_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_FIELDS = {
+    "tile": ("read", "tile_wpx"),
+    "mpp": ("read", "mpp"),
+    "reader": ("read", "reader"),
+    "stain": ("normalize", "method"),
+    "weights": ("predict", "weights"),
+    "precision": ("predict", "precision"),
+    "tta": ("predict", "tta"),
+    "min_area_um2": ("separate", "min_area_um2"),
+    "max_area_um2": ("separate", "max_area_um2"),
+    "device": ("schedule", "device"),
+    "workers": ("schedule", "workers"),
+    "scheduler": ("schedule", "scheduler"),
+    "retries": ("schedule", "retries"),
+    "keep_parts": ("write", "keep_parts"),
+}
+
+
+def slide_options(function: F) -> F:
+    """Add the options that say what a slide is."""
+    for option in (
+        click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."),
+        click.option("--cohort", default="", help="Cohort (cancer type) of all slides; a manifest column wins."),
+        click.option("--tissue-mask", default="", metavar="PATH",
+                     help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson."),
+        click.option("--reader", type=click.Choice(["auto", "cucim", "openslide"]), default=None, help="What decodes pixels."),
+    ):
+        function = option(function)
+    return function
+
+
+def segment_options(function: F) -> F:
+    """Add the options of the main job."""
+    for option in (
+        click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                     help="TOML file with any option of any stage; options on the command line win."),
+        click.option("--tile", type=int, default=None, help="Side of a tile, pixels at the model's resolution.  [4000]"),
+        click.option("--stain", type=click.Choice(["auto", "none", "reinhard", "macenko"]), default=None,
+                     help="Stain normalization.  [auto: what the weights were trained for]"),
+        click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]"),
+        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default=None,
+                     help="Arithmetic of the network.  [auto: what is fast here, recorded in run.json]"),
+        click.option("--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations."),
+        click.option("--min-area-um2", type=click.FloatRange(0), default=None, help="Smallest nucleus kept."),
+        click.option("--max-area-um2", type=click.FloatRange(0), default=None, help="Largest nucleus kept.  [1000]"),
+        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default=None, help="Where the network runs.  [auto]"),
+        click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]"),
+    ):
+        function = option(function)
+    return function
+
+
+def build_config(config_file: Path | None, options: dict[str, Any]) -> RunConfig:
+    """Return the config of a TOML file with the given command-line options laid over it.
+
+    Raises
+    ------
+    ConfigError
+        An option of the file is unknown or impossible.
+    """
+    config = RunConfig.from_toml(config_file) if config_file else RunConfig()
+    for name, value in options.items():
+        if value is None or value == "" or name not in _FIELDS:
+            continue
+        stage, field = _FIELDS[name]
+        if name == "tta":
+            value = int(value)
+        part = dataclasses.replace(getattr(config, stage), **{field: value})
+        config = dataclasses.replace(config, **{stage: part})
+    return config

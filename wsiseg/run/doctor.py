@@ -1,0 +1,108 @@
+"""What is installed, which backend a run would take, and a self-test: ``wsiseg doctor``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import psutil
+
+from wsiseg import __version__
+from wsiseg.config import PredictConfig, SeparateConfig
+from wsiseg.errors import BackendUnavailableError, WsisegError
+from wsiseg.predict import device_report, load_model
+from wsiseg.read import reader_report
+from wsiseg.run.cluster import usable_cores
+from wsiseg.separate import resolve_params, separate
+from wsiseg.types import Box
+from wsiseg.vectorize import vectorize
+
+__all__ = ["Check", "doctor"]
+
+_PACKAGES = ("numpy", "numba", "torch", "openslide-python", "cucim-cu13", "dask", "pyarrow", "shapely", "zarr", "cupy-cuda13x")
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line of the report; ``fail`` makes the command exit nonzero, ``note`` says what is missing and what it would bring."""
+
+    name: str
+    status: Literal["ok", "note", "fail"]
+    detail: str
+
+
+def doctor() -> list[Check]:
+    """Run all checks; never raises for a part that is missing."""
+    checks = [Check("wsiseg", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
+    checks.append(_packages())
+    memory = psutil.virtual_memory()
+    checks.append(Check("machine", "ok", f"{usable_cores()} usable cores, {memory.available / 2**30:.1f} GiB memory free, "
+                        f"{shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here"))
+    for name, usable, detail in reader_report():
+        checks.append(Check(f"reader {name}", "ok" if usable else "note", detail))
+    for name, usable, detail in device_report():
+        checks.append(Check(name, "ok" if usable else "note", detail))
+    for weights in ("open", "research"):
+        checks.append(_weights(weights))
+    checks.append(_self_test())
+    return checks
+
+
+def _packages() -> Check:
+    found = []
+    for name in _PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return Check("packages", "ok", ", ".join(found))
+
+
+def _weights(name: str) -> Check:
+    try:
+        model = load_model(PredictConfig(weights=name, precision="fp32"))
+    except (WsisegError, BackendUnavailableError) as err:
+        return Check(f"weights {name}", "fail", str(err))
+    return Check(f"weights {name}", "ok", f"{model.name}, licence {model.licence}, sha256 {model.sha256[:12]}, {model.mpp} um/px")
+
+
+def _self_test() -> Check:
+    """Separate and vectorize three painted discs, two of them touching: counts and areas are known."""
+    height = width = 128
+    y, x = np.mgrid[:height, :width]
+    centers = ((30, 30), (47, 30), (90, 90))
+    prob = np.zeros((2, height, width), np.uint8)
+    painted = np.zeros((height, width), bool)
+    for cx, cy in centers:
+        distance = np.hypot(x - cx, y - cy)
+        prob[0] = np.maximum(prob[0], np.clip(255 - 40 * distance, 0, 255).astype(np.uint8))
+        prob[1] = np.maximum(prob[1], np.where(distance <= 9, 230, 0).astype(np.uint8))
+        painted |= distance <= 9
+    try:
+        params = resolve_params(SeparateConfig(min_area_um2=1.0), {}, 0.25)
+        instances = separate(prob, params)
+        box = Box(0, 0, width, height)
+        batch = vectorize(instances, prob, box, box)
+    except WsisegError as err:
+        return Check("self-test", "fail", str(err))
+    area = int(np.sum(batch.columns["area_wpx"]))
+    good = len(batch) == 3 and abs(area - int(painted.sum())) <= 0.1 * painted.sum()
+    detail = f"3 painted nuclei, {len(batch)} found, {area} of {int(painted.sum())} px"
+    return Check("self-test", "ok" if good else "fail", detail)
+
+
+def demo_slide() -> Path:
+    """Return the real slide that ships with the package."""
+    import wsiseg
+
+    folder = Path(wsiseg.__file__).parent / "demo"
+    slides = sorted(folder.glob("*.svs"))
+    if not slides:
+        raise BackendUnavailableError(f"The demo slide is missing from {folder}: reinstall wsiseg from its source tree.")
+    return slides[0]
