@@ -31,6 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": {"run", "config", "errors", "log"},
     "demo": set(),
     "__init__": set(),
+    "__main__": {"cli"},
 }
 DOORS: dict[str, tuple[str, ...]] = {
     "cupy": ("backend/cuda.py", "read/cuslide.py"),

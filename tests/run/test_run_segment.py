@@ -1,0 +1,140 @@
+"""The main job end to end on real pixels: same bytes, nothing lost, clear refusals."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from PIL import Image
+
+from tests.run.conftest import ROOT, SLIDE, wsiseg
+
+TILE = ("--tile", "400", "--workers", "2")
+
+
+@pytest.fixture(scope="module")
+def run(crop_png: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "out"
+    done = wsiseg("segment", crop_png, "--mpp", "0.499", "--cohort", "CMU", "--out", out, *TILE)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_table_statistics_and_record_agree(run: Path) -> None:
+    table = pq.read_table(run / "nuclei" / "crop.parquet")
+    (row,) = pq.read_table(run / "slides.parquet").to_pylist()
+    assert row["n_nuclei"] == table.num_rows > 50
+    assert row["cohort"] == "CMU"
+    assert row["status"] == "done"
+    assert row["mpp_source"] == "user"
+    areas = np.asarray(table["area_um2"], dtype=np.float64)
+    assert row["area_mean_um2"] == pytest.approx(areas.mean(), rel=1e-5)
+    assert row["area_std_um2"] == pytest.approx(areas.std(), rel=1e-4)
+    assert row["area_p50_um2"] == pytest.approx(np.median(areas), rel=0.01)
+    assert row["nuclei_per_mm2"] == pytest.approx(table.num_rows / row["tissue_mm2"])
+    polygons = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+    assert shapely.is_valid(polygons).all()
+    assert shapely.is_ccw(shapely.get_exterior_ring(polygons)).all()
+    assert shapely.area(polygons) * 0.499**2 == pytest.approx(areas, rel=0.02)
+    record = json.loads((run / "run.json").read_text())
+    assert record["results"]["weights_sha256"]
+    assert not (run / "parts" / "crop").exists()
+
+
+def test_second_run_gives_the_same_bytes(run: Path, crop_png: Path, tmp_path: Path) -> None:
+    again = wsiseg("segment", crop_png, "--mpp", "0.499", "--cohort", "CMU", "--out", tmp_path / "out", *TILE[:2], "--workers", "1")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out/nuclei/crop.parquet").read_bytes() == (run / "nuclei/crop.parquet").read_bytes()
+
+
+def test_same_command_again_does_nothing(run: Path, crop_png: Path) -> None:
+    before = (run / "nuclei/crop.parquet").stat().st_mtime_ns
+    again = wsiseg("segment", crop_png, "--mpp", "0.499", "--cohort", "CMU", "--out", run, *TILE)
+    assert again.returncode == 0, again.stderr
+    assert (run / "nuclei/crop.parquet").stat().st_mtime_ns == before
+
+
+def test_other_settings_are_refused_by_name(run: Path, crop_png: Path) -> None:
+    other = wsiseg("segment", crop_png, "--mpp", "0.499", "--out", run, "--tile", "500", "--min-area-um2", "9", "--workers", "1")
+    assert other.returncode == 2
+    assert "read.tile_wpx: folder has 400, this run asks 500" in other.stderr
+    assert "separate.min_area_um2" in other.stderr
+    assert "Traceback" not in other.stderr
+
+
+def test_killed_at_random_moments_resumes_to_the_same_bytes(run: Path, crop_png: Path, tmp_path: Path) -> None:
+    rng = random.Random(20)
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), "--mpp", "0.499", "--cohort", "CMU", "--out", str(out), *TILE]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    killed_with_parts = 0
+    for _ in range(5):
+        process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        parts = out / "parts" / "crop"
+        start_count = len(list(parts.glob("*.parquet"))) if parts.is_dir() else 0
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if parts.is_dir() and len(list(parts.glob("*.parquet"))) > start_count:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.random() * 0.3)
+        os.killpg(process.pid, signal.SIGKILL)  # client, scheduler and workers at once
+        process.wait()
+        killed_with_parts += parts.is_dir() and any(parts.glob("*.parquet"))
+        for table in (out / "nuclei").glob("*.parquet"):
+            pq.read_metadata(table)  # whole or not there
+    assert killed_with_parts >= 2, "the kills must hit a run that has work done"
+    done = wsiseg(*command[3:])
+    assert done.returncode == 0, done.stderr
+    assert (out / "nuclei/crop.parquet").read_bytes() == (run / "nuclei/crop.parquet").read_bytes()
+    leftovers = [p for p in out.rglob("*") if "partial" in p.name]
+    assert not leftovers
+
+
+def test_bad_slides_are_entries_not_stops(crop_png: Path, tmp_path: Path) -> None:
+    slides = tmp_path / "slides"
+    slides.mkdir()
+    (slides / "good.png").write_bytes(crop_png.read_bytes())
+    (slides / "broken.svs").write_bytes(b"this is not a slide" * 50)
+    (slides / "truncated.svs").write_bytes(SLIDE.read_bytes()[:200_000])
+    Image.new("RGB", (600, 500), (255, 255, 255)).save(slides / "white.png")
+    manifest = slides / "m.csv"
+    manifest.write_text("path,mpp\ngood.png,0.499\nbroken.svs,\ntruncated.svs,\nwhite.png,0.499\nnompp.png,\n")
+    (slides / "nompp.png").write_bytes(crop_png.read_bytes())
+    done = wsiseg("segment", manifest, "--out", tmp_path / "out", *TILE)
+    assert done.returncode == 1, done.stderr
+    rows = {r["slide_id"]: r for r in pq.read_table(tmp_path / "out/slides.parquet").to_pylist()}
+    assert {k: v["status"] for k, v in rows.items()} == {
+        "good": "done", "broken": "failed", "truncated": "failed", "white": "empty", "nompp": "failed",
+    }
+    assert "MissingMppError" in rows["nompp"]["error"]
+    assert "--mpp" in rows["nompp"]["error"]
+    assert pq.read_table(tmp_path / "out/nuclei/white.parquet").num_rows == 0
+    errors = pq.read_table(tmp_path / "out/errors.parquet").to_pylist()
+    assert {e["slide_id"] for e in errors} == {"broken", "truncated", "nompp"}
+    assert "Traceback" not in done.stdout
+
+
+def test_ctrl_c_keeps_what_is_done(crop_png: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), "--mpp", "0.499", "--out", str(out), *TILE]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("parts/crop/*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "the same command resumes" in stderr
+    assert list(out.glob("parts/crop/*.parquet"))
