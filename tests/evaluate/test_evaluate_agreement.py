@@ -47,8 +47,9 @@ def test_hou_protocol_scores_centers_weighted_by_nuclei():
     parts = [(instance_scores(p[15:241, 15:241], t[15:241, 15:241])) for p, t in pairs]
     weights = [s.n_truth + s.n_pred for s in parts]
     assert got.n_patches == 3
-    assert got.dice == pytest.approx(sum(w * s.dice for w, s in zip(weights[:2], parts[:2], strict=True)) / sum(weights))
-    assert got.instance_dice == pytest.approx(sum(w * s.dice2 for w, s in zip(weights[:2], parts[:2], strict=True)) / sum(weights))
+    scored = list(zip(weights[:2], parts[:2], strict=True))
+    assert got.dice == pytest.approx(sum(w * s.dice for w, s in scored) / sum(weights))
+    assert got.instance_dice == pytest.approx(sum(w * s.dice2 for w, s in scored) / sum(weights))
     assert got.counts == count_agreement([s.n_pred for s in parts], [s.n_truth for s in parts])
 
 

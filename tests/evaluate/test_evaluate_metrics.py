@@ -192,7 +192,7 @@ class TestTraps:
 def test_ids_do_not_matter(seed, shuffle):
     pred, truth = blobs(seed, n=8, side=40)
     rng = np.random.default_rng(shuffle)
-    pool = np.array([-5, 1, 2, 70, 65_535, 10**7, 2**40, 2**40 + 1, 2**62] + list(range(100, 130)))
+    pool = np.array([-5, 1, 2, 70, 65_535, 10**7, 2**40, 2**40 + 1, 2**62, *range(100, 130)])
     lut = dict(zip(np.unique(truth[truth > 0]), rng.permutation(pool), strict=False))
     renamed = np.array([lut.get(v, 0) for v in truth.ravel()], np.int64).reshape(truth.shape)
     a, b = instance_scores(pred, truth), instance_scores(pred, renamed)

@@ -16,6 +16,7 @@ from wsiseg.evaluate.agreement import (
     paired_test,
 )
 from wsiseg.evaluate.contingency import Contingency, contingency
+from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, load_instances
 from wsiseg.evaluate.metrics import (
     IOU_THRESHOLDS,
     SCORE_NAMES,
@@ -25,22 +26,30 @@ from wsiseg.evaluate.metrics import (
     pooled_scores,
     scores_of,
 )
+from wsiseg.evaluate.paths import Evaluation, compare_runs, evaluate_paths, evaluation_table, write_evaluation
 
 __all__ = [
-    "CountAgreement",
     "Contingency",
+    "CountAgreement",
+    "Evaluation",
     "HouScores",
+    "INSTANCE_SUFFIXES",
     "IOU_THRESHOLDS",
     "PairedTest",
     "SCORE_NAMES",
     "Scores",
+    "compare_runs",
     "contingency",
     "count_agreement",
+    "evaluate_paths",
+    "evaluation_table",
     "hou_scores",
     "instance_scores",
     "label_patches",
+    "load_instances",
     "mean_scores",
     "paired_test",
     "pooled_scores",
     "scores_of",
+    "write_evaluation",
 ]

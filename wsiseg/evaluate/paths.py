@@ -1,0 +1,275 @@
+"""Score files or folders against each other, and put the scores in tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError
+from wsiseg.evaluate.agreement import (
+    CountAgreement,
+    HouScores,
+    PairedTest,
+    count_agreement,
+    hou_scores,
+    label_patches,
+    paired_test,
+)
+from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem, load_instances
+from wsiseg.evaluate.metrics import Scores, instance_scores, mean_scores, pooled_scores
+from wsiseg.labels import LABEL_SUFFIXES, read_labels
+
+__all__ = ["Evaluation", "compare_runs", "evaluate_paths", "evaluation_table", "write_evaluation"]
+
+TABLE_COLUMNS = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1", "f1_sweep_mean")
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Scores of a set of images.
+
+    Attributes
+    ----------
+    names, scores
+        One of each an image, in order of name.
+    counts
+        Agreement of the counts of whole images.
+    hou
+        Hou et al.'s patch scores over the images' whole 256 px squares; ``None`` where no image is that large.
+    unused
+        Predictions without a truth.
+    """
+
+    names: tuple[str, ...]
+    scores: tuple[Scores, ...]
+    counts: CountAgreement
+    hou: HouScores | None
+    unused: tuple[str, ...] = ()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one flat row an image."""
+        return [{"image": name, **s.as_dict()} for name, s in zip(self.names, self.scores, strict=True)]
+
+    def summary(self) -> dict[str, Any]:
+        """Return ``mean`` (over images), ``pooled`` (over nuclei), ``counts`` and ``hou``."""
+        return {
+            "n_images": len(self.names),
+            "mean": mean_scores(self.scores),
+            "pooled": pooled_scores(self.scores).as_dict(),
+            "counts": asdict(self.counts),
+            "hou": asdict(self.hou) if self.hou else None,
+            "unused_predictions": list(self.unused),
+        }
+
+
+def evaluate_paths(
+    pred: str | Path,
+    truth: str | Path,
+    ignore: str | Path | None = None,
+    scale: float = 1.0,
+    origin: tuple[float, float] = (0.0, 0.0),
+    vertices: Literal["auto", "edge", "center"] = "auto",
+    missing: Literal["error", "empty", "skip"] = "error",
+) -> Evaluation:
+    """Score PRED against TRUTH: two files, or two folders whose files are paired by name.
+
+    Parameters
+    ----------
+    pred, truth
+        Anything that ``load_instances`` reads. ``<id>.labels.png`` pairs with ``<id>.png``, ``<id>.parquet`` ...; in a folder
+        with ``*.labels.*`` files, only these count (the pictures beside them are not masks).
+    ignore
+        Mask (or folder of masks paired the same way): pixels that are not 0 count for neither side (ambiguous areas).
+    scale, origin, vertices
+        How polygons are drawn on the label image of the other side (see ``load_instances``).
+    missing
+        What a truth without a prediction means: an error, an empty prediction (score 0), or an image to leave out.
+
+    Returns
+    -------
+    Evaluation
+
+    Raises
+    ------
+    FormatError
+        Nothing pairs, a prediction is missing, a file is unreadable, or sizes differ.
+    """
+    pairs, unused = _pairs(Path(pred), Path(truth), missing)
+    masks = _files(Path(ignore)) if ignore is not None else {}
+    names: list[str] = []
+    scores: list[Scores] = []
+    patches: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+    for name, pred_file, truth_file in pairs:
+        pred_map, truth_map = _load_pair(pred_file, truth_file, scale, origin, vertices)
+        mask = _ignore_mask(masks, name, truth_map.shape)
+        try:
+            scores.append(instance_scores(pred_map, truth_map, mask))
+        except FormatError as err:
+            raise FormatError(f"{name}: {err}") from err
+        names.append(name)
+        if mask is not None:
+            pred_map, truth_map = pred_map * ~mask, truth_map * ~mask
+        patches.extend(
+            (p.copy(), t.copy()) for p, t in zip(label_patches(pred_map), label_patches(truth_map), strict=True)
+        )
+    counts = count_agreement([s.n_pred for s in scores], [s.n_truth for s in scores])
+    return Evaluation(tuple(names), tuple(scores), counts, hou_scores(patches) if patches else None, unused)
+
+
+def compare_runs(a: Evaluation, b: Evaluation, score: str = "pq") -> PairedTest:
+    """Test whether two runs on the same images differ in a score (two-sided Wilcoxon signed-rank on a - b)."""
+    if a.names != b.names:
+        odd = sorted(set(a.names) ^ set(b.names))
+        raise FormatError(f"evaluate: the two runs score other images; only one of them has {odd[:5]}.")
+    return paired_test([getattr(s, score) for s in a.scores], [getattr(s, score) for s in b.scores])
+
+
+def evaluation_table(evaluation: Evaluation, images: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Return headings and text cells for the screen: images in order, then ``mean`` and ``pooled``."""
+    headings = ["image", "truth", "pred", *TABLE_COLUMNS]
+    summary = evaluation.summary()
+    rows = evaluation.rows() if images else []
+    rows += [{"image": "mean", **summary["mean"]}, {"image": "pooled", **summary["pooled"]}]
+    cells = []
+    for row in rows:
+        counts = [f"{row[key]:.0f}" if not math.isnan(row[key]) else "-" for key in ("n_truth", "n_pred")]
+        cells.append([str(row["image"]), *counts, *("-" if math.isnan(row[c]) else f"{row[c]:.3f}" for c in TABLE_COLUMNS)])
+    return headings, cells
+
+
+def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
+    """Write the table: ``.csv`` and ``.parquet`` hold one row an image, ``.json`` rows and summary (nan as null).
+
+    The file appears complete or not at all. Raises ``FormatError`` for another suffix.
+    """
+    path = Path(path)
+    rows = evaluation.rows()
+    suffix = path.suffix.lower()
+    if suffix == ".json":
+        tree = _null_for_nan({"summary": evaluation.summary(), "images": rows})
+        content = (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()
+    elif suffix == ".csv":
+        text = io.StringIO()
+        table = csv.DictWriter(text, ["image", *Scores().as_dict()], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+        content = text.getvalue().encode()
+    elif suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        sink = pa.BufferOutputStream()
+        columns = {key: [row[key] for row in rows] for key in ["image", *Scores().as_dict()]}
+        pq.write_table(pa.table(columns), sink, compression="zstd")
+        content = sink.getvalue().to_pybytes()
+    else:
+        raise FormatError(f"{path}: scores are written as .csv, .parquet or .json, not {suffix!r}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _null_for_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _null_for_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_null_for_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by stem, or the one file under the name ''."""
+    if not folder.exists():
+        raise FormatError(f"{folder}: no such file or folder.")
+    if folder.is_file() or any(folder.glob("*-features.csv")):
+        return {"": folder}
+    found = [
+        p
+        for p in sorted(folder.iterdir())
+        if p.name.lower().endswith(INSTANCE_SUFFIXES) and p.name != "INFO.json" and not p.name.startswith(".")
+    ]
+    found += [p for p in sorted(folder.iterdir()) if p.is_dir() and any(p.glob("*-features.csv"))]
+    marked = [p for p in found if ".labels." in p.name]
+    files: dict[str, Path] = {}
+    for file in marked or found:
+        stem = instance_stem(file)
+        if stem in files:
+            raise FormatError(f"{folder}: {files[stem].name} and {file.name} both claim to be {stem!r}; keep one of them.")
+        files[stem] = file
+    return files
+
+
+def _pairs(pred: Path, truth: Path, missing: str) -> tuple[list[tuple[str, Path | None, Path]], tuple[str, ...]]:
+    preds, truths = _files(pred), _files(truth)
+    if set(preds) == {""} and set(truths) == {""}:
+        return [(instance_stem(truth), pred, truth)], ()
+    if "" in preds or "" in truths:
+        raise FormatError(f"evaluate: give two files or two folders, got {pred} and {truth}.")
+    absent = sorted(set(truths) - set(preds))
+    if not truths or len(absent) == len(truths):
+        raise FormatError(
+            f"evaluate: no file of {pred} pairs by name with one of {truth} ({len(preds)} and {len(truths)} files; "
+            f"first names {sorted(preds)[:2]} and {sorted(truths)[:2]})."
+        )
+    if absent and missing == "error":
+        raise FormatError(f"evaluate: {len(absent)} of {len(truths)} truths have no prediction in {pred}, first {absent[0]!r}.")
+    if missing == "skip":
+        truths = {name: path for name, path in truths.items() if name in preds}
+    unused = tuple(sorted(set(preds) - set(truths)))
+    return [(name, preds.get(name), truths[name]) for name in sorted(truths)], unused
+
+
+def _load_pair(
+    pred: Path | None, truth: Path, scale: float, origin: tuple[float, float], vertices: Literal["auto", "edge", "center"]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """Load both; polygons are drawn on the other side's grid, two polygon files on their common extent."""
+
+    def load(path: Path, shape: tuple[int, int] | None = None) -> npt.NDArray[np.int32]:
+        return load_instances(path, shape, origin, scale, vertices)
+
+    def is_image(path: Path) -> bool:
+        return path.suffix.lower() in LABEL_SUFFIXES
+
+    if pred is None:
+        truth_map = load(truth)
+        return np.zeros_like(truth_map), truth_map
+    if is_image(truth):
+        truth_map = load(truth)
+        return load(pred, None if is_image(pred) else truth_map.shape), truth_map
+    if is_image(pred):
+        pred_map = load(pred)
+        return pred_map, load(truth, pred_map.shape)
+    a, b = load(pred), load(truth)
+    shape = (max(a.shape[0], b.shape[0]), max(a.shape[1], b.shape[1]))
+    return _grown(a, shape), _grown(b, shape)
+
+
+def _grown(labels: npt.NDArray[np.int32], shape: tuple[int, int]) -> npt.NDArray[np.int32]:
+    return np.pad(labels, ((0, shape[0] - labels.shape[0]), (0, shape[1] - labels.shape[1])))
+
+
+def _ignore_mask(masks: dict[str, Path], name: str, shape: Sequence[int]) -> npt.NDArray[np.bool_] | None:
+    path = masks.get(name, masks.get(""))
+    if path is None:
+        return None
+    mask = read_labels(path) != 0
+    if mask.shape != tuple(shape):
+        raise FormatError(f"{path}: the ignore mask is {mask.shape} (height, width), the truth {tuple(shape)}.")
+    return mask
