@@ -119,6 +119,8 @@ class SeparateConfig:
         A marker is the maximum of its (2 r + 1) square neighborhood.
     compactness
         Weight c of the distance to the nearest marker in the landscape 16 (255 - material) + 16 c distance.
+    merge_depth_frac
+        Two center maxima whose saddle is less deep than this are one nucleus, 0 (never) to 1.
     min_area_um2, max_area_um2
         Limits on the hole-filled area of a nucleus.
     """
@@ -127,6 +129,7 @@ class SeparateConfig:
     material_threshold_frac: float | None = None
     marker_radius_wpx: int | None = None
     compactness: float | None = None
+    merge_depth_frac: float | None = None
     seed_recall: bool = True
     min_area_um2: float | None = None
     max_area_um2: float = 1000.0
@@ -139,6 +142,8 @@ class SeparateConfig:
         _require(self.marker_radius_wpx is None or 1 <= self.marker_radius_wpx <= 32, "separate.marker_radius_wpx", "1 to 32",
                  self.marker_radius_wpx)
         _require(self.compactness is None or 0 <= self.compactness <= 16, "separate.compactness", "0 to 16", self.compactness)
+        _require(self.merge_depth_frac is None or 0 <= self.merge_depth_frac <= 1, "separate.merge_depth_frac", "0 to 1",
+                 self.merge_depth_frac)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,351 @@
+"""CPU kernels, second half: labels from markers (steps 7 to 10).
+
+Components are flooded one by one in a small padded frame of their own, so that the work stays in cache and needs no border tests.
+A frame is cleared run by run after use: time and memory follow the mask's area, not the components' bounding boxes.
+
+Sequential form of the fixed point: pixels leave the queue in ascending state, and since extension is monotone and never lowers a
+state, the first value a pixel gets is its least. So each pixel is written once, and when it leaves the queue the neighbour with
+the least state already has its label.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.backend._cpu_jit import jit
+from wsiseg.separate.params import DISTANCE_REACH_PX, MATERIAL_MAX
+
+__all__ = ["Runs", "flood_shared", "limit_sizes", "paint_single"]
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+U16 = npt.NDArray[np.uint16]
+U32 = npt.NDArray[np.uint32]
+
+STEP_BITS = 18
+STEP_LAST = (1 << STEP_BITS) - 1
+LEVELS = 1 << 14
+UNREACHED = (LEVELS - 1) << STEP_BITS
+"""Plus a pixel's height: in the mask, without a state yet. No state is as great, since heights end below LEVELS - 1."""
+OUTSIDE = 0xFFFFFFFF
+
+
+class Runs(NamedTuple):
+    """The mask: run r covers ``rx0[r] <= x < rx1[r]`` of row ``ry[r]`` in the component named by its least run ``root[r]``.
+
+    ``component`` is the root under each marker.
+    """
+
+    ry: I32
+    rx0: I32
+    rx1: I32
+    root: I32
+    component: I32
+
+
+@jit
+def owners(component: I32, n_runs: int) -> I32:
+    """Return for each root the label of its only marker, 0 without one, -1 with several."""
+    out = np.zeros(n_runs, np.int32)
+    for k in range(component.size):
+        c = component[k]
+        out[c] = k + 1 if out[c] == 0 else -1
+    return out
+
+
+@jit
+def paint_runs(labels: I32, ry: I32, rx0: I32, rx1: I32, root: I32, owner: I32) -> None:
+    """Give every run of a one-marker component that marker's label."""
+    for r in range(root.size):
+        k = owner[root[r]]
+        if k > 0:
+            row = labels[ry[r]]
+            for x in range(rx0[r], rx1[r]):
+                row[x] = k
+
+
+def paint_single(labels: I32, runs: Runs) -> None:
+    """Label the components that have one marker: no flood is needed there."""
+    paint_runs(labels, runs.ry, runs.rx0, runs.rx1, runs.root, owners(runs.component, runs.root.size))
+
+
+@jit
+def group(keys: I32, slot: I32, n_slots: int) -> tuple[I64, I64]:
+    """Return the indices of ``keys`` whose slot is >= 0, slot by slot in order, and where each slot starts."""
+    start = np.zeros(n_slots + 1, np.int64)
+    for i in range(keys.size):
+        s = slot[keys[i]]
+        if s >= 0:
+            start[s + 1] += 1
+    for s in range(n_slots):
+        start[s + 1] += start[s]
+    fill = start[:-1].copy()
+    members = np.empty(start[n_slots], np.int64)
+    for i in range(keys.size):
+        s = slot[keys[i]]
+        if s >= 0:
+            members[fill[s]] = i
+            fill[s] += 1
+    return members, start
+
+
+@jit
+def nearest_marker(markers: I64, near: U16) -> None:
+    """``near`` = squared distance to the nearest marker, cut at DISTANCE_REACH_PX ** 2."""
+    H, W = near.shape
+    R = DISTANCE_REACH_PX
+    near[:] = R * R
+    square = np.empty(2 * R, np.uint16)
+    for k in range(2 * R):
+        square[k] = (k - R) * (k - R)
+    for i in range(markers.size):
+        my, mx = markers[i] // W, markers[i] % W
+        x0, x1 = max(0, mx - R), min(W, mx + R)  # the column mx + R would only get the cut value
+        across = square[x0 - mx + R : x1 - mx + R]
+        for y in range(max(0, my - R + 1), min(H, my + R)):
+            row = near[y, x0:x1]
+            dy2 = np.uint16((y - my) * (y - my))
+            for x in range(row.size):
+                row[x] = min(row[x], np.uint16(across[x] + dy2))
+
+
+@jit
+def flood_frame(state: U32, label: I32, following: I32, head: I32, order: I32, pitch: int, n_seeds: int, level: int) -> None:
+    """Flood one component in its frame: buckets by level, and within a level breadth first.
+
+    ``head[level]`` starts the linked list of pixels that enter at that level with 0 steps; the seeds are already in.
+    """
+    waiting = n_seeds
+    done = 0
+    tail = 0
+    while waiting > 0:
+        while head[level] < 0:
+            level += 1
+        i = head[level]
+        head[level] = -1
+        while i >= 0:
+            order[tail] = i
+            tail += 1
+            waiting -= 1
+            i = following[i]
+        while done < tail:
+            i = order[done]
+            done += 1
+            s = np.int64(state[i])
+            a, b = np.int64(state[i - pitch]), np.int64(state[i - 1])
+            c, d = np.int64(state[i + 1]), np.int64(state[i + pitch])
+            if label[i] == 0:
+                least, source = a, i - pitch
+                if b < least:
+                    least, source = b, i - 1
+                if c < least:
+                    least, source = c, i + 1
+                if d < least:
+                    source = i + pitch
+                label[i] = label[source]
+            for j, t in ((i - pitch, a), (i - 1, b), (i + 1, c), (i + pitch, d)):
+                if t < UNREACHED or t == OUTSIDE:
+                    continue
+                f = t - UNREACHED
+                if f > level:
+                    state[j] = f << STEP_BITS
+                    following[j] = head[f]
+                    head[f] = j
+                    waiting += 1
+                elif s & STEP_LAST != STEP_LAST:
+                    state[j] = s + 1
+                    order[tail] = j
+                    tail += 1
+
+
+@jit
+def frame_sizes(members: I64, start: I64, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I64]:
+    """Return for each component its frame (y0, x0, height, width with a border of 1) and its area."""
+    n = start.size - 1
+    frame = np.empty((n, 4), np.int64)
+    area = np.zeros(n, np.int64)
+    for s in range(n):
+        first, last = members[start[s]], members[start[s + 1] - 1]
+        x0, x1 = rx0[first], rx1[first]
+        for m in range(start[s], start[s + 1]):
+            r = members[m]
+            x0 = min(x0, rx0[r])
+            x1 = max(x1, rx1[r])
+            area[s] += rx1[r] - rx0[r]
+        frame[s, 0], frame[s, 1] = ry[first] - 1, x0 - 1
+        frame[s, 2], frame[s, 3] = ry[last] - ry[first] + 3, x1 - x0 + 2
+    return frame, area
+
+
+@jit
+def fill_frame(state: U32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32, m16: U16, near: U16, table: U16) -> None:
+    """Write the landscape of a component's runs into its frame."""
+    for r in runs:
+        y, x0 = ry[r], rx0[r]
+        o = (y - frame[0]) * frame[3] + x0 - frame[1]
+        here = state[o : o + rx1[r] - x0]
+        m = m16[y, x0 : rx1[r]]
+        d2 = near[y, x0 : rx1[r]]
+        for k in range(here.size):
+            here[k] = np.uint32(UNREACHED + MATERIAL_MAX - m[k] + table[d2[k]])
+
+
+@jit
+def empty_frame(labels: I32, state: U32, label: I32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32) -> None:
+    """Copy a component's labels to the window and leave its frame clean."""
+    for r in runs:
+        y, x0, x1 = ry[r], rx0[r], rx1[r]
+        o = (y - frame[0]) * frame[3] + x0 - frame[1]
+        row = labels[y]
+        for k in range(x1 - x0):
+            row[x0 + k] = label[o + k]
+            label[o + k] = 0
+            state[o + k] = OUTSIDE
+
+
+@jit
+def flood_all(
+    labels: I32, m16: U16, near: U16, table: U16, markers: I64, ry: I32, rx0: I32, rx1: I32, root: I32, component: I32, owner: I32
+) -> None:
+    """Flood every component that holds several markers."""
+    W = labels.shape[1]
+    slot = np.full(root.size, -1, np.int32)
+    n_slots = 0
+    for r in range(root.size):
+        if owner[r] < 0:
+            slot[r] = n_slots
+            n_slots += 1
+    if n_slots == 0:
+        return
+    members, start = group(root, slot, n_slots)
+    seeds, seed_start = group(component, slot, n_slots)
+    frame, area = frame_sizes(members, start, ry, rx0, rx1)
+    room = (frame[:, 2] * frame[:, 3]).max()
+    state = np.full(room, OUTSIDE, np.uint32)
+    label = np.zeros(room, np.int32)
+    following = np.empty(room, np.int32)
+    order = np.empty(area.max(), np.int32)
+    head = np.full(LEVELS, -1, np.int32)
+    for s in range(n_slots):
+        runs = members[start[s] : start[s + 1]]
+        fill_frame(state, frame[s], runs, ry, rx0, rx1, m16, near, table)
+        pitch = frame[s, 3]
+        lowest = LEVELS
+        for k in seeds[seed_start[s] : seed_start[s + 1]]:
+            o = (markers[k] // W - frame[s, 0]) * pitch + markers[k] % W - frame[s, 1]
+            f = np.int64(state[o]) - UNREACHED
+            state[o] = f << STEP_BITS
+            label[o] = k + 1
+            following[o] = head[f]
+            head[f] = o
+            lowest = min(lowest, f)
+        flood_frame(state, label, following, head, order, pitch, seed_start[s + 1] - seed_start[s], lowest)
+        empty_frame(labels, state, label, frame[s], runs, ry, rx0, rx1)
+
+
+def flood_shared(labels: I32, m16: U16, markers: I64, runs: Runs, table: U16) -> None:
+    """Label the components that hold several markers (steps 7 to 9)."""
+    owner = owners(runs.component, runs.root.size)
+    if not (owner < 0).any():
+        return
+    near = np.empty(labels.shape, np.uint16)
+    if table[-1]:
+        nearest_marker(markers, near)
+    else:
+        near[:] = 0
+    flood_all(labels, m16, near, table, markers, runs.ry, runs.rx0, runs.rx1, runs.root, runs.component, owner)
+
+
+@jit
+def extents(labels: I32, n: int, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I32]:
+    """Return area (n + 1,) and bounding box (y0, x0, y1, x1), half-open, (n + 1, 4) of every label."""
+    area = np.zeros(n + 1, np.int64)
+    box = np.zeros((n + 1, 4), np.int32)
+    box[:, :2] = 2**31 - 1
+    for r in range(ry.size):
+        y = ry[r]
+        row = labels[y]
+        x = rx0[r]
+        while x < rx1[r]:
+            k = row[x]
+            begin = x
+            while x < rx1[r] and row[x] == k:
+                x += 1
+            area[k] += x - begin
+            box[k, 0] = min(box[k, 0], y)
+            box[k, 1] = min(box[k, 1], begin)
+            box[k, 2] = max(box[k, 2], y + 1)
+            box[k, 3] = max(box[k, 3], x)
+    return area, box
+
+
+@jit
+def filled_area(labels: I32, k: int, y0: int, x0: int) -> int:
+    """Return the area inside the outer crack ring of label ``k`` whose first pixel in raster order is (y0, x0)."""
+    H, W = labels.shape
+    y, x, heading, total = y0, x0, 0, 0  # east, south, west, north; the label lies on the right
+    while True:
+        if heading == 0:
+            x += 1
+        elif heading == 1:
+            y += 1
+            total += x
+        elif heading == 2:
+            x -= 1
+        else:
+            y -= 1
+            total -= x
+        right_y, right_x = y - (heading >= 2), x - (heading == 1 or heading == 2)
+        left_y, left_x = y - (heading == 0 or heading == 3), x - (heading >= 2)
+        if 0 <= left_y < H and 0 <= left_x < W and labels[left_y, left_x] == k:
+            heading = (heading + 3) & 3
+        elif not (0 <= right_y < H and 0 <= right_x < W and labels[right_y, right_x] == k):
+            heading = (heading + 1) & 3
+        if y == y0 and x == x0 and heading == 0:
+            return total
+
+
+@jit
+def within_limits(labels: I32, area: I64, box: I32, least: int, most: int) -> npt.NDArray[np.bool_]:
+    """Return for labels 1..n whether their hole-filled area lies within the limits (step 10).
+
+    The ring is walked only where neither the label's own area nor its bounding box decides.
+    """
+    keep = np.zeros(area.size - 1, np.bool_)
+    for k in range(1, area.size):
+        if area[k] == 0 or area[k] > most:
+            continue
+        y0, x0 = np.int64(box[k, 0]), np.int64(box[k, 1])
+        bound = (box[k, 2] - y0) * (box[k, 3] - x0)
+        if bound < least:
+            continue
+        filled = area[k]
+        if bound > most or filled < least:
+            while labels[y0, x0] != k:
+                x0 += 1
+            filled = filled_area(labels, k, y0, x0)
+        keep[k - 1] = least <= filled <= most
+    return keep
+
+
+@jit
+def renumber(labels: I32, to: I32, ry: I32, rx0: I32, rx1: I32) -> None:
+    """Replace label k by ``to[k]`` over the mask."""
+    for r in range(ry.size):
+        row = labels[ry[r]]
+        for x in range(rx0[r], rx1[r]):
+            row[x] = to[row[x]]
+
+
+def limit_sizes(labels: I32, n: int, runs: Runs, min_area: int, max_area: int) -> npt.NDArray[np.bool_]:
+    """Drop labels outside the size limits, number the others 1..N in place, return which of the n labels are kept."""
+    area, box = extents(labels, n, runs.ry, runs.rx0, runs.rx1)
+    keep = within_limits(labels, area, box, min_area, max_area)
+    if not keep.all():
+        to = np.zeros(n + 1, np.int32)
+        to[1:] = np.where(keep, np.cumsum(keep), 0)
+        renumber(labels, to, runs.ry, runs.rx0, runs.rx1)
+    return keep
