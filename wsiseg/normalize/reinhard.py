@@ -1,0 +1,87 @@
+"""Reinhard et al. 2001, "Color transfer between images" (IEEE CG&A 21:5), equations 4 to 11, in Ruderman's l alpha beta space.
+
+RGB as ``(v + 1) / 256`` goes to LMS, its decimal logarithms to l, alpha, beta; each of the three is shifted and scaled so that
+tissue's mean and standard deviation become the reference's. Glass is not tissue: the change fades out for px whose darkest
+channel is above ``FADE_FROM`` and white stays white.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["FADE_FROM", "TARGET_MEAN", "TARGET_STD", "apply", "fit", "log_transform"]
+
+RGB_TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
+"""Equation 4 of the paper."""
+LMS_TO_LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]])
+"""Equation 6 of the paper; its inverse is its transpose."""
+
+TARGET_MEAN = (-0.5249, -0.0753, 0.0219)
+TARGET_STD = (0.3077, 0.0507, 0.0116)
+"""l, alpha, beta of the reference: tissue of the bundled demo slide, as ``fit`` measures it."""
+
+FADE_FROM = 215
+"""Darkest channel (0 to 255) from which on the change fades out, down to none at 255."""
+_MIN_STD = 1e-3
+_MAX_GAIN = 3.0  # a nearly uniform slide must not have its noise blown up
+_LOG_LOW, _STEPS = -5.0, 8192
+
+
+def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
+    """Return means and standard deviations of l, alpha, beta of tissue px uint8 (n, 3); ``None`` for a uniform color."""
+    lab = np.log10((pixels.astype(np.float64) + 1) / 256 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
+    std = lab.std(axis=0)
+    if (std < _MIN_STD).any():
+        return None
+    return tuple(float(v) for v in (*lab.mean(axis=0), *std))
+
+
+def log_transform(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return matrix (3, 3) and offset (3,) that take log10 LMS of a slide to the normalized log10 LMS."""
+    mean, std = np.array(params[:3]), np.array(params[3:6])
+    gain = np.minimum(np.array(TARGET_STD) / std, _MAX_GAIN)
+    matrix = LMS_TO_LAB.T @ np.diag(gain) @ LMS_TO_LAB
+    return matrix, LMS_TO_LAB.T @ (np.array(TARGET_MEAN) - gain * mean)
+
+
+def apply(rgb: npt.NDArray[np.uint8], params: Sequence[float]) -> npt.NDArray[np.uint8]:
+    """Normalize uint8 (..., 3); without Numba the same formula in float32, at most 1 grey level off."""
+    matrix, offset = log_transform(params)
+    to_rgb = np.linalg.inv(RGB_TO_LMS)
+    flat = np.ascontiguousarray(rgb).reshape(-1, 3)
+    weight = np.clip((255 - np.arange(256)) / (255 - FADE_FROM), 0, 1).astype(np.float32)
+    try:
+        from wsiseg.normalize._cpu_stain import transfer_log_lms
+    except ImportError:
+        return _apply_numpy(flat, matrix, offset, to_rgb, weight).reshape(rgb.shape)
+    # LMS in 16 bits -> its logarithm: 65000 is 1.0, white's is a little less (the matrix' rows sum to 0.997 to 1).
+    mix = np.floor(RGB_TO_LMS * 65000 + 0.5).astype(np.int64)
+    log_of = np.log10(np.maximum(np.arange(65536), 1) / 65000).astype(np.float32)
+    power_of = (256 * 10 ** (_LOG_LOW + np.arange(int((0.5 - _LOG_LOW) * _STEPS)) / _STEPS)).astype(np.float32)
+    out = np.empty_like(flat)
+    transfer_log_lms(
+        flat, mix, log_of, matrix.astype(np.float32), offset.astype(np.float32), power_of, np.float32(_LOG_LOW),
+        np.float32(_STEPS), to_rgb.astype(np.float32), weight, out,
+    )
+    return out.reshape(rgb.shape)
+
+
+def _apply_numpy(
+    flat: npt.NDArray[np.uint8],
+    matrix: npt.NDArray[np.float64],
+    offset: npt.NDArray[np.float64],
+    to_rgb: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float32],
+) -> npt.NDArray[np.uint8]:
+    out = np.empty_like(flat)
+    for start in range(0, len(flat), 1 << 20):  # keeps the float copies small
+        part = flat[start : start + (1 << 20)]
+        lms = np.log10((part.astype(np.float32) + 1) / 256 @ RGB_TO_LMS.T.astype(np.float32))
+        wanted = 10 ** np.clip(lms @ matrix.T.astype(np.float32) + offset.astype(np.float32), _LOG_LOW, 0.5)
+        new = np.clip(256 * (wanted @ to_rgb.T.astype(np.float32)) - 1, 0, 255)
+        w = weight[part.min(axis=1)][:, None]
+        out[start : start + len(part)] = np.floor(part + w * (new - part) + 0.5)
+    return out

@@ -1,0 +1,84 @@
+"""Which method, and what a fitted stain holds.
+
+======== ================================================================================================================
+method   ``Stain.params``
+======== ================================================================================================================
+none     ()
+reinhard means of l, alpha, beta, then standard deviations of l, alpha, beta (6 numbers; see ``reinhard``)
+macenko  hematoxylin vector (r, g, b), eosin vector (r, g, b), 99th percentiles of both concentrations (8; see ``macenko``)
+======== ================================================================================================================
+
+A slide without enough tissue to fit (``MIN_FIT_PX``) gets method ``none``: it is left as it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import ConfigError
+from wsiseg.normalize import macenko, reinhard
+from wsiseg.types import Stain
+
+__all__ = ["MIN_FIT_PX", "fit_stain", "normalize"]
+
+MIN_FIT_PX = 256
+_WHITE_U8 = 250  # a px as bright as this in all channels is glass, and says nothing about stain
+
+
+def fit_stain(method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDArray[np.bool_]) -> Stain:
+    """Fit a slide's stain.
+
+    Parameters
+    ----------
+    method
+        ``none``, ``reinhard`` or ``macenko``.
+    thumbnail_rgb : uint8 (h, w, 3)
+        A thumbnail, or better a sample of patches at working resolution (nuclei and cytoplasm unblended).
+    tissue : bool (h, w)
+        Which px are tissue.
+
+    Returns
+    -------
+    Stain
+        Of method ``none`` if there is too little tissue, or only one stain in it, to fit.
+
+    Raises
+    ------
+    ConfigError
+        Unknown method, or shapes that do not belong together.
+    """
+    if method not in ("none", "reinhard", "macenko"):
+        raise ConfigError(f"Expected normalize.method to be none, reinhard or macenko, got {method!r}.")
+    if thumbnail_rgb.ndim != 3 or thumbnail_rgb.shape[2] != 3 or thumbnail_rgb.shape[:2] != tissue.shape:
+        raise ConfigError(f"Expected rgb (h, w, 3) and tissue (h, w), got {thumbnail_rgb.shape} and {tissue.shape}.")
+    if method == "none":
+        return Stain()
+    pixels = thumbnail_rgb[tissue.astype(np.bool_)]
+    pixels = pixels[pixels.min(axis=1) < _WHITE_U8]
+    if len(pixels) < MIN_FIT_PX:
+        return Stain()
+    params = reinhard.fit(pixels) if method == "reinhard" else macenko.fit(pixels)
+    return Stain() if params is None else Stain("reinhard" if method == "reinhard" else "macenko", params)
+
+
+def normalize(rgb: npt.NDArray[np.uint8], stain: Stain) -> npt.NDArray[np.uint8]:
+    """Give pixels the reference slide's colors.
+
+    Parameters
+    ----------
+    rgb : uint8 (..., 3)
+        Pixels of the slide that ``stain`` was fitted on.
+    stain
+        From ``fit_stain``.
+
+    Returns
+    -------
+    uint8, the shape of ``rgb``
+        ``rgb`` itself for method ``none``. A px depends on its own value and ``stain`` alone.
+    """
+    if stain.method == "none":
+        return rgb
+    if stain.method == "reinhard":
+        return reinhard.apply(rgb, stain.params)
+    return macenko.apply(rgb, stain.params)

@@ -1,0 +1,32 @@
+"""Slides -> pixels: a slide file or image in; facts, tissue, tiles and uint8 (h, w, 3) windows in working px out.
+
+``open_slide`` picks the reader. ``fit_tissue`` (or the user's mask) and ``tile_grid`` plan the slide once; ``read_working`` reads
+any window of it, white outside, the same bits for a px whichever window asks.
+"""
+
+from wsiseg.read.array import ArraySlide
+from wsiseg.read.grid import tile_grid
+from wsiseg.read.mask_files import tissue_from_file
+from wsiseg.read.sample import stain_sample
+from wsiseg.read.slide import Slide, fingerprint, open_slide, slide_id_of
+from wsiseg.read.tissue import TissueMask, fit_tissue, tissue_frac, tissue_px_in, tissue_window
+from wsiseg.read.working import read_working, scale_for, working_size
+
+__all__ = [
+    "ArraySlide",
+    "Slide",
+    "TissueMask",
+    "fingerprint",
+    "fit_tissue",
+    "open_slide",
+    "read_working",
+    "scale_for",
+    "slide_id_of",
+    "stain_sample",
+    "tile_grid",
+    "tissue_frac",
+    "tissue_from_file",
+    "tissue_px_in",
+    "tissue_window",
+    "working_size",
+]

@@ -1,0 +1,62 @@
+"""Thumbnails as exact block means, so that a thumbnail px covers a whole number of level px."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+
+from wsiseg.read._window import RGB
+from wsiseg.types import SlideMeta
+
+__all__ = ["LevelReader", "block_means", "level_thumbnail", "thumbnail_plan"]
+
+_STRIP_PX = 16_000_000  # decoded at once: bounds memory where a slide has no coarse level
+
+
+class LevelReader(Protocol):
+    """What a thumbnail needs of a slide."""
+
+    meta: SlideMeta
+    level_sizes_px: tuple[tuple[int, int], ...]
+
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
+        """Read a window in px of ``level``: uint8 (h, w, 3)."""
+
+
+def thumbnail_plan(level_sizes_px: tuple[tuple[int, int], ...], max_side_px: int) -> tuple[int, int]:
+    """Return (level, block side in px of that level): the coarsest level still at least ``max_side_px`` long, else level 0."""
+    level = 0
+    for k, size in enumerate(level_sizes_px):
+        if max(size) >= max_side_px and size[0] <= level_sizes_px[level][0]:
+            level = k
+    return level, max(1, -(-max(level_sizes_px[level]) // max_side_px))
+
+
+def level_thumbnail(slide: LevelReader, max_side_px: int) -> RGB:
+    """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
+    return block_means(slide, *thumbnail_plan(slide.level_sizes_px, max_side_px))
+
+
+def block_means(slide: LevelReader, level: int, block_px: int) -> RGB:
+    """Return the rounded mean of every ``block_px`` square of a level, white where a block leaves the slide.
+
+    Returns
+    -------
+    uint8 (ceil(height / block_px), ceil(width / block_px), 3)
+    """
+    width_px, height_px = slide.level_sizes_px[level]
+    columns, rows = -(-width_px // block_px), -(-height_px // block_px)
+    out = np.empty((rows, columns, 3), np.uint8)
+    step = max(1, _STRIP_PX // (columns * block_px * block_px))
+    area = block_px * block_px
+    for row in range(0, rows, step):
+        n = min(step, rows - row)
+        strip = slide.read_level(level, 0, row * block_px, columns * block_px, n * block_px)
+        if block_px == 1:
+            out[row : row + n] = strip
+            continue
+        sums = strip.reshape(n, block_px, columns * block_px * 3).sum(axis=1, dtype=np.uint32)
+        sums = sums.reshape(n, columns, block_px, 3).sum(axis=2, dtype=np.uint32)
+        out[row : row + n] = (sums + area // 2) // area
+    return out

@@ -1,0 +1,155 @@
+"""SVS and tiled TIFF through cuCIM's ``CuImage`` on the CPU: the same pixels as OpenSlide, several times faster.
+
+OpenSlide stays the arbiter. A file is read here only if its layout is one whose pixels are equal, and if both readers agree
+on probe windows when it is opened. cuCIM returns garbage for a tile that it cannot decode and only writes a line to the
+process's stderr, so that line is caught and the window is given to OpenSlide, which raises.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import tifffile
+
+from wsiseg.errors import TileReadError
+from wsiseg.read._thumbnail import level_thumbnail
+from wsiseg.read._window import RGB, read_on_white
+from wsiseg.read.openslide import OpenSlideSlide
+
+__all__ = ["CuSlide", "refusal"]
+
+_VENDORS = ("aperio", "generic-tiff")
+_COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "Deflate"}
+_PHOTOMETRICS = (2, 6)  # RGB, YCbCr
+_PROBE_PX = 96
+_stderr_lock = threading.Lock()
+
+
+def refusal(slide: OpenSlideSlide) -> str:
+    """Say in one line why ``CuImage`` shall not read a slide; empty: it may (apart from the probe in ``CuSlide``)."""
+    try:
+        import cucim  # noqa: F401
+    except ImportError as err:
+        return f"cuCIM is not installed ({err})"
+    vendor = slide.meta.vendor
+    if vendor not in _VENDORS:
+        return f"cuCIM reads no {vendor} files"
+    try:
+        with tifffile.TiffFile(slide.meta.path) as tiff:
+            page = tiff.pages[0]
+            return _layout_refusal(page, slide.meta.size_bytes)
+    except (OSError, ValueError, KeyError, IndexError, tifffile.TiffFileError) as err:
+        return f"the TIFF directory cannot be checked: {err}"
+
+
+def _layout_refusal(page: tifffile.TiffPage, size_bytes: int) -> str:
+    compression = int(page.compression)
+    if compression not in _COMPRESSIONS:
+        return f"compression {compression} ({getattr(page.compression, 'name', '?')}) decodes to other pixels than in OpenSlide"
+    if not page.is_tiled or page.bitspersample != 8 or page.samplesperpixel != 3 or int(page.planarconfig) != 1:
+        return "not a tiled TIFF of 8-bit interleaved RGB"
+    if int(page.photometric) not in _PHOTOMETRICS:
+        return f"photometric interpretation {int(page.photometric)}, expected RGB or YCbCr"
+    offsets, counts = np.asarray(page.dataoffsets, np.int64), np.asarray(page.databytecounts, np.int64)
+    if (counts == 0).any():
+        return "some tiles are absent, which cuCIM does not fill as OpenSlide does"
+    if (offsets + counts).max() > size_bytes:
+        return "some tiles lie beyond the end of the file (truncated)"
+    return ""
+
+
+class CuSlide:
+    """A slide whose pixels ``CuImage`` decodes on the CPU; metadata, odd levels and damaged windows come from OpenSlide.
+
+    Raises
+    ------
+    TileReadError
+        From the constructor: ``CuImage`` does not open the file, or its pixels differ from OpenSlide's in a probe window.
+    """
+
+    def __init__(self, slide: OpenSlideSlide) -> None:
+        from cucim import CuImage
+
+        self._openslide = slide
+        self.level_sizes_px = slide.level_sizes_px
+        try:
+            with _stderr_lines():
+                self._image = CuImage(slide.meta.path)
+        except (ValueError, RuntimeError, OSError) as err:
+            raise TileReadError(f"CuImage: {err}") from err
+        sizes = tuple(tuple(size) for size in self._image.resolutions["level_dimensions"])
+        if sizes != self.level_sizes_px:
+            raise TileReadError(f"CuImage sees levels {sizes}, OpenSlide {self.level_sizes_px}")
+        self.meta = slide.meta
+        self._probe()
+
+    def _probe(self) -> None:
+        for level, (width_px, height_px) in enumerate(self.level_sizes_px):
+            if not self._fast(level):
+                continue
+            for fx, fy in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (0.31, 0.67)):
+                x, y = int(fx * (width_px - _PROBE_PX // 2)), int(fy * (height_px - _PROBE_PX // 2))
+                ours = self.read_level(level, x, y, _PROBE_PX, _PROBE_PX)
+                theirs = self._openslide.read_level(level, x, y, _PROBE_PX, _PROBE_PX)
+                if not np.array_equal(ours, theirs):
+                    raise TileReadError(f"pixels differ from OpenSlide's at level {level}, x={x}, y={y}")
+
+    def _fast(self, level: int) -> bool:
+        # At other levels both libraries round positions, each in its own way.
+        return float(self.meta.level_downsamples[level]).is_integer()
+
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
+        """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide; pixels equal to OpenSlide's.
+
+        Raises
+        ------
+        TileReadError
+            The pixels cannot be decoded. The slide stays usable for other windows.
+        """
+        if not self._fast(level):
+            return self._openslide.read_level(level, x, y, w, h)
+        width_px, height_px = self.level_sizes_px[level]
+        return read_on_white(lambda *box: self._read_inside(level, *box), x, y, w, h, width_px, height_px)
+
+    def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
+        factor = int(self.meta.level_downsamples[level])
+        try:
+            with _stderr_lines() as lines:
+                region = self._image.read_region((x * factor, y * factor), (w, h), level=level)
+                pixels: RGB = np.asarray(region)
+        except (ValueError, RuntimeError, OSError):
+            return self._openslide.read_level(level, x, y, w, h)
+        if lines or pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
+            return self._openslide.read_level(level, x, y, w, h)
+        return pixels
+
+    def thumbnail(self, max_side_px: int) -> RGB:
+        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
+        return level_thumbnail(self, max_side_px)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._image.close()
+        self._openslide.close()
+
+
+@contextmanager
+def _stderr_lines() -> Iterator[list[str]]:
+    """Collect what the process writes to file descriptor 2 meanwhile; it is all cuCIM ever tells about a damaged tile."""
+    lines: list[str] = []
+    with _stderr_lock:
+        sink, saved = os.memfd_create("stderr"), os.dup(2)
+        os.dup2(sink, 2)
+        try:
+            yield lines
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+            size = os.lseek(sink, 0, os.SEEK_END)
+            if size:
+                lines += os.pread(sink, size, 0).decode(errors="replace").splitlines()
+            os.close(sink)

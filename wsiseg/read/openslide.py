@@ -1,0 +1,136 @@
+"""Slides through OpenSlide: every format it knows, and the arbiter of what a pixel is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import openslide
+
+from wsiseg.errors import SlideOpenError, TileReadError
+from wsiseg.read._thumbnail import level_thumbnail
+from wsiseg.read._window import RGB, over_white, read_on_white
+from wsiseg.read.mpp import objective_power, resolve_mpp
+from wsiseg.types import SlideMeta
+
+__all__ = ["OpenSlideSlide", "detect_vendor"]
+
+
+def detect_vendor(path: Path) -> str | None:
+    """Return OpenSlide's vendor name for a file, ``None`` where it knows none (the file may still be a plain image)."""
+    try:
+        return openslide.OpenSlide.detect_format(str(path))
+    except openslide.OpenSlideError:
+        return None
+
+
+class OpenSlideSlide:
+    """A slide read by OpenSlide, with a bounded tile cache of its own.
+
+    Parameters
+    ----------
+    path
+        The slide file; for a DICOM folder, the folder.
+    slide_id, cohort, size_bytes, mtime_ns
+        Passed on to ``meta``.
+    mpp
+        The user's um per level-0 px, or ``None`` for the ladder of ``wsiseg.read.mpp``.
+    cache_bytes
+        Most bytes of decoded tiles kept.
+
+    Raises
+    ------
+    SlideOpenError, MissingMppError, AnisotropicMppError
+    """
+
+    def __init__(
+        self, path: Path, *, slide_id: str, mpp: float | None, cohort: str, cache_bytes: int, size_bytes: int, mtime_ns: int
+    ) -> None:
+        self._cache_bytes = cache_bytes
+        self._file, self._handle = _open_any(path)
+        handle = self._handle
+        self.level_sizes_px: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
+        props = dict(handle.properties)
+        vendor = props.get("openslide.vendor", "")
+        try:
+            value, source = resolve_mpp(props, user_mpp=mpp, vendor=vendor, where=f"slide {path}")
+        except ValueError:
+            handle.close()
+            raise
+        width_px, height_px = handle.dimensions
+        self.meta = SlideMeta(
+            slide_id=slide_id,
+            path=str(path),
+            width_px=width_px,
+            height_px=height_px,
+            mpp=value,
+            mpp_source=source,
+            bounds_x=int(props.get("openslide.bounds-x", 0)),
+            bounds_y=int(props.get("openslide.bounds-y", 0)),
+            bounds_w=int(props.get("openslide.bounds-width", 0)),
+            bounds_h=int(props.get("openslide.bounds-height", 0)),
+            level_downsamples=tuple(float(d) for d in handle.level_downsamples),
+            vendor=vendor,
+            cohort=cohort,
+            objective_power=objective_power(props),
+            reader="openslide",
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
+        )
+        handle.set_cache(openslide.OpenSlideCache(cache_bytes))
+
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
+        """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide and under transparent pixels.
+
+        At a level whose downsample is no whole number OpenSlide addresses pixels by the nearest level-0 px, so pixels there may
+        be blended by up to half a level-0 px; working pixels are therefore never taken from such a level.
+
+        Raises
+        ------
+        TileReadError
+            The pixels cannot be decoded. The slide stays usable for other windows.
+        """
+        width_px, height_px = self.level_sizes_px[level]
+        return read_on_white(lambda *box: self._read_inside(level, *box), x, y, w, h, width_px, height_px)
+
+    def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
+        downsample = self.meta.level_downsamples[level]
+        try:
+            image = self._handle.read_region((round(x * downsample), round(y * downsample)), level, (w, h))
+        except openslide.OpenSlideError as err:
+            self._reopen()
+            raise TileReadError(
+                f"slide {self.meta.slide_id} ({self.meta.path}): window x={x} y={y} w={w} h={h} of level {level} cannot be "
+                f"decoded: {err}. The file is damaged there; copy it anew from its source if you can."
+            ) from err
+        return over_white(np.asarray(image))
+
+    def _reopen(self) -> None:
+        # An OpenSlide handle that once failed answers every later call with the same error.
+        self._handle.close()
+        try:
+            self._handle = openslide.OpenSlide(self._file)
+        except (openslide.OpenSlideError, OSError) as err:
+            raise TileReadError(f"slide {self.meta.slide_id} ({self.meta.path}): cannot be opened again: {err}") from err
+        self._handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
+
+    def thumbnail(self, max_side_px: int) -> RGB:
+        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
+        return level_thumbnail(self, max_side_px)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handle.close()
+
+
+def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
+    """Open a file, or the first file of a DICOM folder that OpenSlide takes (it finds the others of its series itself)."""
+    files = [str(path)] if not path.is_dir() else [str(path / name) for name in sorted(os.listdir(path)) if name.endswith(".dcm")]
+    reason: Exception | str = "the folder holds no .dcm file"
+    for file in files:
+        try:
+            return file, openslide.OpenSlide(file)
+        except (openslide.OpenSlideError, OSError) as err:
+            reason = err
+    raise SlideOpenError(f"{path}: OpenSlide cannot open it: {reason}. Expected a whole-slide image; is the file complete?")

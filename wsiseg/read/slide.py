@@ -1,0 +1,129 @@
+"""The ``Slide`` protocol, and which reader opens what."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Protocol
+
+from wsiseg.errors import SlideOpenError, TileReadError
+from wsiseg.read._window import RGB
+from wsiseg.types import SlideMeta
+
+__all__ = ["DEFAULT_CACHE_BYTES", "Slide", "fingerprint", "open_slide", "slide_id_of"]
+
+DEFAULT_CACHE_BYTES = 64 * 1024 * 1024
+_READERS = ("auto", "cucim", "openslide")
+
+
+class Slide(Protocol):
+    """An open slide. Not shared between threads; each worker process opens its own."""
+
+    meta: SlideMeta
+    level_sizes_px: tuple[tuple[int, int], ...]
+
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
+        """Read a window in px of ``level``: uint8 (h, w, 3), white (255) outside the slide; ``TileReadError``."""
+
+    def thumbnail(self, max_side_px: int) -> RGB:
+        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+
+def slide_id_of(path: str | Path) -> str:
+    """Return a slide's id: the name before the last suffix (``TCGA-...-DX1.<uuid>.svs`` keeps the uuid); folders lose ``.dicom``."""
+    p = Path(path)
+    if p.is_dir() and p.suffix not in (".dicom", ".zarr"):
+        return p.name
+    return p.stem
+
+
+def fingerprint(path: str | Path) -> tuple[int, int]:
+    """Return (size in bytes, time of last change in ns): does a slide change under a run? A folder: sum and latest of its files.
+
+    Raises
+    ------
+    SlideOpenError
+        No such file.
+    """
+    p = Path(path)
+    try:
+        if p.is_dir():
+            stats = [os.stat(entry) for entry in sorted(p.rglob("*")) if entry.is_file()]
+            return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+        stat = os.stat(p)
+    except OSError as err:
+        raise SlideOpenError(f"{path}: cannot be opened: {err.strerror or err}") from err
+    return stat.st_size, stat.st_mtime_ns
+
+
+def open_slide(
+    path: str | Path, *, mpp: float | None = None, cohort: str = "", reader: str = "auto", cache_bytes: int = DEFAULT_CACHE_BYTES
+) -> Slide:
+    """Open a slide with the fastest reader that gives OpenSlide's pixels.
+
+    Parameters
+    ----------
+    path
+        A slide file, a plain image, a DICOM folder, or a Zarr array (folder ``*.zarr``).
+    mpp
+        um per level-0 px that wins over what the file states.
+    cohort
+        The slide's cancer type or study, recorded.
+    reader
+        ``auto``: cuCIM's CuImage where it may, else OpenSlide, with the reason in ``meta.reader_note``; ``openslide``;
+        ``cucim``: fail where it cannot. Plain images and Zarr arrays have one reader only.
+    cache_bytes
+        Most bytes of decoded tiles that the reader keeps.
+
+    Raises
+    ------
+    SlideOpenError
+        Missing, truncated, or not a slide.
+    MissingMppError, AnisotropicMppError
+        See ``wsiseg.read.mpp``.
+    """
+    if reader not in _READERS:
+        raise SlideOpenError(f"Expected reader to be one of {_READERS}, got {reader!r}.")
+    p = Path(path)
+    size_bytes, mtime_ns = fingerprint(p)
+    slide_id = slide_id_of(p)
+    if p.is_dir() and p.suffix == ".zarr":
+        from wsiseg.read.array import open_zarr
+
+        return open_zarr(p, slide_id=slide_id, mpp=mpp, cohort=cohort, size_bytes=size_bytes, mtime_ns=mtime_ns)
+    from wsiseg.read.openslide import OpenSlideSlide, detect_vendor
+
+    if not p.is_dir() and detect_vendor(p) is None:
+        from wsiseg.read.image import open_image
+
+        return open_image(p, slide_id=slide_id, mpp=mpp, cohort=cohort, size_bytes=size_bytes, mtime_ns=mtime_ns)
+    slide = OpenSlideSlide(
+        p, slide_id=slide_id, mpp=mpp, cohort=cohort, cache_bytes=cache_bytes, size_bytes=size_bytes, mtime_ns=mtime_ns
+    )
+    return slide if reader == "openslide" else _with_cucim(slide, strict=reader == "cucim")
+
+
+def _with_cucim(slide: Slide, *, strict: bool) -> Slide:
+    """Put CuImage before an OpenSlide slide where it may read it; else the slide itself, with the reason in its note."""
+    from wsiseg.read.cuslide import CuSlide, refusal
+    from wsiseg.read.openslide import OpenSlideSlide
+
+    assert isinstance(slide, OpenSlideSlide)
+    reason = refusal(slide)
+    if not reason:
+        try:
+            fast = CuSlide(slide)
+        except TileReadError as err:
+            reason = str(err)
+        else:
+            fast.meta = dataclasses.replace(slide.meta, reader="cucim")
+            return fast
+    if strict:
+        slide.close()
+        raise SlideOpenError(f"{slide.meta.path}: reader cucim cannot be used: {reason}. Use reader auto or openslide.")
+    slide.meta = dataclasses.replace(slide.meta, reader_note=reason)
+    return slide
