@@ -1,0 +1,34 @@
+"""RGB uint8 of a window -> uint8 (2, H, W) probability maps (0 center, 1 material): the float world begins and ends here.
+
+Comes in: pixels of ``model.input_box(box)``, white outside the slide. Goes out: the maps of ``box``, which in fp32 do not
+depend on how the slide was cut into boxes. Weights are safetensors with a card beside them.
+"""
+
+from __future__ import annotations
+
+from wsiseg.predict.engine import Model, load_model, model_from_net, predict
+from wsiseg.predict.machine import device_report, resolve_precision, tune_malloc
+from wsiseg.predict.nets import NETS, NetSpec, UNet, build_net, fold_batch_norm, half_field_wpx, macs_per_px
+from wsiseg.predict.weights import DEFAULT_WEIGHTS, as_stored, load_weights, save_weights, weights_path
+
+__all__ = [
+    "DEFAULT_WEIGHTS",
+    "Model",
+    "NETS",
+    "NetSpec",
+    "UNet",
+    "as_stored",
+    "build_net",
+    "device_report",
+    "fold_batch_norm",
+    "half_field_wpx",
+    "load_model",
+    "load_weights",
+    "macs_per_px",
+    "model_from_net",
+    "predict",
+    "resolve_precision",
+    "save_weights",
+    "tune_malloc",
+    "weights_path",
+]

@@ -1,0 +1,211 @@
+"""RGB windows through the network, window by window, such that a pixel's value never depends on the windows.
+
+Window origins lie on multiples of the network's stride and every kept pixel is at least the network's half receptive field
+away from its window's border, so in fp32 the maps are those of one infinite window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from wsiseg.backend import array_namespace, is_cupy_array
+from wsiseg.config import PredictConfig
+from wsiseg.errors import InputError
+from wsiseg.predict.machine import Precision, resolve_precision
+from wsiseg.predict.nets import UNet, fold_batch_norm, half_field_wpx
+from wsiseg.predict.weights import load_weights
+from wsiseg.types import Box
+
+__all__ = ["Model", "load_model", "model_from_net", "predict"]
+
+Array = Any
+
+_WINDOW_WPX = {"cpu": 1040, "cuda": 4160}  # useful side of a window: what measured best, in benchmarks/network.py
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Model:
+    """A network ready to predict, and what its card says.
+
+    Attributes
+    ----------
+    mpp
+        Microns per working px that it was trained for.
+    halo_wpx
+        Context that it needs around a pixel, working px, a multiple of ``multiple``.
+    separate_defaults
+        Fitted values for the fields of ``SeparateConfig`` that are ``None``.
+    precision
+        ``fp32`` or ``bf16``: what it computes in here.
+    """
+
+    name: str
+    sha256: str
+    mpp: float
+    stain_method: str
+    licence: str
+    separate_defaults: dict[str, Any]
+    card: dict[str, Any]
+    precision: Precision
+    device: str
+    halo_wpx: int
+    multiple: int
+    window_wpx: int
+    tta: int
+    graph: nn.Module = field(repr=False)
+
+    def input_box(self, box: Box) -> Box:
+        """Return the box that must be read to predict ``box``: grown by the halo, edges on multiples in global working px."""
+        return _aligned(box, self.multiple).padded(self.halo_wpx)
+
+
+def load_model(config: PredictConfig, device: str = "cpu") -> Model:
+    """Load weights and make them ready on a device.
+
+    Raises
+    ------
+    WeightsError
+        When the weights are missing, altered or of another network.
+    BackendUnavailableError
+        When the device is not there.
+    """
+    net, card = load_weights(config.weights)
+    return model_from_net(net, card, config, device)
+
+
+def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, device: str = "cpu") -> Model:
+    """Make a trained network ready to predict (it is folded in place); ``card`` as ``wsiseg.predict.weights`` describes."""
+    precision = resolve_precision(config.precision, device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    multiple = net.spec.multiple
+    graph = _Graph(fold_batch_norm(net), dtype, config.tta).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    return Model(
+        name=card["name"],
+        sha256=card["sha256"],
+        mpp=float(card["mpp"]),
+        stain_method=card["stain_method"],
+        licence=card["licence"],
+        separate_defaults=dict(card["separate_defaults"]),
+        card=card,
+        precision=precision,
+        device=device,
+        halo_wpx=-(-half_field_wpx(net.spec) // multiple) * multiple,
+        multiple=multiple,
+        window_wpx=config.window_wpx or _WINDOW_WPX["cuda" if device.startswith("cuda") else "cpu"],
+        tta=config.tta,
+        graph=graph.eval(),
+    )
+
+
+def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Array | None = None) -> Array:
+    """Return the center and material maps of a box.
+
+    Parameters
+    ----------
+    rgb : uint8 (H, W, 3)
+        Pixels of ``input_box``, NumPy or CuPy.
+    input_box, out_box
+        Global working px; ``input_box`` holds ``model.input_box(out_box)``.
+    wanted : (h, w), optional
+        Over ``out_box``; where it is 0 the maps are 0, and windows that it leaves empty are not computed.
+
+    Returns
+    -------
+    uint8 (2, h, w)
+        Probabilities times 255: 0 center, 1 material. Of the same kind as ``rgb``.
+
+    Raises
+    ------
+    InputError
+        When shapes, dtype or boxes do not fit together.
+    """
+    _check(model, rgb, input_box, out_box, wanted)
+    xp = array_namespace(rgb)
+    out = xp.zeros((2, out_box.h, out_box.w), np.uint8)
+    for part in _windows(out_box, model.window_wpx, model.multiple):
+        inner = (slice(part.y - out_box.y, part.y1 - out_box.y), slice(part.x - out_box.x, part.x1 - out_box.x))
+        if wanted is not None and not wanted[inner].any():
+            continue
+        core = _aligned(part, model.multiple)
+        box = core.padded(model.halo_wpx)
+        pixels = rgb[box.y - input_box.y : box.y1 - input_box.y, box.x - input_box.x : box.x1 - input_box.x]
+        maps = _run(model, pixels)
+        top, left = part.y - core.y, part.x - core.x
+        out[(slice(None), *inner)] = maps[:, top : top + part.h, left : left + part.w]
+    if wanted is not None:
+        out *= (wanted != 0)[None]
+    return out
+
+
+class _Graph(nn.Module):
+    """uint8 (H, W, 3) -> uint8 (2, h, w): both ends inside, so that no float image ever leaves the device."""
+
+    def __init__(self, net: UNet, dtype: torch.dtype, tta: int) -> None:
+        super().__init__()
+        self.net, self.dtype, self.tta = net, dtype, tta
+
+    def forward(self, rgb: torch.Tensor, margin: int) -> torch.Tensor:
+        x = (rgb.permute(2, 0, 1)[None].to(self.dtype) * (1 / 127.5) - 1).contiguous(memory_format=torch.channels_last)
+        p = self._probability(x, margin)
+        return (p[0] * 255 + 0.5).to(torch.uint8)
+
+    def _probability(self, x: torch.Tensor, margin: int) -> torch.Tensor:
+        if self.tta == 1:
+            return torch.sigmoid(self.net(x, margin).float())
+        total: torch.Tensor | None = None
+        for turns in range(4):
+            for mirror in (False, True):
+                seen = torch.rot90(x.flip(3) if mirror else x, turns, (2, 3)).contiguous(memory_format=torch.channels_last)
+                p = torch.rot90(torch.sigmoid(self.net(seen, margin).float()), -turns, (2, 3))
+                p = p.flip(3) if mirror else p
+                total = p if total is None else total + p
+        assert total is not None
+        return total / 8
+
+
+def _run(model: Model, pixels: Array) -> Array:
+    with torch.inference_mode():
+        if is_cupy_array(pixels):
+            maps = model.graph(torch.from_dlpack(pixels), model.halo_wpx)
+            return array_namespace(pixels).from_dlpack(maps)
+        rgb = torch.from_numpy(np.ascontiguousarray(pixels)).to(model.device)
+        return model.graph(rgb, model.halo_wpx).cpu().numpy()
+
+
+def _aligned(box: Box, multiple: int) -> Box:
+    """Grow a box outward until its edges lie on multiples."""
+    x, y = box.x // multiple * multiple, box.y // multiple * multiple
+    return Box(x, y, -(-box.x1 // multiple) * multiple - x, -(-box.y1 // multiple) * multiple - y)
+
+
+def _windows(box: Box, side: int, multiple: int) -> list[Box]:
+    """Partition a box into windows of about equal size, at most ``side`` plus one multiple, cut on multiples."""
+
+    def cuts(start: int, stop: int) -> list[int]:
+        n = max(1, -(-(stop - start) // side))
+        inner = {round((start + (stop - start) * i / n) / multiple) * multiple for i in range(1, n)}
+        return [start, *sorted(c for c in inner if start < c < stop), stop]
+
+    xs, ys = cuts(box.x, box.x1), cuts(box.y, box.y1)
+    return [
+        Box(x0, y0, x1 - x0, y1 - y0)
+        for y0, y1 in pairwise(ys)
+        for x0, x1 in pairwise(xs)
+    ]
+
+
+def _check(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Array | None) -> None:
+    if str(rgb.dtype) != "uint8" or rgb.shape != (input_box.h, input_box.w, 3):
+        expected = (input_box.h, input_box.w, 3)
+        raise InputError(f"predict: expected rgb uint8 {expected} for {input_box}, got {rgb.dtype} {rgb.shape}.")
+    need = model.input_box(out_box)
+    if need.x < input_box.x or need.y < input_box.y or need.x1 > input_box.x1 or need.y1 > input_box.y1:
+        raise InputError(f"predict: {out_box} needs the pixels of {need}, got those of {input_box}. Use model.input_box.")
+    if wanted is not None and wanted.shape != (out_box.h, out_box.w):
+        raise InputError(f"predict: expected wanted of shape {(out_box.h, out_box.w)}, got {wanted.shape}.")

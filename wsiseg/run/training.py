@@ -1,0 +1,184 @@
+"""``wsiseg train config.toml``: data, network, loop, thresholds, scores and export in one run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsiseg import __version__
+from wsiseg.config import PredictConfig
+from wsiseg.errors import ConfigError
+from wsiseg.log import log
+from wsiseg.predict import UNet, as_stored, build_net, model_from_net, save_weights
+from wsiseg.run.validation import fit_separation, predict_samples, score_table
+from wsiseg.train import AugmentConfig, CenterKind, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples
+from wsiseg.train.curves import draw_curves
+from wsiseg.train.data import MODEL_MPP
+
+__all__ = ["TrainConfig", "export_weights", "train_from_toml"]
+
+DATA_ROOT_ENV = "WSISEG_DATA"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """One training run.
+
+    Attributes
+    ----------
+    name
+        Name of the weights (``open``, ``research``, ...).
+    out
+        Run folder, relative to the config file.
+    data_root
+        Folder of the sets in the unified layout; empty: the environment variable ``WSISEG_DATA``.
+    sets
+        Sets and the share of patches that each gives; also their weight when thresholds are fitted.
+    licence
+        Licence of the resulting weights, and why.
+    """
+
+    name: str
+    sets: dict[str, float]
+    licence: str
+    out: str = "run"
+    data_root: str = ""
+    net: str = "lean"
+    center: CenterKind = "ellipse"
+    border_weight: float = 3.0
+    patch_px: int = 256
+    validate: bool = True
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> TrainConfig:
+        """Read a TOML file; ``ConfigError`` for broken TOML, unknown or missing options."""
+        try:
+            tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+            raise ConfigError(f"training config {path}: {err}") from err
+        loop = dict(tree.pop("loop", {}))
+        loss = _built(LossConfig, tree.pop("loss", {}), "loss")
+        return _built(
+            cls,
+            {
+                **tree,
+                "augment": _built(AugmentConfig, tree.pop("augment", {}), "augment"),
+                "loop": _built(LoopConfig, {**loop, "loss": loss}, "loop"),
+            },
+            "top level",
+        )
+
+
+def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None) -> Path:
+    """Train as a config file says and return the run folder.
+
+    The folder receives the curve, checkpoints, ``scores.json`` and ``weights/<name>.safetensors`` with its card.
+
+    Raises
+    ------
+    ConfigError
+        For an unusable config, or a folder that holds a run already when ``resume`` is not set.
+    FormatError
+        When the data are not in the unified layout.
+    """
+    config = TrainConfig.from_toml(path)
+    run_dir = path.parent / config.out
+    root = config.data_root or os.environ.get(DATA_ROOT_ENV, "")
+    if not root:
+        raise ConfigError(f"{path}: no data. Set data_root in the config or the environment variable {DATA_ROOT_ENV}.")
+    samples = list_samples(root, tuple(config.sets))
+    source = PatchSource(
+        [s for s in samples if not s.validation],
+        config.sets,
+        config.center,
+        config.augment,
+        config.patch_px,
+        config.border_weight,
+    )
+    held_out = [s for s in samples if s.validation] if config.validate else []
+    torch.manual_seed(config.loop.seed)
+    net = build_net(config.net)
+
+    def validate(candidate: torch.nn.Module, step: int) -> dict[str, float]:
+        return _quick_scores(candidate, held_out, config, step)
+
+    best = fit(
+        net,
+        lambda step: source.batch(config.loop.batch, config.loop.seed, step),
+        config.loop,
+        run_dir,
+        validate=validate if held_out else None,
+        resume=resume,
+        on_line=on_line,
+    )
+    draw_curves(run_dir / "curve.jsonl", run_dir / "curve.png")
+    export_weights(best, config, held_out, run_dir / "weights")
+    return run_dir
+
+
+def export_weights(net: torch.nn.Module, config: TrainConfig, held_out: list[Sample], folder: Path) -> dict[str, Any]:
+    """Fit thresholds, score on the held-out images, and write weights and card; return the card."""
+    assert isinstance(net, UNet)
+    card: dict[str, Any] = {
+        "name": config.name,
+        "mpp": MODEL_MPP,
+        "stain_method": "none",
+        "licence": config.licence,
+        "data": {"sets": sorted(config.sets), "validation_images": [s.image_id for s in held_out]},
+        "separate_defaults": {},
+        "scores": {},
+        "training": _plain(config),
+        "wsiseg_version": __version__,
+    }
+    stored = as_stored(net)
+    if held_out:
+        state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
+        model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
+        judged = predict_samples(model, held_out)
+        card["separate_defaults"], fitted = fit_separation(judged, config.sets, MODEL_MPP)
+        card["scores"] = score_table(judged, card["separate_defaults"], MODEL_MPP)
+        card["scored_in"] = model.precision
+        log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], fitted)
+        stored = build_net(config.net)
+        stored.load_state_dict(state)
+    return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
+
+
+def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, step: int) -> dict[str, float]:
+    """Mean PQ per set at the fallback thresholds: enough to see a curve, too little to choose thresholds by."""
+    assert isinstance(net, UNet)
+    copy = build_net(config.net)
+    copy.load_state_dict(net.state_dict())
+    card = {"name": config.name, "sha256": "", "mpp": MODEL_MPP, "stain_method": "none", "licence": "", "separate_defaults": {}}
+    table = score_table(predict_samples(model_from_net(copy, card, PredictConfig()), held_out), {}, MODEL_MPP)
+    log.info("step %d: %s", step, json.dumps({name: row["pq"] for name, row in table.items()}))
+    return {f"pq_{name}": row["pq"] for name, row in table.items()}
+
+
+def _built(kind: Any, options: dict[str, Any], where: str) -> Any:
+    known = {f.name for f in dataclasses.fields(kind)}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ConfigError(f"training config, {where}: no option {unknown[0]!r}. Expected some of {sorted(known)}.")
+    try:
+        return kind(**options)
+    except TypeError as err:
+        raise ConfigError(f"training config, {where}: {err}") from err
+
+
+def _plain(config: TrainConfig) -> dict[str, Any]:
+    """Return the config without what only this machine knows."""
+    tree = dataclasses.asdict(config)
+    for name in ("data_root", "out", "licence"):
+        tree.pop(name)
+    return tree

@@ -1,0 +1,128 @@
+"""Held-out images -> scores of a network, and the separation thresholds that suit it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsiseg.config import SeparateConfig
+from wsiseg.evaluate import Scores, hou_scores, instance_scores, label_patches, mean_scores
+from wsiseg.predict import Model, predict
+from wsiseg.separate import FALLBACK, resolve_params, separate
+from wsiseg.train import Sample, load_sample
+from wsiseg.types import Box
+
+__all__ = ["Judged", "fit_separation", "predict_samples", "score_separation", "score_table"]
+
+# the order is that of the descent: what moves the score most comes first
+_GRID: dict[str, tuple[Any, ...]] = {
+    "center_threshold_frac": (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
+    "material_threshold_frac": (0.3, 0.34, 0.38, 0.42, 0.46, 0.5, 0.54, 0.58, 0.62),
+    "marker_radius_wpx": (2, 3, 4, 5, 6, 7, 8, 10),
+    "merge_depth_frac": (0.0, 0.02, 0.04, 0.07, 0.1, 0.15),
+    "min_area_um2": (2.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0),
+    "compactness": (0.0, 1.0, 2.0, 4.0, 8.0),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Judged:
+    """One held-out image: its maps as predicted and its true labels."""
+
+    sample: Sample
+    prob: NDArray[np.uint8]
+    truth: NDArray[np.int32]
+
+
+def predict_samples(model: Model, samples: Sequence[Sample]) -> list[Judged]:
+    """Predict whole images at their own pixels, white outside them, as a slide is."""
+    return [Judged(sample, _predict_image(model, rgb), truth) for sample in samples for rgb, truth in [load_sample(sample)]]
+
+
+def score_separation(judged: Sequence[Judged], defaults: dict[str, Any], mpp: float) -> list[Scores]:
+    """Return the scores of each image for one choice of separation thresholds."""
+    params = resolve_params(SeparateConfig(), defaults, mpp)
+    return [instance_scores(separate(j.prob, params).labels, j.truth) for j in judged]
+
+
+def fit_separation(
+    judged: Sequence[Judged], set_share: dict[str, float], mpp: float, rounds: int = 2
+) -> tuple[dict[str, Any], float]:
+    """Fit the separation thresholds by coordinate descent on validation images only.
+
+    Parameters
+    ----------
+    set_share
+        Weight of each set's mean PQ in the score.
+    rounds
+        Passes over all thresholds; a pass that changes nothing ends the descent.
+
+    Returns
+    -------
+    (dict, float)
+        Values under the names of ``SeparateConfig``, and the score that they reach.
+    """
+    best = dict(FALLBACK)
+    reached = _mean_pq(judged, score_separation(judged, best, mpp), set_share)
+    for _ in range(rounds):
+        before = reached
+        for name, values in _GRID.items():
+            for value in values:
+                if value == best[name]:
+                    continue
+                trial = {**best, name: value}
+                score = _mean_pq(judged, score_separation(judged, trial, mpp), set_share)
+                if score > reached:
+                    best, reached = trial, score
+        if reached - before < 1e-4:
+            break
+    return best, reached
+
+
+def score_table(judged: Sequence[Judged], defaults: dict[str, Any], mpp: float) -> dict[str, dict[str, float]]:
+    """Return per set the means over images of Dice, AJI, AJI+, PQ, SQ, DQ, and the count agreement of Hou et al. 2020."""
+    params = resolve_params(SeparateConfig(), defaults, mpp)
+    table: dict[str, dict[str, float]] = {}
+    for dataset in sorted({j.sample.dataset for j in judged}):
+        mine = [j for j in judged if j.sample.dataset == dataset]
+        found = [separate(j.prob, params).labels for j in mine]
+        scores = [instance_scores(labels, j.truth) for labels, j in zip(found, mine, strict=True)]
+        means = mean_scores(scores)
+        patches = [
+            pair
+            for labels, j in zip(found, mine, strict=True)
+            for pair in zip(label_patches(labels), label_patches(j.truth), strict=True)
+        ]
+        counts = hou_scores(patches).counts
+        table[dataset] = {
+            "images": len(mine),
+            "nuclei": int(sum(s.n_truth for s in scores)),
+            "found": int(sum(s.n_pred for s in scores)),
+            **{name: round(means[name], 4) for name in ("dice", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall")},
+            "count_r": round(counts.pearson_r, 4),
+            "count_mae_percent": round(counts.mae_percent, 2),
+        }
+    return table
+
+
+def _predict_image(model: Model, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = rgb.shape[:2]
+    out = Box(0, 0, width, height)
+    box = model.input_box(out)
+    window = np.full((box.h, box.w, 3), 255, np.uint8)
+    window[-box.y : -box.y + height, -box.x : -box.x + width] = rgb
+    return np.asarray(predict(model, window, box, out))
+
+
+def _mean_pq(judged: Sequence[Judged], scores: Sequence[Scores], set_share: dict[str, float]) -> float:
+    total = weight = 0.0
+    for dataset, share in set_share.items():
+        mine = [s.pq for j, s in zip(judged, scores, strict=True) if j.sample.dataset == dataset and not s.empty]
+        if mine:
+            total += share * sum(mine) / len(mine)
+            weight += share
+    return total / weight if weight else 0.0

@@ -1,0 +1,32 @@
+"""Annotated images -> a trained two-head network: data, targets, augmentation, losses and the loop.
+
+Comes in: folders of images with instance labels, and a network made elsewhere. Goes out: its averaged weights and a run
+folder with curves. ``wsiseg.run.training`` joins this with prediction, separation and scores.
+"""
+
+from __future__ import annotations
+
+from wsiseg.train.augment import AugmentConfig
+from wsiseg.train.batches import Batch, PatchSource
+from wsiseg.train.data import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample
+from wsiseg.train.loop import LoopConfig, fit, learning_rate_factor
+from wsiseg.train.losses import LossConfig, two_head_loss
+from wsiseg.train.targets import CenterKind, make_targets
+
+__all__ = [
+    "AugmentConfig",
+    "Batch",
+    "CenterKind",
+    "LoopConfig",
+    "LossConfig",
+    "PatchSource",
+    "Sample",
+    "VALIDATION_GROUPS",
+    "fit",
+    "group_of",
+    "learning_rate_factor",
+    "list_samples",
+    "load_sample",
+    "make_targets",
+    "two_head_loss",
+]

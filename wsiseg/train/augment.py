@@ -1,0 +1,157 @@
+"""Patches cut from images with everything that another scanner, stain or section would have changed.
+
+Geometry (flip, rotation, scale, elastic) is one resampling of image and targets together. Color works in optical density,
+where stains add up (Ruifrok and Johnston 2001; Tellez et al. 2019). Blur, loss of resolution, JPEG and noise come last, in
+the order in which a microscope makes them. All randomness comes from the generator that is handed in.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+__all__ = ["AugmentConfig", "augment_color", "cut_patch", "degrade"]
+
+# Ruifrok and Johnston's optical densities of hematoxylin, eosin and DAB, one stain per row
+_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
+_UNMIX = np.linalg.inv(_STAINS)
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentConfig:
+    """How strongly a patch is changed; probabilities end in ``_p``.
+
+    Attributes
+    ----------
+    scale_min, scale_max
+        Magnification of a patch, drawn log-uniformly.
+    elastic_px
+        Largest random displacement of a coarse grid of control points, px.
+    stain_gain, stain_offset
+        Each stain's density is multiplied by 1 +- gain and shifted by +- offset.
+    hue_mix
+        Off-diagonal mixing between color channels in optical density: what another scanner's sensor does.
+    """
+
+    scale_min: float = 0.6
+    scale_max: float = 1.6
+    elastic_px: float = 4.0
+    free_rotation_p: float = 0.3
+    stain_gain: float = 0.35
+    stain_offset: float = 0.08
+    hue_mix: float = 0.08
+    gamma: float = 0.2
+    blur_p: float = 0.25
+    low_resolution_p: float = 0.15
+    jpeg_p: float = 0.3
+    noise_p: float = 0.25
+
+
+def cut_patch(
+    stack: torch.Tensor, size_px: int, rng: np.random.Generator, config: AugmentConfig, magnify: float = 1.0
+) -> torch.Tensor:
+    """Return one patch of image and targets, geometrically changed.
+
+    Parameters
+    ----------
+    stack : uint8 (C, H, W)
+        Channels of one image; 0 must mean "nothing here" (so the RGB channels come inverted: white is 0).
+    size_px
+        Side of the patch.
+    magnify
+        Extra magnification that brings this image nearer to the working resolution.
+
+    Returns
+    -------
+    float32 (C, size_px, size_px)
+        Bilinear samples, 0..255.
+    """
+    _, h, w = stack.shape
+    zoom = magnify * math.exp(rng.uniform(math.log(config.scale_min), math.log(config.scale_max)))
+    half = 0.5 * size_px / zoom
+    angle = rng.integers(4) * math.pi / 2
+    if rng.random() < config.free_rotation_p:
+        angle += rng.uniform(-math.pi / 4, math.pi / 4)
+    flip = 1.0 if rng.random() < 0.5 else -1.0
+    cx, cy = (_center(rng, half, side) for side in (w, h))
+    steps = (np.arange(size_px) + 0.5) / size_px * 2 - 1
+    u, v = np.meshgrid(steps * half * flip, steps * half)
+    sx = cx + u * math.cos(angle) - v * math.sin(angle)
+    sy = cy + u * math.sin(angle) + v * math.cos(angle)
+    reach = half * (abs(math.cos(angle)) + abs(math.sin(angle))) + config.elastic_px / zoom + 2
+    x0, y0 = max(0, int(cx - reach)), max(0, int(cy - reach))
+    part = stack[:, y0 : min(h, int(cy + reach) + 1), x0 : min(w, int(cx + reach) + 1)].float()
+    ph, pw = part.shape[1:]
+    grid = torch.from_numpy(np.stack([(sx - x0) / pw * 2 - 1, (sy - y0) / ph * 2 - 1], -1).astype(np.float32))
+    if config.elastic_px > 0:
+        knots = torch.from_numpy(rng.uniform(-1, 1, (1, 2, 6, 6)).astype(np.float32)) * (config.elastic_px / zoom)
+        bend = functional.interpolate(knots, (size_px, size_px), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
+        grid += bend * torch.tensor([2 / pw, 2 / ph])
+    # outside the image: white and empty, or mirrored; a whole slide shows the first at its edges, tissue goes on in the second
+    pad = "zeros" if rng.random() < 0.5 else "reflection"
+    return functional.grid_sample(part[None], grid[None], mode="bilinear", padding_mode=pad, align_corners=False)[0]
+
+
+def augment_color(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentConfig) -> torch.Tensor:
+    """Return float32 (3, H, W), 0..255, with its stains, its contrast and its sensor changed."""
+    gain = 1 + rng.uniform(-config.stain_gain, config.stain_gain, 3)
+    offset = rng.uniform(-config.stain_offset, config.stain_offset, 3) * np.array([1, 1, 0.3])
+    sensor = np.eye(3) + rng.uniform(-config.hue_mix, config.hue_mix, (3, 3))
+    strength = math.exp(rng.uniform(-config.gamma, config.gamma))
+    mix = torch.from_numpy((_UNMIX @ np.diag(gain) @ _STAINS @ sensor * strength).astype(np.float32))
+    shift = torch.from_numpy((offset @ _STAINS).astype(np.float32))
+    density = -torch.log((rgb + 1) * (1 / 256))
+    tissue = density.mean(0, keepdim=True).clamp(max=0.15) * (1 / 0.15)  # clear glass stays clear
+    density = torch.einsum("chw,cd->dhw", density, mix) + shift[:, None, None] * tissue
+    out = 256 * torch.exp(-density) - 1
+    glare = float(rng.uniform(-12, 6))
+    return (out + glare).clamp(0, 255)
+
+
+def degrade(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentConfig) -> torch.Tensor:
+    """Return float32 (3, H, W), 0..255, as a blurrier, coarser, noisier or more compressed scan of the same."""
+    size = rgb.shape[1:]
+    if rng.random() < config.low_resolution_p:
+        factor = float(rng.uniform(1.3, 2.2))
+        small = functional.interpolate(rgb[None], scale_factor=1 / factor, mode="bilinear", antialias=True)
+        rgb = functional.interpolate(small, size, mode="bilinear")[0]
+    elif rng.random() < config.blur_p:
+        rgb = _blur(rgb, float(rng.uniform(0.4, 1.4)))
+    elif rng.random() < config.blur_p:
+        rgb = rgb + float(rng.uniform(0.2, 0.9)) * (rgb - _blur(rgb, 1.0))  # a scanner's sharpening
+    if rng.random() < config.noise_p:
+        draws = rng.standard_normal(rgb.shape, dtype=np.float32)
+        rgb = rgb + float(rng.uniform(1, 6)) * torch.from_numpy(draws)
+    rgb = rgb.clamp(0, 255)
+    if rng.random() < config.jpeg_p:
+        rgb = _jpeg(rgb, int(rng.integers(35, 90)))
+    return rgb
+
+
+def _center(rng: np.random.Generator, half: float, side: int) -> float:
+    low, high = 0.8 * half, side - 0.8 * half  # a patch may reach a tenth of its side over the edge
+    return float(rng.uniform(low, high)) if high > low else side / 2 + float(rng.uniform(-0.1, 0.1)) * half
+
+
+def _blur(rgb: torch.Tensor, sigma_px: float) -> torch.Tensor:
+    reach = math.ceil(2.5 * sigma_px)
+    taps = torch.exp(-0.5 * (torch.arange(-reach, reach + 1) / sigma_px) ** 2)
+    taps = taps / taps.sum()
+    x = functional.pad(rgb[:, None], (reach, reach, reach, reach), mode="reflect")
+    return functional.conv2d(functional.conv2d(x, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))[:, 0]
+
+
+def _jpeg(rgb: torch.Tensor, quality: int) -> torch.Tensor:
+    pixels: NDArray[np.uint8] = rgb.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    with io.BytesIO() as file:
+        Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+        decoded = np.array(Image.open(file))
+    return torch.from_numpy(decoded).permute(2, 0, 1).float()

@@ -1,0 +1,77 @@
+"""Batches that depend on nothing but the seed and the step, so that a resumed run goes on as if it had never stopped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from wsiseg.errors import ConfigError
+from wsiseg.train.augment import AugmentConfig, augment_color, cut_patch, degrade
+from wsiseg.train.data import Sample, load_sample, magnification
+from wsiseg.train.targets import CenterKind, make_targets
+
+__all__ = ["Batch", "PatchSource"]
+
+_PLAIN = AugmentConfig(scale_min=1, scale_max=1, elastic_px=0, free_rotation_p=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """``rgb`` float32 (N, 3, H, W) in [-1, 1]; ``target`` float32 (N, 2, H, W) in 0..1; ``weight`` float32 (N, 1, H, W)."""
+
+    rgb: torch.Tensor
+    target: torch.Tensor
+    weight: torch.Tensor
+
+
+class PatchSource:
+    """All images of a split in memory, with their targets, ready to be cut."""
+
+    def __init__(
+        self,
+        samples: list[Sample],
+        set_share: dict[str, float],
+        center: CenterKind,
+        augment: AugmentConfig | None,
+        patch_px: int,
+        border_weight: float = 3.0,
+    ) -> None:
+        missing = sorted({s.dataset for s in samples} - set(set_share))
+        if missing or not samples:
+            raise ConfigError(f"Expected a share for each of the sets that are trained on, none for {missing or samples}.")
+        self.patch_px, self.augment = patch_px, augment
+        self._stacks: list[torch.Tensor] = []
+        self._magnify: list[float] = []
+        self._jpeg_safe = augment is not None
+        weight = np.zeros(len(samples))
+        for i, sample in enumerate(samples):
+            rgb, labels = load_sample(sample)
+            targets = make_targets(labels, center, border_weight)
+            targets[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
+            stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
+            self._stacks.append(torch.from_numpy(stack))
+            self._magnify.append(magnification(sample, labels))
+            weight[i] = labels.size
+        for name in {s.dataset for s in samples}:
+            mine = np.array([s.dataset == name for s in samples])
+            weight[mine] *= set_share[name] / weight[mine].sum()
+        self._chance = weight / weight.sum()
+
+    def batch(self, n: int, seed: int, step: int) -> Batch:
+        """Return the batch of one step: a pure function of (seed, step)."""
+        rng = np.random.default_rng([seed, step])
+        chosen = rng.choice(len(self._stacks), n, p=self._chance)
+        patches = torch.stack([self._patch(int(i), rng) for i in chosen])
+        weight = 1 + patches[:, 5:6] * (1 / 64)
+        return Batch(patches[:, :3] * (2 / 255) - 1, patches[:, 3:5] * (1 / 255), weight)
+
+    def _patch(self, i: int, rng: np.random.Generator) -> torch.Tensor:
+        config = self.augment
+        patch = cut_patch(self._stacks[i], self.patch_px, rng, config or _PLAIN, self._magnify[i])
+        rgb = 255 - patch[:3]
+        if config is not None:
+            rgb = degrade(augment_color(rgb, rng, config), rng, config)
+        patch[:3] = rgb
+        return patch

@@ -1,0 +1,219 @@
+"""The training loop: AdamW, warm-up and cosine, an averaged copy of the weights, and a run folder that can be picked up.
+
+A run folder holds ``curve.jsonl`` (one JSON line per report), ``curve.png``, ``checkpoint.pt`` (everything that a resume
+needs) and ``ema.pt`` (the averaged weights). Every file appears whole or not at all.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from wsiseg.errors import ConfigError
+from wsiseg.train.batches import Batch
+from wsiseg.train.losses import LossConfig, two_head_loss
+
+__all__ = ["LoopConfig", "fit", "learning_rate_factor"]
+
+Validate = Callable[[nn.Module, int], dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class LoopConfig:
+    """How long, how fast, on what.
+
+    Attributes
+    ----------
+    steps, batch
+        Optimizer steps and patches per step.
+    ema_decay
+        Decay of the averaged weights per step (shorter at the start).
+    precision
+        ``bf16``: convolutions under autocast, fp32 weights.
+    report_every, validate_every
+        Steps between lines of the curve, and between validations; a checkpoint is written with every line.
+    """
+
+    steps: int = 20000
+    batch: int = 8
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    warmup_steps: int = 500
+    ema_decay: float = 0.999
+    clip_norm: float = 5.0
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "bf16"
+    report_every: int = 100
+    validate_every: int = 2000
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+def learning_rate_factor(step: int, config: LoopConfig) -> float:
+    """Return the share of the peak learning rate at a step: linear warm-up, then half a cosine down to 1 %."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def fit(
+    net: nn.Module,
+    next_batch: Callable[[int], Batch],
+    config: LoopConfig,
+    run_dir: Path,
+    *,
+    validate: Validate | None = None,
+    resume: bool = False,
+    stop_after: int | None = None,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
+) -> nn.Module:
+    """Train a network and return its averaged copy, in evaluation mode.
+
+    Parameters
+    ----------
+    net
+        Any module float (N, 3, H, W) -> logits (N, 2, H, W). Its start must be seeded by the caller.
+    next_batch
+        The batch of a step; a pure function of the step, or a resume will differ from an uninterrupted run.
+    validate
+        Called with the averaged network and the step; its numbers join the curve.
+    resume
+        Go on from the folder's checkpoint; without one, start.
+    on_line
+        Called with every line of the curve.
+    stop_after
+        End (with a checkpoint) after this many steps of this call: for tests, and for time limits.
+
+    Raises
+    ------
+    ConfigError
+        When the folder holds a run and ``resume`` is not set, or the loss is no longer a number.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    device = torch.device(config.device)
+    net = net.to(device, memory_format=torch.channels_last)
+    state = _LoopState(net, config)
+    if (run_dir / "checkpoint.pt").exists():
+        if not resume:
+            raise ConfigError(f"{run_dir} holds a training run already. Resume it, or choose another folder.")
+        state.load(run_dir / "checkpoint.pt")
+        _trim_curve(run_dir / "curve.jsonl", state.step)
+    last = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
+    started, sums = time.perf_counter(), _Running()
+    while state.step < last:
+        loss, terms = state.advance(next_batch(state.step), config)
+        sums.add(loss, terms)
+        if state.step % config.report_every == 0 or state.step == config.steps:
+            line = {"step": state.step, "lr": state.rate, **sums.means(), "seconds": round(time.perf_counter() - started, 1)}
+            if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
+                line |= validate(state.ema, state.step)
+            state.save(run_dir)
+            _append(run_dir / "curve.jsonl", line)
+            if on_line is not None:
+                on_line(line)
+            sums = _Running()
+            if not math.isfinite(line["loss"]):
+                raise ConfigError(f"Training diverged before step {state.step}: loss {line['loss']}. Lower the learning rate.")
+    state.save(run_dir)
+    return state.ema.eval()
+
+
+class _LoopState:
+    """What a checkpoint holds: weights, their average, the optimizer and the step."""
+
+    def __init__(self, net: nn.Module, config: LoopConfig) -> None:
+        self.net = net.train()
+        self.ema = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
+        decay = [p for p in net.parameters() if p.ndim > 1]
+        plain = [p for p in net.parameters() if p.ndim <= 1]
+        groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+        self.step = 0
+        self.rate = 0.0
+
+    def advance(self, batch: Batch, config: LoopConfig) -> tuple[float, dict[str, float]]:
+        """Take one step; return the loss and its terms."""
+        self.rate = config.learning_rate * learning_rate_factor(self.step, config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate
+        device = torch.device(config.device)
+        rgb = batch.rgb.to(device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            logits = self.net(rgb)
+        loss, terms = two_head_loss(logits.float(), batch.target.to(device), batch.weight.to(device), config.loss)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.net.parameters(), config.clip_norm)
+        self.optimizer.step()
+        self.step += 1
+        self._average(config.ema_decay)
+        return float(loss.detach()), {k: float(v) for k, v in terms.items()}
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        share = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        theirs = self.net.state_dict()
+        for name, mine in self.ema.state_dict().items():
+            if mine.is_floating_point():
+                mine.lerp_(theirs[name], share)
+            else:
+                mine.copy_(theirs[name])
+
+    def save(self, run_dir: Path) -> None:
+        """Write ``checkpoint.pt`` and ``ema.pt``, each whole or not at all."""
+        whole = {"net": self.net.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
+        _save_whole({**whole, "step": self.step}, run_dir / "checkpoint.pt")
+        _save_whole({"ema": self.ema.state_dict(), "step": self.step}, run_dir / "ema.pt")
+
+    def load(self, path: Path) -> None:
+        """Take up a checkpoint."""
+        held = torch.load(path, map_location="cpu", weights_only=True)
+        self.net.load_state_dict(held["net"])
+        self.ema.load_state_dict(held["ema"])
+        self.optimizer.load_state_dict(held["optimizer"])
+        self.step = int(held["step"])
+
+
+class _Running:
+    """Means of the loss and its terms since the last report."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.n = 0
+
+    def add(self, loss: float, terms: dict[str, float]) -> None:
+        self.n += 1
+        for key, value in {"loss": loss, **terms}.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+    def means(self) -> dict[str, Any]:
+        return {key: value / max(1, self.n) for key, value in self.sums.items()}
+
+
+def _save_whole(content: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(content, partial)
+    os.replace(partial, path)
+
+
+def _append(path: Path, line: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _trim_curve(path: Path, step: int) -> None:
+    """Drop lines of steps that the checkpoint does not hold: they will be made again."""
+    if path.exists():
+        lines = [text for text in path.read_text(encoding="utf-8").splitlines() if json.loads(text)["step"] <= step]
+        path.write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")

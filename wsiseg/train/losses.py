@@ -1,0 +1,52 @@
+"""What the two heads are held to: cross-entropy per pixel plus soft Dice per image, for both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+__all__ = ["LossConfig", "two_head_loss"]
+
+
+@dataclass(frozen=True, slots=True)
+class LossConfig:
+    """Weights of the terms; ``focal_gamma`` 0 is plain cross-entropy (Lin et al. 2017 for others)."""
+
+    center: float = 1.0
+    material: float = 1.0
+    dice: float = 1.0
+    focal_gamma: float = 0.0
+
+
+def two_head_loss(
+    logits: torch.Tensor, target: torch.Tensor, weight: torch.Tensor, config: LossConfig
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Return the loss of a batch and its terms.
+
+    Parameters
+    ----------
+    logits : float32 (N, 2, H, W)
+        Center and material.
+    target : float32 (N, 2, H, W)
+        0..1.
+    weight : float32 (N, 1, H, W)
+        Weight of a pixel in the cross-entropy.
+
+    Returns
+    -------
+    (scalar, dict of scalar)
+        Dice is 1 - 2 sum(p t) / sum(p^2 + t^2) per image, with one pixel's worth of smoothing, as in Milletari et al. 2016.
+    """
+    entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    p = torch.sigmoid(logits)
+    if config.focal_gamma:
+        entropy = entropy * (p - target).abs() ** config.focal_gamma
+    per_head = (entropy * weight).mean((0, 2, 3))
+    overlap = 2 * (p * target).sum((2, 3)) + 1
+    dice = (1 - overlap / ((p * p).sum((2, 3)) + (target * target).sum((2, 3)) + 1)).mean(0)
+    scale = torch.tensor([config.center, config.material], dtype=logits.dtype, device=logits.device)
+    loss = (scale * (per_head + config.dice * dice)).sum()
+    names = ("center_ce", "material_ce", "center_dice", "material_dice")
+    return loss, dict(zip(names, (*per_head.detach(), *dice.detach()), strict=True))
