@@ -155,6 +155,15 @@ def test_parquet_and_geojson_hold_the_same_nuclei(tmp_path):
     assert (tight == labels[: tight.shape[0], : tight.shape[1]]).all()
 
 
+def test_a_nucleus_in_the_filled_hole_of_another_keeps_its_pixels(tmp_path):
+    outer, inner = shapely.box(0, 0, 10, 10), shapely.box(3, 3, 6, 6)
+    for name, order in (("a", [outer, inner]), ("b", [inner, outer])):
+        write_parquet(tmp_path / f"{name}.parquet", order)
+        areas = np.bincount(load_instances(tmp_path / f"{name}.parquet").ravel())[1:]
+        assert sorted(areas) == [9, 91]
+        assert areas[order.index(inner)] == 9
+
+
 def test_qupath_cells_give_their_nuclei(tmp_path):
     outer, inner = shapely.box(0, 0, 10, 10), shapely.box(3, 3, 6, 6)
     tree = qupath([outer])

@@ -85,7 +85,8 @@ def load_instances(
     Returns
     -------
     int32 (H, W)
-        0 background, nuclei 1..N in file order (label images: their own ids). A pixel in two polygons belongs to the later.
+        0 background, nuclei 1..N in file order (label images: their own ids). A pixel in two polygons
+        belongs to the smaller one (a nucleus in the filled hole of another); of equals, to the later.
 
     Raises
     ------
@@ -104,7 +105,10 @@ def load_instances(
     if shape is None:
         right, bottom = np.ceil(xy.max(0) if len(xy) else np.zeros(2)).astype(int)
         shape = (max(int(bottom), 0), max(int(right), 0))
-    labels = rasterize_rings(xy, rings.offsets, shape, ring_polygons=rings.polygon)
+    order = np.argsort(-_ring_areas(rings), kind="stable")  # the smaller is drawn later
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    labels = rasterize_rings(xy, rings.offsets, shape, ids=order + 1, ring_polygons=place[rings.polygon])
     return _with_outline(labels, xy, rings) if outline else labels
 
 
@@ -126,6 +130,20 @@ def load_rings(path: str | Path) -> Rings:
     if name.endswith(".csv"):
         return _join(list(_quip_rings(path)), outline_px=True)
     raise FormatError(f"{path}: unknown kind. Expected one of {', '.join(INSTANCE_SUFFIXES)}.")
+
+
+def _ring_areas(rings: Rings) -> Float:
+    """Return the area of each polygon's outermost ring."""
+    if len(rings.xy) == 0:
+        return np.zeros(len(rings))
+    ring = np.repeat(np.arange(len(rings.offsets) - 1), np.diff(rings.offsets))
+    x, y = (rings.xy - rings.xy[rings.offsets[ring]]).T
+    same = ring[1:] == ring[:-1]
+    twice = np.where(same, x[:-1] * y[1:] - x[1:] * y[:-1], 0.0)  # relative to the ring's first vertex: closing adds nothing
+    areas = np.abs(np.bincount(ring[1:], twice, minlength=len(rings.offsets) - 1)) / 2
+    largest = np.zeros(len(rings))
+    np.maximum.at(largest, rings.polygon, areas)
+    return largest
 
 
 def _with_outline(labels: npt.NDArray[np.int32], xy: Float, rings: Rings) -> npt.NDArray[np.int32]:
