@@ -40,7 +40,10 @@ def encoded_tiles(level: np.ndarray, side: int) -> Iterator[bytes]:
     for row in range(rows):
         for column in range(columns):
             tile = np.ascontiguousarray(padded[row * side : (row + 1) * side, column * side : (column + 1) * side])
-            yield imagecodecs.jpeg8_encode(tile, level=QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420")
+            encoded = imagecodecs.jpeg8_encode(
+                tile, level=QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420"
+            )
+            yield bytes(encoded)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 RGB as ``(v + 1) / 256`` goes to LMS, its decimal logarithms to l, alpha, beta; each of the three is shifted and scaled so that
 tissue's mean and standard deviation become the reference's. Glass is not tissue: the change fades out for px whose darkest
-channel is above ``FADE_FROM`` and white stays white.
+channel is above ``FADE_FROM``, and from ``FADE_TO`` on (glass, white) a px stays as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["FADE_FROM", "TARGET_MEAN", "TARGET_STD", "apply", "fit", "log_transform"]
+__all__ = ["FADE_FROM", "FADE_TO", "TARGET_MEAN", "TARGET_STD", "apply", "fit", "log_transform"]
 
 RGB_TO_LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 """Equation 4 of the paper."""
@@ -23,8 +23,8 @@ TARGET_MEAN = (-0.5249, -0.0753, 0.0219)
 TARGET_STD = (0.3077, 0.0507, 0.0116)
 """l, alpha, beta of the reference: tissue of the bundled demo slide, as ``fit`` measures it."""
 
-FADE_FROM = 215
-"""Darkest channel (0 to 255) from which on the change fades out, down to none at 255."""
+FADE_FROM, FADE_TO = 200, 240
+"""Darkest channel (0 to 255) from which on the change fades out, and from which on there is none."""
 _MIN_STD = 1e-3
 _MAX_GAIN = 3.0  # a nearly uniform slide must not have its noise blown up
 _LOG_LOW, _STEPS = -5.0, 8192
@@ -52,7 +52,7 @@ def apply(rgb: npt.NDArray[np.uint8], params: Sequence[float]) -> npt.NDArray[np
     matrix, offset = log_transform(params)
     to_rgb = np.linalg.inv(RGB_TO_LMS)
     flat = np.ascontiguousarray(rgb).reshape(-1, 3)
-    weight = np.clip((255 - np.arange(256)) / (255 - FADE_FROM), 0, 1).astype(np.float32)
+    weight = np.clip((FADE_TO - np.arange(256)) / (FADE_TO - FADE_FROM), 0, 1).astype(np.float32)
     try:
         from wsiseg.normalize._cpu_stain import transfer_log_lms
     except ImportError:

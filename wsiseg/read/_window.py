@@ -39,7 +39,7 @@ def read_on_white(
 
 
 def over_white(rgba: npt.NDArray[np.uint8]) -> RGB:
-    """Composite straight-alpha uint8 (h, w, 4) over white: ``(c a + 255 (255 - a)) / 255``, rounded. Returns uint8 (h, w, 3)."""
+    """Composite straight-alpha uint8 (h, w, 4) over white: ``(c a + 255 (255 - a)) / 255``, rounded; uint8 (h, w, 3)."""
     rgb = np.ascontiguousarray(rgba[..., :3])
     alpha = rgba[..., 3]
     if alpha.size and alpha.min() < 255:

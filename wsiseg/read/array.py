@@ -54,7 +54,8 @@ class ArraySlide:
                 raise InputError(f"slide {slide_id}: expected uint8 (H, W, 3), got {level.dtype} {tuple(level.shape)}.")
         height_px, width_px = (int(n) for n in pixels.shape[:2])
         factors = [width_px // max(int(level.shape[1]), 1) for level in self._levels]
-        if any((f * level.shape[0], f * level.shape[1]) != (height_px, width_px) for f, level in zip(factors, self._levels, strict=True)):
+        sizes = [(f * level.shape[0], f * level.shape[1]) for f, level in zip(factors, self._levels, strict=True)]
+        if any(size != (height_px, width_px) for size in sizes):
             raise InputError(f"slide {slide_id}: expected every level to be a whole fraction of {width_px} x {height_px} px.")
         self.level_sizes_px = tuple((int(level.shape[1]), int(level.shape[0])) for level in self._levels)
         self.meta = SlideMeta(
@@ -74,7 +75,8 @@ class ArraySlide:
         pixels = self._levels[level]
         try:
             return read_on_white(
-                lambda x0, y0, w0, h0: np.ascontiguousarray(pixels[y0 : y0 + h0, x0 : x0 + w0]), x, y, w, h, *self.level_sizes_px[level]
+                lambda x0, y0, w0, h0: np.ascontiguousarray(pixels[y0 : y0 + h0, x0 : x0 + w0]),
+                x, y, w, h, *self.level_sizes_px[level],
             )
         except (OSError, RuntimeError, ValueError) as err:
             raise TileReadError(

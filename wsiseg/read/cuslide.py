@@ -1,13 +1,15 @@
 """SVS and tiled TIFF through cuCIM's ``CuImage`` on the CPU: the same pixels as OpenSlide, several times faster.
 
 OpenSlide stays the arbiter. A file is read here only if its layout is one whose pixels are equal, and if both readers agree
-on probe windows when it is opened. cuCIM returns garbage for a tile that it cannot decode and only writes a line to the
-process's stderr, so that line is caught and the window is given to OpenSlide, which raises.
+on probe windows when it is opened. cuCIM returns garbage for a tile that it cannot decode and only prints a line to the
+process's standard output, so that line is caught and the window is given to OpenSlide, which raises.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,13 +22,21 @@ from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, read_on_white
 from wsiseg.read.openslide import OpenSlideSlide
 
-__all__ = ["CuSlide", "refusal"]
+__all__ = ["CuSlide", "library_version", "refusal"]
 
 _VENDORS = ("aperio", "generic-tiff")
 _COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "Deflate"}
 _PHOTOMETRICS = (2, 6)  # RGB, YCbCr
 _PROBE_PX = 96
-_stderr_lock = threading.Lock()
+_COMPLAINT = re.compile(rb"error|fail", re.IGNORECASE)
+_print_lock = threading.Lock()
+
+
+def library_version() -> str:
+    """Return cuCIM's version. Raises ``ImportError`` where it is not installed."""
+    import cucim
+
+    return str(cucim.__version__)  # type: ignore[attr-defined]
 
 
 def refusal(slide: OpenSlideSlide) -> str:
@@ -72,12 +82,12 @@ class CuSlide:
     """
 
     def __init__(self, slide: OpenSlideSlide) -> None:
-        from cucim import CuImage
+        from cucim import CuImage  # type: ignore[attr-defined]
 
         self._openslide = slide
         self.level_sizes_px = slide.level_sizes_px
         try:
-            with _stderr_lines():
+            with _decoder_complaints():
                 self._image = CuImage(slide.meta.path)
         except (ValueError, RuntimeError, OSError) as err:
             raise TileReadError(f"CuImage: {err}") from err
@@ -118,7 +128,7 @@ class CuSlide:
     def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         factor = int(self.meta.level_downsamples[level])
         try:
-            with _stderr_lines() as lines:
+            with _decoder_complaints() as lines:
                 region = self._image.read_region((x * factor, y * factor), (w, h), level=level)
                 pixels: RGB = np.asarray(region)
         except (ValueError, RuntimeError, OSError):
@@ -138,18 +148,26 @@ class CuSlide:
 
 
 @contextmanager
-def _stderr_lines() -> Iterator[list[str]]:
-    """Collect what the process writes to file descriptor 2 meanwhile; it is all cuCIM ever tells about a damaged tile."""
-    lines: list[str] = []
-    with _stderr_lock:
-        sink, saved = os.memfd_create("stderr"), os.dup(2)
-        os.dup2(sink, 2)
+def _decoder_complaints() -> Iterator[list[str]]:
+    """Collect the error lines that cuCIM prints meanwhile, by C's stdout or stderr; whatever else is printed is passed on."""
+    found: list[str] = []
+    flush = ctypes.CDLL(None).fflush
+    with _print_lock:
+        flush(None)
+        sinks = {fd: os.memfd_create("printed") for fd in (1, 2)}
+        saved = {fd: os.dup(fd) for fd in sinks}
+        for fd, sink in sinks.items():
+            os.dup2(sink, fd)
         try:
-            yield lines
+            yield found
         finally:
-            os.dup2(saved, 2)
-            os.close(saved)
-            size = os.lseek(sink, 0, os.SEEK_END)
-            if size:
-                lines += os.pread(sink, size, 0).decode(errors="replace").splitlines()
-            os.close(sink)
+            flush(None)
+            for fd, sink in sinks.items():
+                os.dup2(saved[fd], fd)
+                os.close(saved[fd])
+                printed = os.pread(sink, os.lseek(sink, 0, os.SEEK_END), 0)
+                os.close(sink)
+                if _COMPLAINT.search(printed):
+                    found += printed.decode(errors="replace").splitlines()
+                elif printed:
+                    os.write(fd, printed)

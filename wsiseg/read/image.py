@@ -51,11 +51,13 @@ def _decode(path: Path) -> tuple[dict[str, str], RGB]:
                 width_px, height_px = image.size
                 if width_px * height_px > MAX_IMAGE_PX:
                     raise SlideOpenError(
-                        f"image {path}: claims {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px for a plain image. "
-                        "Convert it to a tiled pyramidal TIFF."
+                        f"image {path}: claims {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px in all for a "
+                        "plain image. Convert it to a tiled pyramidal TIFF."
                     )
                 if image.mode not in _MODES:
-                    raise SlideOpenError(f"image {path}: expected 8 bits a channel, got mode {image.mode!r}. Convert it to RGB.")
+                    raise SlideOpenError(
+                        f"image {path}: expected 8 bits a channel, got Pillow mode {image.mode!r}. Convert it to RGB."
+                    )
                 properties: dict[str, str] = {}
                 tags = getattr(image, "tag_v2", None)
                 if tags is not None:

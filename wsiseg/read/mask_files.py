@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import math
 from collections.abc import Iterator
@@ -49,8 +50,6 @@ def tissue_from_file(path: str | Path, meta: SlideMeta) -> TissueMask:
 
 
 def _from_png(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
-    import io
-
     from PIL import Image
 
     try:
@@ -66,8 +65,9 @@ def _from_png(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
     # Thumbnail sides are rounded to whole px, so a small mask's aspect is off by up to a px on each side.
     if abs(math.log(aspect)) > 0.05 + 1 / w + 1 / h:
         raise FormatError(
-            f"tissue mask {path}: {w} x {h} px, but slide {meta.slide_id} is {meta.width_px} x {meta.height_px} px: expected the "
-            "same aspect ratio, because the mask is stretched over the whole slide. Is it another slide's mask, or a crop?"
+            f"tissue mask {path}: {w} x {h} px, but slide {meta.slide_id} is {meta.width_px} x {meta.height_px} px: "
+            "expected the same aspect ratio, because the mask is stretched over the whole slide. "
+            "Is it another slide's mask, or a crop?"
         )
     return TissueMask(found.astype(np.uint8), meta.width_px / w, meta.height_px / h)
 
@@ -85,7 +85,9 @@ def _from_geojson(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
         n += 1
         _fill(mask, [np.asarray(ring, np.float64) / px for ring in rings])
     if n == 0:
-        raise FormatError(f"tissue mask {path}: GeoJSON without any Polygon or MultiPolygon. Expected tissue outlines in level-0 px.")
+        raise FormatError(
+            f"tissue mask {path}: GeoJSON without any Polygon or MultiPolygon. Expected tissue outlines in level-0 px."
+        )
     if not mask.any():
         raise FormatError(
             f"tissue mask {path}: its {n} polygons lie outside slide {meta.slide_id} ({meta.width_px} x {meta.height_px} px). "

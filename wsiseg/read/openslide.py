@@ -14,7 +14,12 @@ from wsiseg.read._window import RGB, over_white, read_on_white
 from wsiseg.read.mpp import objective_power, resolve_mpp
 from wsiseg.types import SlideMeta
 
-__all__ = ["OpenSlideSlide", "detect_vendor"]
+__all__ = ["OpenSlideSlide", "detect_vendor", "library_version"]
+
+
+def library_version() -> str:
+    """Return the version of the OpenSlide library itself."""
+    return str(openslide.__library_version__)
 
 
 def detect_vendor(path: Path) -> str | None:
@@ -126,7 +131,9 @@ class OpenSlideSlide:
 
 def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
     """Open a file, or the first file of a DICOM folder that OpenSlide takes (it finds the others of its series itself)."""
-    files = [str(path)] if not path.is_dir() else [str(path / name) for name in sorted(os.listdir(path)) if name.endswith(".dcm")]
+    files = [str(path)]
+    if path.is_dir():
+        files = [str(path / name) for name in sorted(os.listdir(path)) if name.endswith(".dcm")]
     reason: Exception | str = "the folder holds no .dcm file"
     for file in files:
         try:

@@ -34,7 +34,7 @@ class Slide(Protocol):
 
 
 def slide_id_of(path: str | Path) -> str:
-    """Return a slide's id: the name before the last suffix (``TCGA-...-DX1.<uuid>.svs`` keeps the uuid); folders lose ``.dicom``."""
+    """Return a slide's id: the name before the last suffix (TCGA names keep their uuid); folders only lose ``.dicom``."""
     p = Path(path)
     if p.is_dir() and p.suffix not in (".dicom", ".zarr"):
         return p.name
@@ -42,7 +42,7 @@ def slide_id_of(path: str | Path) -> str:
 
 
 def fingerprint(path: str | Path) -> tuple[int, int]:
-    """Return (size in bytes, time of last change in ns): does a slide change under a run? A folder: sum and latest of its files.
+    """Return (size in bytes, time of last change in ns), by which a run notices a changed slide; a folder: sum and latest.
 
     Raises
     ------
@@ -61,7 +61,12 @@ def fingerprint(path: str | Path) -> tuple[int, int]:
 
 
 def open_slide(
-    path: str | Path, *, mpp: float | None = None, cohort: str = "", reader: str = "auto", cache_bytes: int = DEFAULT_CACHE_BYTES
+    path: str | Path,
+    *,
+    mpp: float | None = None,
+    cohort: str = "",
+    reader: str = "auto",
+    cache_bytes: int = DEFAULT_CACHE_BYTES,
 ) -> Slide:
     """Open a slide with the fastest reader that gives OpenSlide's pixels.
 

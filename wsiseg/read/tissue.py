@@ -197,8 +197,8 @@ def tissue_frac(tissue: TissueMask, box: Box, scale: float = 1.0) -> float:
         return 0.0
     y = _cover(box.y / scale, box.y1 / scale, tissue.y0, tissue.px_h, tissue.mask.shape[0])
     x = _cover(box.x / scale, box.x1 / scale, tissue.x0, tissue.px_w, tissue.mask.shape[1])
-    covered = y[1] @ tissue.mask[y[0]][:, x[0]].astype(np.float64) @ x[1]
-    return float(min(1.0, covered / area))
+    covered = float(y[1] @ tissue.mask[y[0]][:, x[0]].astype(np.float64) @ x[1])
+    return min(1.0, covered / area)
 
 
 def tissue_px_in(tissue: TissueMask, box: Box, scale: float = 1.0) -> int:
@@ -207,7 +207,7 @@ def tissue_px_in(tissue: TissueMask, box: Box, scale: float = 1.0) -> int:
 
 
 def tissue_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArray[np.bool_]:
-    """Return bool (box.h, box.w): is the center of each px of a box (working px at ``scale``) on tissue?"""
+    """Return bool (box.h, box.w): whether the center of each px of a box (working px at ``scale``) is on tissue."""
     y = np.floor(((np.arange(box.y, box.y1) + 0.5) / scale - tissue.y0) / tissue.px_h).astype(np.int64)
     x = np.floor(((np.arange(box.x, box.x1) + 0.5) / scale - tissue.x0) / tissue.px_w).astype(np.int64)
     h, w = tissue.mask.shape

@@ -25,7 +25,7 @@ _MAX_SOURCE_PX = 100_000_000  # decoded at once: bounds memory when a fine slide
 
 
 def scale_for(mpp: float, mpp_model: float, tolerance_frac: float) -> float:
-    """Return working px per level-0 px: exactly 1.0 where ``mpp`` is within ``tolerance_frac`` of the model's, else mpp / mpp_model.
+    """Return working px per level-0 px: 1.0 where ``mpp`` is within ``tolerance_frac`` of the model's, else mpp / mpp_model.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def read_working(slide: Slide, box: Box, scale: float) -> RGB:
 
 
 def _taps(start: int, n: int, ratio: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Return for working indices start..start+n-1 the first source index (n,) and the weights (n, K), each row summing to 2**14."""
+    """Return for working indices start..start+n-1 the first source index (n,) and weights (n, K), each row summing to 2**14."""
     support = max(1.0, ratio)
     center = (np.arange(start, start + n, dtype=np.int64) + 0.5) * ratio - 0.5
     first = np.floor(center - support).astype(np.int64) + 1
