@@ -1,0 +1,23 @@
+"""Table plumbing shared by every stage: columns of ``wsiseg.schema`` and arrays -> Arrow schemas, WKB, whole files on disk.
+
+Nothing here loads pyarrow until a table is really touched, so that the pixel stages run on a machine without it.
+"""
+
+from wsiseg.tables.arrow import arrow_schema, read_table_meta
+from wsiseg.tables.atomic import atomic_path, atomic_write_bytes, sweep_partials
+from wsiseg.tables.geo import geo_metadata, wkb_polygons, wkb_rings
+from wsiseg.tables.hilbert import hilbert_key
+from wsiseg.tables.nuclei import read_nuclei
+
+__all__ = [
+    "arrow_schema",
+    "atomic_path",
+    "atomic_write_bytes",
+    "geo_metadata",
+    "hilbert_key",
+    "read_nuclei",
+    "read_table_meta",
+    "sweep_partials",
+    "wkb_polygons",
+    "wkb_rings",
+]

@@ -1,0 +1,91 @@
+"""Columns of ``wsiseg.schema`` as Arrow schemas, and the facts stored in a table file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiseg.errors import FormatError
+from wsiseg.schema import Column
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["BBOX_FIELDS", "META_KEY", "arrow_schema", "read_table_meta"]
+
+META_KEY = "wsiseg"
+"""Key of our JSON in a Parquet file's metadata."""
+
+BBOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
+"""Members of a ``bbox`` column, in the order that GeoParquet 1.1 asks for."""
+
+
+def arrow_schema(
+    columns: Sequence[Column], *, nullable: bool = False, metadata: Mapping[str, Any] | None = None
+) -> pa.Schema:
+    """Return the Arrow schema of a table; ``unit`` and ``description`` stand in each field's metadata.
+
+    Parameters
+    ----------
+    columns
+        A table of ``wsiseg.schema``. ``wkb`` becomes ``binary``, ``bbox`` a struct of four float32.
+    nullable
+        Whether values may be missing (true of the slide statistics, never of nuclei).
+    metadata
+        Schema metadata; values that are not text are written as JSON with sorted keys.
+
+    Raises
+    ------
+    ValueError
+        A column names an Arrow type that is not known here.
+    """
+    import pyarrow as pa
+
+    kinds: dict[str, Any] = {
+        "int32": pa.int32(),
+        "int64": pa.int64(),
+        "uint8": pa.uint8(),
+        "float32": pa.float32(),
+        "float64": pa.float64(),
+        "string": pa.string(),
+        "wkb": pa.binary(),
+        "bbox": pa.struct([pa.field(name, pa.float32(), nullable=False) for name in BBOX_FIELDS]),
+    }
+    fields = []
+    for column in columns:
+        if column.arrow not in kinds:
+            raise ValueError(f"Column {column.name}: expected one of the types {sorted(kinds)}, got {column.arrow!r}.")
+        note = {"unit": column.unit, "description": column.meaning}
+        fields.append(pa.field(column.name, kinds[column.arrow], nullable=nullable, metadata=note))
+    texts = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in (metadata or {}).items()}
+    return pa.schema(fields, metadata=texts or None)
+
+
+def read_table_meta(path: str | Path) -> dict[str, Any]:
+    """Return the facts that wsiseg stored in a table's file metadata: slide, scale, model, config digest, versions.
+
+    Raises
+    ------
+    FormatError
+        The file is not Parquet, or not written by wsiseg.
+    FileNotFoundError
+        There is no such file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        raw = (pq.read_metadata(str(path)).metadata or {}).get(META_KEY.encode())
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as err:
+        raise FormatError(f"{path}: expected a Parquet table, but it cannot be read ({err}).") from err
+    if raw is None:
+        raise FormatError(f"{path}: no '{META_KEY}' entry in the file metadata, so wsiseg did not write it. Import it first.")
+    try:
+        facts: dict[str, Any] = json.loads(raw)
+    except ValueError as err:
+        raise FormatError(f"{path}: the '{META_KEY}' entry of the file metadata is not JSON ({err}).") from err
+    return facts

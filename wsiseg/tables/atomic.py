@@ -1,0 +1,84 @@
+"""Files that appear complete or not at all: a temporary name in the same folder, fsync, ``os.replace``."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+__all__ = ["atomic_path", "atomic_write_bytes", "sweep_partials"]
+
+PARTIAL_SUFFIX = ".partial"
+
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
+"""What file systems without a sync of folders (some network mounts) answer; the rename itself is still atomic there."""
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Lend a temporary path; when the block ends well its file becomes ``path`` in one step, otherwise it is removed.
+
+    Parameters
+    ----------
+    path
+        Where the finished file shall stand; its folder must exist. A file already there is replaced.
+
+    Yields
+    ------
+    Path
+        ``.<name>.<pid>.partial`` in the same folder, for the block to write.
+
+    Raises
+    ------
+    OSError
+        As the system gave it (disk full, read-only, ...); ``path`` is then what it was before.
+    """
+    final = Path(path)
+    partial = final.with_name(f".{final.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        yield partial
+        _sync_file(partial)
+        os.replace(partial, final)
+    finally:
+        with contextlib.suppress(OSError):  # already renamed, or the error on its way says more than this one would
+            partial.unlink()
+    _sync_folder(final.parent)
+
+
+def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+    """Write ``data`` to ``path``, complete or not at all (see ``atomic_path`` for what is raised)."""
+    with atomic_path(path) as partial, partial.open("wb") as stream:
+        stream.write(data)
+
+
+def sweep_partials(folder: str | os.PathLike[str]) -> int:
+    """Remove temporary files that killed writers left in ``folder`` or below; return how many.
+
+    Call it only while nothing writes there. A missing folder counts as clean.
+    """
+    stale = [p for p in Path(folder).rglob(f".*{PARTIAL_SUFFIX}") if p.is_file()]
+    for partial in stale:
+        partial.unlink(missing_ok=True)
+    return len(stale)
+
+
+def _sync_file(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as err:
+        if err.errno not in _NO_FOLDER_SYNC:
+            raise
