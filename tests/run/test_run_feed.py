@@ -41,7 +41,9 @@ def test_everything_once_whatever_the_order(tiles_per_slide: list[int], limit: i
             if task.slide_id in unusable:
                 feeder.prepare_failed()
             else:
-                feeder.prepared(PrepareDone(task.slide_id, todo=make_tiles(task.slide_id, tiles_per_slide[int(task.slide_id[1:])])))
+                feeder.prepared(
+                    PrepareDone(task.slide_id, todo=make_tiles(task.slide_id, tiles_per_slide[int(task.slide_id[1:])]))
+                )
         elif task.kind == "tile":
             tile, attempt = task.payload
             key = (tile.slide_id, tile.tile_id)

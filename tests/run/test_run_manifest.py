@@ -14,7 +14,13 @@ from wsiseg.run.manifest import SlideInput, collect_slides, slide_id_of
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    for name in ("b.svs", "a.tiff", "notes.txt", ".hidden.svs", "TCGA-02-0001-01Z-00-DX1.83fce43e-42ac-4dcd-b156-2908e75f2e47.svs"):
+    for name in (
+        "b.svs",
+        "a.tiff",
+        "notes.txt",
+        ".hidden.svs",
+        "TCGA-02-0001-01Z-00-DX1.83fce43e-42ac-4dcd-b156-2908e75f2e47.svs",
+    ):
         (tmp_path / name).write_bytes(b"x")
     return tmp_path
 

@@ -52,7 +52,9 @@ def test_table_statistics_and_record_agree(run: Path) -> None:
 
 
 def test_second_run_gives_the_same_bytes(run: Path, crop_png: Path, tmp_path: Path) -> None:
-    again = wsiseg("segment", crop_png, "--mpp", "0.499", "--cohort", "CMU", "--out", tmp_path / "out", *TILE[:2], "--workers", "1")
+    again = wsiseg(
+        "segment", crop_png, "--mpp", "0.499", "--cohort", "CMU", "--out", tmp_path / "out", *TILE[:2], "--workers", "1"
+    )
     assert again.returncode == 0, again.stderr
     assert (tmp_path / "out/nuclei/crop.parquet").read_bytes() == (run / "nuclei/crop.parquet").read_bytes()
 
@@ -65,7 +67,9 @@ def test_same_command_again_does_nothing(run: Path, crop_png: Path) -> None:
 
 
 def test_other_settings_are_refused_by_name(run: Path, crop_png: Path) -> None:
-    other = wsiseg("segment", crop_png, "--mpp", "0.499", "--out", run, "--tile", "500", "--min-area-um2", "9", "--workers", "1")
+    other = wsiseg(
+        "segment", crop_png, "--mpp", "0.499", "--out", run, "--tile", "500", "--min-area-um2", "9", "--workers", "1"
+    )
     assert other.returncode == 2
     assert "read.tile_wpx: folder has 400, this run asks 500" in other.stderr
     assert "separate.min_area_um2" in other.stderr
@@ -75,11 +79,26 @@ def test_other_settings_are_refused_by_name(run: Path, crop_png: Path) -> None:
 def test_killed_at_random_moments_resumes_to_the_same_bytes(run: Path, crop_png: Path, tmp_path: Path) -> None:
     rng = random.Random(20)
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), "--mpp", "0.499", "--cohort", "CMU", "--out", str(out), *TILE]
+    command = [
+        sys.executable,
+        "-m",
+        "wsiseg",
+        "segment",
+        str(crop_png),
+        "--mpp",
+        "0.499",
+        "--cohort",
+        "CMU",
+        "--out",
+        str(out),
+        *TILE,
+    ]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     killed_with_parts = 0
     for _ in range(5):
-        process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            command, env=env, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         parts = out / "parts" / "crop"
         start_count = len(list(parts.glob("*.parquet"))) if parts.is_dir() else 0
         deadline = time.monotonic() + 120
@@ -115,7 +134,11 @@ def test_bad_slides_are_entries_not_stops(crop_png: Path, tmp_path: Path) -> Non
     assert done.returncode == 1, done.stderr
     rows = {r["slide_id"]: r for r in pq.read_table(tmp_path / "out/slides.parquet").to_pylist()}
     assert {k: v["status"] for k, v in rows.items()} == {
-        "good": "done", "broken": "failed", "truncated": "failed", "white": "empty", "nompp": "failed",
+        "good": "done",
+        "broken": "failed",
+        "truncated": "failed",
+        "white": "empty",
+        "nompp": "failed",
     }
     assert "MissingMppError" in rows["nompp"]["error"]
     assert "--mpp" in rows["nompp"]["error"]
@@ -129,7 +152,9 @@ def test_ctrl_c_keeps_what_is_done(crop_png: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), "--mpp", "0.499", "--out", str(out), *TILE]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
     while not list(out.glob("parts/crop/*.parquet")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -57,15 +57,22 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     rows, probe = make_plan(found, config)
     table = Table("slide", "tiles", "with tissue", "tissue mm²", "minutes", "table MB", "problem")
     for r in rows:
-        table.add_row(r.slide_id, str(r.tiles), str(r.tiles_with_tissue), f"{r.tissue_mm2:.2f}", f"{r.seconds / 60:.1f}",
-                      f"{r.table_bytes / 1e6:.1f}", r.error)
+        table.add_row(
+            r.slide_id,
+            str(r.tiles),
+            str(r.tiles_with_tissue),
+            f"{r.tissue_mm2:.2f}",
+            f"{r.seconds / 60:.1f}",
+            f"{r.table_bytes / 1e6:.1f}",
+            r.error,
+        )
     console = Console(highlight=False)
     console.print(table)
     total = sum(r.seconds for r in rows)
     console.print(
         f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h and "
-        f"{sum(r.table_bytes for r in rows) / 1e9:.3f} GB. Measured here: {probe.get('seconds_per_mm2', 0):.2f} s per mm² and core, "
-        f"{probe.get('nuclei_per_mm2', 0):,.0f} nuclei per mm² (one probe tile; dense slides take longer)."
+        f"{sum(r.table_bytes for r in rows) / 1e9:.3f} GB. Measured here: {probe.get('seconds_per_mm2', 0):.2f} s per mm² "
+        f"and core, {probe.get('nuclei_per_mm2', 0):,.0f} nuclei per mm² (one probe tile; dense slides take longer)."
     )
     sys.exit(1 if any(r.error for r in rows) else 0)
 

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from wsiseg.cli.options import build_config, segment_options, slide_options
 
@@ -24,7 +32,9 @@ __all__ = ["COMMANDS"]
 
 @click.command()
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder; resumed if it exists.")
+@click.option(
+    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder; resumed if it exists."
+)
 @segment_options
 @slide_options
 @click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to use, e.g. tcp://host:8786.  [this machine]")
@@ -32,7 +42,7 @@ __all__ = ["COMMANDS"]
 @click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
 def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
-    """Segment every nucleus of SLIDE... into the run folder --out.
+    r"""Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
     `path` and optional `cohort`, `mpp`, `tissue_mask`.
@@ -43,8 +53,8 @@ def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> 
     RUN/errors.parquet          what failed and why
     RUN/run.json                versions, settings, weights
 
-    A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad slide or
-    tile never stops the rest.
+    A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad
+    slide or tile never stops the rest.
     """
     config = build_config(options.pop("config_file"), options)
     from wsiseg.run.manifest import collect_slides
@@ -57,7 +67,9 @@ def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> 
 
 
 @click.command()
-@click.option("--out", default="demo-out", type=click.Path(file_okay=False, path_type=Path), help="Run folder.", show_default=True)
+@click.option(
+    "--out", default="demo-out", type=click.Path(file_okay=False, path_type=Path), help="Run folder.", show_default=True
+)
 @click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
 def demo(out: Path, workers: int | None) -> None:
     """Segment the real slide that ships with wsiseg, draw an overlay, and say where everything is."""
@@ -141,12 +153,14 @@ def print_summary(summary: RunSummary) -> None:
     nuclei = sum(int(r["n_nuclei"]) for r in rows)
     tissue = sum(float(r["tissue_mm2"]) for r in rows)
     area = sum(float(r["area_mean_um2"]) * int(r["n_nuclei"]) for r in rows if r["n_nuclei"]) / max(1, nuclei)
-    stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in ("read", "normalize", "predict", "separate", "vectorize", "write")}
+    names = ("read", "normalize", "predict", "separate", "vectorize", "write")
+    stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in names}
     console = Console(highlight=False, soft_wrap=True)
     console.print("slides     " + ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done"))
     console.print(f"nuclei     {nuclei:,} in {tissue:.2f} mm² of tissue ({nuclei / tissue if tissue else 0:,.0f} per mm²)")
     console.print(f"mean area  {area:.1f} µm²")
-    console.print("time       " + f"{summary.seconds:.1f} s in all; worker seconds: " + ", ".join(f"{s} {v:.1f}" for s, v in stages.items()))
+    spent = ", ".join(f"{s} {v:.1f}" for s, v in stages.items())
+    console.print(f"time       {summary.seconds:.1f} s in all; worker seconds: {spent}")
     console.print(f"run        {summary.out}")
     for error in summary.errors[:20]:
         where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")

@@ -44,7 +44,7 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="wsiseg")
 @click.option("-v", "--verbose", count=True, help="More messages (-vv for everything).")
 def main(verbose: int) -> None:
-    """Segment every nucleus in whole-slide images and grade the results.
+    r"""Segment every nucleus in whole-slide images and grade the results.
 
     \b
     First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER

@@ -36,10 +36,16 @@ _FIELDS = {
 def slide_options(function: F) -> F:
     """Add the options that say what a slide is."""
     for option in (
-        click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."),
+        click.option(
+            "--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."
+        ),
         click.option("--cohort", default="", help="Cohort (cancer type) of all slides; a manifest column wins."),
-        click.option("--tissue-mask", default="", metavar="PATH",
-                     help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson."),
+        click.option(
+            "--tissue-mask",
+            default="",
+            metavar="PATH",
+            help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson.",
+        ),
         click.option("--reader", type=click.Choice(["auto", "cucim", "openslide"]), default=None, help="What decodes pixels."),
     ):
         function = option(function)
@@ -49,18 +55,34 @@ def slide_options(function: F) -> F:
 def segment_options(function: F) -> F:
     """Add the options of the main job."""
     for option in (
-        click.option("--config", "config_file", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                     help="TOML file with any option of any stage; options on the command line win."),
+        click.option(
+            "--config",
+            "config_file",
+            type=click.Path(exists=True, dir_okay=False, path_type=Path),
+            help="TOML file with any option of any stage; options on the command line win.",
+        ),
         click.option("--tile", type=int, default=None, help="Side of a tile, pixels at the model's resolution.  [4000]"),
-        click.option("--stain", type=click.Choice(["auto", "none", "reinhard", "macenko"]), default=None,
-                     help="Stain normalization.  [auto: what the weights were trained for]"),
+        click.option(
+            "--stain",
+            type=click.Choice(["auto", "none", "reinhard", "macenko"]),
+            default=None,
+            help="Stain normalization.  [auto: what the weights were trained for]",
+        ),
         click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]"),
-        click.option("--precision", type=click.Choice(["auto", "fp32", "bf16"]), default=None,
-                     help="Arithmetic of the network.  [auto: what is fast here, recorded in run.json]"),
-        click.option("--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations."),
+        click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16"]),
+            default=None,
+            help="Arithmetic of the network.  [auto: what is fast here, recorded in run.json]",
+        ),
+        click.option(
+            "--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations."
+        ),
         click.option("--min-area-um2", type=click.FloatRange(0), default=None, help="Smallest nucleus kept."),
         click.option("--max-area-um2", type=click.FloatRange(0), default=None, help="Largest nucleus kept.  [1000]"),
-        click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default=None, help="Where the network runs.  [auto]"),
+        click.option(
+            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=None, help="Where the network runs.  [auto]"
+        ),
         click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]"),
     ):
         function = option(function)

@@ -50,15 +50,23 @@ def connect(config: RunConfig) -> Iterator[Client]:
         "distributed.comm.timeouts.connect": "60s",
         # one thread per process, before torch and numba start in it
         "distributed.nanny.pre-spawn-environ": {
-            "OMP_NUM_THREADS": 1, "MKL_NUM_THREADS": 1, "OPENBLAS_NUM_THREADS": 1, "NUMBA_NUM_THREADS": 1,
+            "OMP_NUM_THREADS": 1,
+            "MKL_NUM_THREADS": 1,
+            "OPENBLAS_NUM_THREADS": 1,
+            "NUMBA_NUM_THREADS": 1,
             "MALLOC_TRIM_THRESHOLD_": 2147483647,
         },
     }
     with (
         dask.config.set(settings),
         LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=True, dashboard_address=None, silence_logs=50,
-            host="127.0.0.1", memory_limit=0,
+            n_workers=n_workers,
+            threads_per_worker=1,
+            processes=True,
+            dashboard_address=None,
+            silence_logs=50,
+            host="127.0.0.1",
+            memory_limit=0,
         ) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):

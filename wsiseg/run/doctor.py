@@ -17,7 +17,7 @@ from wsiseg import __version__
 from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
 from wsiseg.predict import device_report, load_model
-from wsiseg.read import reader_report
+from wsiseg.read.report import reader_report
 from wsiseg.run.cluster import usable_cores
 from wsiseg.separate import resolve_params, separate
 from wsiseg.types import Box
@@ -30,7 +30,7 @@ _PACKAGES = ("numpy", "numba", "torch", "openslide-python", "cucim-cu13", "dask"
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report; ``fail`` makes the command exit nonzero, ``note`` says what is missing and what it would bring."""
+    """One line of the report; ``fail`` makes the command exit nonzero, ``note`` says what is missing and what it brings."""
 
     name: str
     status: Literal["ok", "note", "fail"]
@@ -39,17 +39,20 @@ class Check:
 
 def doctor() -> list[Check]:
     """Run all checks; never raises for a part that is missing."""
-    checks = [Check("wsiseg", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
+    checks: list[Check] = [Check("wsiseg", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
     checks.append(_packages())
     memory = psutil.virtual_memory()
-    checks.append(Check("machine", "ok", f"{usable_cores()} usable cores, {memory.available / 2**30:.1f} GiB memory free, "
-                        f"{shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here"))
-    for name, usable, detail in reader_report():
-        checks.append(Check(f"reader {name}", "ok" if usable else "note", detail))
-    for name, usable, detail in device_report():
-        checks.append(Check(name, "ok" if usable else "note", detail))
-    for weights in ("open", "research"):
-        checks.append(_weights(weights))
+    checks.append(
+        Check(
+            "machine",
+            "ok",
+            f"{usable_cores()} usable cores, {memory.available / 2**30:.1f} GiB memory free, "
+            f"{shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here",
+        )
+    )
+    checks += [Check(f"reader {name}", "ok" if usable else "note", detail) for name, usable, detail in reader_report()]
+    checks += [Check(name, "ok" if usable else "note", detail) for name, usable, detail in device_report()]
+    checks += [_weights(name) for name in ("open", "research")]
     checks.append(_self_test())
     return checks
 
@@ -69,7 +72,9 @@ def _weights(name: str) -> Check:
         model = load_model(PredictConfig(weights=name, precision="fp32"))
     except (WsisegError, BackendUnavailableError) as err:
         return Check(f"weights {name}", "fail", str(err))
-    return Check(f"weights {name}", "ok", f"{model.name}, licence {model.licence}, sha256 {model.sha256[:12]}, {model.mpp} um/px")
+    return Check(
+        f"weights {name}", "ok", f"{model.name}, licence {model.licence}, sha256 {model.sha256[:12]}, {model.mpp} um/px"
+    )
 
 
 def _self_test() -> Check:

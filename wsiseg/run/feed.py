@@ -1,7 +1,8 @@
 """Which task next: a plain state machine over slides and tiles that knows nothing of Dask.
 
-A slide is prepared (constants, list of tiles to do), its tiles run in any order, then it is finished. The feeder keeps a bounded
-number of tasks in the air, prepares the next slide before the current one runs dry, and gives a failed tile a few more tries.
+A slide is prepared (constants, list of tiles to do), its tiles run in any order, then it is finished. The feeder keeps a
+bounded number of tasks in the air, prepares the next slide before the current one runs dry, and gives a failed tile
+a few more tries.
 """
 
 from __future__ import annotations

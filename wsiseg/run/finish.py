@@ -62,8 +62,8 @@ def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
 def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerContext) -> dict[str, Any]:
     """Write the slide's table, statistics and JSON from its part files; return the statistics row.
 
-    Every tile must have a part file, be without tissue, or be named in ``failed``; otherwise ``FormatError`` is raised: nothing
-    may be lost silently.
+    Every tile must have a part file, be without tissue, or be named in ``failed``; otherwise ``FormatError`` is raised:
+    nothing may be lost silently.
     """
     start = time.perf_counter()
     job = load_job(context.folder, slide_id)
@@ -78,7 +78,9 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         elif tile.tile_id not in bad:
             header = _valid_header(context, tile)
             if header is None:
-                raise FormatError(f"Slide {slide_id}, tile {tile.tile_id}: its part file is missing. Run the same command again.")
+                raise FormatError(
+                    f"Slide {slide_id}, tile {tile.tile_id}: its part file is missing. Run the same command again."
+                )
             headers.append(header)
     stats = sum((h.stats for h in headers), TileStats())
     seconds: dict[str, float] = {}

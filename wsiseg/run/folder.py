@@ -78,7 +78,9 @@ class RunFolder:
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as err:
-            raise FormatError(f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder anew.") from err
+            raise FormatError(
+                f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder anew."
+            ) from err
         if not isinstance(record, dict) or "results" not in record:
             raise FormatError(f"{self.run_json} is not a wsiseg run record. Choose another --out.")
         return record

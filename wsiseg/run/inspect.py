@@ -55,8 +55,8 @@ class PlanRow:
 def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -> tuple[list[PlanRow], dict[str, float]]:
     """Return a cost estimate per slide and the probe it rests on.
 
-    The estimate is measured, not assumed: one real tile of 1000 working px from the middle of the first usable slide's tissue is
-    segmented here, and its seconds and nuclei per mm2 are carried over to the rest.
+    The estimate is measured, not assumed: one real tile of 1000 working px from the middle of the first usable slide's
+    tissue is segmented here, and its seconds and nuclei per mm2 are carried over to the rest.
     """
     n_workers = workers or config.schedule.workers or usable_cores()
     rows: list[PlanRow] = []

@@ -11,7 +11,7 @@ from typing import Any
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, OutputMismatchError, SlideOpenError
 from wsiseg.normalize import fit_stain
-from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, tile_grid, tissue_from_file
+from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_from_file
 from wsiseg.read.slide import Slide
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
@@ -19,9 +19,6 @@ from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import SlideMeta, Stain, Tile
 
 __all__ = ["SlideJob", "load_job", "open_job_slide", "prepare_slide", "tiles_of"]
-
-STAIN_THUMBNAIL_PX = 2048
-"""Longest side of the thumbnail on which a stain is fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +36,9 @@ class SlideJob:
         return self.meta.mpp / self.scale
 
 
-def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, stain_method: str) -> SlideJob:
+def prepare_slide(
+    slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, stain_method: str
+) -> SlideJob:
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
     Raises
@@ -65,7 +64,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
             return job
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
         tissue = tissue_from_file(slide_input.tissue_mask, meta) if slide_input.tissue_mask else fit_tissue(slide)
-        stain = _fit_stain(slide, tissue, stain_method)
+        stain = Stain() if stain_method == "none" else fit_stain(stain_method, *stain_sample(slide, tissue, scale))
         job = SlideJob(meta, scale, stain, tissue)
         _store_job(job, folder)
         return job
@@ -80,10 +79,12 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
         raw = json.loads(path.read_text(encoding="utf-8"))
         meta = SlideMeta(**{**raw["meta"], "level_downsamples": tuple(raw["meta"]["level_downsamples"])})
         stain = Stain(raw["stain"]["method"], tuple(raw["stain"]["params"]))
-        tissue = TissueMask.from_png(folder.tissue_png(slide_id).read_bytes(), meta)
+        tissue = TissueMask.load(folder.tissue_png(slide_id))
         return SlideJob(meta, float(raw["scale"]), stain, tissue)
     except (OSError, ValueError, KeyError, TypeError) as err:
-        raise FormatError(f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove its folder to redo it.") from err
+        raise FormatError(
+            f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove the folder {path.parent} to redo it."
+        ) from err
 
 
 def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
@@ -112,15 +113,7 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
 
 def tiles_of(job: SlideJob, config: RunConfig) -> list[Tile]:
     """Return the slide's tile grid, the empty ones included."""
-    tiles = tile_grid(job.meta, job.scale, config.read.tile_wpx, config.read.halo_wpx, job.tissue)
-    return [t for t in tiles]
-
-
-def _fit_stain(slide: Slide, tissue: TissueMask, method: str) -> Stain:
-    if method == "none":
-        return Stain()
-    thumbnail = slide.thumbnail(STAIN_THUMBNAIL_PX)
-    return fit_stain(method, thumbnail, tissue.resized(thumbnail.shape[0], thumbnail.shape[1]))
+    return tile_grid(job.meta, job.scale, config.read.tile_wpx, config.read.halo_wpx, job.tissue)
 
 
 def _store_job(job: SlideJob, folder: RunFolder) -> None:
@@ -138,6 +131,6 @@ def _same_slide(stored: SlideMeta, now: SlideMeta, folder: RunFolder) -> None:
     for field in ("size_bytes", "width_px", "height_px", "mpp"):
         if getattr(stored, field) != getattr(now, field):
             raise OutputMismatchError(
-                f"Slide {now.slide_id}: {Path(now.path).name} has {field} {getattr(now, field)!r}, but the tiles already done in "
+                f"Slide {now.slide_id}: {Path(now.path).name} has {field} {getattr(now, field)!r}, but the tiles done in "
                 f"{folder.parts(now.slide_id)} were made with {getattr(stored, field)!r}. Remove that folder to start it anew."
             )

@@ -19,7 +19,8 @@ from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
 __all__ = ["SLIDE_SUFFIXES", "SlideInput", "collect_slides", "slide_id_of"]
 
 SLIDE_SUFFIXES = frozenset(
-    ".svs .tif .tiff .ndpi .mrxs .scn .svslide .vms .vmu .bif .dcm .czi .png .jpg .jpeg".split()
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"}
+    | {".png", ".jpg", ".jpeg"}
 )
 """File endings taken from a folder (a file named outright may have any ending)."""
 

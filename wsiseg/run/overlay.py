@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from wsiseg.errors import FormatError, InputError
 from wsiseg.read import open_slide, read_working
 from wsiseg.run.folder import RunFolder
+from wsiseg.tables import read_nuclei
 from wsiseg.types import Box
 
 __all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "slide_record"]
@@ -54,32 +55,16 @@ def slide_record(folder: RunFolder, slide_id: str) -> dict[str, Any]:
 
 
 def load_region(table: Path, region: Box) -> list[Any]:
-    """Return the shapely polygons of a table whose bounding boxes meet ``region`` (level-0 px); only those row groups are read."""
-    import pyarrow.parquet as pq
+    """Return the shapely polygons of a table that meet ``region`` (level-0 px); only the row groups around it are read."""
     import shapely
 
-    where = [
-        (("bbox", "xmin"), "<", region.x1),
-        (("bbox", "xmax"), ">", region.x),
-        (("bbox", "ymin"), "<", region.y1),
-        (("bbox", "ymax"), ">", region.y),
-    ]
-    import pyarrow.compute as pc
-
-    expression: Any = None
-    for name, operator, value in where:
-        field = pc.field(*name)
-        term = field < value if operator == "<" else field > value
-        expression = term if expression is None else expression & term
-    found = pq.read_table(table, columns=["geometry"], filters=expression)
+    found = read_nuclei(table, region, ["geometry"])
     return list(shapely.from_wkb(found["geometry"].to_numpy(zero_copy_only=False)))
 
 
 def densest_region(table: Path, width_px: int, height_px: int) -> Box:
     """Return the level-0 box of the given size that holds the most nuclei, on a grid of half its size."""
-    import pyarrow.parquet as pq
-
-    columns = pq.read_table(table, columns=["cx", "cy"])
+    columns = read_nuclei(table, columns=["cx", "cy"])
     cx, cy = (np.asarray(columns[c], dtype=np.float64) for c in ("cx", "cy"))
     if cx.size == 0:
         return Box(0, 0, width_px, height_px)
@@ -143,7 +128,8 @@ def draw_outlines(rgb: NDArray[np.uint8], polygons: list[Any], region: Box, zoom
     canvas = Image.fromarray(rgb).resize((width * scale, height * scale), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)
     factor = zoom * scale
+    width_px = max(2, round(scale * min(1.0, zoom * 1.5)))
     for polygon in polygons:
         ring = (np.asarray(polygon.exterior.coords) - (region.x, region.y)) * factor
-        draw.line([(float(x), float(y)) for x, y in ring], fill=OUTLINE_RGB, width=max(2, round(2 * scale * min(1.0, zoom * 1.5) / 2)))
+        draw.line([(float(x), float(y)) for x, y in ring], fill=OUTLINE_RGB, width=width_px)
     return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))

@@ -240,7 +240,9 @@ class _Run:
     def _take_tile(self, task: Task, result: TileOutcome | None, reason: str, feeder: Feeder) -> None:
         tile, attempt = task.payload
         if result is None:  # the worker died on it more often than the scheduler allows, or was cancelled
-            result = TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, reason, self.config.schedule.retries + attempt + 1)
+            result = TileOutcome(
+                tile.slide_id, tile.tile_id, "failed", 0, {}, reason, self.config.schedule.retries + attempt + 1
+            )
         final = feeder.tile_done(tile, result)
         if not final:
             log.warning("slide %s, tile %d: trying again (%s)", tile.slide_id, tile.tile_id, result.error)

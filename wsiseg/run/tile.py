@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from wsiseg.log import log
 from wsiseg.normalize import normalize
 from wsiseg.predict import predict
-from wsiseg.read import read_working
+from wsiseg.read import read_working, tissue_window
 from wsiseg.run.context import WorkerContext
 from wsiseg.separate import separate
 from wsiseg.types import Tile, TileOutcome
@@ -41,7 +41,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     clock.lap("read")
     rgb = normalize(rgb, job.stain)
     clock.lap("normalize")
-    tissue = job.tissue.window(tile.read, job.scale)  # uint8 (H, W)
+    tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
     prob = predict(context.model, rgb, box, tile.read, wanted=tissue)
     clock.lap("predict")
     instances = separate(prob, context.separate_params(job.mpp_working))
@@ -59,7 +59,7 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
     """Segment one tile; whatever goes wrong becomes an outcome with its reason, never a stop of the run."""
     try:
         outcome = segment_tile(tile, context)
-    except Exception as err:
+    except Exception as err:  # noqa: BLE001 - the one place of the package: a tile never stops a run
         log.exception("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt)
         context.forget(tile.slide_id)  # a reader may be left in an error state: open it anew
         reason = " ".join(f"{type(err).__name__}: {err}".split())[:500]
