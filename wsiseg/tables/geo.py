@@ -104,7 +104,6 @@ def wkb_rings(wkb: pa.BinaryArray) -> tuple[npt.NDArray[np.float64], npt.NDArray
         A value is not a little-endian WKB polygon of exactly one ring.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     if isinstance(wkb, pa.ChunkedArray):
         pieces = [wkb_rings(chunk) for chunk in wkb.chunks]
@@ -115,20 +114,19 @@ def wkb_rings(wkb: pa.BinaryArray) -> tuple[npt.NDArray[np.float64], npt.NDArray
     n = len(wkb)
     if n == 0:
         return np.empty((0, 2)), np.zeros(1, np.int64)
-    sizes = pc.binary_length(wkb).to_numpy(zero_copy_only=False)
+    ends = np.frombuffer(wkb.buffers()[1], np.int32)[wkb.offset : wkb.offset + n + 1].astype(np.int64)
+    sizes = np.diff(ends)
     if wkb.null_count or sizes.min() < WKB_HEADER.itemsize:
         raise FormatError("Expected WKB polygons of one ring, got a missing or shorter value.")
-    heads = np.frombuffer(_joined(pc.binary_slice(wkb, 0, WKB_HEADER.itemsize)), WKB_HEADER)
+    data = np.frombuffer(wkb.buffers()[2], np.uint8)[ends[0] : ends[-1]]
+    head_bytes = (ends[:-1] - ends[0])[:, None] + np.arange(WKB_HEADER.itemsize)
+    heads = data[head_bytes].view(WKB_HEADER)[:, 0]
     n_points = heads["n_points"].astype(np.int64)
     good = (heads["little_endian"] == 1) & (heads["kind"] == WKB_POLYGON) & (heads["n_rings"] == 1)
     good &= sizes == WKB_HEADER.itemsize + 16 * n_points
     if not good.all():
         raise FormatError(f"Expected WKB polygons of one ring, got something else at row {int(np.argmin(good))}.")
-    xy = np.frombuffer(_joined(pc.binary_slice(wkb, WKB_HEADER.itemsize)), "<f8").reshape(-1, 2)
+    points = np.ones(len(data), np.bool_)
+    points[head_bytes] = False
+    xy = data[points].view("<f8").reshape(-1, 2)
     return xy, np.concatenate([[0], np.cumsum(n_points)]).astype(np.int64)
-
-
-def _joined(values: pa.BinaryArray) -> memoryview:
-    """Return the bytes of all values of a binary array, one after the other."""
-    offsets = np.frombuffer(values.buffers()[1], np.int32)[values.offset : values.offset + len(values) + 1]
-    return memoryview(values.buffers()[2])[int(offsets[0]) : int(offsets[-1])]

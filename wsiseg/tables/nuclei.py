@@ -43,9 +43,9 @@ def read_nuclei(path: str | Path, region: Box | None = None, columns: Sequence[s
         where = (pc.field("bbox", "xmin") <= region.x1) & (pc.field("bbox", "xmax") >= region.x)
         where &= (pc.field("bbox", "ymin") <= region.y1) & (pc.field("bbox", "ymax") >= region.y)
     try:
-        table = ds.dataset(str(path), format="parquet").to_table(columns=None if columns is None else list(columns), filter=where)
+        names = None if columns is None else list(columns)
+        return ds.dataset(str(path), format="parquet").to_table(columns=names, filter=where)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as err:
         raise FormatError(f"{path}: expected a nuclei table with the columns asked for: {err}") from err
-    return table

@@ -39,7 +39,7 @@ STEP_BY_COLUMN = {"cx": 1 / 16, "cy": 1 / 16, "perimeter_um": 1 / 32, "major_um"
 """What measured columns are rounded to (finer digits are noise that costs bytes); areas are not rounded."""
 
 GEOMETRY_ZSTD_LEVEL = 1
-"""WKB of pixel edges packs better at level 1 than at 3 to 15, whose short matches cost more than they save, and ten times faster."""
+"""WKB of pixel edges packs better, and ten times faster, at level 1 than at 3 to 15: short matches cost more than they save."""
 
 FORGOTTEN_FACTS = ("path", "mtime_ns", "reader", "reader_note")
 """Facts of where, when and by what a slide was read: they stand in the run's records and would make equal tables differ."""
@@ -119,7 +119,7 @@ def write_nuclei_table(
 
 
 def snap_step_px(scale: float) -> float:
-    """Return the lattice step of table coordinates in level-0 px: 1 at scale 1, else a power of two in (1/32, 1/16] working px."""
+    """Return the step of table coordinates in level-0 px: 1 at scale 1, else a power of two in (1/32, 1/16] working px."""
     return 1.0 if scale == 1.0 else 2.0 ** math.floor(-math.log2(scale * SNAP_PER_WPX))
 
 
@@ -192,8 +192,8 @@ def _order(nuclei: _Gathered, slide_id: str) -> npt.NDArray[np.int64]:
         pair = by_id[twin[0] : twin[0] + 2]
         tiles = nuclei.tile_id[pair].tolist()
         raise WsisegError(
-            f"Slide {slide_id}: nucleus_id {ids[pair[0]]} is in tiles {tiles[0]} and {tiles[1]} ({twin.size} such ids): expected "
-            "each marker in the core of exactly one tile. This is a defect of wsiseg: please report it."
+            f"Slide {slide_id}: nucleus_id {ids[pair[0]]} is in tiles {tiles[0]} and {tiles[1]} ({twin.size} such ids): "
+            "expected each marker in the core of exactly one tile. This is a defect of wsiseg: please report it."
         )
     cells = [np.clip(np.floor(nuclei.columns[c]), 0, 2**32 - 1).astype(np.uint32) for c in ("cx_wpx", "cy_wpx")]
     return np.lexsort((ids, hilbert_key(*cells)))

@@ -1,6 +1,6 @@
 """Part files: one finished tile each, compact Parquet in working px, checked as a whole when read.
 
-A part carries the seconds it took, so two runs' parts may differ in bytes; nothing of them but nuclei and counts reaches a table.
+A part carries the seconds it took, so the parts of two runs may differ in bytes; only its nuclei reach a table.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ["PartHeader", "load_part", "read_part", "read_part_header", "write_pa
 PART_VERSION = 1
 PART_KEY = "wsiseg_part"
 
-SEAL = b"crc32="
+SEAL = b"wsiseg-part-crc32="
 """Stands once in the file's tail, before eight hex digits: the CRC-32 of the file with those digits set to zero."""
 BLANK = b"00000000"
 

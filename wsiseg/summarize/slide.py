@@ -1,0 +1,134 @@
+"""One slide -> one row of ``wsiseg.schema.SLIDES``. What does not exist (the mean of nothing) is None, never a number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.schema import SLIDES
+from wsiseg.tables import read_nuclei
+from wsiseg.types import SlideMeta, TileStats
+
+__all__ = ["failed_row", "summarize_slide"]
+
+SUMMARIZED_COLUMNS = ("area_um2", "center_prob", "material_prob")
+"""What is read of a slide's table: about 6 bytes a nucleus."""
+
+AREA_QUANTILES = {"area_p05_um2": 0.05, "area_p25_um2": 0.25, "area_p50_um2": 0.5, "area_p75_um2": 0.75, "area_p95_um2": 0.95}
+
+STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
+
+Array = npt.NDArray[Any]
+
+
+def summarize_slide(
+    table: str | Path | Mapping[str, Array],
+    stats: TileStats,
+    meta: SlideMeta,
+    scale: float,
+    *,
+    tiles: tuple[int, int, int],
+    seconds: Mapping[str, float],
+    stain: str,
+    table_name: str,
+) -> dict[str, Any]:
+    """Return a slide's statistics row.
+
+    Parameters
+    ----------
+    table
+        The slide's polygon table, or its columns ``area_um2``, ``center_prob`` and ``material_prob`` as arrays (N,).
+    stats
+        Sum over the slide's tiles.
+    meta, scale
+        The slide, and working px per level-0 px.
+    tiles
+        How many tiles are done, empty and failed.
+    seconds
+        Wall seconds by stage, summed over tiles; stages not named took 0.
+    stain
+        Stain normalization and its fitted numbers, as text.
+    table_name
+        The table's path relative to the run folder.
+
+    Returns
+    -------
+    dict
+        Exactly the columns of ``wsiseg.schema.SLIDES``, JSON-ready: plain numbers, None where a value does not exist (mean of
+        no nuclei, density of no tissue). ``status`` is ``done``; ``empty`` without nuclei; ``partial`` where some tiles failed;
+        ``failed`` where all that had tissue did. Standard deviation is the population's; quantiles interpolate linearly.
+
+    Raises
+    ------
+    FormatError
+        The table cannot be read.
+    """
+    columns = _columns(table)
+    area = columns["area_um2"].astype(np.float64)
+    n_done, n_empty, n_failed = tiles
+    um = meta.mpp / scale
+    tissue_mm2 = stats.tissue_px * um**2 * 1e-6
+    status = "partial" if n_failed and n_done else "failed" if n_failed else "done" if len(area) else "empty"
+    row = _blank_row() | {
+        "slide_id": meta.slide_id,
+        "cohort": meta.cohort,
+        "status": status,
+        "path": meta.path,
+        "n_nuclei": len(area),
+        "nuclei_per_mm2": len(area) / tissue_mm2 if tissue_mm2 else None,
+        "tissue_mm2": tissue_mm2,
+        "material_frac": stats.material_px / stats.tissue_px if stats.tissue_px else None,
+        "tiles_done": n_done,
+        "tiles_empty": n_empty,
+        "tiles_failed": n_failed,
+        "width_px": meta.width_px,
+        "height_px": meta.height_px,
+        "mpp": meta.mpp,
+        "mpp_source": meta.mpp_source,
+        "scale": scale,
+        "bounds_x": meta.bounds_x,
+        "bounds_y": meta.bounds_y,
+        "vendor": meta.vendor,
+        "reader": meta.reader,
+        "reader_note": meta.reader_note,
+        "stain": stain,
+        "table": table_name,
+        "error": f"{n_failed} of {n_done + n_failed} tiles with tissue failed: see errors.parquet" if n_failed else "",
+    }
+    row |= {f"seconds_{stage}": float(seconds.get(stage, 0.0)) for stage in STAGES}
+    return row | _moments(area, columns["center_prob"], columns["material_prob"])
+
+
+def failed_row(slide_id: str, path: str, cohort: str, error: str) -> dict[str, Any]:
+    """Return the statistics row of a slide that could not be used at all; ``error`` says why, in one line."""
+    return _blank_row() | {
+        "slide_id": slide_id, "path": path, "cohort": cohort, "status": "failed", "n_nuclei": 0, "error": error,
+    }  # fmt: skip
+
+
+def _blank_row() -> dict[str, Any]:
+    return {c.name: "" if c.arrow == "string" else None for c in SLIDES}
+
+
+def _columns(table: str | Path | Mapping[str, Array]) -> dict[str, Array]:
+    if isinstance(table, Mapping):
+        return {name: np.asarray(table[name]) for name in SUMMARIZED_COLUMNS}
+    read = read_nuclei(table, columns=SUMMARIZED_COLUMNS)
+    return {name: read[name].to_numpy() for name in SUMMARIZED_COLUMNS}
+
+
+def _moments(area: npt.NDArray[np.float64], center_prob: Array, material_prob: Array) -> dict[str, float]:
+    if not len(area):
+        return {}
+    quantiles = np.quantile(area, list(AREA_QUANTILES.values())).tolist()
+    return {
+        "area_mean_um2": float(area.mean()),
+        "area_std_um2": float(area.std()),
+        **dict(zip(AREA_QUANTILES, quantiles, strict=True)),
+        "center_prob_mean": float(center_prob.mean(dtype=np.float64)) / 255,
+        "material_prob_mean": float(material_prob.mean(dtype=np.float64)) / 255,
+    }
