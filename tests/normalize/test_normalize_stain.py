@@ -117,3 +117,10 @@ def test_wrong_requests():
         fit_stain("vahadane", np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool))
     with pytest.raises(ConfigError, match=r"\(3, 2\)"):
         fit_stain("macenko", np.zeros((2, 2, 3), np.uint8), np.ones((3, 2), bool))
+
+
+def test_macenko_is_the_same_with_and_without_numba(monkeypatch):
+    pytest.importorskip("numba")
+    fast = normalize(COLORS, MACENKO)
+    monkeypatch.setitem(sys.modules, "wsiseg.normalize._cpu_stain", None)
+    np.testing.assert_array_equal(normalize(COLORS, MACENKO), fast)

@@ -10,8 +10,9 @@ import tifffile
 from PIL import Image
 
 from wsiseg.errors import InputError, MissingMppError, SlideOpenError, TileReadError
-from wsiseg.read import ArraySlide, fingerprint, open_slide, slide_id_of
+from wsiseg.read import ArraySlide, fingerprint, open_slide, read_working, slide_id_of
 from wsiseg.read import image as image_module
+from wsiseg.types import Box
 
 ROOT = Path(__file__).parents[2]
 CMU = ROOT / "tests/data/CMU-1-Small-Region.svs"
@@ -265,3 +266,29 @@ def test_jpeg_2000_without_mpp():
     assert slide.meta.slide_id == "TCGA-CR-7395-01A-01-TS1.small"
     assert slide.meta.reader == "openslide"
     np.testing.assert_array_equal(slide.read_level(0, 1000, 1000, 300, 200), by_openslide(path, 0, 1000, 1000, 300, 200))
+
+
+@pytest.mark.parametrize("reader", ["auto", "openslide"])
+def test_odd_pyramids_read_alike(tmp_path, reader):
+    # 901 px halved is 450.5: the level has no whole-number downsample, so working px come from level 0.
+    path = tmp_path / "odd.tif"
+    pixels = np.random.default_rng(5).integers(0, 255, (701, 901, 3), np.uint8)
+    with tifffile.TiffWriter(path) as out:
+        keep = {"tile": (128, 128), "photometric": "rgb", "metadata": None}
+        out.write(pixels, resolution=(40000, 40000), resolutionunit=3, **keep)
+        out.write(np.ascontiguousarray(pixels[:700:2, :900:2]), subfiletype=1, **keep)
+    slide, arbiter = open_slide(path, reader=reader), open_slide(path, reader="openslide")
+    assert slide.level_sizes_px == ((901, 701), (450, 350))
+    for window in [(0, 0, 450, 350), (101, 57, 200, 180), (-9, 300, 300, 90)]:
+        np.testing.assert_array_equal(slide.read_level(1, *window), arbiter.read_level(1, *window))
+    expected = read_working(ArraySlide(pixels, mpp=0.25), Box(10, 20, 200, 150), 0.4)
+    np.testing.assert_array_equal(read_working(slide, Box(10, 20, 200, 150), 0.4), expected)
+
+
+@pytest.mark.parametrize("kind", ["cucim or openslide", "array"])
+def test_what_is_read_belongs_to_the_caller(kind):
+    slide = open_slide(CMU) if kind != "array" else ArraySlide(by_openslide(CMU, 0, 0, 0, 300, 200), mpp=0.5)
+    before = slide.read_level(0, 0, 0, 300, 200)
+    copy = before.copy()
+    before[:] = 7
+    np.testing.assert_array_equal(slide.read_level(0, 0, 0, 300, 200), copy)

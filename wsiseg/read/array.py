@@ -75,7 +75,7 @@ class ArraySlide:
         pixels = self._levels[level]
         try:
             return read_on_white(
-                lambda x0, y0, w0, h0: np.ascontiguousarray(pixels[y0 : y0 + h0, x0 : x0 + w0]),
+                lambda x0, y0, w0, h0: np.array(pixels[y0 : y0 + h0, x0 : x0 + w0]),
                 x, y, w, h, *self.level_sizes_px[level],
             )
         except (OSError, RuntimeError, ValueError) as err:
