@@ -1,0 +1,260 @@
+"""Polygons as other tools write them -> closed, counter-clockwise rings with measured columns and flags."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError
+from wsiseg.export.repair import invalid_rings
+
+__all__ = ["Flag", "Incoming", "Provenance", "Reader", "Source", "checked", "from_rings", "measures", "safe_name"]
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+MAX_COORDINATE_PX = 2.0**31
+MAX_RING_POINTS = 1_000_000
+
+
+class Flag(enum.IntFlag):
+    """Bits of the column ``import_flags``: what was noticed about a polygon. None of them changes it."""
+
+    INVALID = 1
+    """The ring crosses or touches itself, or has no area."""
+    GIANT = 2
+    """Larger than any nucleus (over 1000 um^2): the known background polygons of the QuIP release among others."""
+    EDGE_TILE_SUSPECT = 4
+    """From a tile that is not square, of a time or state in which the QuIP pipeline mis-scaled such tiles."""
+    EDGE_TILE_PROVEN = 8
+    """As above, and it reaches out of its tile: the coordinates cannot be right."""
+    HOLES_FILLED = 16
+    """The source polygon had holes; a nucleus here is its outer ring."""
+    SPLIT = 32
+    """One part of a MultiPolygon, or the largest piece of a label in several pieces."""
+
+
+GIANT_UM2 = 1000.0
+"""The default upper limit of segmentation (``separate.max_area_um2``)."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Incoming:
+    """Some nuclei of a file: rings in level-0 px of the whole slide, and what the file says of them (None: nothing).
+
+    Attributes
+    ----------
+    xy, ring_offsets
+        float64 (V, 2), int64 (N + 1,): closed, counter-clockwise rings.
+    flags
+        uint8 (N,) of ``Flag``.
+    nucleus_id
+        int64 (N,), where the file carries wsiseg's own.
+    center_prob
+        float64 (N,) 0 to 1, nan where unknown: the detector's score.
+    class_name
+        N names, "" where unknown.
+    columns
+        Measured columns of ``wsiseg.schema.NUCLEI`` that the reader knows better than the polygon tells.
+    """
+
+    xy: Float
+    ring_offsets: Int
+    flags: npt.NDArray[np.uint8]
+    nucleus_id: Int | None = None
+    center_prob: Float | None = None
+    class_name: list[str] | None = None
+    columns: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Return the number of nuclei."""
+        return len(self.ring_offsets) - 1
+
+
+@dataclass(slots=True)
+class Provenance:
+    """What a reader learnt about its file besides the nuclei: written into the table's metadata."""
+
+    format: str
+    files: list[str] = field(default_factory=list)
+    sha256: str = ""
+    mpp: float | None = None
+    width_px: int | None = None
+    height_px: int | None = None
+    slide_name: str = ""
+    missing: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    skipped: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, reason: str, n: int = 1) -> None:
+        """Count objects that are no nuclei."""
+        if n:
+            self.skipped[reason] = self.skipped.get(reason, 0) + n
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the user says of the file: ``dx, dy`` is added to its coordinates, after dividing them by ``scale``."""
+
+    path: Path
+    mpp: float | None = None
+    width_px: int | None = None
+    height_px: int | None = None
+    scale: float = 1.0
+    dx: float = 0.0
+    dy: float = 0.0
+    fix_edge_tiles: bool = False
+
+
+class Reader(Protocol):
+    """How every reader of a format is called."""
+
+    def __call__(self, source: Source, provenance: Provenance) -> Iterator[Incoming]:
+        """Yield the nuclei of the file, filling ``provenance`` on the way."""
+
+
+def safe_name(name: str, where: str) -> str:
+    """Return a name read from a file if it can be a file name here.
+
+    Raises
+    ------
+    FormatError
+        It is empty, leads to another folder, or holds control characters.
+    """
+    bad = not name or name in (".", "..") or len(name) > 200 or any(c in "/\\" or ord(c) < 32 for c in name)
+    if bad:
+        raise FormatError(f"{where}: expected a plain name, got {name[:80]!r}.")
+    return name
+
+
+def from_rings(rings: Iterable[Any], source: Source, wheres: Iterable[str], **known: Any) -> Incoming:
+    """Return rings given as sequences of (x, y) as ``Incoming``; each where names its ring in an error.
+
+    Raises
+    ------
+    FormatError
+        A ring is no list of finite pairs, is too long, or reaches absurdly far.
+    """
+    arrays = []
+    for ring, where in zip(rings, wheres, strict=True):
+        try:
+            array = np.asarray(ring, np.float64)
+        except (ValueError, TypeError) as err:
+            raise FormatError(f"{where}: expected a ring of (x, y) numbers ({err}).") from err
+        if array.ndim != 2 or array.shape[1] not in (2, 3) or not 3 <= len(array) <= MAX_RING_POINTS:
+            raise FormatError(f"{where}: expected a ring of 3 to {MAX_RING_POINTS} points (x, y), got shape {array.shape}.")
+        if not np.isfinite(array).all() or np.abs(array).max() >= MAX_COORDINATE_PX:
+            raise FormatError(f"{where}: expected finite coordinates below 2^31, got {float(array[~(np.abs(array) < MAX_COORDINATE_PX)][0])}.")
+        arrays.append(array[:, :2])
+    offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
+    xy = np.concatenate(arrays) if arrays else np.empty((0, 2))
+    xy = xy / source.scale + (source.dx, source.dy)
+    return Incoming(*closed(xy, offsets), np.zeros(len(arrays), np.uint8), **known)
+
+
+def closed(xy: Float, ring_offsets: Int) -> tuple[Float, Int]:
+    """Return rings closed (first vertex repeated) and with a positive shoelace sum, which GeoParquet calls counter-clockwise."""
+    n = len(ring_offsets) - 1
+    if n == 0:
+        return xy, ring_offsets
+    lengths = np.diff(ring_offsets)
+    first, last = ring_offsets[:-1], ring_offsets[1:] - 1
+    is_open = (xy[first] != xy[last]).any(axis=1)
+    if is_open.any():
+        offsets = np.concatenate([[0], np.cumsum(lengths + is_open)]).astype(np.int64)
+        out = np.empty((offsets[-1], 2))
+        inside = np.ones(len(out), np.bool_)
+        inside[offsets[1:][is_open] - 1] = False
+        out[inside] = xy
+        out[offsets[1:][is_open] - 1] = xy[first[is_open]]
+        xy, ring_offsets = out, offsets
+    area, _, _ = _moments(xy, ring_offsets)
+    if (area < 0).any():
+        at = np.arange(len(xy))
+        owner = np.repeat(np.arange(n), np.diff(ring_offsets))
+        mirrored = ring_offsets[:-1][owner] + ring_offsets[1:][owner] - 1 - at
+        xy = xy[np.where(area[owner] < 0, mirrored, at)]
+    return xy, ring_offsets
+
+
+def checked(nuclei: Incoming, mpp: float, where: str, *, strict: bool = False) -> tuple[Incoming, dict[str, npt.NDArray[Any]]]:
+    """Return the nuclei with the flags ``INVALID`` and ``GIANT`` set, and their measured columns.
+
+    Parameters
+    ----------
+    strict
+        Refuse invalid rings instead of flagging them.
+
+    Raises
+    ------
+    FormatError
+        ``strict`` and a ring is invalid.
+    """
+    bad = invalid_rings(nuclei.xy, nuclei.ring_offsets)
+    if strict and bad.any():
+        k = int(np.argmax(bad))
+        at = nuclei.xy[nuclei.ring_offsets[k]].tolist()
+        raise FormatError(f"{where}: expected rings that do not cross or touch themselves; the one that begins at {at} does.")
+    columns = {**measures(nuclei.xy, nuclei.ring_offsets, mpp), **nuclei.columns}
+    flags = nuclei.flags | np.where(bad, Flag.INVALID, 0) | np.where(columns["area_um2"] > GIANT_UM2, Flag.GIANT, 0)
+    return replace(nuclei, flags=flags.astype(np.uint8)), columns
+
+
+def measures(xy: Float, ring_offsets: Int, mpp: float) -> dict[str, npt.NDArray[Any]]:
+    """Return the measured columns of ``wsiseg.schema.NUCLEI`` of closed rings, exactly, by Green's theorem.
+
+    Axes are those of the ellipse with the same second moments as the polygon; the perimeter is the length of the ring.
+    A ring without area has its mean vertex as centroid and axes of 0.
+    """
+    area, first, second = _moments(xy, ring_offsets)
+    n = len(area)
+    origin = xy[ring_offsets[:-1]] if n else np.empty((0, 2))
+    flat = area <= 1e-9
+    safe = np.where(flat, 1.0, area)
+    mean = first / safe[:, None]
+    xx, yy, xy2 = (second[:, k] / safe - mean[:, a] * mean[:, b] for k, (a, b) in enumerate(((0, 0), (1, 1), (0, 1))))
+    half, spread = (xx + yy) / 2, np.sqrt(((xx - yy) / 2) ** 2 + xy2**2)
+    centroid = origin + np.where(flat[:, None], 0.0, mean)
+    step = np.diff(xy, axis=0, append=xy[-1:]) if n else np.empty((0, 2))
+    length = np.hypot(step[:, 0], step[:, 1])
+    length[ring_offsets[1:] - 1] = 0.0  # from the last vertex of one ring to the next ring
+    perimeter = np.add.reduceat(length, ring_offsets[:-1]) if n else np.empty(0)
+    axes = [np.where(flat, 0.0, 4 * np.sqrt(np.maximum(v, 0))) * mpp for v in (half + spread, half - spread)]
+    return {
+        "cx": centroid[:, 0],
+        "cy": centroid[:, 1],
+        "area_px": area,
+        "area_um2": area * mpp**2,
+        "perimeter_um": perimeter * mpp,
+        "major_um": axes[0],
+        "minor_um": axes[1],
+        "orientation_rad": np.where(flat, 0.0, 0.5 * np.arctan2(2 * xy2, xx - yy)),
+    }
+
+
+def _moments(xy: Float, ring_offsets: Int) -> tuple[Float, Float, Float]:
+    """Return area (N,), integrals of x, y (N, 2) and of xx, yy, xy (N, 3) relative to each ring's first vertex."""
+    n = len(ring_offsets) - 1
+    if n == 0:
+        return np.empty(0), np.empty((0, 2)), np.empty((0, 3))
+    start = ring_offsets[:-1]
+    x, y = (xy - np.repeat(xy[start], np.diff(ring_offsets), axis=0)).T
+    x1, y1 = np.roll(x, -1), np.roll(y, -1)
+    cross = x * y1 - x1 * y
+    cross[ring_offsets[1:] - 1] = 0.0
+    terms = (
+        cross / 2,
+        cross * (x + x1) / 6,
+        cross * (y + y1) / 6,
+        cross * (x * x + x * x1 + x1 * x1) / 12,
+        cross * (y * y + y * y1 + y1 * y1) / 12,
+        cross * (x * y1 + 2 * x * y + 2 * x1 * y1 + x1 * y) / 24,
+    )
+    sums = [np.add.reduceat(t, start) for t in terms]
+    return sums[0], np.stack(sums[1:3], axis=1), np.stack(sums[3:], axis=1)

@@ -1,0 +1,160 @@
+"""A polygon table -> QuPath GeoJSON: detections, fast, in bounded memory.
+
+The rules are those of QuPath's reader (qupath-core ``GsonTools``, ``QuPathTypeAdapters``): ``objectType`` inside ``properties``;
+a classification with name **and** color; ``id`` a UUID; numbers that are not finite as strings; closed rings; coordinates in
+level-0 px relative to OpenSlide's bounds origin, with two decimals.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from wsiseg.export.repair import repaired
+from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
+from wsiseg.export.text import concat, decimal_text, join_rings, number_text, nucleus_uuids, text_bytes
+from wsiseg.tables import atomic_path
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["MEASUREMENTS", "write_geojson"]
+
+MEASUREMENTS: dict[str, str] = {
+    "area_um2": "Area µm^2",
+    "perimeter_um": "Perimeter µm",
+    "major_um": "Major axis µm",
+    "minor_um": "Minor axis µm",
+    "orientation_rad": "Orientation rad",
+    "center_prob": "Center probability",
+    "material_prob": "Material probability",
+}
+"""Columns that become QuPath measurements, and under which names; the two probabilities are written as 0 to 1."""
+
+DECIMALS = 2
+SAFE_STEP_PX = 2 * 10.0**-DECIMALS
+"""Rounding moves a coordinate by half of 0.01 px at most and never swaps two that differ by this: lattice rings stay valid."""
+
+NUCLEUS_RGB = (0, 200, 83)
+CLASS_RGB = ((0, 200, 83), (255, 64, 64), (64, 96, 255), (255, 176, 0), (176, 64, 224), (0, 192, 208), (150, 110, 60), (240, 90, 170))
+
+GZIP_LEVEL = 4
+
+
+def write_geojson(
+    source: NucleiFile,
+    out: Path,
+    selection: Selection | None = None,
+    *,
+    origin: Literal["bounds", "slide"] = "bounds",
+    geometry: Literal["polygon", "centroid"] = "polygon",
+    measurements: Sequence[str] = tuple(MEASUREMENTS),
+) -> Exported:
+    """Write nuclei as QuPath detections.
+
+    Parameters
+    ----------
+    out
+        ``.geojson`` or ``.json``, or either with ``.gz``.
+    origin
+        ``bounds``: coordinates relative to the scanned area, as QuPath has them; ``slide``: the full level-0 frame.
+    geometry
+        ``centroid`` writes points: a tenth of the size, for a look at millions.
+    measurements
+        Keys of ``MEASUREMENTS``; fewer make smaller files.
+
+    Returns
+    -------
+    Exported
+        Polygons whose ring touched itself after rounding were repaired; they keep their id.
+    """
+    selection = selection or Selection()
+    names = [m for m in measurements if m in MEASUREMENTS and m in source.columns]
+    shift = (-source.bounds_x, -source.bounds_y) if origin == "bounds" else (0, 0)
+    check = bool(source.imported) or source.step_px < SAFE_STEP_PX
+    done = fixed = dropped = 0
+    classes: dict[str, str] = {}
+    with atomic_path(out) as partial, ExitStack() as stack:
+        stream: IO[bytes] = stack.enter_context(partial.open("wb"))
+        if out.suffix.lower() == ".gz":
+            # neither name nor time in the gzip header: the same nuclei give the same bytes
+            stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))  # type: ignore[assignment]
+        stream.write(b'{"type":"FeatureCollection","features":[')
+        for raw in iter_chunks(source, selection, [*names, "class_name"]):
+            chunk = shifted(raw, *shift)
+            if check and geometry == "polygon":
+                before = len(chunk)
+                chunk, n_fixed = repaired(chunk, DECIMALS)
+                fixed, dropped = fixed + n_fixed, dropped + before - len(chunk)
+            if len(chunk) == 0:
+                continue
+            text = text_bytes(_features(chunk, source, names, shift, geometry, classes))
+            stream.write(text if done else text[1:])  # every feature begins with a comma, but the first must not
+            done += len(chunk)
+        stream.write(b"\n]}\n")
+    return Exported(out, done, fixed, dropped)
+
+
+def _features(
+    chunk: Chunk, source: NucleiFile, names: Sequence[str], shift: tuple[int, int], geometry: str, classes: dict[str, str]
+) -> pa.StringArray:
+    ids = chunk.column("nucleus_id")
+    kind, coordinates = ("Polygon", _ring_text(chunk)) if geometry == "polygon" else ("Point", _point_text(chunk, shift))
+    values: list[Any] = []
+    for k, name in enumerate(names):
+        values += [("," if k else "") + json.dumps(MEASUREMENTS[name], ensure_ascii=False) + ":", _measurement(chunk, name)]
+    return concat(
+        ',\n{"type":"Feature","id":"',
+        nucleus_uuids(source.slide_id, ids),
+        f'","geometry":{{"type":"{kind}","coordinates":',
+        coordinates,
+        '},"properties":{"objectType":"detection","classification":',
+        _class_text(chunk, classes),
+        ',"measurements":{',
+        *values,
+        '},"metadata":{"nucleus_id":"',
+        number_text(chunk.table["nucleus_id"]),
+        '"},"isLocked":false}}',
+    )
+
+
+def _ring_text(chunk: Chunk) -> pa.StringArray:
+    x, y = (decimal_text(chunk.xy[:, axis], DECIMALS, trim=True) for axis in (0, 1))
+    return concat("[[[", join_rings(x, y, chunk.ring_offsets, ",", "],["), "]]]")
+
+
+def _point_text(chunk: Chunk, shift: tuple[int, int]) -> pa.StringArray:
+    x, y = (decimal_text(chunk.column(c).astype(np.float64) + d, DECIMALS, trim=True) for c, d in zip(("cx", "cy"), shift, strict=True))
+    return concat("[", x, ",", y, "]")
+
+
+def _measurement(chunk: Chunk, name: str) -> pa.StringArray:
+    import pyarrow as pa
+
+    if name in ("center_prob", "material_prob"):
+        levels = pa.array([f"{k / 255:.3f}".rstrip("0").rstrip(".") for k in range(256)])
+        return levels.take(chunk.table[name].combine_chunks().cast(pa.int32())).fill_null('"NaN"')
+    return number_text(chunk.table[name])
+
+
+def _class_text(chunk: Chunk, classes: dict[str, str]) -> Any:
+    """Return the classification as JSON, each class with its own color in order of appearance."""
+    import pyarrow as pa
+
+    if "class_name" not in chunk.table.column_names:
+        return _classification("Nucleus", NUCLEUS_RGB)
+    column = chunk.table["class_name"].combine_chunks().fill_null("").dictionary_encode()
+    for name in column.dictionary.to_pylist():
+        if name not in classes:
+            classes[name] = _classification(name or "Nucleus", CLASS_RGB[len(classes) % len(CLASS_RGB)])
+    return pa.array([classes[name] for name in column.dictionary.to_pylist()], pa.string()).take(column.indices)
+
+
+def _classification(name: str, rgb: tuple[int, int, int]) -> str:
+    return json.dumps({"name": name, "color": list(rgb)}, separators=(",", ":"), ensure_ascii=False)
