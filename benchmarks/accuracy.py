@@ -42,7 +42,10 @@ Method = Callable[[np.ndarray, float], np.ndarray]
 
 
 def classical(rgb: np.ndarray, mpp: float) -> np.ndarray:
-    """Hematoxylin by color deconvolution (Ruifrok and Johnston 2001), Otsu, watershed of the distance map."""
+    """Hematoxylin by color deconvolution (Ruifrok and Johnston 2001), Otsu, watershed of the distance map.
+
+    Smoothing and peak distance are the best of 36 combinations by mean PQ over training images of the four sets.
+    """
     from scipy import ndimage as ndi
     from skimage.color import rgb2hed
     from skimage.feature import peak_local_max
@@ -51,12 +54,12 @@ def classical(rgb: np.ndarray, mpp: float) -> np.ndarray:
     from skimage.segmentation import watershed
 
     px = 0.25 / mpp
-    hematoxylin = gaussian(rgb2hed(rgb)[:, :, 0], 2 * px)
+    hematoxylin = gaussian(rgb2hed(rgb)[:, :, 0], px)
     mask = ndi.binary_fill_holes(hematoxylin > threshold_otsu(hematoxylin))
     mask = remove_small_objects(ndi.binary_opening(mask, iterations=2), max_size=int(80 * px * px))
     distance = gaussian(ndi.distance_transform_edt(mask), 1.5 * px)
     markers = np.zeros(mask.shape, np.int32)
-    peaks = peak_local_max(distance, min_distance=max(1, round(7 * px)), labels=ndi.label(mask)[0], exclude_border=False)
+    peaks = peak_local_max(distance, min_distance=max(1, round(9 * px)), labels=ndi.label(mask)[0], exclude_border=False)
     markers[tuple(peaks.T)] = np.arange(1, len(peaks) + 1)
     return watershed(-distance, markers, mask=mask).astype(np.int32)
 
@@ -77,7 +80,7 @@ def make_instanseg(weights: str) -> Method:
     return run
 
 
-def make_ours(weights: str, precision: str, tta: int) -> tuple[Method, dict[str, object]]:
+def make_ours(weights: str, precision: str, tta: int, border: str) -> tuple[Method, dict[str, object]]:
     """Production's stages in production's order: predict, separate, vectorize; the polygons are what is scored."""
     import torch
 
@@ -98,9 +101,9 @@ def make_ours(weights: str, precision: str, tta: int) -> tuple[Method, dict[str,
             rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
         box = Box(0, 0, rgb.shape[1], rgb.shape[0])
         read = model.input_box(box)
-        # a picture has no slide around it: mirror it (production reads the true surroundings)
         margins = ((-read.y, read.y1 - box.h), (-read.x, read.x1 - box.w), (0, 0))
-        prob = predict(model, np.pad(rgb, margins, mode="symmetric"), read, box)
+        around = {"mode": "symmetric"} if border == "mirror" else {"mode": "constant", "constant_values": 255}
+        prob = predict(model, np.pad(rgb, margins, **around), read, box)
         params = resolve_params(SeparateConfig(), model.separate_defaults, mpp / scale)
         labels = rasterize(vectorize(separate(prob, params), prob, box, box), box)
         if scale != 1.0:
@@ -108,7 +111,7 @@ def make_ours(weights: str, precision: str, tta: int) -> tuple[Method, dict[str,
         return labels
 
     facts = {"weights": model.name, "sha256": model.sha256, "precision": model.precision, "licence": model.licence}
-    return run, facts
+    return run, {**facts, "border": border}
 
 
 def choose(root: Path, datasets: list[str], split: str, limit: int) -> dict[str, list[Sample]]:
@@ -214,6 +217,7 @@ def main() -> int:
     parser.add_argument("--weights", default="default")
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--tta", type=int, default=1)
+    parser.add_argument("--border", choices=["white", "mirror"], default="white", help="around a picture (white: as a slide)")
     parser.add_argument("--instanseg-weights", default=os.environ.get("INSTANSEG_WEIGHTS", ""))
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pictures", type=Path)
@@ -252,7 +256,7 @@ def make_methods(args: argparse.Namespace) -> tuple[dict[str, Method], dict[str,
     facts: dict[str, object] = {}
     for name in args.methods:
         if name == "ours":
-            methods[name], facts["ours"] = make_ours(args.weights, args.precision, args.tta)
+            methods[name], facts["ours"] = make_ours(args.weights, args.precision, args.tta, args.border)
         elif name == "classical":
             methods[name] = classical
         else:

@@ -155,6 +155,35 @@ def test_parquet_and_geojson_hold_the_same_nuclei(tmp_path):
     assert (tight == labels[: tight.shape[0], : tight.shape[1]]).all()
 
 
+def test_our_own_polygons_come_back_as_the_nuclei_that_were_traced(tmp_path):
+    """The whole way: label map -> traced rings -> WKB -> Parquet -> label map."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    from wsiseg.tables import wkb_polygons
+    from wsiseg.types import Box, Instances
+    from wsiseg.vectorize import vectorize
+
+    ndimage = pytest.importorskip("scipy.ndimage")
+    labels = blobs(8, side=120, n=40)
+    for k in range(1, labels.max() + 1):  # polygons have no holes: neither has the truth
+        labels[ndimage.binary_fill_holes(labels == k)] = k
+    labels = blobs_in_raster_order(labels)
+    first = np.unique(labels, return_index=True)[1][1:]
+    anchors = np.c_[first % 120, first // 120].astype(np.int32)
+    box = Box(0, 0, 120, 120)
+    batch = vectorize(Instances(labels, anchors), np.zeros((2, 120, 120), np.uint8), box, box)
+    geometry = wkb_polygons(batch.xy.astype(np.float64), batch.ring_offsets)
+    pq.write_table(pa.table({"geometry": geometry}), tmp_path / "slide.parquet")
+    got = load_instances(tmp_path / "slide.parquet", (120, 120))
+    assert len(batch) == labels.max() > 20
+    assert (got == labels).all()
+
+
+def blobs_in_raster_order(labels):
+    from skimage.measure import label
+
+    return label(labels, connectivity=1).astype(np.int32)
+
+
 def test_a_nucleus_in_the_filled_hole_of_another_keeps_its_pixels(tmp_path):
     outer, inner = shapely.box(0, 0, 10, 10), shapely.box(3, 3, 6, 6)
     for name, order in (("a", [outer, inner]), ("b", [inner, outer])):

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from wsiseg.evaluate.agreement import (
 from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem, load_instances
 from wsiseg.evaluate.metrics import Scores, instance_scores, mean_scores, pooled_scores
 from wsiseg.labels import LABEL_SUFFIXES, read_labels
+from wsiseg.tables import atomic_write_bytes
 
 __all__ = ["Evaluation", "compare_runs", "evaluate_paths", "evaluation_table", "write_evaluation"]
 
@@ -174,15 +174,7 @@ def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
         content = sink.getvalue().to_pybytes()
     else:
         raise FormatError(f"{path}: scores are written as .csv, .parquet or .json, not {suffix!r}.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic_write_bytes(path, content)
     return path
 
 

@@ -8,7 +8,6 @@ their own pixels: mixed magnification is a fact of the image (``mpp_per_image``)
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError
 from wsiseg.labels import compact_labels, read_labels, write_labels
+from wsiseg.tables import atomic_path, atomic_write_bytes
 
 __all__ = ["STATS_COLUMNS", "AnnotatedImage", "Conversion", "dataset_stats", "read_rgb", "write_dataset"]
 
@@ -125,7 +125,7 @@ def write_dataset(
     if not per_image:
         raise FormatError(f"{format_name}: no annotated image found; nothing was written to {out}.")
     info = _info(per_image, notes, {"name": out.name, "format": format_name, **(facts or {})})
-    _write_text(out / "INFO.json", json.dumps(info, indent=1, ensure_ascii=False) + "\n")
+    atomic_write_bytes(out / "INFO.json", (json.dumps(info, indent=1, ensure_ascii=False) + "\n").encode())
     empty = tuple(k for k, v in per_image.items() if v["nuclei"] == 0)
     return Conversion(format_name, str(out), len(per_image), info["n_nuclei"], empty, tuple(notes))
 
@@ -203,18 +203,5 @@ def _info(per_image: dict[str, dict[str, Any]], notes: list[str], facts: dict[st
 def _write_png(path: Path, rgb: npt.NDArray[np.uint8]) -> None:
     from PIL import Image
 
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.png")
-    try:
-        Image.fromarray(rgb).save(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_path(path) as partial:
+        Image.fromarray(rgb).save(partial, format="PNG")
