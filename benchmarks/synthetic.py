@@ -1,8 +1,8 @@
 """Synthetic tissue with known truth: probability maps as a network gives them, touching nuclei, and each pixel's true nucleus.
 
-Nuclei are wobbly ellipses of 350 to 700 px (22 to 44 um^2 at 0.25 um/px); half of them are put beside another so that they touch.
-The material map is a noisy logistic of the distance to the outline, dimmed where two outlines meet; the center map is a blob per
-nucleus. NumPy and SciPy only, so that it runs where the GPU is.
+Nuclei are wobbly ellipses of 350 to 700 px (22 to 44 um^2 at 0.25 um/px); half of them are put beside another so that they
+touch. The material map is a noisy logistic of the distance to the outline, dimmed where two outlines meet; the center map is a
+blob per nucleus. NumPy and SciPy only, so that it runs where the GPU is.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["SyntheticTile", "synthetic_tile"]
 
 
 class SyntheticTile(NamedTuple):
-    """``prob`` uint8 (2, H, W) center and material; ``truth`` int32 (H, W), 0 background; ``centers`` float64 (N, 2) as (x, y)."""
+    """``prob`` uint8 (2, H, W) center and material, ``truth`` int32 (H, W), ``centers`` float64 (N, 2) as (x, y)."""
 
     prob: npt.NDArray[np.uint8]
     truth: npt.NDArray[np.int32]
@@ -58,7 +58,11 @@ def synthetic_tile(n: int = 9000, size: int = 4000, seed: int = 0, touching_frac
 
 
 def _distances(
-    rng: np.random.Generator, centers: npt.NDArray[np.float64], major: npt.NDArray[np.float64], minor: npt.NDArray[np.float64], size: int
+    rng: np.random.Generator,
+    centers: npt.NDArray[np.float64],
+    major: npt.NDArray[np.float64],
+    minor: npt.NDArray[np.float64],
+    size: int,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], npt.NDArray[np.int32]]:
     """Return the least and second-least relative distance to an outline's center (1: on the outline), and the owner."""
     n = len(centers)
@@ -75,7 +79,9 @@ def _distances(
         cos, sin = np.float32(np.cos(tilt[i])), np.float32(np.sin(tilt[i]))
         u, v = (dx * cos + dy * sin) / np.float32(major[i]), (dy * cos - dx * sin) / np.float32(minor[i])
         r = np.hypot(u, v)
-        r = np.where(r > 1.8, np.float32(9), r / (1 + np.float32(wobble[i]) * np.cos(3 * np.arctan2(v, u) + np.float32(phase[i]))))
+        r = np.where(
+            r > 1.8, np.float32(9), r / (1 + np.float32(wobble[i]) * np.cos(3 * np.arctan2(v, u) + np.float32(phase[i])))
+        )
         old = nearest[ys, xs]
         closer = r < old
         second[ys, xs] = np.where(closer, old, np.minimum(second[ys, xs], r))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from scipy import ndimage as ndi
 
@@ -12,7 +14,7 @@ def filled(region: np.ndarray) -> np.ndarray:
 
 
 def ring_of(region: np.ndarray) -> list[tuple[int, int]]:
-    """Closed ring (x, y) of a 4-connected region: chain the directed edges of the filled region, then merge collinear points."""
+    """Closed ring (x, y) of a 4-connected region: chain the filled region's directed edges, merge collinear points."""
     inside = {(int(y), int(x)) for y, x in np.argwhere(filled(region))}
     following: dict[tuple[int, int], tuple[int, int]] = {}
     for y, x in inside:
@@ -31,7 +33,8 @@ def ring_of(region: np.ndarray) -> list[tuple[int, int]]:
         chain.append(following[chain[-1]])
     assert chain[-1] == chain[0], "one ring uses every edge"
     assert len(set(chain[:-1])) == len(following)
-    corners = [p for before, p, after in zip(chain[-2:-1] + chain, chain[:-1], chain[1:], strict=False) if turns(before, p, after)]
+    befores = [chain[-2], *chain]
+    corners = [p for before, p, after in zip(befores, chain[:-1], chain[1:], strict=False) if turns(before, p, after)]
     return [*corners, corners[0]]
 
 
@@ -44,6 +47,6 @@ def sums_of(region: np.ndarray, material: np.ndarray) -> tuple[int, ...]:
     y0, x0 = np.argwhere(region)[0]
     j, i = (np.argwhere(filled(region)) - (y0, x0)).T
     ring = ring_of(region)
-    edges = sum(abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in zip(ring[:-1], ring[1:], strict=True))
+    edges = sum(abs(a[0] - b[0]) + abs(a[1] - b[1]) for a, b in pairwise(ring))
     moments = [len(i), i.sum(), j.sum(), (i * i).sum(), (i * j).sum(), (j * j).sum()]
     return tuple(int(v) for v in (*moments, edges, len(ring) - 1, region.sum(), material[region].sum()))

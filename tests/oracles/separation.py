@@ -50,7 +50,8 @@ def merge(c, found, params, reach):
             n = max(abs(dy), abs(dx))
             if n == 0 or n > reach or (-c[q], *q) > (-c[p], *p):
                 continue
-            line = [(p[0] + math.floor((2 * k * dy + n) / (2 * n)), p[1] + math.floor((2 * k * dx + n) / (2 * n))) for k in range(n + 1)]
+            ks = range(n + 1)
+            line = [(p[0] + math.floor((2 * k * dy + n) / (2 * n)), p[1] + math.floor((2 * k * dx + n) / (2 * n))) for k in ks]
             if min(c[s] for s in line) > c[p] - params.merge_depth:
                 break
         else:
@@ -136,7 +137,9 @@ def descend(states, mask, markers):
         trail = []
         while p not in number:
             trail.append(p)
-            p = min((q for q in neighbours(*p, mask) if q in states), key=states.__getitem__)  # min keeps the first among equals
+            p = min(
+                (q for q in neighbours(*p, mask) if q in states), key=states.__getitem__
+            )  # min keeps the first among equals
         for q in (*trail, p):
             number.setdefault(q, number[p])
             labels[q] = number[q]

@@ -58,7 +58,9 @@ def test_size_limits_count_holes(name: str, limits: tuple[int, int]) -> None:
     merge_depth=st.sampled_from([0, 1, 3000, 65280]),
     min_area=st.sampled_from([1, 5, 40]),
 )
-def test_random_maps(prob: np.ndarray, compactness_q256: int, radius: int, threshold: int, recall: bool, merge_depth: int, min_area: int) -> None:
+def test_random_maps(
+    prob: np.ndarray, compactness_q256: int, radius: int, threshold: int, recall: bool, merge_depth: int, min_area: int
+) -> None:
     p = params(
         compactness_q256=compactness_q256,
         marker_radius_px=radius,

@@ -1,4 +1,4 @@
-"""One compiler setting for every CPU kernel: numba, no interpreter lock, no fast math, machine code kept on disk where it can be."""
+"""One compiler setting for all CPU kernels: numba, no interpreter lock, no fast math, machine code kept on disk if possible."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 def jit(function: F) -> F:
     """Compile ``function`` on first use. A read-only installation without a writable cache folder compiles once per process."""
     try:
-        return numba.njit(cache=True, nogil=True)(function)
+        compiled: F = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder that it may write to
-        return numba.njit(nogil=True)(function)
+        compiled = numba.njit(nogil=True)(function)
+    return compiled

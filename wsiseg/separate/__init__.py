@@ -1,8 +1,8 @@
 """uint8 probability maps (2, H, W) -> ``Instances``: labels int32 (H, W) and one marker pixel each.
 
 The whole room is integer arithmetic with one right answer, written here so that a kernel on any device can be built from the
-text alone. Arrays are (H, W) with pixel (y, x); *raster order* is by y, then x; neighbours are 4-connected; ``C``, ``M`` are the
-raw center and material maps, 0..255.
+text alone. Arrays are (H, W) with pixel (y, x); *raster order* is by y, then x; neighbours are 4-connected; ``C``, ``M`` are
+the raw center and material maps, 0..255.
 
 1. **Smooth.** ``c = K5 * C`` with K5 the outer product of (1 4 6 4 1) (0..65280), ``m = K3 * M`` with K3 the outer product of
    (1 2 1) (0..4080). Nothing is divided or rounded. Pixels outside the window repeat the nearest border pixel.
@@ -19,19 +19,19 @@ raw center and material maps, 0..255.
 7. **Landscape.** f(p) = 4080 - m(p) + T[min(D, 1024)] with D the squared distance to the nearest marker of the window and
    T[D] = floor((isqrt(cc^2 D) + 8) / 16), cc = compactness * 256: 16 (255 - material) + 16 compactness distance, the distance
    being cut at 32 px. f <= 12272 < 2^14.
-8. **Flood.** state(p) = v << 18 | d over mask pixels: v the least, over all paths in the mask from a marker, of the highest f on
-   the path; d the steps since that level was reached. A marker's state is f << 18. Extension of state s to a pixel of height f:
-   f > s >> 18 ? f << 18 : s + 1, and nothing beyond d = 2^18 - 1. The states are the least fixed point; extension is
+8. **Flood.** state(p) = v << 18 | d over mask pixels: v the least, over all paths in the mask from a marker, of the highest f
+   on the path; d the steps since that level was reached. A marker's state is f << 18. Extension of state s to a pixel of
+   height f: f > s >> 18 ? f << 18 : s + 1, and nothing beyond d = 2^18 - 1. The states are the least fixed point; extension is
    monotone, so any order of relaxation reaches it.
 9. **Label.** A marker has its own label; any other reached pixel that of its neighbour with the least state; ties: up, left,
    right, down. (In a component with a single marker every pixel has that marker's label, which is the same thing: d overflows
    only in regions that step 10 removes.)
-10. **Size.** Labels whose hole-filled area is < min_area or > max_area become background; max_area < 2^18. A hole is a 4-connected
-    region of pixels without the label that cannot reach the outside of the window. The others are numbered 1..N in raster order
-    of markers.
+10. **Size.** Labels whose hole-filled area is < min_area or > max_area become background; max_area < 2^18. A hole is a
+    4-connected region of pixels without the label that cannot reach the outside of the window. The others are numbered 1..N in
+    raster order of markers.
 
-Flooding as lower completion in one integer key: Roerdink and Meijster, Fundamenta Informaticae 41 (2000); the parallel
-fixed point: Kauffmann and Piche, ICPR 2008.
+Flooding with lower completion: Roerdink and Meijster, The watershed transform, Fundamenta Informaticae 41 (2000); as a parallel
+fixed point: Kauffmann and Piche, A cellular automaton for ultra-fast watershed transform on GPU, ICPR 2008.
 """
 
 from __future__ import annotations

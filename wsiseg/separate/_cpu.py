@@ -17,13 +17,11 @@ from wsiseg.separate.params import MERGE_REACH_PX, SeparateParams, distance_tabl
 
 __all__ = ["find_markers", "separate"]
 
+Int = Any  # a machine integer: numba finds its width
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
-
-CHUNK = 64
-"""Pixels that are tested together before any of them is looked at: most of a tile is background."""
 
 
 @jit
@@ -60,12 +58,17 @@ def smooth_material(src: U8, out: U16) -> None:
 
 
 @jit
-def any_reaches(row: U16, x0: int, x1: int, threshold: int) -> bool:
-    """Return whether any of ``row[x0:x1]`` is at least ``threshold``."""
-    top = np.uint16(0)
-    for x in range(x0, x1):
-        top = max(top, row[x])
-    return top >= threshold
+def flagged(flags: U8, out: I64) -> Int:
+    """Write the indices of nonzero ``flags`` (8 k of them) to ``out``, return how many: zeros are passed eight at a time."""
+    words = flags.view(np.uint64)
+    n = 0
+    for w in range(words.size):
+        if words[w] != 0:
+            for x in range(8 * w, 8 * w + 8):
+                if flags[x]:
+                    out[n] = x
+                    n += 1
+    return n
 
 
 @jit
@@ -77,34 +80,31 @@ def grown(array: Any) -> Any:
 
 
 @jit
-def mask_runs(m16: U16, threshold: int) -> tuple[I64, I32, I32, I32]:
+def mask_runs(m16: U16, threshold: Int) -> tuple[I64, I32, I32, I32]:
     """Mask -> runs: ``row_start`` (H + 1,), and per run its row ``ry`` and its columns ``rx0 <= x < rx1``."""
     H, W = m16.shape
     row_start = np.zeros(H + 1, np.int64)
     rx0 = np.empty(1 << 16, np.int32)
     rx1 = np.empty(1 << 16, np.int32)
+    flags = np.zeros((W + 7) // 8 * 8, np.uint8)
+    ends = np.empty(W + 1, np.int64)
+    level = np.uint16(threshold)
     n = 0
     for y in range(H):
         row = m16[y]
-        if n + W // 2 + 1 > rx0.size:
-            while n + W // 2 + 1 > rx0.size:
-                rx0 = grown(rx0)
-                rx1 = grown(rx1)
-        inside = False
-        for c0 in range(0, W, CHUNK):
-            c1 = min(c0 + CHUNK, W)
-            if not inside and not any_reaches(row, c0, c1, threshold):
-                continue
-            for x in range(c0, c1):
-                if (row[x] >= threshold) != inside:
-                    if inside:
-                        rx1[n] = x
-                        n += 1
-                    else:
-                        rx0[n] = x
-                    inside = not inside
-        if inside:
-            rx1[n] = W
+        flags[0] = row[0] >= level
+        for x in range(1, W):
+            flags[x] = (row[x] >= level) != (row[x - 1] >= level)
+        m = flagged(flags, ends)
+        if m % 2:
+            ends[m] = W
+            m += 1
+        while n + m // 2 > rx0.size:
+            rx0 = grown(rx0)
+            rx1 = grown(rx1)
+        for k in range(0, m, 2):
+            rx0[n] = ends[k]
+            rx1[n] = ends[k + 1]
             n += 1
         row_start[y + 1] = n
     ry = np.empty(n, np.int32)
@@ -114,7 +114,7 @@ def mask_runs(m16: U16, threshold: int) -> tuple[I64, I32, I32, I32]:
 
 
 @jit
-def find_root(parent: I32, i: int) -> int:
+def find_root(parent: I32, i: Int) -> Int:
     """Return the least run of ``i``'s tree, halving the path on the way."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
@@ -149,7 +149,7 @@ def join_runs(row_start: I64, rx0: I32, rx1: I32) -> I32:
 
 
 @jit
-def is_peak(c16: U16, y: int, x: int, radius: int) -> bool:
+def is_peak(c16: U16, y: Int, x: Int, radius: Int) -> bool:
     """Return whether (y, x) is the first greatest pixel of its square."""
     H, W = c16.shape
     v = c16[y, x]
@@ -163,50 +163,52 @@ def is_peak(c16: U16, y: int, x: int, radius: int) -> bool:
 
 
 @jit
-def find_peaks(c16: U16, m16: U16, center_threshold: int, material_threshold: int, radius: int) -> I64:
+def find_peaks(c16: U16, m16: U16, center_threshold: Int, material_threshold: Int, radius: Int) -> I64:
     """Return the raster indices of all peaks (step 3), ascending."""
     H, W = c16.shape
     out = np.empty(1 << 14, np.int64)
+    flags = np.zeros((W + 7) // 8 * 8, np.uint8)
+    at = np.empty(W, np.int64)
+    nothing = np.zeros(W, np.uint16)
+    level = np.uint16(center_threshold)
     n = 0
     for y in range(H):
         row = c16[y]
-        above = c16[max(y - 1, 0)]
-        below = c16[min(y + 1, H - 1)]
-        for c0 in range(0, W, CHUNK):
-            c1 = min(c0 + CHUNK, W)
-            if not any_reaches(row, c0, c1, center_threshold):
-                continue
-            for x in range(c0, c1):
-                v = row[x]
-                # the four neighbours turn away nearly all before the square is searched
-                if v < center_threshold or (x > 0 and row[x - 1] >= v) or (x + 1 < W and row[x + 1] > v):
-                    continue
-                if (y > 0 and above[x] >= v) or below[x] > v or m16[y, x] < material_threshold:
-                    continue
-                if is_peak(c16, y, x, radius):
-                    if n == out.size:
-                        out = grown(out)
-                    out[n] = y * W + x
-                    n += 1
+        above = c16[y - 1] if y > 0 else nothing
+        below = c16[y + 1] if y + 1 < H else nothing
+        # the four neighbours turn away nearly all before any square is searched
+        for x in range(W):
+            flags[x] = (row[x] >= level) & (above[x] < row[x]) & (below[x] <= row[x])
+        for x in range(1, W):
+            flags[x] &= row[x - 1] < row[x]
+        for x in range(W - 1):
+            flags[x] &= row[x + 1] <= row[x]
+        for k in range(flagged(flags, at)):
+            x = at[k]
+            if m16[y, x] >= material_threshold and is_peak(c16, y, x, radius):
+                if n == out.size:
+                    out = grown(out)
+                out[n] = y * W + x
+                n += 1
     return out[:n].copy()
 
 
 @jit
-def saddle_is_shallow(c16: U16, p: int, q: int, depth: int) -> bool:
+def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int) -> bool:
     """Return whether the least smoothed center value on the line from ``p`` to ``q`` is > c(p) - depth."""
     W = c16.shape[1]
     py, px = p // W, p % W
     dy, dx = q // W - py, q % W - px
     n = max(abs(dy), abs(dx))
     floor_value = int(c16[py, px]) - depth
-    for k in range(1, n + 1):
+    for k in range(1, n + 1):  # noqa: SIM110 (compiled)
         if c16[py + (2 * k * dy + n) // (2 * n), px + (2 * k * dx + n) // (2 * n)] <= floor_value:
             return False
     return True
 
 
 @jit
-def merge_peaks(c16: U16, peaks: I64, depth: int, reach: int) -> I64:
+def merge_peaks(c16: U16, peaks: I64, depth: Int, reach: Int) -> I64:
     """Return the peaks that no greater neighbour takes over (step 4)."""
     W = c16.shape[1]
     value = c16.ravel()
@@ -229,7 +231,7 @@ def merge_peaks(c16: U16, peaks: I64, depth: int, reach: int) -> I64:
 
 
 @jit
-def run_of(row_start: I64, rx0: I32, y: int, x: int) -> int:
+def run_of(row_start: I64, rx0: I32, y: Int, x: Int) -> Int:
     """Return the run that holds mask pixel (y, x)."""
     low, high = row_start[y], row_start[y + 1] - 1
     while low < high:
@@ -242,7 +244,7 @@ def run_of(row_start: I64, rx0: I32, y: int, x: int) -> int:
 
 
 @jit
-def recall_seeds(m16: U16, ry: I32, rx0: I32, rx1: I32, root: I32, has_peak: npt.NDArray[np.bool_], min_area: int) -> I64:
+def recall_seeds(m16: U16, ry: I32, rx0: I32, rx1: I32, root: I32, has_peak: npt.NDArray[np.bool_], min_area: Int) -> I64:
     """Return the raster index of one seed for every component without a peak (step 5), by component."""
     W = m16.shape[1]
     area = np.zeros(root.size, np.int64)
@@ -271,7 +273,7 @@ def recall_seeds(m16: U16, ry: I32, rx0: I32, rx1: I32, root: I32, has_peak: npt
 
 
 @jit
-def runs_of(markers: I64, W: int, row_start: I64, rx0: I32) -> I64:
+def runs_of(markers: I64, W: Int, row_start: I64, rx0: I32) -> I64:
     """Return the run of each marker."""
     out = np.empty(markers.size, np.int64)
     for k in range(markers.size):
@@ -280,7 +282,7 @@ def runs_of(markers: I64, W: int, row_start: I64, rx0: I32) -> I64:
 
 
 def prepare(center: U8, material: U8, params: SeparateParams) -> tuple[U16, I64, flood.Runs]:
-    """Steps 1 to 6: smoothed material, markers (raster indices, ascending) and the mask's runs with their components."""
+    """Run steps 1 to 6: smoothed material, markers (raster indices, ascending) and the mask's runs with their components."""
     c16 = np.empty(center.shape, np.uint16)
     m16 = np.empty(center.shape, np.uint16)
     smooth_center(center, c16)
@@ -299,19 +301,19 @@ def prepare(center: U8, material: U8, params: SeparateParams) -> tuple[U16, I64,
     return m16, markers, flood.Runs(ry, rx0, rx1, root, component)
 
 
-def as_anchors(markers: I64, width: int) -> I32:
+def as_anchors(markers: I64, width: Int) -> I32:
     """Raster indices -> (x, y)."""
     return np.stack([markers % width, markers // width], axis=1).astype(np.int32)
 
 
 def find_markers(center: U8, material: U8, params: SeparateParams) -> I32:
-    """Maps -> marker pixels (x, y) before any size limit."""
+    """Return marker pixels (x, y) before any size limit."""
     _, markers, _ = prepare(np.ascontiguousarray(center), np.ascontiguousarray(material), params)
     return as_anchors(markers, center.shape[1])
 
 
 def separate(center: U8, material: U8, params: SeparateParams) -> tuple[I32, I32]:
-    """Maps -> labels int32 (H, W) and anchors int32 (N, 2)."""
+    """Return labels int32 (H, W) and anchors int32 (N, 2)."""
     m16, markers, runs = prepare(np.ascontiguousarray(center), np.ascontiguousarray(material), params)
     labels = np.zeros(center.shape, np.int32)
     flood.paint_single(labels, runs)

@@ -1,16 +1,16 @@
 """CPU kernels, second half: labels from markers (steps 7 to 10).
 
-Components are flooded one by one in a small padded frame of their own, so that the work stays in cache and needs no border tests.
-A frame is cleared run by run after use: time and memory follow the mask's area, not the components' bounding boxes.
+Components are flooded one by one in a small padded frame of their own, so that the work stays in cache and needs no border
+tests. A frame is cleared run by run after use: time and memory follow the mask's area, not the components' bounding boxes.
 
-Sequential form of the fixed point: pixels leave the queue in ascending state, and since extension is monotone and never lowers a
-state, the first value a pixel gets is its least. So each pixel is written once, and when it leaves the queue the neighbour with
-the least state already has its label.
+Sequential form of the fixed point: pixels leave the queue in ascending state, and since extension is monotone and never lowers
+a state, the first value a pixel gets is its least. So each pixel is written once, and when it leaves the queue the neighbour
+with the least state already has its label.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from wsiseg.separate.params import DISTANCE_REACH_PX, MATERIAL_MAX
 
 __all__ = ["Runs", "flood_shared", "limit_sizes", "paint_single"]
 
+Int = Any  # a machine integer: numba finds its width
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
@@ -47,7 +48,7 @@ class Runs(NamedTuple):
 
 
 @jit
-def owners(component: I32, n_runs: int) -> I32:
+def owners(component: I32, n_runs: Int) -> I32:
     """Return for each root the label of its only marker, 0 without one, -1 with several."""
     out = np.zeros(n_runs, np.int32)
     for k in range(component.size):
@@ -73,7 +74,7 @@ def paint_single(labels: I32, runs: Runs) -> None:
 
 
 @jit
-def group(keys: I32, slot: I32, n_slots: int) -> tuple[I64, I64]:
+def group(keys: I32, slot: I32, n_slots: Int) -> tuple[I64, I64]:
     """Return the indices of ``keys`` whose slot is >= 0, slot by slot in order, and where each slot starts."""
     start = np.zeros(n_slots + 1, np.int64)
     for i in range(keys.size):
@@ -93,27 +94,31 @@ def group(keys: I32, slot: I32, n_slots: int) -> tuple[I64, I64]:
 
 
 @jit
-def nearest_marker(markers: I64, near: U16) -> None:
-    """``near`` = squared distance to the nearest marker, cut at DISTANCE_REACH_PX ** 2."""
-    H, W = near.shape
+def distance_term(markers: I64, table: U16, out: U16) -> None:
+    """``out`` = ``table`` at the squared distance to the nearest marker.
+
+    The table never falls, so the least entry over all markers near by is the nearest one's: a stamp per marker, no distances
+    kept.
+    """
+    H, W = out.shape
     R = DISTANCE_REACH_PX
-    near[:] = R * R
-    square = np.empty(2 * R, np.uint16)
-    for k in range(2 * R):
-        square[k] = (k - R) * (k - R)
+    out[:] = table[R * R]
+    stamp = np.empty((2 * R, 2 * R), np.uint16)  # from -R to R - 1: at +R only the cut value is left
+    for dy in range(2 * R):
+        for dx in range(2 * R):
+            stamp[dy, dx] = table[min(R * R, (dy - R) * (dy - R) + (dx - R) * (dx - R))]
     for i in range(markers.size):
         my, mx = markers[i] // W, markers[i] % W
-        x0, x1 = max(0, mx - R), min(W, mx + R)  # the column mx + R would only get the cut value
-        across = square[x0 - mx + R : x1 - mx + R]
-        for y in range(max(0, my - R + 1), min(H, my + R)):
-            row = near[y, x0:x1]
-            dy2 = np.uint16((y - my) * (y - my))
+        x0, x1 = max(0, mx - R), min(W, mx + R)
+        for y in range(max(0, my - R), min(H, my + R)):
+            row = out[y, x0:x1]
+            line = stamp[y - my + R, x0 - mx + R : x1 - mx + R]
             for x in range(row.size):
-                row[x] = min(row[x], np.uint16(across[x] + dy2))
+                row[x] = min(row[x], line[x])
 
 
 @jit
-def flood_frame(state: U32, label: I32, following: I32, head: I32, order: I32, pitch: int, n_seeds: int, level: int) -> None:
+def flood_frame(state: U32, label: I32, following: I32, head: I32, order: I32, pitch: Int, n_seeds: Int, level: Int) -> None:
     """Flood one component in its frame: buckets by level, and within a level breadth first.
 
     ``head[level]`` starts the linked list of pixels that enter at that level with 0 steps; the seeds are already in.
@@ -181,34 +186,37 @@ def frame_sizes(members: I64, start: I64, ry: I32, rx0: I32, rx1: I32) -> tuple[
 
 
 @jit
-def fill_frame(state: U32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32, m16: U16, near: U16, table: U16) -> None:
+def fill_frame(state: U32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32, m16: U16, far: U16) -> None:
     """Write the landscape of a component's runs into its frame."""
     for r in runs:
         y, x0 = ry[r], rx0[r]
         o = (y - frame[0]) * frame[3] + x0 - frame[1]
         here = state[o : o + rx1[r] - x0]
         m = m16[y, x0 : rx1[r]]
-        d2 = near[y, x0 : rx1[r]]
+        d = far[y, x0 : rx1[r]]
         for k in range(here.size):
-            here[k] = np.uint32(UNREACHED + MATERIAL_MAX - m[k] + table[d2[k]])
+            here[k] = np.uint32(UNREACHED + MATERIAL_MAX + d[k] - m[k])
 
 
 @jit
 def empty_frame(labels: I32, state: U32, label: I32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32) -> None:
     """Copy a component's labels to the window and leave its frame clean."""
     for r in runs:
-        y, x0, x1 = ry[r], rx0[r], rx1[r]
+        y, x0 = ry[r], rx0[r]
         o = (y - frame[0]) * frame[3] + x0 - frame[1]
-        row = labels[y]
-        for k in range(x1 - x0):
-            row[x0 + k] = label[o + k]
-            label[o + k] = 0
-            state[o + k] = OUTSIDE
+        row = labels[y, x0 : rx1[r]]
+        here, height = label[o : o + row.size], state[o : o + row.size]
+        for k in range(row.size):
+            row[k] = here[k]
+        for k in range(row.size):
+            here[k] = 0
+        for k in range(row.size):
+            height[k] = OUTSIDE
 
 
 @jit
 def flood_all(
-    labels: I32, m16: U16, near: U16, table: U16, markers: I64, ry: I32, rx0: I32, rx1: I32, root: I32, component: I32, owner: I32
+    labels: I32, m16: U16, far: U16, markers: I64, ry: I32, rx0: I32, rx1: I32, root: I32, component: I32, owner: I32
 ) -> None:
     """Flood every component that holds several markers."""
     W = labels.shape[1]
@@ -231,9 +239,9 @@ def flood_all(
     head = np.full(LEVELS, -1, np.int32)
     for s in range(n_slots):
         runs = members[start[s] : start[s + 1]]
-        fill_frame(state, frame[s], runs, ry, rx0, rx1, m16, near, table)
+        fill_frame(state, frame[s], runs, ry, rx0, rx1, m16, far)
         pitch = frame[s, 3]
-        lowest = LEVELS
+        lowest: Int = LEVELS
         for k in seeds[seed_start[s] : seed_start[s + 1]]:
             o = (markers[k] // W - frame[s, 0]) * pitch + markers[k] % W - frame[s, 1]
             f = np.int64(state[o]) - UNREACHED
@@ -251,16 +259,14 @@ def flood_shared(labels: I32, m16: U16, markers: I64, runs: Runs, table: U16) ->
     owner = owners(runs.component, runs.root.size)
     if not (owner < 0).any():
         return
-    near = np.empty(labels.shape, np.uint16)
+    far = np.zeros(labels.shape, np.uint16)
     if table[-1]:
-        nearest_marker(markers, near)
-    else:
-        near[:] = 0
-    flood_all(labels, m16, near, table, markers, runs.ry, runs.rx0, runs.rx1, runs.root, runs.component, owner)
+        distance_term(markers, table, far)
+    flood_all(labels, m16, far, markers, runs.ry, runs.rx0, runs.rx1, runs.root, runs.component, owner)
 
 
 @jit
-def extents(labels: I32, n: int, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I32]:
+def extents(labels: I32, n: Int, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I32]:
     """Return area (n + 1,) and bounding box (y0, x0, y1, x1), half-open, (n + 1, 4) of every label."""
     area = np.zeros(n + 1, np.int64)
     box = np.zeros((n + 1, 4), np.int32)
@@ -283,7 +289,7 @@ def extents(labels: I32, n: int, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I32]
 
 
 @jit
-def filled_area(labels: I32, k: int, y0: int, x0: int) -> int:
+def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
     """Return the area inside the outer crack ring of label ``k`` whose first pixel in raster order is (y0, x0)."""
     H, W = labels.shape
     y, x, heading, total = y0, x0, 0, 0  # east, south, west, north; the label lies on the right
@@ -309,7 +315,7 @@ def filled_area(labels: I32, k: int, y0: int, x0: int) -> int:
 
 
 @jit
-def within_limits(labels: I32, area: I64, box: I32, least: int, most: int) -> npt.NDArray[np.bool_]:
+def within_limits(labels: I32, area: I64, box: I32, least: Int, most: Int) -> npt.NDArray[np.bool_]:
     """Return for labels 1..n whether their hole-filled area lies within the limits (step 10).
 
     The ring is walked only where neither the label's own area nor its bounding box decides.
@@ -340,7 +346,7 @@ def renumber(labels: I32, to: I32, ry: I32, rx0: I32, rx1: I32) -> None:
             row[x] = to[row[x]]
 
 
-def limit_sizes(labels: I32, n: int, runs: Runs, min_area: int, max_area: int) -> npt.NDArray[np.bool_]:
+def limit_sizes(labels: I32, n: Int, runs: Runs, min_area: Int, max_area: Int) -> npt.NDArray[np.bool_]:
     """Drop labels outside the size limits, number the others 1..N in place, return which of the n labels are kept."""
     area, box = extents(labels, n, runs.ry, runs.rx0, runs.rx1)
     keep = within_limits(labels, area, box, min_area, max_area)

@@ -70,7 +70,7 @@ def _kernels(prob: Array) -> ModuleType:
         got = f"{getattr(prob, 'dtype', type(prob).__name__)} {getattr(prob, 'shape', '')}"
         raise InputError(f"separate: expected probability maps uint8 (2, H, W), not empty, under 2^31 px, got {got}.")
     if is_cupy_array(prob):
-        raise BackendUnavailableError("separate: no GPU kernels in this installation. Bring the maps to the host: cupy.asnumpy(prob).")
+        raise BackendUnavailableError("separate: no GPU kernels here. Bring the maps to the host: cupy.asnumpy(prob).")
     from wsiseg.separate import _cpu
 
     return _cpu

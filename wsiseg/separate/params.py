@@ -28,16 +28,18 @@ MERGE_REACH_PX = 24
 AREA_LIMIT_PX = (1 << 18) - 1
 """The flood's step count has 18 bits, so no larger nucleus can be asked for."""
 
-FALLBACK: Mapping[str, Any] = MappingProxyType({
-    "center_threshold_frac": 0.25,
-    "material_threshold_frac": 0.5,
-    "marker_radius_wpx": 6,
-    "compactness": 2.0,
-    "merge_depth_frac": 0.0,
-    "min_area_um2": 6.0,
-})
+FALLBACK: Mapping[str, Any] = MappingProxyType(
+    {
+        "center_threshold_frac": 0.25,
+        "material_threshold_frac": 0.5,
+        "marker_radius_wpx": 6,
+        "compactness": 2.0,
+        "merge_depth_frac": 0.0,
+        "min_area_um2": 6.0,
+    }
+)
 """Used where neither the config nor the weights' card says anything. Radius 6 px at 0.25 um/px: maxima closer than 1.5 um are
-one nucleus; 6 um^2 is a disc of 2.8 um, below the smallest lymphocyte section; compactness 2 labels best on synthetic tissue."""
+one nucleus; 6 um^2 is a disc of 2.8 um, below the smallest lymphocyte section."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from wsiseg.backend._cpu_jit import jit
 
 __all__ = ["core_sums", "paint_rings", "scan_labels", "trace_rings"]
 
+Int = Any  # a machine integer: numba finds its width
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -20,8 +21,8 @@ CHUNK = 32
 
 
 @jit
-def scan_labels(labels: I32, material: U8, n: int) -> tuple[I64, I64, I64]:
-    """Return per label 0..n its first pixel in raster order (-1: none), its pixels and its material sum; label 0 stays empty."""
+def scan_labels(labels: I32, material: U8, n: Int) -> tuple[I64, I64, I64]:
+    """Return per label 0..n its first pixel in raster order (-1: none), its pixels and its material sum (0: nothing)."""
     H, W = labels.shape
     first = np.full(n + 1, -1, np.int64)
     area = np.zeros(n + 1, np.int64)
@@ -56,8 +57,8 @@ def scan_labels(labels: I32, material: U8, n: int) -> tuple[I64, I64, I64]:
 
 
 @jit
-def trace_ring(labels: I32, k: int, y0: int, x0: int, xy: I32, n: int, ox: int, oy: int, sums: I64) -> tuple[Any, int]:
-    """Append the ring of label ``k`` (first pixel y0, x0) to ``xy`` at ``n``, add its sums; return ``xy`` and the new length."""
+def trace_ring(labels: I32, k: Int, y0: Int, x0: Int, xy: I32, n: Int, ox: Int, oy: Int, sums: I64) -> tuple[Any, Int]:
+    """Write the ring of label ``k`` (first pixel y0, x0) to ``xy`` from row ``n`` on, and its sums; return ``xy``, its end."""
     H, W = labels.shape
     y, x, heading = y0, x0, 0  # east, south, west, north
     begin = n
@@ -111,7 +112,7 @@ def trace_ring(labels: I32, k: int, y0: int, x0: int, xy: I32, n: int, ox: int, 
 
 
 @jit
-def trace_rings(labels: I32, first: I64, owned: I64, ox: int, oy: int) -> tuple[I32, I64, I64]:
+def trace_rings(labels: I32, first: I64, owned: I64, ox: Int, oy: Int) -> tuple[I32, I64, I64]:
     """Return vertices (V, 2) shifted by (ox, oy), ring offsets and ring sums (N, 8) of the labels ``owned + 1``."""
     W = labels.shape[1]
     xy = np.empty((max(1 << 10, 64 * owned.size), 2), np.int32)
@@ -126,7 +127,7 @@ def trace_rings(labels: I32, first: I64, owned: I64, ox: int, oy: int) -> tuple[
 
 
 @jit
-def core_sums(center: U8, material: U8, labels: I32) -> tuple[int, int, int]:
+def core_sums(center: U8, material: U8, labels: I32) -> tuple[Int, Int, Int]:
     """Return the sums of both maps and the number of labelled pixels."""
     total_center, total_material, labelled = np.int64(0), np.int64(0), np.int64(0)
     for y in range(labels.shape[0]):
@@ -143,7 +144,7 @@ def core_sums(center: U8, material: U8, labels: I32) -> tuple[int, int, int]:
 
 
 @jit
-def paint_ring(labels: I32, ring: I32, value: int, ox: int, oy: int, odd: U8) -> Any:
+def paint_ring(labels: I32, ring: I32, value: Int, ox: Int, oy: Int, odd: U8) -> Any:
     """Fill one ring with ``value``; ``odd`` is all-zero scratch, returned (perhaps larger) all-zero."""
     H, W = labels.shape
     x0, x1 = max(ring[:, 0].min() - ox, 0), min(ring[:, 0].max() - ox, W)
@@ -172,7 +173,7 @@ def paint_ring(labels: I32, ring: I32, value: int, ox: int, oy: int, odd: U8) ->
 
 
 @jit
-def paint_rings(labels: I32, xy: I32, offsets: I64, order: I64, ox: int, oy: int) -> None:
+def paint_rings(labels: I32, xy: I32, offsets: I64, order: I64, ox: Int, oy: Int) -> None:
     """Fill rings in ``order`` with their number + 1."""
     odd = np.zeros(1 << 14, np.uint8)
     for k in order:

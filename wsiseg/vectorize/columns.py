@@ -15,7 +15,10 @@ ring's unit edges and corners, the label's own pixels and their material sum."""
 
 
 def columns_of(
-    sums: npt.NDArray[np.int64], first_xy: npt.NDArray[np.int64], marker_xy: npt.NDArray[np.int64], center_u8: npt.NDArray[np.uint8]
+    sums: npt.NDArray[np.int64],
+    first_xy: npt.NDArray[np.int64],
+    marker_xy: npt.NDArray[np.int64],
+    center_u8: npt.NDArray[np.uint8],
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Integer sums -> columns.
 

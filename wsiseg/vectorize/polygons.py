@@ -18,7 +18,7 @@ Array = Any
 
 
 def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> PolygonBatch:
-    """Labels of a window -> polygons and columns of the nuclei whose marker lies in ``core``.
+    """Turn labels of a window into polygons and columns of the nuclei whose marker lies in ``core``.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
 
 
 def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: Array | None = None) -> TileStats:
-    """Maps, labels and tissue of a window -> sums over its core that add up over tiles.
+    """Sum maps, labels and tissue of a window over its core: what adds up over tiles.
 
     Parameters
     ----------
@@ -103,7 +103,7 @@ def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: 
 
 
 def rasterize(batch: PolygonBatch, box: Box) -> Array:
-    """Rings -> label image: the inverse of ``vectorize``, holes filled.
+    """Paint rings into a label image: the inverse of ``vectorize``, holes filled.
 
     Parameters
     ----------
@@ -168,7 +168,7 @@ def _check_window(who: str, instances: Instances, prob: Array, read: Box) -> Non
 
 def _kernels(array: Array) -> ModuleType:
     if is_cupy_array(array):
-        raise BackendUnavailableError("vectorize: no GPU kernels in this installation. Bring the arrays to the host: cupy.asnumpy(x).")
+        raise BackendUnavailableError("vectorize: no GPU kernels here. Bring the arrays to the host: cupy.asnumpy(x).")
     from wsiseg.vectorize import _cpu
 
     return _cpu
