@@ -42,9 +42,14 @@ def test_temporary_stands_in_the_same_folder_and_is_recognizable(tmp_path: Path)
 def test_any_exception_keeps_the_old_file(tmp_path: Path, error: BaseException) -> None:
     target = tmp_path / "a.bin"
     atomic_write_bytes(target, b"old")
-    with pytest.raises(type(error)), atomic_path(target) as partial:
-        partial.write_bytes(b"half")
-        raise error
+
+    def write_half() -> None:
+        with atomic_path(target) as partial:
+            partial.write_bytes(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
     assert target.read_bytes() == b"old"
     assert names(tmp_path) == ["a.bin"]
 
@@ -123,6 +128,6 @@ def test_size_limit_of_the_process_leaves_nothing(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))
 
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, preexec_fn=limit, check=False)  # noqa: PLW1509
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, preexec_fn=limit, check=False)
     assert done.returncode == errno.EFBIG
     assert names(tmp_path) == []

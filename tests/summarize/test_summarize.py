@@ -1,0 +1,138 @@
+"""Statistics against a plain recomputation, and tables against other readers."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from wsiseg.errors import FormatError
+from wsiseg.schema import ERRORS, SLIDES
+from wsiseg.summarize import failed_row, read_slides_table, summarize_slide, write_errors_table, write_slides_table
+from wsiseg.types import SlideMeta, TileStats
+
+META = SlideMeta("S1", "/in/S1.svs", 40_000, 30_000, 0.5, "tiff", bounds_x=3, bounds_y=4, vendor="aperio", cohort="BRCA",
+                 reader="cucim")  # fmt: skip
+STATS = TileStats(core_px=5_000_000, tissue_px=4_000_000, material_px=1_000_000)
+
+
+def columns(n: int = 1001) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "area_um2": rng.gamma(9, 4, n).astype(np.float32),
+        "center_prob": rng.integers(100, 256, n).astype(np.uint8),
+        "material_prob": rng.integers(100, 256, n).astype(np.uint8),
+    }
+
+
+def summarize(table: Any = None, stats: TileStats = STATS, tiles: tuple[int, int, int] = (5, 2, 0)) -> dict[str, Any]:
+    table = columns() if table is None else table
+    seconds = {"read": 1.5, "predict": 20.0, "write": 0.25}
+    return summarize_slide(table, stats, META, 2.0, tiles=tiles, seconds=seconds, stain="none", table_name="nuclei/S1.parquet")
+
+
+def test_row_has_exactly_the_schema_and_is_json() -> None:
+    row = summarize()
+    assert list(row) == [c.name for c in SLIDES]
+    assert list(failed_row("S9", "/in/S9.svs", "", "broken")) == [c.name for c in SLIDES]
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+
+
+def test_numbers_against_the_standard_library() -> None:
+    row, values = summarize(), columns()
+    area = [float(a) for a in values["area_um2"]]
+    assert row["n_nuclei"] == 1001
+    assert row["area_mean_um2"] == pytest.approx(statistics.fmean(area))
+    assert row["area_std_um2"] == pytest.approx(statistics.pstdev(area))
+    cuts = statistics.quantiles(area, n=20, method="inclusive")
+    quarter = statistics.quantiles(area, n=4, method="inclusive")
+    assert [row[f"area_p{p}_um2"] for p in ("05", "95")] == pytest.approx([cuts[0], cuts[-1]])
+    assert [row[f"area_p{p}_um2"] for p in ("25", "50", "75")] == pytest.approx(quarter)
+    assert row["center_prob_mean"] == pytest.approx(statistics.fmean(values["center_prob"].tolist()) / 255)
+    # 0.5 um/px at scale 2 is 0.25 um a working px: 4 million of them are a quarter of a square millimetre
+    assert row["tissue_mm2"] == pytest.approx(0.25)
+    assert row["nuclei_per_mm2"] == pytest.approx(1001 / 0.25)
+    assert row["material_frac"] == 0.25
+    assert (row["seconds_read"], row["seconds_predict"], row["seconds_separate"]) == (1.5, 20.0, 0.0)
+
+
+def test_table_file_and_arrays_agree(tmp_path: Path) -> None:
+    pq.write_table(pa.table({**columns(), "other": pa.array(["x"] * 1001)}), tmp_path / "t.parquet")
+    assert summarize(tmp_path / "t.parquet") == summarize()
+
+
+@pytest.mark.parametrize(("tiles", "status"), [((5, 2, 0), "done"), ((4, 2, 1), "partial"), ((0, 2, 3), "failed")])
+def test_status_and_reason(tiles: tuple[int, int, int], status: str) -> None:
+    row = summarize(tiles=tiles)
+    assert row["status"] == status
+    assert bool(row["error"]) == (tiles[2] > 0)
+    assert (row["tiles_done"], row["tiles_empty"], row["tiles_failed"]) == tiles
+
+
+def test_slide_without_anything_has_no_made_up_numbers() -> None:
+    row = summarize(columns(0), TileStats(core_px=9), (0, 7, 0))
+    assert row["status"] == "empty"
+    assert (row["n_nuclei"], row["tissue_mm2"]) == (0, 0.0)
+    for name in ("nuclei_per_mm2", "area_mean_um2", "area_p50_um2", "material_frac", "center_prob_mean"):
+        assert row[name] is None
+
+
+def test_tables_round_trip_with_units_and_a_csv_twin(tmp_path: Path) -> None:
+    failed = failed_row("S,9", '/in/"S9".svs', "LUAD", "line, with comma")
+    rows = [summarize(), failed, summarize(columns(0), TileStats(), (0, 1, 0))]
+    write_slides_table(rows, tmp_path / "slides.parquet")
+    assert read_slides_table(tmp_path / "slides.parquet") == rows
+    schema = pq.read_schema(tmp_path / "slides.parquet")
+    assert {f.name: f.metadata[b"unit"].decode() for f in schema} == {c.name: c.unit for c in SLIDES}
+    with (tmp_path / "slides.csv").open(newline="") as stream:
+        twin = list(csv.DictReader(stream))
+    assert [r["error"] for r in twin] == ["", "line, with comma", ""]
+    assert float(twin[0]["area_mean_um2"]) == rows[0]["area_mean_um2"]
+    assert twin[2]["area_mean_um2"] == ""
+    mean = duckdb.sql(f"select avg(area_mean_um2) from '{tmp_path / 'slides.parquet'}'").fetchall()
+    assert mean == [(rows[0]["area_mean_um2"],)]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["slides.csv", "slides.parquet"]
+
+
+def test_no_rows_are_a_valid_table(tmp_path: Path) -> None:
+    write_slides_table([], tmp_path / "slides.parquet")
+    write_errors_table([], tmp_path / "errors.parquet")
+    assert read_slides_table(tmp_path / "slides.parquet") == []
+    assert pq.read_schema(tmp_path / "errors.parquet").names == [c.name for c in ERRORS]
+
+
+def test_errors_table(tmp_path: Path) -> None:
+    row = {"slide_id": "S1", "tile_id": 3, "x_px": 12_000, "y_px": 0, "error": "TileReadError: bad JPEG", "attempts": 3}
+    write_errors_table([row], tmp_path / "errors.parquet")
+    assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [row]
+
+
+def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    row = summarize()
+    del row["mpp"]
+    with pytest.raises(ValueError, match=r"S1.*missing \['mpp'\].*not known \['extra'\]"):
+        write_slides_table([{**row, "extra": 1}], tmp_path / "slides.parquet")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_files_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "junk.parquet").write_bytes(b"junk")
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
+    for name in ("junk", "other"):
+        with pytest.raises(FormatError, match=name):
+            read_slides_table(tmp_path / f"{name}.parquet")
+    with pytest.raises(FileNotFoundError):
+        read_slides_table(tmp_path / "none.parquet")
+
+
+def test_sums_of_tiles_are_the_slide() -> None:
+    parts = [TileStats(1, 2, 3, 4, 5), TileStats(10, 20, 30, 40, 50), TileStats()]
+    assert sum(parts, TileStats()) == TileStats(11, 22, 33, 44, 55)
