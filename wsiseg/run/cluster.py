@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -41,6 +42,8 @@ def connect(config: RunConfig) -> Iterator[Client]:
             yield client
         return
     n_workers = config.schedule.workers or usable_cores()
+    for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler", "distributed.core"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # its comings and goings are not the user's; failures are outcomes
     settings = {
         "distributed.worker.memory.target": False,  # tiles leave nothing in Dask's store: its spilling has nothing to do
         "distributed.worker.memory.spill": False,

@@ -188,7 +188,7 @@ class _Run:
         limit = n_workers * self.config.schedule.in_flight_per_worker
         feeder = Feeder(slides, limit=limit, retries=self.config.schedule.retries)
         flying: dict[Future, Task] = {}
-        ready = as_completed()
+        ready = as_completed(loop=self.client.loop)
         while not feeder.done():
             while (task := feeder.next_task()) is not None:
                 future = self._submit(task)
