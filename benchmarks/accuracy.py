@@ -73,9 +73,12 @@ def make_instanseg(weights: str) -> Method:
     model = instanseg.InstanSeg(torch.jit.load(weights, map_location="cpu").eval(), device="cpu", verbosity=0)
 
     def run(rgb: np.ndarray, mpp: float) -> np.ndarray:
+        # its own choice: whole up to 1500 x 1500 px at its resolution, else its own tiling and stitching
+        small = rgb.size * (mpp / 0.5) ** 2 <= model.small_image_threshold
+        evaluate = model.eval_small_image if small else model.eval_medium_image
         with torch.inference_mode():
-            labels = model.eval_small_image(rgb, pixel_size=mpp, return_image_tensor=False)
-        return labels[0, 0].cpu().numpy().astype(np.int32)
+            labels = evaluate(rgb, pixel_size=mpp, return_image_tensor=False)
+        return labels.reshape(labels.shape[-2:]).cpu().numpy().astype(np.int32)
 
     return run
 
@@ -136,6 +139,25 @@ def run_method(
         patches += list(zip(label_patches(labels), label_patches(truth), strict=True))
         keep[sample.image_id] = labels.astype(np.uint16)
     return scores, patches, {"cpu_seconds": seconds, "mpx": pixels / 1e6, "mpx_per_cpu_s": pixels / 1e6 / max(seconds, 1e-9)}
+
+
+def time_tile(slide: str, methods: dict[str, Method], side: int = 4000) -> dict[str, object]:
+    """CPU seconds from RGB to instances for one tile of a slide, as production cuts it (its center)."""
+    import openslide
+
+    with openslide.OpenSlide(slide) as opened:
+        mpp = float(opened.properties["openslide.mpp-x"])
+        x, y = ((n - side) // 2 for n in opened.dimensions)
+        rgb = np.asarray(opened.read_region((x, y), 0, (side, side)).convert("RGB"))
+    found: dict[str, object] = {"slide": Path(slide).name, "x": x, "y": y, "side_px": side, "mpp": mpp}
+    for name, run in methods.items():
+        start = time.process_time()
+        labels = run(rgb, mpp)
+        seconds = time.process_time() - start
+        n = len(np.unique(labels)) - 1
+        found[name] = {"cpu_seconds": seconds, "mpx_per_cpu_s": rgb.size / 3e6 / seconds, "n_nuclei": n}
+        print(f"tile {side} px  {name:10} {seconds:.2f} CPU s  {rgb.size / 3e6 / seconds:.3f} Mpx/CPU s  n={n}", flush=True)
+    return found
 
 
 def outline(image: Image.Image, labels: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
@@ -219,6 +241,7 @@ def main() -> int:
     parser.add_argument("--tta", type=int, default=1)
     parser.add_argument("--border", choices=["white", "mirror"], default="white", help="around a picture (white: as a slide)")
     parser.add_argument("--instanseg-weights", default=os.environ.get("INSTANSEG_WEIGHTS", ""))
+    parser.add_argument("--tile-slide", default="", help="a slide whose central 4000 px tile is timed through every method")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args()
@@ -247,6 +270,8 @@ def main() -> int:
             results[dataset][f"wilcoxon_pq_{first}_minus_{other}"] = asdict(test)
         if args.pictures:
             draw_gallery(args.pictures, dataset, samples, maps, 4)
+    if args.tile_slide:
+        facts["tile"] = time_tile(args.tile_slide, methods)
     write(args, facts, results)
     return 0
 
@@ -284,7 +309,7 @@ def write(args: argparse.Namespace, facts: dict[str, object], results: dict[str,
     tree = {
         "command": "python benchmarks/accuracy.py " + " ".join(
             f"--{k.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}"
-            for k, v in vars(args).items() if v and k not in {"data", "instanseg_weights", "out", "pictures"}
+            for k, v in vars(args).items() if v and k not in {"data", "instanseg_weights", "out", "pictures", "tile_slide"}
         ),
         "machine": f"{platform.machine()} {platform.system()}, one thread",
         "facts": facts,
