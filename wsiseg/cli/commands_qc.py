@@ -1,0 +1,219 @@
+"""``wsiseg qc``: outliers, patches, review, grade, report."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["COMMANDS"]
+
+RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+@click.group()
+def qc() -> None:
+    r"""Grade a finished run: flag outlier slides, judge random patches, write grades and a report.
+
+    \b
+    wsiseg qc outliers RUN        slides that stand out in their cohort
+    wsiseg qc patches RUN         15 random patches a slide
+    wsiseg qc review RUN          judge them in the browser, by keys
+    wsiseg qc grade RUN           grades and tables from all marks
+    wsiseg qc report RUN          one HTML file that shows it all
+    """
+
+
+@qc.command()
+@RUN
+@click.option("--tail", "tail_frac", type=float, default=0.02, show_default=True, help="Outer share of a cohort on each side.")
+@click.option(
+    "--second-tail", "second_tail_frac", type=float, default=0.04, show_default=True, help="The same in the second round."
+)
+@click.option(
+    "--second-round-share",
+    type=float,
+    default=1 / 3,
+    show_default="1/3",
+    help="Share of selected slides judged unacceptable that opens the second round of a cohort.",
+)
+@click.option(
+    "--rounding",
+    type=click.Choice(["ceil", "floor", "nearest"]),
+    default="ceil",
+    show_default=True,
+    help="How many slides 2 % of a small cohort are: of 20, ceil shows 1 on each side, floor none.",
+)
+@click.option("--min-slides", type=int, default=5, show_default=True, help="Smaller cohorts are not ranked.")
+@click.option(
+    "--method",
+    "methods",
+    type=click.Choice(["tails", "mad", "mahalanobis"]),
+    multiple=True,
+    help="May be given more than once.  [tails, the published rule]",
+)
+def outliers(
+    run: Path,
+    tail_frac: float,
+    second_tail_frac: float,
+    second_round_share: float,
+    rounding: str,
+    min_slides: int,
+    methods: tuple[str, ...],
+) -> None:
+    """Flag the slides of RUN that stand out in their cohort, each with its reason, for a person to look at.
+
+    Ranked in each cohort: nucleus count, density and mean nuclear area (both sides), spread of nuclear area (upper side).
+    Run it again after the review: where many of a cohort's flagged slides were unacceptable, it widens the tails there.
+    """
+    from wsiseg.run.qc import TailRule, find_run_outliers, load_run
+
+    rule = TailRule(
+        tail_frac,
+        second_tail_frac,
+        second_round_share,
+        rounding,
+        min_slides,
+        methods or ("tails",),  # type: ignore[arg-type]
+    )
+    loaded = load_run(run)
+    found = find_run_outliers(loaded, rule)
+    table = Table("cohort", "slides", "flagged", "second round", "not ranked")
+    for cohort in sorted({o.cohort for o in found}):
+        members = [o for o in found if o.cohort == cohort]
+        table.add_row(
+            cohort or "(none)",
+            str(len(members)),
+            str(sum(o.flagged for o in members)),
+            str(sum(o.round == 2 for o in members)),
+            str(sum(bool(o.note) for o in members)),
+        )
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for o in [o for o in found if o.flagged][:20]:
+        console.print(f"{o.slide_id}: {'; '.join(o.reasons)}", markup=False)
+    if sum(o.flagged for o in found) > 20:
+        console.print("...")
+    notes = Counter(o.note for o in found if o.note)
+    for note, n in notes.most_common(5):
+        console.print(f"{n} slides {note}", markup=False)
+    console.print(f"{loaded.qc / 'outliers.csv'}  (and outliers.parquet)", markup=False)
+
+
+@qc.command()
+@RUN
+@click.option("--per-slide", type=click.IntRange(1, 1000), default=15, show_default=True, help="Patches a slide.")
+@click.option("--more", type=click.IntRange(0, 1000), default=0, help="Patches to add to every slide beyond what it has.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws another sample.")
+def patches(run: Path, per_slide: int, more: int, seed: int) -> None:
+    """Draw random patches of 64 µm from the segmented tissue of every slide of RUN and store their pictures.
+
+    The same run and seed give the same patches; those that are there are left alone.
+    """
+    from rich.progress import Progress
+
+    from wsiseg.run.qc import load_run, make_patches
+
+    loaded = load_run(run)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("patches", total=None)
+        summary = make_patches(
+            loaded, per_slide, more=more, seed=seed, progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    for slide_id, reason in summary.failed[:20]:
+        click.echo(f"{slide_id}: {reason}", err=True)
+    click.echo(
+        f"{summary.patches} patches of {summary.slides} slides, {summary.made} made now, {len(summary.failed)} slides with "
+        f"a problem: {loaded.qc / 'patches.parquet'}"
+    )
+    sys.exit(1 if summary.failed else 0)
+
+
+@qc.command()
+@RUN
+@click.option("--reviewer", required=True, help="Whose marks these are; one file each.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine.  [any free one]")
+@click.option(
+    "--share", default="1/1", show_default=True, metavar="K/N", help="Of N reviewers who divide the patches, the K-th."
+)
+@click.option(
+    "--second-opinion",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    help="Judge this share of the patches that others have judged, to measure agreement.",
+)
+@click.option("--slide", "slides", multiple=True, metavar="SLIDE_ID", help="Slides of the slide queue.  [the flagged ones]")
+@click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
+def review(
+    run: Path, reviewer: str, port: int, share: str, second_opinion: float, slides: tuple[str, ...], browser: bool
+) -> None:
+    """Serve the review page of RUN on this machine and print its address (stop with Ctrl-C; every answer is on disk at once).
+
+    From another machine: ssh -L PORT:127.0.0.1:PORT host, and give --port.
+    """
+    from wsiseg.run.qc import load_run
+    from wsiseg.run.qc_review import open_review, parse_share
+
+    server, shelf = open_review(
+        load_run(run), reviewer, port=port, share=parse_share(share), second_opinion_frac=second_opinion, slides=slides or None
+    )
+    with server:
+        click.echo(f"review page: {server.url}")
+        if browser:
+            click.launch(server.url)
+        try:
+            server.run()
+        finally:
+            shelf.close()
+
+
+@qc.command()
+@RUN
+def grade(run: Path) -> None:
+    r"""Grade the slides of RUN from all reviewers' marks.
+
+    \b
+    Not adequate of the patches judged:
+      Best 0 %   Good to 6.67 %   Adequate to 13.3 %   Problematic to 20 %   Unacceptable above, or the slide failed
+    """
+    from wsiseg.run.qc import cohort_summary, grade_run, load_run
+
+    summary = grade_run(load_run(run))
+    _, groups = cohort_summary(summary.grades)
+    table = Table(*[str(k) for k in groups[0]])
+    for row in groups:
+        table.add_row(*[str(v) for v in row.values()])
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for a in summary.agreement:
+        console.print(
+            f"{a.first} and {a.second}: {a.n} patches in common, {100 * a.agree_frac:.1f} % equal, Cohen's kappa {a.kappa:.3f} "
+            f"(95 % {a.kappa_low:.3f} to {a.kappa_high:.3f})"
+        )
+    for path in summary.files:
+        console.print(str(path), markup=False)
+
+
+@qc.command()
+@RUN
+@click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write.  [RUN/qc/report.html]")
+@click.option(
+    "--thumbnails", type=click.IntRange(0, 5000), default=200, show_default=True, help="Slides shown with a picture, at most."
+)
+@click.option(
+    "--patches", "n_patches", type=click.IntRange(0, 2000), default=60, show_default=True, help="Patches shown, at most."
+)
+def report(run: Path, out: Path | None, thumbnails: int, n_patches: int) -> None:
+    """Write one HTML file about RUN that opens anywhere, offline."""
+    from wsiseg.run.qc import load_run
+    from wsiseg.run.qc_report import write_report
+
+    path = write_report(load_run(run), out, max_thumbnails=thumbnails, max_patches=n_patches)
+    click.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+
+
+COMMANDS = (qc,)

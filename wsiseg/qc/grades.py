@@ -1,0 +1,186 @@
+"""Reviewed patches and slides -> a grade for every slide, with the confidence interval of its bad share.
+
+The groups are those of Hou et al. (2020), by the share of a slide's sampled patches that are not adequate (precision or recall
+below 75 %): Best 0 %, Good to 6.67 %, Adequate to 13.3 %, Problematic to 20 %, Unacceptable above, or failed slide QC. The
+percentages are 1, 2 and 3 of 15, and that is how they are compared here: in whole numbers, so that 2 of 30 is Good like 1 of
+15.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from wsiseg.errors import InputError
+from wsiseg.schema import Column
+
+__all__ = ["GRADES", "GRADE_COLUMNS", "SlideGrade", "cohort_summary", "grade_of", "grade_slides", "wilson_interval"]
+
+GRADES = ("Best", "Good", "Adequate", "Problematic", "Unacceptable")
+UNGRADED = "Ungraded"
+"""Ours, not theirs: a slide whose patches nobody has judged yet."""
+
+_SAMPLED = 15
+_LIMITS = (0, 1, 2, 3)  # bad patches of 15 that still belong to Best, Good, Adequate, Problematic
+
+Z_95 = 1.959963984540054
+
+GRADE_COLUMNS: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "slide"),
+    Column("cohort", "string", "", "cohort of the slide"),
+    Column("grade", "string", "", "Best, Good, Adequate, Problematic, Unacceptable; Ungraded where nothing was judged"),
+    Column("n_bad", "int32", "", "patches judged not adequate"),
+    Column("n_judged", "int32", "", "patches judged adequate or not"),
+    Column("n_unsure", "int32", "", "patches on which all reviewers were unsure: in neither number"),
+    Column("n_patches", "int32", "", "patches sampled"),
+    Column("bad_frac", "float64", "1", "n_bad / n_judged"),
+    Column("bad_frac_low", "float64", "1", "lower end of the 95 % Wilson interval"),
+    Column("bad_frac_high", "float64", "1", "upper end of the 95 % Wilson interval"),
+    Column("slide_verdict", "string", "", "acceptable, unacceptable or unsure; empty: not looked at"),
+    Column("flagged_round", "int32", "", "0 not an outlier, 1 or 2: round in which it was flagged"),
+    Column("reason", "string", "", "why the slide was flagged, and why it failed"),
+)
+"""``RUN/qc/grades.parquet``."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlideGrade:
+    """One slide's grade and what it rests on; fields as in ``GRADE_COLUMNS``."""
+
+    slide_id: str
+    cohort: str
+    grade: str
+    n_bad: int
+    n_judged: int
+    n_unsure: int
+    n_patches: int
+    bad_frac: float
+    bad_frac_low: float
+    bad_frac_high: float
+    slide_verdict: str
+    flagged_round: int
+    reason: str
+
+
+def grade_of(n_bad: int, n_judged: int, *, slide_failed: bool = False) -> str:
+    """Return the group of a slide with ``n_bad`` of ``n_judged`` patches not adequate.
+
+    Raises
+    ------
+    InputError
+        The numbers are impossible.
+    """
+    if not 0 <= n_bad <= n_judged:
+        raise InputError(f"Expected 0 <= bad patches <= judged patches, got {n_bad} of {n_judged}.")
+    if slide_failed:
+        return "Unacceptable"
+    if n_judged == 0:
+        return UNGRADED
+    for grade, limit in zip(GRADES, _LIMITS, strict=False):
+        if n_bad * _SAMPLED <= limit * n_judged:
+            return grade
+    return "Unacceptable"
+
+
+def wilson_interval(n_bad: int, n: int, z: float = Z_95) -> tuple[float, float]:
+    """Return the score interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) where nothing was seen."""
+    if n == 0:
+        return 0.0, 1.0
+    share, z2 = n_bad / n, z * z
+    center = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = z / (1 + z2 / n) * math.sqrt(share * (1 - share) / n + z2 / (4 * n * n))
+    return (0.0 if n_bad == 0 else center - half), (1.0 if n_bad == n else center + half)
+
+
+def grade_slides(
+    slides: Sequence[tuple[str, str, str]],
+    patches: Mapping[str, Sequence[str]],
+    patch_words: Mapping[str, str],
+    slide_words: Mapping[str, str],
+    flags: Mapping[str, tuple[int, str]],
+) -> list[SlideGrade]:
+    """Return the grade of every slide, in the order given.
+
+    Parameters
+    ----------
+    slides
+        (slide_id, cohort, status) of every slide of the run.
+    patches
+        Patch ids of a slide.
+    patch_words
+        ``adequate``, ``not_adequate`` or ``unsure`` for every judged patch (all reviewers taken together).
+    slide_words
+        ``acceptable``, ``unacceptable`` or ``unsure`` for every slide that was looked at whole.
+    flags
+        (round, reasons in words) of flagged slides.
+
+    Notes
+    -----
+    A slide fails slide QC where a reviewer found it unacceptable, or where the run has no segmentation of it (status
+    ``failed``).
+    """
+    out = []
+    for slide_id, cohort, status in slides:
+        ids = patches.get(slide_id, ())
+        words = [patch_words[i] for i in ids if i in patch_words]
+        n_bad, n_good = words.count("not_adequate"), words.count("adequate")
+        n = n_bad + n_good
+        verdict = slide_words.get(slide_id, "")
+        failed = status == "failed" or verdict == "unacceptable"
+        round_, reason = flags.get(slide_id, (0, ""))
+        low, high = wilson_interval(n_bad, n)
+        out.append(
+            SlideGrade(
+                slide_id,
+                cohort,
+                grade_of(n_bad, n, slide_failed=failed),
+                n_bad,
+                n,
+                words.count("unsure"),
+                len(ids),
+                n_bad / n if n else math.nan,
+                low,
+                high,
+                verdict,
+                round_,
+                reason,
+            )
+        )
+    return out
+
+
+def cohort_summary(grades: Sequence[SlideGrade]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+    """Return the two summary tables of a graded run, one row a cohort and a last row ``All``.
+
+    The first follows the published table of slide QC: slides, slides selected as outliers, those found unacceptable, and their
+    share of all. The second is the number of slides in each group.
+    """
+    cohorts: dict[str, list[SlideGrade]] = {}
+    for g in grades:
+        cohorts.setdefault(g.cohort, []).append(g)
+    groups = [(cohort or "(none)", cohorts[cohort]) for cohort in sorted(cohorts)] + [("All", list(grades))]
+    slide_qc: list[dict[str, object]] = []
+    by_group: list[dict[str, object]] = []
+    for name, members in groups:
+        unacceptable = sum(g.slide_verdict == "unacceptable" for g in members)
+        slide_qc.append(
+            {
+                "CancerType": name,
+                "Slides": len(members),
+                "SelectedRound1": sum(g.flagged_round == 1 for g in members),
+                "SelectedRound2": sum(g.flagged_round == 2 for g in members),
+                "LookedAt": sum(bool(g.slide_verdict) for g in members),
+                "Unacceptable": unacceptable,
+                "UnacceptablePercent": round(100 * unacceptable / len(members), 2) if members else 0.0,
+            }
+        )
+        row: dict[str, object] = {"CancerType": name}
+        for grade in (*GRADES, UNGRADED):
+            row[grade] = sum(g.grade == grade for g in members)
+        judged = sum(g.n_judged for g in members)
+        bad = sum(g.n_bad for g in members)
+        row["PatchesJudged"] = judged
+        row["PatchesBadPercent"] = round(100 * bad / judged, 2) if judged else ""
+        by_group.append(row)
+    return slide_qc, by_group

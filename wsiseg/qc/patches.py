@@ -1,0 +1,250 @@
+"""A slide's tissue -> random patches for grading: where they lie, what they are called, and the pictures on disk.
+
+Hou et al. (2020) graded 15 patches of 256 px at 40x (64 um) a slide. Places are drawn uniformly over the segmented tissue from
+a stream that the slide id alone seeds, so a second run, another machine or a later ``--more`` finds the same patches. Names are
+hashes, and the review order is by hash over the whole cohort: the reviewer cannot tell the slide.
+
+Pictures: ``RUN/qc/patches/<slide_id>.zip`` (stored, not deflated) holds ``<patch_id>.png``, the 256 px tissue, and
+``<patch_id>.contours.png``, a transparent layer with the contours at three times the size, so that they stay thin under zoom.
+75,000 patches are 5,060 files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import ConfigError, FormatError, InputError
+from wsiseg.schema import Column
+from wsiseg.tables import atomic_path
+from wsiseg.types import Box
+
+__all__ = [
+    "LAYER_ZOOM",
+    "PATCHES",
+    "PATCH_MPP",
+    "PATCH_PX",
+    "Patch",
+    "contour_png",
+    "patch_id",
+    "read_picture",
+    "rgb_png",
+    "sample_patches",
+    "write_pack",
+]
+
+PATCH_PX = 256
+PATCH_MPP = 0.25
+"""40x."""
+PATCHES_PER_SLIDE = 15
+LAYER_ZOOM = 3
+CONTOUR_RGB = (0, 230, 118)
+CONTOUR_HALO_RGB = (0, 40, 20)
+"""A light green line on a dark one is seen on hematoxylin, eosin and glass alike, in color and in gray."""
+
+_OVERLAP_TRIES = 64
+
+PATCHES: tuple[Column, ...] = (
+    Column("patch_id", "string", "", "blinded name; the review order is the order of these names"),
+    Column("slide_id", "string", "", "slide"),
+    Column("cohort", "string", "", "cohort of the slide"),
+    Column("number", "int32", "", "place in the slide's stream of random patches, from 0"),
+    Column("x_px", "int32", "level-0 px", "left of the patch"),
+    Column("y_px", "int32", "level-0 px", "top of the patch"),
+    Column("side_px", "int32", "level-0 px", "side of the patch"),
+    Column("zoom", "float64", "1", "picture px per level-0 px"),
+    Column("n_nuclei", "int32", "", "nuclei whose polygon meets the patch"),
+    Column("file", "string", "", "picture pack, relative to the run's qc folder; empty: could not be rendered"),
+    Column("error", "string", "", "why it could not be rendered"),
+)
+"""The patch index, ``RUN/qc/patches.parquet``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """A random patch: its number in the slide's stream and its level-0 box."""
+
+    number: int
+    box: Box
+
+
+def patch_id(run_digest: str, slide_id: str, number: int) -> str:
+    """Return the blinded name of a patch: 16 hex digits."""
+    return hashlib.sha256(f"{run_digest}\n{slide_id}\n{number}".encode()).hexdigest()[:16]
+
+
+def sample_patches(
+    slide_id: str,
+    mask: npt.NDArray[np.uint8],
+    mask_frame: tuple[float, float, float, float],
+    slide_size_px: tuple[int, int],
+    side_px: int,
+    n: int,
+    *,
+    seed: int = 0,
+    excluded: Sequence[Box] = (),
+) -> list[Patch]:
+    """Draw patches whose centers are uniform over the segmented tissue.
+
+    Parameters
+    ----------
+    mask : uint8 (h, w)
+        1 where there is tissue.
+    mask_frame
+        (level-0 px per mask px in x, in y, level-0 x and y of the mask's corner).
+    slide_size_px
+        (width, height), level-0 px. A patch that would reach outside is pushed in.
+    side_px
+        Side of a patch, level-0 px.
+    seed
+        Another seed gives another, independent sample.
+    excluded
+        Level-0 boxes that were not segmented (failed tiles): no center falls in them.
+
+    Returns
+    -------
+    list of Patch
+        The first k of n are the same as those of a draw of k. A patch avoids those before it where 64 tries find room. Empty
+        where there is no tissue.
+
+    Raises
+    ------
+    ConfigError
+        ``n`` or ``side_px`` is not positive.
+    """
+    if n < 1 or side_px < 1:
+        raise ConfigError(f"Expected at least one patch of at least 1 px, got n = {n}, side_px = {side_px}.")
+    key = hashlib.sha256(f"wsiseg patches {seed}\n{slide_id}".encode()).digest()
+    random = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
+    flat = np.flatnonzero(mask)
+    patches: list[Patch] = []
+    while flat.size and len(patches) < n:
+        box = _draw(random, flat, mask.shape[1], mask_frame, slide_size_px, side_px, excluded)
+        for _ in range(_OVERLAP_TRIES):
+            if box is None or not any(_overlap(box, p.box) for p in patches):
+                break
+            box = _draw(random, flat, mask.shape[1], mask_frame, slide_size_px, side_px, excluded)
+        if box is None:
+            break
+        patches.append(Patch(len(patches), box))
+    return patches
+
+
+def _draw(
+    random: np.random.Generator,
+    flat: npt.NDArray[np.int64],
+    mask_width: int,
+    mask_frame: tuple[float, float, float, float],
+    slide_size_px: tuple[int, int],
+    side_px: int,
+    excluded: Sequence[Box],
+) -> Box | None:
+    """Return one box, or None where 10,000 draws found no tissue that was segmented."""
+    px_w, px_h, x0, y0 = mask_frame
+    for _ in range(10_000):
+        row, column = divmod(int(flat[random.integers(flat.size)]), mask_width)
+        dx, dy = random.random(2)
+        x, y = x0 + (column + dx) * px_w, y0 + (row + dy) * px_h
+        if not (0 <= x < slide_size_px[0] and 0 <= y < slide_size_px[1]):
+            continue
+        if any(b.x <= x < b.x1 and b.y <= y < b.y1 for b in excluded):
+            continue
+        left = min(max(int(x - side_px / 2), 0), max(slide_size_px[0] - side_px, 0))
+        top = min(max(int(y - side_px / 2), 0), max(slide_size_px[1] - side_px, 0))
+        return Box(left, top, side_px, side_px)
+    return None
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a.x < b.x1 and b.x < a.x1 and a.y < b.y1 and b.y < a.y1
+
+
+def rgb_png(rgb: npt.NDArray[np.uint8]) -> bytes:
+    """Return uint8 (H, W, 3) as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG", compress_level=6)
+    return buffer.getvalue()
+
+
+def contour_png(
+    xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int64], origin_px: tuple[float, float], zoom: float, side_px: int
+) -> bytes:
+    """Return contours as a PNG of ``side_px`` px with a transparent ground.
+
+    Parameters
+    ----------
+    xy : float64 (V, 2)
+        Rings one after the other, in any frame.
+    ring_offsets : int64 (N + 1,)
+        Ring k is ``xy[ring_offsets[k]:ring_offsets[k + 1]]``.
+    origin_px
+        What lies at the picture's top-left corner, in the frame of ``xy``.
+    zoom
+        Picture px per px of that frame.
+    """
+    from PIL import Image, ImageDraw
+
+    image = Image.new("P", (side_px, side_px), 0)
+    image.putpalette([0, 0, 0, *CONTOUR_HALO_RGB, *CONTOUR_RGB])
+    draw = ImageDraw.Draw(image)
+    points = (xy - np.asarray(origin_px, np.float64)) * zoom
+    rings = [points[a:b].ravel().tolist() for a, b in pairwise(ring_offsets.tolist())]
+    for ink, width in ((1, 4), (2, 2)):
+        for ring in rings:
+            draw.line(ring, fill=ink, width=width, joint="curve")
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", transparency=0, optimize=False)
+    return buffer.getvalue()
+
+
+def write_pack(path: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
+    """Write named pictures as one ZIP, complete or not at all; the same pictures give the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as pack:
+        for name, data in pictures:
+            pack.writestr(zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0)), data)
+
+
+def pack_names(path: Path) -> set[str]:
+    """Return the names in a pack; none where it is missing or damaged, so that it is made again."""
+    try:
+        with zipfile.ZipFile(path) as pack:
+            return set(pack.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return set()
+
+
+def read_picture(qc_folder: Path, file: str, name: str) -> bytes:
+    """Return one picture of a pack.
+
+    Raises
+    ------
+    InputError
+        The pack lies outside the run's qc folder, or does not hold the picture.
+    FormatError
+        The pack is damaged.
+    """
+    path = (qc_folder / file).resolve()
+    if not path.is_relative_to(qc_folder.resolve()):
+        raise InputError(
+            f"Patch index names {file!r}, which lies outside {qc_folder}. It is not of this run: make patches again."
+        )
+    try:
+        with zipfile.ZipFile(path) as pack:
+            return pack.read(name)
+    except KeyError as err:
+        raise InputError(f"{path} holds no picture {name}. Run `wsiseg qc patches` again.") from err
+    except FileNotFoundError as err:
+        raise InputError(f"Picture pack {path} is gone. Run `wsiseg qc patches` again.") from err
+    except (OSError, zipfile.BadZipFile) as err:
+        raise FormatError(f"Picture pack {path} is damaged ({err}). Remove it and run `wsiseg qc patches` again.") from err

@@ -1,0 +1,226 @@
+"""Rows, flags, grades and pictures of a run -> one HTML file that opens offline.
+
+The file holds its own script, style and data, and a content policy that forbids it to fetch anything. Tables fill as they
+scroll; only slides that give cause to look carry pictures, up to a cap, so that 5,000 slides stay a file of a few megabytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.qc.grades import GRADES, SlideGrade
+
+__all__ = ["ReportData", "Thumbnail", "data_uri", "density_picture", "render_report", "worst_first"]
+
+ROW_COLUMNS = (
+    "slide_id",
+    "cohort",
+    "status",
+    "n_nuclei",
+    "nuclei_per_mm2",
+    "tissue_mm2",
+    "area_mean_um2",
+    "area_std_um2",
+    "error",
+)
+STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
+
+DENSITY_RGB = np.array([[255, 255, 255], [253, 219, 160], [240, 120, 90], [170, 40, 110], [50, 10, 80]], np.float64)
+"""Pale to dark and monotone in lightness, so that it reads in gray too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Thumbnail:
+    """A slide's picture for the report, or why there is none. Pictures are data URIs."""
+
+    thumb: str = ""
+    density: str = ""
+    density_max: float = 0.0
+    width_mm: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReportData:
+    """All that a report shows.
+
+    Attributes
+    ----------
+    rows
+        The slide table.
+    outliers
+        Rows of ``qc/outliers.parquet``; empty: not sought yet.
+    grades
+        Empty: nothing graded yet.
+    comments
+        What reviewers wrote about slides.
+    pictures
+        Thumbnails by slide id.
+    patches
+        ``slide_id, word, n_nuclei, tissue, layer`` of the patches shown (pictures as data URIs), of ``n_patches`` in all.
+    errors
+        Rows of the error table.
+    provenance
+        (what, value) in the order shown.
+    """
+
+    title: str
+    subtitle: str
+    rows: Sequence[Mapping[str, Any]]
+    outliers: Sequence[Mapping[str, Any]] = ()
+    grades: Sequence[SlideGrade] = ()
+    comments: Mapping[str, str] = field(default_factory=dict)
+    pictures: Mapping[str, Thumbnail] = field(default_factory=dict)
+    patches: Sequence[Mapping[str, Any]] = ()
+    n_patches: int = 0
+    errors: Sequence[Mapping[str, Any]] = ()
+    provenance: Sequence[tuple[str, Any]] = ()
+
+
+def render_report(data: ReportData) -> bytes:
+    """Return the report as UTF-8 HTML."""
+    folder = files("wsiseg.qc").joinpath("report_page")
+    # In a script element only "</" and "<!--" could end the data: no "<" at all is plainly safe.
+    text = json.dumps(_plain(_facts(data)), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+    page = folder.joinpath("report.html").read_text(encoding="utf-8")
+    parts = {
+        "@@TITLE@@": html.escape(data.title),
+        "@@CSS@@": folder.joinpath("report.css").read_text(encoding="utf-8"),
+        "@@JS@@": folder.joinpath("report.js").read_text(encoding="utf-8"),
+        "@@DATA@@": text,
+    }
+    for key, value in parts.items():
+        page = page.replace(key, value, 1)
+    return page.encode()
+
+
+def _facts(data: ReportData) -> dict[str, Any]:
+    flags = {r["slide_id"]: r for r in data.outliers}
+    grades = {g.slide_id: g for g in data.grades}
+    columns: dict[str, list[Any]] = {name: [r.get(name) for r in data.rows] for name in ROW_COLUMNS}
+    columns["cohort"] = [c or "" for c in columns["cohort"]]
+    columns["seconds"] = [_seconds(r) for r in data.rows]
+    ids = columns["slide_id"]
+    for name in ("round", "tails", "reasons", "note"):
+        columns[name] = [flags.get(i, {}).get(name) for i in ids]
+    graded = [grades.get(i) for i in ids]
+    for name, attribute in (("grade", "grade"), ("n_bad", "n_bad"), ("n_judged", "n_judged"), ("verdict", "slide_verdict"),
+                            ("bad_frac", "bad_frac"), ("low", "bad_frac_low"), ("high", "bad_frac_high")):  # fmt: skip
+        columns[name] = [None if g is None else getattr(g, attribute) for g in graded]
+    columns["comment"] = [data.comments.get(i, "") for i in ids]
+    names = Thumbnail.__slots__
+    return {
+        "title": data.title,
+        "subtitle": data.subtitle,
+        "rows": columns,
+        "has_outliers": bool(data.outliers),
+        "has_grades": bool(data.grades),
+        "pictures": {k: {n: getattr(t, n) for n in names if getattr(t, n)} for k, t in data.pictures.items()},
+        "n_pictures": len(data.pictures),
+        "patches": [dict(p) for p in data.patches],
+        "n_patches": data.n_patches,
+        "errors": [dict(e) for e in data.errors],
+        "seconds": {s: sum(r.get(f"seconds_{s}") or 0.0 for r in data.rows) for s in STAGES},
+        "provenance": [[k, v] for k, v in data.provenance],
+    }
+
+
+def _seconds(row: Mapping[str, Any]) -> float | None:
+    known = [row.get(f"seconds_{s}") for s in STAGES]
+    return round(sum(v for v in known if v is not None), 2) if any(v is not None for v in known) else None
+
+
+def _plain(value: Any) -> Any:
+    """Return the value with numbers that JSON cannot hold as null, and floats at six digits."""
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float | np.floating):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return value
+
+
+def worst_first(
+    rows: Sequence[Mapping[str, Any]], outliers: Sequence[Mapping[str, Any]], grades: Sequence[SlideGrade]
+) -> list[str]:
+    """Return the ids of slides that give cause to look, worst first: the order in which pictures are handed out.
+
+    Failed, judged unacceptable, worse groups, larger bad share, flagged in the first round, more reasons; then by id.
+    """
+    flags = {r["slide_id"]: r for r in outliers}
+    graded = {g.slide_id: g for g in grades}
+    ranked = []
+    for row in rows:
+        slide_id = row["slide_id"]
+        flag, grade = flags.get(slide_id, {}), graded.get(slide_id)
+        group = GRADES.index(grade.grade) if grade is not None and grade.grade in GRADES else 0
+        bad_frac = 0.0 if grade is None or math.isnan(grade.bad_frac) else grade.bad_frac
+        verdict = grade is not None and grade.slide_verdict == "unacceptable"
+        round_ = {0: 0, 1: 2, 2: 1}[flag.get("round") or 0]
+        key = (
+            row["status"] == "failed",
+            verdict,
+            group,
+            bad_frac,
+            row["status"] == "partial",
+            round_,
+            len((flag.get("tails") or "").split()),
+        )
+        if any(key):
+            ranked.append((tuple(-float(v) for v in key), slide_id))
+    return [slide_id for _, slide_id in sorted(ranked)]
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    """Return bytes as a data URI of a media type."""
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def density_picture(
+    cx: npt.NDArray[np.floating[Any]],
+    cy: npt.NDArray[np.floating[Any]],
+    slide_size_px: tuple[int, int],
+    mpp: float,
+    shape: tuple[int, int],
+) -> tuple[bytes, float]:
+    """Return a map of nuclei per mm2 as PNG bytes, and the density that its darkest color stands for.
+
+    Parameters
+    ----------
+    cx, cy : float (N,)
+        Centroids, level-0 px.
+    slide_size_px
+        (width, height), level-0 px.
+    shape
+        (height, width) of the picture, px. A cell is 4 px wide; the top of the scale is the 99.5th percentile of occupied
+        cells.
+    """
+    from PIL import Image
+
+    height, width = shape
+    rows, columns = max(1, height // 4), max(1, width // 4)
+    counts, _, _ = np.histogram2d(cy, cx, (rows, columns), ((0, slide_size_px[1]), (0, slide_size_px[0])))
+    cell_mm2 = (slide_size_px[0] / columns) * (slide_size_px[1] / rows) * mpp * mpp * 1e-6
+    density = counts / cell_mm2
+    top = float(np.percentile(density[counts > 0], 99.5)) if counts.any() else 1.0
+    place = np.clip(density / top, 0, 1) * (len(DENSITY_RGB) - 1)
+    low = np.minimum(place.astype(np.int64), len(DENSITY_RGB) - 2)
+    rgb = DENSITY_RGB[low] + (DENSITY_RGB[low + 1] - DENSITY_RGB[low]) * (place - low)[..., None]
+    picture = Image.fromarray(np.rint(rgb).astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    buffer = io.BytesIO()
+    picture.quantize(64).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue(), top

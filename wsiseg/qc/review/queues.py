@@ -1,0 +1,69 @@
+"""Which patches a reviewer is shown, and in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Sequence
+
+from wsiseg.errors import ConfigError
+
+__all__ = ["parse_share", "patch_queue"]
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """Return (k, n) of ``"k/n"``: the k-th of n reviewers. Raises ``ConfigError`` for anything else."""
+    try:
+        k, n = (int(v) for v in text.split("/"))
+    except ValueError as err:
+        raise ConfigError(f"Expected a share such as 1/2 (first of two reviewers), got {text!r}.") from err
+    if not 1 <= k <= n <= 1000:
+        raise ConfigError(f"Expected a share k/n with 1 <= k <= n <= 1000, got {text!r}.")
+    return k, n
+
+
+def patch_queue(
+    ids: Sequence[str],
+    own: Collection[str] = (),
+    others: Collection[str] = (),
+    *,
+    share: tuple[int, int] = (1, 1),
+    second_opinion_frac: float = 0.0,
+) -> list[str]:
+    """Return the patches of one reviewer, in the order of ``ids``.
+
+    Parameters
+    ----------
+    ids
+        All patches, in review order.
+    own, others
+        Patches that this reviewer, and that other reviewers, have marked.
+    share
+        (k, n): of n reviewers who divide the work, the k-th. By a hash of the patch, so more patches later change nothing.
+    second_opinion_frac
+        0: patches that nobody else has marked (the work is divided). Above 0: this share of the patches that others have marked
+        (the work is checked), the same sample for every second reviewer.
+
+    Raises
+    ------
+    ConfigError
+        The share of second opinions is not within 0 and 1.
+    """
+    if not 0 <= second_opinion_frac <= 1:
+        raise ConfigError(f"Expected a second-opinion share of 0 to 1, got {second_opinion_frac!r}.")
+    mine, theirs = set(own), set(others)
+    k, n = share
+    chosen = []
+    for item in ids:
+        if item in mine:
+            chosen.append(item)
+        elif second_opinion_frac > 0:
+            if item in theirs and _unit(f"second {item}") < second_opinion_frac:
+                chosen.append(item)
+        elif item not in theirs and int(_unit(f"share {item}") * n) == k - 1:
+            chosen.append(item)
+    return chosen
+
+
+def _unit(text: str) -> float:
+    """Return a number in [0, 1) that depends on the text only."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

@@ -1,0 +1,78 @@
+"""The web application on a loopback socket."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from types import TracebackType
+from typing import Any
+
+from wsiseg.errors import BackendUnavailableError, InputError
+from wsiseg.qc.review.app import ReviewSource, create_app
+from wsiseg.qc.review.session import ReviewSession
+
+__all__ = ["ReviewServer"]
+
+
+class ReviewServer:
+    """A review page on 127.0.0.1.
+
+    Parameters
+    ----------
+    port
+        0: any free one.
+
+    Raises
+    ------
+    BackendUnavailableError
+        Starlette or Uvicorn is not installed.
+    InputError
+        The port is taken.
+    """
+
+    def __init__(
+        self, session: ReviewSession, source: ReviewSource, *, port: int = 0, title: str = "", token: str = ""
+    ) -> None:
+        try:
+            import uvicorn
+
+            self.token = token or secrets.token_urlsafe(24)
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                self._socket.bind(("127.0.0.1", port))
+            except OSError as err:
+                self._socket.close()
+                raise InputError(
+                    f"Port {port} of this machine cannot be used ({err.strerror}). Choose another --port, or 0."
+                ) from err
+            self.port = int(self._socket.getsockname()[1])
+            hosts = frozenset({f"127.0.0.1:{self.port}", f"localhost:{self.port}"})
+            app = create_app(session, source, token=self.token, hosts=hosts, title=title)
+            config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+        except ImportError as err:
+            raise BackendUnavailableError("The review page needs Starlette and Uvicorn: pip install 'wsiseg[review]'.") from err
+        self._server: Any = uvicorn.Server(config)
+        self._session = session
+
+    @property
+    def url(self) -> str:
+        """Return the address to open, token included."""
+        return f"http://127.0.0.1:{self.port}/?token={self.token}"
+
+    def run(self) -> None:
+        """Serve until ``stop`` or Ctrl-C."""
+        self._server.run(sockets=[self._socket])
+
+    def stop(self) -> None:
+        """Ask the server to end."""
+        self._server.should_exit = True
+
+    def __enter__(self) -> ReviewServer:
+        """Return the server."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        """Close the socket and the marks file."""
+        self._socket.close()
+        self._session.close()
