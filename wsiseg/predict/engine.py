@@ -27,6 +27,8 @@ __all__ = ["Model", "load_model", "model_from_net", "predict"]
 Array = Any
 
 _WINDOW_WPX = {"cpu": 1040, "cuda": 4160}  # useful side of a window: what measured best, in benchmarks/network.py
+_LEAST_WPX = 112
+"""Torch computes small layers by other code than large ones, which differs in the last bit: windows stay above that size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +99,7 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         device=device,
         halo_wpx=-(-half_field_wpx(net.spec) // multiple) * multiple,
         multiple=multiple,
-        window_wpx=config.window_wpx or _WINDOW_WPX["cuda" if device.startswith("cuda") else "cpu"],
+        window_wpx=max(config.window_wpx, 256) if config.window_wpx else _WINDOW_WPX["cuda" if device.startswith("cuda") else "cpu"],
         tta=config.tta,
         graph=graph.eval(),
     )
@@ -149,24 +151,35 @@ class _Graph(nn.Module):
     def __init__(self, net: UNet, dtype: torch.dtype, tta: int) -> None:
         super().__init__()
         self.net, self.dtype, self.tta = net, dtype, tta
+        self.levels: torch.Tensor
+        self.register_buffer("levels", _level_table(), persistent=False)
 
     def forward(self, rgb: torch.Tensor, margin: int) -> torch.Tensor:
         x = (rgb.permute(2, 0, 1)[None].to(self.dtype) * (1 / 127.5) - 1).contiguous(memory_format=torch.channels_last)
-        p = self._probability(x, margin)
-        return (p[0] * 255 + 0.5).to(torch.uint8)
-
-    def _probability(self, x: torch.Tensor, margin: int) -> torch.Tensor:
         if self.tta == 1:
-            return torch.sigmoid(self.net(x, margin).float())
-        total: torch.Tensor | None = None
+            return self._level(self.net(x, margin))[0].to(torch.uint8)
+        total = torch.zeros((), dtype=torch.int32, device=x.device)
         for turns in range(4):
             for mirror in (False, True):
                 seen = torch.rot90(x.flip(3) if mirror else x, turns, (2, 3)).contiguous(memory_format=torch.channels_last)
-                p = torch.rot90(torch.sigmoid(self.net(seen, margin).float()), -turns, (2, 3))
-                p = p.flip(3) if mirror else p
-                total = p if total is None else total + p
-        assert total is not None
-        return total / 8
+                level = torch.rot90(self._level(self.net(seen, margin)), -turns, (2, 3)).to(torch.int32)
+                total = total + (level.flip(3) if mirror else level)
+        return ((total[0] + 4) // 8).to(torch.uint8)
+
+    def _level(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return 255 sigmoid(logit) rounded, by a table over the logit as bfloat16.
+
+        A vectorized sigmoid ends each run of pixels with scalar code that differs in the last bit, so its result would
+        depend on the window; a table does not. Rounding the logit moves the result by less than a fifth of a level.
+        """
+        bits = logits.contiguous().to(torch.bfloat16).view(torch.int16).to(torch.int32) + 32768
+        return torch.index_select(self.levels, 0, bits.flatten()).view(logits.shape)
+
+
+def _level_table() -> torch.Tensor:
+    """uint8 (65536,): for each bfloat16, by its bits as int16 plus 32768, the rounded 255 sigmoid; 0 for what is not a number."""
+    bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
+    return (torch.sigmoid(bits.view(torch.bfloat16).double()) * 255).round().nan_to_num(0).to(torch.uint8)
 
 
 def _run(model: Model, pixels: Array) -> Array:
@@ -179,9 +192,10 @@ def _run(model: Model, pixels: Array) -> Array:
 
 
 def _aligned(box: Box, multiple: int) -> Box:
-    """Grow a box outward until its edges lie on multiples."""
+    """Grow a box outward until its edges lie on multiples and its sides reach ``_LEAST_WPX``."""
     x, y = box.x // multiple * multiple, box.y // multiple * multiple
-    return Box(x, y, -(-box.x1 // multiple) * multiple - x, -(-box.y1 // multiple) * multiple - y)
+    w, h = (-(-max(end, start + _LEAST_WPX) // multiple) * multiple - start for start, end in ((x, box.x1), (y, box.y1)))
+    return Box(x, y, w, h)
 
 
 def _windows(box: Box, side: int, multiple: int) -> list[Box]:

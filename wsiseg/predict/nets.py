@@ -60,7 +60,7 @@ NETS: dict[str, NetSpec] = {
     "lean_shallow": NetSpec((24, 48, 96, 192), (2, 2, 2, 2), (2, 2, 2)),
     "lean_w16": NetSpec((16, 32, 64, 128), (2, 2, 3, 3), (3, 2, 2)),
     "lean_w32": NetSpec((32, 64, 128, 256), (2, 2, 2, 2), (2, 2, 2)),
-    "tiny": NetSpec((8, 16), (1, 1), (1,)),  # for tests and smoke runs
+    "tiny": NetSpec((16, 32), (1, 1), (1,)),  # for tests and smoke runs
 }
 
 _HEADS = 2

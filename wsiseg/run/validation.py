@@ -20,13 +20,14 @@ __all__ = ["Judged", "fit_separation", "predict_samples", "score_separation", "s
 
 # the order is that of the descent: what moves the score most comes first
 _GRID: dict[str, tuple[Any, ...]] = {
-    "center_threshold_frac": (0.08, 0.12, 0.16, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
-    "material_threshold_frac": (0.3, 0.34, 0.38, 0.42, 0.46, 0.5, 0.54, 0.58, 0.62),
+    "merge_depth_frac": (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3),
+    "center_threshold_frac": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
     "marker_radius_wpx": (2, 3, 4, 5, 6, 7, 8, 10),
-    "merge_depth_frac": (0.0, 0.02, 0.04, 0.07, 0.1, 0.15),
+    "material_threshold_frac": (0.34, 0.38, 0.42, 0.46, 0.5, 0.54, 0.58),
+    "compactness": (0.0, 0.5, 1.0, 2.0, 4.0),
     "min_area_um2": (2.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0),
-    "compactness": (0.0, 1.0, 2.0, 4.0, 8.0),
 }
+_START: dict[str, Any] = {**FALLBACK, "center_threshold_frac": 0.4, "marker_radius_wpx": 5, "merge_depth_frac": 0.15, "compactness": 1.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +67,7 @@ def fit_separation(
     (dict, float)
         Values under the names of ``SeparateConfig``, and the score that they reach.
     """
-    best = dict(FALLBACK)
+    best = dict(_START)
     reached = _mean_pq(judged, score_separation(judged, best, mpp), set_share)
     for _ in range(rounds):
         before = reached
