@@ -99,7 +99,7 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         device=device,
         halo_wpx=-(-half_field_wpx(net.spec) // multiple) * multiple,
         multiple=multiple,
-        window_wpx=max(config.window_wpx, 256) if config.window_wpx else _WINDOW_WPX["cuda" if device.startswith("cuda") else "cpu"],
+        window_wpx=max(config.window_wpx, 256) if config.window_wpx else _WINDOW_WPX[torch.device(device).type],
         tta=config.tta,
         graph=graph.eval(),
     )
@@ -177,7 +177,7 @@ class _Graph(nn.Module):
 
 
 def _level_table() -> torch.Tensor:
-    """uint8 (65536,): for each bfloat16, by its bits as int16 plus 32768, the rounded 255 sigmoid; 0 for what is not a number."""
+    """uint8 (65536,): for each bfloat16, by its bits as int16 plus 32768, the rounded 255 sigmoid; 0 for nan."""
     bits = torch.arange(-32768, 32768, dtype=torch.int32).to(torch.int16)
     return (torch.sigmoid(bits.view(torch.bfloat16).double()) * 255).round().nan_to_num(0).to(torch.uint8)
 

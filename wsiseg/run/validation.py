@@ -27,7 +27,13 @@ _GRID: dict[str, tuple[Any, ...]] = {
     "compactness": (0.0, 0.5, 1.0, 2.0, 4.0),
     "min_area_um2": (2.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0),
 }
-_START: dict[str, Any] = {**FALLBACK, "center_threshold_frac": 0.4, "marker_radius_wpx": 5, "merge_depth_frac": 0.15, "compactness": 1.0}
+_START: dict[str, Any] = {
+    **FALLBACK,
+    "center_threshold_frac": 0.4,
+    "marker_radius_wpx": 5,
+    "merge_depth_frac": 0.15,
+    "compactness": 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -118,13 +118,13 @@ def fit(
             line = {"step": state.step, "lr": state.rate, **sums.means(), "seconds": round(time.perf_counter() - started, 1)}
             if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
                 line |= validate(state.ema, state.step)
+            if not math.isfinite(line["loss"]):
+                raise ConfigError(f"Training diverged before step {state.step}: loss {line['loss']}. Lower the learning rate.")
             state.save(run_dir)
             _append(run_dir / "curve.jsonl", line)
             if on_line is not None:
                 on_line(line)
             sums = _Running()
-            if not math.isfinite(line["loss"]):
-                raise ConfigError(f"Training diverged before step {state.step}: loss {line['loss']}. Lower the learning rate.")
     state.save(run_dir)
     return state.ema.eval()
 

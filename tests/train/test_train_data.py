@@ -1,0 +1,99 @@
+"""Data: the unified layout, and splits that never tear a patient apart."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsiseg.errors import FormatError
+from wsiseg.train import VALIDATION_GROUPS, PatchSource, group_of, list_samples, load_sample
+from wsiseg.train.data import magnification
+
+
+def write_set(root: Path, name: str, ids: list[str], info: dict[str, object] | None = None, radius: int = 6) -> None:
+    folder = root / name
+    folder.mkdir(parents=True)
+    (folder / "INFO.json").write_text(json.dumps({"mpp": "0.25 nominal", **(info or {})}))
+    y, x = np.mgrid[:80, :96]
+    for k, image_id in enumerate(ids):
+        labels = np.zeros((80, 96), np.uint16)
+        for n, (cx, cy) in enumerate(((20, 20), (60, 30), (40, 60)), 1):
+            labels[np.hypot(x - cx - k, y - cy) <= radius] = 10 * n
+        rgb = np.full((80, 96, 3), (230, 200, 220), np.uint8)
+        rgb[labels > 0] = (90, 60, 130)
+        Image.fromarray(rgb).save(folder / f"{image_id}.png")
+        Image.fromarray(labels).save(folder / f"{image_id}.labels.png")
+
+
+def test_listing_is_sorted_and_split_by_patient(tmp_path: Path) -> None:
+    write_set(tmp_path, "tnbc", ["tnbc_03_2", "tnbc_01_1", "tnbc_03_1", "tnbc_02_9"])
+    samples = list_samples(tmp_path, ("tnbc",))
+    assert [s.image_id for s in samples] == ["tnbc_01_1", "tnbc_02_9", "tnbc_03_1", "tnbc_03_2"]
+    assert [s.validation for s in samples] == [False, False, True, True]
+    assert {s.mpp for s in samples} == {0.25}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "image_id", "group"),
+    [
+        ("monuseg", "TCGA-AY-A8YK-01A-01-TS1", "AY-A8YK"),
+        ("tnbc", "tnbc_07_3", "07"),
+        ("consep", "consep_train_17", "17"),
+        ("dsb2018_he", "dsb_00ae65c1c663", "00ae65c1c663"),
+    ],
+)
+def test_groups_are_read_from_ids(dataset: str, image_id: str, group: str) -> None:
+    assert group_of(dataset, image_id) == group
+
+
+def test_what_is_missing_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match=r"INFO\.json"):
+        list_samples(tmp_path, ("none",))
+    write_set(tmp_path, "a", ["a_1"])
+    (tmp_path / "a" / "a_1.png").unlink()
+    with pytest.raises(FormatError, match=r"a_1\.png"):
+        list_samples(tmp_path, ("a",))
+    write_set(tmp_path, "b", ["b_1"])
+    Image.new("RGB", (5, 5)).save(tmp_path / "b" / "b_1.png")
+    with pytest.raises(FormatError, match="height, width"):
+        load_sample(list_samples(tmp_path, ("b",))[0])
+
+
+def test_unknown_mpp_is_met_half_way(tmp_path: Path) -> None:
+    write_set(tmp_path, "u", ["u_1"], {"mpp": "unknown (mixed)"}, radius=6)
+    sample = list_samples(tmp_path, ("u",))[0]
+    _, labels = load_sample(sample)
+    diameter = 2 * np.sqrt((labels == 10).sum() / np.pi)
+    assert sample.mpp is None
+    assert magnification(sample, labels) == pytest.approx(np.sqrt(26 / diameter))
+
+
+def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
+    write_set(tmp_path, "a", ["a_1", "a_2", "a_3"])
+    from wsiseg.train import AugmentConfig
+
+    source = PatchSource(list_samples(tmp_path, ("a",)), {"a": 1.0}, "ellipse", AugmentConfig(), 64)
+    first, again, other = source.batch(3, 5, 7), source.batch(3, 5, 7), source.batch(3, 5, 8)
+    assert first.rgb.equal(again.rgb)
+    assert first.target.equal(again.target)
+    assert not first.rgb.equal(other.rgb)
+    assert first.rgb.shape == (3, 3, 64, 64)
+    assert first.rgb.abs().max() <= 1
+    assert 0 <= first.target.min() <= first.target.max() <= 1 + 1e-6
+    assert first.weight.min() >= 1
+
+
+@pytest.mark.skipif("WSISEG_DATA" not in os.environ, reason="needs WSISEG_DATA")
+def test_no_patient_is_on_both_sides() -> None:
+    samples = list_samples(os.environ["WSISEG_DATA"], tuple(VALIDATION_GROUPS))
+    for dataset in VALIDATION_GROUPS:
+        mine = [s for s in samples if s.dataset == dataset]
+        held_out = {s.group for s in mine if s.validation}
+        assert held_out == VALIDATION_GROUPS[dataset]
+        assert not held_out & {s.group for s in mine if not s.validation}
+        assert 0.1 < np.mean([s.validation for s in mine]) < 0.35
