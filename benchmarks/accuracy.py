@@ -141,7 +141,7 @@ def run_method(
     return scores, patches, {"cpu_seconds": seconds, "mpx": pixels / 1e6, "mpx_per_cpu_s": pixels / 1e6 / max(seconds, 1e-9)}
 
 
-def time_tile(slide: str, methods: dict[str, Method], side: int = 4000) -> dict[str, object]:
+def time_tile(slide: str, methods: dict[str, Method], side: int) -> dict[str, object]:
     """CPU seconds from RGB to instances for one tile of a slide, as production cuts it (its center)."""
     import openslide
 
@@ -241,7 +241,8 @@ def main() -> int:
     parser.add_argument("--tta", type=int, default=1)
     parser.add_argument("--border", choices=["white", "mirror"], default="white", help="around a picture (white: as a slide)")
     parser.add_argument("--instanseg-weights", default=os.environ.get("INSTANSEG_WEIGHTS", ""))
-    parser.add_argument("--tile-slide", default="", help="a slide whose central 4000 px tile is timed through every method")
+    parser.add_argument("--tile-slide", default="", help="a slide whose central tile is timed through every method")
+    parser.add_argument("--tile-side", type=int, default=4000, help="its side, px (InstanSeg cuts 3000 px or more itself: minutes)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args()
@@ -270,9 +271,10 @@ def main() -> int:
             results[dataset][f"wilcoxon_pq_{first}_minus_{other}"] = asdict(test)
         if args.pictures:
             draw_gallery(args.pictures, dataset, samples, maps, 4)
-    if args.tile_slide:
-        facts["tile"] = time_tile(args.tile_slide, methods)
     write(args, facts, results)
+    if args.tile_slide:
+        facts["tile"] = time_tile(args.tile_slide, methods, args.tile_side)
+        write(args, facts, results)
     return 0
 
 
