@@ -242,7 +242,7 @@ def main() -> int:
     parser.add_argument("--border", choices=["white", "mirror"], default="white", help="around a picture (white: as a slide)")
     parser.add_argument("--instanseg-weights", default=os.environ.get("INSTANSEG_WEIGHTS", ""))
     parser.add_argument("--tile-slide", default="", help="a slide whose central tile is timed through every method")
-    parser.add_argument("--tile-side", type=int, default=4000, help="its side, px (InstanSeg cuts 3000 px or more itself: minutes)")
+    parser.add_argument("--tile-side", type=int, default=4000, help="its side, px (InstanSeg: minutes above 3000)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--pictures", type=Path)
     args = parser.parse_args()
