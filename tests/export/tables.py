@@ -14,11 +14,19 @@ SLIDE_ID = "TCGA-05-4249-01Z-00-DX1.9fce0297-cc19-4c04-872c-4466ee4024db"
 
 
 def slide_meta(mpp: float = 0.25, bounds: tuple[int, int] = (0, 0), side: int = 12000) -> SlideMeta:
-    return SlideMeta(SLIDE_ID, f"/slides/{SLIDE_ID}.svs", side, side, mpp, "openslide", bounds[0], bounds[1], side, side, cohort="LUAD")
+    return SlideMeta(
+        SLIDE_ID, f"/slides/{SLIDE_ID}.svs", side, side, mpp, "openslide", bounds[0], bounds[1], side, side, cohort="LUAD"
+    )
 
 
 def make_table(
-    folder: Path, n: int = 2000, mpp: float = 0.25, scale: float = 1.0, bounds: tuple[int, int] = (0, 0), extent: int = 9000, rows: int = 512
+    folder: Path,
+    n: int = 2000,
+    mpp: float = 0.25,
+    scale: float = 1.0,
+    bounds: tuple[int, int] = (0, 0),
+    extent: int = 9000,
+    rows: int = 512,
 ) -> Path:
     batch = nuclei(3, n, extent)
     batch = PolygonBatch(batch.xy + 1000, batch.ring_offsets, _moved(batch.columns, 1000))

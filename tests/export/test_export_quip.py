@@ -41,8 +41,10 @@ def plain_reader(folder: Path) -> list[tuple[int, np.ndarray]]:
     for path in sorted(folder.glob("*-features.csv")):
         assert len(path.name.removesuffix("-features.csv").split("_")) == 6
         with path.open() as stream:
-            rows += [(int(r["AreaInPixels"]), np.array([float(v) for v in r["Polygon"][1:-1].split(":")]).reshape(-1, 2))
-                     for r in csv.DictReader(stream)]
+            rows += [
+                (int(r["AreaInPixels"]), np.array([float(v) for v in r["Polygon"][1:-1].split(":")]).reshape(-1, 2))
+                for r in csv.DictReader(stream)
+            ]
     return rows
 
 
@@ -86,14 +88,18 @@ def test_a_plain_reader_finds_every_nucleus_once_with_its_area(folder: Path, tab
     assert [a for a, _ in rows] == pytest.approx(shapely.area(read))
     for path in folder.glob("*.csv"):
         x, y, w, h = map(int, path.name.split("_")[:4])
-        cx, cy = shapely.get_coordinates(shapely.centroid(shapely.polygons([shapely.linearrings(r) for _, r in plain_reader_one(path)]))).T
+        cx, cy = shapely.get_coordinates(
+            shapely.centroid(shapely.polygons([shapely.linearrings(r) for _, r in plain_reader_one(path)]))
+        ).T
         assert ((cx >= x) & (cx < x + w) & (cy >= y) & (cy < y + h)).all()
 
 
 def plain_reader_one(path: Path) -> list[tuple[int, np.ndarray]]:
     with path.open() as stream:
-        return [(int(r["AreaInPixels"]), np.array([float(v) for v in r["Polygon"][1:-1].split(":")]).reshape(-1, 2))
-                for r in csv.DictReader(stream)]
+        return [
+            (int(r["AreaInPixels"]), np.array([float(v) for v in r["Polygon"][1:-1].split(":")]).reshape(-1, 2))
+            for r in csv.DictReader(stream)
+        ]
 
 
 def test_there_and_back(folder: Path, table_path: Path, tmp_path: Path) -> None:
@@ -102,7 +108,9 @@ def test_there_and_back(folder: Path, table_path: Path, tmp_path: Path) -> None:
     assert done.flags == {}
     assert (provenance.width_px, provenance.height_px, provenance.mpp) == (12000, 12000, 0.25)
     assert provenance.slide_name == f"{SLIDE_ID}.svs"
-    before, after = (np.sort(shapely.to_wkt(shapely.normalize(geometry_of(p)))) for p in (table_path, tmp_path / "back.parquet"))
+    before, after = (
+        np.sort(shapely.to_wkt(shapely.normalize(geometry_of(p)))) for p in (table_path, tmp_path / "back.parquet")
+    )
     assert (before == after).all()
     table = pq.read_table(tmp_path / "back.parquet")
     assert table["center_prob"].null_count == table.num_rows
@@ -166,7 +174,9 @@ def test_the_repair_is_applied_only_when_asked_for(tmp_path: Path) -> None:
 
 def test_square_tiles_are_not_suspect_and_giants_are_flagged(tmp_path: Path) -> None:
     giant = [4001.0, 8001.0, 4401.0, 8001.0, 4401.0, 8401.0, 4001.0, 8401.0]
-    done, provenance = import_quip(old_tile(tmp_path / "s.svs", [TRUE_RING, giant, [1.0, 2.0, 3.0, 4.0]], 4000, 4000), tmp_path / "t.parquet")
+    done, provenance = import_quip(
+        old_tile(tmp_path / "s.svs", [TRUE_RING, giant, [1.0, 2.0, 3.0, 4.0]], 4000, 4000), tmp_path / "t.parquet"
+    )
     assert done.n_nuclei == 2
     assert done.flags == {"GIANT": 1}
     assert provenance.skipped == {"outlines of fewer than three points": 1}
@@ -212,7 +222,18 @@ def test_marks_there_and_back(table_path: Path, tmp_path: Path) -> None:
     out = tmp_path / "marks.json"
     assert write_marks(open_nuclei(table_path), out).n_nuclei == 2000
     document = json.loads(out.read_text().splitlines()[0])
-    assert list(document) == ["properties", "geometries", "footprint", "parent_id", "normalized", "bbox", "x", "y", "object_type", "provenance"]
+    assert list(document) == [
+        "properties",
+        "geometries",
+        "footprint",
+        "parent_id",
+        "normalized",
+        "bbox",
+        "x",
+        "y",
+        "object_type",
+        "provenance",
+    ]
     annotations = document["properties"]["annotations"]
     assert list(annotations) == ["AreaInPixels", "PhysicalSize", "ns", "name"]
     (feature,) = document["geometries"]["features"]
@@ -248,10 +269,16 @@ def test_the_real_quip_marks_import_unchanged(wsiseg_data: Path, tmp_path: Path)
     width, height = 100_000, 80_000
     provenance = Provenance("marks")
     out = tmp_path / "m.parquet"
-    done = write_imported_table(read_marks(Source(path, width_px=width, height_px=height), provenance), out, slide_meta(), provenance)
+    done = write_imported_table(
+        read_marks(Source(path, width_px=width, height_px=height), provenance), out, slide_meta(), provenance
+    )
     documents = [json.loads(line) for line in path.read_text().splitlines()]
     assert done.n_nuclei == len(documents) == 100
     assert provenance.slide_name == "TCGA-05-4249-01Z-00-DX1"
-    truth = shapely.area([shapely.Polygon(np.array(d["geometries"]["features"][0]["geometry"]["coordinates"][0]) * (width, height))
-                          for d in documents])
+    truth = shapely.area(
+        [
+            shapely.Polygon(np.array(d["geometries"]["features"][0]["geometry"]["coordinates"][0]) * (width, height))
+            for d in documents
+        ]
+    )
     assert np.sort(shapely.area(geometry_of(out))) == pytest.approx(np.sort(truth))

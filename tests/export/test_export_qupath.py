@@ -128,8 +128,10 @@ def test_there_and_back_gives_the_same_nuclei(table_path: Path, tmp_path: Path, 
     a, b = (pq.read_table(p).sort_by("nucleus_id") for p in (table_path, back))
     for column, tolerance in (("area_um2", 1e-4), ("cx", 0.07), ("cy", 0.07)):
         assert np.abs(a[column].to_numpy() - b[column].to_numpy()).max() <= tolerance
-    assert a["center_prob"].equals(b["center_prob"].cast("uint8")) or (np.abs(
-        a["center_prob"].to_numpy().astype(int) - b["center_prob"].to_numpy().astype(int)) == 0).all()
+    assert (
+        a["center_prob"].equals(b["center_prob"].cast("uint8"))
+        or (np.abs(a["center_prob"].to_numpy().astype(int) - b["center_prob"].to_numpy().astype(int)) == 0).all()
+    )
     again = write_geojson(open_nuclei(back), tmp_path / "again.geojson")
     assert again.n_nuclei == 2000
 
@@ -240,5 +242,7 @@ def test_puma_files_import_unchanged(tmp_path: Path, wsiseg_data: Path) -> None:
         assert done.n_nuclei == len(parts)
         table = pq.read_table(out)
         shapes = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
-        assert np.sort(shapely.area(shapes)) == pytest.approx(np.sort(shapely.area(shapely.polygons(shapely.get_exterior_ring(parts)))))
+        assert np.sort(shapely.area(shapes)) == pytest.approx(
+            np.sort(shapely.area(shapely.polygons(shapely.get_exterior_ring(parts))))
+        )
         assert set(table["class_name"].to_pylist()) == {f["properties"]["classification"]["name"] for f in raw}

@@ -1,8 +1,80 @@
 """Polygon tables <-> what other tools read and write; and questions to the tables.
 
-Comes in: a slide's GeoParquet table (``open_nuclei``), whole, a window or a sample of it.
-Goes out: QuPath GeoJSON and the other formats.
+Comes in: a slide's GeoParquet table (``open_nuclei``), whole, a window or a sample of it (``Selection``).
+Goes out: QuPath GeoJSON, QuIP / TCIA folders, caMicroscope marks, SpatialData, AnnData, OME-Zarr labels and maps, label images,
+GeoPackage, CSV, ImageJ ROIs, TIAToolbox annotation stores.
 
-Comes in: another tool's file. Goes out: ``Incoming`` chunks, and with ``write_imported_table`` the same table that segmentation
-writes, with provenance.
+Comes in: another tool's file (``READERS``). Goes out: ``Incoming`` chunks, and by ``write_imported_table`` the same table that
+segmentation writes, with provenance and flags; nothing is changed silently.
 """
+
+from wsiseg.export.cellvit import read_cellvit
+from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
+from wsiseg.export.geojson import read_geojson
+from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, safe_name
+from wsiseg.export.labelmap import LabelWindow, class_names, incoming_of_batch, label_windows, open_label_map
+from wsiseg.export.maps import SlideMaps, slide_maps, write_maps
+from wsiseg.export.marks import read_marks, write_marks
+from wsiseg.export.qupath import write_geojson
+from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
+from wsiseg.export.quip import read_quip, write_quip
+from wsiseg.export.raster import rasterize_region, write_label_image, write_ome_labels
+from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks, open_nuclei
+from wsiseg.export.spatial import write_anndata, write_spatialdata
+from wsiseg.export.table import Imported, write_imported_table
+from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
+
+READERS: dict[str, Reader] = {
+    "cellvit": read_cellvit,
+    "marks": read_marks,
+    "quip": read_quip,
+    "qupath": read_geojson,
+    "tiatoolbox": read_annotation_store,
+}
+"""Readers of polygon files by format; label images go through ``open_label_map`` and ``label_windows``."""
+
+__all__ = [
+    "Exported",
+    "Flag",
+    "Imported",
+    "Incoming",
+    "LabelWindow",
+    "NucleiFile",
+    "Provenance",
+    "READERS",
+    "Reader",
+    "Selection",
+    "SlideMaps",
+    "Source",
+    "class_names",
+    "incoming_of_batch",
+    "iter_chunks",
+    "label_windows",
+    "nuclei_dataset",
+    "open_label_map",
+    "open_nuclei",
+    "query",
+    "rasterize_region",
+    "read_annotation_store",
+    "read_cellvit",
+    "read_geojson",
+    "read_marks",
+    "read_nuclei",
+    "read_quip",
+    "safe_name",
+    "slide_maps",
+    "write_anndata",
+    "write_annotation_store",
+    "write_cohort",
+    "write_csv",
+    "write_geojson",
+    "write_geopackage",
+    "write_imported_table",
+    "write_label_image",
+    "write_maps",
+    "write_marks",
+    "write_ome_labels",
+    "write_quip",
+    "write_roi_zip",
+    "write_spatialdata",
+]

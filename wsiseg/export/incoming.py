@@ -150,7 +150,9 @@ def from_rings(rings: Iterable[Any], source: Source, wheres: Iterable[str], **kn
         if array.ndim != 2 or array.shape[1] not in (2, 3) or not 3 <= len(array) <= MAX_RING_POINTS:
             raise FormatError(f"{where}: expected a ring of 3 to {MAX_RING_POINTS} points (x, y), got shape {array.shape}.")
         if not np.isfinite(array).all() or np.abs(array).max() >= MAX_COORDINATE_PX:
-            raise FormatError(f"{where}: expected finite coordinates below 2^31, got {float(array[~(np.abs(array) < MAX_COORDINATE_PX)][0])}.")
+            raise FormatError(
+                f"{where}: expected finite coordinates below 2^31, got {float(array[~(np.abs(array) < MAX_COORDINATE_PX)][0])}."
+            )
         arrays.append(array[:, :2])
     offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
     xy = np.concatenate(arrays) if arrays else np.empty((0, 2))

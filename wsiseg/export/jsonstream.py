@@ -40,7 +40,9 @@ def open_text(path: Path) -> Iterator[IO[str]]:
                     names = [n for n in archive.namelist() if not n.endswith("/")]
                     if len(names) != 1:
                         raise FormatError(f"{path}: expected a zip of one file, got {len(names)}.")
-                    with archive.open(names[0]) as inner:  # read in place: nothing is unpacked, so its name cannot lead anywhere
+                    with archive.open(
+                        names[0]
+                    ) as inner:  # read in place: nothing is unpacked, so its name cannot lead anywhere
                         yield io.TextIOWrapper(inner, encoding="utf-8-sig")
             elif path.suffix.lower() == ".gz":
                 yield io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8-sig")  # type: ignore[arg-type]
@@ -91,7 +93,9 @@ class _Text:
     def take(self, expected: str) -> None:
         got = self.peek()
         if got != expected:
-            raise FormatError(f"{self.path}, character {self.position}: expected {expected!r}, got {got or 'the end of the file'!r}.")
+            raise FormatError(
+                f"{self.path}, character {self.position}: expected {expected!r}, got {got or 'the end of the file'!r}."
+            )
         self.at += 1
 
     def value(self) -> Any:
@@ -103,7 +107,9 @@ class _Text:
             except (ValueError, RecursionError) as err:
                 if isinstance(err, RecursionError) or len(self.text) - self.at > MAX_OBJECT_CHARS or not self.more():
                     where = f"{self.path}, character {self.position}"
-                    raise FormatError(f"{where}: expected a JSON value, but it is broken, truncated or too deep ({err}).") from err
+                    raise FormatError(
+                        f"{where}: expected a JSON value, but it is broken, truncated or too deep ({err})."
+                    ) from err
                 continue
             if end == len(self.text) and not self.ended and self.more():
                 continue  # a number may go on in the next block

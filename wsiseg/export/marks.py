@@ -62,8 +62,19 @@ def write_marks(
         raise InputError(f"{source.path}: mark documents need the slide's width and height, which this table does not know.")
     case = "-".join(source.slide_id.split("-")[:3]) if source.slide_id.startswith("TCGA-") else source.slide_id
     digest = str(source.facts.get("digest") or "")[:8]
-    image = {"slide": source.slide_id, "imageid": source.slide_id, "study": study or case, "specimen": "", "subject": subject or case}
-    analysis = {"source": "computer", "execution_id": execution_id or f"{name}_{digest}", "name": name, "computation": "segmentation"}
+    image = {
+        "slide": source.slide_id,
+        "imageid": source.slide_id,
+        "study": study or case,
+        "specimen": "",
+        "subject": subject or case,
+    }
+    analysis = {
+        "source": "computer",
+        "execution_id": execution_id or f"{name}_{digest}",
+        "name": name,
+        "computation": "segmentation",
+    }
     tail = json.dumps({"image": image, "analysis": analysis}, separators=(",", ":"))
     done = 0
     with atomic_path(out) as partial, ExitStack() as stack:
@@ -80,9 +91,7 @@ def _write_chunk(stream: IO[bytes], chunk: Chunk, source: NucleiFile, name: str,
     size = np.array([source.width_px, source.height_px], np.float64)
     unit = chunk.xy / size
     first = chunk.ring_offsets[:-1]
-    x0, y0, x1, y1 = (
-        _text(reduce.reduceat(unit[:, axis], first)) for reduce in (np.minimum, np.maximum) for axis in (0, 1)
-    )
+    x0, y0, x1, y1 = (_text(reduce.reduceat(unit[:, axis], first)) for reduce in (np.minimum, np.maximum) for axis in (0, 1))
     ring = join_rings(_text(unit[:, 0]), _text(unit[:, 1]), chunk.ring_offsets, ",", "],[")
     area = _text(np.rint(chunk.column("area_px")).astype(np.int64))
     physical = _text(np.rint(chunk.column("area_px") * max(1, round(source.scale)) ** 2).astype(np.int64))
@@ -115,7 +124,9 @@ def read_marks(source: Source, provenance: Provenance) -> Iterator[Incoming]:
         A line is no mark document, or its coordinates are no fractions of a slide.
     """
     if not source.width_px or not source.height_px:
-        raise InputError(f"{source.path}: mark documents hold fractions of the slide; give its width and height (or the slide).")
+        raise InputError(
+            f"{source.path}: mark documents hold fractions of the slide; give its width and height (or the slide)."
+        )
     size = np.array([source.width_px, source.height_px], np.float64)
     provenance.width_px, provenance.height_px = source.width_px, source.height_px
     provenance.missing += ["center_prob"]
@@ -153,7 +164,9 @@ def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[A
         raise FormatError(f"{where}: expected a caMicroscope mark document with geometries.features ({err!r}).") from err
     provenance.skip("geometries that are no polygon", len(geometries) - len(polygons))
     if name and provenance.slide_name and name != provenance.slide_name:
-        raise FormatError(f"{where}: expected marks of {provenance.slide_name} only, got one of {name!r}. Split the file by image.")
+        raise FormatError(
+            f"{where}: expected marks of {provenance.slide_name} only, got one of {name!r}. Split the file by image."
+        )
     provenance.slide_name = provenance.slide_name or str(name)
     return polygons, normalized
 

@@ -173,7 +173,8 @@ def _cells(chunk: Chunk, source: NucleiFile, tile_px: int) -> npt.NDArray[np.int
     """Return column and row of the tile of each centroid, int64 (N, 2); a centroid beyond the slide counts to its last tile."""
     ends = [max(1, source.width_px), max(1, source.height_px)]
     return np.stack(
-        [np.clip(chunk.column(c), 0, end - 1).astype(np.int64) // tile_px for c, end in zip(("cx", "cy"), ends, strict=True)], axis=1
+        [np.clip(chunk.column(c), 0, end - 1).astype(np.int64) // tile_px for c, end in zip(("cx", "cy"), ends, strict=True)],
+        axis=1,
     )
 
 

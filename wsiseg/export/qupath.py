@@ -42,7 +42,16 @@ SAFE_STEP_PX = 2 * 10.0**-DECIMALS
 """Rounding moves a coordinate by half of 0.01 px at most and never swaps two that differ by this: lattice rings stay valid."""
 
 NUCLEUS_RGB = (0, 200, 83)
-CLASS_RGB = ((0, 200, 83), (255, 64, 64), (64, 96, 255), (255, 176, 0), (176, 64, 224), (0, 192, 208), (150, 110, 60), (240, 90, 170))
+CLASS_RGB = (
+    (0, 200, 83),
+    (255, 64, 64),
+    (64, 96, 255),
+    (255, 176, 0),
+    (176, 64, 224),
+    (0, 192, 208),
+    (150, 110, 60),
+    (240, 90, 170),
+)
 
 GZIP_LEVEL = 4
 
@@ -130,7 +139,10 @@ def _ring_text(chunk: Chunk) -> pa.StringArray:
 
 
 def _point_text(chunk: Chunk, shift: tuple[int, int]) -> pa.StringArray:
-    x, y = (decimal_text(chunk.column(c).astype(np.float64) + d, DECIMALS, trim=True) for c, d in zip(("cx", "cy"), shift, strict=True))
+    x, y = (
+        decimal_text(chunk.column(c).astype(np.float64) + d, DECIMALS, trim=True)
+        for c, d in zip(("cx", "cy"), shift, strict=True)
+    )
     return concat("[", x, ",", y, "]")
 
 

@@ -40,7 +40,9 @@ def repaired(chunk: Chunk, decimals: int) -> tuple[Chunk, int]:
         whole = shapely.set_precision(shapely.make_valid(shapely.Polygon(ring)), 10.0**-decimals)
         parts = [p for p in shapely.get_parts(shapely.get_parts(whole)) if p.geom_type == "Polygon" and p.area > 0]
         best = max(parts, key=lambda p: p.area, default=None)
-        rings[k] = np.empty((0, 2)) if best is None else np.asarray(shapely.Polygon(best.exterior).normalize().exterior.coords)[::-1]
+        rings[k] = (
+            np.empty((0, 2)) if best is None else np.asarray(shapely.Polygon(best.exterior).normalize().exterior.coords)[::-1]
+        )
     pieces, first = [], 0
     for k, ring in rings.items():
         pieces += [xy[first : chunk.ring_offsets[k]], ring]

@@ -62,7 +62,9 @@ def number_text(values: pa.Array | pa.ChunkedArray) -> pa.StringArray:
     return pc.fill_null(text, '"NaN"')
 
 
-def join_rings(x: pa.StringArray, y: pa.StringArray, ring_offsets: npt.NDArray[np.int64], between: str, after: str) -> pa.StringArray:
+def join_rings(
+    x: pa.StringArray, y: pa.StringArray, ring_offsets: npt.NDArray[np.int64], between: str, after: str
+) -> pa.StringArray:
     """Return one text a ring: ``x between y`` of each vertex, vertices parted by ``after``."""
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -1,0 +1,201 @@
+"""SpatialData, AnnData, GeoPackage, CSV, ROI sets and annotation stores, each opened by its own readers."""
+
+from __future__ import annotations
+
+import builtins
+import json
+import sqlite3
+import subprocess
+import sys
+import warnings
+import zlib
+from pathlib import Path
+
+import geopandas
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import shapely
+import zarr
+
+from tests.export.tables import SLIDE_ID, slide_meta
+from wsiseg.errors import BackendUnavailableError, FormatError, InputError
+from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
+from wsiseg.export.incoming import Provenance, Source
+from wsiseg.export.source import Selection, open_nuclei
+from wsiseg.export.spatial import FEATURES, write_anndata, write_spatialdata
+from wsiseg.export.table import write_imported_table
+from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
+from wsiseg.types import Box
+
+REGION = Selection(Box(2000, 2000, 3000, 3000))
+
+
+def truth_of(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    table = pq.read_table(path)
+    return table["nucleus_id"].to_numpy(), shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+
+
+def test_spatialdata_store(table_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.zarr"
+    done = write_spatialdata(open_nuclei(table_path), out)
+    assert done.n_nuclei == 2000
+    frame = geopandas.read_parquet(out / "shapes/nuclei/shapes.parquet")
+    ids, shapes = truth_of(table_path)
+    assert frame.index.name == "nucleus_id"
+    assert (frame.index.to_numpy() == ids).all()
+    assert shapely.equals_exact(np.asarray(frame.geometry.values), shapes, 0).all()
+    assert set(frame.geom_type) == {"Polygon"}
+    root = zarr.open_consolidated(str(out), zarr_format=3)
+    assert root.attrs["spatialdata_attrs"]["version"] == "0.2"
+    attributes = dict(root["shapes/nuclei"].attrs)
+    assert attributes["encoding-type"] == "ngff:shapes"
+    assert [t["output"]["name"] for t in attributes["coordinateTransformations"]] == ["global", "um"]
+    with pytest.raises(InputError, match="no empty shapes"):
+        write_spatialdata(open_nuclei(table_path), tmp_path / "b.zarr", Selection(Box(0, 0, 10, 10)))
+    assert not (tmp_path / "b.zarr").exists()
+    assert not list(tmp_path.glob(".*partial"))
+
+
+def test_spatialdata_store_opened_by_spatialdata(table_path: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spatialdata = pytest.importorskip("spatialdata")
+        out = tmp_path / "a.zarr"
+        write_spatialdata(open_nuclei(table_path), out)
+        store = spatialdata.read_zarr(out)
+        frame = store.shapes["nuclei"]
+        ids, shapes = truth_of(table_path)
+        assert (frame.index.to_numpy() == ids).all()
+        assert shapely.equals_exact(np.asarray(frame.geometry.values), shapes, 0).all()
+        assert set(store.coordinate_systems) == {"global", "um"}
+        moved = spatialdata.transform(frame, to_coordinate_system="um")
+        assert np.asarray(moved.area) == pytest.approx(np.asarray(frame["area_um2"]), rel=1e-5)
+        near = spatialdata.bounding_box_query(
+            store, axes=("x", "y"), min_coordinate=[2000, 2000], max_coordinate=[3000, 3000], target_coordinate_system="global"
+        )
+        assert len(near.shapes["nuclei"]) == np.count_nonzero(shapely.intersects(shapes, shapely.box(2000, 2000, 3000, 3000)))
+
+
+def test_anndata_has_squidpys_convention(table_path: Path, tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        anndata = pytest.importorskip("anndata")
+        out = tmp_path / "a.h5ad"
+        done = write_anndata(open_nuclei(table_path), out, REGION)
+        data = anndata.read_h5ad(out)
+    table = pq.read_table(table_path)
+    cx, cy = (table[c].to_numpy() for c in ("cx", "cy"))
+    inside = (cx >= 2000) & (cx < 5000) & (cy >= 2000) & (cy < 5000)
+    assert data.n_obs == done.n_nuclei == inside.sum()
+    assert list(data.var_names) == list(FEATURES)
+    assert (data.obs_names == table["nucleus_id"].to_numpy()[inside].astype(str)).all()
+    assert data.obsm["spatial"].dtype == np.float64
+    assert (data.obsm["spatial"] == np.stack([cx, cy], 1)[inside]).all()
+    assert (data.X[:, 0] == table["area_um2"].to_numpy()[inside]).all()
+    scales = data.uns["spatial"][SLIDE_ID]["scalefactors"]
+    assert scales["tissue_hires_scalef"] == 1
+    diameters = np.sqrt(table["area_px"].to_numpy()[inside].astype(np.float64) * 4 / np.pi)
+    assert scales["spot_diameter_fullres"] == pytest.approx(diameters.mean(), rel=1e-5)
+
+
+def test_geopackage_and_csv(table_path: Path, tmp_path: Path) -> None:
+    source = open_nuclei(table_path)
+    ids, shapes = truth_of(table_path)
+    write_geopackage(source, tmp_path / "a.gpkg")
+    frame = geopandas.read_file(tmp_path / "a.gpkg", layer="nuclei")
+    assert (frame["nucleus_id"].to_numpy() == ids).all()
+    assert shapely.equals_exact(np.asarray(frame.geometry.values), shapes, 0).all()
+    for name in ("a.csv", "a.csv.gz"):
+        write_csv(source, tmp_path / name)
+        read = pd.read_csv(tmp_path / name)
+        assert (read["nucleus_id"].to_numpy() == ids).all()
+        assert shapely.equals_exact(shapely.from_wkt(read["geometry_wkt"].to_numpy(object)), shapes, 0).all()
+        assert read["area_um2"].to_numpy() == pytest.approx(pq.read_table(table_path)["area_um2"].to_numpy(), rel=1e-6)
+
+
+def test_roi_set_opened_by_roifile(table_path: Path, tmp_path: Path) -> None:
+    roifile = pytest.importorskip("roifile")
+    source = open_nuclei(table_path)
+    done = write_roi_zip(source, tmp_path / "a.zip", REGION)
+    rois = roifile.roiread(tmp_path / "a.zip")
+    assert len(rois) == done.n_nuclei > 50
+    ids, shapes = truth_of(table_path)
+    by_id = dict(zip(ids.tolist(), shapes, strict=True))
+    for roi in rois:
+        got = shapely.Polygon(roi.coordinates() + (2000, 2000))
+        assert got.equals(by_id[int(roi.name)])
+    with pytest.raises(InputError, match="region"):
+        write_roi_zip(source, tmp_path / "b.zip", Selection())
+
+
+def test_annotation_store_schema_and_round_trip(table_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.db"
+    assert write_annotation_store(open_nuclei(table_path), out).n_nuclei == 2000
+    with sqlite3.connect(out) as db:
+        columns = [row[1] for row in db.execute("PRAGMA table_info(annotations)")]
+        assert columns == ["id", "key", "objtype", "cx", "cy", "geometry", "properties", "area"]
+        assert json.loads(dict(db.execute("SELECT key, value FROM metadata"))["compression"]) == "zlib"
+        # the query that TIAToolbox makes of a window: the R-tree, then the annotations
+        boxes = "SELECT count(*) FROM rtree WHERE max_x >= ? AND min_x <= ? AND max_y >= ? AND min_y <= ?"
+        (n,) = db.execute(boxes, (2000, 3000, 2000, 3000)).fetchone()
+        key, blob, properties, area = db.execute(
+            "SELECT key, geometry, properties, area FROM annotations WHERE id = 1"
+        ).fetchone()
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+    ids, shapes = truth_of(table_path)
+    assert n == np.count_nonzero(shapely.intersects(shapely.envelope(shapes), shapely.box(2000, 2000, 3000, 3000)))
+    assert shapely.from_wkb(zlib.decompress(blob)).equals_exact(shapes[0], 0)
+    assert area == shapes[0].area
+    assert json.loads(properties)["type"] == "Nucleus"
+    assert len(key) == 36
+    provenance = Provenance("tiatoolbox")
+    back = tmp_path / "back.parquet"
+    done = write_imported_table(read_annotation_store(Source(out), provenance), back, slide_meta(), provenance)
+    assert done.n_nuclei == 2000
+    assert provenance.mpp == 0.25
+    a, b = (np.sort(shapely.to_wkt(shapely.normalize(truth_of(p)[1]))) for p in (table_path, back))
+    assert (a == b).all()
+    probs = [np.sort(pq.read_table(p)["center_prob"].to_numpy()) for p in (table_path, back)]
+    assert (probs[0] == probs[1]).all()
+
+
+def test_broken_annotation_stores_say_so(table_path: Path, tmp_path: Path) -> None:
+    out = tmp_path / "a.db"
+    write_annotation_store(open_nuclei(table_path), out)
+    with sqlite3.connect(out) as db:
+        db.execute("UPDATE annotations SET geometry = x'00ff00' WHERE id = 7")
+    db.close()
+    with pytest.raises(FormatError, match="annotation 7"):
+        list(read_annotation_store(Source(out), Provenance("tiatoolbox")))
+    cut = tmp_path / "cut.db"
+    cut.write_bytes(out.read_bytes()[:5000])
+    with pytest.raises(FormatError, match=r"cut\.db"):
+        list(read_annotation_store(Source(cut), Provenance("tiatoolbox")))
+    with pytest.raises(FormatError, match="no such"):
+        list(read_annotation_store(Source(tmp_path / "none.db"), Provenance("tiatoolbox")))
+
+
+def test_a_missing_library_names_its_extra(table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = builtins.__import__
+
+    def refuse(name: str, *rest: object) -> object:
+        if name.split(".")[0] in {"geopandas", "roifile", "anndata"}:
+            raise ImportError(name)
+        return real(name, *rest)
+
+    for name in ("geopandas", "roifile", "anndata"):
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    source = open_nuclei(table_path)
+    for write, extra in ((write_geopackage, "geo"), (write_roi_zip, "imagej"), (write_anndata, "spatial")):
+        with pytest.raises(BackendUnavailableError, match=rf"wsiseg\[{extra}\]"):
+            write(source, tmp_path / "x", REGION)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_room_loads_no_heavy_library() -> None:
+    code = "import sys, wsiseg.export; assert not {'zarr', 'geopandas', 'duckdb', 'anndata', 'pandas', 'shapely'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

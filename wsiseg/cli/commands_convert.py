@@ -1,0 +1,131 @@
+"""``wsiseg export``, ``import`` and ``query``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["COMMANDS"]
+
+EXPORTS = ("anndata", "csv", "geopackage", "imagej", "labels-png", "labels-tiff", "maps", "marks", "ome-zarr", "quip", "qupath",
+           "spatialdata", "tiatoolbox")  # fmt: skip
+IMPORTS = ("cellvit", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command("export")
+@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="RUN|FILE")
+@click.option("--to", required=True, type=click.Choice(EXPORTS), help="Format to write.")
+@click.option("-o", "--out", required=True, type=PATH, help="File for one slide; folder for several, and for quip.")
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
+@click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid lies there, level-0 pixels.")
+@click.option("--sample", type=click.IntRange(1), help="At most so many nuclei, the same ones every time.")
+@click.option("--origin", type=click.Choice(["bounds", "slide"]), default="bounds", show_default=True,
+              help="qupath: count from the scanned area, as QuPath does, or from the slide's corner.")  # fmt: skip
+@click.option("--centroids", is_flag=True, help="qupath: points instead of polygons, a tenth of the size.")
+@click.option("--tile", "tile_px", type=click.IntRange(64), default=4000, show_default=True, help="quip: side of a tile, px.")
+@click.option("--cell", "cell_px", type=click.IntRange(4), default=32, show_default=True, help="maps: side of a cell, px.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:
+    r"""Write the nuclei of a run (or of one table) as another tool reads them.
+
+    \b
+    qupath       GeoJSON detections (.geojson.gz)      spatialdata  SpatialData store (.zarr)
+    quip         QuIP / TCIA tiles (CSV and JSON)      anndata      AnnData for squidpy (.h5ad)
+    marks        caMicroscope documents                tiatoolbox   annotation store (.db)
+    labels-png   label image of a region (uint16)      ome-zarr     label image of the slide, OME-Zarr 0.5
+    labels-tiff  the same, uint32                      maps         density, mean area, cover, OME-Zarr 0.5
+    geopackage   GIS tools                             imagej       ROI set of a region
+    csv          table with WKT
+
+    \b
+    wsiseg export RUN --to qupath --out folder
+    wsiseg export RUN/nuclei/SLIDE.parquet --to qupath --region 20000,20000,4000,4000 -o window.geojson
+    """
+    from wsiseg.run.convert import ExportOptions, export_tables
+    from wsiseg.run.overlay import parse_region
+
+    chosen = ExportOptions(region=parse_region(region), **options)
+    for done in export_tables(target, to, out, chosen, slide_ids=slide_ids):
+        more = f", {done.n_repaired} repaired" if done.n_repaired else ""
+        more += f", {done.n_dropped} without area left out" if done.n_dropped else ""
+        click.echo(f"{done.path}: {done.n_nuclei:,} nuclei{more}")
+
+
+@click.command("import")
+@click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
+@click.option("--from", "fmt", required=True, type=click.Choice(IMPORTS), help="What wrote the files.")
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to make or add to.")
+@click.option("--slide", default="", metavar="SLIDE", help="The slide file: gives mpp, size, bounds and tissue.")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel, where the file does not say.")
+@click.option("--width", "width_px", type=click.IntRange(1), help="Slide width, level-0 pixels.")
+@click.option("--height", "height_px", type=click.IntRange(1), help="Slide height, level-0 pixels.")
+@click.option("--slide-id", default="", help="Id of the slide.  [the slide's or file's name]")
+@click.option("--cohort", default="", help="Cohort (cancer type) of the slides.")
+@click.option("--scale", type=float, help="File pixels per level-0 pixel.  [1]")
+@click.option("--label-mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of a label image.")
+@click.option("--origin", type=click.Choice(["auto", "bounds", "slide"]), default="auto", show_default=True,
+              help="Whether coordinates count from the scanned area.")  # fmt: skip
+@click.option("--dx", type=float, default=0.0, help="Level-0 pixels added to x.")
+@click.option("--dy", type=float, default=0.0, help="Level-0 pixels added to y.")
+@click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hovernext: class_inst.json.")
+@click.option("--fix-edge-tiles", is_flag=True, help="quip: rescale the edge tiles of the time before 7 December 2019.")
+@click.option("--strict", is_flag=True, help="Refuse polygons that cross themselves instead of flagging them.")
+def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any) -> None:
+    r"""Make a run folder of other tools' segmentations, so that qc, evaluate, query and export work on them.
+
+    \b
+    quip        folder of *-features.csv (TCIA release) hovernext   label map (pinst_pp.zip) with --classes
+    marks       caMicroscope documents                  labels      label image: StarDist, Cellpose (.tif .png .npy .zarr)
+    qupath      GeoJSON (.geojson .json, .gz, .zip)     tiatoolbox  annotation store (.db)
+    cellvit     cells.json
+
+    Nothing is changed silently: what is odd about a polygon stands in the column import_flags and is counted below.
+    """
+    from wsiseg.run.convert_in import ImportOptions, import_files
+
+    for done in import_files(files, fmt, out, ImportOptions(**options)):
+        click.echo(f"{done.slide_id}: {done.n_nuclei:,} nuclei")
+        for name, n in done.flags.items():
+            click.echo(f"  flagged {name.lower()}: {n:,}")
+        for name, n in done.skipped.items():
+            click.echo(f"  left out, {name}: {n:,}")
+    click.echo(f"run folder: {out}")
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("sql")
+@click.option(
+    "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .csv or .parquet instead of printing."
+)
+@click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
+def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
+    r"""Ask SQL of a run's tables: views nuclei, slides, errors, grades.
+
+    \b
+    wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
+    """
+    from wsiseg.run.convert import query_run
+
+    table, units = query_run(run, sql, out)
+    if out is not None:
+        click.echo(f"{out}: {table.num_rows:,} rows")
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    shown = Table(*(f"{name}\n{units.get(name, '')}" for name in table.column_names))
+    for row in table.slice(0, rows).to_pylist():
+        shown.add_row(*(f"{v:.6g}" if isinstance(v, float) else str(v) for v in row.values()))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(shown)
+    if table.num_rows > rows:
+        console.print(f"... {table.num_rows - rows:,} more rows")
+
+
+COMMANDS = (export_command, import_command, query)

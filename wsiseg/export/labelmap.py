@@ -1,0 +1,219 @@
+"""Label images (StarDist, HoVer-NeXt, Cellpose, ...) as windows; and windows' polygons as nuclei of a slide.
+
+Tracing labels is the vectorize stage's work, which ``wsiseg.run.convert`` puts between the two halves of this module.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError
+from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, closed
+from wsiseg.export.jsonstream import read_json
+from wsiseg.labels import LABEL_SUFFIXES, read_labels
+from wsiseg.types import Box, PolygonBatch
+
+__all__ = ["LabelWindow", "class_names", "incoming_of_batch", "label_windows", "open_label_map"]
+
+BLOCK_PX = 4096
+HALO_PX = 512
+"""A label larger than this is cut at a block's border; it is flagged as giant long before."""
+
+MAX_LABEL_PX = 1 << 34
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelWindow:
+    """Some labels of a map, renumbered 1..N, each with its first pixel in raster order as anchor.
+
+    Attributes
+    ----------
+    labels : int32 (H, W)
+        One 4-connected region a label.
+    anchors : int32 (N, 2)
+        (x, y) in the window.
+    ids : int64 (N,)
+        The map's own ids.
+    flags : uint8 (N,)
+        ``Flag.SPLIT`` where a label was in several pieces (the largest is kept).
+    read, core
+        The window and the part that owns its anchors, map px.
+    """
+
+    labels: npt.NDArray[np.int32]
+    anchors: npt.NDArray[np.int32]
+    ids: npt.NDArray[np.int64]
+    flags: npt.NDArray[np.uint8]
+    read: Box
+    core: Box
+
+
+def open_label_map(path: Path) -> Any:
+    """Return an array-like (H, W) of ids: an image or ``.npy`` whole, a Zarr array (folder or ``.zip``) read by windows.
+
+    Raises
+    ------
+    FormatError
+        Not a label image, or of absurd size.
+    """
+    name = path.name.lower()
+    if path.is_dir() or name.endswith(".zip"):
+        return _open_zarr(path)
+    if name.endswith(LABEL_SUFFIXES):
+        return read_labels(path)
+    raise FormatError(f"{path}: expected a label image ({', '.join(LABEL_SUFFIXES)}) or a Zarr array (folder or .zip).")
+
+
+def _open_zarr(path: Path) -> Any:
+    import zarr
+    from zarr.storage import LocalStore, ZipStore
+
+    try:
+        store: Any = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
+        node = zarr.open(store, mode="r")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
+        raise FormatError(f"{path}: expected a Zarr array of labels ({err}).") from err
+    if isinstance(node, zarr.Group):
+        arrays = [a for _, a in node.arrays()]
+        if len(arrays) != 1:
+            raise FormatError(f"{path}: expected one Zarr array, got a group of {len(arrays)}.")
+        node = arrays[0]
+    if node.ndim != 2 or node.dtype.kind not in "iu" or node.shape[0] * node.shape[1] > MAX_LABEL_PX:
+        raise FormatError(f"{path}: expected integer labels (H, W) of up to {MAX_LABEL_PX} px, got {node.dtype} {node.shape}.")
+    return node
+
+
+def label_windows(labels: Any, block_px: int = BLOCK_PX, halo_px: int = HALO_PX) -> Iterator[LabelWindow]:
+    """Yield a label map's windows; each label is owned by the window whose core holds its first pixel in raster order.
+
+    Memory is that of one window. Pieces of a label that are not 4-connected to its largest piece are left out and flagged.
+    """
+    height, width = (int(v) for v in labels.shape)
+    for y in range(0, height, block_px):
+        for x in range(0, width, block_px):
+            core = Box(x, y, min(block_px, width - x), min(block_px, height - y))
+            x0, y0 = max(0, x - halo_px), max(0, y - halo_px)
+            read = Box(x0, y0, min(width, core.x1 + halo_px) - x0, min(height, core.y1 + halo_px) - y0)
+            part = np.asarray(labels[read.y : read.y1, read.x : read.x1])
+            ids = np.unique(part)
+            ids = ids[ids != 0]
+            if len(ids):
+                number = np.searchsorted(ids, part).astype(np.int32) + 1
+                number[part == 0] = 0
+                yield _window(number, ids.astype(np.int64), read, core)
+
+
+def _window(labels: npt.NDArray[np.int32], ids: npt.NDArray[np.int64], read: Box, core: Box) -> LabelWindow:
+    n = len(ids)
+    flags = np.zeros(n, np.uint8)
+    for k, box in _in_pieces(labels, n):
+        view = labels[box]
+        pieces, count = _pieces(view == k)
+        sizes = np.bincount(pieces.ravel(), minlength=count + 1)[1:]
+        view[(pieces != 0) & (pieces != int(sizes.argmax()) + 1)] = 0
+        flags[k - 1] |= Flag.SPLIT
+    flat = labels.ravel()
+    where = np.flatnonzero(flat)
+    first = np.full(n + 1, -1, np.int64)
+    first[flat[where[::-1]]] = where[::-1]  # the last assignment stays: the first pixel
+    anchors = np.stack([first[1:] % read.w, first[1:] // read.w], axis=1).astype(np.int32)
+    return LabelWindow(labels, anchors, ids, flags, read, core)
+
+
+def _pieces(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], int]:
+    from scipy import ndimage
+
+    pieces, count = ndimage.label(mask)
+    return pieces, int(count)
+
+
+def _in_pieces(labels: npt.NDArray[np.int32], n: int) -> Iterator[tuple[int, tuple[slice, slice]]]:
+    """Yield (label, its bounding box) of labels that are not one 4-connected region.
+
+    Runs of equal label along the rows are nodes, contacts between runs of neighboring rows are edges; a label is one region
+    where its runs are one component of that graph.
+    """
+    from scipy import ndimage, sparse
+    from scipy.sparse.csgraph import connected_components
+
+    height, width = labels.shape
+    padded = np.zeros((height, width + 1), np.int32)
+    padded[:, :-1] = labels
+    flat = padded.ravel()
+    begins = np.flatnonzero((flat != 0) & (flat != np.roll(flat, 1)))
+    run = np.cumsum((flat != 0) & (flat != np.roll(flat, 1))).reshape(padded.shape) - 1
+    touch = (padded[1:] == padded[:-1]) & (padded[1:] != 0)
+    above, below = run[:-1][touch], run[1:][touch]
+    graph = sparse.coo_matrix((np.ones(len(above), np.int8), (above, below)), shape=(len(begins), len(begins)))
+    _, component = connected_components(graph, directed=False)
+    owner = flat[begins]
+    pairs = np.unique(owner.astype(np.int64) * (len(begins) + 1) + component)
+    counts = np.bincount((pairs // (len(begins) + 1)).astype(np.int64), minlength=n + 1)
+    split = np.flatnonzero(counts > 1)
+    if len(split):
+        boxes = ndimage.find_objects(labels)
+        for k in split.tolist():
+            yield k, boxes[k - 1]
+
+
+def incoming_of_batch(
+    batch: PolygonBatch, window: LabelWindow, source: Source, mpp: float, names: Mapping[int, str] | None = None
+) -> Incoming:
+    """Return the traced polygons of a window as nuclei of the slide; measures are those of the vectorize stage.
+
+    Parameters
+    ----------
+    batch
+        ``wsiseg.vectorize.vectorize`` of the window: nuclei whose anchor lies in the core, in raster order of their anchors.
+    source
+        Its ``scale`` is map px per level-0 px, its ``dx, dy`` where the map's origin lies.
+    mpp
+        um per level-0 px.
+    names
+        Class of each of the map's ids.
+    """
+    at = np.asarray(batch.columns["nucleus_id"])
+    owned = window.labels[at // 2**31 - window.read.y, at % 2**31 - window.read.x] - 1
+    um = mpp / source.scale
+    shift = np.array([source.dx, source.dy])
+    columns = {
+        "cx": batch.columns["cx_wpx"] / source.scale + source.dx,
+        "cy": batch.columns["cy_wpx"] / source.scale + source.dy,
+        "area_px": batch.columns["area_wpx"] / source.scale**2,
+        "area_um2": batch.columns["area_wpx"] * um**2,
+        "perimeter_um": batch.columns["perimeter_wpx"] * um,
+        "major_um": batch.columns["major_wpx"] * um,
+        "minor_um": batch.columns["minor_wpx"] * um,
+        "orientation_rad": batch.columns["orientation_rad"],
+    }
+    xy = np.asarray(batch.xy, np.float64) / source.scale + shift
+    classes = None if names is None else [names.get(int(i), "") for i in window.ids[owned]]
+    return Incoming(*closed(xy, batch.ring_offsets), window.flags[owned], class_name=classes, columns=columns)
+
+
+def class_names(path: Path, provenance: Provenance) -> dict[int, str]:
+    """Return the class of each id from HoVer-NeXt's ``class_inst.json``: ``{id: [class, [y, x]]}``.
+
+    Raises
+    ------
+    FormatError
+        Broken JSON or of another shape.
+    """
+    tree = read_json(path)
+    names: dict[int, str] = {}
+    try:
+        for key, value in tree.items():
+            number = int(value[0])
+            names[int(key)] = str(number)
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError) as err:
+        raise FormatError(f"{path}: expected HoVer-NeXt's {{id: [class, [y, x]]}} ({err!r}).") from err
+    provenance.notes.append(f"class_name holds the class numbers of {path.name}: {json.dumps(sorted(set(names.values())))}")
+    return names

@@ -1,0 +1,247 @@
+"""Questions to tables: nuclei of a slide or a run as Arrow, a cohort as one dataset, SQL on DuckDB with units."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsiseg.errors import FormatError, InputError
+from wsiseg.export.folders import optional
+from wsiseg.tables import read_nuclei as read_table
+from wsiseg.types import Box
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+__all__ = ["column_units", "nuclei_dataset", "query", "read_nuclei", "write_cohort"]
+
+GRADES = "qc/grades.parquet"
+
+
+def read_nuclei(
+    path: str | Path,
+    region: Box | tuple[int, int, int, int] | None = None,
+    columns: Sequence[str] | None = None,
+    *,
+    slide_id: str = "",
+    grade: str | Sequence[str] | None = None,
+    as_geopandas: bool = False,
+) -> pa.Table | Any:
+    """Return nuclei of one slide's table, or of all slides of a run.
+
+    Parameters
+    ----------
+    path
+        A polygon table, or a run folder.
+    region
+        Level-0 px, as ``Box`` or (x, y, w, h): nuclei whose bounding box meets it. Row groups outside are not read.
+    columns
+        Columns wanted (``wsiseg.schema.NUCLEI``); None: all.
+    slide_id
+        One slide of a run folder; default all, which adds a column ``slide_id``.
+    grade
+        Only slides whose QC grade is this (or one of these); needs a run folder with grades.
+    as_geopandas
+        Return a GeoDataFrame indexed by ``nucleus_id`` instead of a ``pyarrow.Table``.
+
+    Raises
+    ------
+    FormatError
+        Not a nuclei table, or without a column that is asked for.
+    InputError
+        No such slide, no grades, or an impossible region.
+    BackendUnavailableError
+        geopandas is asked for and not installed (extra ``geo``).
+    """
+    import pyarrow as pa
+
+    path = Path(path)
+    box = region if region is None or isinstance(region, Box) else Box(*region)
+    if box is not None and (box.w <= 0 or box.h <= 0):
+        raise InputError(f"Expected a region with w and h above 0, got {box.w} x {box.h}.")
+    wanted = None if columns is None else list(columns)
+    if as_geopandas and wanted is not None:
+        wanted = list(dict.fromkeys([*wanted, "nucleus_id", "geometry"]))
+    if not path.is_dir():
+        if grade is not None or slide_id:
+            raise InputError(f"{path}: slide_id and grade choose slides of a run folder, but this is a file.")
+        table = read_table(path, box, wanted)
+    else:
+        files = _tables_of(path, slide_id, grade)
+        parts = [_with_slide(read_table(f, box, wanted), f.stem) for f in files]
+        table = (
+            pa.concat_tables(parts, promote_options="default") if parts else pa.table({"slide_id": pa.array([], pa.string())})
+        )
+    return _geo_frame(table) if as_geopandas else table
+
+
+def nuclei_dataset(run: str | Path) -> ds.Dataset:
+    """Return all nuclei of a run (or of a cohort folder from ``write_cohort``) as one ``pyarrow.dataset.Dataset``.
+
+    Of a cohort folder, ``cohort`` and ``slide_id`` are columns made of the folders' names; of a run, use ``query`` (whose view
+    ``nuclei`` has them) or the dataset's ``__filename``.
+
+    Raises
+    ------
+    InputError
+        There is no table below ``run``.
+    """
+    import pyarrow as pa
+    import pyarrow.dataset as ds
+
+    root = Path(run)
+    files = sorted(str(p) for p in (root / "nuclei").glob("*.parquet"))
+    if files:
+        return ds.dataset(files, format="parquet")
+    if not any(root.glob("cohort=*/slide_id=*/*.parquet")):
+        raise InputError(f"{root}: expected a run folder (nuclei/*.parquet) or a cohort folder (cohort=*/slide_id=*/).")
+    keys = pa.schema([("cohort", pa.string()), ("slide_id", pa.string())])
+    return ds.dataset(str(root), format="parquet", partitioning=ds.partitioning(keys, flavor="hive"))
+
+
+def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
+    """Lay the tables of runs out as ``out/cohort=<cohort>/slide_id=<slide>/nuclei.parquet``; return the files.
+
+    Files are hard links where the file system allows it, else copies: nothing is written twice without need. The folders' names
+    are percent-encoded where a name holds ``/``, ``=`` or ``%``.
+
+    Raises
+    ------
+    InputError
+        Two runs hold the same slide, or there is no table.
+    """
+    import os
+    import shutil
+    from urllib.parse import quote
+
+    made: dict[Path, Path] = {}
+    for run in runs:
+        for table in _tables_of(Path(run), "", None):
+            cohort = _slide_row(Path(run), table.stem).get("cohort") or "unknown"
+            target = (
+                Path(out)
+                / f"cohort={quote(str(cohort), safe=' ')}"
+                / f"slide_id={quote(table.stem, safe=' ')}"
+                / "nuclei.parquet"
+            )
+            if target in made:
+                raise InputError(f"Slide {table.stem} of cohort {cohort} is in {made[target]} and in {table}.")
+            made[target] = table
+    if not made:
+        raise InputError(f"No table below {', '.join(map(str, runs))}.")
+    for target, table in made.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
+        try:
+            os.link(table, target)
+        except OSError:
+            shutil.copyfile(table, target)
+    return sorted(made)
+
+
+def query(run: str | Path, sql: str) -> tuple[pa.Table, dict[str, str]]:
+    """Run SQL over a run folder on DuckDB; return the result and the unit of every result column that has one.
+
+    Views: ``nuclei`` (with ``slide_id`` and ``cohort``), ``slides``, ``errors`` and, where there are grades, ``grades``.
+    DuckDB reads only the columns and row groups that the question needs. The database lives in memory.
+
+    Raises
+    ------
+    InputError
+        The SQL is wrong, or ``run`` is no run folder; the message is DuckDB's.
+    BackendUnavailableError
+        duckdb is not installed (extra ``query``).
+    """
+    duckdb = optional("duckdb", "query")
+    root = Path(run)
+    files = _tables_of(root, "", None)
+    if not files:
+        raise InputError(f"{root}: expected a run folder with nuclei/*.parquet.")
+    with duckdb.connect(":memory:") as db:
+        # TCGA barcodes hold no suffix that DuckDB could mistake: the id is the file's name without .parquet
+        listed = ", ".join(_quoted(str(f)) for f in files)
+        stem = "regexp_extract(filename, '([^/]+)\\.parquet$', 1)"
+        nuclei = f"SELECT * EXCLUDE (filename), {stem} AS slide_id FROM read_parquet([{listed}], filename = true, union_by_name = true)"
+        slides = root / "slides.parquet"
+        if slides.is_file():
+            db.execute(f"CREATE VIEW slides AS SELECT * FROM read_parquet({_quoted(str(slides))})")
+            nuclei = (
+                f"SELECT n.*, s.cohort FROM ({nuclei}) n LEFT JOIN (SELECT slide_id, cohort FROM slides) s USING (slide_id)"
+            )
+        db.execute(f"CREATE VIEW nuclei AS {nuclei}")
+        if (root / "errors.parquet").is_file():
+            db.execute(f"CREATE VIEW errors AS SELECT * FROM read_parquet({_quoted(str(root / 'errors.parquet'))})")
+        if (root / GRADES).is_file():
+            db.execute(f"CREATE VIEW grades AS SELECT * FROM read_parquet({_quoted(str(root / GRADES))})")
+        try:
+            answer = db.sql(sql)
+            if answer is None:
+                raise InputError(f"Expected a question (SELECT ...), got a statement without an answer: {sql[:80]!r}.")
+            table = answer.to_arrow_table()
+        except duckdb.Error as err:
+            raise InputError(f"The query failed: {err}") from err
+    units = column_units()
+    return table, {name: units[name] for name in table.column_names if units.get(name)}
+
+
+def column_units() -> dict[str, str]:
+    """Return the unit of every column of every table."""
+    from wsiseg.schema import ERRORS, NUCLEI, SLIDES
+
+    return {c.name: c.unit for table in (ERRORS, SLIDES, NUCLEI) for c in table}
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
+
+
+def _tables_of(root: Path, slide_id: str, grade: str | Sequence[str] | None) -> list[Path]:
+    files = sorted((root / "nuclei").glob("*.parquet"))
+    if slide_id:
+        files = [f for f in files if f.stem == slide_id]
+        if not files:
+            raise InputError(f"{root}: no slide {slide_id!r} in this run.")
+    if grade is None:
+        return files
+    asked = {grade} if isinstance(grade, str) else set(grade)
+    found = _grades_of(root)
+    return [f for f in files if found.get(f.stem) in asked]
+
+
+def _grades_of(root: Path) -> dict[str, str]:
+    import pyarrow.parquet as pq
+
+    path = root / GRADES
+    if not path.is_file():
+        raise InputError(f"{root}: no QC grades here ({GRADES}). Grade the run first (wsiseg qc grade).")
+    table = pq.read_table(str(path))
+    if not {"slide_id", "grade"} <= set(table.column_names):
+        raise FormatError(f"{path}: expected the columns slide_id and grade, got {table.column_names}.")
+    return dict(zip(table["slide_id"].to_pylist(), table["grade"].to_pylist(), strict=True))
+
+
+def _slide_row(root: Path, slide_id: str) -> dict[str, Any]:
+    try:
+        row = json.loads((root / "slides" / f"{slide_id}.json").read_text(encoding="utf-8"))["row"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return row if isinstance(row, dict) else {}
+
+
+def _with_slide(table: pa.Table, slide_id: str) -> pa.Table:
+    import pyarrow as pa
+
+    return table.append_column("slide_id", pa.array([slide_id] * table.num_rows, pa.string())).replace_schema_metadata(None)
+
+
+def _geo_frame(table: pa.Table) -> Any:
+    geopandas = optional("geopandas", "geo")
+    import shapely
+
+    shapes = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
+    plain = table.drop_columns([c for c in ("geometry", "bbox") if c in table.column_names])
+    frame = geopandas.GeoDataFrame(plain.to_pandas(), geometry=shapes)
+    return frame.set_index("nucleus_id")

@@ -1,0 +1,200 @@
+"""A polygon table -> label images: PNG or TIFF of a region, sharded OME-Zarr 0.5 of a whole slide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import InputError
+from wsiseg.export.folders import atomic_folder
+from wsiseg.export.source import Exported, NucleiFile
+from wsiseg.labels import rasterize_rings, write_labels
+from wsiseg.tables import read_nuclei, wkb_rings
+from wsiseg.types import Box
+
+__all__ = ["OME_VERSION", "multiscales", "rasterize_region", "write_label_image", "write_ome_labels"]
+
+OME_VERSION = "0.5"
+MAX_REGION_PX = 1 << 30
+CHUNK_PX = 512
+SHARD_PX = 4096
+SMALLEST_LEVEL_PX = 1024
+
+
+def rasterize_region(
+    source: NucleiFile, region: Box, ids: npt.NDArray[np.int64] | None = None, downsample: float = 1.0
+) -> npt.NDArray[np.int32]:
+    """Return the label image of a region: the pixels whose center is inside a nucleus, which undoes tracing exactly.
+
+    Parameters
+    ----------
+    region
+        Level-0 px; all nuclei that reach into it are drawn.
+    ids
+        Sorted nucleus ids of the slide: a label is the position of its id, plus 1. Default: the nuclei drawn, in table order.
+    downsample
+        Level-0 px per image px.
+
+    Returns
+    -------
+    int32 (H, W)
+        0 background. Where nuclei overlap (one in the filled hole of another) the smaller one is seen.
+    """
+    table = read_nuclei(source.path, region, ["nucleus_id", "geometry", "area_px"])
+    shape = (round(region.h / downsample), round(region.w / downsample))
+    if table.num_rows == 0:
+        return np.zeros(shape, np.int32)
+    xy, offsets = wkb_rings(table["geometry"])
+    own = table["nucleus_id"].to_numpy()
+    labels = np.arange(1, len(own) + 1) if ids is None else np.searchsorted(ids, own) + 1
+    order = np.argsort(-table["area_px"].to_numpy(), kind="stable")
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    moved = (xy - np.array([region.x, region.y])) / downsample
+    return rasterize_rings(moved, offsets, shape, ids=labels[order], ring_polygons=rank)
+
+
+def write_label_image(source: NucleiFile, out: Path, region: Box | None = None) -> Exported:
+    """Write the labels 1..N of a region (default: the slide) as ``.png`` (uint16) or ``.tif`` (uint32).
+
+    Raises
+    ------
+    InputError
+        The region is too large for one image in memory.
+    FormatError
+        More nuclei than the image's type can number.
+    """
+    region = _region(source, region)
+    if region.w * region.h > MAX_REGION_PX:
+        raise InputError(f"Expected a region of at most {MAX_REGION_PX} px for one image, got {region.w} x {region.h}. "
+                         "Name a smaller --region, or export ome-zarr.")  # fmt: skip
+    labels = rasterize_region(source, region)
+    write_labels(out, labels)
+    seen = np.unique(labels)
+    return Exported(out, int(np.count_nonzero(seen)))
+
+
+def write_ome_labels(
+    source: NucleiFile, out: Path, region: Box | None = None, *, overwrite: bool = False, shard_px: int = SHARD_PX
+) -> Exported:
+    """Write ``out`` (``*.zarr``) as OME-Zarr 0.5 with the label image ``labels/nuclei``, sharded Zarr v3, shard by shard.
+
+    Label k is the nucleus ``labels/nuclei/nucleus_id[k - 1]``. Levels halve by taking every second pixel, so that they hold
+    labels and nothing between.
+
+    Raises
+    ------
+    InputError
+        ``out`` exists, or the slide's size is not known and no region is given.
+    """
+    import zarr
+
+    region = _region(source, region)
+    ids = _sorted_ids(source)
+    with atomic_folder(out, overwrite=overwrite) as folder:
+        root = zarr.open_group(str(folder), mode="w", zarr_format=3, attributes={"ome": {"version": OME_VERSION}})
+        attributes = {"ome": {"version": OME_VERSION, "labels": ["nuclei"]}}
+        group = root.create_group("labels", attributes=attributes).create_group("nuclei")
+        arrays = _create_levels(group, region, shard_px)
+        for level, array in enumerate(arrays):
+            if level == 0:
+                for box in _shards(array.shape, shard_px):
+                    _put(array, box, rasterize_region(source, Box(region.x + box.x, region.y + box.y, box.w, box.h), ids))
+            else:
+                for box in _shards(array.shape, shard_px):
+                    finer = arrays[level - 1][2 * box.y : 2 * box.y1 : 2, 2 * box.x : 2 * box.x1 : 2]
+                    _put(array, box, np.asarray(finer)[: box.h, : box.w])
+        store = group.create_array("nucleus_id", shape=(max(1, len(ids)),), dtype="int64", chunks=(1 << 18,))
+        if len(ids):
+            store[:] = ids
+        steps = [(source.mpp * 2**k, source.mpp * 2**k) for k in range(len(arrays))]
+        origin = (region.y * source.mpp, region.x * source.mpp)
+        group.attrs["ome"] = {
+            "version": OME_VERSION,
+            "multiscales": multiscales("nuclei", steps, [origin] * len(steps)),
+            "image-label": {"source": {"image": "../../"}},
+        }
+    return Exported(out, len(ids))
+
+
+def multiscales(
+    name: str, steps_um: list[tuple[float, float]], firsts_um: list[tuple[float, float]], *, channels: bool = False
+) -> list[dict[str, Any]]:
+    """Return the ``multiscales`` entry of OME-Zarr 0.5 for the levels ``0, 1, ...``.
+
+    Parameters
+    ----------
+    steps_um, firsts_um
+        Of each level, as (y, x): distance of pixel centers, and where the first pixel's center lies in the frame whose zero is
+        the center of the slide's first pixel (so index times mpp is a place in level 0).
+    channels
+        Whether an axis ``c`` comes first.
+    """
+    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channels else []
+    axes += [{"name": n, "type": "space", "unit": "micrometer"} for n in ("y", "x")]
+    one, zero = ([1.0], [0.0]) if channels else ([], [])
+    datasets = [
+        {
+            "path": str(k),
+            "coordinateTransformations": [
+                {"type": "scale", "scale": [*one, *step]},
+                {"type": "translation", "translation": [*zero, *first]},
+            ],
+        }
+        for k, (step, first) in enumerate(zip(steps_um, firsts_um, strict=True))
+    ]
+    return [{"name": name, "axes": axes, "datasets": datasets}]
+
+
+def _region(source: NucleiFile, region: Box | None) -> Box:
+    if region is not None:
+        if region.w <= 0 or region.h <= 0:
+            raise InputError(f"Expected a region with w and h above 0, got {region.w} x {region.h}.")
+        return region
+    if source.width_px <= 0 or source.height_px <= 0:
+        raise InputError(f"{source.path}: the slide's size is not known; name a --region x,y,w,h.")
+    return Box(0, 0, source.width_px, source.height_px)
+
+
+def _sorted_ids(source: NucleiFile) -> npt.NDArray[np.int64]:
+    import pyarrow.parquet as pq
+
+    return np.sort(pq.read_table(str(source.path), columns=["nucleus_id"])["nucleus_id"].to_numpy())
+
+
+def _create_levels(group: Any, region: Box, shard_px: int) -> list[Any]:
+    import zarr
+
+    shape, arrays = (region.h, region.w), []
+    while True:
+        chunk = min(CHUNK_PX, shard_px)
+        arrays.append(
+            group.create_array(
+                str(len(arrays)),
+                shape=shape,
+                dtype="int32",
+                chunks=(chunk, chunk),
+                shards=(shard_px, shard_px),
+                fill_value=0,
+                compressors=zarr.codecs.ZstdCodec(level=3),
+                dimension_names=("y", "x"),
+            )  # fmt: skip
+        )
+        if max(shape) <= SMALLEST_LEVEL_PX:
+            return arrays
+        shape = ((shape[0] + 1) // 2, (shape[1] + 1) // 2)
+
+
+def _shards(shape: tuple[int, int], side: int) -> Iterator[Box]:
+    for y in range(0, shape[0], side):
+        for x in range(0, shape[1], side):
+            yield Box(x, y, min(side, shape[1] - x), min(side, shape[0] - y))
+
+
+def _put(array: Any, box: Box, labels: npt.NDArray[np.int32]) -> None:
+    if labels.any():  # an absent shard reads as zeros and costs nothing
+        array[box.y : box.y1, box.x : box.x1] = labels

@@ -1,0 +1,172 @@
+"""``wsiseg export`` and ``wsiseg query``: tables of a run -> other formats, and answers to SQL."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from wsiseg.errors import InputError
+from wsiseg.export import (
+    Exported,
+    NucleiFile,
+    Selection,
+    open_nuclei,
+    query,
+    safe_name,
+    write_anndata,
+    write_annotation_store,
+    write_csv,
+    write_geojson,
+    write_geopackage,
+    write_label_image,
+    write_maps,
+    write_marks,
+    write_ome_labels,
+    write_quip,
+    write_roi_zip,
+    write_spatialdata,
+)
+from wsiseg.tables import atomic_path
+from wsiseg.types import Box
+
+__all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "query_run"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What ``wsiseg export`` can be told besides what and where.
+
+    Attributes
+    ----------
+    region, sample
+        See ``wsiseg.export.Selection``.
+    origin
+        Frame of QuPath GeoJSON.
+    centroids
+        Points instead of polygons (QuPath GeoJSON).
+    tile_px
+        Side of QuIP tiles, level-0 px.
+    cell_px
+        Side of a map's cell, level-0 px.
+    overwrite
+        Replace an output that is there.
+    """
+
+    region: Box | None = None
+    sample: int | None = None
+    origin: Literal["bounds", "slide"] = "bounds"
+    centroids: bool = False
+    tile_px: int = 4000
+    cell_px: int = 32
+    overwrite: bool = False
+    executed: datetime.datetime | None = None
+
+    @property
+    def selection(self) -> Selection:
+        """Return region and sample as a selection."""
+        return Selection(self.region, self.sample)
+
+
+Writer = Callable[[NucleiFile, Path, ExportOptions], Exported]
+
+
+def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_geojson(s, p, o.selection, origin=o.origin, geometry="centroid" if o.centroids else "polygon")
+
+
+EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
+    "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection)),
+    "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
+    "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
+    "imagej": (".zip", lambda s, p, o: write_roi_zip(s, p, o.selection)),
+    "labels-png": (".png", lambda s, p, o: write_label_image(s, p, o.region)),
+    "labels-tiff": (".tif", lambda s, p, o: write_label_image(s, p, o.region)),
+    "maps": (".maps.zarr", lambda s, p, o: write_maps(s, p, o.region, cell_px=o.cell_px, overwrite=o.overwrite)),
+    "marks": (".json.gz", lambda s, p, o: write_marks(s, p, o.selection)),
+    "ome-zarr": (".labels.zarr", lambda s, p, o: write_ome_labels(s, p, o.region, overwrite=o.overwrite)),
+    "quip": ("", lambda s, p, o: write_quip(s, p, o.selection, tile_px=o.tile_px, executed=o.executed, overwrite=o.overwrite)),
+    "qupath": (".geojson.gz", _qupath),
+    "spatialdata": (".spatialdata.zarr", lambda s, p, o: write_spatialdata(s, p, o.selection, overwrite=o.overwrite)),
+    "tiatoolbox": (".db", lambda s, p, o: write_annotation_store(s, p, o.selection)),
+}
+"""Formats of ``wsiseg export``: the file ending, and what writes it."""
+
+NO_SAMPLE = frozenset(("labels-png", "labels-tiff", "ome-zarr", "maps"))
+
+
+def export_tables(
+    target: Path, to: str, out: Path, options: ExportOptions | None = None, *, slide_ids: Sequence[str] = ()
+) -> Iterator[Exported]:
+    """Write a slide's table, or all of a run, in another format; yield what was written, slide by slide.
+
+    Parameters
+    ----------
+    target
+        A polygon table, or a run folder.
+    to
+        A key of ``EXPORT_FORMATS``.
+    out
+        For one slide: the file (``.zarr`` folder) to write, or an existing folder. For several slides, and for ``quip``: a folder.
+    slide_ids
+        Slides of the run; default all.
+
+    Raises
+    ------
+    InputError
+        Unknown format or slide, an output that is there already, or an option that the format has no use for.
+    FormatError
+        A table cannot be read.
+    """
+    options = options or ExportOptions()
+    if to not in EXPORT_FORMATS:
+        raise InputError(f"Expected one of the formats {', '.join(sorted(EXPORT_FORMATS))}, got {to!r}.")
+    if options.sample is not None and to in NO_SAMPLE:
+        raise InputError(f"{to} draws all nuclei of a region: leave --sample out.")
+    tables = _tables(target, slide_ids)
+    suffix, write = EXPORT_FORMATS[to]
+    into_folder = to == "quip" or len(tables) > 1 or (out.is_dir() and out.suffix != ".zarr")
+    for table in tables:
+        source = open_nuclei(table)
+        path = out if to == "quip" else out / f"{safe_name(source.slide_id, str(table))}{suffix}" if into_folder else out
+        if path.is_file() and not options.overwrite:
+            raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield write(source, path, options)
+
+
+def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
+    if target.is_file():
+        return [target]
+    found = {p.stem: p for p in sorted((target / "nuclei").glob("*.parquet"))}
+    if not found:
+        raise InputError(f"{target}: expected a polygon table or a run folder with nuclei/*.parquet.")
+    unknown = [s for s in slide_ids if s not in found]
+    if unknown:
+        raise InputError(f"{target}: no slide {unknown[0]!r} in this run. It has: {', '.join(list(found)[:20])}.")
+    return [found[s] for s in slide_ids] if slide_ids else list(found.values())
+
+
+def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[str, str]]:
+    """Return (Arrow table, unit of each column that has one) of a question to a run; write it to ``out`` too, if named.
+
+    Raises
+    ------
+    InputError
+        See ``wsiseg.export.query``; or ``out`` is neither ``.csv`` nor ``.parquet``.
+    """
+    if out is not None and out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"Expected an output .csv or .parquet, got {out}.")
+    table, units = query(run, sql)
+    if out is not None:
+        import pyarrow.parquet as pq
+        from pyarrow import csv
+
+        with atomic_path(out) as partial:
+            if out.suffix == ".csv":
+                csv.write_csv(table, str(partial))
+            else:
+                pq.write_table(table, str(partial), compression="zstd")
+    return table, units
