@@ -31,11 +31,10 @@ from benchmarks._machine import save
 from benchmarks.synthetic import synthetic_tile
 from wsiseg.config import SeparateConfig, WriteConfig
 from wsiseg.separate import resolve_params, separate
-from wsiseg.tables import read_nuclei, wkb_polygons
+from wsiseg.tables import read_nuclei
 from wsiseg.types import Box, PolygonBatch, SlideMeta, Tile, TileStats
 from wsiseg.vectorize import vectorize
 from wsiseg.write import read_part, read_part_header, write_nuclei_table, write_part
-from wsiseg.write.nuclei import level0_coordinates
 
 SIDE = 4000
 META = SlideMeta("bench", "bench.svs", 60_000, 60_000, 0.2527, "openslide")
@@ -152,15 +151,12 @@ def encodings(table: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def resampled(batches: list[PolygonBatch]) -> list[dict[str, Any]]:
-    """Bytes of geometry where working px are not level-0 px."""
-    batch, rows = batches[-1], []
+def resampled(parts: list[Path], out: Path) -> list[dict[str, Any]]:
+    """Bytes of the whole table where working px are not level-0 px."""
+    rows = []
     for scale in (1.0, 2.0, 1.996, 1.38, 0.69):
-        wkb = wkb_polygons(level0_coordinates(batch.xy, scale), batch.ring_offsets)
-        sink = io.BytesIO()
-        pq.write_table(pa.table({"geometry": wkb}), sink, compression="zstd", compression_level=1, use_dictionary=False,
-                       column_encoding={"geometry": "DELTA_LENGTH_BYTE_ARRAY"})  # fmt: skip
-        rows.append({"scale": scale, "geometry_bytes_per_nucleus": round(len(sink.getvalue()) / len(batch), 1)})
+        summary = write_nuclei_table(parts, out, META, scale, {}, WriteConfig())
+        rows.append({"scale": scale, "bytes_per_nucleus": round(summary.n_bytes / summary.n_nuclei, 1)})
     return rows
 
 
@@ -211,7 +207,7 @@ def main() -> None:
             "rivals": others,
             "reads": windows(*extent),
             "geometry_encodings": encodings(folder / "t.parquet"),
-            "resampled": resampled(batches),
+            "resampled": resampled(paths[:4], folder / "r.parquet"),
         }
         del frame, batches
         if not quick:
