@@ -56,8 +56,8 @@ def test_cellvit_cells(tmp_path: Path) -> None:
     assert table["area_um2"].to_pylist() == pytest.approx([81 / 16] * 2)
     shapes = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
     assert shapely.is_ccw(shapely.get_exterior_ring(shapes)).all()
+    path.write_text(json.dumps({"cells": [{"centroid": [1, 2]}]}))
     with pytest.raises(FormatError, match="cell 0"):
-        path.write_text(json.dumps({"cells": [{"centroid": [1, 2]}]}))
         list(read_cellvit(Source(path), Provenance("cellvit")))
 
 
@@ -89,8 +89,9 @@ def test_windows_of_a_label_map_own_each_label_once_whole(seed: int, block: int)
     truth = largest_pieces(labels)
     got: dict[int, tuple[int, int]] = {}
     for window in label_windows(labels, block_px=block, halo_px=40):
-        inside = (window.anchors + (window.read.x, window.read.y) >= (window.core.x, window.core.y)).all(1)
-        inside &= (window.anchors + (window.read.x, window.read.y) < (window.core.x1, window.core.y1)).all(1)
+        at = window.anchors + np.array([window.read.x, window.read.y])
+        core = window.core
+        inside = (at >= (core.x, core.y)).all(1) & (at < (core.x1, core.y1)).all(1)
         for k in np.flatnonzero(inside):
             assert int(window.ids[k]) not in got
             got[int(window.ids[k])] = (int((window.labels == k + 1).sum()), 2 if window.flags[k] else 1)
@@ -231,7 +232,8 @@ def test_any_bytes_are_json_or_refused(tmp_path_factory: pytest.TempPathFactory,
         try:
             list(read_geojson(Source(path), Provenance("fuzz")))
         except FormatError as err:
-            assert str(path) in str(err)
+            if str(path) not in str(err):
+                raise
 
 
 def test_slide_id_is_the_real_slides_name() -> None:

@@ -24,11 +24,35 @@ from wsiseg.export.source import open_nuclei
 from wsiseg.export.table import Imported, write_imported_table
 
 NAME = re.compile(r"^(\d+)_(\d+)_(\d+)_(\d+)_([\d.]+)_(\d+)-features\.csv$")
-ALGMETA_KEYS = (
-    "input_type otsu_ratio curvature_weight min_size max_size ms_kernel declump_type levelset_num_iters mpp image_width image_height "
-    "tile_minx tile_miny tile_width tile_height patch_minx patch_miny patch_width patch_height output_level out_file_prefix subject_id "
-    "case_id analysis_id analysis_execution_date version analysis_desc"
-).split()
+ALGMETA_KEYS = [
+    "input_type",
+    "otsu_ratio",
+    "curvature_weight",
+    "min_size",
+    "max_size",
+    "ms_kernel",
+    "declump_type",
+    "levelset_num_iters",
+    "mpp",
+    "image_width",
+    "image_height",
+    "tile_minx",
+    "tile_miny",
+    "tile_width",
+    "tile_height",
+    "patch_minx",
+    "patch_miny",
+    "patch_width",
+    "patch_height",
+    "output_level",
+    "out_file_prefix",
+    "subject_id",
+    "case_id",
+    "analysis_id",
+    "analysis_execution_date",
+    "version",
+    "analysis_desc",
+]
 
 
 def geometry_of(path: Path) -> np.ndarray:

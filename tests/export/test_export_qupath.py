@@ -66,7 +66,7 @@ def test_geometry_and_measurements_are_those_of_the_table_relative_to_the_bounds
     table = pq.read_table(table_path)
     truth = shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))
     frame = geopandas.read_file(out)
-    moved = shapely.transform(np.asarray(frame.geometry.values), lambda xy: xy + (300, 200))
+    moved = shapely.transform(np.asarray(frame.geometry.values), lambda xy: xy + np.array([300, 200]))
     assert shapely.equals_exact(moved, truth, 0).all()
     measured = [f["properties"]["measurements"] for f in features_of(out)]
     assert [np.float32(m["Area µm^2"]) for m in measured] == table["area_um2"].to_pylist()

@@ -124,7 +124,7 @@ def test_roi_set_opened_by_roifile(table_path: Path, tmp_path: Path) -> None:
     ids, shapes = truth_of(table_path)
     by_id = dict(zip(ids.tolist(), shapes, strict=True))
     for roi in rois:
-        got = shapely.Polygon(roi.coordinates() + (2000, 2000))
+        got = shapely.Polygon(roi.coordinates() + np.array([2000, 2000]))
         assert got.equals(by_id[int(roi.name)])
     with pytest.raises(InputError, match="region"):
         write_roi_zip(source, tmp_path / "b.zip", Selection())
@@ -145,7 +145,7 @@ def test_annotation_store_schema_and_round_trip(table_path: Path, tmp_path: Path
         ).fetchone()
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     db.close()
-    ids, shapes = truth_of(table_path)
+    _, shapes = truth_of(table_path)
     assert n == np.count_nonzero(shapely.intersects(shapely.envelope(shapes), shapely.box(2000, 2000, 3000, 3000)))
     assert shapely.from_wkb(zlib.decompress(blob)).equals_exact(shapes[0], 0)
     assert area == shapes[0].area
@@ -197,5 +197,6 @@ def test_a_missing_library_names_its_extra(table_path: Path, tmp_path: Path, mon
 
 
 def test_the_room_loads_no_heavy_library() -> None:
-    code = "import sys, wsiseg.export; assert not {'zarr', 'geopandas', 'duckdb', 'anndata', 'pandas', 'shapely'} & set(sys.modules)"
+    heavy = {"zarr", "geopandas", "duckdb", "anndata", "pandas", "shapely"}
+    code = f"import sys, wsiseg.export; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

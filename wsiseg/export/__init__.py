@@ -15,9 +15,9 @@ from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, s
 from wsiseg.export.labelmap import LabelWindow, class_names, incoming_of_batch, label_windows, open_label_map
 from wsiseg.export.maps import SlideMaps, slide_maps, write_maps
 from wsiseg.export.marks import read_marks, write_marks
-from wsiseg.export.qupath import write_geojson
 from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
 from wsiseg.export.quip import read_quip, write_quip
+from wsiseg.export.qupath import write_geojson
 from wsiseg.export.raster import rasterize_region, write_label_image, write_ome_labels
 from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks, open_nuclei
 from wsiseg.export.spatial import write_anndata, write_spatialdata

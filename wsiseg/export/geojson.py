@@ -20,8 +20,8 @@ _CONTAINERS = ("tmaCore", "root")
 def read_geojson(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the polygons of a GeoJSON file: FeatureCollection, list or single feature, also in ``.gz`` or ``.zip``.
 
-    Every part of a MultiPolygon is a nucleus (CellViT puts a whole class into one). Of a QuPath cell the nucleus is taken. Holes
-    are filled and flagged. Points and lines are no nuclei: skipped and counted.
+    Every part of a MultiPolygon is a nucleus (CellViT puts a whole class into one). Of a QuPath cell the nucleus is taken.
+    Holes are filled and flagged. Points and lines are no nuclei: skipped and counted.
 
     Raises
     ------

@@ -161,7 +161,7 @@ def from_rings(rings: Iterable[Any], source: Source, wheres: Iterable[str], **kn
 
 
 def closed(xy: Float, ring_offsets: Int) -> tuple[Float, Int]:
-    """Return rings closed (first vertex repeated) and with a positive shoelace sum, which GeoParquet calls counter-clockwise."""
+    """Return rings closed (first vertex repeated) and with a positive shoelace sum (GeoParquet: counter-clockwise)."""
     n = len(ring_offsets) - 1
     if n == 0:
         return xy, ring_offsets

@@ -45,7 +45,7 @@ def open_text(path: Path) -> Iterator[IO[str]]:
                     ) as inner:  # read in place: nothing is unpacked, so its name cannot lead anywhere
                         yield io.TextIOWrapper(inner, encoding="utf-8-sig")
             elif path.suffix.lower() == ".gz":
-                yield io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8-sig")  # type: ignore[arg-type]
+                yield io.TextIOWrapper(gzip.GzipFile(fileobj=raw), encoding="utf-8-sig")
             else:
                 yield io.TextIOWrapper(raw, encoding="utf-8-sig")
     except (gzip.BadGzipFile, zipfile.BadZipFile, EOFError, UnicodeDecodeError, zlib.error) as err:

@@ -1,4 +1,4 @@
-"""A polygon table -> maps of a slide: nuclear density, mean area and material fraction on a coarse grid; exact at every level."""
+"""A polygon table -> coarse maps of a slide: nuclear density, mean area and material fraction, exact at every level."""
 
 from __future__ import annotations
 
@@ -111,9 +111,15 @@ def write_maps(
         for k, level in enumerate(levels):
             stack = level.stack()
             array = root.create_array(
-                str(k), shape=stack.shape, dtype="float32", chunks=(1, 256, 256), shards=(3, 1024, 1024), fill_value=np.nan,
-                compressors=zarr.codecs.ZstdCodec(level=3), dimension_names=("c", "y", "x"),
-            )  # fmt: skip
+                str(k),
+                shape=stack.shape,
+                dtype="float32",
+                chunks=(1, 256, 256),
+                shards=(3, 1024, 1024),
+                fill_value=np.nan,
+                compressors=zarr.codecs.ZstdCodec(level=3),
+                dimension_names=("c", "y", "x"),
+            )
             array[:] = stack
         steps = [(level.cell_px * source.mpp, level.cell_px * source.mpp) for level in levels]
         # a cell's center lies in the middle of its pixels' centers

@@ -164,7 +164,8 @@ def query(run: str | Path, sql: str) -> tuple[pa.Table, dict[str, str]]:
         # TCGA barcodes hold no suffix that DuckDB could mistake: the id is the file's name without .parquet
         listed = ", ".join(_quoted(str(f)) for f in files)
         stem = "regexp_extract(filename, '([^/]+)\\.parquet$', 1)"
-        nuclei = f"SELECT * EXCLUDE (filename), {stem} AS slide_id FROM read_parquet([{listed}], filename = true, union_by_name = true)"
+        scan = f"read_parquet([{listed}], filename = true, union_by_name = true)"
+        nuclei = f"SELECT * EXCLUDE (filename), {stem} AS slide_id FROM {scan}"
         slides = root / "slides.parquet"
         if slides.is_file():
             db.execute(f"CREATE VIEW slides AS SELECT * FROM read_parquet({_quoted(str(slides))})")

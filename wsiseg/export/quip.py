@@ -32,7 +32,7 @@ HEADER = b"AreaInPixels,PhysicalSize,Polygon\n"
 SUFFIX = "-features.csv"
 DATE = "%Y-%m-%d_%H:%M:%S"
 
-FIXED_ON = datetime.datetime(2019, 12, 7)  # noqa: DTZ001 - the pipeline's dates carry no zone
+FIXED_ON = datetime.datetime(2019, 12, 7)
 """Before this day the pipeline mis-scaled tiles that are not square (its repository: ``fix_old_data/one_pass_fix.py``)."""
 
 TILE_MARGIN_PX = 2.0
@@ -98,7 +98,7 @@ def write_quip(
     """
     if tile_px < 1:
         raise InputError(f"Expected a tile of 1 px or more, got {tile_px}.")
-    when = executed or datetime.datetime.fromtimestamp(source.path.stat().st_mtime)  # noqa: DTZ006 - no zone in the format
+    when = executed or datetime.datetime.fromtimestamp(source.path.stat().st_mtime)
     factor = max(1, round(source.scale))
     done = 0
     tiles: set[QuipTile] = set()
@@ -125,10 +125,10 @@ def write_quip(
 def read_quip(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the nuclei of one ``-features.csv`` or of all those of a slide's folder, one chunk a file.
 
-    Nothing is changed but that rings are closed and turned counter-clockwise. Polygons from non-square tiles of the time before
-    7 December 2019 get ``Flag.EDGE_TILE_SUSPECT``, and ``EDGE_TILE_PROVEN`` where one reaches out of its tile, unless their rings
-    are closed (that is how the pipeline's repair script leaves them). ``source.fix_edge_tiles`` applies that repair. Outlines of
-    fewer than three points are no polygons: skipped and counted.
+    Nothing is changed but that rings are closed and turned counter-clockwise. Polygons from non-square tiles of the time
+    before 7 December 2019 get ``Flag.EDGE_TILE_SUSPECT``, and ``EDGE_TILE_PROVEN`` where one reaches out of its tile, unless
+    their rings are closed (that is how the pipeline's repair script leaves them). ``source.fix_edge_tiles`` applies that
+    repair. Outlines of fewer than three points are no polygons: skipped and counted.
 
     Raises
     ------
@@ -212,7 +212,8 @@ def _algmeta(tile: QuipTile, source: NucleiFile, when: datetime.datetime) -> dic
         "analysis_execution_date": when.strftime(DATE),
         "version": {
             "git_remote": "", "git_branch": "", "git_commit": "", "model_path": str(model.get("weights") or ""),
-            "model_hash": str(model.get("weights_sha256") or ""), "model_url": "", "model_ver": str(source.facts.get("wsiseg") or ""),
+            "model_hash": str(model.get("weights_sha256") or ""), "model_url": "",
+            "model_ver": str(source.facts.get("wsiseg") or ""),
         },
         "analysis_desc": f"wsiseg_{thresholds[0]}_{thresholds[1]}_{tile.w}_{low}_{high}",
     }  # fmt: skip
@@ -239,7 +240,7 @@ def _suspect(tile: QuipTile, xy: npt.NDArray[np.float64], offsets: npt.NDArray[n
     if tile.w == tile.h or (xy[offsets[:-1]] == xy[offsets[1:] - 1]).all():
         return False
     try:
-        return datetime.datetime.strptime(str(meta["analysis_execution_date"]), DATE) < FIXED_ON  # noqa: DTZ007
+        return datetime.datetime.strptime(str(meta["analysis_execution_date"]), DATE) < FIXED_ON
     except (KeyError, ValueError):
         return True  # the old pipeline wrote no date
 

@@ -1,8 +1,8 @@
 """A polygon table -> QuPath GeoJSON: detections, fast, in bounded memory.
 
-The rules are those of QuPath's reader (qupath-core ``GsonTools``, ``QuPathTypeAdapters``): ``objectType`` inside ``properties``;
-a classification with name **and** color; ``id`` a UUID; numbers that are not finite as strings; closed rings; coordinates in
-level-0 px relative to OpenSlide's bounds origin, with two decimals.
+The rules are those of QuPath's reader (qupath-core ``GsonTools``, ``QuPathTypeAdapters``): ``objectType`` inside
+``properties``; a classification with name **and** color; ``id`` a UUID; numbers that are not finite as strings; closed rings;
+coordinates in level-0 px relative to OpenSlide's bounds origin, with two decimals.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from wsiseg.export.repair import repaired
 from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
-from wsiseg.export.text import concat, decimal_text, join_rings, number_text, nucleus_uuids, text_bytes
+from wsiseg.export.text import concat, decimal_text, join_rings, nucleus_uuids, number_text, text_bytes
 from wsiseg.tables import atomic_path
 
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def write_geojson(
     done = fixed = dropped = 0
     classes: dict[str, str] = {}
     with atomic_path(out) as partial, ExitStack() as stack:
-        stream: IO[bytes] = stack.enter_context(partial.open("wb"))
+        stream: Any = stack.enter_context(partial.open("wb"))
         if out.suffix.lower() == ".gz":
             # neither name nor time in the gzip header: the same nuclei give the same bytes
-            stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))  # type: ignore[assignment]
+            stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))
         stream.write(b'{"type":"FeatureCollection","features":[')
         for raw in iter_chunks(source, selection, [*names, "class_name"]):
             chunk = shifted(raw, *shift)

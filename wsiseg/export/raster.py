@@ -70,8 +70,10 @@ def write_label_image(source: NucleiFile, out: Path, region: Box | None = None) 
     """
     region = _region(source, region)
     if region.w * region.h > MAX_REGION_PX:
-        raise InputError(f"Expected a region of at most {MAX_REGION_PX} px for one image, got {region.w} x {region.h}. "
-                         "Name a smaller --region, or export ome-zarr.")  # fmt: skip
+        raise InputError(
+            f"Expected a region of at most {MAX_REGION_PX} px for one image, got {region.w} x {region.h}. "
+            "Name a smaller --region, or export ome-zarr."
+        )
     labels = rasterize_region(source, region)
     write_labels(out, labels)
     seen = np.unique(labels)
@@ -169,7 +171,7 @@ def _sorted_ids(source: NucleiFile) -> npt.NDArray[np.int64]:
 def _create_levels(group: Any, region: Box, shard_px: int) -> list[Any]:
     import zarr
 
-    shape, arrays = (region.h, region.w), []
+    shape, arrays = (region.h, region.w), list[Any]()
     while True:
         chunk = min(CHUNK_PX, shard_px)
         arrays.append(
@@ -182,7 +184,7 @@ def _create_levels(group: Any, region: Box, shard_px: int) -> list[Any]:
                 fill_value=0,
                 compressors=zarr.codecs.ZstdCodec(level=3),
                 dimension_names=("y", "x"),
-            )  # fmt: skip
+            )
         )
         if max(shape) <= SMALLEST_LEVEL_PX:
             return arrays

@@ -24,8 +24,8 @@ def invalid_rings(xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int6
 def repaired(chunk: Chunk, decimals: int) -> tuple[Chunk, int]:
     """Return the chunk with coordinates rounded and every ring valid after that, and how many rings were changed for it.
 
-    An invalid ring becomes the outer ring of the largest part of what it encloses (GEOS ``make_valid`` on the rounded grid). One
-    that encloses nothing leaves with its row.
+    An invalid ring becomes the outer ring of the largest part of what it encloses (GEOS ``make_valid`` on the rounded
+    grid). One that encloses nothing leaves with its row.
     """
     import shapely
 

@@ -86,7 +86,7 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote: polygons that rounding had made invalid were ``repaired``, or ``dropped`` where nothing was left."""
+    """What an export wrote: polygons that rounding made invalid were ``repaired``, or ``dropped`` if nothing was left."""
 
     path: Path
     n_nuclei: int
@@ -168,7 +168,7 @@ def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str]
 
 def shifted(chunk: Chunk, dx: float, dy: float) -> Chunk:
     """Return the same nuclei with their rings moved by (dx, dy) px."""
-    return chunk if dx == 0 and dy == 0 else Chunk(chunk.xy + (dx, dy), chunk.ring_offsets, chunk.table)
+    return chunk if dx == 0 and dy == 0 else Chunk(chunk.xy + np.array([dx, dy]), chunk.ring_offsets, chunk.table)
 
 
 def _outside(group: Any, region: Box) -> bool:

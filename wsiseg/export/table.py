@@ -1,7 +1,7 @@
 """Nuclei of another tool -> our polygon table: the same columns, Hilbert order and file metadata, with provenance.
 
-Chunks wait on disk (an Arrow file beside the table, gone afterwards) and are gathered by row group, so memory stays at some tens
-of bytes a nucleus.
+Chunks wait on disk (an Arrow file beside the table, gone afterwards) and are gathered by row group, so memory stays at some
+tens of bytes a nucleus.
 """
 
 from __future__ import annotations
@@ -66,8 +66,8 @@ def write_imported_table(
     Notes
     -----
     ``nucleus_id`` is made of the centroid's pixel as ``y * 2**31 + x``, counted up where two nuclei share it, unless the source
-    carries wsiseg's own ids. ``tile_id`` is -1. Perimeters are ring lengths. ``center_prob`` is the detector's score where there
-    is one; ``material_prob`` is null.
+    carries wsiseg's own ids. ``tile_id`` is -1. Perimeters are ring lengths. ``center_prob`` is the detector's score where
+    there is one; ``material_prob`` is null.
 
     Raises
     ------

@@ -25,6 +25,18 @@ from wsiseg.tables import atomic_path, wkb_polygons
 __all__ = ["read_annotation_store", "write_annotation_store"]
 
 STORE_VERSION = "1.0.1"
+ANNOTATIONS = (
+    "id INTEGER PRIMARY KEY, key TEXT UNIQUE, objtype TEXT, cx FLOAT NOT NULL, cy FLOAT NOT NULL, "
+    "geometry BLOB, properties TEXT, area FLOAT NOT NULL"
+)
+CREATE = (
+    "PRAGMA journal_mode = OFF",
+    "PRAGMA synchronous = OFF",
+    "BEGIN",
+    "CREATE TABLE metadata (key TEXT UNIQUE, value TEXT)",
+    "CREATE VIRTUAL TABLE rtree USING rtree(id, min_x, max_x, min_y, max_y)",
+    f"CREATE TABLE annotations({ANNOTATIONS})",
+)
 ZLIB_LEVEL = 4
 MAX_WKB_BYTES = 64 * 1024 * 1024
 PROPERTIES = ("area_um2", "perimeter_um", "major_um", "minor_um", "orientation_rad", "center_prob", "material_prob")
@@ -37,15 +49,7 @@ def write_annotation_store(source: NucleiFile, out: Path, selection: Selection |
     """
     done = 0
     with atomic_path(out) as partial, closing(sqlite3.connect(partial, isolation_level=None)) as db:
-        for statement in (
-            "PRAGMA journal_mode = OFF",
-            "PRAGMA synchronous = OFF",
-            "BEGIN",
-            "CREATE TABLE metadata (key TEXT UNIQUE, value TEXT)",
-            "CREATE VIRTUAL TABLE rtree USING rtree(id, min_x, max_x, min_y, max_y)",
-            "CREATE TABLE annotations(id INTEGER PRIMARY KEY, key TEXT UNIQUE, objtype TEXT, cx FLOAT NOT NULL, cy FLOAT NOT NULL, "
-            "geometry BLOB, properties TEXT, area FLOAT NOT NULL)",
-        ):
+        for statement in CREATE:
             db.execute(statement)
         facts = {"version": STORE_VERSION, "compression": "zlib", "compression_level": ZLIB_LEVEL}
         facts["wsiseg"] = {

@@ -109,7 +109,7 @@ def export_tables(
     to
         A key of ``EXPORT_FORMATS``.
     out
-        For one slide: the file (``.zarr`` folder) to write, or an existing folder. For several slides, and for ``quip``: a folder.
+        For one slide: the file (``.zarr`` folder) to write, or an existing folder. For several, and for ``quip``: a folder.
     slide_ids
         Slides of the run; default all.
 

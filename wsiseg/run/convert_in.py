@@ -136,12 +136,10 @@ def import_files(paths: Sequence[Path], fmt: str, out: Path, options: ImportOpti
     if len(paths) > 1 and (options.slide or options.slide_id):
         raise InputError("A slide or slide id can be named for one file at a time.")
     folder = RunFolder(out.absolute())
-    done: list[Imported] = []
     with folder.exclusive():
         folder.create()
         folder.claim(RunConfig(), {"source": "import"}, {"note": "imported: see each table's metadata"})
-        for path in paths:
-            done.append(_import_one(path, fmt, folder, options))
+        done = [_import_one(path, fmt, folder, options) for path in paths]
         _write_run_tables(folder)
     return done
 
