@@ -16,7 +16,7 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from wsiseg.errors import ConfigError, FormatError, InputError
-from wsiseg.qc import contour_png, patch_id, read_picture, sample_patches, write_pack
+from wsiseg.qc import contour_png, inner_mask, patch_id, read_picture, sample_patches, write_pack
 from wsiseg.run.qc import load_run, make_patches
 from wsiseg.types import Box
 
@@ -187,3 +187,13 @@ def test_a_slide_id_that_is_a_path_is_refused(make_run) -> None:
     pq.write_table(table.set_column(place, table.schema.field(place), [["../../elsewhere"]]), root / "slides.parquet")
     with pytest.raises(FormatError, match="outside the run folder"):
         load_run(root)
+
+
+def test_the_margin_of_a_tissue_mask_is_left_out() -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[5:35, 10:50] = 1
+    deep = inner_mask(mask, 20.0, 10.0, 45.0)  # 2.25 px in x, 4.5 px in y
+    assert set(np.unique(np.flatnonzero(deep.any(axis=1)))) == set(range(9, 31))
+    assert set(np.unique(np.flatnonzero(deep.any(axis=0)))) == set(range(12, 48))
+    assert (inner_mask(mask, 20.0, 10.0, 500.0) == mask).all()  # thin tissue: better its border than none
+    assert inner_mask(np.ones((4, 4), np.uint8), 1.0, 1.0, 9.0).all()

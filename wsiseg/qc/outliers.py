@@ -199,7 +199,7 @@ def find_outliers(rows: Rows, rule: TailRule | None = None, verdicts: Mapping[st
         members = sorted(cohorts[cohort], key=lambda i: out[i].slide_id)
         if len(members) < rule.min_slides:
             for i in members:
-                out[i].note = f"not ranked: its cohort has {len(members)} slides with nuclei, fewer than {rule.min_slides}"
+                out[i].note = f"not ranked: the cohort has {len(members)} slides with nuclei, fewer than {rule.min_slides}"
             continue
         _rank_cohort([rows[i] for i in members], [out[i] for i in members], rule, verdicts)
     return out

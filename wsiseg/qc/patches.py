@@ -34,6 +34,7 @@ __all__ = [
     "PATCH_PX",
     "Patch",
     "contour_png",
+    "inner_mask",
     "patch_id",
     "read_picture",
     "rgb_png",
@@ -136,6 +137,28 @@ def sample_patches(
             break
         patches.append(Patch(len(patches), box))
     return patches
+
+
+def inner_mask(mask: npt.NDArray[np.uint8], px_w: float, px_h: float, margin_px: float) -> npt.NDArray[np.uint8]:
+    """Return the part of a mask that lies at least a margin inside it; the mask itself where nothing lies so deep.
+
+    A tissue mask is grown by a margin so that no nucleus at a border is lost; random patches shall not show that glass.
+
+    Parameters
+    ----------
+    mask : uint8 (h, w)
+        1 where there is tissue. The slide's edge is no border of it.
+    px_w, px_h
+        Level-0 px per mask px.
+    margin_px
+        Level-0 px.
+    """
+    from scipy import ndimage
+
+    if not mask.any() or mask.all():
+        return mask
+    deep = ndimage.distance_transform_edt(mask, sampling=(px_h, px_w)) > margin_px
+    return deep.astype(np.uint8) if deep.any() else mask
 
 
 def _draw(

@@ -46,6 +46,7 @@ from wsiseg.qc import (
     decide,
     find_outliers,
     grade_slides,
+    inner_mask,
     pack_names,
     patch_id,
     read_all_marks,
@@ -58,6 +59,7 @@ from wsiseg.qc import (
     write_rows,
 )
 from wsiseg.read import Slide, TissueMask, open_slide, read_working, scale_for
+from wsiseg.read.tissue import MARGIN_UM as TISSUE_MARGIN_UM
 from wsiseg.run.cluster import usable_cores
 from wsiseg.run.folder import RunFolder
 from wsiseg.tables import atomic_write_bytes, read_nuclei, wkb_rings
@@ -292,7 +294,8 @@ def _draw_patches(run: QcRun, row: dict[str, Any], side_px: int, n: int, seed: i
     tissue = TissueMask.load(run.folder.tissue_png(row["slide_id"]))
     frame = (tissue.px_w, tissue.px_h, tissue.x0, tissue.y0)
     size = (row["width_px"], row["height_px"])
-    return sample_patches(row["slide_id"], tissue.mask, frame, size, side_px, n, seed=seed, excluded=_failed_tiles(run, row))
+    mask = inner_mask(tissue.mask, tissue.px_w, tissue.px_h, TISSUE_MARGIN_UM / row["mpp"])
+    return sample_patches(row["slide_id"], mask, frame, size, side_px, n, seed=seed, excluded=_failed_tiles(run, row))
 
 
 def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:

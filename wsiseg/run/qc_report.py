@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from wsiseg.tables import atomic_write_bytes, read_nuclei
 __all__ = ["write_report"]
 
 THUMBNAIL_PX = 300
+SHOW_ALL_SLIDES = 24
+"""A run of up to so many slides is shown whole, also those that give no cause to look."""
 PATCH_QUALITY = 80
 
 
@@ -41,7 +44,9 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     outliers = read_rows(run.qc / "outliers.parquet")
     index = read_rows(run.qc / "patches.parquet")
     grades, comments = _grades(run, index)
-    order = worst_first(run.rows, outliers, grades) or [r["slide_id"] for r in run.rows]
+    order = worst_first(run.rows, outliers, grades)
+    if len(run.rows) <= SHOW_ALL_SLIDES:
+        order += [r["slide_id"] for r in run.rows if r["slide_id"] not in set(order)]
     rows = {r["slide_id"]: r for r in run.rows}
     pictures = {slide_id: _thumbnail(run, rows[slide_id]) for slide_id in order[:max_thumbnails] if slide_id in rows}
     created = run.record.get("created") or ""
@@ -145,7 +150,10 @@ def _provenance(run: QcRun) -> list[tuple[str, Any]]:
         ("created", record.get("created", "")),
         ("host", ", ".join(str(v) for v in (record.get("host") or {}).values())),
     ]
-    facts += [(str(k), v) for k, v in sorted((record.get("results") or {}).items())]
+    facts += [
+        (str(k), json.dumps(v) if isinstance(v, dict | list) else "" if v is None else v)
+        for k, v in sorted((record.get("results") or {}).items())
+    ]
     table = run.folder.root / "slides.parquet"
     facts.append(("slides.parquet sha256", hashlib.sha256(table.read_bytes()).hexdigest()))
     index_json = run.qc / "patches.json"

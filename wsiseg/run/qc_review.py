@@ -93,9 +93,9 @@ class SlideShelf:
 
 
 def jpeg(picture: Any, quality: int = JPEG_QUALITY) -> bytes:
-    """Return a Pillow image as JPEG."""
+    """Return a Pillow image as JPEG; color is kept at full resolution, or tiles would show seams."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=quality)
+    picture.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 

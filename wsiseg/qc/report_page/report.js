@@ -150,21 +150,25 @@ function plot(key, title, digits) {
     const y = (r) => middle + (unit(r.slide_id) - 0.5) * band * 0.62;
     const d = members.filter((r) => !(r.round > 0)).map((r) => `M${x(r[key]).toFixed(1)} ${y(r).toFixed(1)}h0`).join("");
     svg.append(shape("path", { d, stroke: "#33608f", "stroke-opacity": members.length > 400 ? 0.25 : 0.5, "stroke-width": members.length > 400 ? 3.4 : 5, "stroke-linecap": "round" }));
-    const [q1, q2, q3] = [0.25, 0.5, 0.75].map((p) => quantile(values, p));
-    if (members.length >= 5) svg.append(shape("rect", { x: x(q1), y: middle - band * 0.19, width: Math.max(1, x(q3) - x(q1)), height: band * 0.38, fill: "none", stroke: "#1c2026", "stroke-width": 1.3 }));
-    svg.append(shape("line", { x1: x(q2), x2: x(q2), y1: middle - band * 0.26, y2: middle + band * 0.26, stroke: "#1c2026", "stroke-width": 2.2 }));
     for (const r of members.filter((m) => m.round > 0)) {
       const here = (r.tails || "").split(" ").some((t) => t.startsWith(`${key}:`));
-      const dot = shape("path", { d: `M${x(r[key]) - 4.5} ${y(r) + 4}h9l-4.5 -8z`, fill: here ? "#c2410c" : "#fff", stroke: "#c2410c", "stroke-width": 1.2, style: "cursor:pointer" }, shape("title", {}, `${r.slide_id}: ${number(r[key], digits)}${here ? "" : " (flagged for another reason)"}`));
-      dot.addEventListener("click", () => { $("find").value = r.slide_id; filter(); $("slides").scrollIntoView(); });
-      svg.append(dot);
+      const title = shape("title", {}, `${r.slide_id}: ${number(r[key], digits)}${here ? "" : " (flagged for another reason)"}`);
+      const mark = here ? shape("path", { d: `M${(x(r[key]) - 4.5).toFixed(1)} ${(y(r) + 4).toFixed(1)}h9l-4.5 -8z`, fill: "#c2410c", style: "cursor:pointer" }, title)
+        : shape("circle", { cx: x(r[key]).toFixed(1), cy: y(r).toFixed(1), r: members.length > 400 ? 1.7 : 2.6, fill: "#c2410c", style: "cursor:pointer" }, title);
+      mark.addEventListener("click", () => { $("find").value = r.slide_id; filter(); $("slides").scrollIntoView(); });
+      svg.append(mark);
+    }
+    const [q1, q2, q3] = [0.25, 0.5, 0.75].map((p) => quantile(values, p));
+    for (const [color, w] of [["#fff", 4.5], ["#1c2026", 1.6]]) { // a light edge, so that the box is seen on the dots
+      if (members.length >= 5) svg.append(shape("rect", { x: x(q1), y: middle - band * 0.19, width: Math.max(1, x(q3) - x(q1)), height: band * 0.38, fill: "none", stroke: color, "stroke-width": w, style: "pointer-events:none" }));
+      svg.append(shape("line", { x1: x(q2), x2: x(q2), y1: middle - band * 0.27, y2: middle + band * 0.27, stroke: color, "stroke-width": w * 1.3, style: "pointer-events:none" }));
     }
   });
   return figure;
 }
 
 function distributions() {
-  $("distribution-note").textContent = "Dots are slides, the box holds the middle half of a cohort, the bar is its median. Filled triangles: flagged for this statistic; open triangles: flagged for another reason. A click on a triangle finds the slide below.";
+  $("distribution-note").textContent = "Dots are slides, the box holds the middle half of a cohort, the bar is its median. Orange triangles: flagged for this statistic; orange dots: flagged for another reason. A click on one finds the slide in the table below.";
   $("plots").append(...STATISTICS.map((s) => plot(...s)));
 }
 
@@ -176,22 +180,22 @@ function badness(r) {
 
 function card(r) {
   const judged = r.n_judged ? `${r.n_bad} of ${r.n_judged} patches not adequate (${number(100 * r.bad_frac, 1)} %, 95 % ${number(100 * r.low, 0)} to ${number(100 * r.high, 0)} %)` : "";
-  const facts = `${cohortName(r.cohort)} · ${number(r.n_nuclei)} nuclei · ${number(r.nuclei_per_mm2)} per mm² · mean area ${number(r.area_mean_um2, 1)} µm²`;
+  const facts = r.status === "failed" ? `${cohortName(r.cohort)} · failed` : `${cohortName(r.cohort)} · ${number(r.n_nuclei)} nuclei · ${number(r.nuclei_per_mm2)} per mm² · mean area ${number(r.area_mean_um2, 1)} µm²`;
   const reasons = (r.reasons || "").split("; ").filter(Boolean);
   const picture = D.pictures[r.slide_id], pair = el("div", { class: "pair" });
   if (picture && picture.thumb) {
     pair.append(el("figure", {}, el("img", { src: picture.thumb, alt: `Thumbnail of ${r.slide_id}`, loading: "lazy" }), el("figcaption", {}, picture.width_mm ? `${number(picture.width_mm, 1)} mm wide` : "Thumbnail")));
     if (picture.density) pair.append(el("figure", {}, el("img", { src: picture.density, alt: `Nuclear density of ${r.slide_id}`, loading: "lazy" }), el("figcaption", {}, `Nuclei per mm²: pale 0, dark ${number(picture.density_max)}`)));
-  } else if (picture) pair.append(el("p", { class: "missing" }, picture.error || "No picture."));
-  return el("article", { class: r.round > 0 || r.status === "failed" || r.grade === "Unacceptable" ? "card bad" : "card" }, el("h3", {}, r.slide_id, " ", pill(r.grade)), el("div", { class: "note", style: "margin:0" }, facts), pair,
+  } else if (picture && r.status !== "failed") pair.append(el("p", { class: "missing" }, picture.error || "No picture."));
+  return el("article", { class: r.round > 0 || r.status === "failed" || r.grade === "Unacceptable" ? "card bad" : "card" }, el("h3", {}, r.slide_id, " ", pill(r.grade)), el("div", { class: "note", style: "margin:0" }, facts), pair.childElementCount ? pair : "",
     judged ? el("div", {}, judged) : "", reasons.length ? el("ul", {}, ...reasons.map((t) => el("li", {}, t))) : "", r.verdict ? el("div", {}, `Reviewed whole: ${r.verdict}. ${r.comment || ""}`) : "");
 }
 
 function worst() {
   const order = ROWS.map((r) => [badness(r), r]).filter(([b]) => b > 0).sort((a, b) => b[0] - a[0] || (a[1].slide_id < b[1].slide_id ? -1 : 1)).map(([, r]) => r);
-  const list = order.length ? order : ROWS.filter((r) => D.pictures[r.slide_id]);
+  const list = order.concat(ROWS.filter((r) => D.pictures[r.slide_id] && !order.includes(r))); // small runs come with all pictures
   $("worst-note").textContent = order.length ? `${number(order.length)} of ${number(ROWS.length)} slides give cause to look: failed, judged bad, or standing out in their cohort. The worst come first${order.length > D.n_pictures ? `; the first ${D.n_pictures} with pictures` : ""}.` :
-    D.has_outliers ? "No slide gives cause to look. The first slides are shown." : "Outliers have not been sought yet (wsiseg qc outliers). The first slides are shown.";
+    D.has_outliers ? "No slide gives cause to look." : "Outliers have not been sought yet (wsiseg qc outliers).";
   let shown = 0;
   const more = (n) => { $("cards").append(...list.slice(shown, shown + n).map(card)); shown = Math.min(list.length, shown + n); $("more-cards").hidden = shown >= list.length; $("more-cards").textContent = `Show more (${number(list.length - shown)} left)`; };
   more(12);

@@ -100,7 +100,12 @@ class SlideViewer {
     g.fillStyle = "#fff";
     g.fillRect(-this.x * this.scale, -this.y * this.scale, w * this.scale, h * this.scale);
     const level = Math.min(top, Math.max(0, Math.floor(Math.log2(1 / this.scale) + 0.3)));
+    g.save();
+    g.beginPath();
+    g.rect(-this.x * this.scale, -this.y * this.scale, w * this.scale, h * this.scale);
+    g.clip(); // tiles at the border reach beyond the slide
     for (const at of [Math.min(top, level + 3), level]) this.drawLevel(g, at); // coarse below, so that nothing is blank
+    g.restore();
     if (this.contours && this.shapes && this.showsNuclei()) this.drawShapes(g);
     this.drawScale();
   }
