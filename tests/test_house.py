@@ -141,7 +141,8 @@ def test_one_broad_except_and_no_print() -> None:
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ExceptHandler):
                 names = [n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)] if node.type else ["bare"]
-                if {"Exception", "BaseException", "bare"} & set(names):
+                cleans_up = isinstance(node.body[-1], ast.Raise) and node.body[-1].exc is None
+                if {"Exception", "BaseException", "bare"} & set(names) and not cleans_up:
                     broad.append(where)
                 if len(node.body) == 1 and isinstance(node.body[0], ast.Pass) and {"Exception", "bare"} & set(names):
                     broad.append(f"{where} swallows everything")
