@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from skimage import measure
 
 from tests.export.tables import SLIDE_ID
+from tests.run.conftest import SLIDE
 from wsiseg.errors import DuplicateSlideError, FormatError, InputError, MissingMppError
 from wsiseg.export.cellvit import read_cellvit
 from wsiseg.export.geojson import read_geojson
@@ -176,6 +177,31 @@ def test_a_run_of_imports_has_statistics_queries_and_exports(table_path: Path, t
         import_files([other], "qupath", run, options)
 
 
+def test_with_its_slide_an_import_has_tissue_and_can_be_judged(tmp_path: Path) -> None:
+    from wsiseg.evaluate import load_instances
+    from wsiseg.run.qc import find_run_outliers, load_run, make_patches
+
+    labels = np.zeros((2967, 2220), np.int32)
+    y, x = np.mgrid[:2967, :2220]
+    labels[(y % 40 < 14) & (x % 50 < 18)] = 1
+    labels = measure.label(labels, connectivity=1).astype(np.int32)
+    tifffile.imwrite(tmp_path / "labels.tif", labels)
+    (done,) = import_files([tmp_path / "labels.tif"], "labels", tmp_path / "run", ImportOptions(slide=str(SLIDE), cohort="CMU"))
+    assert done.slide_id == SLIDE.stem
+    assert done.n_nuclei == labels.max()
+    (row,) = pq.read_table(tmp_path / "run/slides.parquet").to_pylist()
+    assert row["mpp"] == pytest.approx(0.499)
+    assert row["tissue_mm2"] > 0.1
+    assert row["nuclei_per_mm2"] == pytest.approx(done.n_nuclei / row["tissue_mm2"])
+    assert (row["width_px"], row["height_px"]) == (2220, 2967)
+    assert (load_instances(tmp_path / f"run/nuclei/{SLIDE.stem}.parquet", (2967, 2220)) != 0).sum() == (labels != 0).sum()
+    run = load_run(tmp_path / "run")
+    assert len(find_run_outliers(run)) == 1
+    patches = make_patches(run, 2)
+    assert patches.failed == []
+    assert patches.patches == 2
+
+
 def test_missing_mpp_and_evil_names_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "a.geojson"
     path.write_text('{"type":"FeatureCollection","features":[]}')
@@ -242,3 +268,18 @@ def test_slide_id_is_the_real_slides_name() -> None:
     assert _stem(f"{SLIDE_ID}.svs") == SLIDE_ID
     assert _stem("x_cell_detection.geojson") == "x"
     assert _stem("a.b.geojson.gz") == "a.b"
+
+
+def test_real_files_of_other_tools(wsiseg_data: Path, tmp_path: Path) -> None:
+    formats = wsiseg_data / "formats"
+    (path,) = formats.glob("cellvitpp_*.geojson")
+    (done,) = import_files([path], "qupath", tmp_path / "run", ImportOptions(mpp=0.25))
+    assert done.n_nuclei == 0  # this file holds points: they have no outline, and are counted instead
+    assert list(done.skipped) == ["geometries of type MultiPoint"]
+    for path in sorted((formats / "nuc_eval_examples/GT").glob("*.tif")):
+        (done,) = import_files([path], "labels", tmp_path / "run", ImportOptions(mpp=0.25))
+        truth = largest_pieces(tifffile.imread(path))
+        assert done.n_nuclei == len(truth)
+        table = pq.read_table(tmp_path / f"run/nuclei/{path.stem}.parquet")
+        assert shapely.is_valid(shapely.from_wkb(table["geometry"].to_numpy(zero_copy_only=False))).all()
+        assert table["area_px"].to_numpy().sum() >= sum(n for n, _ in truth.values())

@@ -200,3 +200,37 @@ def test_the_room_loads_no_heavy_library() -> None:
     heavy = {"zarr", "geopandas", "duckdb", "anndata", "pandas", "shapely"}
     code = f"import sys, wsiseg.export; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_annotation_store_opened_and_written_by_tiatoolbox(
+    table_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        storage = pytest.importorskip("tiatoolbox.annotation.storage")
+        # it asks sqlite3 for its options in a way that not every build of Python allows; nothing else of it is replaced
+        options = ["ENABLE_RTREE", "ENABLE_MATH_FUNCTIONS"]
+        monkeypatch.setattr(storage.SQLiteStore, "compile_options", staticmethod(lambda: options))
+        out = tmp_path / "a.db"
+        write_annotation_store(open_nuclei(table_path), out)
+        store = storage.SQLiteStore(out)
+        _, shapes = truth_of(table_path)
+        assert len(store) == 2000
+        found = store.query((2000, 2000, 3000, 3000), geometry_predicate="intersects")
+        assert len(found) == np.count_nonzero(shapely.intersects(shapes, shapely.box(2000, 2000, 3000, 3000)))
+        assert {a.properties["type"] for a in found.values()} == {"Nucleus"}
+        theirs = storage.SQLiteStore(tmp_path / "b.db")
+        theirs.append_many([storage.Annotation(s, {"type": "Tumor", "prob": 0.5}) for s in shapes[:50]])
+        theirs.append(storage.Annotation(shapely.Point(3, 4), {}))
+        theirs.close()
+        store.close()
+    provenance = Provenance("tiatoolbox")
+    back = tmp_path / "b.parquet"
+    done = write_imported_table(read_annotation_store(Source(tmp_path / "b.db"), provenance), back, slide_meta(), provenance)
+    assert done.n_nuclei == 50
+    assert done.skipped == {"geometries of type Point": 1}
+    table = pq.read_table(back)
+    assert set(table["class_name"].to_pylist()) == {"Tumor"}
+    assert set(table["center_prob"].to_pylist()) == {128}
+    a, b = (np.sort(shapely.to_wkt(shapely.normalize(s))) for s in (shapes[:50], truth_of(back)[1]))
+    assert (a == b).all()

@@ -7,6 +7,7 @@ tens of bytes a nucleus.
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +46,8 @@ class Imported:
     path: Path
     slide_id: str
     n_nuclei: int
+    width_px: int
+    height_px: int
     flags: dict[str, int]
     skipped: dict[str, int]
 
@@ -79,12 +82,22 @@ def write_imported_table(
     spill = out.with_name(f".{out.name}.{os.getpid()}.spill.partial")
     try:
         kept = _spill(chunks, spill, meta, str(out), strict)
+        meta = _with_size(meta, kept, provenance)
         with pa.memory_map(str(spill)) as mapped:
             _write(pa.ipc.open_file(mapped), kept, out, _schema(kept, meta, provenance))
     finally:
         spill.unlink(missing_ok=True)
     counts = {flag.name: int(kept.flag_counts[k]) for k, flag in enumerate(Flag) if kept.flag_counts[k] and flag.name}
-    return Imported(out, meta.slide_id, len(kept.ids), counts, dict(provenance.skipped))
+    return Imported(out, meta.slide_id, len(kept.ids), meta.width_px, meta.height_px, counts, dict(provenance.skipped))
+
+
+def _with_size(meta: SlideMeta, kept: _Kept, provenance: Provenance) -> SlideMeta:
+    """Return the slide with the reach of its polygons as size, where nobody knows the size."""
+    if meta.width_px > 0 and meta.height_px > 0:
+        return meta
+    provenance.notes.append("the slide's size is not known: width and height are the reach of its polygons")
+    reach = (1, 1) if kept.bbox is None else (max(1, math.ceil(kept.bbox[2])), max(1, math.ceil(kept.bbox[3])))
+    return dataclasses.replace(meta, width_px=meta.width_px or reach[0], height_px=meta.height_px or reach[1])
 
 
 def _write(batches: Any, kept: _Kept, out: Path, schema: pa.Schema) -> None:

@@ -15,7 +15,6 @@ from wsiseg.export import (
     Selection,
     open_nuclei,
     query,
-    safe_name,
     write_anndata,
     write_annotation_store,
     write_csv,
@@ -130,7 +129,7 @@ def export_tables(
     into_folder = to == "quip" or len(tables) > 1 or (out.is_dir() and out.suffix != ".zarr")
     for table in tables:
         source = open_nuclei(table)
-        path = out if to == "quip" else out / f"{safe_name(source.slide_id, str(table))}{suffix}" if into_folder else out
+        path = out if to == "quip" else out / f"{table.stem}{suffix}" if into_folder else out
         if path.is_file() and not options.overwrite:
             raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -152,13 +152,14 @@ def _import_one(path: Path, fmt: str, folder: RunFolder, options: ImportOptions)
     source = _source(path, fmt, slide, options)
     chunks = _chunks(fmt, source, provenance, options)
     first = next(chunks, None)  # the reader has now seen the file's own facts
-    meta = _meta(path, slide, provenance, options, _reach(first))
+    meta = _meta(path, slide, provenance, options)
     if folder.slide_json(meta.slide_id).exists() and not _same_source(folder, meta.slide_id, provenance.sha256):
         raise DuplicateSlideError(
             f"Run {folder.root} has slide {meta.slide_id!r} from another file. Use --slide-id or another --out."
         )
     table = folder.table(meta.slide_id)
     done = write_imported_table(_again(first, chunks), table, meta, provenance, strict=options.strict)
+    meta = dataclasses.replace(meta, width_px=done.width_px, height_px=done.height_px)
     _write_slide(folder, meta, slide, done, provenance)
     return done
 
@@ -212,7 +213,7 @@ def _source(path: Path, fmt: str, slide: _Slide, options: ImportOptions) -> Sour
     return Source(path, mpp, width, height, scale, dx, dy, options.fix_edge_tiles)
 
 
-def _meta(path: Path, slide: _Slide, provenance: Provenance, options: ImportOptions, reach: tuple[int, int]) -> SlideMeta:
+def _meta(path: Path, slide: _Slide, provenance: Provenance, options: ImportOptions) -> SlideMeta:
     if slide.meta is not None:
         return dataclasses.replace(slide.meta, slide_id=options.slide_id or slide.meta.slide_id, cohort=options.cohort)
     mpp = options.mpp if options.mpp is not None else provenance.mpp
@@ -221,16 +222,7 @@ def _meta(path: Path, slide: _Slide, provenance: Provenance, options: ImportOpti
     name = options.slide_id or _stem(Path(provenance.slide_name or path.name).name)
     width = options.width_px or provenance.width_px or 0
     height = options.height_px or provenance.height_px or 0
-    if not width or not height:
-        provenance.notes.append("the slide's size is not known: width and height are the reach of the first chunk's polygons")
-        width, height = width or reach[0], height or reach[1]
     return SlideMeta(safe_name(name, str(path)), str(path), width, height, float(mpp), "user", cohort=options.cohort)
-
-
-def _reach(chunk: Incoming | None) -> tuple[int, int]:
-    if chunk is None or len(chunk) == 0:
-        return 1, 1
-    return max(1, math.ceil(chunk.xy[:, 0].max())), max(1, math.ceil(chunk.xy[:, 1].max()))
 
 
 def _stem(name: str) -> str:
