@@ -85,7 +85,7 @@ def test_unwanted_pixels_are_zero_and_the_others_untouched() -> None:
 
 def test_augmented_prediction_turns_with_the_image() -> None:
     m = model(tta=8)
-    out = Box(0, 0, 64, 64)
+    out = Box(0, 0, 128, 128)
     box = m.input_box(out)
     pixels = np.random.default_rng(1).integers(0, 256, (box.h, box.w, 3), np.uint8)
     straight = predict(m, pixels, box, out).astype(int)

@@ -26,7 +26,7 @@ __all__ = ["Model", "load_model", "model_from_net", "predict"]
 
 Array = Any
 
-_WINDOW_WPX = {"cpu": 1040, "cuda": 4160}  # useful side of a window: what measured best, in benchmarks/network.py
+_WINDOW_WPX = {"cpu": 2080, "cuda": 4160}  # useful side of a window: what measured best, in benchmarks/network.py
 _LEAST_WPX = 112
 """Torch computes small layers by other code than large ones, which differs in the last bit: windows stay above that size."""
 

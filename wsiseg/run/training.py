@@ -54,6 +54,7 @@ class TrainConfig:
     net: str = "lean"
     center: CenterKind = "ellipse"
     border_weight: float = 3.0
+    touching: float = 0.65
     patch_px: int = 256
     validate: bool = True
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -104,6 +105,7 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
         config.augment,
         config.patch_px,
         config.border_weight,
+        config.touching,
     )
     held_out = [s for s in samples if s.validation] if config.validate else []
     torch.manual_seed(config.loop.seed)

@@ -37,6 +37,7 @@ class PatchSource:
         augment: AugmentConfig | None,
         patch_px: int,
         border_weight: float = 3.0,
+        touching: float = 0.65,
     ) -> None:
         missing = sorted({s.dataset for s in samples} - set(set_share))
         if missing or not samples:
@@ -48,7 +49,7 @@ class PatchSource:
         weight = np.zeros(len(samples))
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
-            targets = make_targets(labels, center, border_weight)
+            targets = make_targets(labels, center, border_weight, touching)
             targets[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
             self._stacks.append(torch.from_numpy(stack))
