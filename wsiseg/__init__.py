@@ -15,7 +15,7 @@ __all__ = ["__version__", "read_nuclei"]
 def __getattr__(name: str) -> Any:
     """Load ``read_nuclei`` (and with it pyarrow) when it is first asked for."""
     if name == "read_nuclei":
-        from wsiseg.tables import read_nuclei
+        from wsiseg.export import read_nuclei
 
         return read_nuclei
     raise AttributeError(f"module 'wsiseg' has no attribute {name!r}")

@@ -31,7 +31,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--cell", "cell_px", type=click.IntRange(4), default=32, show_default=True, help="maps: side of a cell, px.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:
-    r"""Write the nuclei of a run (or of one table) as another tool reads them.
+    """Write the nuclei of a run (or of one table) as another tool reads them.
 
     \b
     qupath       GeoJSON detections (.geojson.gz)      spatialdata  SpatialData store (.zarr)
@@ -76,7 +76,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 @click.option("--fix-edge-tiles", is_flag=True, help="quip: rescale the edge tiles of the time before 7 December 2019.")
 @click.option("--strict", is_flag=True, help="Refuse polygons that cross themselves instead of flagging them.")
 def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any) -> None:
-    r"""Make a run folder of other tools' segmentations, so that qc, evaluate, query and export work on them.
+    """Make a run folder of other tools' segmentations, so that qc, evaluate, query and export work on them.
 
     \b
     quip        folder of *-features.csv (TCIA release) hovernext   label map (pinst_pp.zip) with --classes
@@ -105,7 +105,7 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
 )
 @click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
 def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
-    r"""Ask SQL of a run's tables: views nuclei, slides, errors, grades.
+    """Ask SQL of a run's tables: views nuclei, slides, errors, grades.
 
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"

@@ -17,7 +17,7 @@ RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_t
 
 @click.group()
 def qc() -> None:
-    r"""Grade a finished run: flag outlier slides, judge random patches, write grades and a report.
+    """Grade a finished run: flag outlier slides, judge random patches, write grades and a report.
 
     \b
     wsiseg qc outliers RUN        slides that stand out in their cohort
@@ -174,7 +174,7 @@ def review(
 @qc.command()
 @RUN
 def grade(run: Path) -> None:
-    r"""Grade the slides of RUN from all reviewers' marks.
+    """Grade the slides of RUN from all reviewers' marks.
 
     \b
     Not adequate of the patches judged:

@@ -42,7 +42,7 @@ __all__ = ["COMMANDS"]
 @click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
 def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
-    r"""Segment every nucleus of SLIDE... into the run folder --out.
+    """Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
     `path` and optional `cohort`, `mpp`, `tissue_mask`.

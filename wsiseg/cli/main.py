@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from wsiseg import __version__
-from wsiseg.cli import commands_data, commands_look, commands_segment
+from wsiseg.cli import commands_convert, commands_data, commands_look, commands_qc, commands_segment
 from wsiseg.errors import OutputInUseError, OutputMismatchError, WsisegError
 
 __all__ = ["main"]
@@ -44,17 +44,20 @@ class _Group(click.Group):
 @click.version_option(__version__, prog_name="wsiseg")
 @click.option("-v", "--verbose", count=True, help="More messages (-vv for everything).")
 def main(verbose: int) -> None:
-    r"""Segment every nucleus in whole-slide images and grade the results.
+    """Segment every nucleus in whole-slide images and grade the results.
 
     \b
     First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER
     Main job:        wsiseg segment FOLDER --out RUN
     See the result:  wsiseg overlay RUN SLIDE_ID -o picture.png
+    Trust it:        wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
+    Take it along:   wsiseg export RUN --to qupath -o FOLDER
     """
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("wsiseg").setLevel(level)
 
 
-for _command in (*commands_segment.COMMANDS, *commands_look.COMMANDS, *commands_data.COMMANDS):
-    main.add_command(_command)
+for _room in (commands_segment, commands_look, commands_qc, commands_convert, commands_data):
+    for _command in _room.COMMANDS:
+        main.add_command(_command)
