@@ -76,7 +76,7 @@ def connect(config: RunConfig) -> Iterator[Client]:
         yield client
 
 
-class WorkerSetup(WorkerPlugin):  # type: ignore[misc]
+class WorkerSetup(WorkerPlugin):
     """Gives every worker, also one that is restarted or joins later, the context of this run."""
 
     idempotent = True
