@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from wsiseg.config import SeparateConfig
 from wsiseg.evaluate import Scores, hou_scores, instance_scores, label_patches, mean_scores
 from wsiseg.predict import Model, predict
-from wsiseg.separate import FALLBACK, resolve_params, separate
+from wsiseg.separate import resolve_params, separate
 from wsiseg.train import Sample, load_sample
 from wsiseg.types import Box
 
@@ -20,19 +20,20 @@ __all__ = ["Judged", "fit_separation", "predict_samples", "score_separation", "s
 
 # the order is that of the descent: what moves the score most comes first
 _GRID: dict[str, tuple[Any, ...]] = {
-    "merge_depth_frac": (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3),
-    "center_threshold_frac": (0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
-    "marker_radius_wpx": (2, 3, 4, 5, 6, 7, 8, 10),
+    "merge_depth_frac": (0.0, 0.03, 0.06, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5),
+    "center_threshold_frac": (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6),
     "material_threshold_frac": (0.34, 0.38, 0.42, 0.46, 0.5, 0.54, 0.58),
+    "min_area_um2": (2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0),
+    "marker_radius_wpx": (1, 2, 3, 4, 5, 6, 8, 10),
     "compactness": (0.0, 0.5, 1.0, 2.0, 4.0),
-    "min_area_um2": (2.0, 4.0, 5.0, 6.0, 8.0, 10.0, 12.0),
 }
 _START: dict[str, Any] = {
-    **FALLBACK,
-    "center_threshold_frac": 0.4,
-    "marker_radius_wpx": 5,
-    "merge_depth_frac": 0.15,
+    "center_threshold_frac": 0.15,
+    "material_threshold_frac": 0.46,
+    "marker_radius_wpx": 2,
     "compactness": 1.0,
+    "merge_depth_frac": 0.25,
+    "min_area_um2": 5.0,
 }
 
 
@@ -59,7 +60,7 @@ def score_separation(judged: Sequence[Judged], defaults: dict[str, Any], mpp: fl
 def fit_separation(
     judged: Sequence[Judged], set_share: dict[str, float], mpp: float, rounds: int = 2
 ) -> tuple[dict[str, Any], float]:
-    """Fit the separation thresholds by coordinate descent on validation images only.
+    """Fit the separation thresholds by walking one at a time over a grid, on validation images only.
 
     Parameters
     ----------
@@ -78,13 +79,14 @@ def fit_separation(
     for _ in range(rounds):
         before = reached
         for name, values in _GRID.items():
-            for value in values:
-                if value == best[name]:
-                    continue
-                trial = {**best, name: value}
-                score = _mean_pq(judged, score_separation(judged, trial, mpp), set_share)
-                if score > reached:
-                    best, reached = trial, score
+            for direction in (1, -1):
+                at = values.index(best[name]) + direction
+                while 0 <= at < len(values):
+                    trial = {**best, name: values[at]}
+                    score = _mean_pq(judged, score_separation(judged, trial, mpp), set_share)
+                    if score <= reached:
+                        break
+                    best, reached, at = trial, score, at + direction
         if reached - before < 1e-4:
             break
     return best, reached

@@ -1,0 +1,119 @@
+"""``train_from_toml``: from a config file to weights that load, with thresholds and scores in their card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsiseg.config import PredictConfig
+from wsiseg.errors import ConfigError
+from wsiseg.predict import load_model
+from wsiseg.run.training import TrainConfig, train_from_toml
+
+CONFIG = """
+name = "small"
+licence = "CC0"
+out = "run"
+data_root = "{root}"
+net = "tiny"
+patch_px = 64
+validate = {validate}
+
+[sets]
+tnbc = 1.0
+
+[loop]
+steps = {steps}
+batch = 2
+warmup_steps = 2
+report_every = 4
+validate_every = 8
+precision = "fp32"
+"""
+
+
+def write_data(root: Path) -> None:
+    """Dark discs on pink, four patients of which one (03) is held out."""
+    folder = root / "tnbc"
+    folder.mkdir(parents=True)
+    (folder / "INFO.json").write_text('{"mpp": "0.25"}')
+    y, x = np.mgrid[:128, :128]
+    for k, patient in enumerate(("01", "02", "03", "04")):
+        labels = np.zeros((128, 128), np.uint16)
+        for n in range(9):
+            cx, cy = 22 + 40 * (n % 3) + k, 22 + 40 * (n // 3)
+            labels[np.hypot(x - cx, y - cy) <= 11] = n + 1
+        rgb = np.where(labels[..., None] > 0, (80, 50, 130), (235, 190, 215)).astype(np.uint8)
+        Image.fromarray(rgb).save(folder / f"tnbc_{patient}_1.png")
+        Image.fromarray(labels).save(folder / f"tnbc_{patient}_1.labels.png")
+
+
+def config_file(folder: Path, steps: int, validate: bool = False) -> Path:
+    if not (folder / "data").exists():
+        write_data(folder / "data")
+    path = folder / "config.toml"
+    path.write_text(CONFIG.format(root=folder / "data", steps=steps, validate=str(validate).lower()))
+    return path
+
+
+def test_a_run_leaves_weights_with_scores(tmp_path: Path) -> None:
+    run = train_from_toml(config_file(tmp_path, steps=8, validate=True))
+    lines = [json.loads(text) for text in (run / "curve.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8]
+    assert 0 <= lines[-1]["pq_tnbc"] <= 1
+    with Image.open(run / "curve.png") as picture:
+        assert picture.size[0] > 100
+    model = load_model(PredictConfig(weights=str(run / "weights" / "small.safetensors"), precision="fp32"))
+    card = model.card
+    assert card["scores"]["tnbc"]["nuclei"] == 9
+    assert card["data"]["validation_images"] == ["tnbc_03_1"]
+    assert set(model.separate_defaults) >= {"center_threshold_frac", "material_threshold_frac", "min_area_um2"}
+    assert str(tmp_path) not in json.dumps(card), "a card names no path of the machine that made it"
+
+
+def test_two_runs_write_the_same_weights_and_curve(tmp_path: Path) -> None:
+    runs = [train_from_toml(config_file(tmp_path / side, steps=6)) for side in ("a", "b") if (tmp_path / side).mkdir() is None]
+    first, second = ((run / "weights" / "small.safetensors").read_bytes() for run in runs)
+    assert first == second
+    losses = [[json.loads(t)["loss"] for t in (run / "curve.jsonl").read_text().splitlines()] for run in runs]
+    assert losses[0] == losses[1]
+
+
+def test_resume_needs_to_be_asked_for(tmp_path: Path) -> None:
+    path = config_file(tmp_path, steps=4)
+    train_from_toml(path)
+    with pytest.raises(ConfigError, match="Resume"):
+        train_from_toml(path)
+    longer = config_file(tmp_path, steps=8)
+    run = train_from_toml(longer, resume=True)
+    assert json.loads((run / "curve.jsonl").read_text().splitlines()[-1])["step"] == 8
+
+
+def test_bad_configs_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text("name = ")
+    with pytest.raises(ConfigError, match=r"c\.toml"):
+        TrainConfig.from_toml(path)
+    path.write_text('name = "a"\nlicence = "x"\nspeed = 3\n[sets]\na = 1.0\n')
+    with pytest.raises(ConfigError, match="speed"):
+        TrainConfig.from_toml(path)
+    path.write_text('name = "a"\n')
+    with pytest.raises(ConfigError, match="licence"):
+        TrainConfig.from_toml(path)
+    path.write_text('name = "a"\nlicence = "x"\n[sets]\na = 1.0\n')
+    monkeypatch.delenv("WSISEG_DATA", raising=False)
+    with pytest.raises(ConfigError, match="WSISEG_DATA"):
+        train_from_toml(path)
+
+
+@pytest.mark.parametrize("name", ["research", "open"])
+def test_the_shipped_configs_are_valid(name: str) -> None:
+    config = TrainConfig.from_toml(Path(__file__).parents[2] / "scripts" / f"train_{name}.toml")
+    assert config.name == name
+    assert config.data_root == ""
+    assert sum(config.sets.values()) == pytest.approx(1)
+    assert ("NC" in config.licence) == ("monuseg" in config.sets)
