@@ -55,11 +55,28 @@ def write_table(path: Path, cx: np.ndarray, cy: np.ndarray, side: float = 20.0) 
 def slide_row(slide_id: str, **given: Any) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(c.name for c in SLIDES)
     row |= {
-        "slide_id": slide_id, "cohort": "", "status": "done", "path": str(SLIDE), "n_nuclei": 400, "nuclei_per_mm2": 4000.0,
-        "tissue_mm2": 0.1, "area_mean_um2": 40.0, "area_std_um2": 12.0, "tiles_done": 1, "tiles_empty": 0, "tiles_failed": 0,
-        "width_px": SIZE[0], "height_px": SIZE[1], "mpp": MPP, "mpp_source": "openslide", "scale": MPP / 0.25,
-        "seconds_read": 1.0, "seconds_predict": 3.0, "table": f"nuclei/{slide_id}.parquet", "error": "",
-    }  # fmt: skip
+        "slide_id": slide_id,
+        "cohort": "",
+        "status": "done",
+        "path": str(SLIDE),
+        "n_nuclei": 400,
+        "nuclei_per_mm2": 4000.0,
+        "tissue_mm2": 0.1,
+        "area_mean_um2": 40.0,
+        "area_std_um2": 12.0,
+        "tiles_done": 1,
+        "tiles_empty": 0,
+        "tiles_failed": 0,
+        "width_px": SIZE[0],
+        "height_px": SIZE[1],
+        "mpp": MPP,
+        "mpp_source": "openslide",
+        "scale": MPP / 0.25,
+        "seconds_read": 1.0,
+        "seconds_predict": 3.0,
+        "table": f"nuclei/{slide_id}.parquet",
+        "error": "",
+    }
     return row | given
 
 
@@ -67,9 +84,13 @@ def write_run(root: Path, rows: list[dict[str, Any]], errors: list[dict[str, Any
     for name in ("nuclei", "slides", "parts"):
         (root / name).mkdir(parents=True, exist_ok=True)
     record = {
-        "wsiseg": "0.1", "digest": digest, "results": {"weights": "test", "mpp_model": 0.25}, "created": "2026-11-21T01:00:00+00:00",
-        "config": {"read": {"tile_wpx": 4000}}, "host": {"name": "here"},
-    }  # fmt: skip
+        "wsiseg": "0.1",
+        "digest": digest,
+        "results": {"weights": "test", "mpp_model": 0.25},
+        "created": "2026-11-21T01:00:00+00:00",
+        "config": {"read": {"tile_wpx": 4000}},
+        "host": {"name": "here"},
+    }
     (root / "run.json").write_text(json.dumps(record))
     pq.write_table(pa.Table.from_pylist(rows, schema=arrow_schema(SLIDES, nullable=True)), root / "slides.parquet")
     pq.write_table(pa.Table.from_pylist(errors or [], schema=arrow_schema(ERRORS, nullable=True)), root / "errors.parquet")
@@ -106,8 +127,19 @@ def chromium() -> Iterator[Any]:
     options.binary_location = browser
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     profile = tempfile.mkdtemp(prefix="wsiseg-chromium-")
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-                 "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=1400,1000", f"--user-data-dir={profile}"):  # fmt: skip
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--window-size=1400,1000",
+        f"--user-data-dir={profile}",
+    ):
         options.add_argument(flag)
     page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
     yield page

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 from scipy.optimize import brentq
 
 from wsiseg.errors import InputError
-from wsiseg.qc import GRADES, cohen_kappa, cohort_summary, grade_of, grade_slides, reviewer_agreement, wilson_interval, write_release
+from wsiseg.qc import (
+    GRADES,
+    cohen_kappa,
+    cohort_summary,
+    grade_of,
+    grade_slides,
+    reviewer_agreement,
+    wilson_interval,
+    write_release,
+)
 
 PUBLISHED = ["Best", "Good", "Adequate", "Problematic", "Unacceptable", "Unacceptable"]
 """Hou et al. 2020: 0, 6.67, 13.3, 20 % and above, i.e. 0, 1, 2, 3, 4 and more of 15 patches."""
@@ -63,7 +72,13 @@ def test_wilson_interval_holds_the_shares_a_score_test_accepts(bad: int, n: int)
 
 
 def hand_made() -> tuple[list, dict, dict, dict, dict]:
-    slides = [("s1", "BRCA", "done"), ("s2", "BRCA", "done"), ("s3", "BRCA", "failed"), ("s4", "GBM", "done"), ("s5", "GBM", "done")]
+    slides = [
+        ("s1", "BRCA", "done"),
+        ("s2", "BRCA", "done"),
+        ("s3", "BRCA", "failed"),
+        ("s4", "GBM", "done"),
+        ("s5", "GBM", "done"),
+    ]
     patches = {s: [f"{s}-{i}" for i in range(15)] for s in ("s1", "s2", "s4", "s5")}
     words = {p: "adequate" for ids in patches.values() for p in ids if not p.startswith("s5")}
     words |= {"s2-0": "not_adequate", "s2-1": "not_adequate", "s4-3": "not_adequate", "s4-4": "unsure"}
@@ -94,21 +109,43 @@ def test_release_has_the_published_columns_and_values(tmp_path: Path) -> None:
     }
     files = write_release(tmp_path, grades, rows, {"s1": 'pen, "thick"'})
     assert {p.name for p in files} == {
-        "grades.parquet", "quality_control_result.csv", "wsi_quality_control_result.csv", "patch_quality_control_result.csv",
-        "summary_slide_qc.csv", "summary_groups.csv",
-    }  # fmt: skip
+        "grades.parquet",
+        "quality_control_result.csv",
+        "wsi_quality_control_result.csv",
+        "patch_quality_control_result.csv",
+        "summary_slide_qc.csv",
+        "summary_groups.csv",
+    }
     read = {p.name: list(csv.reader(io.StringIO(p.read_text("utf-8")))) for p in files if p.suffix == ".csv"}
     assert read["quality_control_result.csv"] == [
-        ["CancerType", "WSI-ID", "QCResult"], ["BRCA", "TCGA-A.svs", "Unacceptable"], ["BRCA", "s2", "Adequate"],
-        ["BRCA", "s3", "Unacceptable"], ["GBM", "TCGA-D.svs", "Adequate"], ["GBM", "s5", "Ungraded"],
-    ]  # fmt: skip
+        ["CancerType", "WSI-ID", "QCResult"],
+        ["BRCA", "TCGA-A.svs", "Unacceptable"],
+        ["BRCA", "s2", "Adequate"],
+        ["BRCA", "s3", "Unacceptable"],
+        ["GBM", "TCGA-D.svs", "Adequate"],
+        ["GBM", "s5", "Ungraded"],
+    ]
     assert read["wsi_quality_control_result.csv"] == [
-        ["CancerType", "WSI-ID", "NumNucleiSample", "SizeOfNuclei-Average", "SizeOfNuclei-Stddev", "Note", "SegmentationUnacceptableOrNot", "VisualAssessmentComment"],
+        [
+            "CancerType",
+            "WSI-ID",
+            "NumNucleiSample",
+            "SizeOfNuclei-Average",
+            "SizeOfNuclei-Stddev",
+            "Note",
+            "SegmentationUnacceptableOrNot",
+            "VisualAssessmentComment",
+        ],
         ["BRCA", "TCGA-A.svs", "1000", "640.00", "160.00", "nucleus count is low", "1", 'pen, "thick"'],
         ["BRCA", "s3", "0", "", "", "the slide failed: gone", "", ""],
         ["GBM", "TCGA-D.svs", "7", "400.00", "", "x", "0", ""],
-    ]  # fmt: skip
-    assert read["patch_quality_control_result.csv"][0] == ["CancerType", "WSI-ID", "NumOfUnacceptableSegRegions", "NumOfSampledRegions"]
+    ]
+    assert read["patch_quality_control_result.csv"][0] == [
+        "CancerType",
+        "WSI-ID",
+        "NumOfUnacceptableSegRegions",
+        "NumOfSampledRegions",
+    ]
     assert ["GBM", "TCGA-D.svs", "1", "14"] in read["patch_quality_control_result.csv"]
     table = pq.read_table(tmp_path / "grades.parquet")
     assert table["grade"].to_pylist() == ["Unacceptable", "Adequate", "Unacceptable", "Adequate", "Ungraded"]
@@ -123,7 +160,15 @@ def test_summaries_add_up() -> None:
         for key, total in table[-1].items():
             if key != "CancerType" and "Percent" not in key:
                 assert total == sum(r[key] for r in table[:-1])
-    assert slide_qc[0] | {} == {"CancerType": "BRCA", "Slides": 3, "SelectedRound1": 2, "SelectedRound2": 0, "LookedAt": 1, "Unacceptable": 1, "UnacceptablePercent": 33.33}  # fmt: skip
+    assert slide_qc[0] | {} == {
+        "CancerType": "BRCA",
+        "Slides": 3,
+        "SelectedRound1": 2,
+        "SelectedRound2": 0,
+        "LookedAt": 1,
+        "Unacceptable": 1,
+        "UnacceptablePercent": 33.33,
+    }
     assert groups[-1]["PatchesBadPercent"] == round(100 * 3 / 44, 2)
 
 

@@ -93,7 +93,10 @@ def test_a_reviewer_name_is_a_file_name(tmp_path: Path, name: str) -> None:
 
 
 def test_decisions_of_several_reviewers(tmp_path: Path) -> None:
-    said = {"ann": {"1": "adequate", "2": "adequate", "3": "unsure", "4": "unsure"}, "bob": {"1": "adequate", "2": "not_adequate", "3": "adequate"}}
+    said = {
+        "ann": {"1": "adequate", "2": "adequate", "3": "unsure", "4": "unsure"},
+        "bob": {"1": "adequate", "2": "not_adequate", "3": "adequate"},
+    }
     for who, words in said.items():
         log = log_of(tmp_path, who)
         for item, word in words.items():
@@ -106,7 +109,14 @@ def test_decisions_of_several_reviewers(tmp_path: Path) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(st.one_of(st.sampled_from(WORDS), st.just("undo"), st.just("restart"), st.tuples(st.integers(0, 9), st.sampled_from(WORDS))), max_size=40))
+@given(
+    st.lists(
+        st.one_of(
+            st.sampled_from(WORDS), st.just("undo"), st.just("restart"), st.tuples(st.integers(0, 9), st.sampled_from(WORDS))
+        ),
+        max_size=40,
+    )
+)
 def test_a_session_equals_a_plain_list_of_deeds(tmp_path_factory: pytest.TempPathFactory, deeds: list) -> None:
     """Mark, change, undo and restart in any order: the same standing marks, order and next item as a plain model."""
     folder = tmp_path_factory.mktemp("marks")
@@ -158,7 +168,7 @@ def test_what_is_undone_comes_next(tmp_path: Path) -> None:
 def test_work_is_divided_and_checked() -> None:
     ids = [f"{i:04d}" for i in range(2000)]
     shares = [patch_queue(ids, share=(k, 3)) for k in (1, 2, 3)]
-    assert sorted(sum(shares, [])) == ids
+    assert sorted(i for share in shares for i in share) == ids
     assert all(abs(len(s) - 667) < 120 for s in shares)
     second = patch_queue(ids, own=ids[:1], others=ids[:1000], second_opinion_frac=0.2)
     assert set(second) <= set(ids[:1000])

@@ -108,7 +108,11 @@ def test_run_renders_every_patch_as_the_slide_shows_it(make_run) -> None:
     layer = Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.contours.png")))
     assert (tissue.size, layer.size) == ((256, 256), (768, 768))
     with openslide.OpenSlide(run.row(e["slide_id"])["path"]) as slide:
-        seen = slide.read_region((e["x_px"], e["y_px"]), 0, (e["side_px"],) * 2).convert("RGB").resize((256, 256), Image.Resampling.BILINEAR)
+        seen = (
+            slide.read_region((e["x_px"], e["y_px"]), 0, (e["side_px"],) * 2)
+            .convert("RGB")
+            .resize((256, 256), Image.Resampling.BILINEAR)
+        )
     assert np.abs(np.asarray(seen, float) - np.asarray(tissue, float)).mean() < 4  # gray levels: the same place
     lines = np.asarray(layer.convert("RGBA"))[..., 3] > 0
     assert lines.any() == (e["n_nuclei"] > 0)

@@ -36,7 +36,9 @@ class Page:
         assert status == 303
         self.cookie = headers["set-cookie"].split(";")[0]
 
-    def ask(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> tuple[int, dict[str, str], bytes]:
+    def ask(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, dict[str, str], bytes]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         sent = {"Cookie": self.cookie} if self.cookie else {}
         if body is not None:
@@ -136,10 +138,17 @@ def test_patches_are_served_and_marked(reviewed: Path) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [{"queue": "patches", "item": "nope", "mark": "adequate"}, {"queue": "x", "item": "nope", "mark": "adequate"}, {"queue": "x", "item": "", "mark": "undo"},
-     [], b"{", {"queue": "patches", "item": "FIRST", "mark": "good"}, {"queue": "patches", "item": "FIRST", "mark": "adequate", "seconds": "long"},
-     {"queue": "patches", "item": "FIRST", "mark": "adequate", "comment": "x" * 20_000}],
-)  # fmt: skip
+    [
+        {"queue": "patches", "item": "nope", "mark": "adequate"},
+        {"queue": "x", "item": "nope", "mark": "adequate"},
+        {"queue": "x", "item": "", "mark": "undo"},
+        [],
+        b"{",
+        {"queue": "patches", "item": "FIRST", "mark": "good"},
+        {"queue": "patches", "item": "FIRST", "mark": "adequate", "seconds": "long"},
+        {"queue": "patches", "item": "FIRST", "mark": "adequate", "comment": "x" * 20_000},
+    ],
+)
 def test_bad_marks_are_refused_and_leave_no_trace(reviewed: Path, body: Any) -> None:
     with serving(reviewed) as page:
         if isinstance(body, dict) and body["item"] == "FIRST":
@@ -151,8 +160,21 @@ def test_bad_marks_are_refused_and_leave_no_trace(reviewed: Path, body: Any) -> 
         assert page.ask("POST", "/api/mark", b"queue=patches", headers={"Content-Type": "text/plain"})[0] == 400
 
 
-@pytest.mark.parametrize("path", ["/patch/../../run.json", "/patch/%2e%2e%2f%2e%2e%2frun.json", "/patch/zzz.png", "/slide/99", "/slide/-1", "/slide/0/tile/0/9999/0.jpg", "/slide/0/tile/99/0/0.jpg",
-                                  "/slide/0/nuclei?x=0&y=0&w=99999&h=10", "/slide/0/nuclei?x=a", "/slide/0/nuclei?x=1e400&y=0&w=1&h=1"])  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/patch/../../run.json",
+        "/patch/%2e%2e%2f%2e%2e%2frun.json",
+        "/patch/zzz.png",
+        "/slide/99",
+        "/slide/-1",
+        "/slide/0/tile/0/9999/0.jpg",
+        "/slide/0/tile/99/0/0.jpg",
+        "/slide/0/nuclei?x=0&y=0&w=99999&h=10",
+        "/slide/0/nuclei?x=a",
+        "/slide/0/nuclei?x=1e400&y=0&w=1&h=1",
+    ],
+)
 def test_what_is_not_there_is_refused(reviewed: Path, path: str) -> None:
     with serving(reviewed) as page:
         status, _, data = page.get(path)
@@ -172,7 +194,9 @@ def test_slides_are_shown_with_reasons_tiles_and_nuclei(reviewed: Path) -> None:
 
         with openslide.OpenSlide(load_run(reviewed).row("a")["path"]) as slide:
             near = np.asarray(slide.read_region((256, 512), 0, (256, 256)).convert("RGB"), float)
-            far = np.asarray(slide.read_region((0, 1024), 0, (1024, 1024)).convert("RGB").resize((256, 256), Image.Resampling.BOX), float)
+            far = np.asarray(
+                slide.read_region((0, 1024), 0, (1024, 1024)).convert("RGB").resize((256, 256), Image.Resampling.BOX), float
+            )
         tile = np.asarray(Image.open(io.BytesIO(page.get("/slide/0/tile/0/1/2.jpg")[2])), float)
         assert np.abs(tile - near).mean() < 4  # JPEG
         assert np.abs(np.asarray(Image.open(io.BytesIO(page.get("/slide/0/tile/2/0/1.jpg")[2])), float) - far).mean() < 6

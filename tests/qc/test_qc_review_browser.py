@@ -86,7 +86,11 @@ def reviewed(make_run) -> Path:
     find_run_outliers(run, TailRule(min_slides=2))
     flags = pq.read_table(run.qc / "outliers.parquet").to_pylist()
     for r in flags[:2]:
-        r.update(round=1, reasons="mean nuclear area 99.2 µm² is the highest of 100 slides; 3 tiles failed", tails="area_mean_um2:high")
+        r.update(
+            round=1,
+            reasons="mean nuclear area 99.2 µm² is the highest of 100 slides; 3 tiles failed",
+            tails="area_mean_um2:high",
+        )
     pq.write_table(pa.Table.from_pylist(flags), run.qc / "outliers.parquet")
     return root
 
@@ -150,10 +154,17 @@ def test_a_slide_is_looked_at_and_judged_by_keyboard(reviewed: Path, chromium: A
     open_page(chromium, url)
     press(chromium, "2")
     wait(lambda: item(chromium) == "a")
-    wait(lambda: chromium.execute_script("return [...viewer.tiles.values()].length > 0 && [...viewer.tiles.values()].every((t) => t.complete)"))
+    wait(
+        lambda: chromium.execute_script(
+            "return [...viewer.tiles.values()].length > 0 && [...viewer.tiles.values()].every((t) => t.complete)"
+        )
+    )
     time.sleep(0.3)
     shot(chromium, "slide")
-    assert chromium.find_element("id", "reasons").text.splitlines() == ["mean nuclear area 99.2 µm² is the highest of 100 slides", "3 tiles failed"]
+    assert chromium.find_element("id", "reasons").text.splitlines() == [
+        "mean nuclear area 99.2 µm² is the highest of 100 slides",
+        "3 tiles failed",
+    ]
     whole = chromium.execute_script("return viewer.scale")
     for _ in range(6):
         press(chromium, "+")
@@ -175,7 +186,10 @@ def test_a_slide_is_looked_at_and_judged_by_keyboard(reviewed: Path, chromium: A
     wait(lambda: item(chromium) == "finished")
     shot(chromium, "slides-done")
     marks = [json.loads(line) for line in (reviewed / "qc" / "marks" / "bob.jsonl").read_text().splitlines()]
-    assert [(m["item"], m["mark"], m["comment"]) for m in marks] == [("a", "unacceptable", "as thick as a deck"), ("b", "acceptable", "")]
+    assert [(m["item"], m["mark"], m["comment"]) for m in marks] == [
+        ("a", "unacceptable", "as thick as a deck"),
+        ("b", "acceptable", ""),
+    ]
     complaints = [e for e in chromium.get_log("browser") if e["level"] == "SEVERE" and "favicon" not in e["message"]]
     assert not complaints
     server.terminate()

@@ -76,7 +76,7 @@ def outliers(
         tail_frac,
         second_tail_frac,
         second_round_share,
-        rounding,
+        rounding,  # type: ignore[arg-type]
         min_slides,
         methods or ("tails",),  # type: ignore[arg-type]
     )

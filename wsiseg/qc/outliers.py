@@ -155,7 +155,7 @@ class OutlierRow:
         """Add a reason; the earliest round stays."""
         self.round = min(self.round, round_) if self.round else round_
         self.tails.append(tail)
-        self.reasons.append(reason)
+        self.reasons.append(reason.replace("; ", ", "))  # tables separate reasons by semicolons
 
 
 def tail_size(n: int, frac: float, rounding: Rounding = "ceil") -> int:
@@ -246,7 +246,7 @@ def _flag_tails(rows: Rows, out: list[OutlierRow], rule: TailRule, frac: float, 
                     round_,
                     tail,
                     f"{statistic.words} {statistic.text(values[i])} is {which} of {n} slides{_of_cohort(out[i].cohort)} "
-                    f"(outer {frac * 100:g} %: {k} {'slide' if k == 1 else 'slides'}; median {statistic.text(median)})",
+                    f"(outer {frac * 100:g} %: {k} {'slide' if k == 1 else 'slides'}, median {statistic.text(median)})",
                 )
 
 

@@ -73,7 +73,12 @@ function table(host, columns, rows, { sort = null, down = false, foot = null, st
   if (foot) box.append(el("tfoot", {}, el("tr", {}, ...columns.map((c) => cell(c, foot)))));
   redraw();
   host.replaceChildren(box, sentinel);
-  new IntersectionObserver((seen) => { if (seen[0].isIntersecting && shown < sorted.length) append(step); }, { root: host.id === "slide-table" ? host : null, rootMargin: "600px" }).observe(sentinel);
+  const inner = host.id === "slide-table";
+  const fill = () => {
+    const reach = (inner ? host.getBoundingClientRect().bottom : innerHeight) + 600;
+    if (shown < sorted.length && sentinel.getBoundingClientRect().top < reach) append(step);
+  };
+  (inner ? host : window).addEventListener("scroll", fill, { passive: true });
   addEventListener("beforeprint", () => append(Math.min(500, sorted.length) - shown));
   return { rows(next) { rows = next; host.scrollTop = 0; redraw(); } };
 }
