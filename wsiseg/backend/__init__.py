@@ -1,18 +1,56 @@
-"""An array in -> the library that owns it out (NumPy or CuPy): stages ask here, never ``if cupy``."""
+"""An array in -> the machine that can work on it out (host code or kernels): stages ask here, never ``if cupy``."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-__all__ = ["array_namespace", "is_cupy_array"]
+from wsiseg.backend.interface import BLOCK, BLOCK_2D, Backend, blocks_for, blocks_over
+
+__all__ = [
+    "BLOCK",
+    "BLOCK_2D",
+    "Backend",
+    "array_namespace",
+    "backend_of",
+    "blocks_for",
+    "blocks_over",
+    "is_cupy_array",
+    "register_backend",
+]
+
+_MAKERS: dict[type, Callable[[Any], Backend]] = {}
 
 
 def is_cupy_array(array: Any) -> bool:
     """Return whether ``array`` is a CuPy array; never imports CuPy."""
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(array, cupy.ndarray)
+
+
+def register_backend(kind: type, make: Callable[[Any], Backend]) -> None:
+    """Let ``make(array)`` say which backend works on arrays of exactly the type ``kind``."""
+    _MAKERS[kind] = make
+
+
+def backend_of(array: Any) -> Backend | None:
+    """Return the backend whose kernels work on ``array``; ``None``: a host array, for the CPU's own code.
+
+    Raises
+    ------
+    BackendUnavailableError
+        A CuPy array, but kernels cannot be loaded.
+    """
+    make = _MAKERS.get(type(array))
+    if make is not None:
+        return make(array)
+    if is_cupy_array(array):
+        from wsiseg.backend.cuda import cuda_backend
+
+        return cuda_backend(array.device.id)
+    return None
 
 
 def array_namespace(*arrays: Any) -> ModuleType:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
-from wsiseg.backend import is_cupy_array
-from wsiseg.errors import BackendUnavailableError, InputError
+from wsiseg.backend import backend_of
+from wsiseg.errors import InputError
 from wsiseg.separate.params import SeparateParams
 from wsiseg.types import Instances
 
@@ -36,7 +36,7 @@ def separate(prob: Array, params: SeparateParams) -> Instances:
     InputError
         ``prob`` is not uint8 (2, H, W), is empty, or has 2^31 pixels or more.
     BackendUnavailableError
-        ``prob`` lies on a device for which this installation has no kernels.
+        ``prob`` is a CuPy array and the kernels cannot be loaded.
     """
     labels, anchors = _kernels(prob).separate(prob[0], prob[1], params)
     return Instances(labels=labels, anchors=anchors)
@@ -69,8 +69,10 @@ def _kernels(prob: Array) -> ModuleType:
     if getattr(prob, "ndim", 0) != 3 or prob.shape[0] != 2 or str(prob.dtype) != "uint8" or not 0 < prob[0].size < 2**31:
         got = f"{getattr(prob, 'dtype', type(prob).__name__)} {getattr(prob, 'shape', '')}"
         raise InputError(f"separate: expected probability maps uint8 (2, H, W), not empty, under 2^31 px, got {got}.")
-    if is_cupy_array(prob):
-        raise BackendUnavailableError("separate: no GPU kernels here. Bring the maps to the host: cupy.asnumpy(prob).")
+    if backend_of(prob) is not None:
+        from wsiseg.separate import _cuda
+
+        return _cuda
     from wsiseg.separate import _cpu
 
     return _cpu

@@ -8,8 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.backend._cpu_jit import jit
+from wsiseg.types import Box
+from wsiseg.vectorize.traced import Traced
 
-__all__ = ["core_sums", "paint_rings", "scan_labels", "trace_rings"]
+__all__ = ["core_sums", "paint_rings", "scan_labels", "trace_owned", "trace_rings"]
 
 Int = Any  # a machine integer: numba finds its width
 I32 = npt.NDArray[np.int32]
@@ -124,6 +126,22 @@ def trace_rings(labels: I32, first: I64, owned: I64, ox: Int, oy: Int) -> tuple[
         xy, n = trace_ring(labels, k, first[k] // W, first[k] % W, xy, n, ox, oy, sums[m])
         offsets[m + 1] = n
     return xy[:n].copy(), offsets, sums
+
+
+def trace_owned(labels: I32, anchors: I32, center: U8, material: U8, read: Box, core: Box) -> Traced:
+    """Return rings and sums of the labels whose marker lies in ``core``."""
+    marker_xy = anchors.astype(np.int64) + np.array([read.x, read.y], np.int64)
+    inside = (marker_xy >= (core.x, core.y)) & (marker_xy < (core.x1, core.y1))
+    owned = np.flatnonzero(inside.all(axis=1))
+    first, label_px, total = scan_labels(labels, material, len(anchors))
+    missing = np.flatnonzero(first[1:] < 0)
+    if len(missing):
+        owned = owned[:0]
+    xy, offsets, ring_sums = trace_rings(labels, first, owned, read.x, read.y)
+    sums = np.column_stack([ring_sums, label_px[owned + 1], total[owned + 1]])
+    of_owned = anchors[owned].astype(np.int64)
+    at_marker = center[of_owned[:, 1], of_owned[:, 0]]
+    return Traced(xy, offsets, sums, first[owned + 1], of_owned, at_marker, int(missing[0]) + 1 if len(missing) else 0)
 
 
 @jit

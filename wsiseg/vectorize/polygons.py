@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from wsiseg.backend import is_cupy_array
+from wsiseg.backend import backend_of
 from wsiseg.errors import BackendUnavailableError, InputError
 from wsiseg.types import Box, Instances, PolygonBatch, TileStats
 from wsiseg.vectorize.columns import columns_of
@@ -33,6 +33,7 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
     -------
     PolygonBatch
         Rings in working px of the slide, nuclei in raster order of their markers; columns as ``wsiseg.schema.BATCH_COLUMNS``.
+        NumPy arrays whatever the device: they are small, and the next station is a file.
 
     Raises
     ------
@@ -43,21 +44,14 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
     """
     kernels = _kernels(instances.labels)
     _check_window("vectorize", instances, prob, read)
-    n = len(instances.anchors)
-    marker_xy = instances.anchors.astype(np.int64) + np.array([read.x, read.y], np.int64)
-    inside = (marker_xy >= (core.x, core.y)) & (marker_xy < (core.x1, core.y1))
-    owned = np.flatnonzero(inside.all(axis=1))
-    first, label_px, material = kernels.scan_labels(instances.labels, prob[1], n)
-    missing = np.flatnonzero(first[1:] < 0)
-    if len(missing):
-        raise InputError(f"vectorize: expected every label 1..{n} to have pixels, label {missing[0] + 1} has none.")
-    xy, ring_offsets, ring_sums = kernels.trace_rings(instances.labels, first, owned, read.x, read.y)
-    sums = np.column_stack([ring_sums, label_px[owned + 1], material[owned + 1]])
-    at = first[owned + 1]
-    first_xy = np.column_stack([at % max(1, read.w) + read.x, at // max(1, read.w) + read.y])
-    anchors = instances.anchors[owned]
-    columns = columns_of(sums, first_xy, marker_xy[owned], prob[0][anchors[:, 1], anchors[:, 0]])
-    return PolygonBatch(xy=xy, ring_offsets=ring_offsets, columns=columns)
+    found = kernels.trace_owned(instances.labels, instances.anchors, prob[0], prob[1], read, core)
+    if found.missing:
+        n = len(instances.anchors)
+        raise InputError(f"vectorize: expected every label 1..{n} to have pixels, label {found.missing} has none.")
+    first_xy = np.column_stack([found.first % max(1, read.w) + read.x, found.first // max(1, read.w) + read.y])
+    marker_xy = found.anchors + np.array([read.x, read.y], np.int64)
+    columns = columns_of(found.sums, first_xy, marker_xy, found.center)
+    return PolygonBatch(xy=found.xy, ring_offsets=found.offsets, columns=columns)
 
 
 def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: Array | None = None) -> TileStats:
@@ -122,11 +116,14 @@ def rasterize(batch: PolygonBatch, box: Box) -> Array:
     BackendUnavailableError
         As ``vectorize``.
     """
-    kernels = _kernels(batch.xy)
+    if backend_of(batch.xy) is not None:
+        raise BackendUnavailableError("rasterize: polygons live on the host, whatever made them. Bring them: cupy.asnumpy(xy).")
+    from wsiseg.vectorize import _cpu
+
     area = area_of_rings(batch.xy, batch.ring_offsets)
     order = np.lexsort((-np.arange(len(area)), -area))
     labels = np.zeros((box.h, box.w), np.int32)
-    kernels.paint_rings(labels, np.ascontiguousarray(batch.xy), batch.ring_offsets, order, box.x, box.y)
+    _cpu.paint_rings(labels, np.ascontiguousarray(batch.xy), batch.ring_offsets, order, box.x, box.y)
     return labels
 
 
@@ -167,8 +164,10 @@ def _check_window(who: str, instances: Instances, prob: Array, read: Box) -> Non
 
 
 def _kernels(array: Array) -> ModuleType:
-    if is_cupy_array(array):
-        raise BackendUnavailableError("vectorize: no GPU kernels here. Bring the arrays to the host: cupy.asnumpy(x).")
+    if backend_of(array) is not None:
+        from wsiseg.vectorize import _cuda
+
+        return _cuda
     from wsiseg.vectorize import _cpu
 
     return _cpu

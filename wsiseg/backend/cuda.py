@@ -1,0 +1,154 @@
+"""The only place that touches CuPy: kernels compiled once a device, arrays, streams shared with PyTorch, pool limits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.backend.source import NVRTC_OPTIONS, kernel_source
+from wsiseg.errors import BackendUnavailableError
+
+__all__ = ["CudaBackend", "cuda_backend", "cuda_report", "from_dlpack", "limit_pool", "pool_bytes", "shared_stream"]
+
+Array = Any
+
+
+class CudaBackend:
+    """``wsiseg.backend.Backend`` with CuPy; work goes to CuPy's current stream."""
+
+    def __init__(self, device_id: int) -> None:
+        self._cupy = _cupy()
+        with self._cupy.cuda.Device(device_id):
+            module = self._cupy.RawModule(code=kernel_source(), options=NVRTC_OPTIONS)
+            module.compile()
+        self._device = self._cupy.cuda.Device(device_id)
+        self._module = module
+        self._kernels: dict[str, Any] = {}
+
+    def empty(self, shape: int | Sequence[int], dtype: str) -> Array:
+        """Return an array of any content."""
+        with self._device:
+            return self._cupy.empty(shape, dtype)
+
+    def full(self, shape: int | Sequence[int], value: int, dtype: str) -> Array:
+        """Return an array of ``value``."""
+        with self._device:
+            return self._cupy.zeros(shape, dtype) if value == 0 else self._cupy.full(shape, value, dtype)
+
+    def contiguous(self, array: Array) -> Array:
+        """Return ``array`` in C order, copied on the device if need be."""
+        with self._device:
+            return self._cupy.ascontiguousarray(array)
+
+    def upload(self, array: npt.NDArray[Any]) -> Array:
+        """Copy to the device."""
+        with self._device:
+            return self._cupy.asarray(array)
+
+    def to_host(self, array: Array) -> npt.NDArray[Any]:
+        """Copy to the host through pinned memory, after all that was launched before."""
+        with self._device:
+            out = _pinned(self._cupy, array.shape, array.dtype)
+            array.get(out=out)
+            self._cupy.cuda.get_current_stream().synchronize()
+            return out
+
+    def nonzero(self, flags: Array) -> Array:
+        """Return the ascending flat indices, int32, of nonzero elements (waits for their number)."""
+        with self._device:
+            return self._cupy.flatnonzero(flags).astype(np.int32)
+
+    def running_sum(self, array: Array) -> Array:
+        """Return the inclusive sums of a 1-D array, of its own type."""
+        with self._device:
+            return self._cupy.cumsum(array, dtype=array.dtype)
+
+    def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
+        """Run a kernel on the current stream."""
+        kernel = self._kernels.get(name)
+        if kernel is None:
+            kernel = self._kernels[name] = self._module.get_function(name)
+        with self._device:
+            kernel(tuple(grid), tuple(block), tuple(np.int32(a) if isinstance(a, int) else a for a in args))
+
+
+@cache
+def cuda_backend(device_id: int) -> CudaBackend:
+    """Return the device's backend; the kernels are compiled at the first call (CuPy keeps the machine code on disk).
+
+    Raises
+    ------
+    BackendUnavailableError
+        CuPy is not installed, or there is no such device.
+    """
+    cupy = _cupy()
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as err:
+        raise BackendUnavailableError(f"CuPy {cupy.__version__} finds no GPU: {err}. Use --device cpu.") from err
+    if device_id >= count:
+        raise BackendUnavailableError(f"Expected a GPU number below {count}, got {device_id}.")
+    return CudaBackend(device_id)
+
+
+def cuda_report() -> tuple[bool, str]:
+    """Say whether kernels can run here, and on what, or what is missing: for ``wsiseg doctor``."""
+    try:
+        cupy = _cupy()
+        count = cupy.cuda.runtime.getDeviceCount()
+    except BackendUnavailableError as err:
+        return False, str(err)
+    except cupy.cuda.runtime.CUDARuntimeError as err:
+        return False, f"CuPy {cupy.__version__} is installed but finds no GPU: {err}"
+    names = [cupy.cuda.runtime.getDeviceProperties(k)["name"].decode() for k in range(count)]
+    return count > 0, f"CuPy {cupy.__version__}, {', '.join(names)}" if names else "no GPU"
+
+
+def from_dlpack(tensor: Any) -> Array:
+    """Return a CuPy array that shares the memory of a device tensor (PyTorch), no copy."""
+    return _cupy().from_dlpack(tensor)
+
+
+@contextmanager
+def shared_stream(pointer: int, device_id: int = 0) -> Iterator[None]:
+    """Run CuPy's work in another library's stream: ``torch.cuda.current_stream().cuda_stream``. Then neither waits for the other."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device_id), cupy.cuda.ExternalStream(pointer, device_id):
+        yield
+
+
+def limit_pool(n_bytes: int, device_id: int = 0) -> None:
+    """Bound the memory that CuPy holds on a device; a request beyond it raises CuPy's ``OutOfMemoryError``."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device_id):
+        cupy.get_default_memory_pool().set_limit(size=n_bytes)
+
+
+def pool_bytes(device_id: int = 0) -> tuple[int, int]:
+    """Return bytes in use and bytes held by CuPy's pool on a device."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device_id):
+        pool = cupy.get_default_memory_pool()
+        return int(pool.used_bytes()), int(pool.total_bytes())
+
+
+def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Return a host array in page-locked memory from CuPy's pool; it goes back when the array dies."""
+    count = int(np.prod(shape))
+    if count == 0:
+        return np.empty(shape, dtype)
+    memory = cupy.cuda.alloc_pinned_memory(count * dtype.itemsize)
+    return np.frombuffer(memory, dtype, count).reshape(shape)
+
+
+def _cupy() -> Any:
+    try:
+        import cupy
+    except ImportError as err:
+        raise BackendUnavailableError("CuPy is not installed: pip install 'wsiseg[gpu]' for kernels on an NVIDIA GPU.") from err
+    return cupy

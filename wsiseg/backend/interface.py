@@ -1,0 +1,60 @@
+"""What a stage's device code asks of a machine: arrays, two scans, and kernels by name.
+
+The same driver code runs with CuPy on a GPU (``wsiseg.backend.cuda``) and, in the tests, with the kernels compiled for the host.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+__all__ = ["BLOCK", "BLOCK_2D", "Backend", "blocks_for", "blocks_over"]
+
+Array = Any
+
+BLOCK = (256,)
+"""Threads of a block where a thread is one element of a list."""
+BLOCK_2D = (32, 8)
+"""Threads of a block where a thread is one pixel: a warp reads one line."""
+
+
+class Backend(Protocol):
+    """Arrays in C order on one device, and kernels that work on them in the order in which they are launched."""
+
+    def empty(self, shape: int | Sequence[int], dtype: str) -> Array:
+        """Return an array of any content."""
+
+    def full(self, shape: int | Sequence[int], value: int, dtype: str) -> Array:
+        """Return an array of ``value``."""
+
+    def contiguous(self, array: Array) -> Array:
+        """Return ``array`` in C order, copied on the device if need be."""
+
+    def upload(self, array: npt.NDArray[Any]) -> Array:
+        """Copy to the device."""
+
+    def to_host(self, array: Array) -> npt.NDArray[Any]:
+        """Copy to the host, after all that was launched before."""
+
+    def nonzero(self, flags: Array) -> Array:
+        """Return the ascending flat indices, int32, of nonzero elements (needs their number on the host: waits)."""
+
+    def running_sum(self, array: Array) -> Array:
+        """Return the inclusive sums of a 1-D array, of its own type."""
+
+    def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
+        """Run a kernel. Python integers become the kernel's ``int``; arrays become pointers."""
+
+
+def blocks_for(n: int) -> tuple[int]:
+    """Return the grid of ``BLOCK`` that covers ``n`` >= 1 elements."""
+    return (-(-n // BLOCK[0]),)
+
+
+def blocks_over(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the grid of ``BLOCK_2D`` that covers an image (H, W)."""
+    return -(-shape[1] // BLOCK_2D[0]), -(-shape[0] // BLOCK_2D[1])
+
+
