@@ -1,4 +1,4 @@
-"""``wsiseg.backend.Backend`` on the host: kernels compiled by g++, arrays of a NumPy subclass that the package's doors recognize.
+"""``wsiseg.backend.Backend`` on the host: kernels compiled by g++, arrays of a NumPy subclass that the doors recognize.
 
 Stricter than a GPU: memory is filled with rubbish before use, has guard zones around it, and every argument's type must be the
 one that the kernel's text names.
@@ -108,10 +108,12 @@ class HostBackend:
         values = []
         for k, (kind, arg) in enumerate(zip(kinds, args, strict=True)):
             if kind == "int":
-                assert isinstance(arg, int) and -(2**31) <= arg < 2**31, f"{name}: argument {k} is {arg!r}"
+                assert isinstance(arg, int), f"{name}: argument {k} is {arg!r}"
+                assert -(2**31) <= arg < 2**31, f"{name}: argument {k} is {arg!r}"
                 values.append(ctypes.c_int(arg))
             else:
-                assert type(arg) is DeviceArray and arg.flags.c_contiguous, f"{name}: argument {k}"
+                assert type(arg) is DeviceArray, f"{name}: argument {k} is no device array"
+                assert arg.flags.c_contiguous, f"{name}: argument {k} is not in C order"
                 assert f"{arg.dtype}*" == kind, f"{name}: argument {k} is {arg.dtype}, expected {kind}"
                 values.append(ctypes.c_void_p(arg.ctypes.data))
         pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
@@ -124,7 +126,8 @@ class HostBackend:
     def check_fences(self) -> None:
         """Fail if a kernel wrote outside its arrays."""
         for memory, size in self._fenced:
-            assert (memory[:GUARD] == FENCE).all() and (memory[GUARD + size :] == FENCE).all(), "written outside an array"
+            assert (memory[:GUARD] == FENCE).all(), "written before an array"
+            assert (memory[GUARD + size :] == FENCE).all(), "written behind an array"
         self._fenced.clear()
 
 

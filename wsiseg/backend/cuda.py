@@ -116,7 +116,7 @@ def from_dlpack(tensor: Any) -> Array:
 
 @contextmanager
 def shared_stream(pointer: int, device_id: int = 0) -> Iterator[None]:
-    """Run CuPy's work in another library's stream: ``torch.cuda.current_stream().cuda_stream``. Then neither waits for the other."""
+    """Run CuPy's work in another library's stream (``torch.cuda.current_stream().cuda_stream``), so that neither waits."""
     cupy = _cupy()
     with cupy.cuda.Device(device_id), cupy.cuda.ExternalStream(pointer, device_id):
         yield

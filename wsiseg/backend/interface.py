@@ -1,6 +1,6 @@
 """What a stage's device code asks of a machine: arrays, two scans, and kernels by name.
 
-The same driver code runs with CuPy on a GPU (``wsiseg.backend.cuda``) and, in the tests, with the kernels compiled for the host.
+The same driver code runs with CuPy on a GPU (``wsiseg.backend.cuda``) and, in the tests, with kernels compiled for the host.
 """
 
 from __future__ import annotations
@@ -56,5 +56,3 @@ def blocks_for(n: int) -> tuple[int]:
 def blocks_over(shape: Sequence[int]) -> tuple[int, int]:
     """Return the grid of ``BLOCK_2D`` that covers an image (H, W)."""
     return -(-shape[1] // BLOCK_2D[0]), -(-shape[0] // BLOCK_2D[1])
-
-

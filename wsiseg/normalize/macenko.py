@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["TARGET_MAX_C", "TARGET_STAINS", "apply", "density_matrix", "fit"]
+from wsiseg.backend import BLOCK, backend_of, blocks_for
+
+__all__ = ["TARGET_MAX_C", "TARGET_STAINS", "apply", "density_matrix", "fit", "tables"]
 
 TARGET_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 """Reference hematoxylin and eosin vectors (r, g, b): ``HERef`` of the authors' published MATLAB code."""
@@ -58,12 +61,26 @@ def density_matrix(params: Sequence[float]) -> npt.NDArray[np.float64]:
     return np.asarray(np.array(TARGET_STAINS).T @ np.diag(gain) @ np.linalg.pinv(stains))
 
 
-def apply(rgb: npt.NDArray[np.uint8], params: Sequence[float]) -> npt.NDArray[np.uint8]:
-    """Normalize uint8 (..., 3); equal bits with and without Numba."""
+def tables(params: Sequence[float]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
+    """Return shares of the density (channel out, channel in, value), in 1/_STEPS, and the color of their sum."""
     density = -np.log((np.arange(256) + 1) / 256)
-    # [channel out, channel in, value] -> share of the density, in 1/_STEPS
     table = np.floor(density_matrix(params)[:, :, None] * density * _STEPS + 0.5).astype(np.int32)
     back = np.clip(np.floor(256 * np.exp(-np.arange(6 * _STEPS) / _STEPS) - 1 + 0.5), 0, 255).astype(np.uint8)
+    return table, back
+
+
+def apply(rgb: Any, params: Sequence[float]) -> Any:
+    """Normalize uint8 (..., 3); equal bits with and without Numba, and on a GPU."""
+    table, back = tables(params)
+    device = backend_of(rgb)
+    if device is not None:
+        flat = device.contiguous(rgb)
+        out = device.empty(rgb.shape, "uint8")
+        n = out.size // 3
+        if n:
+            args = (flat, n, device.upload(table), device.upload(back), len(back), out)
+            device.launch("mix_densities", blocks_for(n), BLOCK, args)
+        return out
     flat = np.ascontiguousarray(rgb).reshape(-1, 3)
     out = np.empty_like(flat)
     try:

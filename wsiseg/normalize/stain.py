@@ -16,7 +16,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import ConfigError
+from wsiseg.backend import backend_of
+from wsiseg.errors import BackendUnavailableError, ConfigError
 from wsiseg.normalize import macenko, reinhard
 from wsiseg.types import Stain
 
@@ -80,5 +81,9 @@ def normalize(rgb: npt.NDArray[np.uint8], stain: Stain) -> npt.NDArray[np.uint8]
     if stain.method == "none":
         return rgb
     if stain.method == "reinhard":
+        if backend_of(rgb) is not None:
+            raise BackendUnavailableError(
+                "normalize: reinhard is float arithmetic and stays on the host. Use macenko there."
+            )
         return reinhard.apply(rgb, stain.params)
     return macenko.apply(rgb, stain.params)

@@ -21,7 +21,7 @@ Array = Any
 
 NO_PIXEL = 2**31 - 1
 FIRST, CENTER, OWNED, ANCHOR, ROW = 10, 11, 12, 13, 15
-"""Places in the kernel's row of a label, after its ten ``SUMS``: first pixel (-1: none), center map, ownership, marker x and y."""
+"""Places in a label's row after its ten ``SUMS``: first pixel (-1: none), center map, ownership, marker x and y."""
 SEGMENT = 32
 """Pixels that one thread of ``row_sums`` adds."""
 
@@ -40,7 +40,8 @@ def trace_owned(labels: Array, anchors: Array, center: Array, material: Array, r
     sums_of = (labels, device.contiguous(material), 1, W, H, first, area, total)
     device.launch("label_sums", blocks_over(labels.shape), BLOCK_2D, sums_of)
     rows, vertices = device.empty((n, ROW), "int64"), device.empty(n, "int64")
-    inside = [_within(v, s) for v, s in ((core.x - read.x, W), (core.y - read.y, H), (core.x1 - read.x, W), (core.y1 - read.y, H))]
+    ends_of = ((core.x - read.x, W), (core.y - read.y, H), (core.x1 - read.x, W), (core.y1 - read.y, H))
+    inside = [_within(value, size) for value, size in ends_of]
     args = (labels, device.contiguous(center), W, H, first, area, total, anchors, n, *inside, rows, vertices)
     device.launch("ring_sums", blocks_for(n), BLOCK, args)
     on_host = device.to_host(rows)

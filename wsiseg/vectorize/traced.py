@@ -14,9 +14,9 @@ class Traced(NamedTuple):
     """Owned nuclei in raster order of their markers.
 
     ``xy`` int32 (V, 2) in working px of the slide, ``offsets`` int64 (N + 1,), ``sums`` int64 (N, 10) as named by
-    ``wsiseg.vectorize.columns.SUMS``; ``first`` int64 (N,) raster index of the label's first pixel, ``anchors`` int64 (N, 2) and
-    ``center`` uint8 (N,) of the marker, all in the window. ``missing`` is the least label without a pixel, 0 if all have some;
-    then the rest says nothing.
+    ``wsiseg.vectorize.columns.SUMS``; ``first`` int64 (N,) raster index of the label's first pixel, ``anchors`` int64 (N, 2)
+    and ``center`` uint8 (N,) of the marker, all in the window. ``missing`` is the least label without a pixel (0: all have
+    some); then the rest says nothing.
     """
 
     xy: npt.NDArray[np.int32]
