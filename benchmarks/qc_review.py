@@ -122,10 +122,17 @@ def measure(url: str, steps: int) -> dict[str, Any]:
     }
 
 
+def cpu_seconds(pid: int) -> float:
+    """Return user and system time of a process."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--patches", type=int, default=75_000)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--no-save", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wsiseg-review-") as scratch:
         root = Path(scratch) / "run"
@@ -146,14 +153,17 @@ def main() -> None:
             except ConnectionError:
                 time.sleep(0.05)
         ready_s = time.perf_counter() - start
+        before = cpu_seconds(server.pid)
         result = {**measure(url, options.steps), "server_ready_s": round(ready_s, 2), "load_1min": os.getloadavg()[0]}
         with Path(f"/proc/{server.pid}/status").open() as status:
             result["server_rss_mb"] = round(int(next(line for line in status if line.startswith("VmHWM")).split()[1]) / 1024, 1)
+        result["server_cpu_ms_per_step"] = round(1000 * (cpu_seconds(server.pid) - before) / options.steps, 2)
         server.terminate()
         server.wait(20)
         server.stdout.close()
     print(json.dumps(result, indent=1), f"(run made in {made_s:.0f} s)")
-    save("qc_review", result)
+    if not options.no_save:
+        save("qc_review", result)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage, optimize
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.qc.predict_quality import FEATURES, QualityModel, auc, calibration, fit_quality, patch_features, reviews_saved
+from wsiseg.qc.predict_quality import FEATURES, USED, QualityModel, auc, calibration, fit_quality, patch_features, reviews_saved
 
 NUCLEI = {
     k: np.full(9, v)
@@ -83,15 +83,16 @@ def test_blank_patches_and_patches_without_nuclei_are_finite() -> None:
 def planted(n: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(1)
     x = random.normal(0, 1, (n, len(FEATURES)))
-    chance = 1 / (1 + np.exp(2 - 1.5 * x[:, 0] + 1.2 * x[:, 13] - 0.8 * x[:, 16] ** 2))
+    doubt, round_, sure = (x[:, FEATURES.index(k)] for k in ("unsure_frac", "roundness_mean", "center_prob_mean"))
+    chance = 1 / (1 + np.exp(1 - 1.5 * doubt + 1.2 * round_ + 0.8 * sure))
     return x, random.random(n) < chance, chance
 
 
 def test_the_fit_is_the_optimum_of_its_likelihood() -> None:
     x, y, _ = planted(200)
     model = fit_quality(x, y, ridge=2.0)
-    z = np.clip((x - model.mean) / model.scale, -4, 4)
-    design = np.column_stack([z, z * z - 1, np.ones(len(z))])
+    z = np.clip((x[:, [FEATURES.index(k) for k in USED]] - model.mean) / model.scale, -4, 4)
+    design = np.column_stack([z, np.ones(len(z))])
 
     def loss(w: np.ndarray) -> float:
         return float(np.logaddexp(0, design @ w).sum() - y @ (design @ w) + (w[:-1] ** 2).sum())

@@ -119,8 +119,14 @@ def write_rows(path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str
         pq.write_table(table, partial, compression="zstd")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return a Parquet table as dicts; none where there is no such file. Raises ``FormatError`` for what is not Parquet."""
+def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Return a Parquet table as dicts (``columns`` only); none where there is no such file.
+
+    Raises
+    ------
+    FormatError
+        The file is not Parquet, or lacks a column.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -129,7 +135,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        return pq.read_table(path).to_pylist()
+        return pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
     except (OSError, pa.ArrowException) as err:
         raise FormatError(
             f"{path}: expected a Parquet table ({err}). Remove it and run the command that makes it again."

@@ -60,7 +60,6 @@ from wsiseg.qc import (
 )
 from wsiseg.read import Slide, TissueMask, open_slide, read_working, scale_for
 from wsiseg.read.tissue import MARGIN_UM as TISSUE_MARGIN_UM
-from wsiseg.run.cluster import usable_cores
 from wsiseg.run.folder import RunFolder
 from wsiseg.tables import atomic_write_bytes, read_nuclei, wkb_rings
 from wsiseg.types import Box
@@ -220,6 +219,8 @@ def make_patches(
     for entry in read_rows(run.qc / "patches.parquet"):
         old.setdefault(entry["slide_id"], []).append(entry)
     slides = [r for r in run.rows if r["status"] != "failed" and r.get("n_nuclei")]
+    from wsiseg.run.cluster import usable_cores  # loads Dask, which the other QC commands do not need
+
     made, failed, index, done = 0, [], [], 0
     with ThreadPoolExecutor(max_workers=max(1, min(8, usable_cores()))) as pool:
         jobs = {

@@ -163,7 +163,7 @@ def open_review(
     FormatError
         Marks are damaged or of another run.
     """
-    index = [e for e in read_rows(run.qc / "patches.parquet") if e["file"]]
+    index = [e for e in read_rows(run.qc / "patches.parquet", ("patch_id", "file")) if e["file"]]
     outliers = read_rows(run.qc / "outliers.parquet")
     flagged = [r["slide_id"] for r in sorted(outliers, key=lambda r: (r["round"], r["cohort"], r["slide_id"])) if r["round"]]
     shown = flagged if slides is None else [run.row(s)["slide_id"] for s in slides]
