@@ -40,7 +40,7 @@ class DeviceArray(np.ndarray):
 def build(folder: Path) -> Path:
     """Compile the kernels with the shim; return the library."""
     library = folder / "kernels.so"
-    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", "-fopenmp", f"-I{kernel_folder()}"]
+    flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fopenmp", f"-I{kernel_folder()}"]
     subprocess.run(["g++", *flags, str(HERE / "host_entry.cpp"), "-o", str(library)], check=True, timeout=300)
     return library
 

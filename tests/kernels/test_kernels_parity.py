@@ -131,6 +131,20 @@ def test_one_component_of_many_markers(machine: Machine) -> None:
     assert len(found.anchors) == 48
 
 
+def test_a_saddle_exactly_as_deep_as_asked_separates(one_machine: Machine) -> None:
+    prob = np.zeros((2, 20, 40), np.uint8)
+    prob[1] = 255
+    prob[0, 8:12, 6:34] = 120
+    prob[0, 9:11, [10, 11, 28, 29]] = 200
+    c = oracle.smooth(prob[0], (1, 4, 6, 4, 1))
+    lower = min(c[9:11, 8:14].max(), c[9:11, 26:32].max())
+    depth = int(lower - c[9:11, 14:26].max())  # of the highest way between the two
+    assert depth > 0
+    for merge_depth, n in ((depth, 2), (depth + 1, 1)):
+        p = SeparateParams(16320, 2040, 6, 0, merge_depth, False, 1, 262143)
+        assert len(check_map(one_machine, prob, p).anchors) == n
+
+
 def test_label_without_pixels_is_refused(quick_machine: Machine) -> None:
     labels, anchors = np.zeros((8, 8), np.int32), np.array([[3, 3]], np.int32)
     there = Instances(labels=quick_machine.put(labels), anchors=quick_machine.put(anchors))

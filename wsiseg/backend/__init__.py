@@ -19,6 +19,7 @@ __all__ = [
     "blocks_over",
     "is_cupy_array",
     "register_backend",
+    "to_device",
 ]
 
 _MAKERS: dict[type, Callable[[Any], Backend]] = {}
@@ -51,6 +52,28 @@ def backend_of(array: Any) -> Backend | None:
 
         return cuda_backend(array.device.id)
     return None
+
+
+def to_device(array: Any, device: str) -> Any:
+    """Bring a host array to where a worker computes.
+
+    Parameters
+    ----------
+    array
+        NumPy array.
+    device
+        ``cpu`` (the array itself comes back), ``cuda`` or ``cuda:1``, as PyTorch names devices.
+
+    Raises
+    ------
+    BackendUnavailableError
+        CuPy or the device is missing; the message says which and what to do.
+    """
+    if device == "cpu":
+        return array
+    from wsiseg.backend.cuda import cuda_backend
+
+    return cuda_backend(int(device.partition(":")[2] or 0)).upload(array)
 
 
 def array_namespace(*arrays: Any) -> ModuleType:

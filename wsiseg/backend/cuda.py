@@ -23,36 +23,39 @@ class CudaBackend:
 
     def __init__(self, device_id: int) -> None:
         self._cupy = _cupy()
-        with self._cupy.cuda.Device(device_id):
-            module = self._cupy.RawModule(code=kernel_source(), options=NVRTC_OPTIONS)
-            module.compile()
-        self._device = self._cupy.cuda.Device(device_id)
-        self._module = module
+        self._device_id = device_id
         self._kernels: dict[str, Any] = {}
+        with self._device():
+            self._module = self._cupy.RawModule(code=kernel_source(), options=NVRTC_OPTIONS)
+            self._module.compile()
+
+    def _device(self) -> Any:
+        """Return a context that makes the device current; a new one each time, since threads must not share it."""
+        return self._cupy.cuda.Device(self._device_id)
 
     def empty(self, shape: int | Sequence[int], dtype: str) -> Array:
         """Return an array of any content."""
-        with self._device:
+        with self._device():
             return self._cupy.empty(shape, dtype)
 
     def full(self, shape: int | Sequence[int], value: int, dtype: str) -> Array:
         """Return an array of ``value``."""
-        with self._device:
+        with self._device():
             return self._cupy.zeros(shape, dtype) if value == 0 else self._cupy.full(shape, value, dtype)
 
     def contiguous(self, array: Array) -> Array:
         """Return ``array`` in C order, copied on the device if need be."""
-        with self._device:
+        with self._device():
             return self._cupy.ascontiguousarray(array)
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """Copy to the device."""
-        with self._device:
+        with self._device():
             return self._cupy.asarray(array)
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
         """Copy to the host through pinned memory, after all that was launched before."""
-        with self._device:
+        with self._device():
             out = _pinned(self._cupy, array.shape, array.dtype)
             array.get(out=out)
             self._cupy.cuda.get_current_stream().synchronize()
@@ -60,12 +63,12 @@ class CudaBackend:
 
     def nonzero(self, flags: Array) -> Array:
         """Return the ascending flat indices, int32, of nonzero elements (waits for their number)."""
-        with self._device:
+        with self._device():
             return self._cupy.flatnonzero(flags).astype(np.int32)
 
     def running_sum(self, array: Array) -> Array:
         """Return the inclusive sums of a 1-D array, of its own type."""
-        with self._device:
+        with self._device():
             return self._cupy.cumsum(array, dtype=array.dtype)
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
@@ -73,7 +76,7 @@ class CudaBackend:
         kernel = self._kernels.get(name)
         if kernel is None:
             kernel = self._kernels[name] = self._module.get_function(name)
-        with self._device:
+        with self._device():
             kernel(tuple(grid), tuple(block), tuple(np.int32(a) if isinstance(a, int) else a for a in args))
 
 
@@ -118,8 +121,18 @@ def from_dlpack(tensor: Any) -> Array:
 def shared_stream(pointer: int, device_id: int = 0) -> Iterator[None]:
     """Run CuPy's work in another library's stream (``torch.cuda.current_stream().cuda_stream``), so that neither waits."""
     cupy = _cupy()
-    with cupy.cuda.Device(device_id), cupy.cuda.ExternalStream(pointer, device_id):
+    with cupy.cuda.Device(device_id), cupy.cuda.Stream.from_external(_Pointer(pointer)):
         yield
+
+
+class _Pointer:
+    """A stream of another library, in the form that the CUDA stream protocol names."""
+
+    def __init__(self, pointer: int) -> None:
+        self._pointer = pointer
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._pointer
 
 
 def limit_pool(n_bytes: int, device_id: int = 0) -> None:
