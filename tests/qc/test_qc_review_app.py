@@ -201,12 +201,12 @@ def test_slides_are_shown_with_reasons_tiles_and_nuclei(reviewed: Path) -> None:
         assert np.abs(tile - near).mean() < 4  # JPEG
         assert np.abs(np.asarray(Image.open(io.BytesIO(page.get("/slide/0/tile/2/0/1.jpg")[2])), float) - far).mean() < 6
         data = page.get("/slide/0/nuclei?x=500&y=500&w=400&h=300")[2]
-        n, v = struct.unpack_from("<II", data)
-        offsets = np.frombuffer(data, "<u4", n + 1, 8)
-        xy = np.frombuffer(data, "<f4", 2 * v, 8 + 4 * (n + 1)).reshape(-1, 2)
+        n, v, in_view = struct.unpack_from("<III", data)
+        offsets = np.frombuffer(data, "<u4", n + 1, 12)
+        xy = np.frombuffer(data, "<f4", 2 * v, 12 + 4 * (n + 1)).reshape(-1, 2)
         table = pq.read_table(reviewed / "nuclei" / "a.parquet", columns=["cx", "cy"]).to_pandas()
         inside = table[(table.cx > 490) & (table.cx < 910) & (table.cy > 490) & (table.cy < 810)]
-        assert n == len(inside)
+        assert n == in_view == len(inside)
         assert offsets[-1] == v == 5 * n
         assert np.allclose(np.sort(xy[0::5, 0] + 10), np.sort(inside.cx), atol=1e-3)
         done = page.json("/api/mark", {"queue": "slides", "item": "a", "mark": "unacceptable", "comment": "thick section"})

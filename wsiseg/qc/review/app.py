@@ -173,7 +173,7 @@ class _Pages:
         )
 
     def nuclei(self, request: Request) -> Response:
-        """Answer with the polygons of a view: n, V, n + 1 offsets as uint32, V times (x, y) as float32, little-endian."""
+        """Answer with the polygons of a view: n, V, n in the view, n + 1 offsets as uint32, V (x, y) as float32, little-endian."""
         try:
             x, y, w, h = (int(float(request.query_params[k])) for k in ("x", "y", "w", "h"))
         except (KeyError, ValueError, OverflowError) as err:
@@ -181,9 +181,9 @@ class _Pages:
         if not (0 < w <= MAX_VIEW_PX and 0 < h <= MAX_VIEW_PX):
             raise InputError(f"Expected a view of at most {MAX_VIEW_PX} px, got {w} x {h}: zoom in.")
         xy, offsets = self.source.slide_nuclei(self._slide_id(request), Box(x, y, w, h))
-        offsets = offsets[: MAX_NUCLEI + 1]
+        in_view, offsets = max(0, len(offsets) - 1), offsets[: MAX_NUCLEI + 1]
         xy = xy[: int(offsets[-1]) if len(offsets) else 0]
-        head = struct.pack("<II", max(0, len(offsets) - 1), len(xy))
+        head = struct.pack("<III", max(0, len(offsets) - 1), len(xy), in_view)
         return _bytes(
             head + offsets.astype("<u4").tobytes() + xy.astype("<f4").tobytes(), "application/octet-stream", "no-store"
         )

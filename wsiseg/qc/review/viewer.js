@@ -137,8 +137,9 @@ class SlideViewer {
       if (!answer.ok) { this.hint.textContent = "The contours of this view cannot be read."; return; }
       const data = await answer.arrayBuffer();
       if (turn !== this.wanted) return; // the view has moved on
-      const [n, v] = new Uint32Array(data, 0, 2);
-      this.shapes = n ? { offsets: new Uint32Array(data, 8, n + 1), xy: new Float32Array(data, 8 + 4 * (n + 1), 2 * v) } : null;
+      const [n, v, all] = new Uint32Array(data, 0, 3);
+      this.shapes = n ? { offsets: new Uint32Array(data, 12, n + 1), xy: new Float32Array(data, 12 + 4 * (n + 1), 2 * v) } : null;
+      if (all > n) this.hint.textContent = `${n.toLocaleString("en")} of ${all.toLocaleString("en")} contours are drawn: zoom in (+) to see all.`;
       this.redraw();
     } catch { this.hint.textContent = "The server does not answer."; }
   }
