@@ -173,7 +173,7 @@ class _Pages:
         )
 
     def nuclei(self, request: Request) -> Response:
-        """Answer with the polygons of a view: n, V, n in the view, n + 1 offsets as uint32, V (x, y) as float32, little-endian."""
+        """Answer with the polygons of a view: n, V, n in view, n + 1 offsets as uint32, V (x, y) as float32; little-endian."""
         try:
             x, y, w, h = (int(float(request.query_params[k])) for k in ("x", "y", "w", "h"))
         except (KeyError, ValueError, OverflowError) as err:
