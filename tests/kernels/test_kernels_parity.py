@@ -123,6 +123,20 @@ def test_flood_crosses_blocks_in_several_rounds(kernel_library: ctypes.CDLL) -> 
         np.testing.assert_array_equal(backend.to_host(there.labels), separate(prob, p).labels)
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("down", [False, True])
+def test_marker_on_the_rim_is_the_only_way_out_of_its_block(one_machine: Machine, flip: bool, down: bool) -> None:
+    """The flood leaves its block of 32 px at a marker, whose state is there from the beginning and never changes."""
+    prob = np.zeros((2, 1, 96), np.uint8)
+    prob[1, 0, 5:64] = 255
+    prob[0, 0, [10, 31]] = 255
+    prob = prob[:, :, ::-1] if flip else prob  # then the marker lies on the left rim of block 2
+    prob = np.ascontiguousarray(prob.transpose(0, 2, 1) if down else prob)
+    found = check_map(one_machine, prob, SeparateParams(1, 2040, 6, 0, 0, True, 1, 262143))
+    assert np.bincount(found.labels.ravel())[1:].min() >= 10
+    assert len(found.anchors) == 2
+
+
 def test_one_component_of_many_markers(machine: Machine) -> None:
     prob = np.full((2, 96, 129), 255, np.uint8)
     prob[0] = 0
