@@ -35,6 +35,8 @@ _START: dict[str, Any] = {
     "merge_depth_frac": 0.25,
     "min_area_um2": 5.0,
 }
+# markers are told apart by a saddle, or by a high threshold and a radius: a walk does not get from one to the other
+_STARTS = (_START, {**_START, "center_threshold_frac": 0.35, "merge_depth_frac": 0.1, "marker_radius_wpx": 4})
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +76,13 @@ def fit_separation(
     (dict, float)
         Values under the names of ``SeparateConfig``, and the score that they reach.
     """
-    best = dict(_START)
+    walks = [_walk(judged, set_share, mpp, dict(start), rounds) for start in _STARTS]
+    return max(walks, key=lambda walk: walk[1])
+
+
+def _walk(
+    judged: Sequence[Judged], set_share: dict[str, float], mpp: float, best: dict[str, Any], rounds: int
+) -> tuple[dict[str, Any], float]:
     reached = _mean_pq(judged, score_separation(judged, best, mpp), set_share)
     for _ in range(rounds):
         before = reached
