@@ -45,5 +45,6 @@ KERNEL label_join(int W, int H, int* root) {
 
 KERNEL label_flatten(int n, int* root) {
   const int i = element();
-  if (i < n && root[i] >= 0) root[i] = find_root(root, i);
+  volatile int* flat = root;  // others walk over it meanwhile
+  if (i < n && root[i] >= 0) flat[i] = find_root(root, i);
 }

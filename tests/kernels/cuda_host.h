@@ -27,6 +27,21 @@
 #define __device__
 #define __shared__ static thread_local
 
+#if defined(FIND_RACES)  // see races.cpp
+extern "C" void race_thread_is(unsigned number);
+extern "C" void race_begin();
+extern "C" void race_note(const void* address);
+#define UNWATCHED __attribute__((no_sanitize("thread")))
+#define RACE_BEGIN() race_begin()
+#define RACE_THREAD(n) race_thread_is(n)
+#define RACE_NOTE(address) race_note(address)
+#else
+#define UNWATCHED
+#define RACE_BEGIN()
+#define RACE_THREAD(n)
+#define RACE_NOTE(address)
+#endif
+
 struct Index3 {
   unsigned x, y, z;
 };
@@ -144,6 +159,7 @@ inline void run_block(std::vector<unsigned>& order, std::mt19937* random) {
 }
 
 inline void launch(Index3 grid, Index3 block, bool with_fibers, unsigned seed, int os_threads, const std::function<void()>& kernel) {
+  RACE_BEGIN();
   std::vector<unsigned> blocks(grid.x * grid.y * grid.z);
   std::iota(blocks.begin(), blocks.end(), 0u);
   if (seed) {
@@ -167,7 +183,9 @@ inline void launch(Index3 grid, Index3 block, bool with_fibers, unsigned seed, i
       } else {
         for (unsigned k : order) {
           thread_index = unfold(k, block);
+          RACE_THREAD(blocks[b] * (unsigned)order.size() + k + 1);
           kernel();
+          RACE_THREAD(0);
         }
       }
     }
@@ -185,31 +203,37 @@ inline void __syncthreads() { host::barrier(false); }
 inline int __syncthreads_or(int flag) { return host::barrier(flag != 0); }
 
 template <class T>
-T atomicAdd(T* at, T value) {
+UNWATCHED T atomicAdd(T* at, T value) {
+  RACE_NOTE(at);
   return __atomic_fetch_add(at, value, __ATOMIC_RELAXED);
 }
 template <class T>
-T atomicOr(T* at, T value) {
+UNWATCHED T atomicOr(T* at, T value) {
+  RACE_NOTE(at);
   return __atomic_fetch_or(at, value, __ATOMIC_RELAXED);
 }
 template <class T>
-T atomicExch(T* at, T value) {
+UNWATCHED T atomicExch(T* at, T value) {
+  RACE_NOTE(at);
   return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);
 }
 template <class T>
-T atomicCAS(T* at, T expected, T value) {
+UNWATCHED T atomicCAS(T* at, T expected, T value) {
+  RACE_NOTE(at);
   __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
 }
 template <class T>
-T atomicMin(T* at, T value) {
+UNWATCHED T atomicMin(T* at, T value) {
+  RACE_NOTE(at);
   T old = __atomic_load_n(at, __ATOMIC_RELAXED);
   while (value < old && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }
   return old;
 }
 template <class T>
-T atomicMax(T* at, T value) {
+UNWATCHED T atomicMax(T* at, T value) {
+  RACE_NOTE(at);
   T old = __atomic_load_n(at, __ATOMIC_RELAXED);
   while (value > old && !__atomic_compare_exchange_n(at, &old, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
   }

@@ -45,6 +45,18 @@ def build(folder: Path) -> Path:
     return library
 
 
+def build_watched(folder: Path, kernels: Path) -> Path:
+    """Compile the kernels so that ``races.cpp`` sees every memory access; return the library."""
+    library, watched = folder / "watched.so", folder / "watched.o"
+    flags = ["-std=c++17", "-O1", "-fPIC", f"-I{kernels}"]
+    watch = ["-DFIND_RACES", "-fsanitize=thread", "--param", "tsan-distinguish-volatile=1", "-Wno-tsan", "-c"]
+    subprocess.run(["g++", *flags, *watch, str(HERE / "host_entry.cpp"), "-o", str(watched)], check=True, timeout=300)
+    subprocess.run(
+        ["g++", *flags, "-shared", str(HERE / "races.cpp"), str(watched), "-o", str(library)], check=True, timeout=300
+    )
+    return library
+
+
 def signatures() -> dict[str, list[str]]:
     """Return for each kernel the types of its parameters: ``uint16*`` for pointers, ``int`` for numbers."""
     out = {}
