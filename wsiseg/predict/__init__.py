@@ -7,7 +7,7 @@ depend on how the slide was cut into boxes. Weights are safetensors with a card 
 from __future__ import annotations
 
 from wsiseg.predict.engine import Model, load_model, model_from_net, predict
-from wsiseg.predict.machine import device_report, resolve_precision, tune_malloc
+from wsiseg.predict.machine import device_report, resolve_engine, resolve_precision, tune_malloc
 from wsiseg.predict.nets import NETS, NetSpec, UNet, build_net, fold_batch_norm, half_field_wpx, macs_per_px
 from wsiseg.predict.weights import DEFAULT_WEIGHTS, as_stored, load_weights, save_weights, weights_path
 
@@ -27,6 +27,7 @@ __all__ = [
     "macs_per_px",
     "model_from_net",
     "predict",
+    "resolve_engine",
     "resolve_precision",
     "save_weights",
     "tune_malloc",

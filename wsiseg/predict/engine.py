@@ -17,7 +17,7 @@ from torch import nn
 from wsiseg.backend import array_namespace, is_cupy_array
 from wsiseg.config import PredictConfig
 from wsiseg.errors import InputError
-from wsiseg.predict.machine import Precision, resolve_precision
+from wsiseg.predict.machine import Engine, Precision, resolve_engine, resolve_precision
 from wsiseg.predict.nets import UNet, fold_batch_norm, half_field_wpx
 from wsiseg.predict.weights import load_weights
 from wsiseg.types import Box
@@ -43,8 +43,8 @@ class Model:
         Context that it needs around a pixel, working px, a multiple of ``multiple``.
     separate_defaults
         Fitted values for the fields of ``SeparateConfig`` that are ``None``.
-    precision
-        ``fp32`` or ``bf16``: what it computes in here.
+    precision, engine
+        ``fp32`` or ``bf16``, and ``eager`` or ``inductor``: how it computes here.
     """
 
     name: str
@@ -55,6 +55,7 @@ class Model:
     separate_defaults: dict[str, Any]
     card: dict[str, Any]
     precision: Precision
+    engine: Engine
     device: str
     halo_wpx: int
     multiple: int
@@ -86,7 +87,11 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
     precision = resolve_precision(config.precision, device)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     multiple = net.spec.multiple
-    graph = _Graph(fold_batch_norm(net), dtype, config.tta).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    graph: Any = _Graph(fold_batch_norm(net), dtype, config.tta)
+    graph = graph.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
+    engine = resolve_engine(config.engine, precision, device)
+    if engine == "inductor":
+        graph = torch.compile(graph, dynamic=False, options={"freezing": True})
     return Model(
         name=card["name"],
         sha256=card["sha256"],
@@ -96,12 +101,13 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         separate_defaults=dict(card["separate_defaults"]),
         card=card,
         precision=precision,
+        engine=engine,
         device=device,
         halo_wpx=-(-half_field_wpx(net.spec) // multiple) * multiple,
         multiple=multiple,
         window_wpx=max(config.window_wpx, 256) if config.window_wpx else _WINDOW_WPX[torch.device(device).type],
         tta=config.tta,
-        graph=graph.eval(),
+        graph=graph,
     )
 
 
@@ -187,8 +193,24 @@ def _run(model: Model, pixels: Array) -> Array:
         if is_cupy_array(pixels):
             maps = model.graph(torch.from_dlpack(pixels), model.halo_wpx)
             return array_namespace(pixels).from_dlpack(maps)
+        if model.engine == "inductor":
+            return _run_at_one_size(model, pixels)
         rgb = torch.from_numpy(np.ascontiguousarray(pixels)).to(model.device)
         return model.graph(rgb, model.halo_wpx).cpu().numpy()
+
+
+def _run_at_one_size(model: Model, pixels: Array) -> Array:
+    """Run a window in a white square of the largest size that occurs, so that the graph is compiled once.
+
+    What is added lies at least the halo away from every px that is kept, so it changes none.
+    """
+    height, width = pixels.shape[:2]
+    largest = _aligned(Box(0, 0, model.window_wpx, 1), model.multiple).w + 2 * model.multiple + 2 * model.halo_wpx
+    side = max(largest, height, width)
+    square = np.full((side, side, 3), 255, np.uint8)
+    square[:height, :width] = pixels
+    maps = model.graph(torch.from_numpy(square), model.halo_wpx).numpy()
+    return maps[:, : height - 2 * model.halo_wpx, : width - 2 * model.halo_wpx]
 
 
 def _aligned(box: Box, multiple: int) -> Box:

