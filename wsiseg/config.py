@@ -11,6 +11,8 @@ import dataclasses
 import hashlib
 import json
 import tomllib
+import types
+import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +74,7 @@ class ReadConfig:
         _require(self.mpp is None or 0.01 < self.mpp < 100, "read.mpp", "0.01 to 100 um/px", self.mpp)
         _require(0 <= self.mpp_tolerance_frac < 0.5, "read.mpp_tolerance_frac", "0 to 0.5", self.mpp_tolerance_frac)
         _require(0 <= self.tissue_min_frac <= 1, "read.tissue_min_frac", "0 to 1", self.tissue_min_frac)
+        _require(self.cache_bytes >= 0, "read.cache_bytes", "0 bytes or more", self.cache_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +94,8 @@ class PredictConfig:
         ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file with its ``.json`` card beside it.
     precision
         ``auto`` is resolved once per run by what the machine does fast and then recorded (a resume keeps it).
+    engine
+        ``eager``, or ``inductor``: compiled by torch at start; ``auto`` is resolved and recorded in the same way.
     window_wpx
         Side of the useful area of one network window on the CPU, working px, a multiple of 16; 0: chosen by the engine.
     tta
@@ -99,6 +104,7 @@ class PredictConfig:
 
     weights: str = "default"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    engine: Literal["auto", "eager", "inductor"] = "auto"
     window_wpx: int = _free(0)
     tta: Literal[1, 8] = 1
 
@@ -159,6 +165,11 @@ class WriteConfig:
     zstd_level: int = _free(9)
     keep_parts: bool = _free(False)
 
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        _require(self.row_group_rows >= 1, "write.row_group_rows", "1 or more", self.row_group_rows)
+        _require(1 <= self.zstd_level <= 22, "write.zstd_level", "1 to 22", self.zstd_level)
+
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
@@ -169,6 +180,12 @@ class ScheduleConfig:
     scheduler: str = _free("")
     in_flight_per_worker: int = _free(2)
     retries: int = _free(2)
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        _require(self.workers >= 0, "schedule.workers", "0 (one per core) or more", self.workers)
+        _require(self.in_flight_per_worker >= 1, "schedule.in_flight_per_worker", "1 or more", self.in_flight_per_worker)
+        _require(self.retries >= 0, "schedule.retries", "0 or more", self.retries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +234,10 @@ class RunConfig:
             unknown = sorted(set(options) - known)
             if unknown:
                 raise ConfigError(f"config: [{stage}] has no option {unknown[0]!r}. Expected one of {sorted(known)}.")
-            try:
-                built[stage] = kind(**options)
-            except TypeError as err:
-                raise ConfigError(f"config: [{stage}] holds a value of the wrong type: {err}") from err
+            hints = typing.get_type_hints(kind)
+            for name, value in options.items():
+                _require(_fits(value, hints[name]), f"{stage}.{name}", _expected(hints[name]), value)
+            built[stage] = kind(**options)
         return cls(**built)
 
     @classmethod
@@ -231,6 +248,24 @@ class RunConfig:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
             raise ConfigError(f"config file {path}: {err}") from err
         return cls.from_dict(tree)
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Return whether a value read from a file is of an option's type."""
+    if typing.get_origin(hint) is Literal:
+        return any(value == v and type(value) is type(v) for v in typing.get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, h) for h in typing.get_args(hint))
+    return type(value) in ((int, float) if hint is float else (hint,))  # exactly: true is no number
+
+
+def _expected(hint: Any) -> str:
+    """Return an option's type in words."""
+    if typing.get_origin(hint) is Literal:
+        return f"one of {list(typing.get_args(hint))}"
+    if isinstance(hint, types.UnionType):
+        return " or ".join(_expected(h) for h in typing.get_args(hint) if h is not type(None))
+    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:

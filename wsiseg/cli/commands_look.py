@@ -23,20 +23,28 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
     from wsiseg.config import ReadConfig
     from wsiseg.errors import InputError
     from wsiseg.run.inspect import slide_info
+    from wsiseg.run.manifest import collect_slides
 
     console = Console(highlight=False, soft_wrap=True)
     bad = 0
-    for path in slides:
+    for name in slides:
         try:
-            facts = slide_info(path, mpp, 0.25, ReadConfig().mpp_tolerance_frac)
+            found = collect_slides([name], mpp=mpp)
         except InputError as err:
-            console.print(f"{path}: {err}", style="red", markup=False)
+            console.print(str(err), style="red", markup=False)
             bad += 1
             continue
-        console.print(path, style="bold", markup=False)
-        for name, value in facts.items():
-            if value not in ("", None):
-                console.print(f"  {name:18} {value}", markup=False)
+        for slide in found:
+            try:
+                facts = slide_info(slide.path, slide.mpp, 0.25, ReadConfig().mpp_tolerance_frac)
+            except InputError as err:
+                console.print(str(err), style="red", markup=False)
+                bad += 1
+                continue
+            console.print(slide.path, style="bold", markup=False)
+            for field, value in facts.items():
+                if value not in ("", None):
+                    console.print(f"  {field:18} {value}", markup=False)
     sys.exit(1 if bad else 0)
 
 
@@ -55,7 +63,7 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
 
     found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"])
     rows, probe = make_plan(found, config)
-    table = Table("slide", "tiles", "with tissue", "tissue mm²", "minutes", "table MB", "problem")
+    table = Table("slide", "tiles", "with tissue", "tissue mm²", "minutes", "table MB")
     for r in rows:
         table.add_row(
             r.slide_id,
@@ -63,11 +71,13 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
             str(r.tiles_with_tissue),
             f"{r.tissue_mm2:.2f}",
             f"{r.seconds / 60:.1f}",
-            f"{r.table_bytes / 1e6:.1f}",
-            r.error,
+            f"{r.table_bytes / 1e6:.1f}" if not r.error else "unusable",
         )
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     console.print(table)
+    for r in rows:
+        if r.error:
+            console.print(f"{r.slide_id}: {r.error}", style="red", markup=False)
     total = sum(r.seconds for r in rows)
     console.print(
         f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h and "

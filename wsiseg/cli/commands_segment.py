@@ -150,8 +150,8 @@ def print_summary(summary: RunSummary) -> None:
     """Print the five lines that end a run, and each failure with its reason."""
     rows = summary.rows
     count = {s: sum(r["status"] == s for r in rows) for s in ("done", "empty", "partial", "failed")}
-    nuclei = sum(int(r["n_nuclei"]) for r in rows)
-    tissue = sum(float(r["tissue_mm2"]) for r in rows)
+    nuclei = sum(int(r["n_nuclei"] or 0) for r in rows)
+    tissue = sum(float(r["tissue_mm2"] or 0) for r in rows)  # a failed slide has no numbers
     area = sum(float(r["area_mean_um2"]) * int(r["n_nuclei"]) for r in rows if r["n_nuclei"]) / max(1, nuclei)
     names = ("read", "normalize", "predict", "separate", "vectorize", "write")
     stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in names}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 from typing import Any
@@ -34,6 +35,8 @@ class _Group(click.Group):
             sys.exit(2)
         except OSError as err:
             click.echo(f"wsiseg: {err.strerror or err}{f': {err.filename}' if err.filename else ''}", err=True)
+            if err.errno in (errno.ENOSPC, errno.EDQUOT):
+                click.echo("wsiseg: free some space; finished tiles are kept, and the same command resumes.", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import logging
 import os
+import signal
 from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from typing import Any
 
 import dask
@@ -60,20 +64,35 @@ def connect(config: RunConfig) -> Iterator[Client]:
             "MALLOC_TRIM_THRESHOLD_": 2147483647,
         },
     }
-    with (
-        dask.config.set(settings),
-        LocalCluster(
-            n_workers=n_workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address=None,
-            silence_logs=50,
-            host="127.0.0.1",
-            memory_limit=0,
-        ) as cluster,
-        Client(cluster, set_as_default=False) as client,
-    ):
-        yield client
+    with dask.config.set(settings), contextlib.ExitStack() as stack:
+        with _interrupts_held():
+            cluster = stack.enter_context(
+                LocalCluster(
+                    n_workers=n_workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    # no dashboard; its port else would be 8787, and a second run on the machine would complain of the first
+                    scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+                    silence_logs=50,
+                    host="127.0.0.1",
+                    memory_limit=0,
+                )
+            )
+        yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread until the block ends; threads and processes started in it never see one.
+
+    A terminal sends Ctrl-C to every process: workers would die with tracebacks instead of being closed by the client.
+    """
+    resource_tracker.ensure_running()  # its start, with the first process otherwise, would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class WorkerSetup(WorkerPlugin):
@@ -90,6 +109,9 @@ class WorkerSetup(WorkerPlugin):
         """Make the (still closed) context in the worker process."""
         from pathlib import Path
 
+        # Python collects garbage once more at exit: half a second over torch's objects, for nothing. On a busy machine Dask
+        # would run out of patience and kill the worker.
+        atexit.register(gc.freeze)
         folder, config, digest, device = self._args
         self.context = WorkerContext(RunFolder(Path(folder)), config, digest, device)
 

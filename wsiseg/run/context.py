@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from wsiseg.config import RunConfig
-from wsiseg.predict import Model, load_model, tune_malloc
 from wsiseg.read.slide import Slide
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import SlideJob, load_job, open_job_slide
 from wsiseg.separate import SeparateParams, resolve_params
 
-__all__ = ["WorkerContext"]
+if TYPE_CHECKING:  # the client knows a context but never computes: it starts without torch
+    from wsiseg.predict import Model
+
+__all__ = ["WorkerContext", "compute_device"]
 
 MAX_OPEN_SLIDES = 3
 """Open handles a worker keeps: tiles arrive slide by slide, so few are needed and memory stays flat."""
+
+
+def compute_device(config: RunConfig) -> str:
+    """Return the torch device of a config's workers."""
+    return "cuda" if config.schedule.device == "cuda" else "cpu"
 
 
 class WorkerContext:
@@ -34,6 +42,8 @@ class WorkerContext:
     def model(self) -> Model:
         """Return the network, loaded once."""
         if self._model is None:
+            from wsiseg.predict import load_model, tune_malloc
+
             tune_malloc()
             self._model = load_model(self.config.predict, self.device)
         return self._model
@@ -72,6 +82,7 @@ class WorkerContext:
             "weights": self.model.name,
             "weights_sha256": self.model.sha256,
             "precision": self.model.precision,
+            "engine": self.model.engine,
             "mpp_model": self.model.mpp,
             "stain_method": self.stain_method,
             "separate": dataclasses.asdict(self.separate_params(self.model.mpp)),

@@ -38,6 +38,7 @@ class PrepareDone:
     todo: tuple[Tile, ...] = ()
     decided: tuple[TileOutcome, ...] = ()
     mm2_todo: float = 0.0
+    note: str = ""
 
 
 @dataclass(slots=True)

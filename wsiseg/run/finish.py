@@ -13,7 +13,8 @@ from wsiseg.errors import FormatError
 from wsiseg.read import working_size
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.folder import RunFolder
-from wsiseg.run.job import SlideJob, load_job, tiles_of
+from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
+from wsiseg.run.manifest import SlideInput
 from wsiseg.schema import SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
 from wsiseg.tables import atomic_write_bytes
@@ -23,15 +24,19 @@ from wsiseg.write import PartHeader, read_part_header, write_nuclei_table
 __all__ = ["finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
 
 
-def finished_row(folder: RunFolder, slide_id: str, digest: str) -> dict[str, Any] | None:
-    """Return the statistics row of a slide that an earlier run completed under the same digest, else None."""
+def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str, Any] | None:
+    """Return the statistics row of a slide that an earlier run completed under the same digest, mpp and mask, else None."""
+    slide_id = slide.slide_id
     try:
         record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
         row: dict[str, Any] = record["row"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     complete = record.get("digest") == digest and row.get("status") in ("done", "empty") and folder.table(slide_id).is_file()
-    return row if complete else None
+    if not complete:
+        return None
+    asked = asked_of(slide)
+    return row if record.get("asked", asked) == asked else None
 
 
 def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list[TileOutcome]]:
@@ -144,6 +149,7 @@ def _write_slide_json(
         "digest": context.digest,
         "row": row,
         "errors": errors,
+        "asked": job.asked,
         "table_bytes": n_bytes,
         "stain": {"method": job.stain.method, "params": list(job.stain.params)},
         "tissue_png": f"slides/{job.meta.slide_id}.tissue.png",

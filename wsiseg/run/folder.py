@@ -25,7 +25,7 @@ from typing import Any
 
 from wsiseg import __version__
 from wsiseg.config import RunConfig
-from wsiseg.errors import FormatError, OutputInUseError, OutputMismatchError
+from wsiseg.errors import FormatError, InputError, OutputInUseError, OutputMismatchError
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = ["RunFolder"]
@@ -124,12 +124,17 @@ class RunFolder:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Hold the folder for one client; a second one raises ``OutputInUseError``.
+        """Hold the folder for one client; a second one raises ``OutputInUseError``, a folder that cannot be ``InputError``.
 
         An advisory lock on an open file: the kernel drops it when the process dies, so a killed run leaves nothing stale.
         """
-        self.root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(self.root / ".in-use", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.root / ".in-use", os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as err:
+            raise InputError(
+                f"Run folder {self.root} cannot be written to: {err.strerror or err}. Choose another --out."
+            ) from err
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -13,7 +13,7 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError
 from wsiseg.read import open_slide, scale_for, working_size
 from wsiseg.run.cluster import usable_cores
-from wsiseg.run.context import WorkerContext
+from wsiseg.run.context import WorkerContext, compute_device
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
 from wsiseg.run.manifest import SlideInput
@@ -64,11 +64,12 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
     with TemporaryDirectory(prefix="wsiseg-plan-") as scratch:
         folder = RunFolder(Path(scratch))
         folder.create()
-        context = WorkerContext(folder, config, "plan")
+        context = WorkerContext(folder, config, "plan", compute_device(config))
         try:
+            mpp_model, stain_method = context.model.mpp, context.stain_method  # unusable weights are no slide's fault
             for slide in slides:
                 try:
-                    job = prepare_slide(slide, folder, config, context.model.mpp, context.stain_method)
+                    job = prepare_slide(slide, folder, config, mpp_model, stain_method)
                 except (WsisegError, OSError) as err:
                     rows.append(PlanRow(slide.slide_id, error=" ".join(str(err).split())))
                     continue

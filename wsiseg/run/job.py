@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
-from dataclasses import dataclass
+import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import FormatError, OutputMismatchError, SlideOpenError
+from wsiseg.errors import FormatError, SlideOpenError
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_from_file
 from wsiseg.read.slide import Slide
@@ -18,17 +20,22 @@ from wsiseg.run.manifest import SlideInput
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import SlideMeta, Stain, Tile
 
-__all__ = ["SlideJob", "load_job", "open_job_slide", "prepare_slide", "tiles_of"]
+__all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide", "tiles_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class SlideJob:
-    """What all tiles of a slide share."""
+    """What all tiles of a slide share.
+
+    ``asked`` is what the user gave for this slide alone, see ``asked_of``. ``note`` says why earlier work on it was dropped.
+    """
 
     meta: SlideMeta
     scale: float
     stain: Stain
     tissue: TissueMask
+    asked: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
 
     @property
     def mpp_working(self) -> float:
@@ -36,18 +43,37 @@ class SlideJob:
         return self.meta.mpp / self.scale
 
 
+def asked_of(slide_input: SlideInput) -> dict[str, Any]:
+    """Return what the user gave for one slide that changes its results and stands in no config: mpp and tissue mask.
+
+    Raises
+    ------
+    FormatError
+        The tissue mask cannot be read.
+    """
+    mask = ""
+    if slide_input.tissue_mask:
+        try:
+            mask = hashlib.sha256(Path(slide_input.tissue_mask).read_bytes()).hexdigest()
+        except OSError as err:
+            raise FormatError(f"tissue mask {slide_input.tissue_mask}: cannot be read: {err.strerror or err}") from err
+    return {"mpp": slide_input.mpp, "tissue_mask_sha256": mask}
+
+
 def prepare_slide(
     slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, stain_method: str
 ) -> SlideJob:
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
+    Where the slide's file, mpp or mask is no longer what the stored constants and tiles were made from, they are removed, the
+    slide is started anew and ``note`` says so: tiles of two versions never meet in one table.
+
     Raises
     ------
     SlideOpenError, MissingMppError, AnisotropicMppError, FormatError
         The slide (or its given tissue mask) cannot be used.
-    OutputMismatchError
-        The stored constants belong to another file of this name, or to another mpp or mask.
     """
+    asked = asked_of(slide_input)
     slide = open_slide(
         slide_input.path,
         mpp=slide_input.mpp,
@@ -57,15 +83,20 @@ def prepare_slide(
     )
     try:
         meta = dataclasses.replace(slide.meta, slide_id=slide_input.slide_id, cohort=slide_input.cohort)
-        stored = folder.job_json(meta.slide_id)
-        if stored.is_file():
+        note = _note({"asked": asked}, _finished_asked(folder, meta.slide_id))
+        if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
-            _same_slide(job.meta, meta, folder)
-            return job
+            note = _note(_made_from(meta, asked), _made_from(job.meta, job.asked))
+            if not note:
+                moved = dataclasses.replace(job, meta=dataclasses.replace(job.meta, path=meta.path, cohort=meta.cohort))
+                if moved.meta != job.meta:
+                    _store_job(moved, folder)
+                return moved
+            shutil.rmtree(folder.parts(meta.slide_id))
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
         tissue = tissue_from_file(slide_input.tissue_mask, meta) if slide_input.tissue_mask else fit_tissue(slide)
         stain = Stain() if stain_method == "none" else fit_stain(stain_method, *stain_sample(slide, tissue, scale))
-        job = SlideJob(meta, scale, stain, tissue)
+        job = SlideJob(meta, scale, stain, tissue, asked, note)
         _store_job(job, folder)
         return job
     finally:
@@ -80,7 +111,7 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
         meta = SlideMeta(**{**raw["meta"], "level_downsamples": tuple(raw["meta"]["level_downsamples"])})
         stain = Stain(raw["stain"]["method"], tuple(raw["stain"]["params"]))
         tissue = TissueMask.load(folder.tissue_png(slide_id))
-        return SlideJob(meta, float(raw["scale"]), stain, tissue)
+        return SlideJob(meta, float(raw["scale"]), stain, tissue, raw["asked"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise FormatError(
             f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove the folder {path.parent} to redo it."
@@ -106,7 +137,7 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
         slide.close()
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {job.meta.path} changed while the run was going on (size or time differ). "
-            f"Remove {job.meta.slide_id} from the output folder and run again."
+            "Run the same command again: the slide is then started anew."
         )
     return slide
 
@@ -123,14 +154,25 @@ def _store_job(job: SlideJob, folder: RunFolder) -> None:
         "meta": dataclasses.asdict(job.meta),
         "scale": job.scale,
         "stain": dataclasses.asdict(job.stain),
+        "asked": job.asked,
     }
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
 
 
-def _same_slide(stored: SlideMeta, now: SlideMeta, folder: RunFolder) -> None:
-    for field in ("size_bytes", "width_px", "height_px", "mpp"):
-        if getattr(stored, field) != getattr(now, field):
-            raise OutputMismatchError(
-                f"Slide {now.slide_id}: {Path(now.path).name} has {field} {getattr(now, field)!r}, but the tiles done in "
-                f"{folder.parts(now.slide_id)} were made with {getattr(stored, field)!r}. Remove that folder to start it anew."
-            )
+def _made_from(meta: SlideMeta, asked: dict[str, Any]) -> dict[str, Any]:
+    """Return what a slide's constants and tiles are made from."""
+    names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
+    return {**{name: getattr(meta, name) for name in names}, "asked": asked}
+
+
+def _finished_asked(folder: RunFolder, slide_id: str) -> dict[str, Any]:
+    """Return what was asked for when a finished slide was done; empty: there is none."""
+    try:
+        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
+        return {"asked": record["asked"]} if record["row"]["status"] in ("done", "empty") else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _note(now: dict[str, Any], before: dict[str, Any]) -> str:
+    return ", ".join(f"{name} was {old!r}, is {now[name]!r}" for name, old in before.items() if old != now[name])

@@ -81,6 +81,8 @@ def collect_slides(
 
 
 def _expand(name: str, *, cohort: str, mpp: float | None) -> list[SlideInput]:
+    if not name.strip():
+        raise InputError("An empty SLIDE argument (an unset shell variable?). Name a file, folder, glob or manifest.")
     path = Path(name)
     if path.is_dir() and not _is_dicom_folder(path):
         members = sorted(p for p in path.iterdir() if _looks_like_slide(p))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from wsiseg.errors import FormatError, InputError
 from wsiseg.read import open_slide, read_working
 from wsiseg.run.folder import RunFolder
-from wsiseg.tables import read_nuclei
+from wsiseg.tables import atomic_path, read_nuclei
 from wsiseg.types import Box
 
 __all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "slide_record"]
@@ -92,10 +92,12 @@ def overlay_png(
     Raises
     ------
     InputError
-        The slide is not in the run, or the region is empty.
+        The slide is not in the run, the region does not meet the slide, or ``out`` does not end in ``.png``.
     SlideOpenError
         The slide file is gone.
     """
+    if out.suffix.lower() != ".png":
+        raise InputError(f"Expected a picture file that ends in .png, got {out}.")
     folder = RunFolder(run)
     row = slide_record(folder, slide_id)["row"]
     table = folder.table(slide_id)
@@ -105,10 +107,16 @@ def overlay_png(
         region = densest_region(table, 1600, 1000)
     if region.w <= 0 or region.h <= 0:
         raise InputError(f"Expected --region x,y,w,h with w and h above 0 level-0 px, got {region.w} x {region.h}.")
+    if region.x1 <= 0 or region.y1 <= 0 or region.x >= row["width_px"] or region.y >= row["height_px"]:
+        raise InputError(
+            f"Region {region.x},{region.y},{region.w},{region.h} lies outside slide {slide_id}, which is "
+            f"{row['width_px']} x {row['height_px']} level-0 px."
+        )
     slide = open_slide(row["path"], mpp=row["mpp"])
     try:
         zoom = min(1.0, MAX_PICTURE_PX / max(region.w, region.h))
-        window = Box(round(region.x * zoom), round(region.y * zoom), round(region.w * zoom), round(region.h * zoom))
+        size = max(1, round(region.w * zoom)), max(1, round(region.h * zoom))
+        window = Box(round(region.x * zoom), round(region.y * zoom), *size)
         rgb = read_working(slide, window, zoom)
     finally:
         slide.close()
@@ -117,7 +125,8 @@ def overlay_png(
         gap = np.full((rgb.shape[0], 8, 3), 255, np.uint8)
         picture = np.concatenate([rgb, gap, picture], axis=1)
     out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(picture).save(out)
+    with atomic_path(out) as partial:
+        Image.fromarray(picture).save(partial, format="PNG")
     return region
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +19,7 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError
 from wsiseg.log import log
 from wsiseg.run.cluster import WorkerSetup, connect, worker_context
-from wsiseg.run.context import WorkerContext
+from wsiseg.run.context import WorkerContext, compute_device
 from wsiseg.run.feed import Feeder, PrepareDone, Task
 from wsiseg.run.finish import finish_slide, finished_row, record_failed_slide, tiles_to_do
 from wsiseg.run.folder import RunFolder
@@ -90,6 +92,8 @@ def segment(
         The folder belongs to other settings, or to a run that is alive.
     WeightsError
         The network cannot be loaded.
+    OSError
+        The disk is full: finished tiles are kept, and the same call resumes.
     """
     start = time.perf_counter()
     folder = RunFolder(out.absolute())
@@ -99,30 +103,26 @@ def segment(
             sweep_partials(folder.root / sub)
         config, facts = _resolve(client, folder, config)
         digest = folder.claim(config, facts, note or {})
-        client.register_plugin(WorkerSetup(str(folder.root), config, digest, facts_device(config)))
+        client.register_plugin(WorkerSetup(str(folder.root), config, digest, compute_device(config)))
         progress = Progress(slides=len(slides))
         run = _Run(client, folder, config, digest, float(facts["mpp_model"]), str(facts["stain_method"]), progress, on_progress)
         rows = run.drive(slides)
-    ordered = [rows[s.slide_id] for s in slides]
-    errors = _collect_errors(folder, [s.slide_id for s in slides])
-    write_slides_table(ordered, folder.root / "slides.parquet")
-    write_errors_table(errors, folder.root / "errors.parquet")
+        ordered = [rows[s.slide_id] for s in slides]
+        errors = _collect_errors(folder, [s.slide_id for s in slides])
+        write_slides_table(ordered, folder.root / "slides.parquet")
+        write_errors_table(errors, folder.root / "errors.parquet")
     return RunSummary(folder.root, ordered, errors, time.perf_counter() - start, progress.mm2_done, digest)
-
-
-def facts_device(config: RunConfig) -> str:
-    """Return the torch device of the workers."""
-    return "cuda" if config.schedule.device == "cuda" else "cpu"
 
 
 def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     """Pin what ``auto`` means (a resumed run keeps the folder's choice) and return it with the worker's facts."""
     old = folder.read_run()
-    if old is not None and config.predict.precision == "auto":
-        stored = old["results"].get("predict.precision", "auto")
-        config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, precision=stored))
-    facts: dict[str, Any] = client.submit(_worker_facts, str(folder.root), config, facts_device(config), pure=False).result()
-    predict = dataclasses.replace(config.predict, precision=facts.pop("precision"))
+    for name in ("precision", "engine"):
+        if old is not None and getattr(config.predict, name) == "auto":
+            stored = old["results"].get(f"predict.{name}", "auto")
+            config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, **{name: stored}))
+    facts: dict[str, Any] = client.submit(_worker_facts, str(folder.root), config, compute_device(config), pure=False).result()
+    predict = dataclasses.replace(config.predict, precision=facts.pop("precision"), engine=facts.pop("engine"))
     return dataclasses.replace(config, predict=predict), facts
 
 
@@ -133,16 +133,16 @@ def _worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]
 def _prepare_task(slide: SlideInput, digest: str, mpp_model: float, stain_method: str) -> PrepareDone | str:
     """Prepare a slide on a worker; an unusable slide comes back as its reason."""
     context = worker_context(digest)
-    row = finished_row(context.folder, slide.slide_id, digest)
-    if row is not None:
-        return PrepareDone(slide.slide_id, row=row)
     try:
+        row = finished_row(context.folder, slide, digest)
+        if row is not None:
+            return PrepareDone(slide.slide_id, row=row)
         job = prepare_slide(slide, context.folder, context.config, mpp_model, stain_method)
     except (WsisegError, OSError) as err:
         return " ".join(f"{type(err).__name__}: {err}".split())
     todo, decided = tiles_to_do(job, context)
     mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
-    return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2)
+    return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note)
 
 
 def _tile_task(tile: Tile, attempt: int, digest: str) -> TileOutcome:
@@ -227,6 +227,8 @@ class _Run:
             self._close_slide(task.slide_id, result)
             return
         feeder.prepared(result)
+        if result.note:
+            log.warning("slide %s is done anew: %s", task.slide_id, result.note)
         if result.row is not None:
             self._close_slide(task.slide_id, result.row)
             self.progress.nuclei += int(result.row["n_nuclei"])
@@ -239,7 +241,9 @@ class _Run:
 
     def _take_tile(self, task: Task, result: TileOutcome | None, reason: str, feeder: Feeder) -> None:
         tile, attempt = task.payload
-        if result is None:  # the worker died on it more often than the scheduler allows, or was cancelled
+        if result is not None:
+            _stop_on_full_disk(result.error, self.folder)
+        else:  # the worker died on it more often than the scheduler allows, or was cancelled
             result = TileOutcome(
                 tile.slide_id, tile.tile_id, "failed", 0, {}, reason, self.config.schedule.retries + attempt + 1
             )
@@ -254,11 +258,19 @@ class _Run:
 
     def _close_slide(self, slide_id: str, result: dict[str, Any] | str) -> None:
         if isinstance(result, str):
+            _stop_on_full_disk(result, self.folder)
             slide = self.inputs[slide_id]
             log.error("slide %s: %s", slide_id, result)
             result = record_failed_slide(self.folder, slide_id, slide.path, slide.cohort, self.digest, result)
         self.rows[slide_id] = result
         self.progress.slides_done += 1
+
+
+def _stop_on_full_disk(reason: str, folder: RunFolder) -> None:
+    """Raise ``OSError`` where a reason says that nothing can be stored: every further tile would be computed for nothing."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if os.strerror(number) in reason:
+            raise OSError(number, os.strerror(number), str(folder.root))
 
 
 def _collect_errors(folder: RunFolder, slide_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from wsiseg.log import log
 from wsiseg.normalize import normalize
-from wsiseg.predict import predict
 from wsiseg.read import read_working, tissue_window
 from wsiseg.run.context import WorkerContext
 from wsiseg.separate import separate
@@ -34,15 +33,18 @@ class StageClock:
 
 def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     """Segment one tile and write its part file. A pure function of pixels, slide constants and config."""
+    from wsiseg.predict import predict  # torch: not in the client, which only names this function
+
+    model = context.model  # loaded before the clock starts: no tile pays for it
     clock = StageClock()
     job, slide = context.job_and_slide(tile.slide_id)
-    box = context.model.input_box(tile.read)
+    box = model.input_box(tile.read)
     rgb = read_working(slide, box, job.scale)
     clock.lap("read")
     rgb = normalize(rgb, job.stain)
     clock.lap("normalize")
     tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
-    prob = predict(context.model, rgb, box, tile.read, wanted=tissue)
+    prob = predict(model, rgb, box, tile.read, wanted=tissue)
     clock.lap("predict")
     instances = separate(prob, context.separate_params(job.mpp_working))
     clock.lap("separate")
