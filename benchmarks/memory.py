@@ -1,6 +1,6 @@
 """Does a worker's memory grow with the number of slides it has done?
 
-    python benchmarks/memory.py [--slides 50]
+    python -m benchmarks.memory [--slides 50]
 
 One process segments many small slides, as a worker does, and its resident memory is read after each. The slope is fitted by
 least squares after a warm-up of a fifth of the slides. Peak memory (VmHWM) is reported too.
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,8 +19,7 @@ import numpy as np
 import psutil
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from benchmarks._machine import save
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.finish import finish_slide, tiles_to_do
@@ -101,8 +99,6 @@ def measure(n_slides: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    from benchmarks._machine import save
-
     parser = argparse.ArgumentParser()
     parser.add_argument("--slides", type=int, default=50)
     parser.add_argument("--dry", action="store_true", help="print only")

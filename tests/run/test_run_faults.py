@@ -19,9 +19,12 @@ import psutil
 import pyarrow.parquet as pq
 import pytest
 import tifffile
+from click.testing import CliRunner
+from distributed import LocalCluster
 from PIL import Image
 
 from tests.run.conftest import SLIDE, environment, run_here
+from wsiseg.cli import main
 from wsiseg.run.folder import RunFolder
 from wsiseg.tables import atomic
 
@@ -297,3 +300,21 @@ def test_killed_worker_is_replaced(crop_png: Path, clean: bytes, tmp_path: Path)
     assert process.returncode == 0, stderr
     assert (out / "nuclei/crop.parquet").read_bytes() == clean
     assert not any(psutil.pid_exists(w.pid) for w in workers)
+
+
+def test_runs_that_share_a_cluster_keep_to_their_folders(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
+    with LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        protocol="tcp",
+        host="127.0.0.1",
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        silence_logs=50,
+        memory_limit=0,
+    ) as cluster:
+        for name in ("first", "second"):
+            args = ["segment", str(crop_png), *CROP, "--scheduler", cluster.scheduler_address, "--out", str(tmp_path / name)]
+            done = CliRunner().invoke(main, args)
+            assert done.exit_code == 0, done.output
+            assert (tmp_path / name / "nuclei/crop.parquet").read_bytes() == clean

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import signal
+import uuid
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from typing import Any
@@ -96,12 +97,13 @@ def _interrupts_held() -> Iterator[None]:
 
 
 class WorkerSetup(WorkerPlugin):
-    """Gives every worker, also one that is restarted or joins later, the context of this run."""
+    """Gives every worker, also one that is restarted or joins later, the context of this run.
 
-    idempotent = True
+    Its name is its own: runs of one config into two folders may share a cluster, at once or one after the other.
+    """
 
     def __init__(self, folder: str, config: RunConfig, digest: str, device: str) -> None:
-        self.name = plugin_name(digest)
+        self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, digest, device)
         self.context: WorkerContext | None = None
 
@@ -122,15 +124,10 @@ class WorkerSetup(WorkerPlugin):
             self.context = None
 
 
-def plugin_name(digest: str) -> str:
-    """Return the plugin's name: one per run, so that two runs may share a cluster."""
-    return f"wsiseg-{digest}"
-
-
-def worker_context(digest: str) -> WorkerContext:
-    """Return this worker's context of a run (called inside a task)."""
-    plugin: Any = get_worker().plugins[plugin_name(digest)]
+def worker_context(setup: str) -> WorkerContext:
+    """Return this worker's context of a run by the name of its ``WorkerSetup`` (called inside a task)."""
+    plugin: Any = get_worker().plugins[setup]
     context: WorkerContext | None = plugin.context
     if context is None:
-        raise RuntimeError(f"worker setup of run {digest} is gone")
+        raise RuntimeError(f"worker setup {setup} is gone")
     return context

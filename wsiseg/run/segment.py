@@ -103,10 +103,12 @@ def segment(
             sweep_partials(folder.root / sub)
         config, facts = _resolve(client, folder, config)
         digest = folder.claim(config, facts, note or {})
-        client.register_plugin(WorkerSetup(str(folder.root), config, digest, compute_device(config)))
+        setup = WorkerSetup(str(folder.root), config, digest, compute_device(config))
+        client.register_plugin(setup)
         progress = Progress(slides=len(slides))
-        run = _Run(client, folder, config, digest, float(facts["mpp_model"]), str(facts["stain_method"]), progress, on_progress)
-        rows = run.drive(slides)
+        constants = (setup.name, float(facts["mpp_model"]), str(facts["stain_method"]))
+        rows = _Run(client, folder, config, digest, constants, progress, on_progress).drive(slides)
+        client.unregister_worker_plugin(setup.name)  # a cluster of others outlives this run
         ordered = [rows[s.slide_id] for s in slides]
         errors = _collect_errors(folder, [s.slide_id for s in slides])
         write_slides_table(ordered, folder.root / "slides.parquet")
@@ -130,11 +132,11 @@ def _worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]
     return WorkerContext(RunFolder(Path(folder)), config, "", device).facts()
 
 
-def _prepare_task(slide: SlideInput, digest: str, mpp_model: float, stain_method: str) -> PrepareDone | str:
+def _prepare_task(slide: SlideInput, setup: str, mpp_model: float, stain_method: str) -> PrepareDone | str:
     """Prepare a slide on a worker; an unusable slide comes back as its reason."""
-    context = worker_context(digest)
+    context = worker_context(setup)
     try:
-        row = finished_row(context.folder, slide, digest)
+        row = finished_row(context.folder, slide, context.digest)
         if row is not None:
             return PrepareDone(slide.slide_id, row=row)
         job = prepare_slide(slide, context.folder, context.config, mpp_model, stain_method)
@@ -145,13 +147,13 @@ def _prepare_task(slide: SlideInput, digest: str, mpp_model: float, stain_method
     return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note)
 
 
-def _tile_task(tile: Tile, attempt: int, digest: str) -> TileOutcome:
-    return run_tile(tile, worker_context(digest), attempt)
+def _tile_task(tile: Tile, attempt: int, setup: str) -> TileOutcome:
+    return run_tile(tile, worker_context(setup), attempt)
 
 
-def _finish_task(slide_id: str, failed: tuple[TileOutcome, ...], digest: str) -> dict[str, Any] | str:
+def _finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> dict[str, Any] | str:
     try:
-        return finish_slide(slide_id, failed, worker_context(digest))
+        return finish_slide(slide_id, failed, worker_context(setup))
     except (WsisegError, OSError) as err:
         return " ".join(f"{type(err).__name__}: {err}".split())
 
@@ -165,8 +167,7 @@ class _Run:
         folder: RunFolder,
         config: RunConfig,
         digest: str,
-        mpp_model: float,
-        stain_method: str,
+        constants: tuple[str, float, str],
         progress: Progress,
         on_progress: Callable[[Progress], None],
     ) -> None:
@@ -174,7 +175,7 @@ class _Run:
         self.folder = folder
         self.config = config
         self.digest = digest
-        self.constants = (mpp_model, stain_method)
+        self.constants = constants  # name of the workers' setup, the model's mpp, the stain method
         self.progress = progress
         self.on_progress = on_progress
         self.rows: dict[str, dict[str, Any]] = {}
@@ -202,12 +203,12 @@ class _Run:
     def _submit(self, task: Task) -> Future:
         options = {"pure": False, "retries": 0}
         if task.kind == "prepare":
-            return self.client.submit(_prepare_task, task.payload, self.digest, *self.constants, priority=5, **options)
+            return self.client.submit(_prepare_task, task.payload, *self.constants, priority=5, **options)
         if task.kind == "tile":
             tile, attempt = task.payload
-            return self.client.submit(_tile_task, tile, attempt, self.digest, **options)
+            return self.client.submit(_tile_task, tile, attempt, self.constants[0], **options)
         slide_id, failed = task.payload
-        return self.client.submit(_finish_task, slide_id, failed, self.digest, priority=10, **options)
+        return self.client.submit(_finish_task, slide_id, failed, self.constants[0], priority=10, **options)
 
     def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
         error = future.exception()
