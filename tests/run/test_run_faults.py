@@ -28,7 +28,8 @@ from wsiseg.cli import main
 from wsiseg.run.folder import RunFolder
 from wsiseg.tables import atomic
 
-CROP = ("--mpp", "0.499", "--tile", "400")
+# fp32: what auto means is found by a timing, which may come out otherwise in another run
+CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")

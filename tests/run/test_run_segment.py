@@ -19,7 +19,7 @@ from PIL import Image
 
 from tests.run.conftest import SLIDE, environment, run_here, wsiseg
 
-TILE = ("--tile", "400", "--workers", "2")
+TILE = ("--tile", "400", "--workers", "2", "--precision", "fp32")
 
 
 @pytest.fixture(scope="module")
