@@ -22,6 +22,7 @@ _FIELDS = {
     "stain": ("normalize", "method"),
     "weights": ("predict", "weights"),
     "precision": ("predict", "precision"),
+    "engine": ("predict", "engine"),
     "tta": ("predict", "tta"),
     "min_area_um2": ("separate", "min_area_um2"),
     "max_area_um2": ("separate", "max_area_um2"),
@@ -69,6 +70,12 @@ def segment_options(function: F) -> F:
             help="Stain normalization.  [auto: what the weights were trained for]",
         ),
         click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]"),
+        click.option(
+            "--engine",
+            type=click.Choice(["auto", "eager", "inductor"]),
+            default=None,
+            help="How torch runs the network on the CPU.  [auto: compiled where the processor has AMX]",
+        ),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16"]),

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 
 from wsiseg import __version__
+from wsiseg.backend.cuda import cuda_report
 from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
 from wsiseg.predict import device_report, load_model
@@ -52,6 +53,8 @@ def doctor() -> list[Check]:
     )
     checks += [Check(f"reader {name}", "ok" if usable else "note", detail) for name, usable, detail in reader_report()]
     checks += [Check(name, "ok" if usable else "note", detail) for name, usable, detail in device_report()]
+    usable, detail = cuda_report()
+    checks.append(Check("kernels", "ok" if usable else "note", detail))
     checks += [_weights(name) for name in ("open", "research")]
     checks.append(_self_test())
     return checks

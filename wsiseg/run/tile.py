@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from wsiseg.backend import to_device
 from wsiseg.log import log
 from wsiseg.normalize import normalize
 from wsiseg.read import read_working, tissue_window
@@ -41,7 +42,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     box = model.input_box(tile.read)
     rgb = read_working(slide, box, job.scale)
     clock.lap("read")
-    rgb = normalize(rgb, job.stain)
+    rgb = to_device(normalize(rgb, job.stain), context.device)
     clock.lap("normalize")
     tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
     prob = predict(model, rgb, box, tile.read, wanted=tissue)
