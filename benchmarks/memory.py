@@ -31,8 +31,8 @@ from wsiseg.run.tile import segment_tile
 SLIDE = Path(__file__).resolve().parents[1] / "tests" / "data" / "CMU-1-Small-Region.svs"
 
 
-def crops(folder: Path, n: int, side_px: int) -> list[SlideInput]:
-    """Write ``n`` crops of the test slide at different places as slides of their own."""
+def crops(folder: Path, n: int, side_px: int, same: bool) -> list[SlideInput]:
+    """Write ``n`` crops of the test slide, at different places or all at one, as slides of their own."""
     import openslide
 
     rng = np.random.default_rng(50)
@@ -40,20 +40,21 @@ def crops(folder: Path, n: int, side_px: int) -> list[SlideInput]:
     with openslide.OpenSlide(SLIDE) as slide:
         width, height = slide.dimensions
         for k in range(n):
-            x, y = (int(v) for v in rng.integers(0, (width - side_px, height - side_px)))
+            if k == 0 or not same:
+                x, y = (int(v) for v in rng.integers(0, (width - side_px, height - side_px)))
             path = folder / f"crop{k:03d}.png"
             Image.fromarray(np.asarray(slide.read_region((x, y), 0, (side_px, side_px)).convert("RGB"))).save(path)
             slides.append(SlideInput(path.stem, str(path), mpp=0.499))
     return slides
 
 
-def resident_curve(n_slides: int, side_px: int = 500, tile_wpx: int = 512) -> list[int]:
+def resident_curve(n_slides: int, side_px: int = 500, tile_wpx: int = 512, *, same: bool = False) -> list[int]:
     """Segment ``n_slides`` crops in this process and return its resident bytes after each."""
     process = psutil.Process()
     config = RunConfig(read=ReadConfig(tile_wpx=tile_wpx), predict=PredictConfig(precision="fp32"))
     curve = []
     with tempfile.TemporaryDirectory() as scratch:
-        slides = crops(Path(scratch), n_slides, side_px)
+        slides = crops(Path(scratch), n_slides, side_px, same)
         folder = RunFolder(Path(scratch) / "run")
         folder.create()
         context = WorkerContext(folder, config, "memory")
