@@ -26,7 +26,10 @@ __all__ = ["Model", "load_model", "model_from_net", "predict"]
 
 Array = Any
 
-_WINDOW_WPX = {"cpu": 2080, "cuda": 4160}  # useful side of a window: what measured best, in benchmarks/network.py
+_WINDOW_WPX = {"cpu": 1040, "cuda": 4160}
+"""Useful side of a window. One process alone is faster at 2080 px (benchmarks/network.py), but processes side by side share the
+memory bus, and a smaller window follows the tissue more closely: with both cores at work 1040 px was faster."""
+
 _LEAST_WPX = 112
 """Torch computes small layers by other code than large ones, which differs in the last bit: windows stay above that size."""
 
@@ -136,10 +139,11 @@ def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Arra
     _check(model, rgb, input_box, out_box, wanted)
     xp = array_namespace(rgb)
     out = xp.zeros((2, out_box.h, out_box.w), np.uint8)
-    for part in _windows(out_box, model.window_wpx, model.multiple):
-        inner = (slice(part.y - out_box.y, part.y1 - out_box.y), slice(part.x - out_box.x, part.x1 - out_box.x))
-        if wanted is not None and not wanted[inner].any():
+    for window in _windows(out_box, model.window_wpx, model.multiple):
+        part = window if wanted is None else _wanted_part(window, wanted, out_box)
+        if part.w == 0:
             continue
+        inner = (slice(part.y - out_box.y, part.y1 - out_box.y), slice(part.x - out_box.x, part.x1 - out_box.x))
         core = _aligned(part, model.multiple)
         box = core.padded(model.halo_wpx)
         pixels = rgb[box.y - input_box.y : box.y1 - input_box.y, box.x - input_box.x : box.x1 - input_box.x]
@@ -218,6 +222,20 @@ def _aligned(box: Box, multiple: int) -> Box:
     x, y = box.x // multiple * multiple, box.y // multiple * multiple
     w, h = (-(-max(end, start + _LEAST_WPX) // multiple) * multiple - start for start, end in ((x, box.x1), (y, box.y1)))
     return Box(x, y, w, h)
+
+
+def _wanted_part(window: Box, wanted: Array, out_box: Box) -> Box:
+    """Return the smallest box in a window that holds all its wanted px; of width 0 where there are none."""
+    inside = wanted[window.y - out_box.y : window.y1 - out_box.y, window.x - out_box.x : window.x1 - out_box.x]
+    rows, columns = np.flatnonzero(_on_host(inside.any(axis=1))), np.flatnonzero(_on_host(inside.any(axis=0)))
+    if len(rows) == 0:
+        return Box(window.x, window.y, 0, 0)
+    x, y = window.x + int(columns[0]), window.y + int(rows[0])
+    return Box(x, y, int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1)
+
+
+def _on_host(array: Array) -> Array:
+    return array.get() if is_cupy_array(array) else array
 
 
 def _windows(box: Box, side: int, multiple: int) -> list[Box]:
