@@ -33,6 +33,9 @@ memory bus, and a smaller window follows the tissue more closely: with both core
 _LEAST_WPX = 112
 """Torch computes small layers by other code than large ones, which differs in the last bit: windows stay above that size."""
 
+_CUT_WPX = 256
+"""Where windows may be cut to follow the tissue: few sizes, since each new size costs torch a new plan and memory for it."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
@@ -225,13 +228,14 @@ def _aligned(box: Box, multiple: int) -> Box:
 
 
 def _wanted_part(window: Box, wanted: Array, out_box: Box) -> Box:
-    """Return the smallest box in a window that holds all its wanted px; of width 0 where there are none."""
+    """Return the box in a window, cut every ``_CUT_WPX``, that holds all its wanted px; of width 0 where there are none."""
     inside = wanted[window.y - out_box.y : window.y1 - out_box.y, window.x - out_box.x : window.x1 - out_box.x]
     rows, columns = np.flatnonzero(_on_host(inside.any(axis=1))), np.flatnonzero(_on_host(inside.any(axis=0)))
     if len(rows) == 0:
         return Box(window.x, window.y, 0, 0)
-    x, y = window.x + int(columns[0]), window.y + int(rows[0])
-    return Box(x, y, int(columns[-1] - columns[0]) + 1, int(rows[-1] - rows[0]) + 1)
+    x0, y0 = (int(v[0]) // _CUT_WPX * _CUT_WPX for v in (columns, rows))
+    x1, y1 = (-(-(int(v[-1]) + 1) // _CUT_WPX) * _CUT_WPX for v in (columns, rows))
+    return Box(window.x + x0, window.y + y0, min(x1, window.w) - x0, min(y1, window.h) - y0)
 
 
 def _on_host(array: Array) -> Array:
