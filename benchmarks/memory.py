@@ -2,8 +2,8 @@
 
     python -m benchmarks.memory [--slides 50]
 
-One process segments many small slides, as a worker does, and the memory that it holds is read after each. The slope is fitted by
-least squares after a warm-up of a fifth of the slides. Peak memory (VmHWM) is reported too.
+One process segments many small slides, as a worker does, and the memory that it holds is read after each. The slope is fitted
+by least squares after a warm-up of a fifth of the slides. Peak memory (VmHWM) is reported too.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from wsiseg.types import Box
 
 __all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "slide_record"]
 
-OUTLINE_RGB = (0, 200, 83)
+OUTLINE_RGB = (70, 255, 130)
 """A green that stands out on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
 
 MAX_PICTURE_PX = 4096
@@ -137,7 +137,7 @@ def draw_outlines(rgb: NDArray[np.uint8], polygons: list[Any], region: Box, zoom
     canvas = Image.fromarray(rgb).resize((width * scale, height * scale), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)
     factor = zoom * scale
-    width_px = max(2, round(scale * min(1.0, zoom * 1.5)))
+    width_px = max(2, round(1.5 * scale * min(1.0, zoom * 1.5)))
     for polygon in polygons:
         ring = (np.asarray(polygon.exterior.coords) - (region.x, region.y)) * factor
         draw.line([(float(x), float(y)) for x, y in ring], fill=OUTLINE_RGB, width=width_px)
