@@ -155,12 +155,13 @@ def print_summary(summary: RunSummary) -> None:
     area = sum(float(r["area_mean_um2"]) * int(r["n_nuclei"]) for r in rows if r["n_nuclei"]) / max(1, nuclei)
     names = ("read", "normalize", "predict", "separate", "vectorize", "write")
     stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in names}
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print("slides     " + ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done"))
-    console.print(f"nuclei     {nuclei:,} in {tissue:.2f} mm² of tissue ({nuclei / tissue if tissue else 0:,.0f} per mm²)")
-    console.print(f"mean area  {area:.1f} µm²")
+    density = nuclei / tissue if tissue else 0
+    console.print(f"nuclei     {nuclei:,} in {tissue:.2f} mm² of tissue ({density:,.0f} per mm²), mean area {area:.1f} µm²")
     spent = ", ".join(f"{s} {v:.1f}" for s, v in stages.items())
     console.print(f"time       {summary.seconds:.1f} s in all; worker seconds: {spent}")
+    console.print(f"weights    {summary.weights}")
     console.print(f"run        {summary.out}")
     for error in summary.errors[:20]:
         where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")

@@ -58,6 +58,7 @@ class RunSummary:
     seconds: float
     mm2_done: float
     digest: str
+    weights: str
 
     @property
     def ok(self) -> bool:
@@ -102,6 +103,7 @@ def segment(
         for sub in ("nuclei", "slides", "parts"):
             sweep_partials(folder.root / sub)
         config, facts = _resolve(client, folder, config)
+        weights = f"{facts['weights']}: {facts.pop('licence')}"
         digest = folder.claim(config, facts, note or {})
         setup = WorkerSetup(str(folder.root), config, digest, compute_device(config))
         client.register_plugin(setup)
@@ -113,7 +115,7 @@ def segment(
         errors = _collect_errors(folder, [s.slide_id for s in slides])
         write_slides_table(ordered, folder.root / "slides.parquet")
         write_errors_table(errors, folder.root / "errors.parquet")
-    return RunSummary(folder.root, ordered, errors, time.perf_counter() - start, progress.mm2_done, digest)
+    return RunSummary(folder.root, ordered, errors, time.perf_counter() - start, progress.mm2_done, digest, weights)
 
 
 def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
@@ -129,7 +131,8 @@ def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunC
 
 
 def _worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
-    return WorkerContext(RunFolder(Path(folder)), config, "", device).facts()
+    context = WorkerContext(RunFolder(Path(folder)), config, "", device)
+    return {**context.facts(), "licence": context.model.licence}
 
 
 def _prepare_task(slide: SlideInput, setup: str, mpp_model: float, stain_method: str) -> PrepareDone | str:
