@@ -1,9 +1,9 @@
 """Does a worker's memory grow with the number of slides it has done?
 
-    python -m benchmarks.memory [--slides 50]
+    python -m benchmarks.memory [--slides 100]
 
 One process segments many small slides, as a worker does, and the memory that it holds is read after each. The slope is fitted
-by least squares after a warm-up of a fifth of the slides. Peak memory (VmHWM) is reported too.
+by least squares over the second half, when windows of every size have been met. Peak memory (VmHWM) is reported too.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def peak_bytes() -> int:
 def measure(n_slides: int) -> dict[str, Any]:
     start = time.process_time()
     curve = resident_curve(n_slides)
-    warm_up = n_slides // 5
+    warm_up = n_slides // 2  # by then windows of every size have been met
     return {
         "slides": n_slides,
         "warm_up_slides": warm_up,
@@ -108,7 +108,7 @@ def measure(n_slides: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--slides", type=int, default=50)
+    parser.add_argument("--slides", type=int, default=100)
     parser.add_argument("--dry", action="store_true", help="print only")
     args = parser.parse_args()
     result = measure(args.slides)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections import OrderedDict
 from typing import TYPE_CHECKING
 
@@ -45,6 +46,8 @@ class WorkerContext:
             from wsiseg.predict import load_model, tune_malloc
 
             tune_malloc()
+            # oneDNN keeps compiled kernels for every size of window it has met, 1024 of them if let: memory grew for long
+            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
             self._model = load_model(self.config.predict, self.device)
         return self._model
 

@@ -105,6 +105,8 @@ def overlay_png(
         raise InputError(f"Slide {slide_id} has no polygon table in {run}: {row.get('error') or 'not finished yet'}.")
     if region is None:
         region = densest_region(table, 1600, 1000)
+        x, y = (max(0, min(v, row[side] - n)) for v, side, n in ((region.x, "width_px", 1600), (region.y, "height_px", 1000)))
+        region = Box(x, y, region.w, region.h)  # no white margin where the slide ends
     if region.w <= 0 or region.h <= 0:
         raise InputError(f"Expected --region x,y,w,h with w and h above 0 level-0 px, got {region.w} x {region.h}.")
     if region.x1 <= 0 or region.y1 <= 0 or region.x >= row["width_px"] or region.y >= row["height_px"]:
