@@ -19,14 +19,13 @@ __all__ = ["Engine", "Precision", "device_report", "resolve_engine", "resolve_pr
 Precision = Literal["fp32", "bf16"]
 Engine = Literal["eager", "inductor"]
 
-_WORTH = 1.15  # bf16 changes one mask pixel in 3,000: it must be faster by more than noise
-
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: str) -> Precision:
     """Return the precision to compute in.
 
-    ``auto`` is bf16 on a CPU with native bf16 arithmetic (AMX or AVX512_BF16) where a short timing confirms that it pays (in
-    emulation it is up to 12 times slower), and on a GPU that has it; else fp32.
+    ``auto`` is bf16 on a CPU with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower), and on
+    a GPU that has it; else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however
+    busy it is. ``wsiseg doctor`` shows the gain.
 
     Raises
     ------
@@ -40,7 +39,7 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: str) -> P
             return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         return wanted
     if wanted == "auto":
-        return "bf16" if _native_bf16() and _bf16_gain() >= _WORTH else "fp32"
+        return "bf16" if _native_bf16() else "fp32"
     return wanted
 
 
