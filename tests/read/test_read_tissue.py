@@ -136,7 +136,7 @@ def test_fraction_cuts_mask_pixels_and_knows_the_scale():
 
 
 def test_png_round_trip(tmp_path):
-    tissue = TissueMask(np.random.default_rng(1).integers(0, 2, (37, 53), np.uint8), 31.995151515, 32.1, 3.5, -1.0)
+    tissue = TissueMask(np.random.default_rng(1).integers(0, 2, (25, 50), np.uint8), 15.995151515, 16.1, 3.5, -1.0)
     (tmp_path / "m.png").write_bytes(tissue.to_png())
     assert tissue.to_png() == tissue.to_png()
     for back in (
@@ -146,6 +146,14 @@ def test_png_round_trip(tmp_path):
     ):
         np.testing.assert_array_equal(back.mask, tissue.mask)
         assert (back.px_w, back.px_h, back.x0, back.y0) == (tissue.px_w, tissue.px_h, tissue.x0, tissue.y0)
+
+
+def test_a_mask_written_for_another_slide_is_refused(tmp_path):
+    (tmp_path / "m.png").write_bytes(fit_tissue(open_slide(CMU)).to_png())
+    with pytest.raises(FormatError, match=r"about 22\d\d x 29\d\d px, but slide s is 800 x 400 px"):
+        tissue_from_file(tmp_path / "m.png", META)
+    meta = open_slide(CMU).meta
+    assert tissue_from_file(tmp_path / "m.png", meta).mask.any()
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA"])

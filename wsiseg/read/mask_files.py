@@ -36,7 +36,7 @@ def tissue_from_file(path: str | Path, meta: SlideMeta) -> TissueMask:
     Raises
     ------
     FormatError
-        Neither; or a GeoJSON without polygons, or wholly outside the slide.
+        Neither; a mask of another slide, by its size; or a GeoJSON without polygons, or wholly outside the slide.
     """
     try:
         data = Path(path).read_bytes()
@@ -55,7 +55,7 @@ def _from_png(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
     try:
         with Image.open(io.BytesIO(data)) as image:
             if any(str(key).startswith("wsiseg:") for key in image.info):
-                return TissueMask.load(data)
+                return _own_mask(TissueMask.load(data), path, meta)
             pixels = np.asarray(image if image.mode in ("1", "L", "I", "I;16") else image.convert("RGBA"))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
         raise FormatError(f"tissue mask {path}: not a readable PNG: {err}") from err
@@ -70,6 +70,18 @@ def _from_png(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
             "Is it another slide's mask, or a crop?"
         )
     return TissueMask(found.astype(np.uint8), meta.width_px / w, meta.height_px / h)
+
+
+def _own_mask(tissue: TissueMask, path: str | Path, meta: SlideMeta) -> TissueMask:
+    """Return a mask that wsiseg wrote, after checking that it ends where the slide does (to a mask px)."""
+    h, w = tissue.mask.shape
+    right, bottom = tissue.x0 + w * tissue.px_w, tissue.y0 + h * tissue.px_h
+    if abs(right - meta.width_px) > tissue.px_w or abs(bottom - meta.height_px) > tissue.px_h:
+        raise FormatError(
+            f"tissue mask {path}: made for a slide of about {right:.0f} x {bottom:.0f} px, but slide {meta.slide_id} is "
+            f"{meta.width_px} x {meta.height_px} px. Is it another slide's mask?"
+        )
+    return tissue
 
 
 def _from_geojson(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
