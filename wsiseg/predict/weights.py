@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from safetensors.torch import save as encode
 
 from wsiseg.errors import WeightsError
 from wsiseg.predict.nets import NETS, UNet, build_net
+from wsiseg.tables import atomic_write_bytes
 
 __all__ = ["DEFAULT_WEIGHTS", "SHIPPED_DIR", "as_stored", "load_weights", "save_weights", "weights_path"]
 
@@ -103,8 +103,8 @@ def save_weights(net: UNet, net_name: str, card: dict[str, Any], path: Path) -> 
     whole = {**card, "net": net_name, "sha256": hashlib.sha256(raw).hexdigest()}
     _check_card(whole, path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, raw)
-    _write_whole(path.with_suffix(".json"), (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
+    atomic_write_bytes(path, raw)
+    atomic_write_bytes(path.with_suffix(".json"), (json.dumps(whole, indent=2, ensure_ascii=False) + "\n").encode())
     return whole
 
 
@@ -134,12 +134,3 @@ def _check_card(card: object, path: Path) -> None:
             raise WeightsError(f"The card {path}: field {field!r} is missing or of the wrong type, got {card.get(field)!r}.")
     if card["net"] not in NETS:
         raise WeightsError(f"The card {path} names the network {card['net']!r}. Expected one of {sorted(NETS)}.")
-
-
-def _write_whole(path: Path, raw: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
