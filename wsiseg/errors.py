@@ -39,7 +39,13 @@ __all__ = [
     "TileReadError",
     "WeightsError",
     "WsisegError",
+    "one_line",
 ]
+
+
+def one_line(err: BaseException) -> str:
+    """Return an error's kind and message in one line, for tables and logs."""
+    return " ".join(f"{type(err).__name__}: {err}".split())
 
 
 class WsisegError(Exception):

@@ -16,7 +16,7 @@ from distributed import Client, as_completed
 from distributed.client import Future
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import WsisegError
+from wsiseg.errors import WsisegError, one_line
 from wsiseg.log import log
 from wsiseg.run.cluster import WorkerSetup, connect, worker_context
 from wsiseg.run.context import WorkerContext, compute_device
@@ -144,7 +144,7 @@ def _prepare_task(slide: SlideInput, setup: str, mpp_model: float, stain_method:
             return PrepareDone(slide.slide_id, row=row)
         job = prepare_slide(slide, context.folder, context.config, mpp_model, stain_method)
     except (WsisegError, OSError) as err:
-        return " ".join(f"{type(err).__name__}: {err}".split())
+        return one_line(err)
     todo, decided = tiles_to_do(job, context)
     mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
     return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note)
@@ -158,7 +158,7 @@ def _finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> 
     try:
         return finish_slide(slide_id, failed, worker_context(setup))
     except (WsisegError, OSError) as err:
-        return " ".join(f"{type(err).__name__}: {err}".split())
+        return one_line(err)
 
 
 class _Run:
@@ -216,7 +216,7 @@ class _Run:
     def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
         error = future.exception()
         result: Any = None if error is not None else future.result()
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500] if error is not None else ""
+        reason = one_line(error)[:500] if error is not None else ""
         if task.kind == "tile":
             self._take_tile(task, result, reason, feeder)
         elif task.kind == "prepare":

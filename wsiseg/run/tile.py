@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 
 from wsiseg.backend import to_device
+from wsiseg.errors import one_line
 from wsiseg.log import log
 from wsiseg.normalize import normalize
 from wsiseg.read import read_working, tissue_window
@@ -45,7 +47,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     rgb = to_device(normalize(rgb, job.stain), context.device)
     clock.lap("normalize")
     tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
-    prob = predict(model, rgb, box, tile.read, wanted=tissue)
+    prob = predict(model, rgb, box, tile.read, wanted=to_device(tissue, context.device))
     clock.lap("predict")
     instances = separate(prob, context.separate_params(job.mpp_working))
     clock.lap("separate")
@@ -65,8 +67,5 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
     except Exception as err:  # noqa: BLE001 - the one place of the package: a tile never stops a run
         log.exception("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt)
         context.forget(tile.slide_id)  # a reader may be left in an error state: open it anew
-        reason = " ".join(f"{type(err).__name__}: {err}".split())[:500]
-        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, reason, attempt)
-    if attempt == 1:
-        return outcome
-    return TileOutcome(outcome.slide_id, outcome.tile_id, outcome.status, outcome.n_nuclei, outcome.seconds, "", attempt)
+        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(err)[:500], attempt)
+    return dataclasses.replace(outcome, attempts=attempt)
