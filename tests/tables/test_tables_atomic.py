@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from wsiseg.tables import atomic_path, atomic_write_bytes, sweep_partials
+from wsiseg.tables import atomic_create_bytes, atomic_path, atomic_write_bytes, sweep_partials
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +34,8 @@ def test_temporary_stands_in_the_same_folder_and_is_recognizable(tmp_path: Path)
     with atomic_path(tmp_path / "a.bin") as partial:
         partial.write_bytes(b"x")
         assert partial.parent == tmp_path
-        assert partial.name == f".a.bin.{os.getpid()}.partial"
+        assert partial.name.startswith(f".a.bin.{os.getpid()}-")
+        assert partial.name.endswith(".partial")
         assert not (tmp_path / "a.bin").exists()
 
 
@@ -131,3 +132,25 @@ def test_size_limit_of_the_process_leaves_nothing(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, preexec_fn=limit, check=False)
     assert done.returncode == errno.EFBIG
     assert names(tmp_path) == []
+
+
+def test_of_many_makers_exactly_one_makes_it(tmp_path: Path) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    target = tmp_path / "run.json"
+    texts = [f"{k} ".encode() * 5000 for k in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        made = list(pool.map(lambda text: atomic_create_bytes(target, text), texts))
+    assert sum(made) == 1
+    assert target.read_bytes() == texts[made.index(True)]
+    assert os.listdir(tmp_path) == ["run.json"]
+
+
+def test_without_hard_links_the_file_is_still_made_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert atomic_create_bytes(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a"]

@@ -26,7 +26,7 @@ from typing import Any
 from wsiseg import __version__
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, InputError, OutputInUseError, OutputMismatchError
-from wsiseg.tables import atomic_write_bytes
+from wsiseg.tables import atomic_create_bytes, atomic_write_bytes
 
 __all__ = ["RunFolder"]
 
@@ -119,25 +119,39 @@ class RunFolder:
         }
         if old is not None:
             record["created"] = old.get("created", record.get("created"))
-        atomic_write_bytes(self.run_json, json.dumps(record, indent=1, sort_keys=True, default=str).encode())
+        text = json.dumps(record, indent=1, sort_keys=True, default=str).encode()
+        if old is not None:
+            atomic_write_bytes(self.run_json, text)
+        elif not atomic_create_bytes(self.run_json, text):  # another shard was quicker: its settings count
+            return self.claim(config, facts, note)
         return digest
 
     @contextlib.contextmanager
-    def exclusive(self) -> Iterator[None]:
+    def exclusive(self, shard: str = "") -> Iterator[None]:
         """Hold the folder for one client; a second one raises ``OutputInUseError``, a folder that cannot be ``InputError``.
 
-        An advisory lock on an open file: the kernel drops it when the process dies, so a killed run leaves nothing stale.
+        Shards (``shard``: such as ``3-of-8``) hold it together, each its own name for itself; a run without shards, or a merge,
+        only gets it when no shard lives. Advisory locks on open files: the kernel drops them when the process dies, so a killed
+        run leaves nothing stale.
         """
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._locked(".in-use", fcntl.LOCK_SH if shard else fcntl.LOCK_EX))
+            if shard:
+                held.enter_context(self._locked(f".in-use-{shard}", fcntl.LOCK_EX))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, kind: int) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / ".in-use", os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(self.root / name, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as err:
             raise InputError(
                 f"Run folder {self.root} cannot be written to: {err.strerror or err}. Choose another --out."
             ) from err
         try:
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
             except BlockingIOError as err:
                 raise OutputInUseError(
                     f"Another wsiseg run is writing to {self.root}. Wait for it, stop it, or choose another --out."

@@ -4,13 +4,14 @@ Nothing here loads pyarrow until a table is really touched, so that the pixel st
 """
 
 from wsiseg.tables.arrow import arrow_schema, read_table_meta
-from wsiseg.tables.atomic import atomic_path, atomic_write_bytes, sweep_partials
+from wsiseg.tables.atomic import atomic_create_bytes, atomic_path, atomic_write_bytes, sweep_partials
 from wsiseg.tables.geo import geo_metadata, wkb_polygons, wkb_rings
 from wsiseg.tables.hilbert import hilbert_key
 from wsiseg.tables.nuclei import read_nuclei
 
 __all__ = [
     "arrow_schema",
+    "atomic_create_bytes",
     "atomic_path",
     "atomic_write_bytes",
     "geo_metadata",

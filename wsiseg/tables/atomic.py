@@ -5,15 +5,19 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_path", "atomic_write_bytes", "sweep_partials"]
+__all__ = ["atomic_create_bytes", "atomic_path", "atomic_write_bytes", "sweep_partials"]
 
 PARTIAL_SUFFIX = ".partial"
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
 """What file systems without a sync of folders (some network mounts) answer; the rename itself is still atomic there."""
+
+_NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
+"""What file systems without hard links answer."""
 
 
 @contextlib.contextmanager
@@ -28,7 +32,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Yields
     ------
     Path
-        ``.<name>.<pid>.partial`` in the same folder, for the block to write.
+        ``.<name>.<pid>-<random>.partial`` in the same folder, for the block to write.
 
     Raises
     ------
@@ -36,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         As the system gave it (disk full, read-only, ...); ``path`` is then what it was before.
     """
     final = Path(path)
-    partial = final.with_name(f".{final.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    partial = _partial_of(final)
     try:
         yield partial
         _sync_file(partial)
@@ -53,6 +57,32 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -
         stream.write(data)
 
 
+def atomic_create_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> bool:
+    """Write ``data`` to ``path`` unless there is such a file; return whether this call made it.
+
+    Of several processes, on several hosts too, exactly one makes it, complete (a hard link cannot be made over a file). Where
+    the file system has no hard links the last one wins. Raises ``OSError`` as the system gave it.
+    """
+    final = Path(path)
+    partial = _partial_of(final)
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+        _sync_file(partial)
+        os.link(partial, final)
+    except FileExistsError:
+        return False
+    except OSError as err:
+        if err.errno not in _NO_HARD_LINKS:
+            raise
+        os.replace(partial, final)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+    _sync_folder(final.parent)
+    return True
+
+
 def sweep_partials(folder: str | os.PathLike[str]) -> int:
     """Remove temporary files that killed writers left in ``folder`` or below; return how many.
 
@@ -62,6 +92,11 @@ def sweep_partials(folder: str | os.PathLike[str]) -> int:
     for partial in stale:
         partial.unlink(missing_ok=True)
     return len(stale)
+
+
+def _partial_of(final: Path) -> Path:
+    # a number of the process alone would not do: processes of two hosts, of two containers even more so, share numbers
+    return final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(3)}{PARTIAL_SUFFIX}")
 
 
 def _sync_file(path: Path) -> None:
