@@ -54,7 +54,8 @@ class ReadConfig:
         A slide whose mpp is within this fraction of the model's is used at its native pixels (polygons are then exact level-0
         pixel edges); beyond it, pixels are resampled to the model's mpp.
     reader
-        ``auto`` takes cuCIM's CuImage where it reads the file, else OpenSlide.
+        ``auto`` takes cuCIM's CuImage where it reads the file, else OpenSlide: equal pixels. ``cucim-gpu`` lets the GPU decode
+        JPEG where it can, whose pixels differ by a grey level or two; slides that it cannot read go to ``auto``.
     tissue_min_frac
         Tiles with less tissue than this fraction of their core are recorded as empty without being predicted.
     """
@@ -63,7 +64,7 @@ class ReadConfig:
     halo_wpx: int = 64
     mpp: float | None = None
     mpp_tolerance_frac: float = 0.10
-    reader: Literal["auto", "cucim", "openslide"] = "auto"
+    reader: Literal["auto", "cucim", "cucim-gpu", "openslide"] = "auto"
     tissue_min_frac: float = 0.0
     cache_bytes: int = _free(64 * 1024 * 1024)
 
@@ -173,9 +174,28 @@ class WriteConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """Who does the work: nothing here changes results."""
+    """Who does the work: nothing here changes results.
+
+    Attributes
+    ----------
+    device
+        ``auto``: a GPU where PyTorch and CuPy can use one, else the CPU.
+    gpus
+        Numbers of the GPUs to use, ``"0,2"``, among those that ``CUDA_VISIBLE_DEVICES`` shows; empty: all.
+    workers
+        Worker processes on the CPU; 0: one per core. On GPUs there are ``workers_per_gpu`` for each.
+    threads_per_worker
+        Tiles in work at once in a worker: one is read while another is computed and a third written. 0: one on the CPU, where
+        processes do it; on a GPU the worker's share of the cores, 16 at most.
+    device_memory_frac
+        Share of a GPU's free memory that the workers on it may take together.
+    """
 
     device: Literal["auto", "cpu", "cuda"] = _free("auto")
+    gpus: str = _free("")
+    workers_per_gpu: int = _free(1)
+    threads_per_worker: int = _free(0)
+    device_memory_frac: float = _free(0.9)
     workers: int = _free(0)
     scheduler: str = _free("")
     in_flight_per_worker: int = _free(2)
@@ -184,7 +204,22 @@ class ScheduleConfig:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         _require(self.workers >= 0, "schedule.workers", "0 (one per core) or more", self.workers)
+        numbers = [part.strip() for part in self.gpus.split(",")] if self.gpus else []
+        good = all(n.isdecimal() for n in numbers) and len(set(numbers)) == len(numbers)
+        _require(good, "schedule.gpus", "different GPU numbers with commas, such as 0,1", self.gpus)
+        _require(1 <= self.workers_per_gpu <= 16, "schedule.workers_per_gpu", "1 to 16", self.workers_per_gpu)
+        _require(0 <= self.threads_per_worker <= 64, "schedule.threads_per_worker", "0 (chosen) to 64", self.threads_per_worker)
+        _require(0 < self.device_memory_frac <= 1, "schedule.device_memory_frac", "0 to 1", self.device_memory_frac)
         _require(self.in_flight_per_worker >= 1, "schedule.in_flight_per_worker", "1 or more", self.in_flight_per_worker)
+        _require(self.task_s >= 0, "schedule.task_s", "0 s (one tile a task) or more", self.task_s)
+        _require(self.stage_gb > 0, "schedule.stage_gb", "more than 0", self.stage_gb)
+        for pair in self.path_map:
+            ok = all(side.startswith("/") for side in pair.partition("=")[::2])
+            _require(ok, "schedule.path_map", "FROM=TO, both absolute, e.g. /data=/mnt/nfs/data", pair)
+        both = not (self.scheduler and self.scheduler_file)
+        _require(both, "schedule.scheduler_file", "alone (not with schedule.scheduler)", self.scheduler_file)
+        tls = (self.tls_ca, self.tls_cert, self.tls_key)
+        _require(all(tls) or not any(tls), "schedule.tls_*", "tls_ca, tls_cert and tls_key together", tls)
         _require(self.retries >= 0, "schedule.retries", "0 or more", self.retries)
 
 
@@ -237,7 +272,7 @@ class RunConfig:
             hints = typing.get_type_hints(kind)
             for name, value in options.items():
                 _require(_fits(value, hints[name]), f"{stage}.{name}", _expected(hints[name]), value)
-            built[stage] = kind(**options)
+            built[stage] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
         return cls(**built)
 
     @classmethod
@@ -256,6 +291,8 @@ def _fits(value: object, hint: Any) -> bool:
         return any(value == v and type(value) is type(v) for v in typing.get_args(hint))
     if isinstance(hint, types.UnionType):
         return any(_fits(value, h) for h in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:  # of texts
+        return isinstance(value, list | tuple) and all(type(v) is str for v in value)
     return type(value) in ((int, float) if hint is float else (hint,))  # exactly: true is no number
 
 
@@ -265,6 +302,8 @@ def _expected(hint: Any) -> str:
         return f"one of {list(typing.get_args(hint))}"
     if isinstance(hint, types.UnionType):
         return " or ".join(_expected(h) for h in typing.get_args(hint) if h is not type(None))
+    if typing.get_origin(hint) is tuple:
+        return "a list of texts"
     return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 

@@ -11,7 +11,7 @@ import click
 
 from wsiseg.config import RunConfig
 
-__all__ = ["build_config", "segment_options", "slide_options"]
+__all__ = ["build_config", "cluster_options", "segment_options", "slide_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -27,8 +27,18 @@ _FIELDS = {
     "min_area_um2": ("separate", "min_area_um2"),
     "max_area_um2": ("separate", "max_area_um2"),
     "device": ("schedule", "device"),
+    "gpus": ("schedule", "gpus"),
+    "workers_per_gpu": ("schedule", "workers_per_gpu"),
+    "threads_per_worker": ("schedule", "threads_per_worker"),
     "workers": ("schedule", "workers"),
     "scheduler": ("schedule", "scheduler"),
+    "scheduler_file": ("schedule", "scheduler_file"),
+    "tls_ca": ("schedule", "tls_ca"),
+    "tls_cert": ("schedule", "tls_cert"),
+    "tls_key": ("schedule", "tls_key"),
+    "path_map": ("schedule", "path_map"),
+    "stage": ("schedule", "stage"),
+    "stage_gb": ("schedule", "stage_gb"),
     "retries": ("schedule", "retries"),
     "keep_parts": ("write", "keep_parts"),
 }
@@ -47,7 +57,12 @@ def slide_options(function: F) -> F:
             metavar="PATH",
             help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson.",
         ),
-        click.option("--reader", type=click.Choice(["auto", "cucim", "openslide"]), default=None, help="What decodes pixels."),
+        click.option(
+            "--reader",
+            type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),
+            default=None,
+            help="What decodes pixels.  [auto: the fastest of those with equal pixels; cucim-gpu differs by a grey level or two]",
+        ),
     ):
         function = option(function)
     return function
@@ -88,9 +103,52 @@ def segment_options(function: F) -> F:
         click.option("--min-area-um2", type=click.FloatRange(0), default=None, help="Smallest nucleus kept."),
         click.option("--max-area-um2", type=click.FloatRange(0), default=None, help="Largest nucleus kept.  [1000]"),
         click.option(
-            "--device", type=click.Choice(["auto", "cpu", "cuda"]), default=None, help="Where the network runs.  [auto]"
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default=None,
+            help="Where tiles are computed.  [auto: a GPU where PyTorch and CuPy can use one, see wsiseg doctor]",
+        ),
+        click.option("--gpus", default=None, metavar="0,1", help="Numbers of the GPUs to use.  [all]"),
+        click.option("--workers-per-gpu", type=click.IntRange(1, 16), default=None, help="Worker processes on each GPU.  [1]"),
+        click.option(
+            "--threads-per-worker",
+            type=click.IntRange(0, 64),
+            default=None,
+            help="Tiles in work at once in a worker process.  [1 on the CPU; on a GPU its share of the cores, 16 at most]",
         ),
         click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]"),
+    ):
+        function = option(function)
+    return function
+
+
+def cluster_options(function: F) -> F:
+    """Add the options of a run on more than this machine."""
+    pem = click.Path(exists=True, dir_okay=False)
+    for option in (
+        click.option(
+            "--scheduler", default="", metavar="ADDRESS", help="Dask scheduler, tcp://host:8786 or tls://host:8786.  [this machine]"
+        ),
+        click.option(
+            "--scheduler-file",
+            type=click.Path(dir_okay=False),
+            help="JSON file that 'dask scheduler --scheduler-file' wrote, instead of an address.",
+        ),
+        click.option("--tls-ca", type=pem, help="Certificate of the authority, for tls://.  [Dask's configuration]"),
+        click.option("--tls-cert", type=pem, help="This client's certificate, for tls://."),
+        click.option("--tls-key", type=pem, help="This client's key, for tls://."),
+        click.option(
+            "--path-map",
+            multiple=True,
+            metavar="FROM=TO",
+            help="Slides, masks, weights and run folder that begin with FROM here begin with TO on the workers. Repeatable.",
+        ),
+        click.option(
+            "--stage",
+            type=click.Path(file_okay=False),
+            help="Folder on the worker's own disk: slides are copied there for their time in work. A slide is copied once a host.",
+        ),
+        click.option("--stage-gb", type=click.FloatRange(0, min_open=True), default=None, help="Most that --stage holds.  [100]"),
     ):
         function = option(function)
     return function
@@ -106,7 +164,7 @@ def build_config(config_file: Path | None, options: dict[str, Any]) -> RunConfig
     """
     config = RunConfig.from_toml(config_file) if config_file else RunConfig()
     for name, value in options.items():
-        if value is None or value == "" or name not in _FIELDS:
+        if value is None or value in ("", ()) or name not in _FIELDS:
             continue
         stage, field = _FIELDS[name]
         if name == "tta":
