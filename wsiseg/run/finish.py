@@ -21,7 +21,7 @@ from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Tile, TileOutcome, TileStats
 from wsiseg.write import PartHeader, read_part_header, write_nuclei_table
 
-__all__ = ["finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
+__all__ = ["done_before", "finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
 
 
 def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str, Any] | None:
@@ -48,12 +48,20 @@ def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list
         if tile.tissue_frac <= floor:
             decided.append(TileOutcome(tile.slide_id, tile.tile_id, "empty"))
             continue
-        header = _valid_header(context, tile)
-        if header is None:
+        outcome = done_before(tile, context)
+        if outcome is None:
             todo.append(tile)
         else:
-            decided.append(TileOutcome(tile.slide_id, tile.tile_id, "done", header.n_nuclei, dict(header.seconds)))
+            decided.append(outcome)
     return todo, decided
+
+
+def done_before(tile: Tile, context: WorkerContext) -> TileOutcome | None:
+    """Return the outcome of a tile whose part file is there and of this run, else None."""
+    header = _valid_header(context, tile)
+    if header is None:
+        return None
+    return TileOutcome(tile.slide_id, tile.tile_id, "done", header.n_nuclei, dict(header.seconds))
 
 
 def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
