@@ -189,6 +189,11 @@ class ScheduleConfig:
         processes do it; on a GPU the worker's share of the cores, 16 at most.
     device_memory_frac
         Share of a GPU's free memory that the workers on it may take together.
+    tile_timeout_s
+        Most seconds for one tile (or for opening or finishing one slide): a worker that hangs longer is ended and replaced, and
+        the tile tried again; 0: no limit.
+    metrics_file
+        Counters in Prometheus' text format are kept here, for its node exporter.
     """
 
     device: Literal["auto", "cpu", "cuda"] = _free("auto")
@@ -200,6 +205,8 @@ class ScheduleConfig:
     scheduler: str = _free("")
     in_flight_per_worker: int = _free(2)
     retries: int = _free(2)
+    tile_timeout_s: float = _free(1800.0)
+    metrics_file: str = _free("")
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -221,6 +228,7 @@ class ScheduleConfig:
         tls = (self.tls_ca, self.tls_cert, self.tls_key)
         _require(all(tls) or not any(tls), "schedule.tls_*", "tls_ca, tls_cert and tls_key together", tls)
         _require(self.retries >= 0, "schedule.retries", "0 or more", self.retries)
+        _require(self.tile_timeout_s >= 0, "schedule.tile_timeout_s", "0 s (no limit) or more", self.tile_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)
