@@ -97,3 +97,19 @@ def test_no_patient_is_on_both_sides() -> None:
         assert held_out == VALIDATION_GROUPS[dataset]
         assert not held_out & {s.group for s in mine if not s.validation}
         assert 0.1 < np.mean([s.validation for s in mine]) < 0.35
+
+
+def test_stated_groups_and_organs_go_before_ids(tmp_path: Path) -> None:
+    facts = {
+        "group_per_image": {"s_1": "patient A", "s_2": "patient A", "TCGA-A7-A13F-01Z": "TCGA-A7-A13F"},
+        "organ_per_image": {"s_1": "liver"},
+        "organs": ["kidney"],
+    }
+    write_set(tmp_path, "stated", ["s_1", "s_2", "s_3", "TCGA-A7-A13F-01Z"], facts)
+    samples = list_samples(tmp_path, ("stated",))
+    assert [s.group for s in samples] == ["A7-A13F", "patient A", "patient A", "s_3"]
+    assert [s.organ for s in samples] == ["kidney", "liver", "kidney", "kidney"]
+    write_set(tmp_path, "monuseg", ["TCGA-A7-A13F-01Z", "TCGA-A7-A13E-01Z"], facts)
+    assert [s.validation for s in list_samples(tmp_path, ("monuseg",))] == [False, True], "held out however it was converted"
+    with pytest.raises(FormatError, match="patient"):
+        group_of("monuseg", "tile_7")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wsiseg.train.augment import AugmentConfig
 from wsiseg.train.batches import Batch, PatchSource
-from wsiseg.train.data import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample
+from wsiseg.train.data import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample, store_patches
 from wsiseg.train.loop import LoopConfig, fit, learning_rate_factor
 from wsiseg.train.losses import LossConfig, two_head_loss
 from wsiseg.train.targets import CenterKind, make_targets
@@ -28,5 +28,6 @@ __all__ = [
     "list_samples",
     "load_sample",
     "make_targets",
+    "store_patches",
     "two_head_loss",
 ]
