@@ -9,6 +9,8 @@
     RUN/slides.parquet, slides.csv   one row a slide
     RUN/errors.parquet               what failed and why
     RUN/parts/<slide_id>/            tiles done so far; removed when the slide is complete
+    RUN/workers/                     what each worker is at (see ``wsiseg.run.presence``)
+    RUN/inputs.jsonl, log.jsonl, progress/   what the run tells of itself (see ``wsiseg.run.watch``)
 """
 
 from __future__ import annotations
@@ -60,6 +62,16 @@ class RunFolder:
     def part(self, slide_id: str, tile_id: int) -> Path:
         """Return the part file of one tile."""
         return self.parts(slide_id) / f"{tile_id:06d}.parquet"
+
+    @property
+    def workers(self) -> Path:
+        """Return the folder in which workers say what they are at."""
+        return self.root / "workers"
+
+    @property
+    def inputs(self) -> Path:
+        """Return the list of all slides that this run was asked for."""
+        return self.root / "inputs.jsonl"
 
     @property
     def run_json(self) -> Path:
