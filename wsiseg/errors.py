@@ -11,6 +11,7 @@
     |  |- ManifestError            a manifest row or column is unusable
     |  |- ConfigError              an option has an impossible value
     |  `- FormatError              a table, label image or GeoJSON is not what it claims
+    |- SchedulerLostError          the Dask scheduler is gone and did not come back
     |- TileReadError               pixels of one tile could not be decoded
     |- OutputMismatchError         the output folder was made by another config
     |- OutputInUseError            another live run writes to the same folder
@@ -34,6 +35,7 @@ __all__ = [
     "MissingMppError",
     "OutputInUseError",
     "OutputMismatchError",
+    "SchedulerLostError",
     "SlideOpenError",
     "TileComputeError",
     "TileReadError",
@@ -94,6 +96,10 @@ class OutputMismatchError(WsisegError):
 
 class OutputInUseError(WsisegError):
     """Another live run writes to the same output folder."""
+
+
+class SchedulerLostError(WsisegError):
+    """The Dask scheduler is gone and did not come back."""
 
 
 class WeightsError(WsisegError):
