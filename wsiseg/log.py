@@ -1,10 +1,50 @@
-"""One logger for the package; the CLI decides where it goes."""
+"""One logger for the package, and a run's own log as lines of JSON; the CLI decides what a person sees."""
 
 from __future__ import annotations
 
+import contextlib
+import datetime
+import json
 import logging
+import os
+from pathlib import Path
+from typing import Any
 
-__all__ = ["log"]
+__all__ = ["EventLog", "log"]
 
 log = logging.getLogger("wsiseg")
 log.addHandler(logging.NullHandler())
+
+MAX_LOG_BYTES = 16 * 2**20
+"""A log longer than this becomes ``<name>.1``, which replaces an older one: a run's logs never take more than twice as much."""
+
+
+class EventLog(logging.Handler):
+    """A file of one JSON object a line: ``time`` (UTC, for people), ``level``, ``event`` and the event's own fields.
+
+    As a handler of ``log`` it also takes the package's warnings and errors (event ``message``). Lines are appended whole, so
+    two writers never mix. A log that cannot be written (disk full) never stops what it tells of.
+    """
+
+    def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:
+        super().__init__(logging.WARNING)
+        self.path = path
+        self._max_bytes = max_bytes
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one of the logger's records."""
+        self.event("message", level=record.levelname.lower(), text=record.getMessage())
+
+    def event(self, event: str, *, level: str = "info", **fields: Any) -> None:
+        """Append one line."""
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "level": level, "event": event, **fields}, default=str) + "\n"
+        with contextlib.suppress(OSError):
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            try:
+                os.write(handle, line.encode())
+                full = os.fstat(handle).st_size > self._max_bytes
+            finally:
+                os.close(handle)
+            if full:
+                os.replace(self.path, self.path.with_name(f"{self.path.name}.1"))

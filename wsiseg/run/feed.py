@@ -1,12 +1,13 @@
 """Which task next: a plain state machine over slides and tiles that knows nothing of Dask.
 
 A slide is prepared (constants, list of tiles to do), its tiles run in any order, then it is finished. The feeder keeps a
-bounded number of tasks in the air, prepares the next slide before the current one runs dry, and gives a failed tile
-a few more tries.
+bounded number of tasks in the air, hands out short tiles several at once, prepares so many slides ahead that no worker waits
+for one, and gives a failed tile a few more tries.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,12 +18,18 @@ from wsiseg.types import Tile, TileOutcome
 
 __all__ = ["Feeder", "PrepareDone", "Task"]
 
-TaskKind = Literal["prepare", "tile", "finish"]
+TaskKind = Literal["prepare", "tiles", "finish"]
+
+MOST_TILES = 64
+"""Tiles in one task at most: what a dying worker may have to do again stays small."""
+
+FIRST_GUESS_TILES = 8
+"""Tiles that a slide is taken to have before the first one is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing to run: ``payload`` is a SlideInput, a (Tile, attempt) pair, or a (slide_id, failed outcomes) pair."""
+    """One thing to run: ``payload`` is a SlideInput, (Tile, attempt) pairs, or a (slide_id, failed outcomes) pair."""
 
     kind: TaskKind
     slide_id: str
@@ -39,51 +46,70 @@ class PrepareDone:
     decided: tuple[TileOutcome, ...] = ()
     mm2_todo: float = 0.0
     note: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(slots=True)
 class _Open:
-    """A slide in work."""
+    """A slide in work: tiles to hand out, those to hand out alone, and how many are out."""
 
     waiting: deque[tuple[Tile, int]]
+    alone: deque[tuple[Tile, int]] = field(default_factory=deque)
     running: int = 0
     failed: list[TileOutcome] = field(default_factory=list)
 
 
 class Feeder:
-    """Hands out tasks and takes their results."""
+    """Hands out tasks and takes their results.
 
-    def __init__(self, slides: Iterable[SlideInput], *, limit: int, retries: int) -> None:
+    ``limit`` is the most tasks in the air and may be changed at any time; ``in_flight`` says how many of them a worker has;
+    tiles are batched until a task takes about ``task_s`` seconds (0: one tile a task).
+    """
+
+    def __init__(
+        self, slides: Iterable[SlideInput], *, limit: int, retries: int, in_flight: int = 2, task_s: float = 0.0
+    ) -> None:
         self._slides = deque(slides)
-        self._limit = max(1, limit)
+        self.limit = limit
         self._retries = retries
+        self._in_flight = in_flight
+        self._task_s = task_s
         self._open: dict[str, _Open] = {}
         self._finish: deque[Task] = deque()
         self._preparing = 0
         self._running = 0
+        self._waiting = 0
+        self._tile_s = _Mean()
+        self._prepare_s = _Mean()
+        self._slide_tiles = _Mean(FIRST_GUESS_TILES)
 
     def done(self) -> bool:
         """Return whether nothing is left to hand out or to wait for."""
         return not (self._slides or self._open or self._finish or self._running)
 
+    def upcoming(self) -> SlideInput | None:
+        """Return the slide that is prepared next, if there is one."""
+        return self._slides[0] if self._slides else None
+
     def next_task(self) -> Task | None:
         """Return the next task, or None while enough is in the air."""
-        if self._running >= self._limit:
+        if self._running >= max(1, self.limit):
             return None
         if self._finish:
             self._running += 1
             return self._finish.popleft()
-        waiting = sum(len(o.waiting) for o in self._open.values())
-        if self._slides and waiting + self._preparing * 8 < self._limit:
+        if self._slides and self._expected() < self._wanted() and self._preparing < max(1, self.limit // self._in_flight):
             slide = self._slides.popleft()
             self._preparing += 1
             self._running += 1
             return Task("prepare", slide.slide_id, slide)
         for slide_id, state in self._open.items():
-            if state.waiting:
-                state.running += 1
+            if state.alone or state.waiting:
+                batch = self._batch(state)
+                state.running += len(batch)
+                self._waiting -= len(batch)
                 self._running += 1
-                return Task("tile", slide_id, state.waiting.popleft())
+                return Task("tiles", slide_id, batch)
         return None
 
     def prepared(self, result: PrepareDone) -> None:
@@ -91,7 +117,10 @@ class Feeder:
         self._running -= 1
         self._preparing -= 1
         if result.row is None:
+            self._prepare_s.add(result.seconds)
+            self._slide_tiles.add(len(result.todo))
             self._open[result.slide_id] = _Open(deque((t, 1) for t in result.todo))
+            self._waiting += len(result.todo)
             self._maybe_finish(result.slide_id)
 
     def prepare_failed(self) -> None:
@@ -99,25 +128,70 @@ class Feeder:
         self._running -= 1
         self._preparing -= 1
 
-    def tile_done(self, tile: Tile, outcome: TileOutcome) -> bool:
-        """Take a tile's outcome; return False where it will be tried again."""
+    def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome]) -> list[bool]:
+        """Take the outcomes of a tiles task, in its order; return for each False where the tile will be tried again."""
         self._running -= 1
-        state = self._open[tile.slide_id]
-        state.running -= 1
-        final = outcome.status != "failed" or outcome.attempts > self._retries
-        if not final:
-            state.waiting.append((tile, outcome.attempts + 1))
-        elif outcome.status == "failed":
-            state.failed.append(outcome)
-        self._maybe_finish(tile.slide_id)
+        state = self._open[task.slide_id]
+        final = []
+        for (tile, _), outcome in zip(task.payload, outcomes, strict=True):
+            state.running -= 1
+            self._tile_s.add(sum(outcome.seconds.values()))
+            final.append(outcome.status != "failed" or outcome.attempts > self._retries)
+            if not final[-1]:
+                state.alone.append((tile, outcome.attempts + 1))
+                self._waiting += 1
+            elif outcome.status == "failed":
+                state.failed.append(outcome)
+        self._maybe_finish(task.slide_id)
         return final
+
+    def batch_lost(self, task: Task) -> None:
+        """Take the loss of a tiles task without outcomes: its tiles are handed out again one by one, to find the guilty one."""
+        self._running -= 1
+        state = self._open[task.slide_id]
+        state.running -= len(task.payload)
+        state.alone.extend(task.payload)
+        self._waiting += len(task.payload)
 
     def finished(self) -> None:
         """Take the end of a finish task."""
         self._running -= 1
 
+    def _batch(self, state: _Open) -> tuple[tuple[Tile, int], ...]:
+        if state.alone:
+            return (state.alone.popleft(),)
+        n = 1
+        if self._tile_s.value > 0:
+            n = min(MOST_TILES, math.ceil(self._task_s / self._tile_s.value))
+        if not self._slides and not self._preparing:  # the last tiles of a run are shared by all
+            n = min(n, self._waiting // max(1, self.limit))
+        return tuple(state.waiting.popleft() for _ in range(min(max(1, n), len(state.waiting))))
+
+    def _expected(self) -> float:
+        return self._waiting + self._preparing * max(1.0, self._slide_tiles.value)
+
+    def _wanted(self) -> float:
+        """Return how many tiles must be at hand: a task for all, and what they do while the next slide is being prepared."""
+        if self._tile_s.value <= 0:
+            return self.limit
+        per_worker = max(1.0, self._task_s / self._tile_s.value) * self._in_flight + self._prepare_s.value / self._tile_s.value
+        return per_worker * self.limit / self._in_flight
+
     def _maybe_finish(self, slide_id: str) -> None:
         state = self._open[slide_id]
-        if not state.waiting and not state.running:
+        if not state.waiting and not state.alone and not state.running:
             del self._open[slide_id]
             self._finish.append(Task("finish", slide_id, (slide_id, tuple(state.failed))))
+
+
+class _Mean:
+    """A mean in which what came lately counts more."""
+
+    def __init__(self, first: float = 0.0) -> None:
+        self.value = first
+        self._n = 0
+
+    def add(self, value: float) -> None:
+        """Take one more value."""
+        self._n += 1
+        self.value += (value - self.value) / min(self._n, 100)

@@ -1,0 +1,164 @@
+"""What every worker is at, on disk, and a deadline that also ends a hang inside a C library.
+
+A worker overwrites one small file in place, ``RUN/workers/<id>.json``, when it begins and ends something. If it dies the file
+stays and names what it died in, so that what merely waited in the same worker is not blamed. No fsync: the file outlives its
+process, and where the whole host dies with it nobody is blamed.
+
+A hang inside OpenSlide or a network mount cannot be interrupted from Python, not even by a thread of it where the library holds
+the interpreter's lock. ``faulthandler`` watches from a thread in C, writes where every thread stands, and ends the process; the
+worker's nanny starts another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import json
+import os
+import platform
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Death", "Presence", "deaths", "read_workers", "sweep_workers"]
+
+_PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
+
+
+@dataclass(frozen=True, slots=True)
+class Death:
+    """A worker that died at something: ``what`` is (kind, slide id, tile id), ``reason`` says how, in one line."""
+
+    what: tuple[str, str, int]
+    reason: str
+
+
+class Presence:
+    """One worker's file and its deadline.
+
+    Parameters
+    ----------
+    folder
+        ``RUN/workers``; made if missing.
+    worker_id
+        Unique to this start of the worker.
+    timeout_s
+        Most seconds that one thing may take before the process ends itself; 0: no limit.
+    """
+
+    def __init__(self, folder: Path, worker_id: str, timeout_s: float = 0.0) -> None:
+        name = "".join(c if c.isalnum() or c in "-_" else "-" for c in worker_id)
+        self.path = folder / f"{name}.json"
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._at: dict[int, tuple[float, dict[str, Any]]] = {}  # by thread: when it must end, and what it is
+        self._done = 0
+        self._file = self._trace = -1
+        with contextlib.suppress(OSError):  # a full or read-only disk: the tile's own writing says so better
+            folder.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+            self._trace = os.open(self.path.with_suffix(".trace"), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+        self._note()
+
+    @contextlib.contextmanager
+    def busy(self, task: str, kind: str, slide_id: str, tile_id: int = -1) -> Iterator[None]:
+        """Say what this thread is at while the block runs; past the deadline the process ends."""
+        me = threading.get_ident()
+        entry = {"task": task, "kind": kind, "slide_id": slide_id, "tile_id": tile_id}
+        with self._lock:
+            self._at[me] = (time.monotonic() + self._timeout_s, entry)
+            self._note()
+            self._watch()
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._at[me]
+                self._done += kind == "tile"
+                self._note()
+                self._watch()
+
+    def close(self) -> None:
+        """Take the files away: this worker ended well."""
+        with self._lock:
+            if self._timeout_s and self._at:
+                faulthandler.cancel_dump_traceback_later()
+            for handle in (self._file, self._trace):
+                if handle >= 0:
+                    os.close(handle)
+            self._file = self._trace = -1
+            for path in (self.path, self.path.with_suffix(".trace")):
+                with contextlib.suppress(OSError):
+                    path.unlink()
+
+    def _note(self) -> None:
+        if self._file < 0:
+            return
+        record = {
+            "host": platform.node(),
+            "pid": os.getpid(),
+            "tiles_done": self._done,
+            "timeout_s": self._timeout_s,
+            "at": [entry for _, entry in self._at.values()],
+        }
+        data = json.dumps(record).encode()
+        with contextlib.suppress(OSError):
+            os.pwrite(self._file, data.ljust(os.fstat(self._file).st_size or 512), 0)
+
+    def _watch(self) -> None:
+        """Set the one timer of the process to the first deadline."""
+        if not self._timeout_s:
+            return
+        if not self._at:
+            faulthandler.cancel_dump_traceback_later()
+            return
+        left_s = min(end for end, _ in self._at.values()) - time.monotonic()
+        faulthandler.dump_traceback_later(max(0.01, left_s), exit=True, file=self._trace if self._trace >= 0 else 2)
+
+
+def read_workers(folder: Path) -> list[dict[str, Any]]:
+    """Return what the workers' files say, each with ``id``; files that are half written or gone are left out."""
+    found: list[dict[str, Any]] = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found.append({**record, "id": path.stem, "at": list(record["at"])})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return found
+
+
+def deaths(folder: Path, task: str) -> list[Death]:
+    """Return what workers were really at in ``task`` when they died. Call it for a task whose workers are known to be dead."""
+    found: list[Death] = []
+    for record in read_workers(folder):
+        for entry in record["at"]:
+            if entry.get("task") == task:
+                what = (str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"]))
+                found.append(Death(what, _reason(folder / f"{record['id']}.trace", record)))
+    return found
+
+
+def _reason(trace: Path, record: dict[str, Any]) -> str:
+    where = f"worker process {record['pid']} on {record['host']}"
+    try:
+        text = trace.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        text = ""
+    if not text.startswith("Timeout"):
+        return f"WorkerDied: the {where} was killed or crashed at it"
+    # most recent call first: the first line of ours is where it hangs; run/ only leads there
+    places = [m for m in _PLACE.findall(text) if not m[0].startswith("wsiseg/run/presence")]
+    inner = f", in {places[0][0]}:{places[0][1]} {places[0][2]}" if places else ""
+    return f"TileTimeout: no end within {record['timeout_s']:g} s{inner}; the {where} was ended (--tile-timeout)"
+
+
+def sweep_workers(folder: Path) -> None:
+    """Remove what dead workers left. Call it only while no run writes to the folder."""
+    for path in [*folder.glob("*.json"), *folder.glob("*.trace")]:
+        with contextlib.suppress(OSError):
+            path.unlink()

@@ -1,0 +1,200 @@
+"""What a run tells of itself while it goes: its log, its progress and counters as files that any machine can read.
+
+::
+
+    RUN/inputs.jsonl              every slide ever asked for, one line each: how many there are, and what a retry needs
+    RUN/log.jsonl                 what happened, lines of JSON
+    RUN/progress/run.json         totals, renewed every few seconds; with shards one file for each
+
+Nothing here decides anything: a run goes on where these files cannot be written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import platform
+import threading
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from wsiseg.config import RunConfig
+from wsiseg.log import EventLog, log
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.manifest import SlideInput
+from wsiseg.run.presence import Death, deaths, sweep_workers
+from wsiseg.tables import atomic_write_bytes
+
+__all__ = ["Totals", "Watch", "read_inputs"]
+
+BEAT_S = 5.0
+"""Between two renewals of the progress file."""
+
+
+class Totals(Protocol):
+    """A run's running totals (``wsiseg.run.segment.Progress``)."""
+
+    slides: int
+    slides_done: int
+    tiles: int
+    tiles_done: int
+    tiles_failed: int
+    nuclei: int
+    mm2: float
+    mm2_done: float
+
+
+class Watch:
+    """The teller of one run; a context, whose end is the run's end.
+
+    Parameters
+    ----------
+    slides
+        All slides of this client, added to ``inputs.jsonl``.
+    totals
+        Read whenever progress is written.
+    shard
+        Name of this client's share of the run, such as ``3-of-8``; empty: all of it.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, slides: Sequence[SlideInput], totals: Totals, shard: str = ""
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self._folder, self._config, self._slides, self._totals = folder, config, slides, totals
+        self._name = shard or "run"
+        self._log = EventLog(folder.root / (f"log-{shard}.jsonl" if shard else "log.jsonl"))
+        self._start = time.monotonic()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._beats, name="wsiseg progress", daemon=True)
+        self._shared = bool(shard)
+
+    def __enter__(self) -> Watch:
+        """Begin to tell."""
+        with contextlib.suppress(OSError):
+            (self._folder.root / "progress").mkdir(parents=True, exist_ok=True)
+            if not self._shared:
+                sweep_workers(self._folder.workers)
+                for stale in (self._folder.root / "progress").glob("*.json"):
+                    stale.unlink(missing_ok=True)
+            _add_inputs(self._folder, self._slides)
+        log.addHandler(self._log)
+        self.event("run_started", slides=len(self._slides), host=platform.node(), pid=os.getpid())
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
+        """Tell how it ended."""
+        self._ended.set()
+        self._thread.join()
+        end = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        self._write(end)
+        self.event("run_ended", end=end, error="" if err is None else str(err), **self._numbers())
+        log.removeHandler(self._log)
+
+    def event(self, event: str, **fields: Any) -> None:
+        """Add a line to the log."""
+        self._log.event(event, **fields)
+
+    def blamed(self, task: str) -> list[Death]:
+        """Return what workers were at when they died in a task, and count it."""
+        found = deaths(self._folder.workers, task)
+        for death in found:
+            kind = "hangs" if death.reason.startswith("TileTimeout") else "worker_deaths"
+            self.counts[kind] += 1
+            what, slide_id, tile_id = death.what
+            self.event(kind.removesuffix("s"), level="error", at=what, slide_id=slide_id, tile_id=tile_id, reason=death.reason)
+        return found
+
+    def _beats(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            self._write("running")
+
+    def _numbers(self) -> dict[str, Any]:
+        names = ("slides", "slides_done", "tiles", "tiles_done", "tiles_failed", "nuclei", "mm2", "mm2_done")
+        return {**{name: getattr(self._totals, name) for name in names}, **{name: self.counts[name] for name in _COUNTS}}
+
+    def _write(self, state: str) -> None:
+        numbers = self._numbers()
+        elapsed_s = time.monotonic() - self._start
+        record = {**numbers, "state": state, "elapsed_s": round(elapsed_s, 3), "host": platform.node(), "pid": os.getpid()}
+        with contextlib.suppress(OSError):
+            atomic_write_bytes(self._folder.root / "progress" / f"{self._name}.json", json.dumps(record, indent=1).encode())
+        if self._config.schedule.metrics_file:
+            with contextlib.suppress(OSError):
+                text = _prometheus(numbers, elapsed_s, state, str(self._folder.root), self._name)
+                atomic_write_bytes(self._config.schedule.metrics_file, text.encode())
+
+
+_COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
+
+_METRICS = {
+    "slides": ("gauge", "Slides asked for"),
+    "slides_done": ("counter", "Slides decided, failed ones included"),
+    "tiles": ("gauge", "Tiles with tissue found so far"),
+    "tiles_done": ("counter", "Tiles decided, failed ones included"),
+    "tiles_failed": ("counter", "Tiles given up"),
+    "nuclei": ("counter", "Nuclei found"),
+    "mm2": ("gauge", "Tissue found so far, square millimetres"),
+    "mm2_done": ("counter", "Tissue segmented, square millimetres"),
+    "retries": ("counter", "Tiles and slides tried again"),
+    "worker_deaths": ("counter", "Workers that died at a task"),
+    "hangs": ("counter", "Workers ended because a task took longer than --tile-timeout"),
+    "reconnects": ("counter", "Times that the scheduler was lost and found again"),
+}
+
+
+def _prometheus(numbers: dict[str, Any], elapsed_s: float, state: str, run: str, name: str) -> str:
+    """Return counters in Prometheus' text format 0.0.4."""
+    labels = ",".join(f'{k}="{_escaped(v)}"' for k, v in (("run", run), ("client", name)))
+    lines = []
+    for key, (kind, meaning) in _METRICS.items():
+        metric = f"wsiseg_{key}_total" if kind == "counter" else f"wsiseg_{key}"
+        lines += [f"# HELP {metric} {meaning}.", f"# TYPE {metric} {kind}", f"{metric}{{{labels}}} {numbers[key]:.10g}"]
+    for metric, meaning, value in (
+        ("wsiseg_elapsed_seconds", "Time since this client began.", f"{elapsed_s:.3f}"),
+        ("wsiseg_running", "1 while the run goes, 0 after its end.", str(int(state == "running"))),
+    ):
+        lines += [f"# HELP {metric} {meaning}", f"# TYPE {metric} gauge", f"{metric}{{{labels}}} {value}"]
+    return "\n".join(lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+
+
+def _add_inputs(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
+    known = read_inputs(folder)
+    lines = [json.dumps(dataclasses.asdict(_absolute(s))) + "\n" for s in slides if known.get(s.slide_id) != _absolute(s)]
+    if not lines:
+        return
+    handle = os.open(folder.inputs, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        os.write(handle, ("\n" + "".join(lines)).encode())  # an older line that was cut short ends here
+    finally:
+        os.close(handle)
+
+
+def _absolute(slide: SlideInput) -> SlideInput:
+    mask = os.path.abspath(slide.tissue_mask) if slide.tissue_mask else ""
+    return dataclasses.replace(slide, path=os.path.abspath(slide.path), tissue_mask=mask)
+
+
+def read_inputs(folder: RunFolder) -> dict[str, SlideInput]:
+    """Return every slide that this run folder was ever asked for, by id, as it was last given; broken lines are left out."""
+    found: dict[str, SlideInput] = {}
+    try:
+        text = Path(folder.inputs).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return found
+    for line in text.splitlines():
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            raw = json.loads(line)
+            found[str(raw["slide_id"])] = SlideInput(**raw)
+    return found
