@@ -14,7 +14,7 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, SlideOpenError
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_from_file
-from wsiseg.read.slide import Slide
+from wsiseg.read.slide import Slide, content_digest
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
 from wsiseg.tables import atomic_write_bytes
@@ -27,7 +27,8 @@ __all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide"
 class SlideJob:
     """What all tiles of a slide share.
 
-    ``asked`` is what the user gave for this slide alone, see ``asked_of``. ``note`` says why earlier work on it was dropped.
+    ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``. ``note``
+    says why earlier work on it was dropped.
     """
 
     meta: SlideMeta
@@ -35,6 +36,7 @@ class SlideJob:
     stain: Stain
     tissue: TissueMask
     asked: dict[str, Any] = field(default_factory=dict)
+    content: str = ""
     note: str = ""
 
     @property
@@ -83,10 +85,11 @@ def prepare_slide(
     )
     try:
         meta = dataclasses.replace(slide.meta, slide_id=slide_input.slide_id, cohort=slide_input.cohort)
+        content = content_digest(slide_input.path)
         note = _note({"asked": asked}, _finished_asked(folder, meta.slide_id))
         if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
-            note = _note(_made_from(meta, asked), _made_from(job.meta, job.asked))
+            note = _note(_made_from(meta, asked, content), _made_from(job.meta, job.asked, job.content))
             if not note:
                 moved = dataclasses.replace(job, meta=dataclasses.replace(job.meta, path=meta.path, cohort=meta.cohort))
                 if moved.meta != job.meta:
@@ -96,7 +99,7 @@ def prepare_slide(
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
         tissue = tissue_from_file(slide_input.tissue_mask, meta) if slide_input.tissue_mask else fit_tissue(slide)
         stain = Stain() if stain_method == "none" else fit_stain(stain_method, *stain_sample(slide, tissue, scale))
-        job = SlideJob(meta, scale, stain, tissue, asked, note)
+        job = SlideJob(meta, scale, stain, tissue, asked, content, note)
         _store_job(job, folder)
         return job
     finally:
@@ -111,7 +114,7 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
         meta = SlideMeta(**{**raw["meta"], "level_downsamples": tuple(raw["meta"]["level_downsamples"])})
         stain = Stain(raw["stain"]["method"], tuple(raw["stain"]["params"]))
         tissue = TissueMask.load(folder.tissue_png(slide_id))
-        return SlideJob(meta, float(raw["scale"]), stain, tissue, raw["asked"])
+        return SlideJob(meta, float(raw["scale"]), stain, tissue, raw["asked"], raw["content"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise FormatError(
             f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove the folder {path.parent} to redo it."
@@ -155,14 +158,15 @@ def _store_job(job: SlideJob, folder: RunFolder) -> None:
         "scale": job.scale,
         "stain": dataclasses.asdict(job.stain),
         "asked": job.asked,
+        "content": job.content,
     }
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
 
 
-def _made_from(meta: SlideMeta, asked: dict[str, Any]) -> dict[str, Any]:
+def _made_from(meta: SlideMeta, asked: dict[str, Any], content: str) -> dict[str, Any]:
     """Return what a slide's constants and tiles are made from."""
     names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
-    return {**{name: getattr(meta, name) for name in names}, "asked": asked}
+    return {**{name: getattr(meta, name) for name in names}, "asked": asked, "content": content}
 
 
 def _finished_asked(folder: RunFolder, slide_id: str) -> dict[str, Any]:
