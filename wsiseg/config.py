@@ -104,7 +104,7 @@ class PredictConfig:
     """
 
     weights: str = "default"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
     engine: Literal["auto", "eager", "inductor"] = "auto"
     window_wpx: int = _free(0)
     tta: Literal[1, 8] = 1
@@ -146,11 +146,19 @@ class SeparateConfig:
         for name in ("center_threshold_frac", "material_threshold_frac"):
             value = getattr(self, name)
             _require(value is None or 0 < value < 1, f"separate.{name}", "0 to 1 (exclusive)", value)
-        _require(self.marker_radius_wpx is None or 1 <= self.marker_radius_wpx <= 32, "separate.marker_radius_wpx", "1 to 32",
-                 self.marker_radius_wpx)
+        _require(
+            self.marker_radius_wpx is None or 1 <= self.marker_radius_wpx <= 32,
+            "separate.marker_radius_wpx",
+            "1 to 32",
+            self.marker_radius_wpx,
+        )
         _require(self.compactness is None or 0 <= self.compactness <= 16, "separate.compactness", "0 to 16", self.compactness)
-        _require(self.merge_depth_frac is None or 0 <= self.merge_depth_frac <= 1, "separate.merge_depth_frac", "0 to 1",
-                 self.merge_depth_frac)
+        _require(
+            self.merge_depth_frac is None or 0 <= self.merge_depth_frac <= 1,
+            "separate.merge_depth_frac",
+            "0 to 1",
+            self.merge_depth_frac,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,6 +197,16 @@ class ScheduleConfig:
         processes do it; on a GPU the worker's share of the cores, 16 at most.
     device_memory_frac
         Share of a GPU's free memory that the workers on it may take together.
+    scheduler, scheduler_file
+        Address of a Dask scheduler (``tcp://`` or ``tls://``), or the JSON file that it wrote; empty: workers on this machine.
+    tls_ca, tls_cert, tls_key
+        Certificates (PEM) for a ``tls://`` scheduler; empty: Dask's own configuration.
+    path_map
+        ``FROM=TO`` pairs: what begins with FROM here begins with TO on the workers.
+    stage, stage_gb
+        Folder on each worker's machine that slides are copied to while they are in work, and how much it may hold, 10^9 bytes.
+    task_s
+        Tiles are handed out in batches that take about this long, so that short tiles do not wait for the scheduler, s.
     tile_timeout_s
         Most seconds for one tile (or for opening or finishing one slide): a worker that hangs longer is ended and replaced, and
         the tile tried again; 0: no limit.
@@ -203,10 +221,23 @@ class ScheduleConfig:
     device_memory_frac: float = _free(0.9)
     workers: int = _free(0)
     scheduler: str = _free("")
+    scheduler_file: str = _free("")
+    tls_ca: str = _free("")
+    tls_cert: str = _free("")
+    tls_key: str = _free("")
+    path_map: tuple[str, ...] = _free(())
+    stage: str = _free("")
+    stage_gb: float = _free(100.0)
     in_flight_per_worker: int = _free(2)
+    task_s: float = _free(1.0)
     retries: int = _free(2)
     tile_timeout_s: float = _free(1800.0)
     metrics_file: str = _free("")
+
+    @property
+    def remote(self) -> bool:
+        """Return whether the workers are those of a scheduler that runs already."""
+        return bool(self.scheduler or self.scheduler_file)
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""

@@ -61,7 +61,7 @@ def slide_options(function: F) -> F:
             "--reader",
             type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),
             default=None,
-            help="What decodes pixels.  [auto: the fastest of those with equal pixels; cucim-gpu differs by a grey level or two]",
+            help="What decodes pixels.  [auto: the fastest of those with equal pixels; cucim-gpu: by a grey level or two others]",
         ),
     ):
         function = option(function)
@@ -93,7 +93,7 @@ def segment_options(function: F) -> F:
         ),
         click.option(
             "--precision",
-            type=click.Choice(["auto", "fp32", "bf16"]),
+            type=click.Choice(["auto", "fp32", "bf16", "int8"]),
             default=None,
             help="Arithmetic of the network.  [auto: what is fast here, recorded in run.json]",
         ),
@@ -127,7 +127,7 @@ def cluster_options(function: F) -> F:
     pem = click.Path(exists=True, dir_okay=False)
     for option in (
         click.option(
-            "--scheduler", default="", metavar="ADDRESS", help="Dask scheduler, tcp://host:8786 or tls://host:8786.  [this machine]"
+            "--scheduler", default="", metavar="ADDRESS", help="Dask scheduler, tcp:// or tls://host:8786.  [this machine]"
         ),
         click.option(
             "--scheduler-file",
@@ -148,7 +148,9 @@ def cluster_options(function: F) -> F:
             type=click.Path(file_okay=False),
             help="Folder on the worker's own disk: slides are copied there for their time in work. A slide is copied once a host.",
         ),
-        click.option("--stage-gb", type=click.FloatRange(0, min_open=True), default=None, help="Most that --stage holds.  [100]"),
+        click.option(
+            "--stage-gb", type=click.FloatRange(0, min_open=True), default=None, help="Most that --stage holds.  [100]"
+        ),
     ):
         function = option(function)
     return function

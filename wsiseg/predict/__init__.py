@@ -1,7 +1,7 @@
 """RGB uint8 of a window -> uint8 (2, H, W) probability maps (0 center, 1 material): the float world begins and ends here.
 
-Comes in: pixels of ``model.input_box(box)``, white outside the slide. Goes out: the maps of ``box``, which in fp32 do not
-depend on how the slide was cut into boxes. Weights are safetensors with a card beside them.
+Comes in: pixels of ``model.input_box(box)``, white outside the slide. Goes out: the maps of ``box``, which in fp32
+and int8 do not depend on how the slide was cut into boxes. Weights are safetensors with a card beside them.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from wsiseg.predict.engine import Model, load_model, model_from_net, predict
 from wsiseg.predict.machine import device_report, resolve_engine, resolve_precision, tune_malloc
 from wsiseg.predict.nets import NETS, NetSpec, UNet, build_net, fold_batch_norm, half_field_wpx, macs_per_px
+from wsiseg.predict.quantize import activation_ranges, is_quantizable
 from wsiseg.predict.weights import DEFAULT_WEIGHTS, as_stored, load_weights, save_weights, weights_path
 
 __all__ = [
@@ -17,11 +18,13 @@ __all__ = [
     "NETS",
     "NetSpec",
     "UNet",
+    "activation_ranges",
     "as_stored",
     "build_net",
     "device_report",
     "fold_batch_norm",
     "half_field_wpx",
+    "is_quantizable",
     "load_model",
     "load_weights",
     "macs_per_px",

@@ -1,11 +1,12 @@
 """RGB windows through the network, window by window, such that a pixel's value never depends on the windows.
 
 Window origins lie on multiples of the network's stride and every kept pixel is at least the network's half receptive field
-away from its window's border, so in fp32 the maps are those of one infinite window.
+away from its window's border, so in fp32 and int8 the maps are those of one infinite window.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -19,6 +20,7 @@ from wsiseg.config import PredictConfig
 from wsiseg.errors import InputError
 from wsiseg.predict.machine import Engine, Precision, resolve_engine, resolve_precision
 from wsiseg.predict.nets import UNet, fold_batch_norm, half_field_wpx
+from wsiseg.predict.quantize import QuantizedUNet, is_quantizable
 from wsiseg.predict.weights import load_weights
 from wsiseg.types import Box
 
@@ -50,7 +52,7 @@ class Model:
     separate_defaults
         Fitted values for the fields of ``SeparateConfig`` that are ``None``.
     precision, engine
-        ``fp32`` or ``bf16``, and ``eager`` or ``inductor``: how it computes here.
+        ``fp32``, ``bf16`` or ``int8``, and ``eager`` or ``inductor``: how it computes here.
     """
 
     name: str
@@ -90,12 +92,16 @@ def load_model(config: PredictConfig, device: str = "cpu") -> Model:
 
 def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, device: str = "cpu") -> Model:
     """Make a trained network ready to predict (it is folded in place); ``card`` as ``wsiseg.predict.weights`` describes."""
-    precision = resolve_precision(config.precision, device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    multiple = net.spec.multiple
-    graph: Any = _Graph(fold_batch_norm(net), dtype, config.tta)
-    graph = graph.to(device=device, dtype=dtype, memory_format=torch.channels_last).eval()
+    precision = resolve_precision(config.precision, device, int8=bool(net.ranges) and is_quantizable(net.spec))
     engine = resolve_engine(config.engine, precision, device)
+    multiple = net.spec.multiple
+    logits: Any
+    if precision == "int8":
+        logits = QuantizedUNet(net, net.ranges)
+    else:
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        logits = _Floats(fold_batch_norm(net), dtype).to(device=device, dtype=dtype, memory_format=torch.channels_last)
+    graph: Any = _Graph(logits, config.tta).to(device).eval()
     if engine == "inductor":
         graph = torch.compile(graph, dynamic=False, options={"freezing": True})
     return Model(
@@ -158,24 +164,36 @@ def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Arra
     return out
 
 
+class _Floats(nn.Module):
+    """uint8 (H, W, 3) -> logits (1, 2, h, w) by the network in floating point."""
+
+    def __init__(self, net: UNet, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = net, dtype
+
+    def forward(self, rgb: torch.Tensor, margin: int) -> torch.Tensor:
+        x = rgb.permute(2, 0, 1)[None].to(self.dtype) * (1 / 127.5) - 1
+        logits: torch.Tensor = self.net(x.contiguous(memory_format=torch.channels_last), margin)
+        return logits
+
+
 class _Graph(nn.Module):
     """uint8 (H, W, 3) -> uint8 (2, h, w): both ends inside, so that no float image ever leaves the device."""
 
-    def __init__(self, net: UNet, dtype: torch.dtype, tta: int) -> None:
+    def __init__(self, logits: Callable[[torch.Tensor, int], torch.Tensor], tta: int) -> None:
         super().__init__()
-        self.net, self.dtype, self.tta = net, dtype, tta
+        self.logits, self.tta = logits, tta
         self.levels: torch.Tensor
         self.register_buffer("levels", _level_table(), persistent=False)
 
     def forward(self, rgb: torch.Tensor, margin: int) -> torch.Tensor:
-        x = (rgb.permute(2, 0, 1)[None].to(self.dtype) * (1 / 127.5) - 1).contiguous(memory_format=torch.channels_last)
         if self.tta == 1:
-            return self._level(self.net(x, margin))[0].to(torch.uint8)
-        total = torch.zeros((), dtype=torch.int32, device=x.device)
+            return self._level(self.logits(rgb, margin))[0]
+        total = torch.zeros((), dtype=torch.int32, device=rgb.device)
         for turns in range(4):
             for mirror in (False, True):
-                seen = torch.rot90(x.flip(3) if mirror else x, turns, (2, 3)).contiguous(memory_format=torch.channels_last)
-                level = torch.rot90(self._level(self.net(seen, margin)), -turns, (2, 3)).to(torch.int32)
+                seen = torch.rot90(rgb.flip(1) if mirror else rgb, turns, (0, 1)).contiguous()
+                level = torch.rot90(self._level(self.logits(seen, margin)), -turns, (2, 3)).to(torch.int32)
                 total = total + (level.flip(3) if mirror else level)
         return ((total[0] + 4) // 8).to(torch.uint8)
 
@@ -251,11 +269,7 @@ def _windows(box: Box, side: int, multiple: int) -> list[Box]:
         return [start, *sorted(c for c in inner if start < c < stop), stop]
 
     xs, ys = cuts(box.x, box.x1), cuts(box.y, box.y1)
-    return [
-        Box(x0, y0, x1 - x0, y1 - y0)
-        for y0, y1 in pairwise(ys)
-        for x0, x1 in pairwise(xs)
-    ]
+    return [Box(x0, y0, x1 - x0, y1 - y0) for y0, y1 in pairwise(ys) for x0, x1 in pairwise(xs)]
 
 
 def _check(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Array | None) -> None:

@@ -16,30 +16,36 @@ from wsiseg.errors import BackendUnavailableError
 
 __all__ = ["Engine", "Precision", "device_report", "resolve_engine", "resolve_precision", "tune_malloc"]
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "int8"]
 Engine = Literal["eager", "inductor"]
 
 
-def resolve_precision(wanted: Literal["auto", "fp32", "bf16"], device: str) -> Precision:
+def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: str, *, int8: bool = False) -> Precision:
     """Return the precision to compute in.
 
-    ``auto`` is bf16 on a CPU with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower), and on
-    a GPU that has it; else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however
-    busy it is. ``wsiseg doctor`` shows the gain.
+    ``auto`` is, on a CPU, int8 where the weights have it (``int8``) and the processor multiplies bytes natively (VNNI, AMX);
+    else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it is
+    bf16, else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however busy it is.
+    ``wsiseg doctor`` shows the gain.
 
     Raises
     ------
     BackendUnavailableError
-        When ``device`` is ``cuda`` and there is none.
+        When ``device`` is ``cuda`` and there is none, or int8 is asked for and the device, the torch or the weights have none.
     """
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
             raise BackendUnavailableError("device is cuda, but torch finds no CUDA device here. Use --device cpu.")
+        if wanted == "int8":
+            raise BackendUnavailableError("precision int8 runs on the CPU only. Use --precision bf16 with --device cuda.")
         if wanted == "auto":
             return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
         return wanted
+    if wanted == "int8" and not (int8 and _can_int8()):
+        lacks = "this torch has no quantized convolution" if int8 else "these weights have no int8 ranges"
+        raise BackendUnavailableError(f"precision is int8, but {lacks}. Use --precision bf16 or fp32.")
     if wanted == "auto":
-        return "bf16" if _native_bf16() else "fp32"
+        return "int8" if int8 and _can_int8() and _native_int8() else "bf16" if _native_bf16() else "fp32"
     return wanted
 
 
@@ -48,16 +54,21 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor"], precision: Prec
 
     ``auto`` is torch's compiled and frozen graph (inductor) where the processor has AMX and a C++ compiler is there: on such a
     machine it is 1.7 times as fast as eager bf16, because it fuses activations and lays weights out once. Elsewhere it gains a
-    few per cent, which its compilation (10 to 20 s a process) does not repay, so ``auto`` is eager.
+    few per cent, which its compilation (10 to 20 s a process) does not repay, so ``auto`` is eager. int8 is always eager: its
+    convolutions are already fused.
 
     Raises
     ------
     BackendUnavailableError
-        ``inductor`` is asked for and there is no C++ compiler.
+        ``inductor`` is asked for with int8, or there is no C++ compiler.
     """
     compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if wanted == "inductor" and not compiler:
         raise BackendUnavailableError("engine is inductor, which needs a C++ compiler (g++) at run time. Use --engine eager.")
+    if precision == "int8":
+        if wanted == "inductor":
+            raise BackendUnavailableError("engine inductor does not run int8. Use --engine eager, or --precision bf16.")
+        return "eager"
     if wanted != "auto":
         return wanted
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
@@ -88,12 +99,22 @@ def device_report() -> list[tuple[str, bool, str]]:
         cpu += f", native bf16 ({_bf16_gain():.1f} times fp32)"
     else:
         cpu += ", no native bf16: fp32"
+    cpu += ", native int8" if _native_int8() else ", no native int8"
     rows = [("device cpu", True, cpu)]
     if torch.cuda.is_available():
         rows += [(f"device cuda:{i}", True, torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
     else:
         rows.append(("device cuda", False, "torch finds no CUDA device; the CPU is used"))
     return rows
+
+
+def _can_int8() -> bool:
+    return hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()
+
+
+def _native_int8() -> bool:
+    """Whether bytes are multiplied and summed to 32 bits in one instruction; without it sums of pairs saturate at 16 bits."""
+    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
 
 
 def _native_bf16() -> bool:

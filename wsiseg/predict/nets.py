@@ -16,7 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from wsiseg.errors import ConfigError
 
-__all__ = ["NETS", "NetSpec", "UNet", "build_net", "fold_batch_norm", "half_field_wpx", "macs_per_px"]
+__all__ = ["NETS", "NetSpec", "UNet", "build_net", "fold_batch_norm", "half_field_wpx", "macs_per_px", "shaved", "spare_px"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +72,8 @@ class UNet(nn.Module):
     def __init__(self, spec: NetSpec) -> None:
         super().__init__()
         self.spec = spec
+        self.ranges: dict[str, torch.Tensor] = {}
+        """How large activations become (``wsiseg.predict.quantize``); empty when never measured: no int8."""
         channels = 3 * spec.stem**2
         self.down = nn.ModuleList()
         for width, convs in zip(spec.widths, spec.down_convs, strict=True):
@@ -104,11 +106,11 @@ class UNet(nn.Module):
         cropped = 0  # px of the current level already taken off each side
         for step, (up, merge) in enumerate(zip(self.up, self.merge, strict=True)):
             x, skip, cropped = up(x), skips.pop(), 2 * cropped
-            crop = max(0, _spare(spec, step, margin) - cropped)
-            x = _shaved(x, crop)
+            crop = max(0, spare_px(spec, step, margin) - cropped)
+            x = shaved(x, crop)
             cropped += crop
-            x = merge(torch.cat([x, _shaved(skip, cropped)], 1))
-        x = _shaved(self.head(x), margin // spec.stem - cropped)
+            x = merge(torch.cat([x, shaved(skip, cropped)], 1))
+        x = shaved(self.head(x), margin // spec.stem - cropped)
         return functional.pixel_shuffle(x, spec.stem) if spec.stem > 1 else x
 
     def _init_weights(self) -> None:
@@ -174,8 +176,8 @@ def _block(spec: NetSpec, channels: int, width: int, convs: int) -> nn.Sequentia
     return nn.Sequential(*layers)
 
 
-def _spare(spec: NetSpec, step: int, margin: int) -> int:
-    """Px that may go, at the level that up-step ``step`` leads to, when ``margin`` px of the output are not wanted."""
+def spare_px(spec: NetSpec, step: int, margin: int) -> int:
+    """Return how many px may go at the level that up-step ``step`` leads to, when ``margin`` px of the output are unwanted."""
     level = len(spec.widths) - 2 - step
     need = spec.stem  # px of the input's scale that later convolutions still reach for
     for later in range(step, len(spec.up_convs)):
@@ -185,5 +187,6 @@ def _spare(spec: NetSpec, step: int, margin: int) -> int:
     return spare - spare % 2 if step < len(spec.up_convs) - 1 else spare
 
 
-def _shaved(x: torch.Tensor, px: int) -> torch.Tensor:
+def shaved(x: torch.Tensor, px: int) -> torch.Tensor:
+    """Return (N, C, H, W) without ``px`` on all four sides."""
     return x[:, :, px : x.shape[2] - px, px : x.shape[3] - px] if px else x

@@ -26,6 +26,9 @@ SHIPPED_DIR = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "research"
 """What ``default`` means: the set that scores better on validation data."""
 
+_RANGE = "range."
+"""Prefix, in the file, of what ``wsiseg.predict.quantize`` measured for int8."""
+
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "name": str,
     "net": str,
@@ -80,6 +83,7 @@ def load_weights(weights: str) -> tuple[UNet, dict[str, Any]]:
     net = build_net(card["net"])
     try:
         state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in decode(raw).items()}
+        net.ranges = {name.removeprefix(_RANGE): state.pop(name) for name in sorted(state) if name.startswith(_RANGE)}
         net.load_state_dict(state)
     except (SafetensorError, RuntimeError) as err:
         raise WeightsError(f"Weights file {path.name} does not fit the network {card['net']!r}: {err}") from err
@@ -99,6 +103,7 @@ def save_weights(net: UNet, net_name: str, card: dict[str, Any], path: Path) -> 
     if path.suffix != ".safetensors":
         raise WeightsError(f"Expected a path ending in .safetensors, got {path}.")
     state = {name: (t.half() if t.ndim > 1 else t).detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    state |= {_RANGE + name: high.detach().cpu().contiguous() for name, high in net.ranges.items()}
     raw = encode(state)
     whole = {**card, "net": net_name, "sha256": hashlib.sha256(raw).hexdigest()}
     _check_card(whole, path)

@@ -6,20 +6,22 @@ import dataclasses
 import json
 import os
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wsiseg import __version__
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
 from wsiseg.log import log
-from wsiseg.predict import UNet, as_stored, build_net, model_from_net, save_weights
+from wsiseg.predict import UNet, activation_ranges, as_stored, build_net, is_quantizable, model_from_net, save_weights
 from wsiseg.run.validation import fit_separation, predict_samples, score_table
-from wsiseg.train import AugmentConfig, CenterKind, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples
+from wsiseg.train import AugmentConfig, CenterKind, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples, load_sample
 from wsiseg.train.curves import draw_curves
 from wsiseg.train.data import MODEL_MPP
 
@@ -94,10 +96,7 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
     """
     config = TrainConfig.from_toml(path)
     run_dir = path.parent / config.out
-    root = config.data_root or os.environ.get(DATA_ROOT_ENV, "")
-    if not root:
-        raise ConfigError(f"{path}: no data. Set data_root in the config or the environment variable {DATA_ROOT_ENV}.")
-    samples = list_samples(root, tuple(config.sets))
+    samples = list_samples(_data_root(config), tuple(config.sets))
     source = PatchSource(
         [s for s in samples if not s.validation],
         config.sets,
@@ -129,7 +128,7 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
 
 
 def export_weights(net: torch.nn.Module, config: TrainConfig, held_out: list[Sample], folder: Path) -> dict[str, Any]:
-    """Fit thresholds, score on the held-out images, and write weights and card; return the card."""
+    """Measure the int8 ranges, fit thresholds, score on the held-out images, write weights and card; return the card."""
     assert isinstance(net, UNet)
     card: dict[str, Any] = {
         "name": config.name,
@@ -143,6 +142,8 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, held_out: list[Sam
         "wsiseg_version": __version__,
     }
     stored = as_stored(net)
+    if is_quantizable(stored.spec):
+        stored.ranges = activation_ranges(stored.eval(), _calibration_images(config))
     if held_out:
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
@@ -151,9 +152,26 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, held_out: list[Sam
         card["scores"] = score_table(judged, card["separate_defaults"], MODEL_MPP)
         card["scored_in"] = model.precision
         log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], fitted)
-        stored = build_net(config.net)
+        ranges, stored = stored.ranges, build_net(config.net)
         stored.load_state_dict(state)
+        stored.ranges = ranges
     return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
+
+
+def _data_root(config: TrainConfig) -> str:
+    root = config.data_root or os.environ.get(DATA_ROOT_ENV, "")
+    if not root:
+        raise ConfigError(
+            f"training {config.name}: no data. Set data_root in its config or the environment variable {DATA_ROOT_ENV}."
+        )
+    return root
+
+
+def _calibration_images(config: TrainConfig) -> Iterator[NDArray[np.uint8]]:
+    """Yield crops of two dozen training images, evenly over the sets' lists."""
+    seen = [s for s in list_samples(_data_root(config), tuple(config.sets)) if not s.validation]
+    for sample in seen[:: max(1, len(seen) // 24)]:
+        yield load_sample(sample)[0][:512, :512]
 
 
 def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, step: int) -> dict[str, float]:
