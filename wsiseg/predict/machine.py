@@ -24,9 +24,9 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
     """Return the precision to compute in.
 
     ``auto`` is, on a CPU, int8 where the weights have it (``int8``) and the processor multiplies bytes natively (VNNI, AMX);
-    else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it is
-    bf16, else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however busy it is.
-    ``wsiseg doctor`` shows the gain.
+    else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it
+    is bf16, else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however busy it
+    is. ``wsiseg doctor`` shows the gain.
 
     Raises
     ------
