@@ -11,11 +11,21 @@ import argparse
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from _machine import save
 
 from wsiseg.config import PredictConfig
-from wsiseg.predict import NETS, build_net, fold_batch_norm, macs_per_px, model_from_net, tune_malloc
+from wsiseg.predict import (
+    NETS,
+    activation_ranges,
+    build_net,
+    fold_batch_norm,
+    is_quantizable,
+    macs_per_px,
+    model_from_net,
+    tune_malloc,
+)
 
 SHOWN = ("net", "precision", "engine", "useful_side_px", "crop_on_the_way_up", "mpx_per_s", "useful_mpx_per_s", "times_rival")
 CARD = {"name": "bench", "sha256": "", "mpp": 0.25, "stain_method": "none", "licence": "", "separate_defaults": {}}
@@ -47,7 +57,10 @@ def rival(side: int, repeats: int) -> float:
 def ours(name: str, precision: str, side: int, repeats: int, crop: bool, compiled: bool) -> dict[str, object]:
     """One row: a window with ``side`` useful px, its halo around it."""
     torch.manual_seed(0)
-    model = model_from_net(fold_batch_norm(build_net(name)), dict(CARD), PredictConfig(precision=precision))  # type: ignore[arg-type]
+    net = fold_batch_norm(build_net(name))
+    if precision == "int8":
+        net.ranges = activation_ranges(net, [np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)])
+    model = model_from_net(net, dict(CARD), PredictConfig(precision=precision))  # type: ignore[arg-type]
     whole = side + 2 * model.halo_wpx
     rgb = torch.randint(0, 256, (whole, whole, 3), dtype=torch.uint8)
     graph = torch.compile(model.graph) if compiled else model.graph
@@ -89,10 +102,10 @@ def main() -> None:
     print(f"rival: hou43 eager fp32 NCHW, 1024 px window, no halo: {base:.2f} Mpx/s")
     rows = []
     for name in args.nets.split(","):
-        for precision in ("fp32", "bf16"):
+        for precision in ("fp32", "bf16", "int8") if is_quantizable(NETS[name]) else ("fp32", "bf16"):
             for side in map(int, args.sides.split(",")):
                 for crop in (True, False):
-                    for compiled in (False, True) if args.compile else (False,):
+                    for compiled in (False, True) if args.compile and precision != "int8" else (False,):
                         row = ours(name, precision, side, args.repeats, crop, compiled)
                         row["times_rival"] = round(float(row["useful_mpx_per_s"]) / base, 1)  # type: ignore[arg-type]
                         rows.append(row)
