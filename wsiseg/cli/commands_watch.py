@@ -1,0 +1,162 @@
+"""``wsiseg status``, ``errors`` and ``verify``: a run's folder, looked at from anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from wsiseg.run.status import RunStatus
+
+__all__ = ["COMMANDS"]
+
+RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+
+
+@click.command()
+@RUN
+@click.option("--slides", "by_slide", is_flag=True, help="A table of the slides with the seconds of each stage.")
+@click.option("--json", "as_json", is_flag=True, help="Everything as JSON, for programs.")
+@click.option(
+    "--every", type=click.FloatRange(0.2), default=None, metavar="SECONDS", help="Look again and again. Ctrl-C stops."
+)
+def status(run: Path, by_slide: bool, as_json: bool, every: float | None) -> None:
+    """Say how the run in folder RUN stands: slides, tiles, rate, time left, workers.
+
+    It reads files only, so it works on any machine that sees the folder, while the run goes or after it.
+
+    \b
+    wsiseg status RUN                 a few lines
+    wsiseg status RUN --every 10      the same, again and again
+    wsiseg status RUN --slides        where the time went, slide by slide
+    """
+    from wsiseg.run.status import run_status
+
+    while True:
+        now = run_status(run)
+        if as_json:
+            click.echo(json.dumps({**dataclasses.asdict(now), "rows": list(now.rows.values()) if by_slide else None}))
+        else:
+            _print_status(run, now)
+            if by_slide:
+                _print_slides(now)
+        if every is None:
+            return
+        sys.stdout.flush()
+        time.sleep(every)
+
+
+def _print_status(run: Path, now: RunStatus) -> None:
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    meaning = {"silent": "silent: no sign of life for a minute or more; if it was killed, the same command resumes"}
+    console.print(f"run        {run}: {meaning.get(now.state, now.state)}")
+    total = sum(now.slides.values())
+    parts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in now.slides.items() if n or name == "done")
+    console.print(f"slides     {parts}, of {total}")
+    console.print(f"tiles      {now.tiles_done:,} done" + (f", {now.tiles_failed:,} failed" if now.tiles_failed else ""))
+    console.print(f"nuclei     {now.nuclei:,} in {now.tissue_mm2:,.1f} mm² of finished slides")
+    if now.mm2_per_s is not None:
+        left = "" if now.eta_s is None else f", about {_duration(now.eta_s)} left"
+        console.print(f"rate       {now.mm2_per_s:.3g} mm²/s, {now.slides_per_h:.3g} slides an hour{left}")
+    if any(now.counts.values()):
+        console.print("trouble    " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in now.counts.items() if n))
+    for client in now.clients:
+        console.print(f"client     {client['client']} on {client.get('host')}: {client['state']}, {client['age_s']:.0f} s ago")
+    for worker in now.workers[:40]:
+        at = ", ".join(_place(entry) for entry in worker["at"]) or "waits"
+        console.print(f"worker     {worker.get('host')} {worker.get('pid')}: {at} (for {worker['age_s']:.0f} s)")
+    if len(now.workers) > 40:
+        console.print(f"worker     ... and {len(now.workers) - 40} more")
+    if now.slides["failed"] or now.slides["partial"]:
+        console.print(f"failed     see: wsiseg errors {run}")
+
+
+def _place(entry: dict[str, Any]) -> str:
+    tile = f" tile {entry['tile_id']}" if entry.get("tile_id", -1) >= 0 else ""
+    return f"{entry.get('kind')} {entry.get('slide_id')}{tile}"
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    if hours >= 48:
+        return f"{hours / 24:.1f} days"
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"
+
+
+def _print_slides(now: RunStatus) -> None:
+    from wsiseg.run.status import TIMED_STAGES
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("slide", "status"):
+        table.add_column(name, overflow="fold")
+    for name in ("nuclei", "mm²", "tiles", *(f"{s} s" for s in TIMED_STAGES), "all s"):
+        table.add_column(name, justify="right")
+    for row in now.rows.values():
+        seconds = [float(row[f"seconds_{s}"] or 0) for s in TIMED_STAGES]
+        numbers = [f"{int(row['n_nuclei'] or 0):,}", f"{float(row['tissue_mm2'] or 0):.2f}", str(row["tiles_done"] or 0)]
+        table.add_row(row["slide_id"], row["status"], *numbers, *(f"{s:.1f}" for s in (*seconds, sum(seconds))))
+    Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@click.command()
+@RUN
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def errors(run: Path, as_json: bool) -> None:
+    """Say what failed in RUN, grouped, and what to do about each group.
+
+    Exit code 1 where something failed, 0 where nothing did. After mending the cause:
+
+    \b
+    wsiseg segment --retry-failed --out RUN
+    """
+    from wsiseg.run.status import group_errors
+
+    groups = group_errors(run)
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(g) for g in groups]))
+    elif not groups:
+        click.echo("nothing failed")
+    else:
+        console = Console(highlight=False, soft_wrap=True, markup=False)
+        for g in groups:
+            tiles = f", {g.tiles} tiles" if g.tiles else ""
+            console.print(f"{g.kind}: {len(g.slides)} slides{tiles}")
+            console.print(f"  e.g.    {g.message}")
+            more = f" and {len(g.slides) - 5} more" if len(g.slides) > 5 else ""
+            console.print(f"  slides  {', '.join(g.slides[:5])}{more}")
+            console.print(f"  to do   {g.advice}")
+        console.print(f"\nthen: wsiseg segment --retry-failed --out {run}")
+    sys.exit(1 if groups else 0)
+
+
+@click.command()
+@RUN
+def verify(run: Path) -> None:
+    """Check that every file of RUN is whole and that all of them agree.
+
+    Every polygon table is read to its last row; bytes, rows and settings are compared with what was recorded when it was made;
+    the tables over all slides are compared with the slides' own records. Exit code 1 where something is wrong.
+
+    \b
+    wsiseg verify RUN && rsync -a RUN archive:
+    """
+    from wsiseg.run.verify import verify_run
+
+    verdict = verify_run(run)
+    for finding in verdict.findings:
+        click.echo(f"{'wrong' if finding.wrong else 'note '}  {finding.where}: {finding.what}")
+    wrong = sum(f.wrong for f in verdict.findings)
+    looked = f"{verdict.slides} slides, {verdict.tables} tables, {verdict.nuclei:,} nuclei, {verdict.n_bytes / 1e6:.1f} MB"
+    click.echo(f"{looked}: {f'{wrong} wrong' if wrong else 'all whole, all agree'}")
+    sys.exit(0 if verdict.ok else 1)
+
+
+COMMANDS = (status, errors, verify)

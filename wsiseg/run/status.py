@@ -1,0 +1,229 @@
+"""How a run stands and what failed in it, from its folder alone: on any machine that sees the folder, while the run goes."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsiseg.errors import FormatError
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.presence import read_workers
+from wsiseg.run.watch import read_inputs
+
+__all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]
+
+SILENT_S = 60.0
+"""A client renews its progress every few seconds; one that has not for so long is taken for dead."""
+
+TIMED_STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
+
+
+@dataclass(frozen=True, slots=True)
+class RunStatus:
+    """How a run stands.
+
+    Attributes
+    ----------
+    state
+        ``running``, ``finished``, ``interrupted``, ``failed``, ``silent`` (no sign of life), or ``unknown`` (nothing says).
+    slides
+        Number of slides by ``done``, ``empty``, ``partial``, ``failed``, ``in_work`` and ``waiting``.
+    tiles_done, tiles_failed
+        Of all slides, those in work included.
+    nuclei, tissue_mm2
+        In finished tables.
+    mm2_per_s, slides_per_h, eta_s
+        Of the clients that live or ended last, by their own steady clocks; None where there is nothing to tell from.
+    counts
+        Retries, worker deaths, hangs and reconnects.
+    clients, workers
+        What each said last; ``age_s`` is the time since then by this machine's clock.
+    rows
+        The statistics rows of the slides, by id.
+    """
+
+    state: str
+    slides: dict[str, int]
+    tiles_done: int
+    tiles_failed: int
+    nuclei: int
+    tissue_mm2: float
+    mm2_per_s: float | None
+    slides_per_h: float | None
+    eta_s: float | None
+    counts: dict[str, int]
+    clients: list[dict[str, Any]]
+    workers: list[dict[str, Any]]
+    rows: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
+
+
+def slide_records(folder: RunFolder) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Yield (slide id, its JSON) of every slide that was decided; None in place of one that cannot be read."""
+    for path in sorted((folder.root / "slides").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            yield path.stem, record if isinstance(record, dict) and isinstance(record.get("row"), dict) else None
+        except (OSError, ValueError):
+            yield path.stem, None
+
+
+def run_status(root: Path) -> RunStatus:
+    """Return how the run in a folder stands.
+
+    Raises
+    ------
+    FormatError
+        The folder holds no run.
+    """
+    folder = RunFolder(root)
+    inputs = read_inputs(folder)
+    if not inputs and folder.read_run() is None:
+        raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
+    rows = {slide_id: record["row"] for slide_id, record in slide_records(folder) if record is not None}
+    begun = {p.name: sum(1 for _ in p.glob("*.parquet")) for p in (root / "parts").glob("*") if p.is_dir()}
+    in_work = {name for name in begun if name not in rows or rows[name]["status"] == "partial"}
+    clients = _clients(folder)
+    live = any(c["state"] == "running" and c["age_s"] < SILENT_S for c in clients)
+    slides = Counter(str(row["status"]) for row in rows.values())
+    slides["in_work"] = sum(name not in rows for name in in_work)
+    slides["waiting"] = len(set(inputs) - set(rows) - in_work)
+    rate, slides_per_h = _rates(clients)
+    return RunStatus(
+        state=_state(clients, live),
+        slides={name: slides[name] for name in ("done", "empty", "partial", "failed", "in_work", "waiting")},
+        tiles_done=sum(int(r["tiles_done"] or 0) for r in rows.values()) + sum(begun[n] for n in in_work if n not in rows),
+        tiles_failed=sum(int(r["tiles_failed"] or 0) for r in rows.values()),
+        nuclei=sum(int(r["n_nuclei"] or 0) for r in rows.values()),
+        tissue_mm2=sum(float(r["tissue_mm2"] or 0) for r in rows.values()),
+        mm2_per_s=rate,
+        slides_per_h=slides_per_h,
+        eta_s=_eta_s(clients, rows, rate) if live else None,
+        counts={k: sum(int(c.get(k, 0)) for c in clients) for k in ("retries", "worker_deaths", "hangs", "reconnects")},
+        clients=clients,
+        workers=[{**w, "age_s": _age_s(folder.workers / f"{w['id']}.json")} for w in read_workers(folder.workers)],
+        rows=rows,
+    )
+
+
+def _clients(folder: RunFolder) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+    for path in sorted((folder.root / "progress").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            found.append({**record, "client": path.stem, "state": str(record["state"]), "age_s": _age_s(path)})
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # of another version, or gone meanwhile
+    return found
+
+
+def _age_s(path: Path) -> float:
+    try:
+        return max(0.0, time.time() - path.stat().st_mtime)
+    except OSError:
+        return 0.0
+
+
+def _state(clients: list[dict[str, Any]], live: bool) -> str:
+    if live:
+        return "running"
+    states = {str(c["state"]) for c in clients}
+    if "running" in states:
+        return "silent"
+    return next((s for s in ("failed", "interrupted", "finished") if s in states), "unknown")
+
+
+def _rates(clients: list[dict[str, Any]]) -> tuple[float | None, float | None]:
+    """Return mm2 a second and slides an hour, summed over clients that have done something."""
+    worked = [c for c in clients if c.get("mm2_done") and c.get("elapsed_s")]
+    if not worked:
+        return None, None
+    rate = sum(float(c["mm2_done"]) / float(c["elapsed_s"]) for c in worked)
+    return rate, sum(3600 * int(c["slides_done"]) / float(c["elapsed_s"]) for c in worked)
+
+
+def _eta_s(clients: list[dict[str, Any]], rows: dict[str, dict[str, Any]], rate: float | None) -> float | None:
+    """Return seconds to the end: known tissue that is left, and for slides not opened yet the mean of those that were."""
+    if not rate:
+        return None
+    live = [c for c in clients if c["state"] == "running" and c["age_s"] < SILENT_S]
+    known = sum(max(0.0, float(c["mm2"]) - float(c["mm2_done"])) for c in live)
+    done = [float(r["tissue_mm2"]) for r in rows.values() if r["tissue_mm2"]]
+    if not done:
+        return None if sum(int(c["slides"]) for c in live) > 1 else known / rate
+    left = sum(int(c["slides"]) - int(c["slides_done"]) for c in live)
+    mean = sum(done) / len(done)
+    return max(known, left * mean) / rate
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorGroup:
+    """Failures that say the same but for numbers and paths."""
+
+    kind: str
+    message: str
+    tiles: int
+    slides: tuple[str, ...]
+    advice: str
+
+
+_ADVICE = {
+    "MissingMppError": "Give --mpp, or a manifest with a column mpp; then --retry-failed.",
+    "AnisotropicMppError": "Give the right --mpp for these slides; then --retry-failed.",
+    "SlideOpenError": "Are the files there, readable and complete? Copy them anew from their source; then --retry-failed.",
+    "TileReadError": "These regions cannot be decoded: copy the files anew from their source; then --retry-failed.",
+    "FormatError": "A file of the run or a tissue mask is damaged: see the message; then --retry-failed.",
+    "TileTimeout": "Reading or computing hung: check the storage, or give a longer --tile-timeout; then --retry-failed.",
+    "WorkerDied": "The worker crashed or was killed at them each time. Out of memory: fewer --workers. A damaged file may "
+    "crash a decoder: copy it anew; then --retry-failed.",
+    "MemoryError": "Fewer --workers, then --retry-failed.",
+    "OutOfMemoryError": "Fewer --workers-per-gpu, then --retry-failed.",
+    "OSError": "Check the disk and the network mount; then --retry-failed.",
+    "KilledWorker": "Workers died at these tiles: see WorkerDied in RUN/log.jsonl; then --retry-failed.",
+}
+_OTHERWISE = "See RUN/log.jsonl; then --retry-failed. If it stays, it is a defect of wsiseg: report it with this message."
+
+
+def group_errors(root: Path) -> list[ErrorGroup]:
+    """Return what failed in a run, grouped by message, most slides first.
+
+    Raises
+    ------
+    FormatError
+        The folder holds no run.
+    """
+    folder = RunFolder(root)
+    if folder.read_run() is None:
+        raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
+    groups: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
+    for slide_id, record in slide_records(folder):
+        if record is None:
+            text = "FormatError: the slide's JSON cannot be read"
+            groups.setdefault(("FormatError", text), []).append((slide_id, -1, text))
+            continue
+        for error in record.get("errors", []):
+            text = str(error["error"])
+            kind = text.partition(":")[0].strip()
+            groups.setdefault((kind, _shape(text)), []).append((slide_id, int(error["tile_id"]), text))
+    found = [
+        ErrorGroup(
+            kind=kind,
+            message=members[0][2],
+            tiles=sum(tile_id >= 0 for _, tile_id, _ in members),
+            slides=tuple(dict.fromkeys(slide_id for slide_id, _, _ in members)),
+            advice=_ADVICE.get(kind, _OTHERWISE),
+        )
+        for (kind, _), members in groups.items()
+    ]
+    return sorted(found, key=lambda g: (-len(g.slides), -g.tiles, g.kind, g.message))
+
+
+def _shape(text: str) -> str:
+    """Return a message without what differs between slides: paths, the words after ``slide``, numbers."""
+    text = re.sub(r"(?i)\b(slide|image|part) \S+", r"\1 #", text)
+    return re.sub(r"[-+]?\d[\w.]*", "#", re.sub(r"\S*/\S*", "/#", text))
