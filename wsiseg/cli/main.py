@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from wsiseg import __version__
-from wsiseg.cli import commands_convert, commands_data, commands_look, commands_qc, commands_segment
+from wsiseg.cli import commands_convert, commands_data, commands_look, commands_qc, commands_segment, commands_watch
 from wsiseg.errors import OutputInUseError, OutputMismatchError, WsisegError
 
 __all__ = ["main"]
@@ -52,6 +52,7 @@ def main(verbose: int) -> None:
     \b
     First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER
     Main job:        wsiseg segment FOLDER --out RUN
+    While it goes:   wsiseg status RUN;  wsiseg errors RUN;  wsiseg verify RUN
     See the result:  wsiseg overlay RUN SLIDE_ID -o picture.png
     Trust it:        wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
     Take it along:   wsiseg export RUN --to qupath -o FOLDER
@@ -61,6 +62,6 @@ def main(verbose: int) -> None:
     logging.getLogger("wsiseg").setLevel(level)
 
 
-for _room in (commands_segment, commands_look, commands_qc, commands_convert, commands_data):
+for _room in (commands_segment, commands_look, commands_qc, commands_convert, commands_data, commands_watch):
     for _command in _room.COMMANDS:
         main.add_command(_command)
