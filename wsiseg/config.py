@@ -96,16 +96,18 @@ class PredictConfig:
     precision
         ``auto`` is resolved once per run by what the machine does fast and then recorded (a resume keeps it).
     engine
-        ``eager``, or ``inductor``: compiled by torch at start; ``auto`` is resolved and recorded in the same way.
+        ``eager``, ``inductor`` (compiled by torch at start), or on a GPU ``graph`` (CUDA graphs); ``auto`` is resolved and
+        recorded in the same way.
     window_wpx
-        Side of the useful area of one network window on the CPU, working px, a multiple of 16; 0: chosen by the engine.
+        Side of the useful area of one network window, working px, a multiple of 16; 0: chosen by the engine, on a GPU by its
+        free memory.
     tta
         Test-time augmentation: mean over 1 or 8 flips and rotations.
     """
 
     weights: str = "default"
     precision: Literal["auto", "fp32", "bf16", "int8"] = "auto"
-    engine: Literal["auto", "eager", "inductor"] = "auto"
+    engine: Literal["auto", "eager", "inductor", "graph"] = "auto"
     window_wpx: int = _free(0)
     tta: Literal[1, 8] = 1
 

@@ -1,4 +1,4 @@
-"""``wsiseg segment`` and ``wsiseg demo``."""
+"""``wsiseg segment``, ``merge`` and ``demo``."""
 
 from __future__ import annotations
 
@@ -20,12 +20,13 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from wsiseg.cli.options import build_config, segment_options, slide_options
+from wsiseg.cli.options import build_config, cluster_options, segment_options, slide_options
 
 if TYPE_CHECKING:
     from wsiseg.config import RunConfig
     from wsiseg.run.manifest import SlideInput
     from wsiseg.run.segment import RunSummary
+    from wsiseg.run.shards import Shard
 
 __all__ = ["COMMANDS"]
 
@@ -37,11 +38,14 @@ __all__ = ["COMMANDS"]
 )
 @segment_options
 @slide_options
-@click.option("--scheduler", default="", metavar="ADDRESS", help="Dask scheduler to use, e.g. tcp://host:8786.  [this machine]")
+@cluster_options
+@click.option(
+    "--shard", default="", metavar="I/N", help="Do the I-th of N shares of the slides, for job arrays, e.g. 3/8.  [all]"
+)
 @click.option("--retries", type=click.IntRange(0), default=None, help="More tries for a tile that failed.  [2]")
 @click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
-def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+def segment(slides: tuple[str, ...], out: Path, shard: str, quiet: bool, **options: Any) -> None:
     """Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
@@ -55,15 +59,44 @@ def segment(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> 
 
     A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad
     slide or tile never stops the rest.
+
+    \b
+    One machine:        wsiseg segment slides/ --out RUN
+    Dask cluster:       wsiseg segment slides/ --out /nfs/RUN --scheduler tcp://head:8786
+    Other mount points: ... --path-map /mnt/slides=/data/slides
+    Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
     """
     config = build_config(options.pop("config_file"), options)
     from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.shards import Shard
 
     found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"])
-    summary = run_segment(found, out, config, quiet=quiet)
+    summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
     if not quiet:
         print_summary(summary)
     sys.exit(0 if summary.ok else 1)
+
+
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+def merge(run: Path) -> None:
+    """Write the tables of RUN after all its shards have ended: slides.parquet, slides.csv, errors.parquet.
+
+    The last shard does this by itself; merge is for when it could not, and it says which slides and shards are missing. The
+    result is the folder that one run without --shard would have left.
+
+    \b
+    Example: wsiseg merge RUN
+    """
+    from wsiseg.run.shards import merge_shards
+
+    rows, errors = merge_shards(run)
+    count = {s: sum(r["status"] == s for r in rows) for s in ("done", "empty", "partial", "failed")}
+    click.echo("slides     " + ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done"))
+    click.echo(f"nuclei     {sum(int(r['n_nuclei'] or 0) for r in rows):,}")
+    click.echo(f"errors     {len(errors)}")
+    click.echo(f"run        {run}")
+    sys.exit(0 if all(r["status"] in ("done", "empty") for r in rows) else 1)
 
 
 @click.command()
@@ -92,7 +125,9 @@ def demo(out: Path, workers: int | None) -> None:
     sys.exit(0 if summary.ok else 1)
 
 
-def run_segment(slides: list[SlideInput], out: Path, config: RunConfig, *, quiet: bool) -> RunSummary:
+def run_segment(
+    slides: list[SlideInput], out: Path, config: RunConfig, *, quiet: bool, shard: Shard | None = None
+) -> RunSummary:
     """Run the main job with a progress display where there is a terminal."""
     from wsiseg.run.segment import segment as run
 
@@ -103,7 +138,8 @@ def run_segment(slides: list[SlideInput], out: Path, config: RunConfig, *, quiet
     }
     console = Console(stderr=True, highlight=False)
     if quiet or not console.is_terminal:
-        return run(slides, out, config, note=note, on_progress=lambda p: None if quiet else _plain_progress(p))
+        tell = (lambda p: None) if quiet else _plain_progress
+        return run(slides, out, config, shard=shard, note=note, on_progress=tell)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -122,7 +158,7 @@ def run_segment(slides: list[SlideInput], out: Path, config: RunConfig, *, quiet
             facts += f", {p.tiles_failed} failed" if p.tiles_failed else ""
             display.update(task, total=p.tiles or None, completed=p.tiles_done, facts=facts)
 
-        return run(slides, out, config, note=note, on_progress=show)
+        return run(slides, out, config, shard=shard, note=note, on_progress=show)
 
 
 class _Every:
@@ -170,4 +206,4 @@ def print_summary(summary: RunSummary) -> None:
         console.print(f"failed     ... and {len(summary.errors) - 20} more in {summary.out / 'errors.parquet'}")
 
 
-COMMANDS = (segment, demo)
+COMMANDS = (segment, merge, demo)

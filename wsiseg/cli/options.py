@@ -61,7 +61,7 @@ def slide_options(function: F) -> F:
             "--reader",
             type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),
             default=None,
-            help="What decodes pixels.  [auto: the fastest of those with equal pixels; cucim-gpu: by a grey level or two others]",
+            help="What decodes pixels.  [auto: the fastest of those with equal pixels; cucim-gpu's differ a little]",
         ),
     ):
         function = option(function)
@@ -87,7 +87,7 @@ def segment_options(function: F) -> F:
         click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]"),
         click.option(
             "--engine",
-            type=click.Choice(["auto", "eager", "inductor"]),
+            type=click.Choice(["auto", "eager", "inductor", "graph"]),
             default=None,
             help="How torch runs the network on the CPU.  [auto: compiled where the processor has AMX]",
         ),
@@ -146,7 +146,7 @@ def cluster_options(function: F) -> F:
         click.option(
             "--stage",
             type=click.Path(file_okay=False),
-            help="Folder on the worker's own disk: slides are copied there for their time in work. A slide is copied once a host.",
+            help="Folder on the workers' own disk: slides are copied there, once a host, for their time in work.",
         ),
         click.option(
             "--stage-gb", type=click.FloatRange(0, min_open=True), default=None, help="Most that --stage holds.  [100]"

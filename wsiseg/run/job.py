@@ -14,8 +14,9 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, SlideOpenError
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_from_file
-from wsiseg.read.slide import Slide, content_digest
+from wsiseg.read.slide import Slide, content_digest, fingerprint
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.locate import local_path, slide_file
 from wsiseg.run.manifest import SlideInput
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import SlideMeta, Stain, Tile
@@ -76,16 +77,10 @@ def prepare_slide(
         The slide (or its given tissue mask) cannot be used.
     """
     asked = asked_of(slide_input)
-    slide = open_slide(
-        slide_input.path,
-        mpp=slide_input.mpp,
-        cohort=slide_input.cohort,
-        reader=config.read.reader,
-        cache_bytes=config.read.cache_bytes,
-    )
+    slide = _opened(slide_input.path, slide_input.slide_id, config, slide_input.mpp, slide_input.cohort, config.read.reader)
     try:
         meta = dataclasses.replace(slide.meta, slide_id=slide_input.slide_id, cohort=slide_input.cohort)
-        content = content_digest(slide_input.path)
+        content = content_digest(local_path(slide_input.path, config.schedule.path_map))
         note = _note({"asked": asked}, _finished_asked(folder, meta.slide_id))
         if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
@@ -129,19 +124,24 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
     SlideOpenError
         The file is gone, or is no longer the file whose constants were fitted.
     """
-    slide = open_slide(
-        job.meta.path,
-        mpp=job.meta.mpp,
-        cohort=job.meta.cohort,
-        reader=job.meta.reader if job.meta.reader in ("cucim", "openslide") else "auto",
-        cache_bytes=config.read.cache_bytes,
-    )
+    reader = job.meta.reader if job.meta.reader in ("cucim", "openslide") else "auto"
+    slide = _opened(job.meta.path, job.meta.slide_id, config, job.meta.mpp, job.meta.cohort, reader)
     if (slide.meta.size_bytes, slide.meta.mtime_ns) != (job.meta.size_bytes, job.meta.mtime_ns):
         slide.close()
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {job.meta.path} changed while the run was going on (size or time differ). "
             "Run the same command again: the slide is then started anew."
         )
+    return slide
+
+
+def _opened(path: str, slide_id: str, config: RunConfig, mpp: float | None, cohort: str, reader: str) -> Slide:
+    """Open a slide where this machine has it; name, size and time in its facts stay those of what the user named."""
+    file = slide_file(path, slide_id, config)
+    slide = open_slide(file, mpp=mpp, cohort=cohort, reader=reader, cache_bytes=config.read.cache_bytes)
+    if file != path:
+        size_bytes, mtime_ns = fingerprint(local_path(path, config.schedule.path_map))
+        slide.meta = dataclasses.replace(slide.meta, path=path, size_bytes=size_bytes, mtime_ns=mtime_ns)
     return slide
 
 

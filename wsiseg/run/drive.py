@@ -1,0 +1,276 @@
+"""The client's side of a run: feed tasks to Dask, take their results, keep totals."""
+
+from __future__ import annotations
+
+import errno
+import os
+import queue
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from distributed import Client
+from distributed.client import Future
+
+from wsiseg.config import RunConfig
+from wsiseg.errors import InputError, SchedulerLostError, one_line
+from wsiseg.log import log
+from wsiseg.run.feed import Feeder, PrepareDone, Task
+from wsiseg.run.finish import record_failed_slide
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.manifest import SlideInput
+from wsiseg.run.tasks import end_staging, finish_task, prepare_task, tiles_task
+from wsiseg.run.worker import WorkerSetup
+from wsiseg.types import TileOutcome
+
+__all__ = ["Crew", "Drive", "Progress"]
+
+LOOK_S = 2.0
+"""How often the client asks who is there, s."""
+
+PATIENCE_S = 30.0
+"""How long no worker may be there before the user is told, s."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """Running totals, handed to the progress callback after every event."""
+
+    slides: int = 0
+    slides_done: int = 0
+    tiles: int = 0
+    tiles_done: int = 0
+    tiles_failed: int = 0
+    nuclei: int = 0
+    mm2: float = 0.0
+    mm2_done: float = 0.0
+    message: str = ""
+
+
+class Crew:
+    """Who works for a run: workers that were accepted, what each may do, and who was refused and why."""
+
+    def __init__(self, client: Client, setup: WorkerSetup) -> None:
+        self.client = client
+        self.setup = setup
+        self._roles: dict[str, str] = {}
+        self.refused: dict[str, str] = {}
+        self._looked = -LOOK_S
+        self._seen = time.monotonic()
+        self._told = False
+        self.threads = 0
+        self._slide_role = False
+
+    def join(self) -> None:
+        """Have every worker, those that come later too, checked and set up.
+
+        Raises
+        ------
+        InputError
+            There are workers, and every one of them was refused.
+        """
+        self.client.subscribe_topic(self.setup.name, self._event)
+        try:
+            self.client.register_plugin(self.setup)
+        except (ImportError, AttributeError, TypeError, ValueError) as err:  # a worker cannot even read what it was sent
+            log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(err))
+        deadline = time.monotonic() + LOOK_S
+        while len(self._roles) + len(self.refused) < len(self.client.nthreads()) and time.monotonic() < deadline:
+            time.sleep(0.01)  # the events come by another way than the answer
+        self.look()
+        if self.refused and not self._roles:
+            raise InputError(
+                "Every worker of the scheduler was refused:\n" + "\n".join(f"  {r}" for r in self.refused.values())
+            )
+
+    def look(self) -> int:
+        """Return how many tiles the accepted workers do at once, asked anew every few seconds."""
+        now = time.monotonic()
+        if now - self._looked >= LOOK_S:
+            self._looked = now
+            roles = dict(self._roles)
+            there = {a: n for a, n in self.client.nthreads().items() if a in roles}
+            self.threads = sum(n for a, n in there.items() if roles[a] == "tile")
+            self._slide_role = any(roles[a] == "slide" for a in there)
+            if self.threads:
+                self._seen, self._told = now, False
+            elif not self._told and now - self._seen > PATIENCE_S:
+                self._told = True
+                log.warning("no worker is there; waiting for one. Ctrl-C stops; the same command resumes")
+        return self.threads
+
+    def resources(self, kind: str) -> dict[str, float]:
+        """Return what a task must ask for."""
+        role = "tile" if kind == "tiles" else "slide" if self._slide_role else "any"
+        return {self.setup.resource(role): 1}
+
+    def leave(self) -> None:
+        """Let the workers go: a cluster of others outlives this run."""
+        self.client.unsubscribe_topic(self.setup.name)
+        self.client.unregister_worker_plugin(self.setup.name)
+
+    def _event(self, event: tuple[float, dict[str, str]]) -> None:
+        _, message = event
+        address = message["worker"]
+        if message["refused"]:
+            self.refused[address] = f"{address} on {message['host']}: {message['refused']}"
+            log.warning("worker %s is refused", self.refused[address])
+        else:
+            self._roles[address] = message["role"]
+            self._looked = -LOOK_S
+
+
+class Drive:
+    """One run: hands out what the feeder says and takes what comes back."""
+
+    def __init__(
+        self,
+        crew: Crew,
+        folder: RunFolder,
+        config: RunConfig,
+        digest: str,
+        constants: tuple[float, str],
+        progress: Progress,
+        on_progress: Callable[[Progress], None],
+    ) -> None:
+        self.crew = crew
+        self.client = crew.client
+        self.folder = folder
+        self.config = config
+        self.digest = digest
+        self.constants = constants  # the model's mpp, the stain method
+        self.progress = progress
+        self.on_progress = on_progress
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.inputs: dict[str, SlideInput] = {}
+        self.tile_mm2: dict[str, float] = {}
+
+    def run(self, slides: Sequence[SlideInput]) -> dict[str, dict[str, Any]]:
+        """Run all slides; return their statistics rows by slide id.
+
+        Raises
+        ------
+        SchedulerLostError
+            The scheduler is gone.
+        OSError
+            The disk is full.
+        """
+        self.inputs = {s.slide_id: s for s in slides}
+        schedule = self.config.schedule
+        feeder = Feeder(
+            slides, limit=1, retries=schedule.retries, in_flight=schedule.in_flight_per_worker, task_s=schedule.task_s
+        )
+        flying: dict[Future, Task] = {}
+        ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        while not feeder.done():
+            feeder.limit = max(1, self._look()) * schedule.in_flight_per_worker
+            while (task := feeder.next_task()) is not None:
+                future = self._submit(task, feeder)
+                flying[future] = task
+                future.add_done_callback(ready.put)
+            try:
+                future = ready.get(timeout=LOOK_S)
+            except queue.Empty:
+                continue
+            self._take(flying.pop(future), future, feeder)
+            self.on_progress(self.progress)
+        if schedule.stage:
+            self.client.run(end_staging, schedule.stage, on_error="ignore")
+        return self.rows
+
+    def _look(self) -> int:
+        if self.client.status != "running":
+            raise SchedulerLostError(
+                f"The Dask scheduler is gone (connection {self.client.status}). Finished tiles are kept: start a scheduler and "
+                "run the same command again."
+            )
+        try:
+            return self.crew.look()
+        except (OSError, TimeoutError) as err:
+            raise SchedulerLostError(
+                f"The Dask scheduler does not answer ({one_line(err)}). Finished tiles are kept: run the same command again."
+            ) from err
+
+    def _submit(self, task: Task, feeder: Feeder) -> Future:
+        name = self.crew.setup.name
+        options: dict[str, Any] = {"pure": False, "retries": 0, "resources": self.crew.resources(task.kind)}
+        if task.kind == "prepare":
+            return self.client.submit(
+                prepare_task, task.payload, feeder.upcoming(), name, *self.constants, priority=5, **options
+            )
+        if task.kind == "tiles":
+            return self.client.submit(tiles_task, task.payload, name, **options)
+        slide_id, failed = task.payload
+        return self.client.submit(finish_task, slide_id, failed, name, priority=10, **options)
+
+    def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
+        error = future.exception()
+        result: Any = None if error is not None else future.result()
+        reason = one_line(error)[:500] if error is not None else ""
+        if error is not None and future.cancelled():
+            self._look()  # the scheduler may be gone
+        if task.kind == "tiles":
+            self._take_tiles(task, result, reason, feeder)
+        elif task.kind == "prepare":
+            self._take_prepared(task, reason if result is None else result, feeder)
+        else:
+            feeder.finished()
+            self._close_slide(task.slide_id, reason if result is None else result)
+
+    def _take_prepared(self, task: Task, result: PrepareDone | str, feeder: Feeder) -> None:
+        if isinstance(result, str):
+            feeder.prepare_failed()
+            self._close_slide(task.slide_id, result)
+            return
+        feeder.prepared(result)
+        if result.note:
+            log.warning("slide %s is done anew: %s", task.slide_id, result.note)
+        if result.row is not None:
+            self._close_slide(task.slide_id, result.row)
+            self.progress.nuclei += int(result.row["n_nuclei"])
+            return
+        total = sum(t.core.w * t.core.h * t.tissue_frac for t in result.todo) or 1.0
+        self.tile_mm2[task.slide_id] = result.mm2_todo / total
+        self.progress.tiles += len(result.todo)
+        self.progress.mm2 += result.mm2_todo
+        self.progress.nuclei += sum(o.n_nuclei for o in result.decided)
+
+    def _take_tiles(self, task: Task, outcomes: list[TileOutcome] | None, reason: str, feeder: Feeder) -> None:
+        if outcomes is None:  # the worker died on it more often than the scheduler allows, or it was cancelled
+            if len(task.payload) > 1:
+                log.warning("slide %s: %d tiles were lost (%s); each is tried alone", task.slide_id, len(task.payload), reason)
+                feeder.batch_lost(task)
+                return
+            ((tile, attempt),) = task.payload
+            tries = self.config.schedule.retries + attempt + 1
+            outcomes = [TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, reason, tries)]
+        else:
+            for outcome in outcomes:
+                _stop_on_full_disk(outcome.error, self.folder)
+        final = feeder.tiles_done(task, outcomes)
+        for (tile, _), outcome, is_final in zip(task.payload, outcomes, final, strict=True):
+            if not is_final:
+                log.warning("slide %s, tile %d: trying again (%s)", tile.slide_id, tile.tile_id, outcome.error)
+                continue
+            self.progress.tiles_done += 1
+            self.progress.tiles_failed += outcome.status == "failed"
+            self.progress.nuclei += outcome.n_nuclei
+            self.progress.mm2_done += tile.core.w * tile.core.h * tile.tissue_frac * self.tile_mm2[tile.slide_id]
+
+    def _close_slide(self, slide_id: str, result: dict[str, Any] | str) -> None:
+        if isinstance(result, str):
+            _stop_on_full_disk(result, self.folder)
+            slide = self.inputs[slide_id]
+            log.error("slide %s: %s", slide_id, result)
+            result = record_failed_slide(self.folder, slide_id, slide.path, slide.cohort, self.digest, result)
+        self.rows[slide_id] = result
+        self.tile_mm2.pop(slide_id, None)
+        self.progress.slides_done += 1
+
+
+def _stop_on_full_disk(reason: str, folder: RunFolder) -> None:
+    """Raise ``OSError`` where a reason says that nothing can be stored: every further tile would be computed for nothing."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if os.strerror(number) in reason:
+            raise OSError(number, os.strerror(number), str(folder.root))

@@ -1,0 +1,91 @@
+"""A scheduler of others -> a client of it, and the first look at its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from distributed import Client
+from distributed.security import Security
+
+from wsiseg import __version__
+from wsiseg.config import ScheduleConfig
+from wsiseg.errors import InputError, one_line
+from wsiseg.log import log
+
+__all__ = ["connect_remote", "first_worker"]
+
+CONNECT_S = 20
+"""How long a scheduler may take to answer, s."""
+
+
+@contextlib.contextmanager
+def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
+    """Yield a client of the scheduler that the config names.
+
+    Raises
+    ------
+    InputError
+        Nothing answers there, or not with these certificates.
+    """
+    where = config.scheduler or config.scheduler_file
+    if config.scheduler_file and not Path(config.scheduler_file).is_file():
+        raise InputError(f"--scheduler-file {config.scheduler_file}: no such file. Has the scheduler been started?")
+    security = None
+    if config.tls_ca:
+        security = Security(
+            tls_ca_file=config.tls_ca,
+            tls_client_cert=config.tls_cert,
+            tls_client_key=config.tls_key,
+            require_encryption=True,
+        )
+    try:
+        client = Client(
+            config.scheduler or None,
+            scheduler_file=config.scheduler_file or None,
+            security=security,
+            timeout=f"{CONNECT_S}s",
+            set_as_default=False,
+        )
+    except (OSError, TimeoutError, ValueError, TypeError) as err:
+        tls = " With tls:// the scheduler's authority must be that of --tls-ca." if where.startswith("tls://") else ""
+        raise InputError(
+            f"No Dask scheduler answers at {where!r} ({one_line(err)}). Start one with 'dask scheduler', or leave --scheduler "
+            f"away to use this machine.{tls}"
+        ) from err
+    with client:
+        yield client
+
+
+def first_worker(client: Client) -> str:
+    """Return the address of a worker that has this version of wsiseg, waiting until there is a worker at all.
+
+    Raises
+    ------
+    InputError
+        There are workers, and none of them has it; the message names what each has.
+    """
+    told = False
+    while not client.nthreads():
+        if not told:
+            log.warning("no worker has joined the scheduler yet; waiting. Ctrl-C stops")
+            told = True
+        time.sleep(0.5)
+    versions = client.run(_version, on_error="return")
+    good: list[str] = [address for address, version in versions.items() if version == __version__]
+    if good:
+        return good[0]
+    lines = [f"  {a}: {one_line(v) if isinstance(v, BaseException) else v}" for a, v in sorted(versions.items())]
+    raise InputError(
+        f"Every worker of the scheduler was refused: the run has wsiseg version {__version__}, the workers have\n"
+        + "\n".join(lines)
+        + "\nInstall one version everywhere."
+    )
+
+
+def _version() -> str:
+    import wsiseg
+
+    return wsiseg.__version__

@@ -1,0 +1,159 @@
+"""Shares of a run for job arrays that have no scheduler between them, and how their tables become one.
+
+Every shard is given the same slides and takes its own by a rule that all of them follow, so they need not talk. They may share
+one run folder: each writes only files of its own slides, and ``RUN/shards/<I>-of-<N>.json`` with the names of all slides. The
+last one to end makes the tables of the whole run, exactly as a run without shards makes them; ``wsiseg merge`` does it by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg.errors import FormatError, InputError, OutputInUseError
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.manifest import SlideInput
+from wsiseg.summarize import write_errors_table, write_slides_table
+from wsiseg.tables import atomic_write_bytes
+
+__all__ = ["Shard", "merge_if_last", "merge_shards", "write_tables"]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """The ``index``-th (from 1) of ``n`` shares."""
+
+    index: int
+    n: int
+
+    @classmethod
+    def parse(cls, text: str) -> Shard:
+        """Read ``I/N``, I from 1 to N. Raises ``InputError``."""
+        left, slash, right = text.partition("/")
+        ok = slash and left.strip().isdecimal() and right.strip().isdecimal() and 1 <= int(left) <= int(right)
+        if not ok:
+            raise InputError(f"Expected --shard I/N with I from 1 to N, such as 3/8, got {text!r}.")
+        return cls(int(left), int(right))
+
+    @property
+    def name(self) -> str:
+        """Return its name in file names."""
+        return f"{self.index}-of-{self.n}"
+
+    def take(self, slides: Sequence[SlideInput]) -> list[SlideInput]:
+        """Return this shard's slides, in the order given.
+
+        Slides are dealt like cards in the order of the SHA-256 of their ids: shares differ by one slide at most, do not depend
+        on the order in which slides are named, and large slides that stand side by side are spread.
+        """
+        dealt = sorted(slides, key=lambda s: hashlib.sha256(s.slide_id.encode()).digest())
+        own = {s.slide_id for s in dealt[self.index - 1 :: self.n]}
+        return [s for s in slides if s.slide_id in own]
+
+    def enter(self, folder: RunFolder, slides: Sequence[SlideInput]) -> None:
+        """Leave the names of all slides of the run in the folder."""
+        path = _shards_dir(folder) / f"{self.name}.json"
+        path.parent.mkdir(exist_ok=True)
+        record = {"shard": self.index, "of": self.n, "slides": [s.slide_id for s in slides]}
+        atomic_write_bytes(path, json.dumps(record, indent=1).encode())
+
+
+def write_tables(folder: RunFolder, rows: Sequence[dict[str, Any]], errors: Sequence[dict[str, Any]]) -> None:
+    """Write the tables of a whole run."""
+    write_slides_table(rows, folder.root / "slides.parquet")
+    write_errors_table(errors, folder.root / "errors.parquet")
+
+
+def merge_shards(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Make the tables of a run whose shards have all ended; return their rows (slides, errors).
+
+    Raises
+    ------
+    InputError
+        The folder has no shards, or a shard is still to be run; the message names slides and shards.
+    FormatError
+        The shards were not given the same slides.
+    OutputInUseError
+        A shard is running.
+    """
+    folder = RunFolder(out.absolute())
+    record = folder.read_run()
+    if record is None:
+        raise InputError(f"{out} holds no run (no run.json).")
+    with folder.exclusive():
+        slide_ids = _all_slides(folder)
+        slides = [_slide_record(folder, slide_id, record["digest"]) for slide_id in slide_ids]
+        missing = [slide_id for slide_id, found in zip(slide_ids, slides, strict=True) if found is None]
+        if missing:
+            raise InputError(_what_is_missing(folder, missing, len(slide_ids)))
+        found = [s for s in slides if s is not None]
+        rows = [s["row"] for s in found]
+        errors = [e for s in found for e in s.get("errors", [])]
+        write_tables(folder, rows, errors)
+        shutil.rmtree(_shards_dir(folder))
+        for lock in folder.root.glob(".in-use-*"):
+            lock.unlink(missing_ok=True)
+    return rows, errors
+
+
+def merge_if_last(folder: RunFolder) -> bool:
+    """Merge where all shards have ended well; return whether it was done. Another one does it later otherwise."""
+    try:
+        merge_shards(folder.root)
+    except (InputError, OutputInUseError):
+        return False
+    return True
+
+
+def _shards_dir(folder: RunFolder) -> Path:
+    return folder.root / "shards"
+
+
+def _parts(folder: RunFolder) -> list[dict[str, Any]]:
+    found = []
+    for path in sorted(_shards_dir(folder).glob("*-of-*.json")):
+        try:
+            part = json.loads(path.read_text(encoding="utf-8"))
+            found.append({"shard": int(part["shard"]), "of": int(part["of"]), "slides": [str(s) for s in part["slides"]]})
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise FormatError(f"{path} is unreadable ({err}). Run that shard again.") from err
+    return found
+
+
+def _all_slides(folder: RunFolder) -> list[str]:
+    parts = _parts(folder)
+    if not parts:
+        raise InputError(f"{folder.root} holds no shards: there is nothing to merge.")
+    first = parts[0]
+    for part in parts[1:]:
+        if part["slides"] != first["slides"]:
+            differ = sorted(set(part["slides"]) ^ set(first["slides"]))
+            what = f"{len(differ)} slides are in one list only, such as {differ[0]}" if differ else "their order differs"
+            raise FormatError(
+                f"Shards {first['shard']}/{first['of']} and {part['shard']}/{part['of']} of {folder.root} were given different "
+                f"slides ({what}). Run both again with the same SLIDE arguments."
+            )
+    slides: list[str] = first["slides"]
+    return slides
+
+
+def _slide_record(folder: RunFolder, slide_id: str, digest: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return record if isinstance(record, dict) and record.get("digest") == digest and "row" in record else None
+
+
+def _what_is_missing(folder: RunFolder, missing: Sequence[str], n_slides: int) -> str:
+    n = max(part["of"] for part in _parts(folder))
+    dealt = [SlideInput(s, "") for s in _all_slides(folder)]
+    open_shards = [k for k in range(1, n + 1) if {s.slide_id for s in Shard(k, n).take(dealt)} & set(missing)]
+    names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
+    shards = ", ".join(f"{k}/{n}" for k in open_shards[:10]) + (", ..." if len(open_shards) > 10 else "")
+    return f"{len(missing)} of {n_slides} slides of {folder.root} are not done yet ({names}). Run --shard {shards} again."

@@ -1,0 +1,98 @@
+"""The three things that a Dask worker is asked to do: prepare a slide, do some of its tiles, finish it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from distributed import Status, get_worker
+
+from wsiseg.config import RunConfig
+from wsiseg.errors import WsisegError, one_line
+from wsiseg.run.context import WorkerContext
+from wsiseg.run.feed import PrepareDone
+from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.job import prepare_slide
+from wsiseg.run.locate import local_config, local_path
+from wsiseg.run.manifest import SlideInput
+from wsiseg.run.staging import drop_finished, drop_staged, prefetch
+from wsiseg.run.tile import run_tile
+from wsiseg.run.worker import worker_context
+from wsiseg.types import Tile, TileOutcome
+
+__all__ = ["end_staging", "finish_task", "prepare_task", "tiles_task", "worker_facts"]
+
+
+def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
+    """Return what this worker would compute with."""
+    root = Path(local_path(folder, config.schedule.path_map))
+    context = WorkerContext(RunFolder(root), local_config(config), "", device)
+    return {**context.facts(), "licence": context.model.licence}
+
+
+def prepare_task(
+    slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, stain_method: str
+) -> PrepareDone | str:
+    """Prepare a slide; an unusable slide comes back as its reason. ``ahead`` is the one whose copying may begin meanwhile."""
+    start = time.perf_counter()
+    context = worker_context(setup)
+    config = context.config
+    slide = dataclasses.replace(slide, tissue_mask=local_path(slide.tissue_mask, config.schedule.path_map))
+    try:
+        row = finished_row(context.folder, slide, context.digest)
+        if row is not None:
+            return PrepareDone(slide.slide_id, row=row)
+        if config.schedule.stage:
+            _stage_ahead(ahead, context)
+        job = prepare_slide(slide, context.folder, config, mpp_model, stain_method)
+    except (WsisegError, OSError) as err:
+        return one_line(err)
+    todo, decided = tiles_to_do(job, context)
+    mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
+    seconds = time.perf_counter() - start
+    return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds)
+
+
+def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> list[TileOutcome]:
+    """Do some tiles of a slide, each with its number of this try, and return their outcomes in the same order.
+
+    A batch may be begun anew, after the worker that had it died or left: what that one finished is not done again. A worker
+    that is asked to leave ends the tile it is at.
+    """
+    context = worker_context(setup)
+    outcomes: list[TileOutcome] = []
+    for tile, attempt in batch:
+        if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):
+            raise InterruptedError("the worker leaves")  # nobody waits for this answer: Dask has given the batch to another
+        done = done_before(tile, context) if len(batch) > 1 else None
+        outcomes.append(done or run_tile(tile, context, attempt))
+    return outcomes
+
+
+def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> dict[str, Any] | str:
+    """Finish a slide; return its statistics row, or the reason why there is none."""
+    context = worker_context(setup)
+    try:
+        row = finish_slide(slide_id, failed, context)
+    except (WsisegError, OSError) as err:
+        return one_line(err)
+    if context.config.schedule.stage:
+        context.forget(slide_id)
+        drop_staged(Path(context.config.schedule.stage), slide_id)
+    return row
+
+
+def end_staging(stage: str) -> None:
+    """Remove this run's copies on a worker's machine."""
+    drop_staged(Path(stage))
+
+
+def _stage_ahead(ahead: SlideInput | None, context: WorkerContext) -> None:
+    config = context.config.schedule
+    root = Path(config.stage)
+    drop_finished(root, context.folder.root / "slides")
+    if ahead is not None:
+        prefetch(Path(local_path(ahead.path, config.path_map)), ahead.slide_id, root, int(config.stage_gb * 1e9))

@@ -1,0 +1,127 @@
+"""What every Dask worker gets when it joins a run: the check that it computes what the others compute, and its context."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import gc
+import hashlib
+import platform
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distributed import Status, Worker, WorkerPlugin, get_worker
+
+from wsiseg import __version__
+from wsiseg.config import RunConfig
+from wsiseg.errors import WsisegError, one_line
+from wsiseg.run.context import WorkerContext
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.locate import local_config, local_path
+
+__all__ = ["Terms", "WorkerSetup", "objections", "worker_context"]
+
+PLENTY = 1e9
+"""Amount of each resource that a worker is granted: they say where a task may run, threads say how many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What all workers of a run must agree on: version, facts (weights sha256, ...) and the digest over them and the config."""
+
+    wsiseg: str
+    digest: str
+    facts: dict[str, Any]
+
+
+def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
+    """Return why this process must not work for a run; each reason names what the run has and what is here.
+
+    Parameters
+    ----------
+    terms
+        As the client and the run's first worker found them.
+    folder
+        The run folder as this machine has it.
+    config
+        As the client has it.
+    """
+    found = []
+    if terms.wsiseg != __version__:
+        found.append(f"wsiseg version: the run has {terms.wsiseg}, this worker {__version__}")
+    wanted = str(terms.facts.get("weights_sha256", ""))
+    try:
+        from wsiseg.predict import weights_path
+
+        sha256 = hashlib.sha256(weights_path(local_config(config).predict.weights).read_bytes()).hexdigest()
+        if sha256 != wanted:
+            found.append(f"weights sha256: the run has {wanted[:16]}, this worker {sha256[:16]}")
+    except (OSError, WsisegError) as err:
+        found.append(f"weights sha256: the run has {wanted[:16]}, this worker none ({one_line(err)})")
+    if not found:  # the digest follows from both, and its own difference is only of interest where they agree
+        digest = config.digest(**terms.facts)
+        if digest != terms.digest:
+            found.append(f"config digest: the run has {terms.digest}, this worker {digest}")
+    try:
+        record = folder.read_run()
+    except WsisegError as err:
+        return [*found, one_line(err)]
+    if record is None or record.get("digest") != terms.digest:
+        there = "no run" if record is None else f"the run {record.get('digest')}"
+        found.append(f"run folder: the run's is {terms.digest}, this worker finds {there} in {folder.root} (see --path-map)")
+    return found
+
+
+class WorkerSetup(WorkerPlugin):
+    """Gives every worker, also one that is restarted or joins later, the context of this run, or refuses it.
+
+    A worker that passes is granted Dask resources in this run's name, and every task asks for one: ``tile`` by workers that
+    compute, ``slide`` by those that were started for reading and writing only (``--resources CPU=1`` beside ``GPU=1`` ones),
+    ``any`` by both. So a refused worker gets no task of this run, and may well work for another. The name is the run's own:
+    runs of one config into two folders may share a cluster, at once or one after the other.
+    """
+
+    def __init__(self, folder: str, config: RunConfig, terms: Terms, device: str) -> None:
+        self.name = f"wsiseg-{uuid.uuid4().hex}"
+        self._args = (folder, config, terms, device)
+        self.context: WorkerContext | None = None
+
+    def resource(self, role: str) -> str:
+        """Return the name of the resource for a role (``tile``, ``slide``, ``any``)."""
+        return f"{self.name}-{role}"
+
+    async def setup(self, worker: Worker) -> None:
+        """Check the worker, make its (still closed) context, grant it tasks and tell the client."""
+        # Python collects garbage once more at exit: half a second over torch's objects, for nothing. On a busy machine Dask
+        # would run out of patience and kill the worker.
+        atexit.register(gc.freeze)
+        folder_name, config, terms, device = self._args
+        folder = RunFolder(Path(local_path(folder_name, config.schedule.path_map)))
+        reasons = await asyncio.to_thread(objections, terms, folder, config)
+        role = "tile"
+        if not reasons:
+            declared = set(worker.state.total_resources)
+            role = "slide" if "CPU" in declared and "GPU" not in declared else "tile"
+            self.context = WorkerContext(folder, local_config(config), terms.digest, device if role == "tile" else "cpu")
+            await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
+        event = {"worker": worker.address, "host": platform.node(), "role": role, "refused": "; ".join(reasons)}
+        await worker.scheduler.log_event(topic=self.name, msg=event)
+
+    async def teardown(self, worker: Worker) -> None:
+        """Close handles when the worker leaves or the run ends."""
+        if self.context is not None:
+            self.context.close()
+            self.context = None
+            if worker.status == Status.running:
+                await worker.set_resources(**{self.resource(r): 0 for r in ("tile", "slide", "any")})
+
+
+def worker_context(setup: str) -> WorkerContext:
+    """Return this worker's context of a run by the name of its ``WorkerSetup`` (called inside a task)."""
+    plugin: Any = get_worker().plugins[setup]
+    context: WorkerContext | None = plugin.context
+    if context is None:
+        raise RuntimeError(f"worker setup {setup} is gone")
+    return context
