@@ -1,6 +1,29 @@
 """``python -m wsiseg`` is ``wsiseg``."""
 
-from wsiseg.cli import main
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from types import FrameType
+
+__all__ = ["run"]
+
+
+def run() -> None:
+    """Load the command line and run it; Ctrl-C while it loads is one line too, not a traceback out of an import."""
+    if sys.flags.interactive == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _stopped_at_start)
+    from wsiseg.cli import main
+
+    main()
+
+
+def _stopped_at_start(number: int, frame: FrameType | None) -> None:
+    # nothing has been begun; and an exception might end up inside an import in C, which turns it into another one
+    os.write(2, b"wsiseg: stopped.\n")
+    os._exit(128 + number)
+
 
 if __name__ == "__main__":
-    main()
+    run()

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import errno
 import logging
+import signal
 import sys
-from typing import Any
+import threading
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
 
 from wsiseg import __version__
-from wsiseg.cli import commands_convert, commands_data, commands_look, commands_qc, commands_segment, commands_watch
+from wsiseg.cli import (
+    commands_convert,
+    commands_data,
+    commands_evaluate,
+    commands_look,
+    commands_qc,
+    commands_segment,
+    commands_watch,
+)
 from wsiseg.errors import OutputInUseError, OutputMismatchError, WsisegError
 
 __all__ = ["main"]
@@ -21,7 +32,17 @@ Exit codes:
   1    some slides or tiles failed (see errors.parquet in the run folder)
   2    the command could not be understood or started
   130  stopped with Ctrl-C; the same command resumes
+  143  stopped with SIGTERM, as schedulers do it before they take a machine away; the same command resumes
 """
+
+
+class _TerminatedError(KeyboardInterrupt):
+    """SIGTERM: stops as Ctrl-C does."""
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    signal.signal(number, signal.SIG_IGN)  # one is enough: what follows is a few seconds of tidying up
+    raise _TerminatedError
 
 
 class _Group(click.Group):
@@ -38,9 +59,9 @@ class _Group(click.Group):
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 click.echo("wsiseg: free some space; finished tiles are kept, and the same command resumes.", err=True)
             sys.exit(2)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as err:
             click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)
-            sys.exit(130)
+            sys.exit(143 if isinstance(err, _TerminatedError) else 130)
 
 
 @click.group(cls=_Group, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -57,11 +78,15 @@ def main(verbose: int) -> None:
     Trust it:        wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
     Take it along:   wsiseg export RUN --to qupath -o FOLDER
     """
+    if threading.current_thread() is threading.main_thread():  # signals are the main thread's
+        for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, signal.default_int_handler)):
+            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, handler)
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("wsiseg").setLevel(level)
 
 
-for _room in (commands_segment, commands_look, commands_qc, commands_convert, commands_data, commands_watch):
+for _room in (commands_segment, commands_look, commands_qc, commands_convert, commands_data, commands_evaluate, commands_watch):
     for _command in _room.COMMANDS:
         main.add_command(_command)
