@@ -1,0 +1,22 @@
+#!/usr/bin/env bash
+# Certificates for a Dask cluster whose machines trust only each other:
+#
+#     scripts/cluster/make_certificates.sh DIR [DAYS]
+#
+# makes DIR/ca.pem (the authority), DIR/cert.pem and DIR/key.pem (one pair for scheduler, workers and client). Then:
+#
+#     dask scheduler --protocol tls --tls-ca-file DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
+#     dask worker tls://HEAD:8786   --tls-ca-file DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
+#     wsiseg segment SLIDES --out RUN --scheduler tls://HEAD:8786 --tls-ca DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
+#
+# Who has no certificate of this authority can neither read the traffic nor send tasks, which would be code that the workers run.
+set -euo pipefail
+umask 077
+dir=${1:?usage: make_certificates.sh DIR [DAYS]}
+days=${2:-365}
+mkdir -p "$dir"
+new=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+openssl req -x509 "${new[@]}" -days "$days" -subj "/CN=wsiseg cluster authority" -keyout "$dir/ca-key.pem" -out "$dir/ca.pem"
+openssl req "${new[@]}" -subj "/CN=wsiseg cluster" -keyout "$dir/key.pem" -out "$dir/request.pem"
+openssl x509 -req -days "$days" -in "$dir/request.pem" -CA "$dir/ca.pem" -CAkey "$dir/ca-key.pem" -CAcreateserial -out "$dir/cert.pem"
+rm -f "$dir/ca-key.pem" "$dir/request.pem" "$dir/ca.srl" # no further certificate can be made: make all anew instead
