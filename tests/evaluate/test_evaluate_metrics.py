@@ -215,9 +215,7 @@ def test_perfect_is_one_and_symmetric_where_defined_so(seed):
 def test_pooling_is_scoring_side_by_side():
     (p1, t1), (p2, t2) = blobs(1), blobs(2)
     shift = 10_000
-    joined = instance_scores(
-        np.hstack([p1, np.where(p2 > 0, p2 + shift, 0)]), np.hstack([t1, np.where(t2 > 0, t2 + shift, 0)])
-    )
+    joined = instance_scores(np.hstack([p1, np.where(p2 > 0, p2 + shift, 0)]), np.hstack([t1, np.where(t2 > 0, t2 + shift, 0)]))
     pooled = pooled_scores([instance_scores(p1, t1), instance_scores(p2, t2)])
     for name, value in joined.as_dict().items():
         assert pooled.as_dict()[name] == pytest.approx(value)

@@ -1,17 +1,15 @@
-"""``wsiseg train``, ``evaluate`` and ``datasets``."""
+"""``wsiseg train`` and ``datasets``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["COMMANDS"]
+__all__ = ["COMMANDS", "print_table"]
 
-_EXISTING = click.Path(exists=True, path_type=Path)
 _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
@@ -25,38 +23,6 @@ def train(config: Path, resume: bool) -> None:
     click.echo(f"run folder: {train_from_toml(config, resume=resume)}")
 
 
-@click.command()
-@click.argument("pred", type=_EXISTING)
-@click.argument("truth", type=_EXISTING)
-@click.option(
-    "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write scores per image (.csv, .parquet or .json)."
-)
-@click.option("--compare", type=_EXISTING, metavar="PRED2", help="Another run's predictions: paired Wilcoxon test on PQ.")
-@click.option("--ignore", type=_EXISTING, help="Mask (or folder of masks): pixels that count for neither side.")
-@click.option(
-    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Label px per polygon px."
-)
-@click.option("--origin", default="0,0", metavar="X,Y", help="Polygon coordinates of the label image's corner.  [0,0]")
-@click.option("--vertices", type=click.Choice(["auto", "edge", "center"]), default="auto", help="Where polygon vertices lie.")
-@click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", help="A truth without prediction.")
-@click.option("--summary", is_flag=True, help="Only the summary, not a row per image.")
-def evaluate(pred: Path, truth: Path, summary: bool, origin: str, **options: Any) -> None:
-    """Score PRED against TRUTH: Dice, DICE_2, AJI, AJI+, PQ (SQ, DQ), F1 over IoU, counts.
-
-    Each is a file or a folder (paired by name) of label images (png, tif, npy, mat), wsiseg tables, GeoJSON or QuIP CSV.
-    """
-    from wsiseg.run.evaluate import score_files
-
-    try:
-        x, y = (float(v) for v in origin.split(","))
-    except ValueError as err:
-        raise click.BadParameter(f"expected X,Y, got {origin!r}", param_hint="--origin") from err
-    headings, rows, sentence = score_files(pred, truth, images=not summary, origin=(x, y), **options)
-    _print_table(headings, rows)
-    if sentence:
-        click.echo(sentence)
-
-
 @click.group()
 def datasets() -> None:
     """Annotated data sets: convert public formats to one layout, and say what is in them."""
@@ -68,7 +34,7 @@ def stats(root: Path) -> None:
     """Facts of every set under ROOT: images, nuclei, tile size, resolution, organs, licence."""
     from wsiseg.run.evaluate import dataset_table
 
-    _print_table(*dataset_table(root))
+    print_table(*dataset_table(root))
 
 
 @datasets.command()
@@ -86,11 +52,12 @@ def convert(source: Path, out: Path, format_name: str, mpp: float | None, licenc
         click.echo(line)
 
 
-def _print_table(headings: list[str], rows: list[list[str]]) -> None:
-    table = Table(*headings)
+def print_table(headings: list[str], rows: list[list[str]], title: str = "") -> None:
+    """Print a table as wide as it needs to be where the output is no terminal."""
+    table = Table(*headings, title=title or None, title_justify="left")
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, width=None if Console().is_terminal else 200).print(table)
 
 
-COMMANDS = (train, evaluate, datasets)
+COMMANDS = (train, datasets)

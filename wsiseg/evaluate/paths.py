@@ -15,21 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.agreement import (
-    CountAgreement,
-    HouScores,
-    PairedTest,
-    count_agreement,
-    hou_scores,
-    label_patches,
-    paired_test,
-)
+from wsiseg.evaluate.agreement import CountAgreement, PairedTest, count_agreement, paired_test
+from wsiseg.evaluate.hou2020 import HouPatch, HouScores, hou_patches, hou_summary
 from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem, load_instances
 from wsiseg.evaluate.metrics import Scores, instance_scores, mean_scores, pooled_scores
 from wsiseg.labels import LABEL_SUFFIXES, read_labels
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["Evaluation", "compare_runs", "evaluate_paths", "evaluation_table", "write_evaluation"]
+__all__ = [
+    "Evaluation",
+    "compare_runs",
+    "evaluate_paths",
+    "evaluation_table",
+    "instance_files",
+    "null_for_nan",
+    "write_evaluation",
+]
 
 TABLE_COLUMNS = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1", "f1_sweep_mean")
 
@@ -48,6 +49,8 @@ class Evaluation:
         Hou et al.'s patch scores over the images' whole 256 px squares; ``None`` where no image is that large.
     unused
         Predictions without a truth.
+    patches
+        What ``hou`` is made of; ``HouPatch.image`` is of ``names``.
     """
 
     names: tuple[str, ...]
@@ -55,6 +58,7 @@ class Evaluation:
     counts: CountAgreement
     hou: HouScores | None
     unused: tuple[str, ...] = ()
+    patches: tuple[HouPatch, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row an image."""
@@ -105,10 +109,10 @@ def evaluate_paths(
         Nothing pairs, a prediction is missing, a file is unreadable, or sizes differ.
     """
     pairs, unused = _pairs(Path(pred), Path(truth), missing)
-    masks = _files(Path(ignore)) if ignore is not None else {}
+    masks = instance_files(Path(ignore)) if ignore is not None else {}
     names: list[str] = []
     scores: list[Scores] = []
-    patches: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]] = []
+    patches: list[HouPatch] = []
     for name, pred_file, truth_file in pairs:
         pred_map, truth_map = _load_pair(pred_file, truth_file, scale, origin, vertices)
         mask = _ignore_mask(masks, name, truth_map.shape)
@@ -119,11 +123,10 @@ def evaluate_paths(
         names.append(name)
         if mask is not None:
             pred_map, truth_map = pred_map * ~mask, truth_map * ~mask
-        patches.extend(
-            (p.copy(), t.copy()) for p, t in zip(label_patches(pred_map), label_patches(truth_map), strict=True)
-        )
+        patches += hou_patches(pred_map, truth_map, name)
     counts = count_agreement([s.n_pred for s in scores], [s.n_truth for s in scores])
-    return Evaluation(tuple(names), tuple(scores), counts, hou_scores(patches) if patches else None, unused)
+    hou = hou_summary(patches) if patches else None
+    return Evaluation(tuple(names), tuple(scores), counts, hou, unused, tuple(patches))
 
 
 def compare_runs(a: Evaluation, b: Evaluation, score: str = "pq") -> PairedTest:
@@ -156,7 +159,7 @@ def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
     rows = evaluation.rows()
     suffix = path.suffix.lower()
     if suffix == ".json":
-        tree = _null_for_nan({"summary": evaluation.summary(), "images": rows})
+        tree = null_for_nan({"summary": evaluation.summary(), "images": rows})
         content = (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()
     elif suffix == ".csv":
         text = io.StringIO()
@@ -178,16 +181,21 @@ def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
     return path
 
 
-def _null_for_nan(value: Any) -> Any:
+def null_for_nan(value: Any) -> Any:
+    """Return nested dicts and lists with nan as ``None``: JSON knows no nan."""
     if isinstance(value, dict):
-        return {k: _null_for_nan(v) for k, v in value.items()}
+        return {k: null_for_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_null_for_nan(v) for v in value]
+        return [null_for_nan(v) for v in value]
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by stem, or the one file under the name ''."""
+def instance_files(folder: Path) -> dict[str, Path]:
+    """Return the files of a folder by stem, or the one file under the name ''.
+
+    Where ``*.labels.*`` files lie in it only these count: the pictures beside them are no masks. Raises ``FormatError`` for a
+    folder that is not there, and for two files of one stem.
+    """
     if not folder.exists():
         raise FormatError(f"{folder}: no such file or folder.")
     if folder.is_file() or any(folder.glob("*-features.csv")):
@@ -209,7 +217,7 @@ def _files(folder: Path) -> dict[str, Path]:
 
 
 def _pairs(pred: Path, truth: Path, missing: str) -> tuple[list[tuple[str, Path | None, Path]], tuple[str, ...]]:
-    preds, truths = _files(pred), _files(truth)
+    preds, truths = instance_files(pred), instance_files(truth)
     if set(preds) == {""} and set(truths) == {""}:
         return [(instance_stem(truth), pred, truth)], ()
     if "" in preds or "" in truths:

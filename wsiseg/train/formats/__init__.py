@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wsiseg.train.formats.convert import FORMATS, SourceFormat, convert, detect_format
 from wsiseg.train.formats.layout import STATS_COLUMNS, AnnotatedImage, Conversion, dataset_stats, write_dataset
-from wsiseg.train.formats.outlines import repair_overlap_sums
+from wsiseg.train.formats.outlines import repair_overlap_sums, roi_labels
 
 __all__ = [
     "AnnotatedImage",
@@ -20,5 +20,6 @@ __all__ = [
     "dataset_stats",
     "detect_format",
     "repair_overlap_sums",
+    "roi_labels",
     "write_dataset",
 ]

@@ -14,7 +14,7 @@ from wsiseg.errors import BackendUnavailableError, FormatError
 from wsiseg.labels import rasterize_rings, read_labels
 from wsiseg.train.formats.layout import AnnotatedImage, read_rgb
 
-__all__ = ["has_imagej", "has_monuseg", "read_imagej", "read_monuseg", "repair_overlap_sums"]
+__all__ = ["has_imagej", "has_monuseg", "read_imagej", "read_monuseg", "repair_overlap_sums", "roi_labels"]
 
 Labels = npt.NDArray[np.int32]
 
@@ -79,7 +79,7 @@ def read_imagej(source: Path) -> Iterator[AnnotatedImage]:
             rgb = read_rgb(picture)
             notes: tuple[str, ...] = ()
             if kind == "zip":
-                labels = _roi_labels(_truth_file(folder, picture.stem, (".zip",)), (rgb.shape[0], rgb.shape[1]))
+                labels = roi_labels(_truth_file(folder, picture.stem, (".zip",)), (rgb.shape[0], rgb.shape[1]))
             else:
                 labels = read_labels(_truth_file(folder, picture.stem, (".tif", ".png")))
                 if kind == "sum":
@@ -109,11 +109,18 @@ def _truth_file(folder: Path, stem: str, suffixes: tuple[str, ...]) -> Path:
     raise FormatError(f"{folder}: no truth {stem}{suffixes[0]} for the picture {stem}.")
 
 
-def _roi_labels(path: Path, shape: tuple[int, int]) -> Labels:
-    """Draw the ROIs of an ImageJ zip in order; ImageJ's vertices are pixel corners.
+def roi_labels(path: Path, shape: tuple[int, int]) -> Labels:
+    """Draw the ROIs of an ImageJ zip (or a folder of ``.roi``) in order, the later over the earlier; int32 (H, W).
 
-    The published masks of these sets were drawn by MATLAB, which took them for centers counted from 1: they lie half a pixel up
-    and left of these.
+    ImageJ's vertices are pixel corners. The published masks of CryoNuSeg and NuInsSeg were drawn by MATLAB, which took them for
+    centers counted from 1: they lie half a pixel up and left of these.
+
+    Raises
+    ------
+    BackendUnavailableError
+        roifile is not installed.
+    FormatError
+        Not ROIs.
     """
     try:
         import roifile
@@ -122,7 +129,7 @@ def _roi_labels(path: Path, shape: tuple[int, int]) -> Labels:
     import zipfile
 
     try:
-        rois = roifile.roiread(path)
+        rois = [roifile.roiread(p) for p in sorted(path.glob("*.roi"))] if path.is_dir() else roifile.roiread(path)
     except (ValueError, OSError, zipfile.BadZipFile) as err:
         raise FormatError(f"{path}: not a zip of ImageJ ROIs: {err}") from err
     rings: list[npt.NDArray[np.float64]] = []

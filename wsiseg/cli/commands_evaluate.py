@@ -1,0 +1,172 @@
+"""``wsiseg evaluate``: files against files, a network against annotated sets, observers against each other."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsiseg.cli.commands_data import print_table
+from wsiseg.cli.options import build_config
+
+if TYPE_CHECKING:
+    from wsiseg.run.evaluate import Report
+
+__all__ = ["COMMANDS"]
+
+_EXISTING = click.Path(exists=True, path_type=Path)
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
+_FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+_NEW_FILE = click.Path(dir_okay=False, path_type=Path)
+
+_PROTOCOL = click.option(
+    "--protocol", type=click.Choice(["hou2020"]), help="Score as a paper does: Hou et al. 2020 (central 226 of 256 px patches)."
+)
+_GROUPS = click.option(
+    "--groups", type=_FILE, help="CSV image,cancer_type[,wsi_group] for the rows of hou2020.  [organs of INFO.json]"
+)
+
+
+class _ByArguments(click.Group):
+    """`evaluate PRED TRUTH` and `evaluate --data ROOT` name no subcommand: which is meant follows from the arguments."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            data = any(a == "--data" or a.startswith("--data=") for a in args)
+            args = ["model" if data else "files", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=_ByArguments)
+def evaluate() -> None:
+    """Score instances: files against files, a network against annotated sets, people against people.
+
+    \b
+    wsiseg evaluate PRED TRUTH                      two files, or two folders paired by name
+    wsiseg evaluate --data SETS                     the default weights on annotated sets, patients held out
+    wsiseg evaluate --data SETS --weights open --against research --gallery worst.png
+    wsiseg evaluate --protocol hou2020 PRED TRUTH   the validation tables of Hou et al. 2020
+    wsiseg evaluate observers anna=A ben=B anna=C   inter- and intra-observer agreement per organ
+
+    `wsiseg evaluate files --help`, `... model --help` and `... observers --help` say more.
+    """
+
+
+@evaluate.command()
+@click.argument("pred", type=_EXISTING)
+@click.argument("truth", type=_EXISTING)
+@click.option("--out", type=_NEW_FILE, help="Write scores per image (.csv, .parquet or .json; a protocol: .json).")
+@click.option("--compare", type=_EXISTING, metavar="PRED2", help="Another run's predictions: paired Wilcoxon test on PQ.")
+@click.option("--ignore", type=_EXISTING, help="Mask (or folder of masks): pixels that count for neither side.")
+@click.option(
+    "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Label px per polygon px."
+)
+@click.option("--origin", default="0,0", metavar="X,Y", help="Polygon coordinates of the label image's corner.  [0,0]")
+@click.option("--vertices", type=click.Choice(["auto", "edge", "center"]), default="auto", help="Where polygon vertices lie.")
+@click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", help="A truth without prediction.")
+@click.option("--summary", is_flag=True, help="Only the summary, not a row per image.")
+@_PROTOCOL
+@_GROUPS
+@click.option("--annotator", "annotators", type=_EXISTING, multiple=True, help="Another truth, scored against TRUTH (hou2020).")
+def files(pred: Path, truth: Path, summary: bool, origin: str, protocol: str | None, **options: Any) -> None:
+    """Score PRED against TRUTH: Dice, DICE_2, AJI, AJI+, PQ (SQ, DQ), F1 over IoU, counts.
+
+    Each is a file or a folder (paired by name) of label images (png, tif, npy, mat), wsiseg tables, GeoJSON or QuIP CSV.
+
+    \b
+    wsiseg evaluate predicted/ truth/ --out scores.csv
+    wsiseg evaluate predicted/ truth/ --protocol hou2020 --groups slides.csv --annotator second_reader/
+    """
+    from wsiseg.run.evaluate import score_files
+
+    try:
+        x, y = (float(v) for v in origin.split(","))
+    except ValueError as err:
+        raise click.BadParameter(f"expected X,Y, got {origin!r}", param_hint="--origin") from err
+    _print(score_files(pred, truth, images=not summary, origin=(x, y), protocol=protocol or "", **options))
+
+
+@evaluate.command()
+@click.option("--data", "root", type=_FOLDER, required=True, help="Folder of sets, as `wsiseg datasets convert` writes them.")
+@click.option("--sets", default="", metavar="A,B", help="Which sets.  [all in the folder]")
+@click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]")
+@click.option(
+    "--split",
+    type=click.Choice(["validation", "train", "all"]),
+    default="validation",
+    show_default=True,
+    help="Held-out patients, those that shipped weights learned from, or all. Sets without held-out patients are always whole.",
+)
+@click.option("--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations.")
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default=None, help="Arithmetic.  [auto]")
+@click.option("--config", "config_file", type=_FILE, help="TOML file with options of any stage, as for `wsiseg segment`.")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of sets that state none.  [their own pixels]")
+@click.option(
+    "--by", type=click.Choice(["set", "patient", "image"]), default="set", show_default=True, help="Rows of the table."
+)
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many images a set, for a first look.")
+@click.option("--against", default="", metavar="WEIGHTS", help="Other weights on the same images, with a paired Wilcoxon test.")
+@click.option("--gallery", type=_NEW_FILE, metavar="PICTURE", help="Draw the worst windows, marked (.png or .jpg).")
+@click.option("--crops", type=click.IntRange(1), default=8, show_default=True, help="How many windows the gallery shows.")
+@click.option(
+    "--labels", "labels_out", type=click.Path(file_okay=False, path_type=Path), help="Write instances as label images."
+)
+@click.option("--out", type=_NEW_FILE, help="Write every number, the weights and the machine (.json).")
+@_PROTOCOL
+@_GROUPS
+def model(root: Path, sets: str, config_file: Path | None, protocol: str | None, limit: int | None, **options: Any) -> None:
+    """Segment annotated images as slides are segmented, and score them: one table.
+
+    Means are over images; the interval draws whole patients anew. Count r and MAE% are those of Hou et al. 2020.
+
+    \b
+    wsiseg evaluate --data SETS
+    wsiseg evaluate --data SETS --sets tnbc,consep --by patient --tta 8 --out scores.json
+    wsiseg evaluate --data SETS --weights my.safetensors --against default --gallery worst.png
+    """
+    from wsiseg.run.evaluate import score_sets
+
+    names = [n.strip() for n in sets.split(",") if n.strip()]
+    config = build_config(config_file, {k: options.pop(k) for k in ("weights", "tta", "precision")})
+    options.update(sets=names, limit=limit or 0, protocol=protocol or "")
+    show = sys.stderr.isatty()
+
+    def on_line(line: str) -> None:
+        if show:
+            click.echo(f"\r\033[K{line}", nl=False, err=True)
+
+    report = score_sets(root, config, on_line=on_line, **options)
+    on_line("")
+    _print(report)
+
+
+@evaluate.command()
+@click.argument("readings", nargs=-1, required=True, metavar="[NAME=]FOLDER...")
+@click.option("--images", type=_FOLDER, help="The pictures, where only outlines (ImageJ ROIs) say what was drawn.")
+@click.option("--organs", type=_FILE, help="CSV image,organ.  [INFO.json; names like Human_<Organ>_01]")
+@click.option("--out", type=_NEW_FILE, help="Write rows, tests and scores per image (.json).")
+def observers(readings: tuple[str, ...], images: Path | None, organs: Path | None, out: Path | None) -> None:
+    """Compare several drawings of the same images: Dice, AJI and PQ per organ, mean ± sd, as CryoNuSeg's tables.
+
+    A folder holds label images, polygon files, or ImageJ ROI sets (<id>.zip, or folders of .roi). Two folders under one name
+    are two readings of one person: intra-observer. The first of a pair stands as truth.
+
+    \b
+    wsiseg evaluate observers biologist=A bioinformatician=B biologist=A_again --images pictures/
+    wsiseg evaluate observers truth/ ours/ other_model/ --out agreement.json
+    """
+    from wsiseg.run.observers import observer_report
+
+    _print(observer_report(readings, images=images, organs=organs, out=out))
+
+
+def _print(report: Report) -> None:
+    for table in report.tables:
+        print_table(table.headings, table.rows, table.title)
+    for line in report.lines:
+        click.echo(line)
+
+
+COMMANDS = (evaluate,)

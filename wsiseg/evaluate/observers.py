@@ -1,0 +1,142 @@
+"""Several people's (or programs') drawings of the same images -> how well they agree, per organ.
+
+The tables of Mahbod et al. 2021 (CryoNuSeg, doi 10.1016/j.compbiomed.2021.104349): Dice (pixels), AJI and PQ as mean and
+standard deviation over the images of each organ and over all; *inter-observer* between two people, *intra-observer* between two
+readings of one. The first of a pair stands as truth, which matters for AJI alone. Pairs are compared by two-sided Wilcoxon
+signed-rank tests on the images they share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError
+from wsiseg.evaluate.agreement import paired_test
+from wsiseg.evaluate.metrics import Scores, instance_scores
+
+__all__ = ["ObserverPair", "Reading", "compare_observers", "observer_cells", "observer_rows", "observer_tests"]
+
+OBSERVER_SCORES: tuple[str, ...] = ("dice", "aji", "pq")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reading:
+    """One observer's drawing of a set: label maps by image. Two readings of one ``observer`` are told apart by ``reading``."""
+
+    observer: str
+    reading: str
+    labels: Mapping[str, npt.NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverPair:
+    """Two readings, scored image by image; ``organs`` runs parallel to ``images``."""
+
+    first: str
+    second: str
+    kind: Literal["inter", "intra"]
+    images: tuple[str, ...]
+    organs: tuple[str, ...]
+    scores: tuple[Scores, ...]
+
+    @property
+    def name(self) -> str:
+        """Return ``"first - second"``."""
+        return f"{self.first} - {self.second}"
+
+
+def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | None = None) -> list[ObserverPair]:
+    """Score every two readings on the images that both hold.
+
+    Parameters
+    ----------
+    readings
+        At least two, in the order in which the earlier one stands as truth.
+    organs
+        Organ of each image; missing: ``"all"`` images alone are summarized.
+
+    Returns
+    -------
+    list of ObserverPair
+
+    Raises
+    ------
+    FormatError
+        Fewer than two readings, two of the same name, no image in common, or sizes differ.
+    """
+    names = [r.reading for r in readings]
+    if len(readings) < 2 or len(set(names)) < len(names):
+        raise FormatError(f"evaluate observers: expected two or more readings of different names, got {names}.")
+    pairs = []
+    for a, b in combinations(readings, 2):
+        images = tuple(sorted(set(a.labels) & set(b.labels)))
+        if not images:
+            raise FormatError(
+                f"evaluate observers: {a.reading} and {b.reading} have no image in common (first names "
+                f"{sorted(a.labels)[:2]} and {sorted(b.labels)[:2]})."
+            )
+        scores = []
+        for image in images:
+            try:
+                scores.append(instance_scores(b.labels[image], a.labels[image]))
+            except FormatError as err:
+                raise FormatError(f"{image}, {a.reading} - {b.reading}: {err}") from err
+        kind: Literal["inter", "intra"] = "intra" if a.observer == b.observer else "inter"
+        found = tuple((organs or {}).get(image, "") for image in images)
+        pairs.append(ObserverPair(a.reading, b.reading, kind, images, found, tuple(scores)))
+    return pairs
+
+
+def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
+    """Return one row an organ and one for all images: mean and sample standard deviation of Dice, AJI and PQ, and counts.
+
+    Images that are empty in both readings are left out of the means; the deviation of a single image is nan.
+    """
+    rows = []
+    named = sorted(set(pair.organs) - {""})
+    for organ in [*named, "all"]:
+        mine = [s for s, o in zip(pair.scores, pair.organs, strict=True) if organ in ("all", o)]
+        row: dict[str, Any] = {"pair": pair.name, "kind": pair.kind, "organ": organ, "n_images": len(mine)}
+        row |= {"n_first": sum(s.n_truth for s in mine), "n_second": sum(s.n_pred for s in mine)}
+        for score in OBSERVER_SCORES:
+            values = np.array([getattr(s, score) for s in mine if not s.empty])
+            row[f"{score}_mean"] = float(values.mean()) if len(values) else math.nan
+            row[f"{score}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
+        rows.append(row)
+    return rows
+
+
+def observer_tests(pairs: Sequence[ObserverPair]) -> list[dict[str, Any]]:
+    """Test every two pairs against each other on the images that they share: which two agree better."""
+    rows = []
+    for a, b in combinations(pairs, 2):
+        of_a, of_b = dict(zip(a.images, a.scores, strict=True)), dict(zip(b.images, b.scores, strict=True))
+        shared = sorted(set(of_a) & set(of_b))
+        for score in OBSERVER_SCORES:
+            test = paired_test([getattr(of_a[i], score) for i in shared], [getattr(of_b[i], score) for i in shared])
+            rows.append({"score": score, "first": f"{a.name} ({a.kind})", "second": f"{b.name} ({b.kind})", **asdict(test)})
+    return rows
+
+
+def observer_cells(pairs: Sequence[ObserverPair]) -> tuple[list[str], list[list[str]]]:
+    """Return headings and text cells of all pairs' rows for the screen, scores in percent as the paper prints them."""
+    headings = ["pair", "kind", "organ", "images", "nuclei", "Dice %", "AJI %", "PQ %"]
+
+    def spread(row: dict[str, Any], score: str) -> str:
+        mean, sd = 100 * row[f"{score}_mean"], 100 * row[f"{score}_sd"]
+        return "-" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
+
+    cells = [
+        [r["pair"], r["kind"], r["organ"], str(r["n_images"]), f"{r['n_first']} - {r['n_second']}",
+         *(spread(r, s) for s in OBSERVER_SCORES)]
+        for pair in pairs
+        for r in observer_rows(pair)
+    ]  # fmt: skip
+    return headings, cells
