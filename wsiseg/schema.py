@@ -1,6 +1,8 @@
 """Column names, dtypes and units of every table, in one place.
 
 ``NUCLEI`` is the per-slide polygon table (GeoParquet), ``SLIDES`` the one-row-per-slide statistics, ``ERRORS`` what failed.
+``DERIVED`` are features that reading makes of stored columns, ``FEATURES`` those that need pixels or neighbors and are written
+beside the table when asked for.
 Each column is (name, Arrow type as text, unit, meaning); ``wsiseg.tables.arrow_schema`` turns a table into a ``pyarrow.Schema``
 with ``unit`` and ``description`` in the field metadata.
 """
@@ -9,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BATCH_COLUMNS", "ERRORS", "NUCLEI", "SCHEMA_VERSION", "SLIDES", "Column"]
+__all__ = ["BATCH_COLUMNS", "DERIVED", "ERRORS", "FEATURES", "NUCLEI", "SCHEMA_VERSION", "SLIDES", "Column"]
 
 SCHEMA_VERSION = "1"
 
@@ -41,6 +43,30 @@ NUCLEI: tuple[Column, ...] = (
     Column("tile_id", "int32", "", "tile whose core holds the marker"),
 )
 """Per-slide polygon table."""
+
+DERIVED: tuple[Column, ...] = (
+    Column("axis_major_length_um", "float32", "um", "major_um under scikit-image's name"),
+    Column("axis_minor_length_um", "float32", "um", "minor_um under scikit-image's name"),
+    Column("orientation", "float32", "rad", "angle of the major axis as scikit-image gives it: from the y axis, [-pi/2, pi/2)"),
+    Column("eccentricity", "float32", "1", "of that ellipse: sqrt(1 - (minor / major)^2), 0 for a circle"),
+    Column("equivalent_diameter_area_um", "float32", "um", "diameter of the circle with the same area"),
+    Column("circularity", "float32", "1", "4 pi area / perimeter^2; 1 for a circle, a little more for some small nuclei"),
+)
+"""Features that follow from columns of ``NUCLEI`` and are made on reading (``wsiseg.tables.derived``): they cost no byte."""
+
+FEATURES: tuple[Column, ...] = (
+    Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),
+    Column("solidity", "float32", "1", "area / area of the convex hull of the polygon, to 1/1024"),
+    Column("hematoxylin_od_mean", "float32", "OD", "mean optical density (base 10) of hematoxylin over the nucleus's pixels"),
+    Column("hematoxylin_od_std", "float32", "OD", "its standard deviation (population)"),
+    Column("eosin_od_mean", "float32", "OD", "mean optical density (base 10) of eosin over the nucleus's pixels"),
+    Column("eosin_od_std", "float32", "OD", "its standard deviation (population)"),
+    Column("nearest_um", "float32", "um", "distance to the nearest other nucleus, centroid to centroid, to 1/32 um"),
+    Column(
+        "local_density_per_mm2", "float32", "1/mm^2", "other nuclei with their centroid within 50 um, per area of that disc"
+    ),
+)
+"""Features that need pixels or neighbors: ``RUN/features/<slide_id>.parquet``, row for row the polygon table's nuclei."""
 
 BATCH_COLUMNS: tuple[Column, ...] = (
     Column("nucleus_id", "int64", "", "seed_wy * 2**31 + seed_wx"),
@@ -94,6 +120,7 @@ SLIDES: tuple[Column, ...] = (
     Column("seconds_separate", "float64", "s", "time separating"),
     Column("seconds_vectorize", "float64", "s", "time vectorizing"),
     Column("seconds_write", "float64", "s", "time writing tiles and the table"),
+    Column("device_note", "string", "", "most GPU memory held, and what was done otherwise for want of it (empty: on the CPU)"),
     Column("table", "string", "", "polygon table, relative to the run folder"),
     Column("error", "string", "", "why the slide failed (empty: it did not)"),
 )

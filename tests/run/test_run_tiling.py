@@ -94,7 +94,8 @@ def test_context_keeps_few_slides_open(crop_png: Path, tmp_path: Path) -> None:
     for k in range(6):
         slide = dataclasses.replace(SlideInput("crop", str(crop_png), mpp=0.499), slide_id=f"s{k}")
         prepare_slide(slide, folder, config, 0.25, "none")
-        context.job_and_slide(f"s{k}")
-    assert len(context._open) <= 3
+        with context.slide(f"s{k}") as (job, _):
+            assert job.meta.slide_id == f"s{k}"
+    assert len(context._slides) <= 3
     context.close()
-    assert not context._open
+    assert not len(context._slides)

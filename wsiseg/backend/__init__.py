@@ -17,9 +17,13 @@ __all__ = [
     "backend_of",
     "blocks_for",
     "blocks_over",
+    "device_number",
     "is_cupy_array",
+    "memory_errors",
+    "pinned_empty",
     "register_backend",
     "to_device",
+    "to_host",
 ]
 
 _MAKERS: dict[type, Callable[[Any], Backend]] = {}
@@ -73,7 +77,42 @@ def to_device(array: Any, device: str) -> Any:
         return array
     from wsiseg.backend.cuda import cuda_backend
 
-    return cuda_backend(int(device.partition(":")[2] or 0)).upload(array)
+    return cuda_backend(device_number(device)).upload(array)
+
+
+def to_host(array: Any) -> Any:
+    """Bring an array from where it is to the host; a NumPy array comes back as it is."""
+    backend = backend_of(array)
+    return array if backend is None else backend.to_host(array)
+
+
+def pinned_empty(shape: tuple[int, ...], dtype: str, device: str) -> Any:
+    """Return a host array of any content from which ``to_device`` copies fast: page-locked memory where ``device`` is a GPU.
+
+    Raises
+    ------
+    BackendUnavailableError
+        As ``to_device``.
+    """
+    if device == "cpu":
+        import numpy
+
+        return numpy.empty(shape, dtype)
+    from wsiseg.backend.cuda import cuda_backend
+
+    return cuda_backend(device_number(device)).pinned(shape, dtype)
+
+
+def device_number(device: str) -> int:
+    """Return the number of a GPU by PyTorch's name for it: 1 for ``cuda:1``, 0 for ``cuda``."""
+    return int(device.partition(":")[2] or 0)
+
+
+def memory_errors() -> tuple[type[BaseException], ...]:
+    """Return the classes by which PyTorch and CuPy say that a device's memory is full; empty where neither is loaded."""
+    torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
+    found: list[type[BaseException]] = [] if torch is None else [torch.OutOfMemoryError]
+    return tuple(found) if cupy is None else (*found, cupy.cuda.memory.OutOfMemoryError)
 
 
 def array_namespace(*arrays: Any) -> ModuleType:

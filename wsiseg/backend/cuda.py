@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -13,7 +13,7 @@ import numpy.typing as npt
 from wsiseg.backend.source import NVRTC_OPTIONS, kernel_source
 from wsiseg.errors import BackendUnavailableError
 
-__all__ = ["CudaBackend", "cuda_backend", "cuda_report", "from_dlpack", "limit_pool", "pool_bytes", "shared_stream"]
+__all__ = ["CudaBackend", "cuda_backend", "cuda_report", "shared_stream", "use_allocator"]
 
 Array = Any
 
@@ -49,9 +49,19 @@ class CudaBackend:
             return self._cupy.ascontiguousarray(array)
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
-        """Copy to the device."""
+        """Copy to the device; memory of ``pinned`` goes there at the bus's full speed. ``array`` is free again on return."""
         with self._device():
-            return self._cupy.asarray(array)
+            out = self._cupy.empty(array.shape, array.dtype)
+            if out.size:
+                stream = self._cupy.cuda.get_current_stream()
+                out.set(np.ascontiguousarray(array), stream=stream)
+                stream.synchronize()
+            return out
+
+    def pinned(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
+        """Return a host array of any content in page-locked memory; it goes back to CuPy's pool when the array dies."""
+        with self._device():
+            return _pinned(self._cupy, shape, np.dtype(dtype))
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
         """Copy to the host through pinned memory, after all that was launched before."""
@@ -112,11 +122,6 @@ def cuda_report() -> tuple[bool, str]:
     return count > 0, f"CuPy {cupy.__version__}, {', '.join(names)}" if names else "no GPU"
 
 
-def from_dlpack(tensor: Any) -> Array:
-    """Return a CuPy array that shares the memory of a device tensor (PyTorch), no copy."""
-    return _cupy().from_dlpack(tensor)
-
-
 @contextmanager
 def shared_stream(pointer: int, device_id: int = 0) -> Iterator[None]:
     """Run CuPy's work in another library's stream (``torch.cuda.current_stream().cuda_stream``), so that neither waits."""
@@ -135,19 +140,10 @@ class _Pointer:
         return 0, self._pointer
 
 
-def limit_pool(n_bytes: int, device_id: int = 0) -> None:
-    """Bound the memory that CuPy holds on a device; a request beyond it raises CuPy's ``OutOfMemoryError``."""
-    cupy = _cupy()
-    with cupy.cuda.Device(device_id):
-        cupy.get_default_memory_pool().set_limit(size=n_bytes)
-
-
-def pool_bytes(device_id: int = 0) -> tuple[int, int]:
-    """Return bytes in use and bytes held by CuPy's pool on a device."""
-    cupy = _cupy()
-    with cupy.cuda.Device(device_id):
-        pool = cupy.get_default_memory_pool()
-        return int(pool.used_bytes()), int(pool.total_bytes())
+def use_allocator(allocate: Callable[[int, int], int], free: Callable[[int], None]) -> None:
+    """Take CuPy's memory from another library: ``allocate(bytes, device) -> pointer``, ``free(pointer)``."""
+    cuda = _cupy().cuda
+    cuda.set_allocator(cuda.PythonFunctionAllocator(allocate, lambda pointer, device_id: free(pointer)).malloc)
 
 
 def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:

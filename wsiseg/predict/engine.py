@@ -6,6 +6,7 @@ away from its window's border, so in fp32 and int8 the maps are those of one inf
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,11 +16,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from wsiseg.backend import array_namespace, is_cupy_array
+from wsiseg.backend import array_namespace, is_cupy_array, memory_errors
 from wsiseg.config import PredictConfig
-from wsiseg.errors import InputError
+from wsiseg.errors import InputError, TileComputeError
+from wsiseg.log import log
+from wsiseg.predict.graphs import CapturedGraph, record_on_gpu
 from wsiseg.predict.machine import Engine, Precision, resolve_engine, resolve_precision
-from wsiseg.predict.nets import UNet, fold_batch_norm, half_field_wpx
+from wsiseg.predict.memory import Window
+from wsiseg.predict.nets import NetSpec, UNet, fold_batch_norm, half_field_wpx
 from wsiseg.predict.quantize import QuantizedUNet, is_quantizable
 from wsiseg.predict.weights import load_weights
 from wsiseg.types import Box
@@ -53,6 +57,8 @@ class Model:
         Fitted values for the fields of ``SeparateConfig`` that are ``None``.
     precision, engine
         ``fp32``, ``bf16`` or ``int8``, and ``eager`` or ``inductor``: how it computes here.
+    window
+        Useful side of its windows: shrinks where a device's memory is short.
     """
 
     name: str
@@ -67,9 +73,10 @@ class Model:
     device: str
     halo_wpx: int
     multiple: int
-    window_wpx: int
+    window: Window
     tta: int
-    graph: nn.Module = field(repr=False)
+    spec: NetSpec
+    graph: Callable[[torch.Tensor, int], torch.Tensor] = field(repr=False)
 
     def input_box(self, box: Box) -> Box:
         """Return the box that must be read to predict ``box``: grown by the halo, edges on multiples in global working px."""
@@ -104,6 +111,8 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
     graph: Any = _Graph(logits, config.tta).to(device).eval()
     if engine == "inductor":
         graph = torch.compile(graph, dynamic=False, options={"freezing": True})
+    elif engine == "graph":
+        graph = CapturedGraph(graph, record_on_gpu, lambda: torch.cuda.current_stream().cuda_stream)
     return Model(
         name=card["name"],
         sha256=card["sha256"],
@@ -117,13 +126,21 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         device=device,
         halo_wpx=-(-half_field_wpx(net.spec) // multiple) * multiple,
         multiple=multiple,
-        window_wpx=max(config.window_wpx, 256) if config.window_wpx else _WINDOW_WPX[torch.device(device).type],
+        window=Window(max(config.window_wpx, 256) if config.window_wpx else _WINDOW_WPX[torch.device(device).type]),
         tta=config.tta,
+        spec=net.spec,
         graph=graph,
     )
 
 
-def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Array | None = None) -> Array:
+def predict(
+    model: Model,
+    rgb: Array,
+    input_box: Box,
+    out_box: Box,
+    wanted: Array | None = None,
+    events: Counter[str] | None = None,
+) -> Array:
     """Return the center and material maps of a box.
 
     Parameters
@@ -134,6 +151,8 @@ def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Arra
         Global working px; ``input_box`` holds ``model.input_box(out_box)``.
     wanted : (h, w), optional
         Over ``out_box``; where it is 0 the maps are 0, and windows that it leaves empty are not computed.
+    events
+        ``window_halved`` counts windows that a device's memory did not hold and that were done in parts.
 
     Returns
     -------
@@ -144,11 +163,15 @@ def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Arra
     ------
     InputError
         When shapes, dtype or boxes do not fit together.
+    TileComputeError
+        The device's memory does not hold the smallest window.
     """
     _check(model, rgb, input_box, out_box, wanted)
     xp = array_namespace(rgb)
     out = xp.zeros((2, out_box.h, out_box.w), np.uint8)
-    for window in _windows(out_box, model.window_wpx, model.multiple):
+    waiting = _windows(out_box, model.window.side_wpx, model.multiple)[::-1]
+    while waiting:
+        window = waiting.pop()
         part = window if wanted is None else _wanted_part(window, wanted, out_box)
         if part.w == 0:
             continue
@@ -156,7 +179,12 @@ def predict(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Arra
         core = _aligned(part, model.multiple)
         box = core.padded(model.halo_wpx)
         pixels = rgb[box.y - input_box.y : box.y1 - input_box.y, box.x - input_box.x : box.x1 - input_box.x]
-        maps = _run(model, pixels)
+        maps = _run_if_it_fits(model, pixels)
+        if maps is None:
+            waiting += _smaller(model, part)
+            if events is not None:
+                events["window_halved"] += 1
+            continue
         top, left = part.y - core.y, part.x - core.x
         out[(slice(None), *inner)] = maps[:, top : top + part.h, left : left + part.w]
     if wanted is not None:
@@ -213,28 +241,53 @@ def _level_table() -> torch.Tensor:
     return (torch.sigmoid(bits.view(torch.bfloat16).double()) * 255).round().nan_to_num(0).to(torch.uint8)
 
 
+def _run_if_it_fits(model: Model, pixels: Array) -> Array | None:
+    """Return the maps of a window, ``None`` where the device's memory is too small: nothing of the try is then held."""
+    try:
+        return _run(model, pixels)
+    except memory_errors():
+        return None
+
+
+def _smaller(model: Model, part: Box) -> list[Box]:
+    """Return the windows that replace one that did not fit."""
+    tried = max(part.w, part.h)
+    side = model.window.halve(tried)
+    if side is None:
+        raise TileComputeError(
+            f"The memory of {model.device} does not hold a network window of {tried} px. Free some (other programs on it), or "
+            "use --workers-per-gpu 1, a larger schedule.device_memory_frac, or --device cpu."
+        )
+    if model.device != "cpu":
+        torch.cuda.empty_cache()
+    log.warning("the memory of %s does not hold a window of %d px: going on with %d px", model.device, tried, side)
+    return _windows(part, side, model.multiple)
+
+
 def _run(model: Model, pixels: Array) -> Array:
     with torch.inference_mode():
-        if is_cupy_array(pixels):
-            maps = model.graph(torch.from_dlpack(pixels), model.halo_wpx)
-            return array_namespace(pixels).from_dlpack(maps)
-        if model.engine == "inductor":
-            return _run_at_one_size(model, pixels)
-        rgb = torch.from_numpy(np.ascontiguousarray(pixels)).to(model.device)
-        return model.graph(rgb, model.halo_wpx).cpu().numpy()
+        return _compute(model, pixels) if model.engine == "eager" else _run_at_one_size(model, pixels)
+
+
+def _compute(model: Model, pixels: Array) -> Array:
+    if is_cupy_array(pixels):
+        maps = model.graph(torch.from_dlpack(array_namespace(pixels).ascontiguousarray(pixels)), model.halo_wpx)
+        return array_namespace(pixels).from_dlpack(maps)
+    rgb = torch.from_numpy(np.ascontiguousarray(pixels)).to(model.device)
+    return model.graph(rgb, model.halo_wpx).cpu().numpy()
 
 
 def _run_at_one_size(model: Model, pixels: Array) -> Array:
-    """Run a window in a white square of the largest size that occurs, so that the graph is compiled once.
+    """Run a window in a white square of the largest size that occurs, so that the graph is compiled or recorded once.
 
     What is added lies at least the halo away from every px that is kept, so it changes none.
     """
     height, width = pixels.shape[:2]
-    largest = _aligned(Box(0, 0, model.window_wpx, 1), model.multiple).w + 2 * model.multiple + 2 * model.halo_wpx
+    largest = _aligned(Box(0, 0, model.window.side_wpx, 1), model.multiple).w + 2 * model.multiple + 2 * model.halo_wpx
     side = max(largest, height, width)
-    square = np.full((side, side, 3), 255, np.uint8)
+    square = array_namespace(pixels).full((side, side, 3), 255, np.uint8)
     square[:height, :width] = pixels
-    maps = model.graph(torch.from_numpy(square), model.halo_wpx).numpy()
+    maps = _compute(model, square)
     return maps[:, : height - 2 * model.halo_wpx, : width - 2 * model.halo_wpx]
 
 

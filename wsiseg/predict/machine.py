@@ -17,7 +17,7 @@ from wsiseg.errors import BackendUnavailableError
 __all__ = ["Engine", "Precision", "device_report", "resolve_engine", "resolve_precision", "tune_malloc"]
 
 Precision = Literal["fp32", "bf16", "int8"]
-Engine = Literal["eager", "inductor"]
+Engine = Literal["eager", "inductor", "graph"]
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: str, *, int8: bool = False) -> Precision:
@@ -49,19 +49,22 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
     return wanted
 
 
-def resolve_engine(wanted: Literal["auto", "eager", "inductor"], precision: Precision, device: str) -> Engine:
-    """Return how the network is run on the CPU.
+def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precision: Precision, device: str) -> Engine:
+    """Return how the network is run.
 
-    ``auto`` is torch's compiled and frozen graph (inductor) where the processor has AMX and a C++ compiler is there: on such a
-    machine it is 1.7 times as fast as eager bf16, because it fuses activations and lays weights out once. Elsewhere it gains a
-    few per cent, which its compilation (10 to 20 s a process) does not repay, so ``auto`` is eager. int8 is always eager: its
-    convolutions are already fused.
+    ``auto`` on a CPU is torch's compiled and frozen graph (inductor) where the processor has AMX and a C++ compiler is there:
+    on such a machine it is 1.7 times as fast as eager bf16, because it fuses activations and lays weights out once. Elsewhere
+    it gains a few per cent, which its compilation (10 to 20 s a process) does not repay, so ``auto`` is eager. int8 is always
+    eager: its convolutions are already fused. On a GPU ``auto`` is eager; ``graph`` (CUDA graphs) and ``inductor`` there are
+    choices that ``benchmarks/gpu_stages.py`` times side by side.
 
     Raises
     ------
     BackendUnavailableError
-        ``inductor`` is asked for with int8, or there is no C++ compiler.
+        ``inductor`` is asked for with int8, or there is no C++ compiler; ``graph`` is asked for on a CPU.
     """
+    if wanted == "graph" and not device.startswith("cuda"):
+        raise BackendUnavailableError("engine graph records CUDA graphs, and the device is a CPU. Use --engine eager.")
     compiler = any(shutil.which(name) for name in ("g++", "clang++", "c++"))
     if wanted == "inductor" and not compiler:
         raise BackendUnavailableError("engine is inductor, which needs a C++ compiler (g++) at run time. Use --engine eager.")

@@ -1,17 +1,29 @@
-"""What a worker process holds: the model, a few open slides and their constants."""
+"""What a worker process holds: the model, a few open slides and their constants, and turns on the device for its threads."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from collections import OrderedDict
-from typing import TYPE_CHECKING
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.backend import device_number, pinned_empty
 from wsiseg.config import RunConfig
+from wsiseg.read import read_working
 from wsiseg.read.slide import Slide
+from wsiseg.run.devices import MAX_THREADS, compute_device
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.handles import OpenSlides
 from wsiseg.run.job import SlideJob, load_job, open_job_slide
+from wsiseg.run.readers import ReaderPool, can_share_memory
 from wsiseg.separate import SeparateParams, resolve_params
+from wsiseg.types import Box
 
 if TYPE_CHECKING:  # the client knows a context but never computes: it starts without torch
     from wsiseg.predict import Model
@@ -22,45 +34,107 @@ MAX_OPEN_SLIDES = 3
 """Open handles a worker keeps: tiles arrive slide by slide, so few are needed and memory stays flat."""
 
 
-def compute_device(config: RunConfig) -> str:
-    """Return the torch device of a config's workers."""
-    return "cuda" if config.schedule.device == "cuda" else "cpu"
-
-
 class WorkerContext:
-    """The resources of one worker process, opened on first use and closed with it."""
+    """The resources of one worker process, opened on first use and closed with it. Its threads share it.
 
-    def __init__(self, folder: RunFolder, config: RunConfig, digest: str, device: str = "cpu") -> None:
+    Parameters
+    ----------
+    device
+        ``cpu``, or PyTorch's name of a GPU.
+    readers
+        Processes that read for this worker; ``None``: none on the CPU, on a GPU as many as cuCIM's slides need.
+    """
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, digest: str, device: str = "cpu", readers: int | None = None
+    ) -> None:
         self.folder = folder
         self.config = config
         self.digest = digest
         self.device = device
         self._model: Model | None = None
-        self._open: OrderedDict[str, tuple[SlideJob, Slide]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._slides = OpenSlides(self._open_slide, MAX_OPEN_SLIDES)
         self._params: dict[float, SeparateParams] = {}
+        self._turns: queue.LifoQueue[Any] = queue.LifoQueue()
+        most = (0 if device == "cpu" else config.schedule.threads_per_worker or MAX_THREADS) if readers is None else readers
+        self._readers = ReaderPool(folder, config, most) if most and can_share_memory() else None
 
     @property
     def model(self) -> Model:
         """Return the network, loaded once."""
-        if self._model is None:
-            from wsiseg.predict import load_model, tune_malloc
+        with self._lock:
+            if self._model is None:
+                self._model = self._load_model()
+            return self._model
 
-            tune_malloc()
-            # oneDNN keeps compiled kernels for every size of window it has met, 1024 of them if let: memory grew for long
-            os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-            self._model = load_model(self.config.predict, self.device)
-        return self._model
+    def _load_model(self) -> Model:
+        from wsiseg.predict import load_model, tune_malloc
 
-    def job_and_slide(self, slide_id: str) -> tuple[SlideJob, Slide]:
-        """Return a slide's constants and open handle; the least recently used handle is closed when there are too many."""
-        if slide_id not in self._open:
-            job = load_job(self.folder, slide_id)
-            self._open[slide_id] = (job, open_job_slide(job, self.config))
-            while len(self._open) > MAX_OPEN_SLIDES:
-                _, (_, slide) = self._open.popitem(last=False)
-                slide.close()
-        self._open.move_to_end(slide_id)
-        return self._open[slide_id]
+        tune_malloc()
+        # oneDNN keeps compiled kernels for every size of window it has met, 1024 of them if let: memory grew for long
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+        if self.device == "cpu":
+            self._turns.put(None)
+            return load_model(self.config.predict, self.device)
+        from wsiseg.predict.gpu import ready_device
+
+        schedule, read = self.config.schedule, self.config.read
+        share = schedule.device_memory_frac / schedule.workers_per_gpu
+        model, streams = ready_device(self.config.predict, self.device, share, read.tile_wpx + 2 * read.halo_wpx)
+        for stream in streams:
+            self._turns.put(stream)
+        return model
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """Let this thread compute with ``model``: one at a time on the CPU, on a GPU as many as fit, each on its own stream.
+
+        Reading and writing need no turn, so they overlap with what other threads compute.
+        """
+        stream = self._turns.get()
+        try:
+            if stream is None:
+                yield
+            else:
+                from wsiseg.backend.dlpack import on_stream
+
+                with on_stream(stream):
+                    yield
+        finally:
+            self._turns.put(stream)
+
+    def slide(self, slide_id: str) -> AbstractContextManager[tuple[SlideJob, Slide]]:
+        """Return a block in which a slide's constants and open handle may be used."""
+        return self._slides.lease(slide_id)
+
+    def pixels(self, job: SlideJob, slide: Slide, box: Box) -> npt.NDArray[np.uint8]:
+        """Read a window in working px, uint8 (h, w, 3), on the host; for a GPU into memory from which it copies fast.
+
+        cuCIM's slides are read by processes where this worker has some, all others in this thread.
+
+        Raises
+        ------
+        TileReadError
+            The pixels cannot be decoded.
+        """
+        by_process = self._readers is not None and job.meta.reader == "cucim"
+        if self.device == "cpu" and not by_process:
+            return read_working(slide, box, job.scale)
+        out: npt.NDArray[np.uint8] = pinned_empty((box.h, box.w, 3), "uint8", self.device)
+        if by_process and self._readers is not None:
+            self._readers.read(job.meta.slide_id, box, out)
+        else:
+            np.copyto(out, read_working(slide, box, job.scale))
+        return out
+
+    def memory_facts(self) -> dict[str, int]:
+        """Return the most bytes of a GPU that this process held so far; nothing on the CPU."""
+        if self.device == "cpu":
+            return {}
+        from wsiseg.backend.dlpack import pool_facts
+
+        return {"device_peak_bytes": pool_facts(device_number(self.device))["peak_bytes"]}
 
     def separate_params(self, mpp_working: float) -> SeparateParams:
         """Return the separation parameters resolved for a working resolution."""
@@ -70,14 +144,13 @@ class WorkerContext:
 
     def forget(self, slide_id: str) -> None:
         """Close a slide's handle so that the next tile opens it anew."""
-        entry = self._open.pop(slide_id, None)
-        if entry is not None:
-            entry[1].close()
+        self._slides.forget(slide_id)
 
     def close(self) -> None:
-        """Close all handles."""
-        for slide_id in list(self._open):
-            self.forget(slide_id)
+        """Close all handles and end the readers."""
+        self._slides.close()
+        if self._readers is not None:
+            self._readers.close()
 
     def facts(self) -> dict[str, object]:
         """Return what this worker would compute with: part of the run's digest."""
@@ -96,3 +169,7 @@ class WorkerContext:
         """Return the stain normalization in use (``auto``: what the weights were trained for)."""
         method = self.config.normalize.method
         return self.model.stain_method if method == "auto" else method
+
+    def _open_slide(self, slide_id: str) -> tuple[SlideJob, Slide]:
+        job = load_job(self.folder, slide_id)
+        return job, open_job_slide(job, self.config)

@@ -13,7 +13,8 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError
 from wsiseg.read import open_slide, scale_for, working_size
 from wsiseg.run.cluster import usable_cores
-from wsiseg.run.context import WorkerContext, compute_device
+from wsiseg.run.context import WorkerContext
+from wsiseg.run.devices import compute_device
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
 from wsiseg.run.manifest import SlideInput

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
-from wsiseg.backend import to_device
+from wsiseg.backend import memory_errors, to_device, to_host
 from wsiseg.errors import one_line
 from wsiseg.log import log
 from wsiseg.normalize import normalize
-from wsiseg.read import read_working, tissue_window
+from wsiseg.read import tissue_window
 from wsiseg.run.context import WorkerContext
+from wsiseg.run.job import SlideJob
 from wsiseg.separate import separate
-from wsiseg.types import Tile, TileOutcome
+from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
 from wsiseg.vectorize import tile_stats, vectorize
 from wsiseg.write import write_part
 
 __all__ = ["run_tile"]
+
+Array = Any
 
 
 @dataclass(slots=True)
@@ -35,29 +40,53 @@ class StageClock:
 
 
 def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
-    """Segment one tile and write its part file. A pure function of pixels, slide constants and config."""
-    from wsiseg.predict import predict  # torch: not in the client, which only names this function
+    """Segment one tile and write its part file. A pure function of pixels, slide constants and config.
 
+    Threads of a worker do this at the same time, and only one (on a GPU: a few) of them computes: while it does, others read
+    and write.
+    """
     model = context.model  # loaded before the clock starts: no tile pays for it
     clock = StageClock()
-    job, slide = context.job_and_slide(tile.slide_id)
-    box = model.input_box(tile.read)
-    rgb = read_working(slide, box, job.scale)
-    clock.lap("read")
-    rgb = to_device(normalize(rgb, job.stain), context.device)
-    clock.lap("normalize")
+    with context.slide(tile.slide_id) as (job, slide):
+        rgb = context.pixels(job, slide, model.input_box(tile.read))
     tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
-    prob = predict(model, rgb, box, tile.read, wanted=to_device(tissue, context.device))
-    clock.lap("predict")
-    instances = separate(prob, context.separate_params(job.mpp_working))
-    clock.lap("separate")
-    batch = vectorize(instances, prob, tile.read, tile.core)
-    stats = tile_stats(prob, instances, tile.read, tile.core, tissue)
-    clock.lap("vectorize")
+    clock.lap("read")
+    with context.turn():
+        clock.lap("wait")
+        batch, stats, events = _compute(tile, job, rgb, tissue, context, clock)
     path = context.folder.part(tile.slide_id, tile.tile_id)
-    write_part(path, batch, tile, stats, clock.seconds, context.digest)
+    write_part(path, batch, tile, stats, clock.seconds, context.digest, events)
     clock.lap("write")
     return TileOutcome(tile.slide_id, tile.tile_id, "done", len(batch), clock.seconds)
+
+
+def _compute(
+    tile: Tile, job: SlideJob, rgb: Array, tissue: Array, context: WorkerContext, clock: StageClock
+) -> tuple[PolygonBatch, TileStats, Counter[str]]:
+    """Pixels -> polygons, sums, and what had to be done otherwise for want of memory."""
+    from wsiseg.predict import predict  # torch: not in the client, which only names this module
+
+    model, device = context.model, context.device
+    events: Counter[str] = Counter()
+    rgb = normalize(to_device(rgb, device), job.stain)
+    clock.lap("normalize")
+    prob = predict(model, rgb, model.input_box(tile.read), tile.read, to_device(tissue, device), events)
+    clock.lap("predict")
+    try:
+        instances = separate(prob, context.separate_params(job.mpp_working))
+        clock.lap("separate")
+        batch = vectorize(instances, prob, tile.read, tile.core)
+    except memory_errors():
+        log.warning("slide %s, tile %d: the memory of %s is full, separated on the CPU", tile.slide_id, tile.tile_id, device)
+        events["separated_on_cpu"] += 1
+        prob = to_host(prob)
+        instances = separate(prob, context.separate_params(job.mpp_working))
+        clock.lap("separate")
+        batch = vectorize(instances, prob, tile.read, tile.core)
+    stats = tile_stats(prob, instances, tile.read, tile.core, tissue)
+    clock.lap("vectorize")
+    events.update(context.memory_facts())
+    return batch, stats, events
 
 
 def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcome:

@@ -35,6 +35,7 @@ def summarize_slide(
     seconds: Mapping[str, float],
     stain: str,
     table_name: str,
+    events: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Return a slide's statistics row.
 
@@ -54,6 +55,8 @@ def summarize_slide(
         Stain normalization and its fitted numbers, as text.
     table_name
         The table's path relative to the run folder.
+    events
+        What tiles had to do otherwise for want of GPU memory, by name (see ``wsiseg.write.PartHeader``).
 
     Returns
     -------
@@ -96,6 +99,7 @@ def summarize_slide(
         "reader": meta.reader,
         "reader_note": meta.reader_note,
         "stain": stain,
+        "device_note": _device_note(events or {}),
         "table": table_name,
         "error": f"{n_failed} of {n_done + n_failed} tiles with tissue failed: see errors.parquet" if n_failed else "",
     }
@@ -108,6 +112,13 @@ def failed_row(slide_id: str, path: str, cohort: str, error: str) -> dict[str, A
     return _blank_row() | {
         "slide_id": slide_id, "path": path, "cohort": cohort, "status": "failed", "n_nuclei": 0, "error": error,
     }  # fmt: skip
+
+
+def _device_note(events: Mapping[str, int]) -> str:
+    parts = [f"{name.replace('_', ' ')} {n}" for name, n in sorted(events.items()) if not name.endswith("_bytes")]
+    if "device_peak_bytes" in events:
+        parts.insert(0, f"at most {events['device_peak_bytes'] / 2**30:.1f} GiB")
+    return ", ".join(parts)
 
 
 def _blank_row() -> dict[str, Any]:

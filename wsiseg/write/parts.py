@@ -9,7 +9,8 @@ import dataclasses
 import io
 import json
 import zlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -53,6 +54,8 @@ class PartHeader:
         How the rings are written, and how many steps they have in all.
     bounds_wpx
         xmin, ymin, xmax, ymax over all rings, working px; None without nuclei.
+    events
+        What was done otherwise and how often: ``window_halved``, ``separated_on_cpu``; and ``device_peak_bytes``, a height.
     """
 
     digest: str
@@ -65,9 +68,18 @@ class PartHeader:
     coding: Coding
     n_steps: int
     bounds_wpx: tuple[int, int, int, int] | None
+    events: dict[str, int] = field(default_factory=dict)
 
 
-def write_part(path: Path, batch: PolygonBatch, tile: Tile, stats: TileStats, seconds: dict[str, float], digest: str) -> int:
+def write_part(
+    path: Path,
+    batch: PolygonBatch,
+    tile: Tile,
+    stats: TileStats,
+    seconds: dict[str, float],
+    digest: str,
+    events: Mapping[str, int] | None = None,
+) -> int:
     """Write one tile's nuclei and sums to ``path``, complete or not at all; return the bytes written.
 
     Parameters
@@ -76,7 +88,7 @@ def write_part(path: Path, batch: PolygonBatch, tile: Tile, stats: TileStats, se
         Part file; its folder must exist.
     batch
         The nuclei that the tile owns; an empty batch gives a small, valid part.
-    tile, stats, seconds, digest
+    tile, stats, seconds, digest, events
         Stored in the header (see ``PartHeader``).
 
     Raises
@@ -92,6 +104,8 @@ def write_part(path: Path, batch: PolygonBatch, tile: Tile, stats: TileStats, se
     n = len(batch)
     rings = encode_rings(batch.xy, batch.ring_offsets)
     header = _header(batch, tile, stats, seconds, digest, rings)
+    if events:
+        header["events"] = dict(events)
     schema = _part_schema()
     arrays = [_column(batch, field.name, field.type, n) for field in schema if field.name in batch.columns]
     if len(arrays) != len(BATCH_COLUMNS):
@@ -235,4 +249,5 @@ def _parsed(raw: dict[str, Any]) -> PartHeader:
         coding=Coding(**raw["coding"]),
         n_steps=raw["n_steps"],
         bounds_wpx=None if raw["bounds_wpx"] is None else tuple(raw["bounds_wpx"]),
+        events=raw.get("events", {}),
     )

@@ -1,0 +1,62 @@
+"""CUDA graphs: the network's kernels recorded once for a window's size, then started all at once."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+__all__ = ["CapturedGraph", "record_on_gpu"]
+
+Forward = Callable[[torch.Tensor, int], torch.Tensor]
+Recorder = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], Any], torch.Tensor]]
+
+
+class CapturedGraph:
+    """Calls like the module that it is made of; the result is the same, and is the caller's own.
+
+    A recording reads and writes fixed memory, so there is one for each size and each stream: tiles that are on the device at
+    once have a stream of their own.
+
+    Parameters
+    ----------
+    forward
+        ``(rgb uint8 (H, W, 3), margin) -> maps``.
+    record
+        ``record(function) -> (replay, output)``: runs ``function`` once so that ``replay()`` does the same to ``output``.
+    stream_of
+        Names the stream in use.
+    """
+
+    def __init__(self, forward: Forward, record: Recorder, stream_of: Callable[[], int]) -> None:
+        self._forward = forward
+        self._record = record
+        self._stream_of = stream_of
+        self._recorded: dict[tuple[Any, ...], tuple[torch.Tensor, Callable[[], Any], torch.Tensor]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, rgb: torch.Tensor, margin: int) -> torch.Tensor:
+        """Return the maps of a window."""
+        key = (tuple(rgb.shape), margin, self._stream_of())
+        entry = self._recorded.get(key)
+        if entry is None:
+            fixed = rgb.clone()
+            with self._lock:
+                replay, out = self._record(lambda: self._forward(fixed, margin))
+            entry = self._recorded[key] = fixed, replay, out
+        fixed, replay, out = entry
+        fixed.copy_(rgb)
+        replay()
+        return out.clone()
+
+
+def record_on_gpu(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], Any], torch.Tensor]:
+    """Record what ``function`` starts on the current stream; other threads may go on with theirs meanwhile."""
+    function()  # cuDNN chooses its kernels outside the recording
+    torch.cuda.current_stream().synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
+        out = function()
+    return graph.replay, out

@@ -1,0 +1,113 @@
+"""How much of a GPU's memory a tile takes, and windows that fit into what is free."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+
+from wsiseg.predict.nets import NetSpec
+
+__all__ = ["DevicePlan", "Window", "activation_bytes_per_px", "plan_device"]
+
+LEAST_WINDOW_WPX = 256
+"""Smallest useful side of a window: below it nearly all of the work is the halo's."""
+MOST_AT_ONCE = 3
+"""Tiles on a device at once: one uploads, one computes, one is traced. More would only hold memory."""
+SEPARATE_BYTES_PER_PX = 56
+"""Of a tile on the device besides the network: pixels 3, maps 2, and what separate and vectorize hold at once (41), in bytes
+counted from their drivers, with a fifth more for lists of nuclei."""
+WORKSPACE = 1.25
+"""What cuDNN's scratch memory and the pool's rounding add to activations: assumed; where it is too little, windows shrink."""
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlan:
+    """``window_wpx``: useful side of a network window; ``batch``: tiles that may be on the device at once."""
+
+    window_wpx: int
+    batch: int
+
+
+@dataclass(slots=True)
+class Window:
+    """Useful side of a network window, working px: it only shrinks, when a device's memory does not hold it.
+
+    Attributes
+    ----------
+    side_wpx
+        Now in use by all threads of a worker.
+    least_wpx
+        A window of this side is not halved any more.
+    """
+
+    side_wpx: int
+    least_wpx: int = LEAST_WINDOW_WPX
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def halve(self, failed_wpx: int) -> int | None:
+        """Take note that a window of ``failed_wpx`` did not fit; return the side to use instead, ``None``: none is left.
+
+        A thread that failed with a side that another has halved already takes that thread's.
+        """
+        with self._lock:
+            if failed_wpx <= self.least_wpx:
+                return None
+            self.side_wpx = min(self.side_wpx, max(self.least_wpx, failed_wpx // 32 * 16))
+            return self.side_wpx
+
+
+def activation_bytes_per_px(spec: NetSpec, itemsize: int) -> float:
+    """Return the most bytes of activations that live at once, per input px of a window.
+
+    A block holds what it was given, besides the input and the output of the convolution at work; skips wait for their way up; a
+    merge was given what rises and the skip side by side, and both live beside it. The largest sum over the steps counts.
+
+    Parameters
+    ----------
+    spec
+        The network.
+    itemsize
+        Bytes of a number: 4 for fp32, 2 for bf16.
+    """
+    area = [1 / (spec.stem * 2**level) ** 2 for level in range(len(spec.widths))]
+    peak, skips, channels = 0.0, 0.0, 3 * spec.stem**2
+    for level, (width, convs) in enumerate(zip(spec.widths, spec.down_convs, strict=True)):
+        peak = max(peak, skips + area[level] * (channels + min(convs, 2) * width))
+        if level < len(spec.widths) - 1:
+            skips += area[level] * width
+        channels = width
+    for level, convs in zip(range(len(spec.widths) - 2, -1, -1), spec.up_convs, strict=True):
+        width = spec.widths[level]
+        risen = channels if spec.wide_up else width
+        skips -= area[level] * width
+        peak = max(peak, skips + area[level] * (2 * (risen + width) + min(convs, 2) * width))
+        channels = width
+    pixels = 3 + 3 * 3 * itemsize  # bytes, and floats on their way to [-1, 1] in the network's layout
+    levels = 2 * (itemsize + 2 + 4 + 4 + 1)  # logits, and the integers of the table look-up
+    return pixels + max(peak * itemsize, area[0] * channels * itemsize + levels)
+
+
+def plan_device(free_bytes: int, spec: NetSpec, itemsize: int, tile_wpx: int, halo_wpx: int) -> DevicePlan:
+    """Return the window and the number of tiles at once that fit into a device's memory.
+
+    A window larger than the tile gains nothing; of smaller ones the largest is best, since each pays its own halo. Only where
+    whole tiles fit several times over is more than one let in.
+
+    Parameters
+    ----------
+    free_bytes
+        What this process may take, its weights already there.
+    spec, itemsize
+        See ``activation_bytes_per_px``.
+    tile_wpx
+        Side of what a tile reads, separation halo included.
+    halo_wpx
+        The network's halo around a window.
+    """
+    post = SEPARATE_BYTES_PER_PX * tile_wpx**2
+    per_px = WORKSPACE * activation_bytes_per_px(spec, itemsize)
+    side = -(-tile_wpx // 16) * 16
+    while side > LEAST_WINDOW_WPX and post + per_px * (side + 2 * halo_wpx) ** 2 > free_bytes:
+        side = max(LEAST_WINDOW_WPX, side // 32 * 16)
+    need = post + per_px * (side + 2 * halo_wpx) ** 2
+    return DevicePlan(side, max(1, min(MOST_AT_ONCE, int(free_bytes // need))))

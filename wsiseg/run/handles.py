@@ -1,0 +1,98 @@
+"""A few open slides, shared by the threads of a worker: opened on first use, closed when pushed out and not in use."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from wsiseg.read.slide import Slide
+from wsiseg.run.job import SlideJob
+
+__all__ = ["OpenSlides"]
+
+
+@dataclass(slots=True)
+class _Entry:
+    job: SlideJob
+    slide: Slide
+    users: int = 0
+    dropped: bool = False
+
+
+class OpenSlides:
+    """At most ``most`` slides, besides those that are being read at the moment; the least recently used one goes first.
+
+    Tiles arrive slide by slide, so few are needed and memory stays flat. One slide is opened once however many threads ask
+    for it; readers may be used by several threads at once.
+    """
+
+    def __init__(self, opener: Callable[[str], tuple[SlideJob, Slide]], most: int) -> None:
+        self._opener = opener
+        self._most = most
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._opening: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """Return the number of open slides."""
+        return len(self._entries)
+
+    @contextmanager
+    def lease(self, slide_id: str) -> Iterator[tuple[SlideJob, Slide]]:
+        """Yield a slide's constants and open handle, which stays open until the block ends."""
+        entry = self._take(slide_id)
+        try:
+            yield entry.job, entry.slide
+        finally:
+            with self._lock:
+                entry.users -= 1
+                closing = self._surplus()
+                if entry.dropped and entry.users == 0:
+                    closing.append(entry)
+            _close(closing)
+
+    def forget(self, slide_id: str) -> None:
+        """Have a slide opened anew by the next who asks: its reader may be left in an error state."""
+        with self._lock:
+            entry = self._entries.pop(slide_id, None)
+            if entry is None:
+                return
+            entry.dropped = True
+            idle = entry.users == 0
+        if idle:
+            _close([entry])
+
+    def close(self) -> None:
+        """Close all slides."""
+        for slide_id in list(self._entries):
+            self.forget(slide_id)
+
+    def _take(self, slide_id: str) -> _Entry:
+        with self._lock:
+            opening = self._opening.setdefault(slide_id, threading.Lock())
+        with opening:
+            with self._lock:
+                entry = self._entries.get(slide_id)
+                if entry is not None:
+                    entry.users += 1
+                    self._entries.move_to_end(slide_id)
+                    return entry
+            entry = _Entry(*self._opener(slide_id), users=1)
+            with self._lock:
+                self._entries[slide_id] = entry
+                closing = self._surplus()
+        _close(closing)
+        return entry
+
+    def _surplus(self) -> list[_Entry]:
+        """Take out what is too much and not in use."""
+        idle = [slide_id for slide_id, entry in self._entries.items() if entry.users == 0]
+        return [self._entries.pop(slide_id) for slide_id in idle[: max(0, len(self._entries) - self._most)]]
+
+
+def _close(entries: list[_Entry]) -> None:
+    for entry in entries:
+        entry.slide.close()
