@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from wsiseg import __version__
-from wsiseg.errors import FormatError
+from wsiseg.errors import FormatError, SlideOpenError
 from wsiseg.read import working_size
+from wsiseg.read.slide import content_digest, fingerprint
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
+from wsiseg.run.locate import local_path
 from wsiseg.run.manifest import SlideInput
 from wsiseg.schema import SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
@@ -21,7 +25,7 @@ from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Tile, TileOutcome, TileStats
 from wsiseg.write import PartHeader, read_part_header, write_nuclei_table
 
-__all__ = ["done_before", "finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
+__all__ = ["done_before", "file_sha256", "finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
 
 
 def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str, Any] | None:
@@ -33,10 +37,21 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError):
         return None
     complete = record.get("digest") == digest and row.get("status") in ("done", "empty") and folder.table(slide_id).is_file()
-    if not complete:
+    if not complete or (record.get("file") and not _same_file(record["file"], slide.path)):
         return None
     asked = asked_of(slide)
     return row if record.get("asked", asked) == asked else None
+
+
+def _same_file(file: dict[str, Any], path: str) -> bool:
+    """Return whether a slide is still the file that was segmented; one that was moved away since, or only copied, is."""
+    try:
+        size_bytes, mtime_ns = fingerprint(path)
+        if (size_bytes, mtime_ns) == (file.get("size_bytes"), file.get("mtime_ns")):
+            return True
+        return size_bytes == file.get("size_bytes") and content_digest(path) == file.get("content")
+    except SlideOpenError:
+        return True
 
 
 def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list[TileOutcome]]:
@@ -76,10 +91,12 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     """Write the slide's table, statistics and JSON from its part files; return the statistics row.
 
     Every tile must have a part file, be without tissue, or be named in ``failed``; otherwise ``FormatError`` is raised:
-    nothing may be lost silently.
+    nothing may be lost silently. Where the slide's file is no longer the one that the first tile was read from,
+    ``SlideOpenError`` is: nothing may be mixed silently either.
     """
     start = time.perf_counter()
     job = load_job(context.folder, slide_id)
+    _check_unchanged(job, context)
     bad = {o.tile_id: o for o in failed}
     headers: list[PartHeader] = []
     n_empty = 0
@@ -113,11 +130,51 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         seconds=seconds,
         stain=f"{job.stain.method} {list(job.stain.params)}" if job.stain.params else job.stain.method,
         table_name=f"nuclei/{slide_id}.parquet",
+        events=_summed_events(headers),
     )
-    _write_slide_json(context, job, row, _error_rows(tiles, bad, job.scale), summary.n_bytes)
+    record = {
+        "digest": context.digest,
+        "row": row,
+        "errors": _error_rows(tiles, bad, job.scale),
+        "asked": job.asked,
+        "file": _file_of(job),
+        "table_bytes": summary.n_bytes,
+        "table_sha256": file_sha256(table),
+        "n_nuclei_of_tiles": sum(h.n_nuclei for h in headers),
+        "n_tiles": len(tiles),
+        "stain": {"method": job.stain.method, "params": list(job.stain.params)},
+        "tissue_png": f"slides/{slide_id}.tissue.png",
+        "level_downsamples": list(job.meta.level_downsamples),
+        "objective_power": job.meta.objective_power,
+    }
+    atomic_write_bytes(context.folder.slide_json(slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
     if not bad and not context.config.write.keep_parts:
         shutil.rmtree(context.folder.parts(slide_id), ignore_errors=True)
     return row
+
+
+def _summed_events(headers: Sequence[PartHeader]) -> dict[str, int]:
+    events: dict[str, int] = {}
+    for header in headers:
+        for name, n in header.events.items():
+            events[name] = max(events.get(name, 0), n) if name.endswith("_bytes") else events.get(name, 0) + n
+    return events
+
+
+def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
+    path = local_path(job.meta.path, context.config.schedule.path_map)
+    file = _file_of(job)
+    now = {**dict(zip(("size_bytes", "mtime_ns"), fingerprint(path), strict=True)), "content": content_digest(path)}
+    if now != file:
+        changed = ", ".join(f"{name} was {old}, is {now[name]}" for name, old in file.items() if now[name] != old)
+        raise SlideOpenError(
+            f"Slide {job.meta.slide_id}: {path} changed while the run was going on ({changed}). Its tiles may be of two files: "
+            "no table is made. Run the same command again: the slide is then started anew."
+        )
+
+
+def _file_of(job: SlideJob) -> dict[str, Any]:
+    return {"size_bytes": job.meta.size_bytes, "mtime_ns": job.meta.mtime_ns, "content": job.content}
 
 
 def _table_facts(job: SlideJob, context: WorkerContext) -> dict[str, object]:
@@ -150,21 +207,10 @@ def _error_rows(tiles: Sequence[Tile], bad: dict[int, TileOutcome], scale: float
     ]
 
 
-def _write_slide_json(
-    context: WorkerContext, job: SlideJob, row: dict[str, Any], errors: list[dict[str, Any]], n_bytes: int
-) -> None:
-    record = {
-        "digest": context.digest,
-        "row": row,
-        "errors": errors,
-        "asked": job.asked,
-        "table_bytes": n_bytes,
-        "stain": {"method": job.stain.method, "params": list(job.stain.params)},
-        "tissue_png": f"slides/{job.meta.slide_id}.tissue.png",
-        "level_downsamples": list(job.meta.level_downsamples),
-        "objective_power": job.meta.objective_power,
-    }
-    atomic_write_bytes(context.folder.slide_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def record_failed_slide(folder: RunFolder, slide_id: str, path: str, cohort: str, digest: str, error: str) -> dict[str, Any]:
