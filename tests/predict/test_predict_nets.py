@@ -36,6 +36,26 @@ def test_hou43_is_the_published_network() -> None:
     assert all(m.negative_slope == 0.2 for m in net.modules() if isinstance(m, nn.LeakyReLU))
 
 
+def test_two_stage_is_two_published_networks() -> None:
+    """1,941,105 parameters each, as Mahbod et al. 2019 state."""
+    net = build_net("two_stage")
+    assert net.center is not None
+    assert sum(p.numel() for p in net.center.parameters()) == 1_941_105
+    assert sum(p.numel() for p in net.parameters()) == 2 * 1_941_105
+
+
+def test_the_two_stages_share_nothing() -> None:
+    torch.manual_seed(0)
+    net = build_net("two_stage").eval()
+    x = torch.rand(1, 3, 32, 32)
+    with torch.no_grad():
+        before = net(x)
+        net.head.weight.mul_(2)
+        after = net(x)
+    assert torch.equal(before[:, 0], after[:, 0])
+    assert not torch.equal(before[:, 1], after[:, 1])
+
+
 def counted_macs(name: str, side: int = 64) -> float:
     """Count multiply-adds per input px by watching every convolution run."""
     net, total = build_net(name).eval(), 0.0

@@ -3,6 +3,8 @@
 Two heads are two channels of the last convolution: 0 the nucleus center, 1 the nuclear material. ``hou43`` is the published
 network of Hou et al. 2020 (doi 10.1038/s41597-020-0528-1; 43 convolutions, 5,746,706 parameters). ``lean`` starts at half
 resolution through a pixel-unshuffle and spends its convolutions where pixels are few, for a quarter of the multiply-adds.
+``two_stage`` is the pair of U-Nets of Mahbod et al. 2019 (doi 10.1007/978-3-030-23937-4_9; 2 x 1,941,105 parameters): one makes
+the distance map, which stands in the place of the center, the other the material.
 """
 
 from __future__ import annotations
@@ -38,6 +40,10 @@ class NetSpec:
     wide_up
         The transposed convolution keeps its input's width and is followed by the activation (the published form); otherwise
         it is linear and halves the width.
+    networks
+        1: one network with two heads; 2: a network of its own for each of the two channels.
+    head_side
+        Side of the last convolution's kernel.
     """
 
     widths: tuple[int, ...]
@@ -47,6 +53,8 @@ class NetSpec:
     batch_norm: bool = True
     leak: float = 0.0
     wide_up: bool = False
+    networks: int = 1
+    head_side: int = 3
 
     @property
     def multiple(self) -> int:
@@ -60,6 +68,7 @@ NETS: dict[str, NetSpec] = {
     "lean_shallow": NetSpec((24, 48, 96, 192), (2, 2, 2, 2), (2, 2, 2)),
     "lean_w16": NetSpec((16, 32, 64, 128), (2, 2, 3, 3), (3, 2, 2)),
     "lean_w32": NetSpec((32, 64, 128, 256), (2, 2, 2, 2), (2, 2, 2)),
+    "two_stage": NetSpec((16, 32, 64, 128, 256), (2,) * 5, (2,) * 4, stem=1, batch_norm=False, networks=2, head_side=1),
     "tiny": NetSpec((16, 32), (1, 1), (1,)),  # for tests and smoke runs
 }
 
@@ -69,7 +78,7 @@ _HEADS = 2
 class UNet(nn.Module):
     """float (N, 3, H, W) in [-1, 1] -> float logits (N, 2, H, W); H and W multiples of ``spec.multiple``."""
 
-    def __init__(self, spec: NetSpec) -> None:
+    def __init__(self, spec: NetSpec, *, is_center: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.ranges: dict[str, torch.Tensor] = {}
@@ -86,8 +95,10 @@ class UNet(nn.Module):
             self.up.append(nn.Sequential(rise, nn.LeakyReLU(spec.leak, inplace=True)) if spec.wide_up else rise)
             self.merge.append(_block(spec, risen + width, width, convs))
             channels = width
-        self.head = nn.Conv2d(channels, _HEADS * spec.stem**2, 3, padding=1)
+        heads = _HEADS // spec.networks
+        self.head = nn.Conv2d(channels, heads * spec.stem**2, spec.head_side, padding=spec.head_side // 2)
         self._init_weights()
+        self.center = UNet(spec, is_center=True) if spec.networks == 2 and not is_center else None
 
     def forward(self, x: torch.Tensor, margin: int = 0) -> torch.Tensor:
         """Return logits, without ``margin`` px (a multiple of ``spec.multiple``) on all four sides.
@@ -95,6 +106,11 @@ class UNet(nn.Module):
         What the margin makes superfluous is cropped before it is computed, level by level, on the way up. The pixels that
         remain are those of the uncropped network wherever the margin reaches ``half_field_wpx``.
         """
+        if self.center is not None:
+            return torch.cat([self.center(x, margin), self._pass(x, margin)], 1)
+        return self._pass(x, margin)
+
+    def _pass(self, x: torch.Tensor, margin: int) -> torch.Tensor:
         spec = self.spec
         x = functional.pixel_unshuffle(x, spec.stem) if spec.stem > 1 else x
         skips: list[torch.Tensor] = []
@@ -163,7 +179,8 @@ def macs_per_px(spec: NetSpec) -> float:
         risen = channels if spec.wide_up else width
         total += (channels * risen + 9 * width * (risen + width + (convs - 1) * width)) / stride**2
         channels = width
-    return total + 9 * channels * _HEADS  # the head's stem**2 groups of channels run at 1 / stem**2 of the pixels
+    # the head's stem**2 groups of channels run at 1 / stem**2 of the pixels
+    return spec.networks * total + spec.head_side**2 * channels * _HEADS
 
 
 def _block(spec: NetSpec, channels: int, width: int, convs: int) -> nn.Sequential:
