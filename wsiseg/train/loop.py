@@ -2,6 +2,8 @@
 
 A run folder holds ``curve.jsonl`` (one JSON line per report), ``curve.png``, ``checkpoint.pt`` (everything that a resume
 needs) and ``ema.pt`` (the averaged weights). Every file appears whole or not at all.
+
+Under torchrun several processes train together (``wsiseg.train.distributed``); one of them writes.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from wsiseg.errors import ConfigError
 from wsiseg.train.batches import Batch
+from wsiseg.train.distributed import Team, team_of
 from wsiseg.train.losses import LossConfig, two_head_loss
 
 __all__ = ["LoopConfig", "fit", "learning_rate_factor"]
@@ -35,9 +39,11 @@ class LoopConfig:
     Attributes
     ----------
     steps, batch
-        Optimizer steps and patches per step.
+        Optimizer steps, and patches per step and process.
     ema_decay
         Decay of the averaged weights per step (shorter at the start).
+    device
+        ``cpu`` or ``cuda``; several processes take a GPU each.
     precision
         ``bf16``: convolutions under autocast, fp32 weights.
     report_every, validate_every
@@ -85,7 +91,8 @@ def fit(
     net
         Any module float (N, 3, H, W) -> logits (N, 2, H, W). Its start must be seeded by the caller.
     next_batch
-        The batch of a step; a pure function of the step, or a resume will differ from an uninterrupted run.
+        This process's part of the batch of a step; a pure function of the step, or a resume will differ from an
+        uninterrupted run.
     validate
         Called with the averaged network and the step; its numbers join the curve.
     resume
@@ -101,40 +108,60 @@ def fit(
         When the folder holds a run and ``resume`` is not set, or the loss is no longer a number.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    device = torch.device(config.device)
-    net = net.to(device, memory_format=torch.channels_last)
-    state = _LoopState(net, config)
-    if (run_dir / "checkpoint.pt").exists():
-        if not resume:
-            raise ConfigError(f"{run_dir} holds a training run already. Resume it, or choose another folder.")
-        state.load(run_dir / "checkpoint.pt")
-        _trim_curve(run_dir / "curve.jsonl", state.step)
-    last = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
-    started, sums = time.perf_counter(), _Running()
-    while state.step < last:
-        loss, terms = state.advance(next_batch(state.step), config)
-        sums.add(loss, terms)
-        if state.step % config.report_every == 0 or state.step == config.steps:
-            line = {"step": state.step, "lr": state.rate, **sums.means(), "seconds": round(time.perf_counter() - started, 1)}
-            if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
-                line |= validate(state.ema, state.step)
-            if not math.isfinite(line["loss"]):
-                raise ConfigError(f"Training diverged before step {state.step}: loss {line['loss']}. Lower the learning rate.")
+    with team_of(config.device) as team:
+        state = _LoopState(net, config, team)
+        if (run_dir / "checkpoint.pt").exists():
+            if not resume:
+                raise ConfigError(f"{run_dir} holds a training run already. Resume it, or choose another folder.")
+            state.load(run_dir / "checkpoint.pt")
+        team.agree(state.step)
+        if team.writes:
+            _trim_curve(run_dir / "curve.jsonl", state.step)
+        last = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
+        started, sums = time.perf_counter(), _Running()
+        while state.step < last:
+            sums.add(state.advance(next_batch(state.step), config))
+            if state.step % config.report_every == 0 or state.step == config.steps:
+                line = {"step": state.step, "lr": state.rate, **sums.means(team)}
+                line["seconds"] = round(time.perf_counter() - started, 1)
+                if not math.isfinite(line["loss"]):
+                    raise ConfigError(
+                        f"Training diverged before step {state.step}: loss {line['loss']}. Lower the learning rate."
+                    )
+                if team.writes:
+                    _report(state, config, run_dir, line, validate, on_line)
+                sums = _Running()
+        if team.writes:
             state.save(run_dir)
-            _append(run_dir / "curve.jsonl", line)
-            if on_line is not None:
-                on_line(line)
-            sums = _Running()
+        team.agree(state.step)
+        return state.ema.eval()
+
+
+def _report(
+    state: _LoopState,
+    config: LoopConfig,
+    run_dir: Path,
+    line: dict[str, Any],
+    validate: Validate | None,
+    on_line: Callable[[dict[str, Any]], None] | None,
+) -> None:
+    if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
+        line |= validate(state.ema, state.step)
     state.save(run_dir)
-    return state.ema.eval()
+    _append(run_dir / "curve.jsonl", line)
+    if on_line is not None:
+        on_line(line)
 
 
 class _LoopState:
     """What a checkpoint holds: weights, their average, the optimizer and the step."""
 
-    def __init__(self, net: nn.Module, config: LoopConfig) -> None:
-        self.net = net.train()
+    def __init__(self, net: nn.Module, config: LoopConfig, team: Team) -> None:
+        net = net.to(team.device, memory_format=torch.channels_last)
+        self.device = team.device
         self.ema = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
+        self.forward = team.wrap(net.train())
+        self.net = self.forward.module if isinstance(self.forward, DistributedDataParallel) else self.forward
         decay = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -142,15 +169,15 @@ class _LoopState:
         self.step = 0
         self.rate = 0.0
 
-    def advance(self, batch: Batch, config: LoopConfig) -> tuple[float, dict[str, float]]:
-        """Take one step; return the loss and its terms."""
+    def advance(self, batch: Batch, config: LoopConfig) -> dict[str, torch.Tensor]:
+        """Take one step; return the loss and its terms, still on the device: to read them here would make it wait."""
         self.rate = config.learning_rate * learning_rate_factor(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
-        device = torch.device(config.device)
+        device = self.device
         rgb = batch.rgb.to(device, memory_format=torch.channels_last, non_blocking=True)
         with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-            logits = self.net(rgb)
+            logits = self.forward(rgb)
         loss, terms = two_head_loss(logits.float(), batch.target.to(device), batch.weight.to(device), config.loss)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -158,7 +185,7 @@ class _LoopState:
         self.optimizer.step()
         self.step += 1
         self._average(config.ema_decay)
-        return float(loss.detach()), {k: float(v) for k, v in terms.items()}
+        return {"loss": loss.detach(), **terms}
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
@@ -189,16 +216,19 @@ class _Running:
     """Means of the loss and its terms since the last report."""
 
     def __init__(self) -> None:
-        self.sums: dict[str, float] = {}
+        self.names: list[str] = []
+        self.sums: torch.Tensor | None = None
         self.n = 0
 
-    def add(self, loss: float, terms: dict[str, float]) -> None:
-        self.n += 1
-        for key, value in {"loss": loss, **terms}.items():
-            self.sums[key] = self.sums.get(key, 0.0) + value
+    def add(self, terms: dict[str, torch.Tensor]) -> None:
+        values = torch.stack(list(terms.values())).double()
+        self.names, self.n = list(terms), self.n + 1
+        self.sums = values if self.sums is None else self.sums + values
 
-    def means(self) -> dict[str, Any]:
-        return {key: value / max(1, self.n) for key, value in self.sums.items()}
+    def means(self, team: Team) -> dict[str, Any]:
+        if self.sums is None:
+            return {}
+        return dict(zip(self.names, (team.mean(self.sums) / self.n).tolist(), strict=True))
 
 
 def _save_whole(content: dict[str, Any], path: Path) -> None:

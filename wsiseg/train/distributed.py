@@ -1,0 +1,148 @@
+"""Several processes train one network: torchrun starts them, each takes its part of every batch, and all stay in step.
+
+Gradients are averaged (DistributedDataParallel: gloo between CPUs, NCCL between GPUs) and batch normalization sees the whole
+batch, so that n processes with b patches each take the steps that one process with n * b patches takes. Rank 0 alone writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from wsiseg.errors import ConfigError
+
+__all__ = ["Team", "rank_and_size", "team_of"]
+
+_PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 validates
+
+
+def rank_and_size() -> tuple[int, int]:
+    """Return this process's rank and the number of processes, as torchrun states them; (0, 1) without it."""
+    return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@dataclass(frozen=True, slots=True)
+class Team:
+    """The processes of one run, seen from one of them."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def writes(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+    def wrap(self, net: nn.Module) -> nn.Module:
+        """Return what to call for the forward pass: the network itself, or one whose gradients are averaged over the team."""
+        if self.size == 1:
+            return net
+        shared: nn.Module = net
+        if self.device.type == "cuda":
+            shared = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        else:
+            for module in net.modules():
+                if type(module) is nn.BatchNorm2d:
+                    module.__class__ = _TeamBatchNorm  # torch's own synchronized form is for GPUs alone
+        return DistributedDataParallel(shared, device_ids=[self.device.index] if self.device.type == "cuda" else None)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """Return the mean over the processes."""
+        if self.size > 1:
+            values = values.clone()
+            distributed.all_reduce(values)
+            values /= self.size
+        return values
+
+    def agree(self, step: int) -> None:
+        """Wait for the others, and make sure that they start from the same step. Raises ``ConfigError`` where they do not."""
+        if self.size > 1:
+            steps: list[Any] = [None] * self.size
+            distributed.all_gather_object(steps, step)
+            if len(set(steps)) > 1:
+                raise ConfigError(
+                    f"The {self.size} processes start from the steps {steps}. The run folder must be one that all of them see."
+                )
+
+
+@contextmanager
+def team_of(device: str) -> Iterator[Team]:
+    """Join the processes that torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``), or be a team of one.
+
+    Parameters
+    ----------
+    device
+        ``cpu``, ``cuda`` (each process its own, by ``LOCAL_RANK``) or ``cuda:k`` (one process).
+
+    Raises
+    ------
+    ConfigError
+        For several processes on one named GPU.
+    """
+    rank, size = rank_and_size()
+    place = torch.device(device)
+    if size == 1:
+        yield Team(0, 1, place)
+        return
+    if place.type == "cuda":
+        if place.index is not None:
+            raise ConfigError(f'{size} processes cannot share {device}: give device = "cuda", and each takes its own.')
+        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
+        torch.cuda.set_device(place)
+    mine = not distributed.is_initialized()
+    if mine:
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+    try:
+        yield Team(rank, size, place)
+    finally:
+        if mine:
+            distributed.destroy_process_group()
+
+
+class _Sum(torch.autograd.Function):
+    """Sum over the processes, forward and backward."""
+
+    @staticmethod
+    def forward(ctx: Any, values: torch.Tensor) -> torch.Tensor:
+        total = values.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].clone()
+        distributed.all_reduce(total)
+        return total
+
+
+class _TeamBatchNorm(nn.BatchNorm2d):
+    """Batch normalization over the patches of all processes (equal numbers in each)."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            return super().forward(x)
+        size = distributed.get_world_size()
+        wide = x.float()
+        mean = _Sum.apply(wide.mean((0, 2, 3))) / size
+        centered = wide - mean[:, None, None]
+        variance = _Sum.apply(centered.square().mean((0, 2, 3))) / size
+        n = size * x.numel() // x.shape[1]
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (n / max(1, n - 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return (centered * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
