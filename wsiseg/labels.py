@@ -125,6 +125,7 @@ def rasterize_rings(
     ids: npt.NDArray[Any] | None = None,
     ring_polygons: npt.NDArray[Any] | None = None,
     overlap: Overlap = "last",
+    origin: tuple[int, int] = (0, 0),
 ) -> npt.NDArray[np.int32]:
     """Draw polygons: a pixel belongs to a polygon where its center is inside (even-odd).
 
@@ -134,7 +135,7 @@ def rasterize_rings(
     Parameters
     ----------
     xy : number (V, 2)
-        Vertices in the raster's frame: pixel (i, j) covers [i, i + 1) x [j, j + 1). Rings may be open or closed.
+        Vertices in a frame where pixel (i, j) covers [i, i + 1) x [j, j + 1). Rings may be open or closed.
     ring_offsets : integer (R + 1,)
         Ring k is ``xy[ring_offsets[k]:ring_offsets[k + 1]]``.
     shape
@@ -145,6 +146,8 @@ def rasterize_rings(
         Polygon of each ring (holes are further rings of it); default: one ring a polygon.
     overlap
         Which polygon owns a pixel that several cover: the first or the last.
+    origin
+        (x, y) of the raster's first pixel in the rings' frame. Windows drawn so agree where they overlap, to the last pixel.
 
     Returns
     -------
@@ -156,7 +159,7 @@ def rasterize_rings(
     n_polygons = int(polygon.max()) + 1 if n_rings else 0
     values = np.arange(1, n_polygons + 1, dtype=np.int32) if ids is None else np.asarray(ids).astype(np.int32)
     labels = np.zeros(shape, np.int32)
-    owner, row, start, stop = _spans(np.asarray(xy, np.float64), offsets, polygon, shape)
+    owner, row, start, stop = _spans(np.asarray(xy, np.float64), offsets, polygon, shape, origin)
     order = np.argsort(owner, kind="stable")
     if overlap == "first":
         order = order[::-1]
@@ -171,10 +174,15 @@ def rasterize_rings(
 
 
 def _spans(
-    xy: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64], polygon: npt.NDArray[np.int64], shape: tuple[int, int]
+    xy: npt.NDArray[np.float64],
+    offsets: npt.NDArray[np.int64],
+    polygon: npt.NDArray[np.int64],
+    shape: tuple[int, int],
+    origin: tuple[int, int],
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Return polygon, row, first and one-past-last column of every run of pixel centers inside."""
-    height, width = shape
+    left, above = origin
+    right, below = left + shape[1], above + shape[0]
     lengths = np.diff(offsets)
     ring = np.repeat(np.arange(len(lengths)), lengths)
     following = np.arange(1, len(xy) + 1)
@@ -183,17 +191,17 @@ def _spans(
     a, b = xy[: len(ring)], xy[following[: len(ring)]]
     top, bottom = np.minimum(a[:, 1], b[:, 1]), np.maximum(a[:, 1], b[:, 1])
     # rows whose center y + 0.5 lies in [top, bottom)
-    first = np.clip(np.ceil(top - 0.5), 0, height).astype(np.int64)
-    last = np.clip(np.ceil(bottom - 0.5), 0, height).astype(np.int64)
+    first = np.clip(np.ceil(top - 0.5), above, below).astype(np.int64)
+    last = np.clip(np.ceil(bottom - 0.5), above, below).astype(np.int64)
     n = np.maximum(last - first, 0)
     edge = np.repeat(np.arange(len(a)), n)
     rows = np.arange(len(edge)) - np.repeat(np.cumsum(n) - n, n) + first[edge]
     ax, ay, bx, by = a[edge, 0], a[edge, 1], b[edge, 0], b[edge, 1]
     cross = ax + (rows + 0.5 - ay) * ((bx - ax) / (by - ay))
-    columns = np.clip(np.ceil(cross - 0.5), 0, width).astype(np.int64)
+    columns = np.clip(np.ceil(cross - 0.5), left, right).astype(np.int64)
     owner = polygon[ring[edge]]
     order = np.lexsort((columns, rows, owner))
-    owner, rows, columns = owner[order], rows[order], columns[order]
+    owner, rows, columns = owner[order], rows[order] - above, columns[order] - left
     return owner[::2], rows[::2], columns[::2], columns[1::2]  # closed rings cross every row an even number of times
 
 

@@ -29,6 +29,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--centroids", is_flag=True, help="qupath: points instead of polygons, a tenth of the size.")
 @click.option("--tile", "tile_px", type=click.IntRange(64), default=4000, show_default=True, help="quip: side of a tile, px.")
 @click.option("--cell", "cell_px", type=click.IntRange(4), default=32, show_default=True, help="maps: side of a cell, px.")
+@click.option("--features", is_flag=True, help="Add features: eccentricity, circularity, and what wsiseg features made.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
 def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:
     """Write the nuclei of a run (or of one table) as another tool reads them.
@@ -105,7 +106,7 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
 )
 @click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
 def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
-    """Ask SQL of a run's tables: views nuclei, slides, errors, grades.
+    """Ask SQL of a run's tables: views nuclei, features, slides, errors, grades. RUN may be a folder of wsiseg cohort.
 
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
@@ -128,4 +129,58 @@ def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
         console.print(f"... {table.num_rows - rows:,} more rows")
 
 
-COMMANDS = (export_command, import_command, query)
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; may be repeated.")
+@click.option("--stain", type=click.Choice(["ruifrok", "macenko"]), default="ruifrok", show_default=True,
+              help="Stain vectors: Ruifrok and Johnston's, the same for all slides, or fitted to each slide.")  # fmt: skip
+@click.option("--no-pixels", is_flag=True, help="Leave optical densities out: the slides need not be there.")
+@click.option("--path-map", multiple=True, metavar="FROM=TO", help="Slides that were under FROM are now under TO.")
+@click.option("--tile", "tile_wpx", type=click.IntRange(64, 16384), default=2048, show_default=True,
+              help="Side of the windows read, px; results do not depend on it.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
+@click.option("--overwrite", is_flag=True, help="Measure anew what is there already.")
+def features(run: Path, slide_ids: tuple[str, ...], no_pixels: bool, **options: Any) -> None:
+    """Measure per nucleus what the main run leaves out: stain, solidity, neighbors.
+
+    Written to RUN/features/SLIDE_ID.parquet, row by row the nuclei of the slide's table; wsiseg query (view features), wsiseg
+    export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and the like need no
+    measuring: they are there at once.
+
+    \b
+    wsiseg features RUN
+    wsiseg query RUN "select slide_id, avg(hematoxylin_od_mean), avg(nearest_um) from features group by all"
+    """
+    from wsiseg.run.features import FeatureOptions, measure_run
+
+    failed = 0
+    for slide_id, found in measure_run(run, FeatureOptions(pixels=not no_pixels, **options), slide_ids):
+        click.echo(
+            f"{slide_id}: {found:,} nuclei" if isinstance(found, int) else f"{slide_id}: {found}", err=isinstance(found, str)
+        )
+        failed += isinstance(found, str)
+    sys.exit(1 if failed else 0)
+
+
+@click.command()
+@click.argument(
+    "runs", nargs=-1, required=True, type=click.Path(exists=True, file_okay=False, path_type=Path), metavar="RUN..."
+)
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make.")
+def cohort(runs: tuple[Path, ...], out: Path) -> None:
+    """Lay the tables of several runs out as one dataset: OUT/cohort=.../slide_id=.../nuclei.parquet.
+
+    Files are hard links where possible, so nothing is stored twice. DuckDB, pyarrow, Polars and Spark read the folder as one
+    table with the columns cohort and slide_id.
+
+    \b
+    wsiseg cohort RUN_LUAD RUN_BRCA -o COHORT
+    wsiseg query COHORT "select cohort, count(*) n, avg(area_um2) area_um2 from nuclei group by all"
+    """
+    from wsiseg.run.convert import make_cohort
+
+    made = make_cohort(runs, out)
+    click.echo(f"{out}: {len(made):,} slides")
+
+
+COMMANDS = (export_command, import_command, query, features, cohort)

@@ -19,7 +19,7 @@ from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
 from wsiseg.export.quip import read_quip, write_quip
 from wsiseg.export.qupath import write_geojson
 from wsiseg.export.raster import rasterize_region, write_label_image, write_ome_labels
-from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks, open_nuclei
+from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks, open_nuclei, with_features
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.table import Imported, write_imported_table
 from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
@@ -63,6 +63,7 @@ __all__ = [
     "read_quip",
     "safe_name",
     "slide_maps",
+    "with_features",
     "write_anndata",
     "write_annotation_store",
     "write_cohort",

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
+from wsiseg.export.columns import companion_of, read_columns
 from wsiseg.export.folders import optional
-from wsiseg.tables import read_nuclei as read_table
+from wsiseg.tables.features import DERIVED_SQL, FEATURE_NAMES
 from wsiseg.types import Box
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def read_nuclei(
     *,
     slide_id: str = "",
     grade: str | Sequence[str] | None = None,
+    features: bool = False,
     as_geopandas: bool = False,
 ) -> pa.Table | Any:
     """Return nuclei of one slide's table, or of all slides of a run.
@@ -39,11 +41,14 @@ def read_nuclei(
     region
         Level-0 px, as ``Box`` or (x, y, w, h): nuclei whose bounding box meets it. Row groups outside are not read.
     columns
-        Columns wanted (``wsiseg.schema.NUCLEI``); None: all.
+        Columns wanted: of ``wsiseg.schema.NUCLEI``, ``DERIVED`` (made on reading) or ``FEATURES`` (once ``wsiseg features`` has
+        made them); None: all of the table.
     slide_id
         One slide of a run folder; default all, which adds a column ``slide_id``.
     grade
         Only slides whose QC grade is this (or one of these); needs a run folder with grades.
+    features
+        Add the columns of ``DERIVED`` and, for slides that have them, of ``FEATURES``.
     as_geopandas
         Return a GeoDataFrame indexed by ``nucleus_id`` instead of a ``pyarrow.Table``.
 
@@ -68,10 +73,10 @@ def read_nuclei(
     if not path.is_dir():
         if grade is not None or slide_id:
             raise InputError(f"{path}: slide_id and grade choose slides of a run folder, but this is a file.")
-        table = read_table(path, box, wanted)
+        table = read_columns(path, box, wanted, features=features)
     else:
         files = _tables_of(path, slide_id, grade)
-        parts = [_with_slide(read_table(f, box, wanted), f.stem) for f in files]
+        parts = [_with_slide(read_columns(f, box, wanted, features=features), f.stem) for f in files]
         table = (
             pa.concat_tables(parts, promote_options="default") if parts else pa.table({"slide_id": pa.array([], pa.string())})
         )
@@ -143,9 +148,10 @@ def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
 
 
 def query(run: str | Path, sql: str) -> tuple[pa.Table, dict[str, str]]:
-    """Run SQL over a run folder on DuckDB; return the result and the unit of every result column that has one.
+    """Run SQL over a run folder (or a cohort folder of ``write_cohort``) on DuckDB; return the answer and its columns' units.
 
-    Views: ``nuclei`` (with ``slide_id`` and ``cohort``), ``slides``, ``errors`` and, where there are grades, ``grades``.
+    Views: ``nuclei`` (with ``slide_id`` and ``cohort``), ``features`` (the same with the columns of ``wsiseg.schema.DERIVED``
+    and, where ``wsiseg features`` made them, of ``FEATURES``), ``slides``, ``errors`` and, where there are grades, ``grades``.
     DuckDB reads only the columns and row groups that the question needs. The database lives in memory.
 
     Raises
@@ -157,26 +163,9 @@ def query(run: str | Path, sql: str) -> tuple[pa.Table, dict[str, str]]:
     """
     duckdb = optional("duckdb", "query")
     root = Path(run)
-    files = _tables_of(root, "", None)
-    if not files:
-        raise InputError(f"{root}: expected a run folder with nuclei/*.parquet.")
     with duckdb.connect(":memory:") as db:
-        # TCGA barcodes hold no suffix that DuckDB could mistake: the id is the file's name without .parquet
-        listed = ", ".join(_quoted(str(f)) for f in files)
-        stem = "regexp_extract(filename, '([^/]+)\\.parquet$', 1)"
-        scan = f"read_parquet([{listed}], filename = true, union_by_name = true)"
-        nuclei = f"SELECT * EXCLUDE (filename), {stem} AS slide_id FROM {scan}"
-        slides = root / "slides.parquet"
-        if slides.is_file():
-            db.execute(f"CREATE VIEW slides AS SELECT * FROM read_parquet({_quoted(str(slides))})")
-            nuclei = (
-                f"SELECT n.*, s.cohort FROM ({nuclei}) n LEFT JOIN (SELECT slide_id, cohort FROM slides) s USING (slide_id)"
-            )
-        db.execute(f"CREATE VIEW nuclei AS {nuclei}")
-        if (root / "errors.parquet").is_file():
-            db.execute(f"CREATE VIEW errors AS SELECT * FROM read_parquet({_quoted(str(root / 'errors.parquet'))})")
-        if (root / GRADES).is_file():
-            db.execute(f"CREATE VIEW grades AS SELECT * FROM read_parquet({_quoted(str(root / GRADES))})")
+        for name, text in _views(root).items():
+            db.execute(f"CREATE VIEW {name} AS {text}")
         try:
             answer = db.sql(sql)
             if answer is None:
@@ -188,11 +177,48 @@ def query(run: str | Path, sql: str) -> tuple[pa.Table, dict[str, str]]:
     return table, {name: units[name] for name in table.column_names if units.get(name)}
 
 
+def _views(root: Path) -> dict[str, str]:
+    """Return the SQL of each view, those that others are made of first."""
+    files = _tables_of(root, "", None)
+    cohort = not files
+    files = files or sorted(root.glob("cohort=*/slide_id=*/*.parquet"))
+    if not files:
+        raise InputError(f"{root}: expected a run folder with nuclei/*.parquet, or a cohort folder (cohort=*/slide_id=*/).")
+    views = {}
+    stored = {"slides": "slides.parquet", "errors": "errors.parquet", "grades": GRADES}
+    for name, path in stored.items():
+        if (root / path).is_file():
+            views[name] = f"SELECT * FROM read_parquet({_quoted(str(root / path))}, hive_partitioning = false)"
+    if cohort:
+        listed = ", ".join(_quoted(str(f)) for f in files)
+        options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
+        views["nuclei"] = f"SELECT * FROM read_parquet([{listed}], {options})"
+    elif "slides" in views:
+        known = "SELECT slide_id, cohort FROM slides"
+        views["nuclei"] = f"SELECT n.*, s.cohort FROM ({_scan(files)}) n LEFT JOIN ({known}) s USING (slide_id)"
+    else:
+        views["nuclei"] = _scan(files)
+    made = ", ".join(f"{text} AS {name}" for name, text in DERIVED_SQL.items())
+    beside = [] if cohort else [c for c in map(companion_of, files) if c is not None]
+    joined = f" LEFT JOIN ({_scan(beside)}) f USING (slide_id, nucleus_id)" if beside else ""
+    more = "".join(f", f.{name}" for name in FEATURE_NAMES) if beside else ""
+    views["features"] = f"SELECT n.*, {made}{more} FROM nuclei n{joined}"
+    return views
+
+
+def _scan(files: Sequence[Path]) -> str:
+    """Return SQL that reads tables named ``<slide_id>.parquet`` (the id is the file's name, whatever dots are in it)."""
+    listed = ", ".join(_quoted(str(f)) for f in files)
+    stem = "regexp_extract(filename, '([^/]+)\\.parquet$', 1)"
+    scan = f"read_parquet([{listed}], filename = true, union_by_name = true, hive_partitioning = false)"
+    return f"SELECT * EXCLUDE (filename), {stem} AS slide_id FROM {scan}"
+
+
 def column_units() -> dict[str, str]:
     """Return the unit of every column of every table."""
-    from wsiseg.schema import ERRORS, NUCLEI, SLIDES
+    from wsiseg.schema import DERIVED, ERRORS, FEATURES, NUCLEI, SLIDES
 
-    return {c.name: c.unit for table in (ERRORS, SLIDES, NUCLEI) for c in table}
+    return {c.name: c.unit for table in (ERRORS, SLIDES, FEATURES, DERIVED, NUCLEI) for c in table}
 
 
 def _quoted(text: str) -> str:

@@ -34,8 +34,18 @@ MEASUREMENTS: dict[str, str] = {
     "orientation_rad": "Orientation rad",
     "center_prob": "Center probability",
     "material_prob": "Material probability",
+    "eccentricity": "Eccentricity",
+    "solidity": "Solidity",
+    "circularity": "Circularity",
+    "hematoxylin_od_mean": "Hematoxylin OD mean",
+    "hematoxylin_od_std": "Hematoxylin OD std dev",
+    "eosin_od_mean": "Eosin OD mean",
+    "eosin_od_std": "Eosin OD std dev",
+    "nearest_um": "Nearest nucleus µm",
+    "local_density_per_mm2": "Nuclei per mm^2 within 50 µm",
 }
-"""Columns that become QuPath measurements, and under which names; the two probabilities are written as 0 to 1."""
+"""Columns that become QuPath measurements, and under which names; the two probabilities are written as 0 to 1. Those from
+eccentricity on are there for a table ``with_features``."""
 
 DECIMALS = 2
 SAFE_STEP_PX = 2 * 10.0**-DECIMALS

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,13 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
+from wsiseg.export.columns import add_derived, companion_of, stored_names
 from wsiseg.tables import read_table_meta, wkb_rings
+from wsiseg.tables.features import DERIVED_NAMES, FEATURE_NAMES
 from wsiseg.types import Box
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Chunk", "Exported", "NucleiFile", "Selection", "iter_chunks", "open_nuclei", "shifted"]
+__all__ = ["Chunk", "Exported", "NucleiFile", "Selection", "iter_chunks", "open_nuclei", "shifted",
+           "with_features"]  # fmt: skip
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -28,7 +32,8 @@ class NucleiFile:
     """What a polygon table says of its slide (level-0 px; mpp in um/px).
 
     ``imported`` is the provenance of a table that another tool's file became (empty: wsiseg segmented the slide), and
-    ``step_px`` the lattice on which its coordinates lie (0: none, any float).
+    ``step_px`` the lattice on which its coordinates lie (0: none, any float). ``columns`` are those that can be asked for, and
+    ``companion`` the file of those that stand beside the table (see ``with_features``).
     """
 
     path: Path
@@ -46,6 +51,7 @@ class NucleiFile:
     columns: tuple[str, ...]
     imported: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    companion: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +142,13 @@ def open_nuclei(path: str | Path) -> NucleiFile:
         raise FormatError(f"{path}: the file metadata lacks a fact of the slide ({err!r}).") from err
 
 
+def with_features(source: NucleiFile) -> NucleiFile:
+    """Return the table with the features as further columns: derived ones, and those of the file beside it if it has one."""
+    companion = companion_of(source.path)
+    columns = (*source.columns, *DERIVED_NAMES, *(FEATURE_NAMES if companion is not None else ()))
+    return replace(source, columns=columns, companion=companion)
+
+
 def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str] = ()) -> Iterator[Chunk]:
     """Yield the selected nuclei in table order, one chunk a row group; row groups outside the region are not read.
 
@@ -149,14 +162,21 @@ def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str]
 
     limit = _sample_limit(source, selection)
     wanted = list(dict.fromkeys(["nucleus_id", "cx", "cy", *(c for c in columns if c in source.columns)]))
-    with pq.ParquetFile(str(source.path)) as file:
+    beside = [c for c in wanted if c in FEATURE_NAMES]
+    with ExitStack() as stack:
+        file = stack.enter_context(pq.ParquetFile(str(source.path)))
+        companion = stack.enter_context(pq.ParquetFile(str(source.companion))) if source.companion and beside else None
         for group in range(file.num_row_groups):
             if selection.region is not None and _outside(file.metadata.row_group(group), selection.region):
                 continue
             try:
-                table = file.read_row_group(group, columns=[*wanted, "geometry"])
+                table = add_derived(file.read_row_group(group, columns=[*stored_names(wanted), "geometry"]), wanted)
+                if companion is not None:  # its rows and row groups are those of the table
+                    for field_, column in _columns(companion.read_row_group(group, columns=beside)):
+                        table = table.append_column(field_, column)
             except (OSError, pa.ArrowException) as err:
                 raise FormatError(f"{source.path}: row group {group} cannot be read ({err}).") from err
+            table = table.select([*wanted, "geometry"])
             keep = _keep(table, selection.region, limit)
             if not keep.all():
                 table = table.filter(pa.array(keep))
@@ -169,6 +189,10 @@ def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str]
 def shifted(chunk: Chunk, dx: float, dy: float) -> Chunk:
     """Return the same nuclei with their rings moved by (dx, dy) px."""
     return chunk if dx == 0 and dy == 0 else Chunk(chunk.xy + np.array([dx, dy]), chunk.ring_offsets, chunk.table)
+
+
+def _columns(table: pa.Table) -> list[tuple[pa.Field, pa.ChunkedArray]]:
+    return list(zip(table.schema, table.columns, strict=True))
 
 
 def _outside(group: Any, region: Box) -> bool:

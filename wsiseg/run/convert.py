@@ -15,8 +15,10 @@ from wsiseg.export import (
     Selection,
     open_nuclei,
     query,
+    with_features,
     write_anndata,
     write_annotation_store,
+    write_cohort,
     write_csv,
     write_geojson,
     write_geopackage,
@@ -31,7 +33,7 @@ from wsiseg.export import (
 from wsiseg.tables import atomic_path
 from wsiseg.types import Box
 
-__all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "query_run"]
+__all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "make_cohort", "query_run"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class ExportOptions:
         Side of QuIP tiles, level-0 px.
     cell_px
         Side of a map's cell, level-0 px.
+    features
+        Features as further columns (measurements): derived ones, and those that ``wsiseg features`` made.
     overwrite
         Replace an output that is there.
     """
@@ -60,6 +64,7 @@ class ExportOptions:
     centroids: bool = False
     tile_px: int = 4000
     cell_px: int = 32
+    features: bool = False
     overwrite: bool = False
     executed: datetime.datetime | None = None
 
@@ -128,7 +133,7 @@ def export_tables(
     suffix, write = EXPORT_FORMATS[to]
     into_folder = to == "quip" or len(tables) > 1 or (out.is_dir() and out.suffix != ".zarr")
     for table in tables:
-        source = open_nuclei(table)
+        source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
         path = out if to == "quip" else out / f"{table.stem}{suffix}" if into_folder else out
         if path.is_file() and not options.overwrite:
             raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
@@ -146,6 +151,11 @@ def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
     if unknown:
         raise InputError(f"{target}: no slide {unknown[0]!r} in this run. It has: {', '.join(list(found)[:20])}.")
     return [found[s] for s in slide_ids] if slide_ids else list(found.values())
+
+
+def make_cohort(runs: Sequence[Path], out: Path) -> list[Path]:
+    """Lay the tables of runs out by cohort and slide (see ``wsiseg.export.write_cohort``); return the files."""
+    return write_cohort(runs, out)
 
 
 def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[str, str]]:

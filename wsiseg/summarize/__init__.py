@@ -1,6 +1,22 @@
-"""A slide's table and additive tile sums -> one row of statistics; the rows of a run -> tables with units, and a CSV twin."""
+"""A slide's table and additive tile sums -> one row of statistics; the rows of a run -> tables with units, and a CSV twin.
+
+Rings, pixels and centroids -> the features that are measured when asked for.
+"""
 
 from wsiseg.summarize.cohort import read_slides_table, write_errors_table, write_slides_table
+from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
 from wsiseg.summarize.slide import failed_row, summarize_slide
 
-__all__ = ["failed_row", "read_slides_table", "summarize_slide", "write_errors_table", "write_slides_table"]
+__all__ = [
+    "RUIFROK_JOHNSTON",
+    "failed_row",
+    "neighbors",
+    "od_features",
+    "od_tables",
+    "read_slides_table",
+    "solidity",
+    "sum_od",
+    "summarize_slide",
+    "write_errors_table",
+    "write_slides_table",
+]

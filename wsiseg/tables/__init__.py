@@ -5,6 +5,7 @@ Nothing here loads pyarrow until a table is really touched, so that the pixel st
 
 from wsiseg.tables.arrow import arrow_schema, read_table_meta
 from wsiseg.tables.atomic import atomic_create_bytes, atomic_path, atomic_write_bytes, sweep_partials
+from wsiseg.tables.features import derived, features_path, read_features, table_fingerprint
 from wsiseg.tables.geo import geo_metadata, wkb_polygons, wkb_rings
 from wsiseg.tables.hilbert import hilbert_key
 from wsiseg.tables.nuclei import read_nuclei
@@ -14,11 +15,15 @@ __all__ = [
     "atomic_create_bytes",
     "atomic_path",
     "atomic_write_bytes",
+    "derived",
+    "features_path",
     "geo_metadata",
     "hilbert_key",
+    "read_features",
     "read_nuclei",
     "read_table_meta",
     "sweep_partials",
+    "table_fingerprint",
     "wkb_polygons",
     "wkb_rings",
 ]

@@ -22,9 +22,7 @@ BBOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 """Members of a ``bbox`` column, in the order that GeoParquet 1.1 asks for."""
 
 
-def arrow_schema(
-    columns: Sequence[Column], *, nullable: bool = False, metadata: Mapping[str, Any] | None = None
-) -> pa.Schema:
+def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
     """Return the Arrow schema of a table; ``unit`` and ``description`` stand in each field's metadata.
 
     Parameters

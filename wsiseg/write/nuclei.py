@@ -105,9 +105,7 @@ def write_nuclei_table(
     nuclei = _gather(parts, headers)
     order = _order(nuclei, meta.slide_id)
     bbox = _bounds(headers, scale)
-    schema = arrow_schema(
-        NUCLEI, metadata={"geo": geo_metadata(bbox), META_KEY: _table_facts(meta, scale, len(order), facts)}
-    )
+    schema = arrow_schema(NUCLEI, metadata={"geo": geo_metadata(bbox), META_KEY: _table_facts(meta, scale, len(order), facts)})
     n_groups = math.ceil(len(order) / config.row_group_rows)
     with atomic_path(out) as partial:
         with pq.ParquetWriter(str(partial), schema, **_layout(schema, config.zstd_level)) as writer:

@@ -1,0 +1,56 @@
+"""Features of a slide's nuclei -> the companion of its polygon table: the same rows in the same row groups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from wsiseg.schema import FEATURES, SCHEMA_VERSION
+from wsiseg.tables import arrow_schema, atomic_path, features_path, table_fingerprint
+from wsiseg.tables.arrow import META_KEY
+
+__all__ = ["write_features_table"]
+
+
+def write_features_table(
+    table: Path, groups: Iterable[Mapping[str, npt.NDArray[Any]]], facts: Mapping[str, object], zstd_level: int = 9
+) -> Path:
+    """Write ``RUN/features/<slide_id>.parquet`` (``wsiseg.schema.FEATURES``) beside a slide's polygon table; return its path.
+
+    Parameters
+    ----------
+    table
+        The polygon table. Its fingerprint is stored, so that features of another table are never joined to it.
+    groups
+        The columns of one row group of ``table`` after the other; nan becomes null.
+    facts
+        JSON-ready: how they were measured.
+
+    Raises
+    ------
+    OSError
+        As the system gave it; a file that was there is then what it was before.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(table), **facts}
+    strict = arrow_schema(FEATURES, metadata={META_KEY: facts})
+    schema = pa.schema([f.with_nullable(f.name != "nucleus_id") for f in strict], metadata=strict.metadata)
+    out = features_path(table)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    floats = [f.name for f in schema if f.name != "nucleus_id"]
+    layout: dict[str, Any] = {
+        "compression": "zstd",
+        "compression_level": zstd_level,
+        "use_dictionary": False,
+        "column_encoding": {"nucleus_id": "DELTA_BINARY_PACKED", **dict.fromkeys(floats, "BYTE_STREAM_SPLIT")},
+    }
+    with atomic_path(out) as partial, pq.ParquetWriter(str(partial), schema, **layout) as writer:
+        for columns in groups:
+            arrays = [pa.array(columns[n], from_pandas=True) for n in schema.names]  # from_pandas: nan is null
+            writer.write_table(pa.Table.from_arrays(arrays, schema=schema), row_group_size=max(1, len(arrays[0])))
+    return out
