@@ -165,12 +165,11 @@ def build_config(config_file: Path | None, options: dict[str, Any]) -> RunConfig
         An option of the file is unknown or impossible.
     """
     config = RunConfig.from_toml(config_file) if config_file else RunConfig()
+    given: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
         if value is None or value in ("", ()) or name not in _FIELDS:
             continue
         stage, field = _FIELDS[name]
-        if name == "tta":
-            value = int(value)
-        part = dataclasses.replace(getattr(config, stage), **{field: value})
-        config = dataclasses.replace(config, **{stage: part})
-    return config
+        given.setdefault(stage, {})[field] = int(value) if name == "tta" else value
+    parts = {stage: dataclasses.replace(getattr(config, stage), **fields) for stage, fields in given.items()}
+    return dataclasses.replace(config, **parts)
