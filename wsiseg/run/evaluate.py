@@ -152,15 +152,17 @@ def score_sets(
     )  # fmt: skip
     report = Report()
     tree: dict[str, Any] = {
-        "command": _command(config, sets, split, limit, mpp, against), "machine": machine_facts(), "model": done.facts,
-        "split": split, **_results_tree(done),
-    }  # fmt: skip
+        "command": _command(config, sets, split, limit, mpp, against, protocol, groups),
+        "machine": machine_facts(),
+        "model": done.facts,
+        "split": split,
+        **_results_tree(done),
+    }
     if protocol == "hou2020":
-        patches = _with_facts(
-            [p for i in done.images for p in i.patches], _image_facts(groups, [root / s for s in done.sets()])
-        )
+        facts = _image_facts(groups, [root / name for name in done.sets()])
+        patches = _with_facts([p for i in done.images for p in i.patches], facts)
         rows = hou_rows(patches)
-        tree["hou2020"] = rows
+        tree.update(hou2020=rows, patches=[dataclasses.asdict(p) for p in patches])
         report.tables.append(TableText("Hou et al. 2020", *hou_cells(rows)))
     else:
         report.tables.append(_set_table(done, split, by))
@@ -210,16 +212,24 @@ def convert_dataset(source: Path, out: Path, format_name: str, mpp: float | None
     return lines + [str(note) for note in done.notes]
 
 
-def _command(config: RunConfig, sets: Sequence[str], split: str, limit: int, mpp: float | None, against: str) -> str:
+def _command(
+    config: RunConfig, sets: Sequence[str], split: str, limit: int, mpp: float | None, against: str, protocol: str,
+    groups: Path | None,
+) -> str:  # fmt: skip
     """Return the command that repeats a scoring, without this machine's paths."""
-    words = ["wsiseg evaluate --data ROOT", f"--weights {Path(config.predict.weights).name}", f"--split {split}"]
-    words += [f"--sets {','.join(sets)}"] if sets else []
-    words += [f"--tta {config.predict.tta}"] if config.predict.tta != 1 else []
-    words += [f"--precision {config.predict.precision}"] if config.predict.precision != "auto" else []
-    words += [f"--limit {limit}"] if limit else []
-    words += [f"--mpp {mpp}"] if mpp else []
-    words += [f"--against {Path(against).name}"] if against else []
-    return " ".join(words)
+    predict = config.predict
+    words = ["wsiseg evaluate --data ROOT", f"--weights {Path(predict.weights).name}", f"--split {split}"]
+    optional = {
+        "sets": ",".join(sets),
+        "tta": predict.tta if predict.tta != 1 else "",
+        "precision": predict.precision if predict.precision != "auto" else "",
+        "limit": limit,
+        "mpp": mpp,
+        "against": Path(against).name if against else "",
+        "protocol": protocol,
+        "groups": groups.name if groups else "",
+    }
+    return " ".join([*words, *(f"--{name} {value}" for name, value in optional.items() if value)])
 
 
 def _worst_of_each(crops: Sequence[tuple[float, str, Crop]], n: int) -> list[Crop]:
