@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from wsiseg.train import AugmentConfig
-from wsiseg.train.augment import augment_color, cut_patch, degrade
+from wsiseg.train.augment import augment_color, cut_patch, degrade, look_of, restain
 
 STILL = AugmentConfig(scale_min=1, scale_max=1, elastic_px=0, free_rotation_p=0)
 
@@ -93,3 +93,36 @@ def test_each_degradation_keeps_size_and_range(name: str) -> None:
     assert 0 <= float(out.min()) <= float(out.max()) <= 255
     assert not torch.equal(out, rgb)
     assert abs(float(out.mean() - rgb.mean())) < 5
+
+
+def stained(mean: tuple[float, float, float], seed: int) -> torch.Tensor:
+    """Return an image of tissue, dark enough to be all tissue, of a given mean density and mixed channels."""
+    rng = np.random.default_rng(seed)
+    mixing = rng.uniform(-0.05, 0.05, (3, 3)) + 0.12 * np.eye(3)
+    density = np.array(mean)[:, None, None] + np.einsum("cd,dhw->chw", mixing, rng.standard_normal((3, 80, 80)))
+    return torch.from_numpy((256 * np.exp(-density) - 1).astype(np.float32))
+
+
+def as_image(rgb: torch.Tensor) -> np.ndarray:
+    return rgb.round().to(torch.uint8).permute(1, 2, 0).numpy()
+
+
+def test_restained_tissue_has_the_other_look() -> None:
+    mine, other = stained((0.7, 0.9, 0.6), 1), stained((0.9, 1.1, 0.8), 2)
+    there = look_of(as_image(restain(mine, look_of(as_image(mine)), look_of(as_image(other)), 1.0)))
+    wanted = look_of(as_image(other))
+    assert np.abs(there.mean - wanted.mean).max() < 0.01
+    assert np.abs(there.covariance - wanted.covariance).max() < 0.05 * wanted.covariance.max()
+
+
+def test_restaining_towards_itself_or_not_at_all_changes_nothing() -> None:
+    mine, other = stained((0.7, 0.9, 0.6), 1), stained((0.9, 1.1, 0.8), 2)
+    look = look_of(as_image(mine))
+    assert (restain(mine, look, look, 1.0) - mine).abs().max() < 0.01
+    assert (restain(mine, look, look_of(as_image(other)), 0.0) - mine).abs().max() < 0.01
+
+
+def test_restained_glass_stays_clear() -> None:
+    glass = torch.full((3, 8, 8), 255.0)
+    dark, pale = (look_of(as_image(stained(mean, 3))) for mean in ((1.4, 1.6, 1.2), (0.4, 0.5, 0.4)))
+    assert (restain(glass, pale, dark, 1.3) - glass).abs().max() < 1e-3

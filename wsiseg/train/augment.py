@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-__all__ = ["AugmentConfig", "augment_color", "cut_patch", "degrade"]
+__all__ = ["STAINS", "UNMIX", "AugmentConfig", "Look", "augment_color", "cut_patch", "degrade", "look_of", "restain"]
 
 # Ruifrok and Johnston's optical densities of hematoxylin, eosin and DAB, one stain per row
-_STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
-_STAINS /= np.linalg.norm(_STAINS, axis=1, keepdims=True)
-_UNMIX = np.linalg.inv(_STAINS)
+STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
+STAINS /= np.linalg.norm(STAINS, axis=1, keepdims=True)
+UNMIX = np.linalg.inv(STAINS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,10 @@ class AugmentConfig:
         Each stain's density is multiplied by 1 +- gain and shifted by +- offset.
     hue_mix
         Off-diagonal mixing between color channels in optical density: what another scanner's sensor does.
+    macenko_mix_p, reinhard_mix_p
+        Probability that a patch takes the stain of another training image, by either method (``augment_batch`` alone).
+    restain_p
+        How often a patch takes on the colors of another image of the training sets (``restain``).
     """
 
     scale_min: float = 0.6
@@ -53,6 +57,43 @@ class AugmentConfig:
     low_resolution_p: float = 0.15
     jpeg_p: float = 0.3
     noise_p: float = 0.25
+    macenko_mix_p: float = 0.0
+    reinhard_mix_p: float = 0.0
+    restain_p: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """Colors of one image's tissue in optical density: mean float64 (3,) and covariance float64 (3, 3)."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+
+def look_of(rgb: NDArray[np.uint8]) -> Look:
+    """Return the look of an image uint8 (H, W, 3); clear glass (all channels above 220) does not count."""
+    pixels = rgb.reshape(-1, 3)
+    tissue = pixels[pixels.min(1) <= 220]
+    density = -np.log(((tissue if len(tissue) > 64 else pixels).astype(np.float64) + 1) / 256)
+    return Look(density.mean(0), np.cov(density.T) + 1e-4 * np.eye(3))
+
+
+def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.Tensor:
+    """Return float32 (3, H, W), 0..255: a patch of an image of one look, moved by ``share`` of the way to another.
+
+    The map between two Gaussians that moves colors least (optimal transport; Pitie and Kokaram, The linear Monge-Kantorovitch
+    colour mapping, 2007), applied to what is tissue. A share above 1 goes beyond.
+    """
+    root = _power(look.covariance, 0.5)
+    inverse = _power(look.covariance, -0.5)
+    monge = inverse @ _power(root @ other.covariance @ root, 0.5) @ inverse
+    matrix = torch.from_numpy(((1 - share) * np.eye(3) + share * monge).astype(np.float32))
+    mean = torch.from_numpy(look.mean.astype(np.float32))
+    target = torch.from_numpy((look.mean + share * (other.mean - look.mean)).astype(np.float32))
+    density = -torch.log((rgb + 1) * (1 / 256))
+    tissue = density.mean(0, keepdim=True).clamp(max=0.15) * (1 / 0.15)
+    moved = torch.einsum("dc,chw->dhw", matrix, density - mean[:, None, None]) + target[:, None, None]
+    return (256 * torch.exp(-torch.lerp(density, moved, tissue)) - 1).clamp(0, 255)
 
 
 def cut_patch(
@@ -106,8 +147,8 @@ def augment_color(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentCo
     offset = rng.uniform(-config.stain_offset, config.stain_offset, 3) * np.array([1, 1, 0.3])
     sensor = np.eye(3) + rng.uniform(-config.hue_mix, config.hue_mix, (3, 3))
     strength = math.exp(rng.uniform(-config.gamma, config.gamma))
-    mix = torch.from_numpy((_UNMIX @ np.diag(gain) @ _STAINS @ sensor * strength).astype(np.float32))
-    shift = torch.from_numpy((offset @ _STAINS).astype(np.float32))
+    mix = torch.from_numpy((UNMIX @ np.diag(gain) @ STAINS @ sensor * strength).astype(np.float32))
+    shift = torch.from_numpy((offset @ STAINS).astype(np.float32))
     density = -torch.log((rgb + 1) * (1 / 256))
     tissue = density.mean(0, keepdim=True).clamp(max=0.15) * (1 / 0.15)  # clear glass stays clear
     density = torch.einsum("chw,cd->dhw", density, mix) + shift[:, None, None] * tissue
@@ -134,6 +175,11 @@ def degrade(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentConfig) 
     if rng.random() < config.jpeg_p:
         rgb = _jpeg(rgb, int(rng.integers(35, 90)))
     return rgb
+
+
+def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
+    values, vectors = np.linalg.eigh(matrix)
+    return np.asarray((vectors * np.maximum(values, 1e-12) ** exponent) @ vectors.T)
 
 
 def _center(rng: np.random.Generator, half: float, side: int) -> float:
