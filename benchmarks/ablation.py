@@ -144,9 +144,9 @@ def run_row(root: str, row: Row, steps: int) -> dict[str, Any]:
             begun, card = load_weights(row.start)
             net.load_state_dict(begun.state_dict())
             sha = card["sha256"]
-        source = PatchSource(seen, row.sets, row.center, AugmentConfig(**row.augment), 256, row.border_weight, row.touching)
+        source = Taught(seen, row.sets, row.center, AugmentConfig(**row.augment), 256, row.border_weight, row.touching)
         if row.teacher_share:
-            soften(source, seen, row)
+            source.soften(seen, row.start, row.teacher_share)
         warm = row.start != SCRATCH
         config = LoopConfig(
             steps=steps,
@@ -194,10 +194,15 @@ def evenly(samples: list[Sample]) -> list[Sample]:
     return chosen
 
 
-def soften(source: PatchSource, samples: list[Sample], row: Row) -> None:
-    """Mix the start's own answers, averaged over 8 symmetries, into the targets."""
-    teacher = load_model(PredictConfig(weights=row.start, tta=8))
-    source.soften([judged.prob for judged in predict_samples(teacher, samples)], row.teacher_share)
+class Taught(PatchSource):
+    """Patches whose targets are mixed with a trained network's own answers (Hinton et al. 2015, Distilling the knowledge)."""
+
+    def soften(self, samples: list[Sample], weights: str, share: float) -> None:
+        """Move the targets of every image by ``share`` towards the answers, averaged over 8 symmetries."""
+        teacher = load_model(PredictConfig(weights=weights, tta=8))
+        for stack, sample in zip(self._stacks, samples, strict=True):
+            taught = torch.from_numpy(predict_samples(teacher, [sample])[0].prob)
+            stack[3:5] = torch.lerp(stack[3:5].float(), taught.float(), share).round().to(torch.uint8)
 
 
 def stained(sample: Sample, method: str, folder: Path) -> Sample:
