@@ -52,7 +52,7 @@ def test_everything_once_whatever_the_order(
                 feeder.prepared(PrepareDone(task.slide_id, todo=make_tiles(task.slide_id, n), seconds=rng.random()))
         elif task.kind == "tiles":
             if len(task.payload) > 1 and rng.random() < 0.1:
-                feeder.batch_lost(task)
+                assert feeder.tiles_lost(task, {}, "the worker left") == []
                 continue
             outcomes = []
             for tile, attempt in task.payload:

@@ -43,7 +43,7 @@ def connect(config: RunConfig) -> Iterator[Client]:
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": False,
-        "distributed.scheduler.allowed-failures": config.schedule.retries,
+        "distributed.scheduler.allowed-failures": 0,  # the client counts: it knows what a dead worker was at
         "distributed.comm.timeouts.connect": "60s",
         # one thread per process, before torch and numba start in it
         "distributed.nanny.pre-spawn-environ": {

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import queue
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +16,22 @@ from distributed.client import Future
 from wsiseg.config import RunConfig
 from wsiseg.errors import InputError, SchedulerLostError, one_line
 from wsiseg.log import log
-from wsiseg.run.feed import Feeder, PrepareDone, Task
+from wsiseg.run.feed import MOST_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.finish import record_failed_slide
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
-from wsiseg.run.tasks import end_staging, finish_task, prepare_task, tiles_task
+from wsiseg.run.tasks import end_staging, finish_task, full_disk, prepare_task, tiles_task
+from wsiseg.run.watch import Watch
 from wsiseg.run.worker import WorkerSetup
-from wsiseg.types import TileOutcome
+from wsiseg.types import Tile, TileOutcome
 
 __all__ = ["Crew", "Drive", "Progress"]
 
 LOOK_S = 2.0
 """How often the client asks who is there, s."""
+
+LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
+"""What the log says of a slide that is closed, beside its tiles and seconds."""
 
 PATIENCE_S = 30.0
 """How long no worker may be there before the user is told, s."""
@@ -133,6 +137,8 @@ class Drive:
         constants: tuple[float, str],
         progress: Progress,
         on_progress: Callable[[Progress], None],
+        watch: Watch,
+        rows: dict[str, dict[str, Any]],
     ) -> None:
         self.crew = crew
         self.client = crew.client
@@ -142,12 +148,14 @@ class Drive:
         self.constants = constants  # the model's mpp, the stain method
         self.progress = progress
         self.on_progress = on_progress
-        self.rows: dict[str, dict[str, Any]] = {}
+        self.watch = watch
+        self.lost: Counter[tuple[str, str]] = Counter()
+        self.rows = rows  # by slide id; those of an earlier connection stay
         self.inputs: dict[str, SlideInput] = {}
         self.tile_mm2: dict[str, float] = {}
 
-    def run(self, slides: Sequence[SlideInput]) -> dict[str, dict[str, Any]]:
-        """Run all slides; return their statistics rows by slide id.
+    def run(self, slides: Sequence[SlideInput]) -> None:
+        """Run all slides; their statistics rows stand in ``rows`` then.
 
         Raises
         ------
@@ -177,7 +185,6 @@ class Drive:
             self.on_progress(self.progress)
         if schedule.stage:
             self.client.run(end_staging, schedule.stage, on_error="ignore")
-        return self.rows
 
     def _look(self) -> int:
         if self.client.status != "running":
@@ -206,17 +213,40 @@ class Drive:
 
     def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
         error = future.exception()
-        result: Any = None if error is not None else future.result()
-        reason = one_line(error)[:500] if error is not None else ""
-        if error is not None and future.cancelled():
-            self._look()  # the scheduler may be gone
-        if task.kind == "tiles":
-            self._take_tiles(task, result, reason, feeder)
+        if error is not None:
+            if future.cancelled():
+                self._look()  # the scheduler may be gone
+            self._take_lost(task, str(future.key), one_line(error)[:500], feeder)
+        elif task.kind == "tiles":
+            self._take_tiles(task, future.result(), feeder)
         elif task.kind == "prepare":
-            self._take_prepared(task, reason if result is None else result, feeder)
+            self._take_prepared(task, future.result(), feeder)
         else:
             feeder.finished()
-            self._close_slide(task.slide_id, reason if result is None else result)
+            self._close_slide(task.slide_id, future.result())
+
+    def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
+        """Take a task without a result: its worker died, or left, or could not even begin."""
+        deaths = self.watch.blamed(key)
+        self.watch.counts["retries"] += 1
+        if task.kind == "tiles":
+            log.warning(
+                "slide %s: %d tiles lost (%s)", task.slide_id, len(task.payload), deaths[0].reason if deaths else reason
+            )
+            by_id = {tile.tile_id: tile for tile, _ in task.payload}
+            for outcome in feeder.tiles_lost(task, {d.tile_id: d for d in deaths if d.kind == "tile"}, reason):
+                self._count(by_id[outcome.tile_id], outcome)
+            return
+        self.lost[task.kind, task.slide_id] += 1
+        patience = self.config.schedule.retries if deaths else MOST_RETURNS
+        if self.lost[task.kind, task.slide_id] <= patience:
+            log.warning(
+                "slide %s: %s was lost (%s); trying again", task.slide_id, task.kind, deaths[0].reason if deaths else reason
+            )
+            feeder.again(task)
+            return
+        (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
+        self._close_slide(task.slide_id, reason)
 
     def _take_prepared(self, task: Task, result: PrepareDone | str, feeder: Feeder) -> None:
         if isinstance(result, str):
@@ -227,7 +257,7 @@ class Drive:
         if result.note:
             log.warning("slide %s is done anew: %s", task.slide_id, result.note)
         if result.row is not None:
-            self._close_slide(task.slide_id, result.row)
+            self._close_slide(task.slide_id, result.row, earlier=True)
             self.progress.nuclei += int(result.row["n_nuclei"])
             return
         total = sum(t.core.w * t.core.h * t.tissue_frac for t in result.todo) or 1.0
@@ -235,30 +265,30 @@ class Drive:
         self.progress.tiles += len(result.todo)
         self.progress.mm2 += result.mm2_todo
         self.progress.nuclei += sum(o.n_nuclei for o in result.decided)
+        self.watch.event("slide_opened", slide_id=task.slide_id, tiles=len(result.todo), tiles_decided=len(result.decided))
 
-    def _take_tiles(self, task: Task, outcomes: list[TileOutcome] | None, reason: str, feeder: Feeder) -> None:
-        if outcomes is None:  # the worker died on it more often than the scheduler allows, or it was cancelled
-            if len(task.payload) > 1:
-                log.warning("slide %s: %d tiles were lost (%s); each is tried alone", task.slide_id, len(task.payload), reason)
-                feeder.batch_lost(task)
-                return
-            ((tile, attempt),) = task.payload
-            tries = self.config.schedule.retries + attempt + 1
-            outcomes = [TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, reason, tries)]
-        else:
-            for outcome in outcomes:
-                _stop_on_full_disk(outcome.error, self.folder)
+    def _take_tiles(self, task: Task, outcomes: list[TileOutcome], feeder: Feeder) -> None:
+        for outcome in outcomes:
+            _stop_on_full_disk(outcome.error, self.folder)
         final = feeder.tiles_done(task, outcomes)
         for (tile, _), outcome, is_final in zip(task.payload, outcomes, final, strict=True):
-            if not is_final:
-                log.warning("slide %s, tile %d: trying again (%s)", tile.slide_id, tile.tile_id, outcome.error)
+            if is_final:
+                self._count(tile, outcome)
                 continue
-            self.progress.tiles_done += 1
-            self.progress.tiles_failed += outcome.status == "failed"
-            self.progress.nuclei += outcome.n_nuclei
-            self.progress.mm2_done += tile.core.w * tile.core.h * tile.tissue_frac * self.tile_mm2[tile.slide_id]
+            self.watch.counts["retries"] += 1
+            log.warning("slide %s, tile %d: trying again (%s)", tile.slide_id, tile.tile_id, outcome.error)
 
-    def _close_slide(self, slide_id: str, result: dict[str, Any] | str) -> None:
+    def _count(self, tile: Tile, outcome: TileOutcome) -> None:
+        """Add a tile that is decided to the totals."""
+        self.progress.tiles_done += 1
+        self.progress.nuclei += outcome.n_nuclei
+        self.progress.mm2_done += tile.core.w * tile.core.h * tile.tissue_frac * self.tile_mm2[tile.slide_id]
+        if outcome.status == "failed":
+            self.progress.tiles_failed += 1
+            facts = {"slide_id": tile.slide_id, "tile_id": tile.tile_id, "attempts": outcome.attempts}
+            self.watch.event("tile_failed", level="error", **facts, error=outcome.error)
+
+    def _close_slide(self, slide_id: str, result: dict[str, Any] | str, *, earlier: bool = False) -> None:
         if isinstance(result, str):
             _stop_on_full_disk(result, self.folder)
             slide = self.inputs[slide_id]
@@ -267,10 +297,13 @@ class Drive:
         self.rows[slide_id] = result
         self.tile_mm2.pop(slide_id, None)
         self.progress.slides_done += 1
+        if not earlier:
+            facts = {k: v for k, v in result.items() if k in LOGGED or k.startswith(("seconds_", "tiles_"))}
+            self.watch.event("slide_closed", **facts)
 
 
 def _stop_on_full_disk(reason: str, folder: RunFolder) -> None:
     """Raise ``OSError`` where a reason says that nothing can be stored: every further tile would be computed for nothing."""
-    for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-        if os.strerror(number) in reason:
-            raise OSError(number, os.strerror(number), str(folder.root))
+    number = full_disk(reason)
+    if number:
+        raise OSError(number, os.strerror(number), str(folder.root))

@@ -8,12 +8,13 @@ for one, and gives a failed tile a few more tries.
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wsiseg.run.manifest import SlideInput
+from wsiseg.run.presence import Death
 from wsiseg.types import Tile, TileOutcome
 
 __all__ = ["Feeder", "PrepareDone", "Task"]
@@ -22,6 +23,9 @@ TaskKind = Literal["prepare", "tiles", "finish"]
 
 MOST_TILES = 64
 """Tiles in one task at most: what a dying worker may have to do again stays small."""
+
+MOST_RETURNS = 20
+"""Times that a tile is handed out again because its worker was lost, when nothing says that the worker was at it."""
 
 FIRST_GUESS_TILES = 8
 """Tiles that a slide is taken to have before the first one is known."""
@@ -56,11 +60,16 @@ class _Open:
     waiting: deque[tuple[Tile, int]]
     alone: deque[tuple[Tile, int]] = field(default_factory=deque)
     running: int = 0
+    suspects: int = 0
     failed: list[TileOutcome] = field(default_factory=list)
 
 
 class Feeder:
     """Hands out tasks and takes their results.
+
+    A tile at which a worker died is a suspect, and so is every tile that ran in that process at the time. Suspects go into the
+    air one at a time. One that has used up its tries in company is given a last one with nothing else in the air: what then
+    dies is guilty, and nothing innocent is ever given up.
 
     ``limit`` is the most tasks in the air and may be changed at any time; ``in_flight`` says how many of them a worker has;
     tiles are batched until a task takes about ``task_s`` seconds (0: one tile a task).
@@ -76,6 +85,11 @@ class Feeder:
         self._task_s = task_s
         self._open: dict[str, _Open] = {}
         self._finish: deque[Task] = deque()
+        self._suspects: deque[tuple[Tile, int]] = deque()
+        self._last_tries: deque[tuple[Tile, int]] = deque()
+        self._last_try_in_air = False
+        self._suspect_in_air: Task | None = None
+        self._returns: Counter[tuple[str, int]] = Counter()
         self._preparing = 0
         self._running = 0
         self._waiting = 0
@@ -93,11 +107,20 @@ class Feeder:
 
     def next_task(self) -> Task | None:
         """Return the next task, or None while enough is in the air."""
-        if self._running >= max(1, self.limit):
+        if self._running >= max(1, self.limit) or self._last_try_in_air:
             return None
+        if self._last_tries:
+            if self._running:
+                return None
+            self._last_try_in_air = True
+            self._suspect_in_air = self._suspect_task(self._last_tries)
+            return self._suspect_in_air
         if self._finish:
             self._running += 1
             return self._finish.popleft()
+        if self._suspects and self._suspect_in_air is None:
+            self._suspect_in_air = self._suspect_task(self._suspects)
+            return self._suspect_in_air
         if self._slides and self._expected() < self._wanted() and self._preparing < max(1, self.limit // self._in_flight):
             slide = self._slides.popleft()
             self._preparing += 1
@@ -130,8 +153,7 @@ class Feeder:
 
     def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome]) -> list[bool]:
         """Take the outcomes of a tiles task, in its order; return for each False where the tile will be tried again."""
-        self._running -= 1
-        state = self._open[task.slide_id]
+        state = self._landed(task)
         final = []
         for (tile, _), outcome in zip(task.payload, outcomes, strict=True):
             state.running -= 1
@@ -145,13 +167,57 @@ class Feeder:
         self._maybe_finish(task.slide_id)
         return final
 
-    def batch_lost(self, task: Task) -> None:
-        """Take the loss of a tiles task without outcomes: its tiles are handed out again one by one, to find the guilty one."""
+    def tiles_lost(self, task: Task, deaths: Mapping[int, Death], reason: str) -> list[TileOutcome]:
+        """Take the loss of a tiles task with its worker; return the outcomes of tiles that are given up.
+
+        ``deaths`` says at which of its tiles (by id) workers died. What merely waited there goes back without having
+        used up a try. Where nobody is known to be guilty, all of them are suspects, and given up for ``reason`` at the end of
+        much patience.
+        """
+        was_suspect = task is self._suspect_in_air
+        state = self._landed(task)
+        given_up: list[TileOutcome] = []
+        for tile, attempt in task.payload:
+            state.running -= 1
+            self._returns[tile.slide_id, tile.tile_id] += 1
+            death = deaths.get(tile.tile_id)
+            spent = death is not None and attempt > self._retries
+            if (spent and death and death.alone) or self._returns[tile.slide_id, tile.tile_id] > MOST_RETURNS:
+                why = death.reason if death else reason
+                given_up.append(TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, why, attempt))
+            elif death or was_suspect or not deaths:
+                state.suspects += 1
+                (self._last_tries if spent else self._suspects).append((tile, attempt + (death is not None)))
+            else:
+                state.waiting.appendleft((tile, attempt))
+                self._waiting += 1
+        state.failed += given_up
+        self._maybe_finish(task.slide_id)
+        return given_up
+
+    def again(self, task: Task) -> None:
+        """Take back a prepare or finish task whose worker was lost: it will be handed out once more."""
         self._running -= 1
-        state = self._open[task.slide_id]
-        state.running -= len(task.payload)
-        state.alone.extend(task.payload)
-        self._waiting += len(task.payload)
+        if task.kind == "prepare":
+            self._preparing -= 1
+            self._slides.appendleft(task.payload)
+        else:
+            self._finish.append(task)
+
+    def _landed(self, task: Task) -> _Open:
+        self._running -= 1
+        if task is self._suspect_in_air:
+            self._suspect_in_air = None
+            self._last_try_in_air = False
+        return self._open[task.slide_id]
+
+    def _suspect_task(self, suspects: deque[tuple[Tile, int]]) -> Task:
+        tile, attempt = suspects.popleft()
+        state = self._open[tile.slide_id]
+        state.suspects -= 1
+        state.running += 1
+        self._running += 1
+        return Task("tiles", tile.slide_id, ((tile, attempt),))
 
     def finished(self) -> None:
         """Take the end of a finish task."""
@@ -179,7 +245,7 @@ class Feeder:
 
     def _maybe_finish(self, slide_id: str) -> None:
         state = self._open[slide_id]
-        if not state.waiting and not state.alone and not state.running:
+        if not (state.waiting or state.alone or state.running or state.suspects):
             del self._open[slide_id]
             self._finish.append(Task("finish", slide_id, (slide_id, tuple(state.failed))))
 

@@ -31,10 +31,16 @@ _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A worker that died at something: ``what`` is (kind, slide id, tile id), ``reason`` says how, in one line."""
+    """A worker that died at something; ``tile_id`` is -1 for the whole slide, ``reason`` says how, in one line.
 
-    what: tuple[str, str, int]
+    ``alone``: nothing else of the run was going on in that process, so nothing else can have killed it.
+    """
+
+    kind: str
+    slide_id: str
+    tile_id: int
     reason: str
+    alone: bool = True
 
 
 class Presence:
@@ -138,8 +144,9 @@ def deaths(folder: Path, task: str) -> list[Death]:
     for record in read_workers(folder):
         for entry in record["at"]:
             if entry.get("task") == task:
-                what = (str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"]))
-                found.append(Death(what, _reason(folder / f"{record['id']}.trace", record)))
+                reason = _reason(folder / f"{record['id']}.trace", record)
+                alone = len(record["at"]) == 1
+                found.append(Death(str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"]), reason, alone))
     return found
 
 

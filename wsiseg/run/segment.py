@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distributed import Client
+from distributed import CancelledError, Client
+from distributed.comm import CommClosedError
 
 from wsiseg import __version__
 from wsiseg.config import RunConfig
-from wsiseg.errors import OutputMismatchError
+from wsiseg.errors import InputError, OutputMismatchError, SchedulerLostError, one_line
+from wsiseg.log import log
 from wsiseg.run.cluster import connect
 from wsiseg.run.devices import compute_device
 from wsiseg.run.drive import Crew, Drive, Progress
@@ -25,10 +27,14 @@ from wsiseg.run.manifest import SlideInput
 from wsiseg.run.remote import first_worker
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.tasks import worker_facts
+from wsiseg.run.watch import Watch
 from wsiseg.run.worker import Terms, WorkerSetup
 from wsiseg.tables import sweep_partials
 
 __all__ = ["Progress", "RunSummary", "segment"]
+
+RECONNECT_S = 600.0
+"""How long a client waits for a scheduler that it lost: the restart of a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +86,7 @@ def segment(
     WeightsError
         The network cannot be loaded.
     SchedulerLostError
-        The Dask scheduler is gone: finished tiles are kept, and the same call resumes.
+        The Dask scheduler is gone and did not come back: finished tiles are kept, and the same call resumes.
     OSError
         The disk is full: finished tiles are kept, and the same call resumes.
     """
@@ -93,29 +99,69 @@ def segment(
         config = _on_device(config, compute_device(config))
     own = shard.take(every) if shard else every
     config = _staged_apart(config, folder, shard)
-    name = shard.name if shard else ""
-    with folder.exclusive(name), connect(config) as client:
+    progress = Progress(slides=len(own))
+    with folder.exclusive(shard.name if shard else ""):
         folder.create()
         _sweep(folder, own if shard else None)
         if shard:
             shard.enter(folder, every)
-        config, facts, licence = _claimed(client, folder, config, note or {})
-        digest = config.digest(**facts)
-        setup = WorkerSetup(str(folder.root), config, Terms(__version__, digest, facts), config.schedule.device)
-        progress = Progress(slides=len(own))
-        crew = Crew(client, setup)
-        crew.join()
-        constants = (float(facts["mpp_model"]), str(facts["stain_method"]))
-        rows = Drive(crew, folder, config, digest, constants, progress, on_progress).run(own)
-        crew.leave()
-        ordered = [rows[s.slide_id] for s in own]
-        errors = _collect_errors(folder, [s.slide_id for s in own])
-        if not shard:
-            write_tables(folder, ordered, errors)
+        with Watch(folder, config, own, progress, shard.name if shard else "") as watch:
+            rows, digest, weights = _rows(own, folder, config, note or {}, progress, on_progress, watch)
+            ordered = [rows[s.slide_id] for s in own]
+            errors = _collect_errors(folder, [s.slide_id for s in own])
+            if not shard:
+                write_tables(folder, ordered, errors)
     if shard:
         merge_if_last(folder)
-    weights = f"{facts['weights']}: {licence}"
     return RunSummary(folder.root, ordered, errors, time.perf_counter() - start, progress.mm2_done, digest, weights)
+
+
+def _rows(
+    slides: Sequence[SlideInput],
+    folder: RunFolder,
+    config: RunConfig,
+    note: dict[str, Any],
+    progress: Progress,
+    on_progress: Callable[[Progress], None],
+    watch: Watch,
+) -> tuple[dict[str, dict[str, Any]], str, str]:
+    """Run all slides over as many connections as it takes; return their rows by id, the digest, and the weights' name."""
+    rows: dict[str, dict[str, Any]] = {}
+    give_up = 0.0  # set while a lost scheduler is waited for
+    while True:
+        try:
+            with connect(config) as client:
+                if config.schedule.remote:
+                    watch.event("connected", scheduler=client.scheduler.address, dashboard=client.dashboard_link)
+                    progress.message = f"dashboard {client.dashboard_link}"
+                    on_progress(progress)
+                pinned, facts, licence = _claimed(client, folder, config, note)
+                digest = pinned.digest(**facts)
+                setup = WorkerSetup(str(folder.root), pinned, Terms(__version__, digest, facts), pinned.schedule.device)
+                crew = Crew(client, setup)
+                crew.join()
+                give_up = 0.0
+                constants = (float(facts["mpp_model"]), str(facts["stain_method"]))
+                drive = Drive(crew, folder, pinned, digest, constants, progress, on_progress, watch, rows)
+                drive.run([s for s in slides if s.slide_id not in rows])
+                crew.leave()
+                return rows, digest, f"{facts['weights']}: {licence}"
+        except (SchedulerLostError, CancelledError, CommClosedError, InputError, TimeoutError) as err:
+            lost = not isinstance(err, InputError)
+            if not config.schedule.remote or not (lost or give_up):
+                raise
+            if give_up and time.monotonic() > give_up:
+                raise SchedulerLostError(
+                    f"The Dask scheduler was lost and did not come back within {RECONNECT_S:g} s. Finished tiles are kept: "
+                    "start a scheduler and run the same command again."
+                ) from err
+            if not give_up:
+                log.warning("the scheduler is lost (%s); waiting for it. Ctrl-C stops; the same command resumes", one_line(err))
+                watch.counts["reconnects"] += 1
+            give_up = give_up or time.monotonic() + RECONNECT_S
+            progress.tiles, progress.mm2 = progress.tiles_done, progress.mm2_done
+            progress.nuclei = sum(int(r["n_nuclei"] or 0) for r in rows.values())
+            time.sleep(1.0)
 
 
 def _claimed(

@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from distributed import Status, get_worker
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import WsisegError, one_line
+from wsiseg.errors import AnisotropicMppError, MissingMppError, WsisegError, one_line
+from wsiseg.log import log
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
 from wsiseg.run.folder import RunFolder
-from wsiseg.run.job import prepare_slide
+from wsiseg.run.job import SlideJob, prepare_slide
 from wsiseg.run.locate import local_config, local_path
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.tile import run_tile
-from wsiseg.run.worker import worker_context
+from wsiseg.run.worker import at_work
 from wsiseg.types import Tile, TileOutcome
 
-__all__ = ["end_staging", "finish_task", "prepare_task", "tiles_task", "worker_facts"]
+__all__ = ["end_staging", "finish_task", "full_disk", "prepare_task", "tiles_task", "worker_facts"]
+
+T = TypeVar("T")
+
+FIRST_PAUSE_S = 0.2
+"""Before the second try of opening or finishing a slide; doubled before each further one."""
 
 
 def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
@@ -38,19 +47,24 @@ def prepare_task(
 ) -> PrepareDone | str:
     """Prepare a slide; an unusable slide comes back as its reason. ``ahead`` is the one whose copying may begin meanwhile."""
     start = time.perf_counter()
-    context = worker_context(setup)
+    context, busy = at_work(setup)
     config = context.config
     slide = dataclasses.replace(slide, tissue_mask=local_path(slide.tissue_mask, config.schedule.path_map))
-    try:
-        row = finished_row(context.folder, slide, context.digest)
-        if row is not None:
-            return PrepareDone(slide.slide_id, row=row)
-        if config.schedule.stage:
-            _stage_ahead(ahead, context)
-        job = prepare_slide(slide, context.folder, config, mpp_model, stain_method)
-    except (WsisegError, OSError) as err:
-        return one_line(err)
-    todo, decided = tiles_to_do(job, context)
+
+    def prepare() -> SlideJob:
+        return prepare_slide(slide, context.folder, config, mpp_model, stain_method)
+
+    with busy("prepare", slide.slide_id, -1):
+        try:
+            row = finished_row(context.folder, slide, context.digest)
+            if row is not None:
+                return PrepareDone(slide.slide_id, row=row)
+            if config.schedule.stage:
+                _stage_ahead(ahead, context)
+            job = _persistently(prepare, config.schedule.retries)
+            todo, decided = tiles_to_do(job, context)
+        except (WsisegError, OSError) as err:
+            return one_line(err)
     mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
     seconds = time.perf_counter() - start
     return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds)
@@ -62,27 +76,49 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> list[TileOutc
     A batch may be begun anew, after the worker that had it died or left: what that one finished is not done again. A worker
     that is asked to leave ends the tile it is at.
     """
-    context = worker_context(setup)
+    context, busy = at_work(setup)
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):
             raise InterruptedError("the worker leaves")  # nobody waits for this answer: Dask has given the batch to another
         done = done_before(tile, context) if len(batch) > 1 else None
-        outcomes.append(done or run_tile(tile, context, attempt))
+        with busy("tile", tile.slide_id, tile.tile_id):
+            outcomes.append(done or run_tile(tile, context, attempt))
     return outcomes
 
 
 def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> dict[str, Any] | str:
     """Finish a slide; return its statistics row, or the reason why there is none."""
-    context = worker_context(setup)
-    try:
-        row = finish_slide(slide_id, failed, context)
-    except (WsisegError, OSError) as err:
-        return one_line(err)
+    context, busy = at_work(setup)
+    with busy("finish", slide_id, -1):
+        try:
+            row = _persistently(lambda: finish_slide(slide_id, failed, context), context.config.schedule.retries)
+        except (WsisegError, OSError) as err:
+            return one_line(err)
     if context.config.schedule.stage:
         context.forget(slide_id)
         drop_staged(Path(context.config.schedule.stage), slide_id)
     return row
+
+
+def _persistently(work: Callable[[], T], retries: int) -> T:
+    """Do something that touches slow or far storage, again after a pause where it fails: one bad answer is not a bad slide."""
+    for k in range(retries):
+        try:
+            return work()
+        except (MissingMppError, AnisotropicMppError):
+            raise  # facts do not change
+        except (WsisegError, OSError) as err:
+            if full_disk(one_line(err)):
+                raise
+            log.warning("trying again: %s", one_line(err))
+            time.sleep(FIRST_PAUSE_S * 2**k)
+    return work()
+
+
+def full_disk(reason: str) -> int:
+    """Return the error number where a reason says that nothing can be stored, else 0."""
+    return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if os.strerror(n) in reason), 0)
 
 
 def end_staging(stage: str) -> None:

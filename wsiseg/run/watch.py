@@ -108,8 +108,7 @@ class Watch:
         for death in found:
             kind = "hangs" if death.reason.startswith("TileTimeout") else "worker_deaths"
             self.counts[kind] += 1
-            what, slide_id, tile_id = death.what
-            self.event(kind.removesuffix("s"), level="error", at=what, slide_id=slide_id, tile_id=tile_id, reason=death.reason)
+            self.event(kind.removesuffix("s"), level="error", **dataclasses.asdict(death))
         return found
 
     def _beats(self) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import gc
 import hashlib
 import platform
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,9 @@ from wsiseg.errors import WsisegError, one_line
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import local_config, local_path
+from wsiseg.run.presence import Presence
 
-__all__ = ["Terms", "WorkerSetup", "objections", "worker_context"]
+__all__ = ["Terms", "WorkerSetup", "at_work", "objections"]
 
 PLENTY = 1e9
 """Amount of each resource that a worker is granted: they say where a task may run, threads say how many."""
@@ -87,6 +90,7 @@ class WorkerSetup(WorkerPlugin):
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, terms, device)
         self.context: WorkerContext | None = None
+        self.presence: Presence | None = None
 
     def resource(self, role: str) -> str:
         """Return the name of the resource for a role (``tile``, ``slide``, ``any``)."""
@@ -105,12 +109,18 @@ class WorkerSetup(WorkerPlugin):
             declared = set(worker.state.total_resources)
             role = "slide" if "CPU" in declared and "GPU" not in declared else "tile"
             self.context = WorkerContext(folder, local_config(config), terms.digest, device if role == "tile" else "cpu")
+            # without a nanny nobody would start the worker anew, and one that is a thread would take its program with it
+            timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
+            self.presence = Presence(folder.workers, worker.id, timeout_s)
             await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
         event = {"worker": worker.address, "host": platform.node(), "role": role, "refused": "; ".join(reasons)}
         await worker.scheduler.log_event(topic=self.name, msg=event)
 
     async def teardown(self, worker: Worker) -> None:
         """Close handles when the worker leaves or the run ends."""
+        if self.presence is not None:
+            self.presence.close()
+            self.presence = None
         if self.context is not None:
             self.context.close()
             self.context = None
@@ -118,10 +128,19 @@ class WorkerSetup(WorkerPlugin):
                 await worker.set_resources(**{self.resource(r): 0 for r in ("tile", "slide", "any")})
 
 
-def worker_context(setup: str) -> WorkerContext:
-    """Return this worker's context of a run by the name of its ``WorkerSetup`` (called inside a task)."""
-    plugin: Any = get_worker().plugins[setup]
+Busy = Callable[[str, str, int], contextlib.AbstractContextManager[None]]
+
+
+def at_work(setup: str) -> tuple[WorkerContext, Busy]:
+    """Return this worker's context of a run, by the name of its ``WorkerSetup``, and how to say what it is at (inside a task).
+
+    ``with busy(kind, slide_id, tile_id):`` names the work for as long as the block runs, and puts a deadline to it.
+    """
+    worker = get_worker()
+    plugin: Any = worker.plugins[setup]
     context: WorkerContext | None = plugin.context
-    if context is None:
+    presence: Presence | None = plugin.presence
+    if context is None or presence is None:
         raise RuntimeError(f"worker setup {setup} is gone")
-    return context
+    task = str(worker.get_current_task())
+    return context, lambda kind, slide_id, tile_id=-1: presence.busy(task, kind, slide_id, tile_id)
