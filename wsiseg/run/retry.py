@@ -1,0 +1,48 @@
+"""``wsiseg segment --retry-failed``: which slides of a run are done once more."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsiseg.errors import InputError
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.manifest import SlideInput
+from wsiseg.run.status import slide_records
+from wsiseg.run.watch import read_inputs
+
+__all__ = ["slides_to_retry"]
+
+
+def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float | None = None) -> list[SlideInput]:
+    """Return the slides of a run that were decided, in the order in which they were first asked for.
+
+    Finished ones among them are not touched, but keep their rows in the run's tables; slides that were never begun are left
+    out. Each is taken as ``given``, else as it was last asked for.
+
+    Parameters
+    ----------
+    mpp
+        For slides that failed for want of it.
+
+    Raises
+    ------
+    InputError
+        The folder holds no run, nothing failed, or a failed slide's file was never recorded.
+    """
+    folder = RunFolder(out)
+    if folder.read_run() is None:
+        raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
+    known = {**read_inputs(folder), **{s.slide_id: s for s in given}}
+    rows = {slide_id: record["row"] if record else None for slide_id, record in slide_records(folder)}
+    failed = {s for s, row in rows.items() if row is None or row.get("status") not in ("done", "empty")}
+    if not failed:
+        raise InputError(f"Nothing failed in {out}.")
+    unknown = sorted(failed - set(known))
+    if unknown:
+        raise InputError(f"{out} does not record where slide {unknown[0]!r} was. Name the slides too: SLIDE... --retry-failed.")
+    slides = [s for s in known.values() if s.slide_id in rows]
+    if mpp is not None:
+        slides = [dataclasses.replace(s, mpp=mpp) if s.slide_id in failed and s.mpp is None else s for s in slides]
+    return slides
