@@ -32,7 +32,7 @@ __all__ = ["COMMANDS"]
 
 
 @click.command()
-@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.argument("slides", nargs=-1, metavar="SLIDE...")
 @click.option(
     "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder; resumed if it exists."
 )
@@ -43,9 +43,22 @@ __all__ = ["COMMANDS"]
     "--shard", default="", metavar="I/N", help="Do the I-th of N shares of the slides, for job arrays, e.g. 3/8.  [all]"
 )
 @click.option("--retries", type=click.IntRange(0), default=None, help="More tries for a tile that failed.  [2]")
+@click.option(
+    "--retry-failed", is_flag=True, help="Do only slides of RUN that failed, wholly or in part; SLIDE... need not be given."
+)
+@click.option(
+    "--tile-timeout",
+    type=click.FloatRange(0),
+    default=None,
+    metavar="SECONDS",
+    help="A tile that takes longer hangs: its worker is ended and replaced, the tile tried again; 0: no limit.  [1800]",
+)
+@click.option(
+    "--metrics-file", default="", type=click.Path(dir_okay=False), help="Keep counters here in Prometheus' text format."
+)
 @click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
-def segment(slides: tuple[str, ...], out: Path, shard: str, quiet: bool, **options: Any) -> None:
+def segment(slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, quiet: bool, **options: Any) -> None:
     """Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
@@ -65,12 +78,20 @@ def segment(slides: tuple[str, ...], out: Path, shard: str, quiet: bool, **optio
     Dask cluster:       wsiseg segment slides/ --out /nfs/RUN --scheduler tcp://head:8786
     Other mount points: ... --path-map /mnt/slides=/data/slides
     Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
+    What failed, again: wsiseg segment --retry-failed --out RUN
     """
     config = build_config(options.pop("config_file"), options)
     from wsiseg.run.manifest import collect_slides
     from wsiseg.run.shards import Shard
 
-    found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"])
+    if not slides and not retry_failed:
+        raise click.UsageError("Missing argument 'SLIDE...'.")
+    given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask")}
+    found = collect_slides(slides, **given) if slides else []
+    if retry_failed:
+        from wsiseg.run.retry import slides_to_retry
+
+        found = slides_to_retry(out, found, mpp=options["mpp"])
     summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
     if not quiet:
         print_summary(summary)
