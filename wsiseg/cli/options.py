@@ -40,6 +40,8 @@ _FIELDS = {
     "stage": ("schedule", "stage"),
     "stage_gb": ("schedule", "stage_gb"),
     "retries": ("schedule", "retries"),
+    "tile_timeout": ("schedule", "tile_timeout_s"),
+    "metrics_file": ("schedule", "metrics_file"),
     "keep_parts": ("write", "keep_parts"),
 }
 
