@@ -87,9 +87,9 @@ def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.T
     root = _power(look.covariance, 0.5)
     inverse = _power(look.covariance, -0.5)
     monge = inverse @ _power(root @ other.covariance @ root, 0.5) @ inverse
-    matrix = torch.from_numpy(((1 - share) * np.eye(3) + share * monge).astype(np.float32))
-    mean = torch.from_numpy(look.mean.astype(np.float32))
-    target = torch.from_numpy((look.mean + share * (other.mean - look.mean)).astype(np.float32))
+    matrix = torch.from_numpy((1 - share) * np.eye(3) + share * monge).to(rgb)
+    mean = torch.from_numpy(look.mean).to(rgb)
+    target = torch.from_numpy(look.mean + share * (other.mean - look.mean)).to(rgb)
     density = -torch.log((rgb + 1) * (1 / 256))
     tissue = density.mean(0, keepdim=True).clamp(max=0.15) * (1 / 0.15)
     moved = torch.einsum("dc,chw->dhw", matrix, density - mean[:, None, None]) + target[:, None, None]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from wsiseg.errors import ConfigError
-from wsiseg.train.augment import AugmentConfig, augment_color, cut_patch, degrade
+from wsiseg.train.augment import AugmentConfig, Look, augment_color, cut_patch, degrade, look_of, restain
+from wsiseg.train.augment_batch import PixelBank, StainStatistics, augment_batch
 from wsiseg.train.data import Sample, load_sample, magnification
 from wsiseg.train.targets import CenterKind, make_targets
 
 __all__ = ["Batch", "PatchSource"]
 
-_PLAIN = AugmentConfig(scale_min=1, scale_max=1, elastic_px=0, free_rotation_p=0)
+_PLAIN = AugmentConfig(
+    scale_min=1, scale_max=1, elastic_px=0, free_rotation_p=0, stain_gain=0, stain_offset=0, hue_mix=0, gamma=0, blur_p=0,
+    low_resolution_p=0, jpeg_p=0, noise_p=0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +33,11 @@ class Batch:
 
 
 class PatchSource:
-    """All images of a split in memory, with their targets, ready to be cut."""
+    """All images of a split in memory, with their targets, ready to be cut.
+
+    Patches are changed one by one on the host, or all of a batch at once on a device (``batched_on``). Either is a function of
+    seed and step, but not the same one.
+    """
 
     def __init__(
         self,
@@ -38,6 +48,9 @@ class PatchSource:
         patch_px: int,
         border_weight: float = 3.0,
         touching: float = 0.65,
+        *,
+        batched_on: torch.device | None = None,
+        stain_of: Callable[[NDArray[np.uint8]], StainStatistics] | None = None,
     ) -> None:
         missing = sorted({s.dataset for s in samples} - set(set_share))
         if missing or not samples:
@@ -45,7 +58,8 @@ class PatchSource:
         self.patch_px, self.augment = patch_px, augment
         self._stacks: list[torch.Tensor] = []
         self._magnify: list[float] = []
-        self._jpeg_safe = augment is not None
+        self._looks: list[Look] = []
+        self._stains: list[StainStatistics] = []
         weight = np.zeros(len(samples))
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
@@ -54,17 +68,34 @@ class PatchSource:
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
             self._stacks.append(torch.from_numpy(stack))
             self._magnify.append(magnification(sample, labels))
+            if stain_of is not None:
+                self._stains.append(stain_of(rgb))
+            self._looks.append(look_of(rgb))
             weight[i] = labels.size
         for name in {s.dataset for s in samples}:
             mine = np.array([s.dataset == name for s in samples])
             weight[mine] *= set_share[name] / weight[mine].sum()
         self._chance = weight / weight.sum()
+        self._bank: PixelBank | None = None
+        if batched_on is not None:
+            self._bank = PixelBank(self._stacks, batched_on)
+            self._stacks = []
 
-    def batch(self, n: int, seed: int, step: int) -> Batch:
-        """Return the batch of one step: a pure function of (seed, step)."""
+    def batch(self, n: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
+        """Return one process's share of the n patches of a step: a pure function of the arguments.
+
+        The shares of all ranks, put together, are the batch of one process.
+        """
         rng = np.random.default_rng([seed, step])
-        chosen = rng.choice(len(self._stacks), n, p=self._chance)
-        patches = torch.stack([self._patch(int(i), rng) for i in chosen])
+        chosen = rng.choice(len(self._magnify), n, p=self._chance)
+        part = slice(rank * n // ranks, (rank + 1) * n // ranks)
+        if self._bank is None:
+            patches = torch.stack([self._patch(int(i), rng) for i in chosen[: part.stop]][part.start :])
+        else:
+            magnify = np.array(self._magnify)[chosen]
+            config = self.augment or _PLAIN
+            looks = self._looks if config.restain_p else ()
+            patches = augment_batch(self._bank, chosen, magnify, self.patch_px, rng, config, self._stains, looks, part)
         weight = 1 + patches[:, 5:6] * (1 / 64)
         return Batch(patches[:, :3] * (2 / 255) - 1, patches[:, 3:5] * (1 / 255), weight)
 
@@ -73,6 +104,9 @@ class PatchSource:
         patch = cut_patch(self._stacks[i], self.patch_px, rng, config or _PLAIN, self._magnify[i])
         rgb = 255 - patch[:3]
         if config is not None:
+            if config.restain_p and rng.random() < config.restain_p:
+                other = self._looks[int(rng.choice(len(self._looks), p=self._chance))]
+                rgb = restain(rgb, self._looks[i], other, float(rng.uniform(0.4, 1.3)))
             rgb = degrade(augment_color(rgb, rng, config), rng, config)
         patch[:3] = rgb
         return patch
