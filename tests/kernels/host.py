@@ -30,6 +30,7 @@ C_TYPES = {
     "u64": "uint64",
     "i64": "int64",
     "int": "int32",
+    "float": "float32",
 }
 
 
@@ -41,6 +42,7 @@ def build(folder: Path) -> Path:
     """Compile the kernels with the shim; return the library."""
     library = folder / "kernels.so"
     flags = ["-std=c++17", "-O2", "-Wall", "-Wextra", "-fPIC", "-shared", "-fopenmp", f"-I{kernel_folder()}"]
+    flags.append("-ffp-contract=off")  # as --fmad=false for the GPU
     subprocess.run(["g++", *flags, str(HERE / "host_entry.cpp"), "-o", str(library)], check=True, timeout=300)
     return library
 

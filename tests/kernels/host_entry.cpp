@@ -47,5 +47,6 @@ extern "C" int host_launch(const char* name, const unsigned* size, unsigned seed
   CASE(ring_sums, false)
   CASE(ring_corners, false)
   CASE(mix_densities, false)
+  CASE(transfer_log_lms, false)
   return 1;
 }

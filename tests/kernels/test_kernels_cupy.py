@@ -20,7 +20,7 @@ from tests.kernels.conftest import Machine
 from tests.kernels.host import DeviceArray, HostBackend, on_host
 from tests.kernels.parity import LOOSE, check_map
 from tests.oracles.maps import adversarial
-from wsiseg.backend import cuda, register_backend, to_device
+from wsiseg.backend import cuda, pinned_empty, register_backend, to_device, to_host
 from wsiseg.errors import BackendUnavailableError
 
 
@@ -36,6 +36,21 @@ class FakeArray(DeviceArray):
         assert out.flags.c_contiguous
         out[...] = self
         return out
+
+    def set(self, array: np.ndarray, stream: Any) -> None:
+        assert array.dtype == self.dtype
+        assert array.flags.c_contiguous
+        stream.copies += 1
+        self[...] = array
+
+
+class FakeStream:
+    """Counts copies that nobody has waited for."""
+
+    copies = 0
+
+    def synchronize(self) -> None:
+        self.copies = 0
 
 
 def fake_cupy(host: HostBackend) -> ModuleType:
@@ -63,10 +78,11 @@ def fake_cupy(host: HostBackend) -> ModuleType:
         assert k == 1
         return contextlib.nullcontext()
 
+    stream = FakeStream()
     cuda_module = SimpleNamespace(
         Device=device,
         alloc_pinned_memory=lambda size: bytearray((size // 512 + 1) * 512),
-        get_current_stream=lambda: SimpleNamespace(synchronize=lambda: None),
+        get_current_stream=lambda: stream,
         runtime=SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError),
     )
     for name in ("empty", "zeros", "full", "ascontiguousarray", "asarray", "flatnonzero", "cumsum"):
@@ -93,6 +109,9 @@ def test_backend_holds_together(machine_like_cupy: Machine, name: str) -> None:
 
 def test_device_numbers(machine_like_cupy: Machine) -> None:
     there = to_device(np.arange(6, dtype=np.uint8), "cuda:1")
-    np.testing.assert_array_equal(machine_like_cupy.backend.to_host(there), np.arange(6))
+    assert sys.modules["cupy"].cuda.get_current_stream().copies == 0, "the host's memory is free again when upload returns"
+    np.testing.assert_array_equal(to_host(there), np.arange(6))
+    pinned = pinned_empty((3, 5), "uint16", "cuda:1")
+    assert (pinned.shape, pinned.dtype) == ((3, 5), np.uint16)
     with pytest.raises(BackendUnavailableError, match="a GPU number below 2, got 5"):
         to_device(np.zeros(1), "cuda:5")

@@ -8,9 +8,12 @@ channel is above ``FADE_FROM``, and from ``FADE_TO`` on (glass, white) a px stay
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from wsiseg.backend import BLOCK, Backend, backend_of, blocks_for
 
 __all__ = ["FADE_FROM", "FADE_TO", "TARGET_MEAN", "TARGET_STD", "apply", "fit", "log_transform"]
 
@@ -47,26 +50,68 @@ def log_transform(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt
     return matrix, LMS_TO_LAB.T @ (np.array(TARGET_MEAN) - gain * mean)
 
 
-def apply(rgb: npt.NDArray[np.uint8], params: Sequence[float]) -> npt.NDArray[np.uint8]:
-    """Normalize uint8 (..., 3); without Numba the same formula in float32, at most 1 grey level off."""
+def apply(rgb: Any, params: Sequence[float]) -> Any:
+    """Normalize uint8 (..., 3), on a GPU to the same bits. Without Numba the same formula in float32, at most 1 level off."""
     matrix, offset = log_transform(params)
     to_rgb = np.linalg.inv(RGB_TO_LMS)
-    flat = np.ascontiguousarray(rgb).reshape(-1, 3)
     weight = np.clip((FADE_TO - np.arange(256)) / (FADE_TO - FADE_FROM), 0, 1).astype(np.float32)
+    device = backend_of(rgb)
+    if device is not None:
+        return _apply_on_device(device, rgb, matrix, offset, to_rgb, weight)
+    flat = np.ascontiguousarray(rgb).reshape(-1, 3)
     try:
         from wsiseg.normalize._cpu_stain import transfer_log_lms
     except ImportError:
         return _apply_numpy(flat, matrix, offset, to_rgb, weight).reshape(rgb.shape)
-    # LMS in 16 bits -> its logarithm: 65000 is 1.0, white's is a little less (the matrix' rows sum to 0.997 to 1).
+    mix, log_of, power_of = _tables()
+    out = np.empty_like(flat)
+    transfer_log_lms(
+        flat,
+        mix,
+        log_of,
+        matrix.astype(np.float32),
+        offset.astype(np.float32),
+        power_of,
+        np.float32(_LOG_LOW),
+        np.float32(_STEPS),
+        to_rgb.astype(np.float32),
+        weight,
+        out,
+    )
+    return out.reshape(rgb.shape)
+
+
+def _tables() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return what takes RGB to LMS in 16 bits (65000 is 1.0, white's a little less), their logarithms, and powers times 256."""
     mix = np.floor(RGB_TO_LMS * 65000 + 0.5).astype(np.int64)
     log_of = np.log10(np.maximum(np.arange(65536), 1) / 65000).astype(np.float32)
     power_of = (256 * 10 ** (_LOG_LOW + np.arange(int((0.5 - _LOG_LOW) * _STEPS)) / _STEPS)).astype(np.float32)
-    out = np.empty_like(flat)
-    transfer_log_lms(
-        flat, mix, log_of, matrix.astype(np.float32), offset.astype(np.float32), power_of, np.float32(_LOG_LOW),
-        np.float32(_STEPS), to_rgb.astype(np.float32), weight, out,
+    return mix, log_of, power_of
+
+
+def _apply_on_device(
+    device: Backend,
+    rgb: Any,
+    matrix: npt.NDArray[np.float64],
+    offset: npt.NDArray[np.float64],
+    to_rgb: npt.NDArray[np.float64],
+    weight: npt.NDArray[np.float32],
+) -> Any:
+    out = device.empty(rgb.shape, "uint8")
+    n = out.size // 3
+    if n == 0:
+        return out
+    mix, log_of, power_of = _tables()
+    steps = np.float32(_STEPS)
+    base = -np.float32(_LOG_LOW) * steps + np.float32(0.5)
+    affine = np.column_stack([matrix.astype(np.float32) * steps, offset.astype(np.float32) * steps + base])
+    mix_there, log_there, affine_there, power_there, to_rgb_there, weight_there = (
+        device.upload(np.ascontiguousarray(table))
+        for table in (mix, log_of, affine, power_of, to_rgb.astype(np.float32), weight)
     )
-    return out.reshape(rgb.shape)
+    tables = (mix_there, log_there, affine_there, power_there, len(power_of), to_rgb_there, weight_there)
+    device.launch("transfer_log_lms", blocks_for(n), BLOCK, (device.contiguous(rgb), n, *tables, out))
+    return out
 
 
 def _apply_numpy(

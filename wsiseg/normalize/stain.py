@@ -16,8 +16,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.backend import backend_of
-from wsiseg.errors import BackendUnavailableError, ConfigError
+from wsiseg.errors import ConfigError
 from wsiseg.normalize import macenko, reinhard
 from wsiseg.types import Stain
 
@@ -76,14 +75,10 @@ def normalize(rgb: npt.NDArray[np.uint8], stain: Stain) -> npt.NDArray[np.uint8]
     Returns
     -------
     uint8, the shape of ``rgb``
-        ``rgb`` itself for method ``none``. A px depends on its own value and ``stain`` alone.
+        On the device of ``rgb``. ``rgb`` itself for method ``none``. A px depends on its own value and ``stain`` alone.
     """
     if stain.method == "none":
         return rgb
     if stain.method == "reinhard":
-        if backend_of(rgb) is not None:
-            raise BackendUnavailableError(
-                "normalize: reinhard is float arithmetic and stays on the host. Use macenko there."
-            )
         return reinhard.apply(rgb, stain.params)
     return macenko.apply(rgb, stain.params)

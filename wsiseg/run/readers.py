@@ -6,6 +6,7 @@ puts the pixels into memory that both see. When the worker dies, however it dies
 
 from __future__ import annotations
 
+import contextlib
 import json
 import mmap
 import os
@@ -117,7 +118,8 @@ class _Reader:
         assert self._process.stdout is not None
         self._process.kill()  # it holds nothing but open files
         self._process.wait()
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+            self._process.stdin.close()
         self._process.stdout.close()
         os.close(self._memory)
 

@@ -1,0 +1,85 @@
+"""Where a run computes: CPU or GPUs, which ones, and how many workers and threads share them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+
+from wsiseg.backend.gpus import driver_report, missing_packages
+from wsiseg.config import RunConfig, ScheduleConfig
+from wsiseg.errors import BackendUnavailableError, InputError
+from wsiseg.log import log
+
+__all__ = ["compute_device", "gpu_environments", "gpu_obstacle", "threads_of_worker"]
+
+MAX_THREADS = 16
+"""Tiles in work at once in a GPU worker at most: each holds its pixels, 60 MB, and more do not keep a GPU busier."""
+
+
+def compute_device(config: RunConfig) -> str:
+    """Return ``cpu`` or ``cuda``: what ``schedule.device`` means on this machine."""
+    if config.schedule.device != "auto":
+        return config.schedule.device
+    obstacle = gpu_obstacle()
+    if obstacle and driver_report().names:
+        log.warning("the GPU is not used: %s", obstacle)
+    return "cpu" if obstacle else "cuda"
+
+
+@cache
+def gpu_obstacle() -> str:
+    """Say what keeps this machine from computing on a GPU; empty: nothing does.
+
+    PyTorch and CuPy are asked in a process of their own: here they would take a second and some memory on the GPU.
+    """
+    driver = driver_report()
+    reason = driver.reason or missing_packages()
+    if reason:
+        return reason
+    code = "from wsiseg.predict.gpu import cuda_obstacle; print(cuda_obstacle())"
+    try:
+        asked = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    except subprocess.TimeoutExpired:
+        return "PyTorch and CuPy did not find the GPU within 120 s"
+    lines = (asked.stdout if asked.returncode == 0 else asked.stderr).strip().splitlines()
+    return lines[-1] if lines else ("" if asked.returncode == 0 else f"PyTorch or CuPy ended with {asked.returncode}")
+
+
+def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
+    """Return for each GPU worker what its environment needs so that it sees its one GPU, and sees it as number 0.
+
+    Parameters
+    ----------
+    config
+        ``gpus`` (numbers among the visible ones; empty: all) and ``workers_per_gpu``.
+    environment
+        Of this process; ``CUDA_VISIBLE_DEVICES`` in it renumbers GPUs, and may name them by UUID.
+
+    Raises
+    ------
+    BackendUnavailableError
+        The driver shows no GPU.
+    InputError
+        A number that the machine does not have.
+    """
+    driver = driver_report()
+    n = len(driver.names)
+    if n == 0:
+        raise BackendUnavailableError(f"Expected a GPU for --device cuda: {driver.reason}. Use --device cpu.")
+    shown = environment.get("CUDA_VISIBLE_DEVICES", "")
+    ids = [part.strip() for part in shown.split(",")][:n] if shown else [str(k) for k in range(n)]
+    wanted = [int(part) for part in config.gpus.split(",")] if config.gpus else list(range(n))
+    wrong = [k for k in wanted if k >= n]
+    if wrong:
+        raise InputError(f"Expected --gpus to name GPUs 0 to {n - 1} ({', '.join(driver.names)}), got {config.gpus!r}.")
+    return [{"CUDA_VISIBLE_DEVICES": ids[k]} for _ in range(config.workers_per_gpu) for k in wanted]
+
+
+def threads_of_worker(config: ScheduleConfig, device: str, n_workers: int, cores: int) -> int:
+    """Return how many tiles a worker has in work at once."""
+    if config.threads_per_worker:
+        return config.threads_per_worker
+    return 1 if device == "cpu" else max(2, min(MAX_THREADS, cores // n_workers))
