@@ -158,15 +158,15 @@ def cluster_options(function: F) -> F:
     return function
 
 
-def build_config(config_file: Path | None, options: dict[str, Any]) -> RunConfig:
-    """Return the config of a TOML file with the given command-line options laid over it.
+def build_config(config_file: Path | None, options: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
+    """Return the config of a TOML file (else ``base``, else the defaults) with the given command-line options laid over it.
 
     Raises
     ------
     ConfigError
         An option of the file is unknown or impossible.
     """
-    config = RunConfig.from_toml(config_file) if config_file else RunConfig()
+    config = RunConfig.from_toml(config_file) if config_file else base or RunConfig()
     given: dict[str, dict[str, Any]] = {}
     for name, value in options.items():
         if value is None or value in ("", ()) or name not in _FIELDS:
