@@ -80,8 +80,8 @@ def segment(slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, 
     Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
     What failed, again: wsiseg segment --retry-failed --out RUN
     """
-    config = build_config(options.pop("config_file"), options)
     from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.retry import config_of_run, slides_to_retry
     from wsiseg.run.shards import Shard
 
     if not slides and not retry_failed:
@@ -89,9 +89,9 @@ def segment(slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, 
     given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask")}
     found = collect_slides(slides, **given) if slides else []
     if retry_failed:
-        from wsiseg.run.retry import slides_to_retry
-
         found = slides_to_retry(out, found, mpp=options["mpp"])
+        options["mpp"] = None  # it is said of these slides, not of the run
+    config = build_config(options.pop("config_file"), options, config_of_run(out) if retry_failed else None)
     summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
     if not quiet:
         print_summary(summary)
