@@ -6,13 +6,32 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from wsiseg.errors import InputError
+from wsiseg.config import RunConfig
+from wsiseg.errors import ConfigError, InputError
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.status import slide_records
 from wsiseg.run.watch import read_inputs
 
-__all__ = ["slides_to_retry"]
+__all__ = ["config_of_run", "slides_to_retry"]
+
+
+def config_of_run(out: Path) -> RunConfig:
+    """Return the settings of a run as its folder records them, those of who does the work at their defaults.
+
+    Raises
+    ------
+    InputError
+        The folder holds no run, or one of a wsiseg whose settings this one does not know.
+    """
+    record = RunFolder(out).read_run()
+    if record is None:
+        raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
+    tree = {stage: options for stage, options in record.get("config", {}).items() if stage != "schedule"}
+    try:
+        return RunConfig.from_dict(tree)
+    except ConfigError as err:
+        raise InputError(f"{out} was made by wsiseg {record.get('wsiseg')}, whose settings are others: {err}") from err
 
 
 def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float | None = None) -> list[SlideInput]:
