@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
-from wsiseg.predict import load_model
+from wsiseg.predict import load_model, load_weights
 from wsiseg.run.training import TrainConfig, train_from_toml
 
 CONFIG = """
@@ -91,6 +92,21 @@ def test_resume_needs_to_be_asked_for(tmp_path: Path) -> None:
     longer = config_file(tmp_path, steps=8)
     run = train_from_toml(longer, resume=True)
     assert json.loads((run / "curve.jsonl").read_text().splitlines()[-1])["step"] == 8
+
+
+def test_a_run_goes_on_from_the_weights_it_is_given(tmp_path: Path) -> None:
+    first = train_from_toml(config_file(tmp_path, steps=4)) / "weights" / "small.safetensors"
+    path = config_file(tmp_path, steps=1)
+    text = path.read_text().replace('net = "tiny"', f'net = "tiny"\ninit = "{first}"')
+    path.write_text(re.sub('out = ".*"', 'out = "second"', text))
+    held, card = load_weights(str(train_from_toml(path) / "weights" / "small.safetensors"))
+    begun, _ = load_weights(str(first))
+    moved = max(float((held.state_dict()[k] - v).abs().max()) for k, v in begun.state_dict().items() if "weight" in k)
+    assert 0 < moved < 0.02, "one step away from where it began"
+    assert card["training"]["init"] == first.name, "a card names no path of the machine that made it"
+    path.write_text(path.read_text().replace('net = "tiny"', 'net = "lean_w16"'))
+    with pytest.raises(ConfigError, match="'tiny' network"):
+        train_from_toml(path)
 
 
 def test_bad_configs_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

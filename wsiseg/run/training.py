@@ -19,7 +19,16 @@ from wsiseg import __version__
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
 from wsiseg.log import log
-from wsiseg.predict import UNet, activation_ranges, as_stored, build_net, is_quantizable, model_from_net, save_weights
+from wsiseg.predict import (
+    UNet,
+    activation_ranges,
+    as_stored,
+    build_net,
+    is_quantizable,
+    load_weights,
+    model_from_net,
+    save_weights,
+)
 from wsiseg.run.validation import fit_separation, predict_samples, score_table
 from wsiseg.train import AugmentConfig, CenterKind, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples, load_sample
 from wsiseg.train.curves import draw_curves
@@ -28,6 +37,7 @@ from wsiseg.train.data import MODEL_MPP
 __all__ = ["TrainConfig", "export_weights", "train_from_toml"]
 
 DATA_ROOT_ENV = "WSISEG_DATA"
+_THRESHOLD_IMAGES = 12  # per set
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +56,8 @@ class TrainConfig:
         Sets and the share of patches that each gives; also their weight when thresholds are fitted.
     licence
         Licence of the resulting weights, and why.
+    init
+        Weights to go on from: a name that ships or a .safetensors path; empty: from the seed.
     """
 
     name: str
@@ -54,6 +66,7 @@ class TrainConfig:
     out: str = "run"
     data_root: str = ""
     net: str = "lean"
+    init: str = ""
     center: CenterKind = "ellipse"
     border_weight: float = 3.0
     touching: float = 0.65
@@ -107,8 +120,7 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
         config.touching,
     )
     held_out = [s for s in samples if s.validation] if config.validate else []
-    torch.manual_seed(config.loop.seed)
-    net = build_net(config.net)
+    net = _begun(config)
 
     def validate(candidate: torch.nn.Module, step: int) -> dict[str, float]:
         return _quick_scores(candidate, held_out, config, step)
@@ -123,13 +135,18 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
         on_line=on_line,
     )
     draw_curves(run_dir / "curve.jsonl", run_dir / "curve.png")
-    export_weights(best, config, held_out, run_dir / "weights")
+    export_weights(best, config, samples if config.validate else [], run_dir / "weights")
     return run_dir
 
 
-def export_weights(net: torch.nn.Module, config: TrainConfig, held_out: list[Sample], folder: Path) -> dict[str, Any]:
-    """Measure the int8 ranges, fit thresholds, score on the held-out images, write weights and card; return the card."""
+def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
+    """Measure the int8 ranges, fit thresholds, score, and write weights and card; return the card.
+
+    Thresholds are fitted on training images (a network this small knows them no better than others), scores are those of the
+    held-out images: none of these has a part in what they judge. Without held-out images there are neither.
+    """
     assert isinstance(net, UNet)
+    held_out = [s for s in samples if s.validation]
     card: dict[str, Any] = {
         "name": config.name,
         "mpp": MODEL_MPP,
@@ -147,15 +164,37 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, held_out: list[Sam
     if held_out:
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
-        judged = predict_samples(model, held_out)
-        card["separate_defaults"], fitted = fit_separation(judged, config.sets, MODEL_MPP)
-        card["scores"] = score_table(judged, card["separate_defaults"], MODEL_MPP)
+        fitted_on = predict_samples(model, _spread([s for s in samples if not s.validation]))
+        card["separate_defaults"], fitted = fit_separation(fitted_on, config.sets, MODEL_MPP)
+        card["scores"] = score_table(predict_samples(model, held_out), card["separate_defaults"], MODEL_MPP)
         card["scored_in"] = model.precision
         log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], fitted)
         ranges, stored = stored.ranges, build_net(config.net)
         stored.load_state_dict(state)
         stored.ranges = ranges
     return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
+
+
+def _begun(config: TrainConfig) -> UNet:
+    torch.manual_seed(config.loop.seed)
+    net = build_net(config.net)
+    if config.init:
+        held, card = load_weights(config.init)
+        if card["net"] != config.net:
+            raise ConfigError(
+                f"training {config.name}: init {config.init!r} is a {card['net']!r} network, net is {config.net!r}."
+            )
+        net.load_state_dict(held.state_dict())
+    return net
+
+
+def _spread(samples: list[Sample]) -> list[Sample]:
+    """Return some images of each set, evenly over its list: enough for thresholds."""
+    chosen: list[Sample] = []
+    for dataset in dict.fromkeys(s.dataset for s in samples):
+        mine = [s for s in samples if s.dataset == dataset]
+        chosen += mine[:: max(1, len(mine) // _THRESHOLD_IMAGES)][:_THRESHOLD_IMAGES]
+    return chosen
 
 
 def _data_root(config: TrainConfig) -> str:
@@ -201,4 +240,5 @@ def _plain(config: TrainConfig) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     for name in ("data_root", "out", "licence"):
         tree.pop(name)
+    tree["init"] = Path(config.init).name
     return tree

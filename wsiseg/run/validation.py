@@ -62,7 +62,7 @@ def score_separation(judged: Sequence[Judged], defaults: dict[str, Any], mpp: fl
 def fit_separation(
     judged: Sequence[Judged], set_share: dict[str, float], mpp: float, rounds: int = 2
 ) -> tuple[dict[str, Any], float]:
-    """Fit the separation thresholds by walking one at a time over a grid, on validation images only.
+    """Fit the separation thresholds by walking one at a time over a grid, on images that will judge nothing.
 
     Parameters
     ----------
