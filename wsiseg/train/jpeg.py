@@ -43,10 +43,13 @@ def jpeg_quantized(rgb: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     """
     h, w = rgb.shape[2:]
     padded = functional.pad(rgb.round().clamp(0, 255), (0, -w % 16, 0, -h % 16), mode="replicate")
-    ycc = torch.einsum("kc,nchw->nkhw", rgb.new_tensor(_TO_YCC), padded)
-    luma = _quantized(ycc[:, :1].round() - 128, rgb.new_tensor(_LUMA), quality) + 128
-    chroma = _quantized(functional.avg_pool2d(ycc[:, 1:], 2).round(), rgb.new_tensor(_CHROMA), quality)
-    chroma = functional.interpolate(chroma.round().clamp(-128, 127), scale_factor=2, mode="bilinear").round()
+    ycc = torch.einsum("kc,nchw->nkhw", rgb.new_tensor(_TO_YCC), padded).round()
+    luma = _quantized(ycc[:, :1] - 128, rgb.new_tensor(_LUMA), quality) + 128
+    # what lies halfway is rounded as in libjpeg: by columns in turn, up and down
+    odd = torch.arange(padded.shape[3], device=rgb.device) % 2
+    halved = torch.floor(functional.avg_pool2d(ycc[:, 1:], 2) + (1 + odd[: len(odd) // 2]) / 4)
+    chroma = _quantized(halved, rgb.new_tensor(_CHROMA), quality).round().clamp(-128, 127)
+    chroma = torch.floor(functional.interpolate(chroma, scale_factor=2, mode="bilinear") + (8 - odd) / 16)
     ycc = torch.cat([luma.round().clamp(0, 255), chroma], 1)
     return torch.einsum("kc,nchw->nkhw", rgb.new_tensor(_TO_RGB), ycc)[:, :, :h, :w].round().clamp(0, 255)
 
