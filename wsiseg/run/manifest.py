@@ -16,7 +16,7 @@ from typing import Any
 
 from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
 
-__all__ = ["SLIDE_SUFFIXES", "SlideInput", "collect_slides", "slide_id_of"]
+__all__ = ["SLIDE_SUFFIXES", "SlideInput", "collect_slides", "require_plain_names", "slide_id_of"]
 
 SLIDE_SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"}
@@ -74,10 +74,19 @@ def collect_slides(
         found.extend(_expand(name, cohort=cohort, mpp=mpp))
     if not found:
         raise InputError(f"No slide found in {', '.join(inputs) or 'an empty list'}. Name a file, folder, glob or manifest.")
+    require_plain_names(found)
     _refuse_duplicates(found)
     if tissue_mask:
         found = [_with_mask(s, tissue_mask, n_slides=len(found)) for s in found]
     return found
+
+
+def require_plain_names(slides: Iterable[SlideInput]) -> None:
+    """Raise ``InputError`` where a slide's id cannot be the name of a file in a run folder: ``..`` would lead out of it."""
+    for s in slides:
+        name = s.slide_id
+        if name in ("", ".", "..") or len(name.encode(errors="replace")) > 200 or any(c in "/\\" or ord(c) < 32 for c in name):
+            raise InputError(f"{s.path[:200]}: expected a plain name of at most 200 bytes for the slide, got {name[:80]!r}.")
 
 
 def _expand(name: str, *, cohort: str, mpp: float | None) -> list[SlideInput]:
