@@ -23,7 +23,7 @@ from wsiseg.run.devices import compute_device
 from wsiseg.run.drive import Crew, Drive, Progress
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import absolute_inputs
-from wsiseg.run.manifest import SlideInput
+from wsiseg.run.manifest import SlideInput, require_plain_names
 from wsiseg.run.remote import first_worker
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.tasks import worker_facts
@@ -93,6 +93,7 @@ def segment(
     start = time.perf_counter()
     folder = RunFolder(out.absolute())
     every = list(slides)
+    require_plain_names(every)
     if config.schedule.remote:
         every, config = absolute_inputs(every, config)
     else:
