@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
+from wsiseg.read._hostile import refuse_absurd_size
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, read_on_white
 from wsiseg.types import MppSource, SlideMeta
@@ -53,6 +54,7 @@ class ArraySlide:
             if len(level.shape) != 3 or level.shape[2] != 3 or level.dtype != np.uint8:
                 raise InputError(f"slide {slide_id}: expected uint8 (H, W, 3), got {level.dtype} {tuple(level.shape)}.")
         height_px, width_px = (int(n) for n in pixels.shape[:2])
+        refuse_absurd_size(width_px, height_px, f"slide {slide_id}")
         factors = [width_px // max(int(level.shape[1]), 1) for level in self._levels]
         sizes = [(f * level.shape[0], f * level.shape[1]) for f, level in zip(factors, self._levels, strict=True)]
         if any(size != (height_px, width_px) for size in sizes):

@@ -18,6 +18,7 @@ import numpy as np
 import tifffile
 
 from wsiseg.errors import TileReadError
+from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, read_on_white
 from wsiseg.read.openslide import OpenSlideSlide
@@ -52,7 +53,7 @@ def refusal(slide: OpenSlideSlide) -> str:
         with tifffile.TiffFile(slide.meta.path) as tiff:
             page = tiff.pages[0]
             return _layout_refusal(page, slide.meta.size_bytes)
-    except (OSError, ValueError, KeyError, IndexError, tifffile.TiffFileError) as err:
+    except (*DECODER_ERRORS, tifffile.TiffFileError) as err:
         return f"the TIFF directory cannot be checked: {err}"
 
 
@@ -89,7 +90,7 @@ class CuSlide:
         try:
             with _decoder_complaints():
                 self._image = CuImage(slide.meta.path)
-        except (ValueError, RuntimeError, OSError) as err:
+        except DECODER_ERRORS as err:
             raise TileReadError(f"CuImage: {err}") from err
         sizes = tuple(tuple(size) for size in self._image.resolutions["level_dimensions"])
         if sizes != self.level_sizes_px:
@@ -131,7 +132,7 @@ class CuSlide:
             with _decoder_complaints() as lines:
                 region = self._image.read_region((x * factor, y * factor), (w, h), level=level)
                 pixels: RGB = np.asarray(region)
-        except (ValueError, RuntimeError, OSError):
+        except DECODER_ERRORS:
             return self._openslide.read_level(level, x, y, w, h)
         if lines or pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
             return self._openslide.read_level(level, x, y, w, h)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from wsiseg.errors import SlideOpenError
+from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._window import RGB, over_white
 from wsiseg.read.array import ArraySlide
 from wsiseg.read.mpp import resolve_mpp
@@ -16,6 +17,9 @@ __all__ = ["MAX_IMAGE_PX", "open_image"]
 
 MAX_IMAGE_PX = 2**31
 """Largest plain image in px: it is decoded whole (3 bytes a px), and a small file can claim any size."""
+
+MAX_BOMB_PX, MAX_BOMB_RATIO = 2**26, 400
+"""Above so many px, an image with more px a byte of its file than this holds no tissue (a JPEG slide has 1 to 10)."""
 
 _MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits a channel; others have no defined way to 8 bits
 _TIFF_UNITS = {2: "inch", 3: "centimeter"}
@@ -32,7 +36,7 @@ def open_image(path: Path, *, slide_id: str, mpp: float | None, cohort: str, siz
         Not an image, truncated, not 8 bits a channel, or more than ``MAX_IMAGE_PX`` px.
     MissingMppError, AnisotropicMppError
     """
-    properties, pixels = _decode(path)
+    properties, pixels = _decode(path, size_bytes)
     value, source = resolve_mpp(properties, user_mpp=mpp, vendor="image", where=f"image {path}")
     return ArraySlide(
         pixels, mpp=value, mpp_source=source, slide_id=slide_id, path=str(path), cohort=cohort, vendor="image", reader="pillow",
@@ -40,7 +44,7 @@ def open_image(path: Path, *, slide_id: str, mpp: float | None, cohort: str, siz
     )
 
 
-def _decode(path: Path) -> tuple[dict[str, str], RGB]:
+def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB]:
     from PIL import Image, UnidentifiedImageError
 
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours below is the one that counts, and it can say why
@@ -49,6 +53,11 @@ def _decode(path: Path) -> tuple[dict[str, str], RGB]:
             warnings.simplefilter("ignore")  # Pillow warns of damaged tags that we do not read
             with Image.open(path) as image:
                 width_px, height_px = image.size
+                if width_px * height_px > MAX_BOMB_PX and width_px * height_px > MAX_BOMB_RATIO * size_bytes:
+                    raise SlideOpenError(
+                        f"image {path}: {size_bytes} bytes claim {width_px} x {height_px} px, as decompression bombs do. "
+                        f"Expected at most {MAX_BOMB_RATIO} px a byte above {MAX_BOMB_PX} px. Convert it to a tiled TIFF."
+                    )
                 if width_px * height_px > MAX_IMAGE_PX:
                     raise SlideOpenError(
                         f"image {path}: claims {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px in all for a "
@@ -72,7 +81,7 @@ def _decode(path: Path) -> tuple[dict[str, str], RGB]:
         ) from err
     except SlideOpenError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, MemoryError) as err:
+    except DECODER_ERRORS as err:
         raise SlideOpenError(f"image {path}: cannot be decoded: {err}. Is the file complete?") from err
     finally:
         Image.MAX_IMAGE_PIXELS = limit

@@ -9,6 +9,7 @@ import numpy as np
 import openslide
 
 from wsiseg.errors import SlideOpenError, TileReadError
+from wsiseg.read._hostile import refuse_absurd_size
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, over_white, read_on_white
 from wsiseg.read.mpp import objective_power, resolve_mpp
@@ -57,6 +58,15 @@ class OpenSlideSlide:
         handle = self._handle
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         props = dict(handle.properties)
+        try:
+            tile_px = max(
+                int(props.get(f"openslide.level[{k}].tile-width", 0)) * int(props.get(f"openslide.level[{k}].tile-height", 0))
+                for k in range(len(self.level_sizes_px))
+            )
+            refuse_absurd_size(*handle.dimensions, f"slide {path}", tile_px)
+        except ValueError:
+            handle.close()
+            raise
         vendor = props.get("openslide.vendor", "")
         try:
             value, source = resolve_mpp(props, user_mpp=mpp, vendor=vendor, where=f"slide {path}")

@@ -1,0 +1,38 @@
+"""Files that lie: what decoders raise over damaged bytes, and sizes that no slide has."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+from wsiseg.errors import SlideOpenError
+
+__all__ = ["DECODER_ERRORS", "MAX_SIDE_PX", "MAX_SLIDE_PX", "MAX_TILE_PX", "refuse_absurd_size"]
+
+DECODER_ERRORS = (
+    ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
+    TypeError, ValueError, struct.error, zlib.error,
+)  # fmt: skip
+"""What Pillow, tifffile and cuCIM were seen to raise over mutated files (benchmarks/fuzz.py): they trust the numbers."""
+
+MAX_SIDE_PX = 2**24
+MAX_SLIDE_PX = 2**40
+"""Sixteen million px a side, a million million in all: four metres, and a hundred times the largest slides."""
+
+MAX_TILE_PX = 2**28
+"""Of one tile of the file: it is decoded whole, by every reader, whatever window is asked for."""
+
+
+def refuse_absurd_size(width_px: int, height_px: int, where: str, tile_px: int = 0) -> None:
+    """Raise ``SlideOpenError`` where a file claims a size that no slide has: it is damaged, or made to exhaust the memory."""
+    ok = 0 < width_px <= MAX_SIDE_PX and 0 < height_px <= MAX_SIDE_PX and width_px * height_px <= MAX_SLIDE_PX
+    if not ok:
+        raise SlideOpenError(
+            f"{where}: claims {width_px} x {height_px} px, expected 1 to {MAX_SIDE_PX} a side and at most {MAX_SLIDE_PX} in "
+            "all. The file is damaged; copy it anew from its source."
+        )
+    if tile_px > MAX_TILE_PX:
+        raise SlideOpenError(
+            f"{where}: claims tiles of {tile_px} px, expected at most {MAX_TILE_PX}, as each is decoded whole. Convert it to a "
+            "TIFF with tiles of 256 to 1024 px a side."
+        )
