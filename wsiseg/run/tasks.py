@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import os
@@ -77,6 +78,8 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> list[TileOutc
     that is asked to leave ends the tile it is at.
     """
     context, busy = at_work(setup)
+    with contextlib.suppress(WsisegError, OSError, RuntimeError):  # the first tile will say it
+        _ = context.model  # loading it is no tile's time
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):

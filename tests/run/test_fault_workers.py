@@ -1,0 +1,95 @@
+"""Workers that die, hang and stumble over their storage: the tables are those of an undisturbed run, whatever it took."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.run.conftest import environment, run_here
+from wsiseg.run.status import group_errors, run_status
+from wsiseg.run.verify import verify_run
+
+CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--engine", "eager")
+
+
+def run_with(rules: list[dict[str, Any]], scratch: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run the command line with workers that break as the rules say."""
+    fired = scratch / "fired"
+    fired.mkdir(exist_ok=True)
+    faults = {
+        "WSISEG_FAULTS": json.dumps(rules),
+        "WSISEG_FAULTS_DIR": str(fired),
+        "DASK_DISTRIBUTED__WORKER__PRELOAD": str(Path(__file__).with_name("faulty_worker.py")),
+    }
+    command = [sys.executable, "-m", "wsiseg", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=400, env={**environment(), **faults}, check=False)
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def clean(crop_png: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    out = tmp_path_factory.mktemp("clean") / "out"
+    assert run_here("segment", crop_png, *CROP, "--out", out).exit_code == 0
+    return (out / "nuclei/crop.parquet").read_bytes()
+
+
+def test_killed_hung_and_failing_storage_in_one_run(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
+    rules = [
+        {"do": "crash", "at": "prepare", "times": 1},
+        {"do": "kill", "at": "tile", "tile": 2, "times": 1},
+        {"do": "hang", "at": "tile", "tile": 5, "times": 1},
+        {"do": "EIO", "at": "tile", "tile": 7, "times": 1},
+        {"do": "EIO", "at": "finish", "times": 1},
+    ]
+    out = tmp_path / "out"
+    start = time.monotonic()
+    done = run_with(
+        rules, tmp_path, "segment", crop_png, *CROP, "--workers", "1", "--tile-timeout", "40", "--out", out,
+        "--metrics-file", tmp_path / "wsiseg.prom",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert time.monotonic() - start < 390
+    assert len(list((tmp_path / "fired").iterdir())) == len(rules), "every fault must have happened"
+    assert (out / "nuclei/crop.parquet").read_bytes() == clean
+    events = log_of(out)
+    assert [(e["kind"], e["tile_id"]) for e in events if e["event"] == "worker_death"] == [("prepare", -1), ("tile", 2)]
+    (hang,) = [e for e in events if e["event"] == "hang"]
+    assert (hang["kind"], hang["tile_id"]) == ("tile", 5)
+    assert "no end within 40 s" in hang["reason"]
+    metrics = (tmp_path / "wsiseg.prom").read_text()
+    assert 'wsiseg_worker_deaths_total{run="' in metrics
+    assert run_status(out).counts["hangs"] == 1
+    assert verify_run(out).ok
+
+
+def test_a_poisoned_tile_is_put_aside_and_only_it(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    poison = [{"do": "crash", "at": "tile", "tile": 4, "times": 99}]
+    args = ("--workers", "1", "--retries", "1", "--out", out)
+    done = run_with(poison, tmp_path, "segment", crop_png, *CROP, *args)
+    assert done.returncode == 1, done.stderr
+    (error,) = pq.read_table(out / "errors.parquet").to_pylist()
+    assert (error["tile_id"], error["attempts"]) == (4, 2)
+    assert error["error"].startswith("WorkerDied")
+    (row,) = pq.read_table(out / "slides.parquet").to_pylist()
+    assert (row["status"], row["tiles_failed"]) == ("partial", 1)
+    assert verify_run(out).ok, "what is there is whole, and what is missing is recorded"
+    (group,) = group_errors(out)
+    assert (group.kind, group.tiles, group.slides) == ("WorkerDied", 1, ("crop",))
+    assert run_here("errors", out).exit_code == 1
+
+    mended = run_here("segment", "--retry-failed", "--out", out)
+    assert mended.exit_code == 0, mended.output
+    assert (out / "nuclei/crop.parquet").read_bytes() == clean
+    assert run_here("errors", out).output.strip() == "nothing failed"
+    assert "Nothing failed" in run_here("segment", "--retry-failed", "--out", out).output
