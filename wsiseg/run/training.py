@@ -9,7 +9,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from wsiseg import __version__
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
 from wsiseg.log import log
+from wsiseg.normalize import fit_stain
 from wsiseg.predict import (
     UNet,
     activation_ranges,
@@ -30,11 +31,25 @@ from wsiseg.predict import (
     save_weights,
 )
 from wsiseg.run.validation import fit_separation, predict_samples, score_table
-from wsiseg.train import AugmentConfig, CenterKind, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples, load_sample
+from wsiseg.train import (
+    AugmentConfig,
+    CenterKind,
+    LoopConfig,
+    LossConfig,
+    PatchSource,
+    Sample,
+    StainStatistics,
+    fit,
+    list_samples,
+    load_sample,
+)
 from wsiseg.train.curves import draw_curves
 from wsiseg.train.data import MODEL_MPP
+from wsiseg.train.distributed import own_device, rank_and_size
 
-__all__ = ["TrainConfig", "export_weights", "train_from_toml"]
+__all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "train_samples", "training_samples"]
+
+AugmentOn = Literal["auto", "patch", "batch"]
 
 DATA_ROOT_ENV = "WSISEG_DATA"
 _THRESHOLD_IMAGES = 12  # per set
@@ -56,8 +71,12 @@ class TrainConfig:
         Sets and the share of patches that each gives; also their weight when thresholds are fitted.
     licence
         Licence of the resulting weights, and why.
+    augment_on
+        ``patch``: patches are augmented one by one on the host; ``batch``: all of a batch at once, on the device that trains;
+        ``auto``: the second on a GPU, in several processes and where stains are mixed, the first otherwise. Each draws its own
+        random numbers.
     init
-        Weights to go on from: a name that ships or a .safetensors path; empty: from the seed.
+        Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
     """
 
     name: str
@@ -72,6 +91,7 @@ class TrainConfig:
     touching: float = 0.65
     patch_px: int = 256
     validate: bool = True
+    augment_on: AugmentOn = "auto"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -109,34 +129,65 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
     """
     config = TrainConfig.from_toml(path)
     run_dir = path.parent / config.out
-    samples = list_samples(_data_root(config), tuple(config.sets))
+    train_samples(config, training_samples(config), run_dir, base=path.parent, resume=resume, on_line=on_line)
+    return run_dir
+
+
+def training_samples(config: TrainConfig) -> list[Sample]:
+    """Return all images of a config's sets; ``ConfigError`` where it is not said where they are."""
+    return list_samples(_data_root(config), tuple(config.sets))
+
+
+def train_samples(
+    config: TrainConfig,
+    samples: list[Sample],
+    run_dir: Path,
+    *,
+    base: Path = Path(),
+    resume: bool = False,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Train on some images, judge by those of them with ``validation``, and return the card of the weights.
+
+    ``base`` is the folder of the config file, from which a relative ``init`` counts. Of several processes (torchrun) the first scores and writes; the others return an empty card.
+
+    Raises
+    ------
+    ConfigError
+        As ``train_from_toml``.
+    """
+    seen = [s for s in samples if not s.validation]
+    held_out = [s for s in samples if s.validation] if config.validate else []
     source = PatchSource(
-        [s for s in samples if not s.validation],
+        seen,
         config.sets,
         config.center,
         config.augment,
         config.patch_px,
         config.border_weight,
         config.touching,
+        batched_on=own_device(config.loop.device) if _batched(config) else None,
+        stain_of=_stain_statistics if _mixes_stains(config) else None,
     )
-    held_out = [s for s in samples if s.validation] if config.validate else []
-    net = _begun(config)
+    net = _begun(config, base)
+    rank, ranks = rank_and_size()
 
     def validate(candidate: torch.nn.Module, step: int) -> dict[str, float]:
         return _quick_scores(candidate, held_out, config, step)
 
     best = fit(
         net,
-        lambda step: source.batch(config.loop.batch, config.loop.seed, step),
+        lambda step: source.batch(ranks * config.loop.batch, config.loop.seed, step, rank, ranks),
         config.loop,
         run_dir,
         validate=validate if held_out else None,
         resume=resume,
         on_line=on_line,
     )
+    if rank > 0:
+        return {}
     draw_curves(run_dir / "curve.jsonl", run_dir / "curve.png")
-    export_weights(best, config, samples if config.validate else [], run_dir / "weights")
-    return run_dir
+    return export_weights(best, config, [*seen, *held_out], run_dir / "weights")
 
 
 def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
@@ -155,12 +206,12 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         "data": {"sets": sorted(config.sets), "validation_images": [s.image_id for s in held_out]},
         "separate_defaults": {},
         "scores": {},
-        "training": _plain(config),
+        "training": plain_config(config),
         "wsiseg_version": __version__,
     }
     stored = as_stored(net)
     if is_quantizable(stored.spec):
-        stored.ranges = activation_ranges(stored.eval(), _calibration_images(config))
+        stored.ranges = activation_ranges(stored.eval(), _calibration_images(samples))
     if held_out:
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
@@ -175,11 +226,11 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
     return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
 
 
-def _begun(config: TrainConfig) -> UNet:
+def _begun(config: TrainConfig, folder: Path) -> UNet:
     torch.manual_seed(config.loop.seed)
     net = build_net(config.net)
     if config.init:
-        held, card = load_weights(config.init)
+        held, card = load_weights(str(folder / config.init) if config.init.endswith(".safetensors") else config.init)
         if card["net"] != config.net:
             raise ConfigError(
                 f"training {config.name}: init {config.init!r} is a {card['net']!r} network, net is {config.net!r}."
@@ -206,11 +257,31 @@ def _data_root(config: TrainConfig) -> str:
     return root
 
 
-def _calibration_images(config: TrainConfig) -> Iterator[NDArray[np.uint8]]:
+def _calibration_images(samples: list[Sample]) -> Iterator[NDArray[np.uint8]]:
     """Yield crops of two dozen training images, evenly over the sets' lists."""
-    seen = [s for s in list_samples(_data_root(config), tuple(config.sets)) if not s.validation]
+    seen = [s for s in samples if not s.validation]
     for sample in seen[:: max(1, len(seen) // 24)]:
         yield load_sample(sample)[0][:512, :512]
+
+
+def _mixes_stains(config: TrainConfig) -> bool:
+    return config.augment.macenko_mix_p + config.augment.reinhard_mix_p > 0
+
+
+def _batched(config: TrainConfig) -> bool:
+    if config.augment_on not in get_args(AugmentOn):
+        raise ConfigError(
+            f"training config: expected augment_on to be one of {get_args(AugmentOn)}, got {config.augment_on!r}."
+        )
+    if config.augment_on == "patch" and _mixes_stains(config):
+        raise ConfigError('training config: macenko_mix_p and reinhard_mix_p need augment_on = "batch" (or "auto").')
+    wanted = config.loop.device.startswith("cuda") or _mixes_stains(config) or rank_and_size()[1] > 1
+    return config.augment_on == "batch" or (config.augment_on == "auto" and wanted)
+
+
+def _stain_statistics(rgb: NDArray[np.uint8]) -> StainStatistics:
+    everywhere = np.ones(rgb.shape[:2], np.bool_)
+    return StainStatistics(fit_stain("macenko", rgb, everywhere).params, fit_stain("reinhard", rgb, everywhere).params)
 
 
 def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, step: int) -> dict[str, float]:
@@ -235,7 +306,7 @@ def _built(kind: Any, options: dict[str, Any], where: str) -> Any:
         raise ConfigError(f"training config, {where}: {err}") from err
 
 
-def _plain(config: TrainConfig) -> dict[str, Any]:
+def plain_config(config: TrainConfig) -> dict[str, Any]:
     """Return the config without what only this machine knows."""
     tree = dataclasses.asdict(config)
     for name in ("data_root", "out", "licence"):
