@@ -179,7 +179,8 @@ def test_a_run_of_imports_has_statistics_queries_and_exports(table_path: Path, t
 
 def test_with_its_slide_an_import_has_tissue_and_can_be_judged(tmp_path: Path) -> None:
     from wsiseg.evaluate import load_instances
-    from wsiseg.run.qc import find_run_outliers, load_run, make_patches
+    from wsiseg.run.qc import find_run_outliers, load_run
+    from wsiseg.run.qc_patches import make_patches
 
     labels = np.zeros((2967, 2220), np.int32)
     y, x = np.mgrid[:2967, :2220]

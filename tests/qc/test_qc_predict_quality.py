@@ -3,40 +3,40 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
 from scipy import ndimage, optimize
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.qc.predict_quality import FEATURES, USED, QualityModel, auc, calibration, fit_quality, patch_features, reviews_saved
+from wsiseg.qc import FEATURES, NUCLEUS_COLUMNS, QualityModel, load_quality, patch_features
+from wsiseg.qc.predict_quality import (
+    MIN_JUDGED,
+    TERMS,
+    apply_calibration,
+    auc,
+    brier,
+    calibration,
+    calibration_error,
+    fit_quality,
+    group_spread,
+    recalibrate,
+    reviews_saved,
+)
 
-NUCLEI = {
-    k: np.full(9, v)
-    for k, v in (
-        ("area_um2", 40.0),
-        ("perimeter_um", 22.4),
-        ("major_um", 7.2),
-        ("minor_um", 7.1),
-        ("center_prob", 230),
-        ("material_prob", 240),
-    )
-}
+NUCLEI = dict(zip(NUCLEUS_COLUMNS, (np.full(9, v) for v in (40.0, 22.4, 7.2, 7.1, 230.0, 240.0)), strict=True))
 
 
-def scene() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nine dark discs on pink with fine texture, their maps and labels."""
+def scene() -> tuple[np.ndarray, np.ndarray]:
+    """Nine dark discs on pink with fine texture, and their labels."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[:120, :120]
     discs = np.zeros((120, 120), np.int32)
-    center = np.zeros((120, 120))
     for k, (cy, cx) in enumerate(itertools.product((20, 60, 100), repeat=2)):
-        far = np.hypot(y - cy, x - cx)
-        discs[far < 12] = k + 1
-        center = np.maximum(center, np.clip(1 - far / 4, 0, 1))
+        discs[np.hypot(y - cy, x - cx) < 12] = k + 1
     rgb = np.where(discs[..., None] > 0, (90, 60, 140), (225, 170, 200)) + random.normal(0, 8, (120, 120, 1))
-    material = ndimage.gaussian_filter((discs > 0).astype(float), 1)
-    return np.clip(rgb, 0, 255).astype(np.uint8), np.rint(255 * np.stack([center, material])).astype(np.uint8), discs
+    return np.clip(rgb, 0, 255).astype(np.uint8), discs
 
 
 def feature(values: np.ndarray, name: str) -> float:
@@ -44,73 +44,121 @@ def feature(values: np.ndarray, name: str) -> float:
 
 
 def test_each_damage_moves_its_feature() -> None:
-    rgb, prob, labels = scene()
-    good = patch_features(rgb, prob, NUCLEI, labels)
+    rgb, labels = scene()
+    good = patch_features(rgb, labels, NUCLEI)
     assert np.isfinite(good).all()
     blurred = np.stack([ndimage.gaussian_filter(c.astype(float), 2) for c in np.moveaxis(rgb, 2, 0)], -1).astype(np.uint8)
-    assert feature(patch_features(blurred, prob, NUCLEI, labels), "sharpness") < feature(good, "sharpness") - 0.5
-    contrast = (rgb // 2 + 60).astype(np.uint8)
-    assert feature(patch_features(contrast, prob, NUCLEI, labels), "sharpness") == pytest.approx(
-        feature(good, "sharpness"), abs=0.1
-    )
-    pale = (255 - (255 - rgb.astype(int)) // 3).astype(np.uint8)
-    assert feature(patch_features(pale, prob, NUCLEI, labels), "od_mean") < 0.6 * feature(good, "od_mean")
-    brown = (rgb * (1.0, 0.8, 0.4)).astype(np.uint8)
-    moved = patch_features(brown, prob, NUCLEI, labels)
-    assert np.hypot(*(feature(moved, h) - feature(good, h) for h in ("hue_x", "hue_y"))) > 0.2
-    vague = prob.copy()
-    vague[1] = vague[1] // 2 + 50
-    assert feature(patch_features(rgb, vague, NUCLEI, labels), "material_entropy") > 3 * feature(good, "material_entropy")
-    assert feature(patch_features(rgb, vague, NUCLEI, labels), "unsure_frac") > feature(good, "unsure_frac")
-    none = prob.copy()
-    none[1] = 0
-    assert feature(patch_features(rgb, none, NUCLEI, labels), "center_orphan_frac") == 1.0
-    assert feature(patch_features(rgb, prob, NUCLEI, labels * (labels > 3)), "material_orphan_frac") == pytest.approx(
-        1 / 3, abs=0.02
-    )
-    assert feature(good, "roundness_mean") == pytest.approx(4 * np.pi * 40 / 22.4**2)
+    soft = patch_features(blurred, labels, NUCLEI)
+    assert feature(soft, "sharpness") < feature(good, "sharpness") - 0.5
+    pale = patch_features((rgb // 2 + 60).astype(np.uint8), labels, NUCLEI)
+    assert feature(pale, "sharpness") == pytest.approx(feature(good, "sharpness"), abs=0.1)  # not contrast, sharpness
+    faint = (255 - (255 - rgb.astype(int)) // 3).astype(np.uint8)
+    assert feature(patch_features(faint, labels, NUCLEI), "od_mean") < 0.6 * feature(good, "od_mean")
+    brown = patch_features((rgb * (1.0, 0.8, 0.4)).astype(np.uint8), labels, NUCLEI)
+    assert np.hypot(*(feature(brown, h) - feature(good, h) for h in ("hue_x", "hue_y"))) > 0.2
+
+
+def test_outlines_that_do_not_sit_on_the_picture_are_noticed() -> None:
+    rgb, labels = scene()
+    good = patch_features(rgb, labels, NUCLEI)
+    missed = patch_features(rgb, labels * (labels > 3), NUCLEI)  # three of nine nuclei are not outlined
+    assert feature(good, "dark_outside_share") < 0.02
+    assert feature(missed, "dark_outside_share") == pytest.approx(1 / 3, abs=0.03)
+    shifted = patch_features(rgb, np.roll(labels, 20, axis=1), NUCLEI)
+    assert feature(shifted, "edge") < 0.7 * feature(good, "edge")
+    assert feature(shifted, "contrast") < 0.3 * feature(good, "contrast")
+    extra = labels.copy()
+    extra[35:45, 35:45] = 10  # pale tissue between the discs
+    false = patch_features(rgb, extra, NUCLEI)
+    assert feature(false, "pale_nuclei_frac") == pytest.approx(0.1)
+    assert feature(good, "pale_nuclei_frac") == 0
+
+
+def test_features_of_nuclei_are_the_plain_formulas() -> None:
+    rgb, labels = scene()
+    given = {
+        "area_um2": np.array([10.0, 30.0, 90.0]),
+        "perimeter_um": np.array([12.0, 21.0, 40.0]),
+        "major_um": np.array([4.0, 8.0, 12.0]),
+        "minor_um": np.array([3.0, 5.0, 10.0]),
+        "center_prob": np.array([255, 102, 51], np.uint8),
+        "material_prob": np.array([204, 204, 153], np.uint8),
+    }
+    got = patch_features(rgb, labels, given)
+    expected = {
+        "center_mean": (1 + 0.4 + 0.2) / 3,
+        "center_minus_material": ((1 - 0.8) + (0.4 - 0.8) + (0.2 - 0.6)) / 3,
+        "disagreement": (0.2 + 0.4 + 0.4) / 3,
+        "elongation_mean": (4 / 3 + 8 / 5 + 12 / 10) / 3,
+        "small_frac": 1 / 3,
+        "roundness_mean": sum(4 * np.pi * a / p**2 for a, p in ((10, 12), (30, 21), (90, 40))) / 3,
+        "log_area_sd": np.log([10, 30, 90]).std(),
+        "log_count": np.log1p(3 * 256**2 / 120**2),
+    }
+    assert {k: feature(got, k) for k in expected} == pytest.approx(expected)
 
 
 def test_blank_patches_and_patches_without_nuclei_are_finite() -> None:
     empty = {k: v[:0] for k, v in NUCLEI.items()}
     for value in (0, 255):
         blank = np.full((64, 64, 3), value, np.uint8)
-        assert np.isfinite(patch_features(blank, np.full((2, 64, 64), value, np.uint8), empty)).all()
+        for labels in (np.zeros((64, 64), np.int32), np.ones((64, 64), np.int32)):
+            assert np.isfinite(patch_features(blank, labels, empty)).all()
     with pytest.raises(InputError, match="one window"):
-        patch_features(np.zeros((64, 64, 3), np.uint8), np.zeros((2, 32, 64), np.uint8), empty)
+        patch_features(np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64), np.int32), empty)
 
 
 def planted(n: int = 600) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     random = np.random.default_rng(1)
     x = random.normal(0, 1, (n, len(FEATURES)))
-    doubt, round_, sure = (x[:, FEATURES.index(k)] for k in ("unsure_frac", "roundness_mean", "center_prob_mean"))
-    chance = 1 / (1 + np.exp(1 - 1.5 * doubt + 1.2 * round_ + 0.8 * sure))
+    doubt, round_, hue = (x[:, FEATURES.index(k)] for k in ("dark_outside_share", "roundness_mean", "hue_x"))
+    chance = 1 / (1 + np.exp(1.5 - 1.5 * doubt + 1.2 * round_ - 0.5 * hue**2))  # stain fails when off to either side
     return x, random.random(n) < chance, chance
 
 
 def test_the_fit_is_the_optimum_of_its_likelihood() -> None:
     x, y, _ = planted(200)
-    model = fit_quality(x, y, ridge=2.0)
-    z = np.clip((x[:, [FEATURES.index(k) for k in USED]] - model.mean) / model.scale, -4, 4)
+    importance = np.random.default_rng(3).uniform(0.2, 2, 200)
+    model = fit_quality(x, y, importance, ridge=2.0)
+    stain = x[:, [FEATURES.index(k) for k in ("od_mean", "hue_x", "hue_y")]]
+    median = np.median(stain, axis=0)
+    far = np.sqrt((((stain - median) / (1.4826 * np.median(abs(stain - median), axis=0))) ** 2).sum(axis=1))
+    terms = np.column_stack([*(x[:, FEATURES.index(k)] for k in TERMS[:-1]), far])
+    z = np.clip((terms - terms.mean(0)) / terms.std(0), -4, 4)
     design = np.column_stack([z, np.ones(len(z))])
 
     def loss(w: np.ndarray) -> float:
-        return float(np.logaddexp(0, design @ w).sum() - y @ (design @ w) + (w[:-1] ** 2).sum())
+        return float((importance * (np.logaddexp(0, design @ w) - y * (design @ w))).sum() + (w[:-1] ** 2).sum())
 
     found = optimize.minimize(loss, np.zeros(design.shape[1]), method="L-BFGS-B", options={"maxiter": 2000, "maxfun": 10**6})
     assert loss(model.weights) <= found.fun + 1e-4
+    assert model.predict(x) == pytest.approx(1 / (1 + np.exp(-design @ model.weights)))
 
 
 def test_it_finds_what_was_planted_also_in_new_patches() -> None:
-    x, y, chance = planted(1200)
-    model = fit_quality(x[:600], y[:600])
-    score = model.predict(x[600:])
-    assert auc(score, y[600:]) > auc(chance[600:], y[600:]) - 0.06
-    assert reviews_saved(score, y[600:], 0.9) > 0.25
-    for predicted, observed, n in calibration(score, y[600:], 5):
-        assert abs(predicted - observed) < 4 * np.sqrt(0.25 / n)
+    x, y, chance = planted(1600)
+    model = fit_quality(x[:800], y[:800])
+    score = model.predict(x[800:])
+    assert auc(score, y[800:]) > auc(chance[800:], y[800:]) - 0.06
+    assert reviews_saved(score, y[800:], 0.9) > 0.2
+    assert calibration_error(score, y[800:], 5) < 0.08
+    assert brier(score, y[800:]) < 0.8 * y.mean() * (1 - y.mean())
     again = QualityModel.from_json(model.to_json())
-    assert np.array_equal(again.predict(x), model.predict(x))
+    assert again.predict(x) == pytest.approx(model.predict(x), abs=1e-6)
+
+
+def test_calibration_to_reviewers_finds_how_lenient_they_are() -> None:
+    random = np.random.default_rng(5)
+    score = random.uniform(0.05, 0.95, 4000)
+    lenient = 1 / (1 + np.exp(1.5 - 0.8 * np.log(score / (1 - score))))
+    y = random.random(4000) < lenient
+    seen = random.random(4000) < score  # suspects were chosen more often: the fit must not mind
+    fit = recalibrate(score[seen], y[seen])
+    assert fit == pytest.approx((-1.5, 0.8), abs=0.15)
+    assert apply_calibration(score, fit)[~seen].mean() == pytest.approx(y[~seen].mean(), abs=0.02)
+    assert np.array_equal(apply_calibration(score, None), score)
+    assert recalibrate(score[: MIN_JUDGED - 1], y[: MIN_JUDGED - 1]) is None
+    assert recalibrate(score[:50], np.zeros(50, bool)) is None
 
 
 def test_auc_equals_counting_pairs() -> None:
@@ -125,8 +173,47 @@ def test_reviews_saved_by_hand() -> None:
     fails = np.array([1, 1, 0, 0, 0, 0, 0, 0, 0, 0], bool)
     assert reviews_saved(np.arange(10, 0, -1.0), fails, 1.0) == pytest.approx(0.8)  # 2 reviews instead of 10
     assert reviews_saved(np.arange(10.0), fails, 1.0) == pytest.approx(0.0)  # worst order: all 10
+    # as if half of them failed: the perfect order looks at that half, instead of at all
+    assert reviews_saved(np.arange(10, 0, -1.0), fails, 1.0, prevalence=0.5) == pytest.approx(0.5)
     with pytest.raises(InputError):
         reviews_saved(np.arange(10.0), ~fails & fails)
+
+
+def test_calibration_figures_by_hand() -> None:
+    score, fails = np.array([0.1, 0.3, 0.6, 0.8]), np.array([0, 1, 1, 1], bool)
+    assert calibration(score, fails, 2) == [(pytest.approx(0.2), 0.5, 2), (pytest.approx(0.7), 1.0, 2)]
+    assert calibration_error(score, fails, 2) == pytest.approx(0.3)
+    assert brier(score, fails) == pytest.approx((0.01 + 0.49 + 0.16 + 0.04) / 4)
+
+
+def test_spread_of_patients_is_that_which_chance_does_not_explain() -> None:
+    random = np.random.default_rng(7)
+    group = np.repeat(np.arange(200), 60)
+    p = np.full(len(group), 0.4)
+    assert group_spread(p, random.random(len(p)) < p, group.astype(str)) < 0.03
+    shifted = np.clip(p + random.normal(0, 0.15, 200)[group], 0, 1)
+    assert group_spread(p, random.random(len(p)) < shifted, group.astype(str)) == pytest.approx(0.15, abs=0.02)
+
+
+@pytest.mark.parametrize("network", ["open", "research"])
+def test_the_models_that_ship_say_what_they_are(network: str) -> None:
+    model = load_quality(network)
+    assert model is not None
+    assert model.facts["network"] == network
+    assert model.facts["licence"]
+    assert ("monuseg" in model.facts["trained_on"]) == (network == "research")  # non-commercial images: research only
+    held = model.facts["held_out"]
+    assert held["patients"] >= 8
+    assert held["auc"] > 0.7
+    assert sum(n for _, _, n in held["calibration"]) == held["patches"]
+    assert held["calibration_error"] == pytest.approx(
+        sum(abs(p - o) * n for p, o, n in held["calibration"]) / held["patches"], abs=2e-3
+    )
+    rgb, labels = scene()
+    good = model.predict(patch_features(rgb, labels, NUCLEI)[None])[0]
+    doubtful = {**NUCLEI, "center_prob": np.full(9, 80.0), "material_prob": np.full(9, 120.0)}
+    bad = model.predict(patch_features(rgb, np.roll(labels, 20, axis=1), doubtful)[None])[0]
+    assert 0 < good < bad < 1
 
 
 def test_what_cannot_be_fitted_or_read_is_refused() -> None:
@@ -135,6 +222,9 @@ def test_what_cannot_be_fitted_or_read_is_refused() -> None:
         fit_quality(x, y | True)
     with pytest.raises(InputError, match="finite"):
         fit_quality(np.where(x > 2, np.nan, x), y)
-    for text in ("", "{}", '{"features": ["a"], "mean": [0], "scale": [1], "weights": [0, 0, 0]}'):
+    whole = json.loads(fit_quality(x, y).to_json())
+    for text in ("", "{}", "[]", json.dumps({**whole, "terms": ["a"]}), json.dumps({**whole, "mean": [1.0]})):
         with pytest.raises(FormatError):
             QualityModel.from_json(text)
+    assert load_quality("mine") is None
+    assert load_quality("../open") is None

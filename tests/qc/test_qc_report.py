@@ -16,7 +16,8 @@ from PIL import Image
 
 from wsiseg.qc import MarkLog, TailRule, find_outliers, grade_slides
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
-from wsiseg.run.qc import find_run_outliers, load_run, make_patches
+from wsiseg.run.qc import find_run_outliers, load_run
+from wsiseg.run.qc_patches import make_patches
 from wsiseg.run.qc_report import write_report
 
 

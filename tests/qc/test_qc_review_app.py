@@ -23,7 +23,8 @@ pytest.importorskip("starlette", reason="the review page needs the extra 'review
 pytest.importorskip("uvicorn", reason="the review page needs the extra 'review'")
 
 from wsiseg.errors import FormatError, InputError, OutputInUseError
-from wsiseg.run.qc import TailRule, find_run_outliers, grade_run, load_run, make_patches
+from wsiseg.run.qc import TailRule, find_run_outliers, grade_run, load_run
+from wsiseg.run.qc_patches import make_patches
 from wsiseg.run.qc_review import open_review
 
 

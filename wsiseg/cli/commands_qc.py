@@ -1,4 +1,4 @@
-"""``wsiseg qc``: outliers, patches, review, grade, report."""
+"""``wsiseg qc``: outliers, patches, predict, review, grade, report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def qc() -> None:
     \b
     wsiseg qc outliers RUN        slides that stand out in their cohort
     wsiseg qc patches RUN         15 random patches a slide
+    wsiseg qc predict RUN         which of them will be found bad
     wsiseg qc review RUN          judge them in the browser, by keys
     wsiseg qc grade RUN           grades and tables from all marks
     wsiseg qc report RUN          one HTML file that shows it all
@@ -112,11 +113,14 @@ def outliers(
 def patches(run: Path, per_slide: int, more: int, seed: int) -> None:
     """Draw random patches of 64 µm from the segmented tissue of every slide of RUN and store their pictures.
 
-    The same run and seed give the same patches; those that are there are left alone.
+    The same run and seed give the same patches; those that are there are left alone. Their quality is predicted, too (see
+    `wsiseg qc predict`).
     """
     from rich.progress import Progress
 
-    from wsiseg.run.qc import load_run, make_patches
+    from wsiseg.run.qc import load_run
+    from wsiseg.run.qc_patches import make_patches
+    from wsiseg.run.qc_predict import predict_run
 
     loaded = load_run(run)
     with Progress(transient=True) as bar:
@@ -126,11 +130,56 @@ def patches(run: Path, per_slide: int, more: int, seed: int) -> None:
         )
     for slide_id, reason in summary.failed[:20]:
         click.echo(f"{slide_id}: {reason}", err=True)
+    if any(loaded.qc.glob("patches/*.zip")):
+        predict_run(loaded)
     click.echo(
         f"{summary.patches} patches of {summary.slides} slides, {summary.made} made now, {len(summary.failed)} slides with "
         f"a problem: {loaded.qc / 'patches.parquet'}"
     )
     sys.exit(1 if summary.failed else 0)
+
+
+@qc.command()
+@RUN
+@click.option("--worst", type=click.IntRange(0, 1000), default=10, show_default=True, help="Slides to list, worst first.")
+def predict(run: Path, worst: int) -> None:
+    """Predict which patches of RUN a reviewer will find not adequate, and the bad share of every slide.
+
+    From the network's margins, the shapes it drew, blur, and how the outlines sit on the picture; slide files are not needed.
+    Judged patches count as judged, and once 30 are judged the probabilities are fitted to the reviewers. Run it again after a
+    review; `review --order predicted` shows suspects first, and `report` shows the calibration.
+
+    \b
+    wsiseg qc predict my-run --worst 20
+    """
+    from rich.progress import Progress
+
+    from wsiseg.run.qc import load_run
+    from wsiseg.run.qc_predict import predict_run
+
+    loaded = load_run(run)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("features", total=None)
+        found = predict_run(loaded, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    for note in found.facts["notes"]:
+        click.echo(note, err=True)
+    for patch, reason in found.failed[:20]:
+        click.echo(f"patch {patch}: {reason}", err=True)
+    table = Table("slide", "patches", "judged", "bad %, estimated", "95 %")
+    for slide_id, e in sorted(found.slides.items(), key=lambda kv: (-kv[1].share, kv[0]))[:worst]:
+        interval = f"{100 * e.low:.0f} to {100 * e.high:.0f}"
+        table.add_row(slide_id, str(e.n_patches), str(e.n_judged), f"{100 * e.share:.1f}", interval)
+    console = Console(highlight=False, soft_wrap=True)
+    if worst:
+        console.print(table)
+    for cohort, e in found.cohorts.items():
+        console.print(
+            f"{cohort}: {100 * e.share:.1f} % bad (95 % {100 * e.low:.1f} to {100 * e.high:.1f}), corrected for the order of "
+            f"review, {e.n_judged} of {e.n_patches} judged",
+            markup=False,
+        )
+    console.print(f"{loaded.qc / 'predicted.parquet'}  (and predicted_slides.parquet, .csv)", markup=False)
+    sys.exit(1 if found.failed else 0)
 
 
 @qc.command()
@@ -146,20 +195,45 @@ def patches(run: Path, per_slide: int, more: int, seed: int) -> None:
     default=0.0,
     help="Judge this share of the patches that others have judged, to measure agreement.",
 )
+@click.option(
+    "--order",
+    type=click.Choice(["random", "predicted"]),
+    default="random",
+    show_default=True,
+    help="predicted: patches that look bad tend to come first. Random stays the default, because then any part of a review "
+    "is a fair sample from which slides can be graded.",
+)
 @click.option("--slide", "slides", multiple=True, metavar="SLIDE_ID", help="Slides of the slide queue.  [the flagged ones]")
 @click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
 def review(
-    run: Path, reviewer: str, port: int, share: str, second_opinion: float, slides: tuple[str, ...], browser: bool
+    run: Path,
+    reviewer: str,
+    port: int,
+    share: str,
+    second_opinion: float,
+    order: str,
+    slides: tuple[str, ...],
+    browser: bool,
 ) -> None:
     """Serve the review page of RUN on this machine and print its address (stop with Ctrl-C; every answer is on disk at once).
 
     From another machine: ssh -L PORT:127.0.0.1:PORT host, and give --port.
+
+    \b
+    wsiseg qc review my-run --reviewer ann --open
+    wsiseg qc review my-run --reviewer bob --second-opinion 0.1
     """
     from wsiseg.run.qc import load_run
     from wsiseg.run.qc_review import open_review, parse_share
 
     server, shelf = open_review(
-        load_run(run), reviewer, port=port, share=parse_share(share), second_opinion_frac=second_opinion, slides=slides or None
+        load_run(run),
+        reviewer,
+        port=port,
+        share=parse_share(share),
+        second_opinion_frac=second_opinion,
+        slides=slides or None,
+        order=order,
     )
     with server:
         click.echo(f"review page: {server.url}")

@@ -1,14 +1,17 @@
 """Slide statistics, patches and reviewers' marks -> flagged slides, graded slides and a report.
 
 The order of work: ``find_outliers`` (slides that stand out in their cohort), ``sample_patches`` (random places for a person to
-judge), ``review`` (the page on which they are judged), ``grade_slides`` and ``write_release`` (groups of Hou et al. 2020),
-``render_report`` (one HTML file that shows it all). Nothing here opens a slide: ``run/qc*.py`` hands in pixels and polygons.
+judge), ``patch_features`` and ``QualityModel`` (which of them will be found bad), ``review`` (the page on which they are
+judged), ``grade_slides`` and ``write_release`` (groups of Hou et al. 2020), ``render_report`` (one HTML file that shows it
+all). Nothing here opens a slide: ``run/qc*.py`` hands in pixels and polygons.
 """
 
 from wsiseg.qc.agreement import Agreement, cohen_kappa, reviewer_agreement
+from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
 from wsiseg.qc.grades import GRADES, SlideGrade, cohort_summary, grade_of, grade_slides, wilson_interval
 from wsiseg.qc.marks import PATCH_MARKS, SLIDE_MARKS, Mark, MarkLog, decide, read_all_marks, read_marks
 from wsiseg.qc.outliers import OUTLIERS, OutlierRow, Statistic, TailRule, find_outliers, tail_size
+from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, patch_features
 from wsiseg.qc.patches import (
     LAYER_ZOOM,
     PATCH_MPP,
@@ -25,14 +28,28 @@ from wsiseg.qc.patches import (
     sample_patches,
     write_pack,
 )
+from wsiseg.qc.predict_quality import (
+    MIN_JUDGED,
+    QualityModel,
+    apply_calibration,
+    auc,
+    brier,
+    calibration,
+    calibration_error,
+    load_quality,
+    recalibrate,
+)
 from wsiseg.qc.release import csv_bytes, read_rows, write_release, write_rows
 
 __all__ = [
     "Agreement",
+    "FEATURES",
     "GRADES",
     "LAYER_ZOOM",
+    "MIN_JUDGED",
     "Mark",
     "MarkLog",
+    "NUCLEUS_COLUMNS",
     "OUTLIERS",
     "OutlierRow",
     "PATCHES",
@@ -41,25 +58,40 @@ __all__ = [
     "PATCH_MPP",
     "PATCH_PX",
     "Patch",
+    "QualityModel",
     "SLIDE_MARKS",
+    "ShareEstimate",
     "SlideGrade",
     "Statistic",
     "TailRule",
+    "apply_calibration",
+    "auc",
+    "brier",
+    "calibration",
+    "calibration_error",
     "cohen_kappa",
     "cohort_summary",
     "contour_png",
+    "corrected_share",
     "csv_bytes",
     "decide",
     "find_outliers",
     "grade_of",
     "grade_slides",
     "inner_mask",
+    "load_quality",
+    "odds_weight",
+    "order_key",
     "pack_names",
+    "patch_features",
     "patch_id",
+    "predicted_share",
+    "reached",
     "read_all_marks",
     "read_marks",
     "read_picture",
     "read_rows",
+    "recalibrate",
     "reviewer_agreement",
     "rgb_png",
     "sample_patches",

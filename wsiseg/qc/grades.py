@@ -9,7 +9,7 @@ percentages are 1, 2 and 3 of 15, and that is how they are compared here: in who
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from wsiseg.errors import InputError
@@ -99,6 +99,7 @@ def grade_slides(
     patch_words: Mapping[str, str],
     slide_words: Mapping[str, str],
     flags: Mapping[str, tuple[int, str]],
+    unfair: Collection[str] = (),
 ) -> list[SlideGrade]:
     """Return the grade of every slide, in the order given.
 
@@ -114,6 +115,8 @@ def grade_slides(
         ``acceptable``, ``unacceptable`` or ``unsure`` for every slide that was looked at whole.
     flags
         (round, reasons in words) of flagged slides.
+    unfair
+        Slides of which the suspect patches were judged first and others not yet: no fair sample, so no grade by patches.
 
     Notes
     -----
@@ -130,11 +133,17 @@ def grade_slides(
         failed = status == "failed" or verdict == "unacceptable"
         round_, reason = flags.get(slide_id, (0, ""))
         low, high = wilson_interval(n_bad, n)
+        grade = grade_of(n_bad, n, slide_failed=failed)
+        if slide_id in unfair and not failed:
+            grade = UNGRADED
+            reason = "; ".join(
+                t for t in (reason, f"suspect patches were judged first, {n} of {len(ids)}: judge the rest") if t
+            )
         out.append(
             SlideGrade(
                 slide_id,
                 cohort,
-                grade_of(n_bad, n, slide_failed=failed),
+                grade,
                 n_bad,
                 n,
                 words.count("unsure"),

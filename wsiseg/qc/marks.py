@@ -31,7 +31,12 @@ _REVIEWER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One judgement. ``item`` is a patch id or a slide id; ``seconds`` is how long the page showed it; ``time`` is UTC."""
+    """One judgement.
+
+    ``item`` is a patch id or a slide id; ``seconds`` is how long the page showed it; ``time`` is UTC. ``order`` says how the
+    item came to be shown: ``random``, ``predicted`` or ``predicted K/N`` (suspects first, of a divided review), or ``second``
+    (because another reviewer had judged it).
+    """
 
     run: str
     reviewer: str
@@ -41,6 +46,7 @@ class Mark:
     comment: str = ""
     seconds: float = 0.0
     time: str = ""
+    order: str = "random"
 
 
 def reviewer_file(folder: Path, reviewer: str) -> Path:
@@ -125,10 +131,11 @@ class MarkLog:
         The file holds something else, or marks of another run.
     """
 
-    def __init__(self, folder: Path, reviewer: str, run: str) -> None:
+    def __init__(self, folder: Path, reviewer: str, run: str, order: str = "random") -> None:
         self.path = reviewer_file(folder, reviewer)
         self.reviewer = reviewer
         self.run = run
+        self.order = order
         folder.mkdir(parents=True, exist_ok=True)
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         try:
@@ -161,7 +168,8 @@ class MarkLog:
         if mark not in (*QUEUES[queue], TAKEN_BACK):
             raise InputError(f"Expected one of {QUEUES[queue]} for {queue}, got {mark!r}.")
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        made = Mark(self.run, self.reviewer, queue, item, mark, comment[:2000], round(min(max(seconds, 0.0), 86400.0), 2), now)
+        shown_s = round(min(max(seconds, 0.0), 86400.0), 2)
+        made = Mark(self.run, self.reviewer, queue, item, mark, comment[:2000], shown_s, now, self.order)
         line = json.dumps(asdict(made), ensure_ascii=False, sort_keys=True).encode() + b"\n"
         before = os.fstat(self._handle).st_size
         written = os.write(self._handle, line)

@@ -1,10 +1,10 @@
-"""Maps, pixels and nuclei of a patch -> numbers that foretell whether its segmentation fails, and a model over them.
+"""Features of patches -> the probability that a reviewer would find each not adequate, and how far to trust it.
 
-What a run already has is enough to be suspicious: a network that is unsure of many pixels, centers without material or
-material without centers, nuclei of odd shape, a blurred picture, a stain far from the usual. ``patch_features`` measures these;
-``fit_quality`` is a ridge-penalized logistic regression over five of them (few annotated patches, so few degrees of freedom),
-to be trained on patches whose truth is known (fails: precision or recall below 75 %). ``auc`` and ``reviews_saved`` say what it
-is worth.
+A ridge-penalized logistic regression: with few annotated patients, more flexible models follow the set an image is from rather
+than whether it failed (gradient-boosted trees and forests of the same features were no better on patients they had not seen).
+It is trained on patches whose truth is known (fails: precision or recall below 75 %) by ``benchmarks/predicted_quality.py``,
+which writes one plain JSON file for each set of network weights: coefficients, licence, and the calibration measured on
+patients held out. ``recalibrate`` fits it to the eye of a run's own reviewers once they have judged some patches.
 """
 
 from __future__ import annotations
@@ -12,202 +12,124 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
+from wsiseg.qc.patch_features import FEATURES
 
-__all__ = ["FEATURES", "USED", "QualityModel", "auc", "calibration", "fit_quality", "patch_features", "reviews_saved"]
+__all__ = [
+    "MIN_JUDGED",
+    "QualityModel",
+    "apply_calibration",
+    "auc",
+    "brier",
+    "calibration",
+    "calibration_error",
+    "fit_quality",
+    "group_spread",
+    "load_quality",
+    "recalibrate",
+    "reviews_saved",
+]
 
 FloatArray = npt.NDArray[np.float64]
+BoolArray = npt.NDArray[np.bool_]
 
-FEATURES = (
-    "unsure_frac",
-    "material_entropy",
-    "material_frac",
-    "center_orphan_frac",
-    "material_orphan_frac",
-    "log_count",
-    "area_median_um2",
-    "area_cv",
-    "small_frac",
-    "elongation_mean",
-    "roundness_mean",
-    "center_prob_mean",
-    "material_prob_mean",
-    "sharpness",
-    "od_mean",
-    "od_spread",
-    "hue_x",
-    "hue_y",
-)
-"""Order of the feature vector."""
+_STAIN = ("od_mean", "hue_x", "hue_y")
+_USED = tuple(f for f in FEATURES if f not in _STAIN)
+TERMS = (*_USED, "stain_far")
+"""What the model weighs; ``stain_far`` is how far density and hue are from those of its training patches, in robust standard
+deviations: either way off the usual is suspect, which no weight of the three alone could say."""
 
-USED = ("center_prob_mean", "material_prob_mean", "roundness_mean", "unsure_frac", "area_cv")
-"""What the model looks at: the network's own doubt and the shapes it drew.
+MIN_JUDGED = 30
+"""Judged patches, with some of both kinds, from which a run's own calibration is worth more than the general one."""
 
-With few annotated images, color and texture tell the model which set an image is from rather than whether it failed: on
-held-out images all features gave AUC 0.79, and 0.74 with their squares, these five 0.82 (benchmarks/predicted_quality.py). The
-other features are measured for cohorts with enough judged patches of their own.
-"""
-
-_COLUMNS = [FEATURES.index(name) for name in USED]
-
-SMALL_UM2 = 12.0
-"""Below a disc of 4 um across nothing but debris, or a nucleus cut by the section, is expected."""
-
-
-def patch_features(
-    rgb: npt.NDArray[np.uint8],
-    prob: npt.NDArray[np.uint8],
-    nuclei: Mapping[str, npt.NDArray[Any]],
-    labels: npt.NDArray[np.int32] | None = None,
-) -> FloatArray:
-    """Return the features of one patch, in the order of ``FEATURES``; all finite.
-
-    Parameters
-    ----------
-    rgb : uint8 (H, W, 3)
-        Pixels, working px.
-    prob : uint8 (2, H, W)
-        Center and material maps of the same window.
-    nuclei
-        Columns ``area_um2, perimeter_um, major_um, minor_um, center_prob, material_prob`` (see ``wsiseg.schema.NUCLEI``) of the
-        nuclei in the patch.
-    labels : int32 (H, W)
-        Instances of the window, for the share of material that no nucleus took. ``None``: 0.
-    """
-    if rgb.shape[:2] != prob.shape[1:]:
-        raise InputError(f"Expected pixels and maps of one window, got {rgb.shape[:2]} and {prob.shape[1:]}.")
-    values = {**_map_features(prob, labels), **_nucleus_features(nuclei, prob.shape[1] * prob.shape[2]), **_pixel_features(rgb)}
-    return np.array([values[name] for name in FEATURES], np.float64)
-
-
-def _map_features(prob: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32] | None) -> dict[str, float]:
-    center, material = prob[0].astype(np.float64) / 255, prob[1].astype(np.float64) / 255
-    p = np.clip(material, 1e-3, 1 - 1e-3)
-    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    found = material > 0.5
-    n_material, n_center = int(found.sum()), int((center > 0.5).sum())
-    orphan_material = 0.0 if labels is None or not n_material else float((found & (labels == 0)).sum()) / n_material
-    return {
-        "unsure_frac": float(((material > 0.2) & (material < 0.8)).sum()) / max(1, n_material),
-        "material_entropy": float(entropy.mean()),
-        "material_frac": float(found.mean()),
-        "center_orphan_frac": float(((center > 0.5) & ~found).sum()) / max(1, n_center),
-        "material_orphan_frac": orphan_material,
-    }
-
-
-def _nucleus_features(nuclei: Mapping[str, npt.NDArray[Any]], n_px: int) -> dict[str, float]:
-    area = np.asarray(nuclei["area_um2"], np.float64)
-    names = (
-        "log_count",
-        "area_median_um2",
-        "area_cv",
-        "small_frac",
-        "elongation_mean",
-        "roundness_mean",
-        "center_prob_mean",
-        "material_prob_mean",
-    )
-    if area.size == 0:
-        return dict.fromkeys(names, 0.0)
-    perimeter, major, minor = (np.asarray(nuclei[k], np.float64) for k in ("perimeter_um", "major_um", "minor_um"))
-    round_ = 4 * math.pi * area / np.maximum(perimeter, 1e-6) ** 2
-    values = (
-        math.log1p(area.size * 65_536 / n_px),
-        float(np.median(area)),
-        float(area.std() / area.mean()) if area.mean() > 0 else 0.0,
-        float((area < SMALL_UM2).mean()),
-        float((major / np.maximum(minor, 1e-6)).clip(1, 20).mean()),
-        float(round_.clip(0, 2).mean()),
-        float(np.asarray(nuclei["center_prob"], np.float64).mean()) / 255,
-        float(np.asarray(nuclei["material_prob"], np.float64).mean()) / 255,
-    )
-    return dict(zip(names, values, strict=True))
-
-
-def _pixel_features(rgb: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Blur, density and hue of the stain.
-
-    Sharpness is the log of the variance of the Laplacian (Pech-Pacheco et al. 2000) over that of the picture, so that it does
-    not follow contrast. Hue is the optical-density plane of van der Laak et al. (2000, Cytometry 39:275): (x, y) say which
-    dyes, not how much.
-    """
-    gray = rgb.astype(np.float64).mean(axis=2)
-    inner = gray[1:-1, 1:-1]
-    laplace = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * inner
-    density = -np.log10((rgb.astype(np.float64) + 1) / 256)
-    mean = density.mean(axis=2)
-    stained = mean > 0.08
-    by_channel = density[stained].mean(axis=0) if stained.any() else np.zeros(3)
-    total = max(float(by_channel.mean()), 1e-6)
-    return {
-        "sharpness": math.log10((float(laplace.var()) + 1e-3) / (float(inner.var()) + 1.0)),
-        "od_mean": float(mean.mean()),
-        "od_spread": float(mean.std()),
-        "hue_x": float(by_channel[0]) / total - 1 if stained.any() else 0.0,
-        "hue_y": float(by_channel[1] - by_channel[2]) / (math.sqrt(3) * total) if stained.any() else 0.0,
-    }
+SLOPE_RIDGE, OFFSET_RIDGE = 4.0, 0.1
+"""Pull of ``recalibrate`` towards no change: the slope needs many patches to be known, the offset few."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QualityModel:
-    """Logistic regression over the standardized features ``USED``.
+    """Logistic regression over ``TERMS``.
 
     Attributes
     ----------
-    mean, scale : float64 (5,)
-        Of the patches it was trained on.
-    weights : float64 (6,)
-        Of the standardized features, and the constant.
+    mean, scale : float64 (20,)
+        Of the terms in training.
+    weights : float64 (21,)
+        Of the standardized terms, and the constant.
+    stain : float64 (2, 3)
+        Median and robust spread of density and hue in training.
+    facts
+        Where it comes from and what it is worth: ``network`` and ``network_sha256`` (the weights whose segmentation it
+        judges), ``licence``, ``trained_on``, ``criterion``, ``held_out`` (patients, patches, auc, brier, calibration_error,
+        group_spread, calibration).
     """
 
     mean: FloatArray
     scale: FloatArray
     weights: FloatArray
+    stain: FloatArray
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     def predict(self, features: FloatArray) -> FloatArray:
-        """Return the probability that each patch fails, float64 (N,), of all features (N, 18)."""
-        return _sigmoid(_design(features, self.mean, self.scale) @ self.weights)
+        """Return the probability that each patch fails, float64 (N,), of features (N, 22) in the order of ``FEATURES``."""
+        return _sigmoid(_design(_terms(features, self.stain), self.mean, self.scale) @ self.weights)
+
+    @property
+    def group_spread(self) -> float:
+        """Return the standard deviation of a patient's bad share about its prediction (see ``group_spread``)."""
+        return float(self.facts.get("held_out", {}).get("group_spread", 0.0))
 
     def to_json(self) -> str:
-        """Return the model as JSON, with the names of its features."""
-        facts = {
-            "features": USED,
-            "mean": self.mean.tolist(),
-            "scale": self.scale.tolist(),
-            "weights": self.weights.tolist(),
-        }
-        return json.dumps(facts)
+        """Return the model as JSON, with the names of its terms."""
+        numbers = {k: _short(getattr(self, k)) for k in ("mean", "scale", "weights", "stain")}
+        return json.dumps({**self.facts, "terms": TERMS, **numbers}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> QualityModel:
-        """Read what ``to_json`` wrote. Raises ``FormatError`` for anything else, or a model of other features."""
+        """Read what ``to_json`` wrote. Raises ``FormatError`` for anything else, or a model of other terms."""
         try:
             raw = json.loads(text)
-            arrays = [np.array(raw[k], np.float64) for k in ("mean", "scale", "weights")]
-            names = tuple(raw["features"])
-        except (ValueError, KeyError, TypeError) as err:
+            arrays = {k: np.array(raw.pop(k), np.float64) for k in ("mean", "scale", "weights", "stain")}
+            names = tuple(raw.pop("terms"))
+        except (ValueError, KeyError, TypeError, AttributeError) as err:
             raise FormatError(f"Not a quality model: {err}") from err
-        if names != USED or [a.shape for a in arrays] != [(len(USED),), (len(USED),), (len(USED) + 1,)]:
-            raise FormatError(f"Expected a quality model of the features {USED}, got {names}. Train it again.")
-        return cls(*arrays)
+        n = len(TERMS)
+        shapes = {"mean": (n,), "scale": (n,), "weights": (n + 1,), "stain": (2, len(_STAIN))}
+        if names != TERMS or any(arrays[k].shape != shape or not np.isfinite(arrays[k]).all() for k, shape in shapes.items()):
+            raise FormatError(f"Expected a quality model of the terms {TERMS}, got {names}. Fit it again.")
+        return cls(**arrays, facts=raw)
 
 
-def fit_quality(features: FloatArray, fails: npt.NDArray[np.bool_], *, ridge: float = 5.0, steps: int = 50) -> QualityModel:
+def _short(values: FloatArray) -> Any:
+    return np.vectorize(lambda v: float(f"{v:.8g}"))(values).tolist()
+
+
+def load_quality(network: str) -> QualityModel | None:
+    """Return the model that ships for a set of network weights (``open``, ``research``), or None where none does."""
+    file = files("wsiseg.qc").joinpath("quality_models", f"{network}.json")
+    return QualityModel.from_json(file.read_text(encoding="utf-8")) if network.isidentifier() and file.is_file() else None
+
+
+def fit_quality(
+    features: FloatArray, fails: BoolArray, importance: FloatArray | None = None, *, ridge: float = 25.0, steps: int = 50
+) -> QualityModel:
     """Fit the model by Newton's method on the penalized likelihood (unique optimum; no random numbers).
 
     Parameters
     ----------
-    features : float64 (N, 18)
+    features : float64 (N, 22)
         From ``patch_features``.
     fails : bool (N,)
         Precision or recall below 75 % against truth.
+    importance : float64 (N,), optional
+        What each patch counts, 1 on average; overlapping patches of one image are worth less than their number.
     ridge
         Penalty on squared weights (the constant is free).
 
@@ -221,29 +143,44 @@ def fit_quality(features: FloatArray, fails: npt.NDArray[np.bool_], *, ridge: fl
         raise InputError(
             f"Expected finite features (N, {len(FEATURES)}) and one truth each, got {features.shape} and {y.shape}."
         )
-    if y.min() == y.max():
+    if not len(y) or y.min() == y.max():
         raise InputError("Expected patches that fail and patches that do not; all are of one kind.")
-    used = features[:, _COLUMNS]
-    mean, scale = used.mean(axis=0), used.std(axis=0)
+    counts = np.ones(len(y)) if importance is None else np.asarray(importance, np.float64)
+    raw = features[:, [FEATURES.index(name) for name in _STAIN]]
+    median = np.median(raw, axis=0)
+    spread = 1.4826 * np.median(np.abs(raw - median), axis=0)
+    stain = np.stack([median, np.where(spread > 1e-6, spread, 1.0)])
+    terms = _terms(features, stain)
+    mean, scale = terms.mean(axis=0), terms.std(axis=0)
     scale = np.where(scale > 1e-9, scale, 1.0)
-    x = _design(features, mean, scale)
-    penalty = np.full(x.shape[1], ridge)
-    penalty[-1] = 1e-9
-    weights = np.zeros(x.shape[1])
-    weights[-1] = math.log(y.mean() / (1 - y.mean()))
+    x = _design(terms, mean, scale)
+    pull = np.append(np.full(len(TERMS), ridge), 1e-9)
+    return QualityModel(mean, scale, _newton(x, y, counts, pull, np.zeros(x.shape[1]), steps), stain)
+
+
+def _newton(x: FloatArray, y: FloatArray, counts: FloatArray, pull: FloatArray, start: FloatArray, steps: int) -> FloatArray:
+    """Return the weights that maximize the likelihood less half ``pull`` times their squared distance from ``start``."""
+    weights = start.copy()
     for _ in range(steps):
         p = _sigmoid(x @ weights)
-        gradient = x.T @ (p - y) + penalty * weights
-        curvature = (x * (p * (1 - p))[:, None]).T @ x + np.diag(penalty)
+        gradient = x.T @ (counts * (p - y)) + pull * (weights - start)
+        curvature = (x * (counts * p * (1 - p))[:, None]).T @ x + np.diag(pull)
         step = np.linalg.solve(curvature, gradient)
         weights = weights - step / max(1.0, float(np.abs(step).max()))  # damped far from the optimum, Newton near it
         if np.abs(step).max() < 1e-9:
             break
-    return QualityModel(mean, scale, weights)
+    return weights
 
 
-def _design(features: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
-    z = np.clip((features[:, _COLUMNS] - mean) / scale, -4, 4)  # one wild feature must not decide alone
+def _terms(features: FloatArray, stain: FloatArray) -> FloatArray:
+    used = features[:, [FEATURES.index(name) for name in _USED]]
+    raw = features[:, [FEATURES.index(name) for name in _STAIN]]
+    far = np.sqrt((((raw - stain[0]) / stain[1]) ** 2).sum(axis=1))
+    return np.column_stack([used, far])
+
+
+def _design(terms: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
+    z = np.clip((terms - mean) / scale, -4, 4)  # one wild feature must not decide alone
     return np.column_stack([z, np.ones(len(z))])
 
 
@@ -251,7 +188,31 @@ def _sigmoid(x: FloatArray) -> FloatArray:
     return 0.5 * (1 + np.tanh(x / 2))
 
 
-def auc(score: FloatArray, fails: npt.NDArray[np.bool_]) -> float:
+def recalibrate(score: FloatArray, fails: BoolArray) -> tuple[float, float] | None:
+    """Return (offset, slope) such that sigmoid(offset + slope * logit(score)) fits judged patches; None below ``MIN_JUDGED``.
+
+    Platt scaling (1999) drawn towards (0, 1). Patches may have been chosen by their score: given the score, the chance to
+    fail is the same among those chosen.
+    """
+    y = np.asarray(fails, np.float64)
+    if len(y) < MIN_JUDGED or y.min() == y.max():
+        return None
+    x = np.column_stack([np.ones(len(y)), _logit(score)])
+    offset, slope = _newton(x, y, np.ones(len(y)), np.array([OFFSET_RIDGE, SLOPE_RIDGE]), np.array([0.0, 1.0]), 50).tolist()
+    return offset, max(slope, 0.05)  # never an order turned round by a few patches
+
+
+def apply_calibration(score: FloatArray, fit: tuple[float, float] | None) -> FloatArray:
+    """Return scores after ``recalibrate``; unchanged where that gave None."""
+    return score if fit is None else _sigmoid(fit[0] + fit[1] * _logit(score))
+
+
+def _logit(p: FloatArray) -> FloatArray:
+    q = np.clip(np.asarray(p, np.float64), 1e-4, 1 - 1e-4)
+    return np.log(q / (1 - q))
+
+
+def auc(score: FloatArray, fails: BoolArray) -> float:
     """Return the chance that a failing patch scores above a good one, ties half (Mann and Whitney 1947); NaN without both."""
     bad = np.asarray(fails, np.bool_)
     n_bad, n_good = int(bad.sum()), int((~bad).sum())
@@ -262,23 +223,51 @@ def auc(score: FloatArray, fails: npt.NDArray[np.bool_]) -> float:
     return float((rank[place][bad].sum() - n_bad * (n_bad + 1) / 2) / (n_bad * n_good))
 
 
-def reviews_saved(score: FloatArray, fails: npt.NDArray[np.bool_], recall: float = 0.9) -> float:
+def brier(score: FloatArray, fails: BoolArray) -> float:
+    """Return the mean squared error of the probabilities (Brier 1950): 0 is perfect, p (1 - p) is knowing the share only."""
+    return float(np.mean((np.asarray(score, np.float64) - np.asarray(fails, np.float64)) ** 2))
+
+
+def reviews_saved(score: FloatArray, fails: BoolArray, recall: float = 0.9, prevalence: float | None = None) -> float:
     """Return the share of reviews that ordering by score saves, against any order, at an equal recall of failing patches.
 
     To see a share ``recall`` of the failing ones in random order takes that share of all reviews; the result is 1 - (reviews in
-    order of score) / (reviews in random order), at most 1, below 0 where the score misleads.
+    order of score) / (reviews in random order), below 0 where the score misleads. It is at most 1 - prevalence: what fails
+    must be looked at. ``prevalence`` weights the patches as if that share of them failed (None: the share that does).
     """
     bad = np.asarray(fails, np.bool_)
-    if not bad.any() or not 0 < recall <= 1:
-        raise InputError(f"Expected failing patches and a recall in (0, 1], got {int(bad.sum())} and {recall}.")
+    n_bad = int(bad.sum())
+    if not n_bad or not 0 < recall <= 1 or (prevalence is not None and not 0 < prevalence < 1):
+        raise InputError(f"Expected failing patches and a recall in (0, 1], got {n_bad} and {recall}.")
+    share = n_bad / len(bad) if prevalence is None else prevalence
+    each = np.where(bad, share / n_bad, (1 - share) / max(1, len(bad) - n_bad))
     order = np.argsort(-np.asarray(score), kind="stable")
-    wanted = math.ceil(recall * int(bad.sum()) - 1e-9)
+    wanted = math.ceil(recall * n_bad - 1e-9)
     needed = int(np.searchsorted(np.cumsum(bad[order]), wanted)) + 1
-    return 1 - needed / (recall * len(bad))
+    return 1 - float(each[order][:needed].sum()) / recall
 
 
-def calibration(score: FloatArray, fails: npt.NDArray[np.bool_], bins: int = 10) -> list[tuple[float, float, int]]:
+def calibration(score: FloatArray, fails: BoolArray, bins: int = 10) -> list[tuple[float, float, int]]:
     """Return (mean predicted, observed share, patches) of equally filled bins, from the surest to the most suspect."""
     order = np.argsort(score, kind="stable")
     parts = [part for part in np.array_split(order, bins) if part.size]
     return [(float(score[part].mean()), float(np.asarray(fails, np.float64)[part].mean()), int(part.size)) for part in parts]
+
+
+def calibration_error(score: FloatArray, fails: BoolArray, bins: int = 10) -> float:
+    """Return the expected calibration error: mean |predicted - observed| over equally filled bins."""
+    return sum(abs(p - o) * n for p, o, n in calibration(score, fails, bins)) / max(1, len(score))
+
+
+def group_spread(score: FloatArray, fails: BoolArray, groups: npt.NDArray[np.str_]) -> float:
+    """Return how far the bad share of a patient strays from its prediction, as a standard deviation.
+
+    The mean square of (observed share - mean score) over patients less what binomial chance explains of it, or 0: the part of
+    a slide's error that more patches do not average out.
+    """
+    excess = []
+    for name in np.unique(groups):
+        here = groups == name
+        s, n = np.asarray(score, np.float64)[here], int(here.sum())
+        excess.append((float(np.asarray(fails, np.float64)[here].mean() - s.mean())) ** 2 - float((s * (1 - s)).sum()) / n**2)
+    return math.sqrt(max(0.0, float(np.mean(excess))))

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.qc.estimate import ShareEstimate
 from wsiseg.qc.grades import GRADES, SlideGrade
 
 __all__ = ["ReportData", "Thumbnail", "data_uri", "density_picture", "render_report", "worst_first"]
@@ -35,6 +36,9 @@ ROW_COLUMNS = (
     "error",
 )
 STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
+
+SUSPECT_FRAC = 0.2
+"""Above this bad share a slide is Unacceptable; where the whole interval of its estimate is, it gives cause to look."""
 
 DENSITY_RGB = np.array([[255, 255, 255], [253, 219, 160], [240, 120, 90], [170, 40, 110], [50, 10, 80]], np.float64)
 """Pale to dark and monotone in lightness, so that it reads in gray too."""
@@ -68,7 +72,12 @@ class ReportData:
     pictures
         Thumbnails by slide id.
     patches
-        ``slide_id, word, n_nuclei, tissue, layer`` of the patches shown (pictures as data URIs), of ``n_patches`` in all.
+        ``slide_id, word, n_nuclei, fail_prob, tissue, layer`` of the patches shown (pictures as data URIs), of ``n_patches`` in
+        all.
+    estimates, corrected
+        Estimated bad share of slides, and of cohorts where a review by suspicion allows it; empty: nothing predicted.
+    predictor
+        What the quality model is and how well it is calibrated (see ``wsiseg.qc.predict_quality``).
     errors
         Rows of the error table.
     provenance
@@ -86,6 +95,9 @@ class ReportData:
     n_patches: int = 0
     errors: Sequence[Mapping[str, Any]] = ()
     provenance: Sequence[tuple[str, Any]] = ()
+    estimates: Mapping[str, ShareEstimate] = field(default_factory=dict)
+    corrected: Mapping[str, ShareEstimate] = field(default_factory=dict)
+    predictor: Mapping[str, Any] = field(default_factory=dict)
 
 
 def render_report(data: ReportData) -> bytes:
@@ -115,9 +127,13 @@ def _facts(data: ReportData) -> dict[str, Any]:
     for name in ("round", "tails", "reasons", "note"):
         columns[name] = [flags.get(i, {}).get(name) for i in ids]
     graded = [grades.get(i) for i in ids]
-    for name, attribute in (("grade", "grade"), ("n_bad", "n_bad"), ("n_judged", "n_judged"), ("verdict", "slide_verdict"),
-                            ("bad_frac", "bad_frac"), ("low", "bad_frac_low"), ("high", "bad_frac_high")):  # fmt: skip
+    of_grade = {"grade": "grade", "n_bad": "n_bad", "n_judged": "n_judged", "n_sampled": "n_patches"}
+    of_grade |= {"verdict": "slide_verdict", "bad_frac": "bad_frac", "low": "bad_frac_low", "high": "bad_frac_high"}
+    for name, attribute in of_grade.items():
         columns[name] = [None if g is None else getattr(g, attribute) for g in graded]
+    guessed = [data.estimates.get(i) for i in ids]
+    for name, attribute in (("estimate", "share"), ("estimate_low", "low"), ("estimate_high", "high")):
+        columns[name] = [None if e is None else getattr(e, attribute) for e in guessed]
     columns["comment"] = [data.comments.get(i, "") for i in ids]
     names = Thumbnail.__slots__
     return {
@@ -126,6 +142,9 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "rows": columns,
         "has_outliers": bool(data.outliers),
         "has_grades": bool(data.grades),
+        "has_estimates": bool(data.estimates),
+        "corrected": {k: [e.share, e.low, e.high, e.n_judged, e.n_patches] for k, e in data.corrected.items()},
+        "predictor": dict(data.predictor),
         "pictures": {k: {n: getattr(t, n) for n in names if getattr(t, n)} for k, t in data.pictures.items()},
         "n_pictures": len(data.pictures),
         "patches": [dict(p) for p in data.patches],
@@ -155,12 +174,17 @@ def _plain(value: Any) -> Any:
 
 
 def worst_first(
-    rows: Sequence[Mapping[str, Any]], outliers: Sequence[Mapping[str, Any]], grades: Sequence[SlideGrade]
+    rows: Sequence[Mapping[str, Any]],
+    outliers: Sequence[Mapping[str, Any]],
+    grades: Sequence[SlideGrade],
+    estimates: Mapping[str, ShareEstimate] | None = None,
 ) -> list[str]:
     """Return the ids of slides that give cause to look, worst first: the order in which pictures are handed out.
 
-    Failed, judged unacceptable, worse groups, larger bad share, flagged in the first round, more reasons; then by id.
+    Failed, judged unacceptable, worse groups, larger bad share, partly failed, surely above ``SUSPECT_FRAC`` by prediction,
+    flagged in the first round, more reasons; then by id.
     """
+    suspects = {s for s, e in (estimates or {}).items() if e.low > SUSPECT_FRAC}
     flags = {r["slide_id"]: r for r in outliers}
     graded = {g.slide_id: g for g in grades}
     ranked = []
@@ -177,6 +201,7 @@ def worst_first(
             group,
             bad_frac,
             row["status"] == "partial",
+            slide_id in suspects,
             round_,
             len((flag.get("tails") or "").split()),
         )

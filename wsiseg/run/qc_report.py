@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from wsiseg.errors import InputError, WsisegError
 from wsiseg.qc import PATCH_MARKS, SlideGrade, decide, read_all_marks, read_picture, read_rows
 from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
 from wsiseg.run.qc import QcRun, grade_run, open_row_slide
+from wsiseg.run.qc_predict import stored_prediction
 from wsiseg.run.qc_review import jpeg
 from wsiseg.tables import atomic_write_bytes, read_nuclei
 
@@ -44,7 +45,9 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     outliers = read_rows(run.qc / "outliers.parquet")
     index = read_rows(run.qc / "patches.parquet")
     grades, comments = _grades(run, index)
-    order = worst_first(run.rows, outliers, grades)
+    prediction = stored_prediction(run)
+    estimates = {} if prediction is None else prediction.slides
+    order = worst_first(run.rows, outliers, grades, estimates)
     if len(run.rows) <= SHOW_ALL_SLIDES:
         order += [r["slide_id"] for r in run.rows if r["slide_id"] not in set(order)]
     rows = {r["slide_id"]: r for r in run.rows}
@@ -59,10 +62,13 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
         grades=grades,
         comments=comments,
         pictures=pictures,
-        patches=_patches(run, index, max_patches),
+        patches=_patches(run, index, max_patches, {} if prediction is None else prediction.fail_prob),
         n_patches=len(index),
         errors=read_rows(run.folder.root / "errors.parquet"),
         provenance=_provenance(run),
+        estimates=estimates,
+        corrected={} if prediction is None else prediction.cohorts,
+        predictor={} if prediction is None else prediction.facts,
     )
     path = out if out is not None else run.qc / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -110,7 +116,7 @@ def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
     return Thumbnail(thumb.thumb, data_uri(density, "image/png"), top, thumb.width_mm)
 
 
-def _patches(run: QcRun, index: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+def _patches(run: QcRun, index: Sequence[dict[str, Any]], limit: int, fail_prob: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return the patches shown: not adequate, unsure, then a sample of the rest (the order of blinded names is random)."""
     words = decide(read_all_marks(run.marks, run.digest, "patches"), PATCH_MARKS[0], PATCH_MARKS[1])
     rank = {"not_adequate": 0, "unsure": 1}
@@ -126,6 +132,7 @@ def _patches(run: QcRun, index: Sequence[dict[str, Any]], limit: int) -> list[di
             "slide_id": e["slide_id"],
             "word": words.get(e["patch_id"], ""),
             "n_nuclei": e["n_nuclei"],
+            "fail_prob": fail_prob.get(e["patch_id"]),
             "tissue": data_uri(_as_jpeg(tissue), "image/jpeg"),
             "layer": data_uri(layer, "image/png"),
         })  # fmt: skip

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import InputError, WsisegError
+from wsiseg.errors import ConfigError, InputError, WsisegError
 from wsiseg.qc import MarkLog, read_all_marks, read_picture, read_rows
 from wsiseg.qc.review import ReviewServer, ReviewSession, ReviewSource, parse_share, patch_queue
 from wsiseg.read import Slide
-from wsiseg.run.qc import QcRun, open_row_slide, rings_in
+from wsiseg.run.qc import QcRun, open_row_slide
+from wsiseg.run.qc_predict import by_suspicion
+from wsiseg.tables import read_nuclei, wkb_rings
 from wsiseg.types import Box
 
 __all__ = ["SlideShelf", "make_source", "open_review", "parse_share"]
@@ -129,7 +131,7 @@ def make_source(run: QcRun, shelf: SlideShelf, packs: dict[str, str], reasons: d
     def nuclei(slide_id: str, view: Box) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
         run.row(slide_id)
         try:
-            return rings_in(run.folder.table(slide_id), view)
+            return wkb_rings(read_nuclei(run.folder.table(slide_id), view, ["geometry"])["geometry"])
         except FileNotFoundError:
             return np.empty((0, 2)), np.zeros(1, np.int64)  # a slide without segmentation has none to draw
 
@@ -144,6 +146,7 @@ def open_review(
     share: tuple[int, int] = (1, 1),
     second_opinion_frac: float = 0.0,
     slides: Sequence[str] | None = None,
+    order: str = "random",
 ) -> tuple[ReviewServer, SlideShelf]:
     """Return a server, ready to ``run``, of a reviewer's queues.
 
@@ -153,6 +156,10 @@ def open_review(
         See ``wsiseg.qc.review.patch_queue``.
     slides
         Slides of the slide queue; ``None``: the flagged ones.
+    order
+        ``random``: by blinded name, so that any part of the review is a fair sample and slides can be graded from it.
+        ``predicted``: suspects tend to come first (``wsiseg.run.qc_predict.by_suspicion``); shares are corrected for it, and a
+        slide is graded when all its patches are judged.
 
     Raises
     ------
@@ -175,8 +182,14 @@ def open_review(
     own = everyone.pop(reviewer, {})
     others = {item for by_item in everyone.values() for item in by_item}
     ids = [e["patch_id"] for e in index]
+    if order not in ("random", "predicted"):
+        raise ConfigError(f"Expected the order random or predicted, got {order!r}.")
+    if order == "predicted" and ids:
+        ids = by_suspicion(run, ids)
     queue = patch_queue(ids, own, others, share=share, second_opinion_frac=second_opinion_frac)
-    log = MarkLog(run.marks, reviewer, run.digest)
+    tilted = "predicted" if share == (1, 1) else f"predicted {share[0]}/{share[1]}"
+    shown_by = "second" if second_opinion_frac > 0 else tilted if order == "predicted" else "random"
+    log = MarkLog(run.marks, reviewer, run.digest, shown_by)
     shelf = SlideShelf(run)
     reasons = {r["slide_id"]: [t for t in (r["reasons"] or r["note"] or "").split("; ") if t] for r in outliers}
     source = make_source(run, shelf, {e["patch_id"]: e["file"] for e in index}, reasons)

@@ -110,13 +110,16 @@ function cohorts() {
     const out = { cohort: name, slides: rs.length, failed: rs.filter((r) => r.status === "failed" || r.status === "partial").length, nuclei: sum("n_nuclei"), mm2: sum("tissue_mm2"),
       density: median(rs, "nuclei_per_mm2"), area: median(rs, "area_mean_um2"), std: median(rs, "area_std_um2"),
       flagged: rs.filter((r) => r.round > 0).length, bad: judged ? 100 * sum("n_bad") / judged : NaN };
+    out.estimate = D.has_estimates ? 100 * mean(rs.map((r) => r.estimate)) : NaN;
     for (const g of GRADES) out[g] = rs.filter((r) => r.grade === g).length;
     return out;
   };
+  const mean = (vs) => { const v = vs.filter(finite); return v.length ? v.reduce((a, b) => a + b, 0) / v.length : NaN; };
   const rows = [...groups].map(([c, rs]) => line(cohortName(c), rs));
   const columns = [["cohort", "Cohort"], ["slides", "Slides", 0], ["failed", "Failed", 0], ["nuclei", "Nuclei", 0], ["mm2", "Tissue mm²", 1],
     ["density", "Median nuclei per mm²", 0], ["area", "Median mean area µm²", 1], ["std", "Median spread µm²", 1], ["flagged", "Outliers", 0]];
-  if (D.has_grades) columns.push(["bad", "Patches bad %", 1], ...GRADES.filter((g) => g !== "Ungraded" || rows.some((r) => r[g])).map((g) => [g, g, 0]));
+  if (D.has_estimates) columns.push(["estimate", "Estimated bad %", 1]);
+  if (D.has_grades) columns.push(["bad", "Judged bad %", 1], ...GRADES.filter((g) => g !== "Ungraded" || rows.some((r) => r[g])).map((g) => [g, g, 0]));
   table($("cohort-table"), columns.map(([key, name, digits]) => ({ id: key, key, name, digits })), rows, { sort: "cohort", foot: rows.length > 1 ? line("All", ROWS) : null });
 }
 
@@ -177,9 +180,45 @@ function distributions() {
   $("plots").append(...STATISTICS.map((s) => plot(...s)));
 }
 
+// Predicted against observed share: on the diagonal the probabilities mean what they say.
+function reliability(title, bins) {
+  const size = 300, low = 44, span = size - low - 14, at = (v) => low + v * span, up = (v) => size - low - v * span;
+  const svg = shape("svg", { viewBox: `0 0 ${size} ${size}`, role: "img", "aria-label": title });
+  for (const v of [0, 0.25, 0.5, 0.75, 1]) {
+    svg.append(shape("line", { x1: at(v), x2: at(v), y1: up(0), y2: up(1), stroke: "#e3e7ec" }), shape("line", { x1: at(0), x2: at(1), y1: up(v), y2: up(v), stroke: "#e3e7ec" }),
+      shape("text", { x: at(v), y: size - low + 17, "text-anchor": "middle" }, `${100 * v}`), shape("text", { x: low - 6, y: up(v) + 4, "text-anchor": "end" }, `${100 * v}`));
+  }
+  svg.append(shape("line", { x1: at(0), y1: up(0), x2: at(1), y2: up(1), stroke: "#8a8f98", "stroke-dasharray": "5 4" }),
+    shape("text", { x: at(0.5), y: size - 8, "text-anchor": "middle" }, "predicted not adequate, %"), shape("text", { x: 12, y: up(0.5), "text-anchor": "middle", transform: `rotate(-90 12 ${up(0.5)})` }, "found not adequate, %"));
+  for (const [p, o, n] of bins) {
+    const half = 1.96 * Math.sqrt(Math.max(o * (1 - o), 0.25 / n) / n);
+    svg.append(shape("line", { x1: at(p), x2: at(p), y1: up(Math.max(0, o - half)), y2: up(Math.min(1, o + half)), stroke: "#33608f" }));
+  }
+  svg.append(shape("polyline", { points: bins.map(([p, o]) => `${at(p).toFixed(1)},${up(o).toFixed(1)}`).join(" "), fill: "none", stroke: "#33608f", "stroke-width": 1.6 }));
+  for (const [p, o, n] of bins) svg.append(shape("circle", { cx: at(p), cy: up(o), r: 4, fill: "#33608f" }, shape("title", {}, `${n} patches: predicted ${number(100 * p, 1)} %, found ${number(100 * o, 1)} %`)));
+  return el("figure", {}, el("figcaption", {}, title), svg);
+}
+
+function predicted() {
+  if (!D.has_estimates) { $("predicted").remove(); return; }
+  const P = D.predictor, held = P.held_out || {}, own = P.own || {};
+  $("predicted-note").append(`For every sampled patch the probability that a reviewer finds it not adequate (precision or recall below 75 %), from the network's margins, the shapes it drew, blur, and how the outlines sit on the picture. A slide's estimate is the mean over its patches, judged ones as judged; its interval includes how far whole patients stray from their prediction. It says where to look and replaces no review. ${(P.notes || []).join(" ")}`);
+  if (held.calibration) $("predicted-plots").append(reliability(`Annotated images of ${held.patients} patients not used for fitting`, held.calibration));
+  if (own.calibration) $("predicted-plots").append(reliability(own.slope != null ? "Reviewers of this run, before fitting to them" : "Reviewers of this run", own.calibration));
+  const rows = [["AUC: a bad patch ranks above a good one", "auc", 3], ["Brier score: mean squared error of the probability", "brier", 3], ["Calibration error: mean distance from the diagonal", "calibration_error", 3], ["Patches", "patches", 0]];
+  const columns = [{ id: "what", name: "Figure", value: (r) => r[0] }, { id: "held", name: "Annotated images, patients held out", value: (r) => held[r[1]], digits: 3, show: (v, r) => number(v, r[2]) }];
+  if (own.patches) columns.push({ id: "own", name: "Reviewers of this run", value: (r) => own[r[1]], digits: 3, show: (v, r) => number(v, r[2]) });
+  table($("predicted-table"), columns, rows);
+  const said = own.slope != null ? `The probabilities shown here are fitted to the ${number(P.n_judged)} patches that reviewers of this run judged.` :
+    `Reviewers of this run judged ${number(P.n_judged || 0)} patches; from 30 on, with some of both kinds, the probabilities are fitted to them.`;
+  const lines = Object.entries(D.corrected).map(([name, [share, low, high, judged, all]]) => `${name}: ${number(100 * share, 1)} % (95 % ${number(100 * low, 1)} to ${number(100 * high, 1)} %), ${number(judged)} of ${number(all)} judged.`);
+  $("predicted-table").append(el("p", { class: "note" }, said), lines.length ? el("p", { class: "note" }, `Suspect patches were judged first. Bad share corrected for that: ${lines.join(" ")}`) : "");
+  $("predicted-table").append(el("p", { class: "note" }, `Model for the network weights “${P.network}”. ${P.licence ? `Licence: ${P.licence}.` : ""}`));
+}
+
 function badness(r) {
   const grade = Math.max(0, GRADES.slice(0, 5).indexOf(r.grade));
-  return (r.status === "failed" ? 1e6 : 0) + (r.verdict === "unacceptable" ? 1e5 : 0) + grade * 1e4 + (r.bad_frac || 0) * 5e3 + (r.status === "partial" ? 900 : 0) +
+  return (r.status === "failed" ? 1e6 : 0) + (r.verdict === "unacceptable" ? 1e5 : 0) + grade * 1e4 + (r.bad_frac || 0) * 5e3 + (r.status === "partial" ? 900 : 0) + (r.estimate_low > 0.2 ? 700 : 0) +
     (r.round === 1 ? 500 : r.round === 2 ? 250 : 0) + (r.tails ? r.tails.split(" ").length * 50 : 0);
 }
 
@@ -187,13 +226,14 @@ function card(r) {
   const judged = r.n_judged ? `${r.n_bad} of ${r.n_judged} patches not adequate (${number(100 * r.bad_frac, 1)} %, 95 % ${number(100 * r.low, 0)} to ${number(100 * r.high, 0)} %)` : "";
   const facts = r.status === "failed" ? `${cohortName(r.cohort)} · failed` : `${cohortName(r.cohort)} · ${number(r.n_nuclei)} nuclei · ${number(r.nuclei_per_mm2)} per mm² · mean area ${number(r.area_mean_um2, 1)} µm²`;
   const reasons = (r.reasons || "").split("; ").filter(Boolean);
+  const guess = finite(r.estimate) && !(r.n_judged && r.n_judged === r.n_sampled) ? `Estimated ${number(100 * r.estimate, 0)} % of patches bad (95 % ${number(100 * r.estimate_low, 0)} to ${number(100 * r.estimate_high, 0)} %)` : "";
   const picture = D.pictures[r.slide_id], pair = el("div", { class: "pair" });
   if (picture && picture.thumb) {
     pair.append(el("figure", {}, el("img", { src: picture.thumb, alt: `Thumbnail of ${r.slide_id}`, loading: "lazy" }), el("figcaption", {}, picture.width_mm ? `${number(picture.width_mm, 1)} mm wide` : "Thumbnail")));
     if (picture.density) pair.append(el("figure", {}, el("img", { src: picture.density, alt: `Nuclear density of ${r.slide_id}`, loading: "lazy" }), el("figcaption", {}, `Nuclei per mm²: pale 0, dark ${number(picture.density_max)}`)));
   } else if (picture && r.status !== "failed") pair.append(el("p", { class: "missing" }, picture.error || "No picture."));
   return el("article", { class: r.round > 0 || r.status === "failed" || r.grade === "Unacceptable" ? "card bad" : "card" }, el("h3", {}, r.slide_id, " ", pill(r.grade)), el("div", { class: "note", style: "margin:0" }, facts), pair.childElementCount ? pair : "",
-    judged ? el("div", {}, judged) : "", reasons.length ? el("ul", {}, ...reasons.map((t) => el("li", {}, t))) : "", r.verdict ? el("div", {}, `Reviewed whole: ${r.verdict}. ${r.comment || ""}`) : "");
+    judged ? el("div", {}, judged) : "", guess ? el("div", {}, guess) : "", reasons.length ? el("ul", {}, ...reasons.map((t) => el("li", {}, t))) : "", r.verdict ? el("div", {}, `Reviewed whole: ${r.verdict}. ${r.comment || ""}`) : "");
 }
 
 function worst() {
@@ -212,7 +252,7 @@ function patches() {
   if (!D.patches.length) { $("patches").remove(); return; }
   $("patch-note").textContent = `${number(D.patches.length)} of ${number(D.n_patches)} random patches, 64 µm wide; those judged not adequate come first, then unsure, then a sample of the rest.`;
   const words = { adequate: "adequate", not_adequate: "not adequate", unsure: "unsure", "": "not judged" };
-  $("patch-grid").append(...D.patches.map((p) => el("div", { class: `patch ${p.word}` }, el("div", {}, el("img", { src: p.tissue, alt: `Patch of ${p.slide_id}`, loading: "lazy" }), el("img", { src: p.layer, alt: "", loading: "lazy" })), `${p.slide_id}: ${words[p.word]}, ${number(p.n_nuclei)} nuclei`)));
+  $("patch-grid").append(...D.patches.map((p) => el("div", { class: `patch ${p.word}` }, el("div", {}, el("img", { src: p.tissue, alt: `Patch of ${p.slide_id}`, loading: "lazy" }), el("img", { src: p.layer, alt: "", loading: "lazy" })), `${p.slide_id}: ${words[p.word]}, ${number(p.n_nuclei)} nuclei${finite(p.fail_prob) ? `, ${number(100 * p.fail_prob)} % likely bad` : ""}`)));
   $("contours").addEventListener("change", () => document.body.classList.toggle("plain", !$("contours").checked));
 }
 
@@ -232,6 +272,7 @@ function slides() {
   const columns = [
     { id: "slide_id", key: "slide_id", name: "Slide", class: "name" }, { id: "cohort", key: "cohort", name: "Cohort" }, { id: "status", key: "status", name: "Status" },
     ...(D.has_grades ? [{ id: "grade", name: "Grade", value: (r) => GRADES.indexOf(r.grade), show: (_, r) => pill(r.grade) }, { id: "bad", name: "Bad patches", value: (r) => r.bad_frac, digits: 1, show: (v, r) => (r.n_judged ? `${r.n_bad} / ${r.n_judged}` : "–") }] : []),
+    ...(D.has_estimates ? [{ id: "estimate", key: "estimate", name: "Estimated bad %", digits: 1, title: "judged patches as judged, the others as predicted; 95 % interval", show: (v, r) => (finite(v) ? `${number(100 * v)} (${number(100 * r.estimate_low)}–${number(100 * r.estimate_high)})` : "–") }] : []),
     { id: "n_nuclei", key: "n_nuclei", name: "Nuclei", digits: 0 }, { id: "nuclei_per_mm2", key: "nuclei_per_mm2", name: "per mm²", digits: 0 }, { id: "tissue_mm2", key: "tissue_mm2", name: "Tissue mm²", digits: 1 },
     { id: "area_mean_um2", key: "area_mean_um2", name: "Mean area µm²", digits: 1 }, { id: "area_std_um2", key: "area_std_um2", name: "Spread µm²", digits: 1 }, { id: "seconds", key: "seconds", name: "Seconds", digits: 1 },
     { id: "reasons", name: "Why flagged, or why it failed", class: "wide", value: (r) => r.reasons || r.error || r.note || "" },
@@ -265,7 +306,7 @@ function provenance() {
 
 $("title").textContent = D.title;
 $("subtitle").textContent = D.subtitle;
-for (const draw of [overview, cohorts, distributions, worst, patches, slides, errors, timings, provenance]) draw();
+for (const draw of [overview, cohorts, distributions, predicted, worst, patches, slides, errors, timings, provenance]) draw();
 for (const section of document.querySelectorAll("main > section")) {
   section.prepend(el("h2", {}, section.dataset.title));
   document.querySelector("nav").append(el("a", { href: `#${section.id}` }, section.dataset.title));

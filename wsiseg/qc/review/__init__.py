@@ -5,8 +5,8 @@ token, no foreign scripts), ``page.html``, ``review.js`` and ``review.css`` are 
 """
 
 from wsiseg.qc.review.app import ReviewSource, create_app
-from wsiseg.qc.review.queues import parse_share, patch_queue
+from wsiseg.qc.review.queues import in_share, parse_share, patch_queue
 from wsiseg.qc.review.serve import ReviewServer
 from wsiseg.qc.review.session import ReviewSession
 
-__all__ = ["ReviewServer", "ReviewSession", "ReviewSource", "create_app", "parse_share", "patch_queue"]
+__all__ = ["ReviewServer", "ReviewSession", "ReviewSource", "create_app", "in_share", "parse_share", "patch_queue"]

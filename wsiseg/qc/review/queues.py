@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 
 from wsiseg.errors import ConfigError
 
-__all__ = ["parse_share", "patch_queue"]
+__all__ = ["in_share", "parse_share", "patch_queue"]
 
 
 def parse_share(text: str) -> tuple[int, int]:
@@ -59,9 +59,15 @@ def patch_queue(
         elif second_opinion_frac > 0:
             if item in theirs and _unit(f"second {item}") < second_opinion_frac:
                 chosen.append(item)
-        elif item not in theirs and int(_unit(f"share {item}") * n) == k - 1:
+        elif item not in theirs and in_share(item, (k, n)):
             chosen.append(item)
     return chosen
+
+
+def in_share(item: str, share: tuple[int, int]) -> bool:
+    """Return whether a patch belongs to the k-th of n reviewers, by a hash of it."""
+    k, n = share
+    return int(_unit(f"share {item}") * n) == k - 1
 
 
 def _unit(text: str) -> float:

@@ -1,0 +1,161 @@
+"""Pixels, outlines and nucleus columns of a patch -> numbers that foretell whether its segmentation fails.
+
+All of it is there once a patch is rendered: the network's margins and the shapes stand in the polygon table, and the picture
+says how well the outlines agree with it. Dark spots that nothing outlines, pale ones that are outlined, edges that do not lie
+on edges, a blurred picture and a stain far from the usual are all causes for suspicion.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import InputError
+
+__all__ = ["FEATURES", "NUCLEUS_COLUMNS", "patch_features"]
+
+FloatArray = npt.NDArray[np.float64]
+
+NUCLEUS_COLUMNS = ("area_um2", "perimeter_um", "major_um", "minor_um", "center_prob", "material_prob")
+"""Columns of the polygon table that ``patch_features`` looks at."""
+
+_OF_NUCLEI = (
+    "log_count",
+    "center_mean",
+    "center_p25",
+    "material_mean",
+    "material_p25",
+    "center_minus_material",
+    "disagreement",
+    "roundness_mean",
+    "fill_mean",
+    "elongation_mean",
+    "log_area_sd",
+    "small_frac",
+)
+_OF_OUTLINES = ("contrast", "dark_outside_frac", "dark_outside_share", "pale_inside_frac", "pale_nuclei_frac", "edge")
+_OF_PIXELS = ("sharpness", "od_mean", "hue_x", "hue_y")
+
+FEATURES = (*_OF_NUCLEI, *_OF_OUTLINES, *_OF_PIXELS)
+"""Order of the feature vector."""
+
+SMALL_UM2 = 12.0
+"""Below a disc of 4 um across nothing but debris, or a nucleus cut by the section, is expected."""
+
+_RIM_PX, _RING_PX = 2, 8
+"""What lies nearer to an outline than the rim is of neither side; the ring outside it is what a nucleus is seen against."""
+
+
+def patch_features(
+    rgb: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], nuclei: Mapping[str, npt.NDArray[Any]]
+) -> FloatArray:
+    """Return the features of one patch, float64 (22,) in the order of ``FEATURES``, all finite.
+
+    Parameters
+    ----------
+    rgb : uint8 (H, W, 3)
+        Pixels at 0.25 um.
+    labels : int32 (H, W)
+        The outlines drawn on the same window, 0 where there is no nucleus.
+    nuclei
+        ``NUCLEUS_COLUMNS`` of the nuclei that lie in the patch.
+
+    Raises
+    ------
+    InputError
+        Pixels and labels are not of one window.
+    """
+    if rgb.shape[:2] != labels.shape:
+        raise InputError(f"Expected pixels and labels of one window, got {rgb.shape[:2]} and {labels.shape}.")
+    density = -np.log10((rgb.astype(np.float64) + 1) / 256)
+    values = {**_nucleus_features(nuclei, labels.size), **_outline_features(density, labels), **_pixel_features(rgb, density)}
+    return np.array([values[name] for name in FEATURES], np.float64)
+
+
+def _nucleus_features(nuclei: Mapping[str, npt.NDArray[Any]], n_px: int) -> dict[str, float]:
+    area, perimeter, major, minor, center, material = (np.asarray(nuclei[k], np.float64) for k in NUCLEUS_COLUMNS)
+    if area.size == 0:
+        return dict.fromkeys(_OF_NUCLEI, 0.0)
+    area, major, minor = np.maximum(area, 1e-3), np.maximum(major, 1e-3), np.maximum(minor, 1e-3)
+    center, material = center / 255, material / 255
+    values = (
+        math.log1p(area.size * 65_536 / n_px),
+        center.mean(),
+        np.percentile(center, 25),
+        material.mean(),
+        np.percentile(material, 25),
+        (center - material).mean(),
+        np.abs(center - material).mean(),
+        (4 * math.pi * area / np.maximum(perimeter, 1e-3) ** 2).clip(0, 2).mean(),
+        (4 * area / (math.pi * major * minor)).clip(0, 2).mean(),  # share of its ellipse: low for ragged and bent outlines
+        (major / minor).clip(1, 20).mean(),
+        np.log(area).std(),
+        (area < SMALL_UM2).mean(),
+    )
+    return dict(zip(_OF_NUCLEI, map(float, values), strict=True))
+
+
+def _outline_features(density: FloatArray, labels: npt.NDArray[np.int32]) -> dict[str, float]:
+    """How the outlines sit on the picture.
+
+    The red channel is where hematoxylin absorbs and eosin hardly does (Ruifrok and Johnston 2001, Anal. Quant. Cytol. Histol.
+    23:291). The level midway between nuclei and the ring around them parts dark from pale.
+    """
+    from scipy import ndimage
+
+    inside = labels > 0
+    grown, ring = (_grow(inside, d) for d in (_RIM_PX, _RING_PX))
+    core = inside & ~_grow(~inside, _RIM_PX)
+    around = ring & ~grown
+    if not core.any() or not around.any():
+        return dict.fromkeys(_OF_OUTLINES, 0.0)
+    red = density[..., 0]
+    smooth = ndimage.gaussian_filter(red, 1.0)
+    dark, pale = float(smooth[core].mean()), float(smooth[around].mean())
+    is_dark = smooth > (dark + pale) / 2
+    outside = is_dark & ~grown
+    counts = np.bincount(labels[core])
+    shade = np.bincount(labels[core], smooth[core])[counts > 0] / counts[counts > 0]
+    slope = np.hypot(*np.gradient(smooth))
+    rim = inside ^ _grow(inside, 1)
+    return {
+        "contrast": (dark - pale) / (float(red.std()) + 1e-3),
+        "dark_outside_frac": float(outside.sum()) / max(1, int((~grown).sum())),
+        "dark_outside_share": float(outside.sum()) / max(1, int(is_dark.sum())),
+        "pale_inside_frac": float((core & ~is_dark).sum()) / int(core.sum()),
+        "pale_nuclei_frac": float((shade < (dark + pale) / 2).mean()),
+        "edge": float(slope[rim].mean()) / max(float(slope.mean()), 1e-6),
+    }
+
+
+def _grow(mask: npt.NDArray[np.bool_], px: int) -> npt.NDArray[np.bool_]:
+    """Return the mask grown by a square of ``px`` to each side (two passes of running maxima)."""
+    from scipy import ndimage
+
+    return np.asarray(ndimage.maximum_filter(mask, 2 * px + 1, mode="nearest"), np.bool_)
+
+
+def _pixel_features(rgb: npt.NDArray[np.uint8], density: FloatArray) -> dict[str, float]:
+    """Blur, density and hue of the stain.
+
+    Sharpness is the log of the variance of the Laplacian (Pech-Pacheco et al. 2000) over that of the picture, so that it does
+    not follow contrast. Hue is the optical-density plane of van der Laak et al. (2000, Cytometry 39:275): (x, y) say which
+    dyes, not how much.
+    """
+    gray = rgb.astype(np.float64).mean(axis=2)
+    inner = gray[1:-1, 1:-1]
+    laplace = gray[:-2, 1:-1] + gray[2:, 1:-1] + gray[1:-1, :-2] + gray[1:-1, 2:] - 4 * inner
+    mean = density.mean(axis=2)
+    stained = mean > 0.08
+    by_channel = density[stained].mean(axis=0) if stained.any() else np.zeros(3)
+    total = max(float(by_channel.mean()), 1e-6)
+    return {
+        "sharpness": math.log10((float(laplace.var()) + 1e-3) / (float(inner.var()) + 1.0)),
+        "od_mean": float(mean.mean()),
+        "hue_x": float(by_channel[0]) / total - 1 if stained.any() else 0.0,
+        "hue_y": float(by_channel[1] - by_channel[2]) / (math.sqrt(3) * total) if stained.any() else 0.0,
+    }
