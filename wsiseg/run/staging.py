@@ -64,7 +64,6 @@ def staged(source: Path, slide_id: str, root: Path, bound_bytes: int) -> Path:
         try:
             _copy(source, target)
         except OSError as err:
-            shutil.rmtree(target.parent, ignore_errors=True)
             if err.errno in _NO_ROOM:
                 log.warning("slide %s: no room for a copy in %s, read where it is", slide_id, root)
                 return source
@@ -86,11 +85,11 @@ def prefetch(source: Path, slide_id: str, root: Path, bound_bytes: int) -> None:
 
 
 def drop_finished(root: Path, finished_dir: Path) -> None:
-    """Remove the copies of slides whose JSON in ``finished_dir`` is younger than the copy."""
+    """Remove the copies of slides whose JSON in ``finished_dir`` is no older than the copy."""
     with contextlib.suppress(OSError):
         for copy in root.iterdir():
             with contextlib.suppress(OSError):
-                if copy.is_dir() and (finished_dir / f"{copy.name}.json").stat().st_mtime > copy.stat().st_ctime:
+                if copy.is_dir() and (finished_dir / f"{copy.name}.json").stat().st_mtime_ns >= copy.stat().st_mtime_ns:
                     drop_staged(root, copy.name)
 
 
@@ -114,14 +113,17 @@ def _copy(source: Path, target: Path) -> None:
     partial = target.parent.with_name(f".{target.parent.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if source.is_dir():
-        shutil.copytree(source, partial / source.name)  # copy2: times are kept, they are how a changed slide is noticed
-    else:
-        shutil.copy2(source, partial / source.name)
-        beside = source.with_suffix("")
-        if source.suffix.lower() == ".mrxs" and beside.is_dir():
-            shutil.copytree(beside, partial / beside.name)
-    os.replace(partial, target.parent)
+    try:
+        if source.is_dir():
+            shutil.copytree(source, partial / source.name)  # copy2: times are kept, they are how a changed slide is noticed
+        else:
+            shutil.copy2(source, partial / source.name)
+            beside = source.with_suffix("")
+            if source.suffix.lower() == ".mrxs" and beside.is_dir():
+                shutil.copytree(beside, partial / beside.name)
+        os.replace(partial, target.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _bytes_of(path: Path) -> int:
