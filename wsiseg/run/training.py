@@ -149,7 +149,8 @@ def train_samples(
 ) -> dict[str, Any]:
     """Train on some images, judge by those of them with ``validation``, and return the card of the weights.
 
-    ``base`` is the folder of the config file, from which a relative ``init`` counts. Of several processes (torchrun) the first scores and writes; the others return an empty card.
+    ``base`` is the folder of the config file, from which a relative ``init`` counts. Of several processes (torchrun) the first
+    scores and writes; the others return an empty card.
 
     Raises
     ------

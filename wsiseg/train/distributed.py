@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsiseg.errors import ConfigError
 
-__all__ = ["Team", "rank_and_size", "team_of"]
+__all__ = ["Team", "own_device", "rank_and_size", "team_of"]
 
 _PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 validates
 
@@ -27,6 +27,17 @@ _PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 
 def rank_and_size() -> tuple[int, int]:
     """Return this process's rank and the number of processes, as torchrun states them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def own_device(device: str) -> torch.device:
+    """Return this process's device: of several on ``cuda`` each takes its own GPU. Raises ``ConfigError`` as ``team_of``."""
+    rank, size = rank_and_size()
+    place = torch.device(device)
+    if size == 1 or place.type != "cuda":
+        return place
+    if place.index is not None:
+        raise ConfigError(f'{size} processes cannot share {device}: give device = "cuda", and each takes its own.')
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,14 +100,11 @@ def team_of(device: str) -> Iterator[Team]:
         For several processes on one named GPU.
     """
     rank, size = rank_and_size()
-    place = torch.device(device)
+    place = own_device(device)
     if size == 1:
         yield Team(0, 1, place)
         return
     if place.type == "cuda":
-        if place.index is not None:
-            raise ConfigError(f'{size} processes cannot share {device}: give device = "cuda", and each takes its own.')
-        place = torch.device("cuda", int(os.environ.get("LOCAL_RANK", rank)))
         torch.cuda.set_device(place)
     mine = not distributed.is_initialized()
     if mine:
