@@ -22,6 +22,7 @@ from wsiseg.vectorize import tile_stats, vectorize
 
 OUT = Path(__file__).resolve().parents[1] / "carry" / "gpu_expectations.npz"
 STAIN = (0.65, 0.70, 0.29, 0.07, 0.99, 0.11, 1.4, 0.7)
+REINHARD = (-0.45, -0.06, 0.018, 0.25, 0.06, 0.011)
 STAT_FIELDS = ("core_px", "tissue_px", "material_px", "sum_center_u8", "sum_material_u8")
 
 
@@ -55,6 +56,7 @@ def main() -> None:
     rgb = np.random.default_rng(0).integers(0, 256, (300, 400, 3)).astype(np.uint8)
     flat = {f"{case}|{name}": values for case, parts in cases.items() for name, values in parts.items()}
     flat |= {"stain|rgb": rgb, "stain|params": np.array(STAIN), "stain|out": normalize(rgb, Stain("macenko", STAIN))}
+    flat |= {"stain|reinhard": np.array(REINHARD), "stain|reinhard_out": normalize(rgb, Stain("reinhard", REINHARD))}
     OUT.parent.mkdir(exist_ok=True)
     np.savez_compressed(OUT, **flat)
     print(f"{OUT}: {len(cases)} cases, {OUT.stat().st_size / 1e6:.1f} MB")

@@ -2,7 +2,7 @@
 
     python -m benchmarks.synthetic_slide SLIDE.tiff [--side 12000] [--nuclei-per-mm2 8000]
 
-A pyramidal tiled TIFF at 0.25 um/px (JPEG, 4:2:0, tiles of 512 px, levels 1, 4 and 16) that OpenSlide and cuCIM read. One texture
+A pyramidal tiled TIFF at 0.25 um/px (JPEG, 4:2:0, tiles of 512 px, levels 1, 4, 16) that OpenSlide and cuCIM read. One texture
 of 4000 px (1 mm2) is mirrored and shifted from block to block, so that no two blocks are alike. Needs NumPy, SciPy and Pillow.
 """
 
@@ -91,7 +91,10 @@ def write_pyramid(file: BinaryIO, image: RGB) -> None:
     link = 8  # where the next directory's place is to be written
     for factor in LEVELS:
         h, w = image.shape[0] // factor, image.shape[1] // factor
-        level = image[: h * factor, : w * factor].reshape(h, factor, w, factor, 3).mean(axis=(1, 3)).astype(np.uint8)
+        level = image
+        if factor > 1:
+            blocks = image[: h * factor, : w * factor].reshape(h, factor, w, factor, 3)
+            level = blocks.mean(axis=(1, 3), dtype=np.float32).astype(np.uint8)
         places, sizes = [], []
         for data in jpeg_tiles(level):
             places.append(file.tell())

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu_expectations import STAIN, answers
+from benchmarks.gpu_expectations import REINHARD, STAIN, answers
 from benchmarks.gpu_stages import parity
 from tests.kernels.host import device_array, on_host
 from tests.kernels.parity import ALL_PARAMS
@@ -40,6 +40,7 @@ def cases() -> dict[str, dict[str, np.ndarray]]:
     out = {name: answers(maps[name], ALL_PARAMS["loose"]) for name in ("bridge", "noise_65", "empty")}
     rgb = np.random.default_rng(0).integers(0, 256, (9, 7, 3)).astype(np.uint8)
     out["stain"] = {"rgb": rgb, "params": np.array(STAIN), "out": normalize(rgb, Stain("macenko", STAIN))}
+    out["stain"] |= {"reinhard": np.array(REINHARD), "reinhard_out": normalize(rgb, Stain("reinhard", REINHARD))}
     return out
 
 

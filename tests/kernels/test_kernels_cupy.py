@@ -6,89 +6,20 @@ a GPU do what is asked of them: that is what ``pytest -m gpu`` is for.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import sys
 from collections.abc import Iterator
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.kernels.conftest import Machine
-from tests.kernels.host import DeviceArray, HostBackend, on_host
+from tests.kernels.fake_cupy import FakeArray, fake_cupy
+from tests.kernels.host import on_host
 from tests.kernels.parity import LOOSE, check_map
 from tests.oracles.maps import adversarial
 from wsiseg.backend import cuda, pinned_empty, register_backend, to_device, to_host
 from wsiseg.errors import BackendUnavailableError
-
-
-class FakeArray(DeviceArray):
-    """What the stand-in calls ``cupy.ndarray``."""
-
-    @property
-    def device(self) -> Any:
-        return SimpleNamespace(id=1)
-
-    def get(self, out: np.ndarray) -> np.ndarray:
-        assert out.dtype == self.dtype
-        assert out.flags.c_contiguous
-        out[...] = self
-        return out
-
-    def set(self, array: np.ndarray, stream: Any) -> None:
-        assert array.dtype == self.dtype
-        assert array.flags.c_contiguous
-        stream.copies += 1
-        self[...] = array
-
-
-class FakeStream:
-    """Counts copies that nobody has waited for."""
-
-    copies = 0
-
-    def synchronize(self) -> None:
-        self.copies = 0
-
-
-def fake_cupy(host: HostBackend) -> ModuleType:
-    module = ModuleType("cupy")
-
-    def made(function: Any) -> Any:
-        return lambda *args, **options: function(*args, **options).view(FakeArray)
-
-    class RawModule:
-        def __init__(self, code: str, options: tuple[str, ...]) -> None:
-            assert "flood_round" in code
-            assert "--fmad=false" in options
-
-        def compile(self) -> None: ...
-
-        def get_function(self, name: str) -> Any:
-            def kernel(grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]) -> None:
-                assert all(isinstance(a, FakeArray | np.int32) for a in args)
-                plain = [int(a) if isinstance(a, np.int32) else np.asarray(a).view(DeviceArray) for a in args]
-                host.launch(name, grid, block, plain)
-
-            return kernel
-
-    def device(k: int) -> Any:
-        assert k == 1
-        return contextlib.nullcontext()
-
-    stream = FakeStream()
-    cuda_module = SimpleNamespace(
-        Device=device,
-        alloc_pinned_memory=lambda size: bytearray((size // 512 + 1) * 512),
-        get_current_stream=lambda: stream,
-        runtime=SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError),
-    )
-    for name in ("empty", "zeros", "full", "ascontiguousarray", "asarray", "flatnonzero", "cumsum"):
-        setattr(module, name, made(getattr(np, name)))
-    module.__dict__.update(ndarray=FakeArray, cuda=cuda_module, RawModule=RawModule, __version__="stand-in")
-    return module
 
 
 @pytest.fixture
