@@ -16,8 +16,27 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
-def train(config: Path, resume: bool) -> None:
-    """Train the two-head network as CONFIG (TOML) says; curves, checkpoints and the model card go to its run folder."""
+@click.option("--cv", type=click.Choice(["organ", "patient"]), help="Cross-validate, leaving out organs or groups of patients.")
+@click.option("--folds", type=click.IntRange(2), help="Folds of --cv.  [one per organ, 5 of patients]")
+def train(config: Path, resume: bool, cv: str | None, folds: int | None) -> None:
+    """Train the two-head network as CONFIG (TOML) says; curves, checkpoints and the model card go to its run folder.
+
+    With --cv one run a fold goes to OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation over
+    folds) to the screen; the same command goes on where it was stopped.
+
+    \b
+    Several GPUs:  torchrun --nproc-per-node 4 -m wsiseg train CONFIG    (device = "cuda" in its [loop])
+    Example:       wsiseg train scripts/train_open.toml --cv patient --folds 5
+    """
+    if folds is not None and cv is None:
+        raise click.UsageError("--folds belongs to --cv organ or --cv patient.")
+    if cv is not None:
+        from wsiseg.run.crossval import cross_validate
+
+        done = cross_validate(config, "organ" if cv == "organ" else "patient", folds or 0)
+        print_table(*done.table())
+        click.echo(f"folder: {done.folder}")
+        return
     from wsiseg.run.training import train_from_toml
 
     click.echo(f"run folder: {train_from_toml(config, resume=resume)}")
@@ -50,6 +69,43 @@ def convert(source: Path, out: Path, format_name: str, mpp: float | None, licenc
 
     for line in convert_dataset(source, out, format_name, mpp, licence, name):
         click.echo(line)
+
+
+@datasets.command()
+@click.argument("root", type=_FOLDER)
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--sets", default="", metavar="A,B", help="Folders of ROOT to take.  [all that have an INFO.json]")
+@click.option("--patch", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
+def patches(root: Path, out: Path, sets: str, patch: int) -> None:
+    """Write the sets under ROOT as patches in one sharded Zarr v3 store OUT, which training reads in place of the folder.
+
+    \b
+    Example:  wsiseg datasets patches nuclei nuclei.zarr --sets tnbc,consep
+              WSISEG_DATA=nuclei.zarr wsiseg train scripts/train_open.toml
+    """
+    from wsiseg.run.datasets import write_patches
+
+    for line in write_patches(root, out, tuple(name for name in sets.split(",") if name), patch):
+        click.echo(line)
+
+
+@datasets.command()
+@click.argument("source", metavar="SET", type=_FOLDER)
+@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@click.option("--w0", type=click.FloatRange(0), default=10.0, show_default=True, help="Height of the border weight.")
+@click.option("--sigma2", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Its variance, px^2.")
+def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
+    """Write CryoNuSeg's auxiliary masks (Mahbod et al. 2021) of SET, in that set's folders.
+
+    SET is in the unified layout, in a published format (such as ImageJ ROI zips beside 'tissue images'), or a folder of label
+    images. Written: label, binary, without border, eroded, distance maps, weighted maps.
+
+    \b
+    Example:  wsiseg datasets masks cryonuseg --out cryonuseg_masks
+    """
+    from wsiseg.run.datasets import write_auxiliary_masks
+
+    click.echo(write_auxiliary_masks(source, out, w0, sigma2))
 
 
 def print_table(headings: list[str], rows: list[list[str]], title: str = "") -> None:
