@@ -144,6 +144,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         "n_tiles": len(tiles),
         "stain": {"method": job.stain.method, "params": list(job.stain.params)},
         "tissue_png": f"slides/{slide_id}.tissue.png",
+        "tissue_sha256": file_sha256(context.folder.tissue_png(slide_id)),
         "level_downsamples": list(job.meta.level_downsamples),
         "objective_power": job.meta.objective_power,
     }
