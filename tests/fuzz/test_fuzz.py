@@ -141,11 +141,11 @@ def test_absurd_sizes_are_refused_with_a_message(side: int, tmp_path: Path) -> N
 def test_a_slide_is_never_a_way_out_of_the_run_folder(tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     manifest = tmp_path / "m.csv"
-    for name in ("x/..", "..", ".", "x/."):
+    for name in ("x/..", "..", "x/../.."):
         manifest.write_text(f"path,mpp\n{name},0.5\n")
         done = run_here("segment", manifest, "--out", tmp_path / "out")
         assert done.exit_code == 2, (name, done.output)
-        assert "plain name" in done.output or "no slide" in done.output
+        assert "plain name" in done.output
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.parquet"))
 
 

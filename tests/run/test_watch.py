@@ -115,7 +115,8 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a lost tile": ("slides/good.json", edited(lambda r: r["row"].update(tiles_done=1)), "tiles done, empty and failed"),
     "lost nuclei": ("slides/good.json", edited(lambda r: r.update(n_nuclei_of_tiles=10**6)), "its tiles had 1000000 nuclei"),
     "a failure that is not told": ("slides/good.json", edited(lambda r: r["row"].update(tiles_failed=1)), "0 are recorded"),
-    "a broken mask": ("slides/good.tissue.png", cut, "cannot be read"),
+    "a broken mask": ("slides/good.tissue.png", lambda p: p.write_bytes(p.read_bytes()[:60]), "cannot be read"),
+    "an altered mask": ("slides/good.tissue.png", cut, "SHA-256 differs"),
     "a broken slides table": ("slides.parquet", cut, "cannot be read"),
     "no slides table": ("slides.parquet", Path.unlink, "is missing"),
     "a slides table with other numbers": ("slides.parquet", other_number, "differs from slides/good.json"),
@@ -171,12 +172,13 @@ def test_status_counts_what_is_there(made: Path) -> None:
 
 
 def test_status_of_a_run_that_goes_and_of_one_that_fell_silent(run: Path) -> None:
-    (run / "slides/good.json").unlink()
     (run / "parts/good").mkdir(parents=True, exist_ok=True)
     for k in range(3):
         (run / f"parts/good/{k:06d}.parquet").write_bytes(b"x")
     (run / "inputs.jsonl").write_text((run / "inputs.jsonl").read_text() + '{"slide_id": "z", "path": "z.svs"}\n{"slide_')
     progress = json.loads((run / "progress/run.json").read_text())
+    good = (run / "slides/good.json").read_text()
+    (run / "slides/good.json").unlink()
     progress |= {"state": "running", "elapsed_s": 100.0, "slides": 4, "slides_done": 2, "mm2": 8.0, "mm2_done": 2.0}
     (run / "progress/run.json").write_text(json.dumps(progress))
     presence = Presence(run / "workers", "Worker-1")
@@ -187,9 +189,11 @@ def test_status_of_a_run_that_goes_and_of_one_that_fell_silent(run: Path) -> Non
     assert now.state == "running"
     assert (now.slides["in_work"], now.slides["waiting"], now.tiles_done) == (1, 1, 3)
     assert now.mm2_per_s == pytest.approx(0.02)
-    assert now.eta_s == pytest.approx(6.0 / 0.02)
+    assert now.eta_s is None, "one slide is not opened yet, and no finished one says how large slides are"
     presence.close()
     assert run_status(run).workers == []
+    (run / "slides/good.json").write_text(good)
+    assert run_status(run).eta_s == pytest.approx(6.0 / 0.02), "what is opened is more than two mean slides"
     old = time.time() - 3600
     os.utime(run / "progress/run.json", (old, old))
     assert run_status(run).state == "silent"

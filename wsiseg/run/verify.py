@@ -111,6 +111,9 @@ def _check_record(folder: RunFolder, slide_id: str, record: dict[str, Any], dige
     if record.get("tissue_png"):
         try:
             TissueMask.load(folder.tissue_png(slide_id))
+            stated = record.get("tissue_sha256")
+            if stated and file_sha256(folder.tissue_png(slide_id)) != stated:
+                yield Finding(f"slides/{slide_id}.tissue.png", "its bytes are not those that were written (SHA-256 differs).")
         except (OSError, ValueError, SyntaxError, WsisegError) as err:
             yield Finding(f"slides/{slide_id}.tissue.png", f"cannot be read: {one_line(err)}")
 
@@ -181,8 +184,8 @@ def _check_csv(folder: RunFolder, rows: dict[str, dict[str, Any]], redo: str) ->
     except (OSError, UnicodeDecodeError, csv.Error) as err:
         yield Finding("slides.csv", f"cannot be read ({one_line(err)}). {redo}")
         return
-    same = set(texts) == set(rows) and all(texts[s].get("n_nuclei") == str(rows[s]["n_nuclei"]) for s in rows)
-    if not same:
+    expected = {s: {k: "" if v is None else str(v) for k, v in row.items()} for s, row in rows.items()}
+    if texts != expected:
         yield Finding("slides.csv", f"differs from slides.parquet. {redo}")
 
 

@@ -1,0 +1,56 @@
+"""The network between hosts is cut, the scheduler is killed and comes back: the run goes on by itself, to the same table."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from tests.run.conftest import environment, run_here
+from tests.run.hosts import Hosts, wait_for_parts
+
+CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--engine", "eager")
+SLOW = [{"do": "slow", "at": "tile", "seconds": 0.7, "times": 99}]
+
+
+def test_cut_network_then_lost_scheduler(crop_png: Path, tmp_path: Path) -> None:
+    assert run_here("segment", crop_png, *CROP, "--out", tmp_path / "clean").exit_code == 0
+    out = tmp_path / "out"
+    with Hosts(tmp_path / "hosts", rules=SLOW) as hosts:
+
+        def disturb() -> None:
+            n = wait_for_parts(out, 0)
+            hosts.link.cut()
+            time.sleep(2)
+            hosts.link.heal()
+            wait_for_parts(out, n + 1)
+            hosts.kill_scheduler()
+            time.sleep(2)
+            hosts.restart_scheduler()
+
+        disturber = threading.Thread(target=disturb)
+        disturber.start()
+        command = [
+            sys.executable,
+            "-m",
+            "wsiseg",
+            "segment",
+            str(crop_png),
+            *CROP,
+            "--scheduler",
+            hosts.address,
+            "--out",
+            str(out),
+        ]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500, check=False)
+        disturber.join()
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert (out / "nuclei/crop.parquet").read_bytes() == (tmp_path / "clean/nuclei/crop.parquet").read_bytes()
+    events = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    assert events[-1]["reconnects"] == 1
+    assert any("the scheduler is lost" in e.get("text", "") for e in events)
+    assert [e["dashboard"] for e in events if e["event"] == "connected"]
