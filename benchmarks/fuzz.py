@@ -2,7 +2,7 @@
 
 Targets are those of tests/fuzz/targets.py. Outcomes: ``accepted`` (read, or a harmless change), ``refused`` (with words),
 ``crashed`` (a C library ended its process: in a run that costs a worker, not the run), ``out of memory`` (6 GiB were too few),
-``hung`` and ``defect`` (anything else came out: there must be none). benchmarks/results/fuzz.json is written after every target.
+``hung`` and ``defect`` (anything else came out: there must be none). Results: benchmarks/results/fuzz.json, after every target.
 """
 
 from __future__ import annotations
