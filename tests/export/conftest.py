@@ -29,3 +29,9 @@ def wsiseg_data() -> Path:
     if not folder:
         pytest.skip("WSISEG_DATA is not set")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def excerpts() -> Path:
+    """Folder of real files of other tools, shortened so that they can ship."""
+    return Path(__file__).resolve().parents[1] / "data" / "formats"

@@ -287,8 +287,15 @@ def test_marks_without_a_size_or_out_of_range_are_refused(tmp_path: Path) -> Non
         list(read_marks(Source(path, width_px=10, height_px=10), Provenance("marks")))
 
 
+def test_the_part_of_the_real_quip_marks_imports_unchanged(excerpts: Path, tmp_path: Path) -> None:
+    check_marks(excerpts / "quip_segments_excerpt.json", 20, tmp_path)
+
+
 def test_the_real_quip_marks_import_unchanged(wsiseg_data: Path, tmp_path: Path) -> None:
-    path = wsiseg_data / "formats/quip_segments_TCGA-05-4249.json"
+    check_marks(wsiseg_data / "formats/quip_segments_TCGA-05-4249.json", 100, tmp_path)
+
+
+def check_marks(path: Path, n: int, tmp_path: Path) -> None:
     # the largest extent that these fractions allow does not matter: any size gives their rectangles back
     width, height = 100_000, 80_000
     provenance = Provenance("marks")
@@ -297,7 +304,7 @@ def test_the_real_quip_marks_import_unchanged(wsiseg_data: Path, tmp_path: Path)
         read_marks(Source(path, width_px=width, height_px=height), provenance), out, slide_meta(), provenance
     )
     documents = [json.loads(line) for line in path.read_text().splitlines()]
-    assert done.n_nuclei == len(documents) == 100
+    assert done.n_nuclei == len(documents) == n
     assert provenance.slide_name == "TCGA-05-4249-01Z-00-DX1"
     truth = shapely.area(
         [

@@ -231,8 +231,17 @@ def test_measures_against_shapely_and_moments_of_a_raster(table_path: Path) -> N
     assert np.abs((angle[elongated] + np.pi / 2) % np.pi - np.pi / 2).max() < 0.02
 
 
+def test_the_part_of_a_puma_file_imports_unchanged(tmp_path: Path, excerpts: Path) -> None:
+    check_puma([excerpts / "puma_roi_008_excerpt.geojson"], tmp_path)
+
+
 def test_puma_files_import_unchanged(tmp_path: Path, wsiseg_data: Path) -> None:
-    for path in sorted((wsiseg_data / "formats/puma_geojson").glob("*.geojson")):
+    check_puma(sorted((wsiseg_data / "formats/puma_geojson").glob("*.geojson")), tmp_path)
+
+
+def check_puma(paths: list[Path], tmp_path: Path) -> None:
+    assert paths
+    for path in paths:
         provenance = Provenance("qupath")
         out = tmp_path / f"{path.stem}.parquet"
         done = write_imported_table(read_geojson(Source(path), provenance), out, slide_meta(), provenance)

@@ -21,10 +21,11 @@ import zarr
 
 from tests.export.tables import SLIDE_ID, slide_meta
 from wsiseg.errors import BackendUnavailableError, FormatError, InputError
+from wsiseg.export.annstore import FEATURES
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.incoming import Provenance, Source
 from wsiseg.export.source import Selection, open_nuclei
-from wsiseg.export.spatial import FEATURES, write_anndata, write_spatialdata
+from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.table import write_imported_table
 from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
 from wsiseg.types import Box
@@ -70,12 +71,35 @@ def test_spatialdata_store_opened_by_spatialdata(table_path: Path, tmp_path: Pat
         assert (frame.index.to_numpy() == ids).all()
         assert shapely.equals_exact(np.asarray(frame.geometry.values), shapes, 0).all()
         assert set(store.coordinate_systems) == {"global", "um"}
+        table = store.tables["nuclei_features"]
+        assert spatialdata.models.get_table_keys(table) == ("nuclei", "region", "nucleus_id")
+        spatialdata.models.TableModel().validate(table)
+        joined, matched = spatialdata.join_spatialelement_table(
+            sdata=store, spatial_element_names="nuclei", table_name="nuclei_features", how="left"
+        )
+        assert (joined["nuclei"].index == matched.obs["nucleus_id"]).all()
+        assert len(matched) == len(ids)
+        areas = spatialdata.get_values("area_um2", sdata=store, element_name="nuclei", table_name="nuclei_features")
+        assert (np.asarray(areas)[:, 0] == pq.read_table(table_path)["area_um2"].to_numpy()).all()
         moved = spatialdata.transform(frame, to_coordinate_system="um")
-        assert np.asarray(moved.area) == pytest.approx(np.asarray(frame["area_um2"]), rel=1e-5)
+        assert np.asarray(moved.area) == pytest.approx(np.asarray(areas)[:, 0], rel=1e-5)
         near = spatialdata.bounding_box_query(
             store, axes=("x", "y"), min_coordinate=[2000, 2000], max_coordinate=[3000, 3000], target_coordinate_system="global"
         )
         assert len(near.shapes["nuclei"]) == np.count_nonzero(shapely.intersects(shapes, shapely.box(2000, 2000, 3000, 3000)))
+
+
+def test_the_table_of_a_spatialdata_store_is_plain_zarr(table_path: Path, tmp_path: Path) -> None:
+    write_spatialdata(open_nuclei(table_path), tmp_path / "a.zarr", REGION)
+    table = zarr.open_group(str(tmp_path / "a.zarr"), mode="r")["tables/nuclei_features"]
+    assert dict(table.attrs)["spatialdata-encoding-type"] == "ngff:regions_table"
+    frame = geopandas.read_parquet(tmp_path / "a.zarr/shapes/nuclei/shapes.parquet")
+    assert (table["obs/nucleus_id"][:] == frame.index.to_numpy()).all()
+    assert table["obs/_index"][:].tolist() == frame.index.astype(str).tolist()
+    assert list(frame.columns) == ["geometry"]  # a number in both would be ambiguous to spatialdata.get_values
+    stored = pq.read_table(table_path).to_pandas(ignore_metadata=True).set_index("nucleus_id").loc[frame.index]
+    assert (table["obsm/spatial"][:] == stored[["cx", "cy"]].to_numpy()).all()
+    assert (table["X"][:, 0] == stored["area_um2"].to_numpy()).all()
 
 
 def test_anndata_has_squidpys_convention(table_path: Path, tmp_path: Path) -> None:
@@ -89,8 +113,9 @@ def test_anndata_has_squidpys_convention(table_path: Path, tmp_path: Path) -> No
     cx, cy = (table[c].to_numpy() for c in ("cx", "cy"))
     inside = (cx >= 2000) & (cx < 5000) & (cy >= 2000) & (cy < 5000)
     assert data.n_obs == done.n_nuclei == inside.sum()
-    assert list(data.var_names) == list(FEATURES)
+    assert list(data.var_names) == list(FEATURES[:7])  # a table without features has those that are stored
     assert (data.obs_names == table["nucleus_id"].to_numpy()[inside].astype(str)).all()
+    assert (data.obs["tile_id"].to_numpy() == table["tile_id"].to_numpy()[inside]).all()
     assert data.obsm["spatial"].dtype == np.float64
     assert (data.obsm["spatial"] == np.stack([cx, cy], 1)[inside]).all()
     assert (data.X[:, 0] == table["area_um2"].to_numpy()[inside]).all()
@@ -182,11 +207,11 @@ def test_a_missing_library_names_its_extra(table_path: Path, tmp_path: Path, mon
     real = builtins.__import__
 
     def refuse(name: str, *rest: object) -> object:
-        if name.split(".")[0] in {"geopandas", "roifile", "anndata"}:
+        if name.split(".")[0] in {"geopandas", "roifile", "h5py"}:
             raise ImportError(name)
         return real(name, *rest)
 
-    for name in ("geopandas", "roifile", "anndata"):
+    for name in ("geopandas", "roifile", "h5py"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(builtins, "__import__", refuse)
     source = open_nuclei(table_path)

@@ -107,8 +107,25 @@ def doctor() -> None:
 @click.option("--region", default="", metavar="X,Y,W,H", help="Level-0 pixels.  [the densest 1600 x 1000]")
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file to write.")
 @click.option("--side-by-side", is_flag=True, help="Show the tissue without outlines beside it.")
-def overlay(run: Path, slide_id: str, region: str, out: Path, side_by_side: bool) -> None:
-    """Draw the nuclei of SLIDE_ID in run folder RUN over the tissue."""
+@click.option("--density", is_flag=True, help="The whole slide with nuclei per mm² in color instead of outlines.")
+def overlay(run: Path, slide_id: str, region: str, out: Path, side_by_side: bool, density: bool) -> None:
+    """Draw the nuclei of SLIDE_ID in run folder RUN over the tissue.
+
+    \b
+    wsiseg overlay RUN SLIDE_ID -o outlines.png
+    wsiseg overlay RUN SLIDE_ID --region 20000,20000,4000,4000 --side-by-side -o region.png
+    wsiseg overlay RUN SLIDE_ID --density -o density.png
+    """
+    if density:
+        if region or side_by_side:
+            raise click.UsageError(
+                "--density shows the whole slide, plain beside colored: leave --region and --side-by-side out."
+            )
+        from wsiseg.run.density import density_png
+
+        density_png(run, slide_id, out)
+        click.echo(f"{out}: nuclei per mm² of the whole slide")
+        return
     from wsiseg.run.overlay import overlay_png, parse_region
 
     shown = overlay_png(run, slide_id, out, parse_region(region), side_by_side=side_by_side)

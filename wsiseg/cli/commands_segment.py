@@ -57,8 +57,13 @@ __all__ = ["COMMANDS"]
     "--metrics-file", default="", type=click.Path(dir_okay=False), help="Keep counters here in Prometheus' text format."
 )
 @click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
+@click.option(
+    "--features", is_flag=True, help="Then measure stain, solidity and neighbors of each nucleus: see wsiseg features."
+)
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
-def segment(slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, quiet: bool, **options: Any) -> None:
+def segment(
+    slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, features: bool, quiet: bool, **options: Any
+) -> None:
     """Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
@@ -93,9 +98,22 @@ def segment(slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, 
         options["mpp"] = None  # it is said of these slides, not of the run
     config = build_config(options.pop("config_file"), options, config_of_run(out) if retry_failed else None)
     summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
+    measured = not features or _measure_features(out, summary, config)
     if not quiet:
         print_summary(summary)
-    sys.exit(0 if summary.ok else 1)
+    sys.exit(0 if summary.ok and measured else 1)
+
+
+def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool:
+    """Measure the features of a run's slides here, one process a worker; return whether all could be."""
+    from wsiseg.run.features import FeatureOptions, measure_run
+
+    options = FeatureOptions(path_map=config.schedule.path_map, workers=config.schedule.workers or os.cpu_count() or 1)
+    slide_ids = [r["slide_id"] for r in summary.rows if (out / "nuclei" / f"{r['slide_id']}.parquet").is_file()]
+    failed = [found for _, found in measure_run(out, options, slide_ids) if isinstance(found, str)] if slide_ids else []
+    for why in failed:
+        click.echo(why, err=True)
+    return not failed
 
 
 @click.command()

@@ -13,7 +13,7 @@ from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, safe_name
 from wsiseg.export.labelmap import LabelWindow, class_names, incoming_of_batch, label_windows, open_label_map
-from wsiseg.export.maps import SlideMaps, slide_maps, write_maps
+from wsiseg.export.maps import MAP_NAMES, MapLevel, SlideMaps, map_cell_px, maps_are_of, read_maps, slide_maps, write_maps
 from wsiseg.export.marks import read_marks, write_marks
 from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
 from wsiseg.export.quip import read_quip, write_quip
@@ -39,6 +39,8 @@ __all__ = [
     "Imported",
     "Incoming",
     "LabelWindow",
+    "MAP_NAMES",
+    "MapLevel",
     "NucleiFile",
     "Provenance",
     "READERS",
@@ -50,6 +52,8 @@ __all__ = [
     "incoming_of_batch",
     "iter_chunks",
     "label_windows",
+    "map_cell_px",
+    "maps_are_of",
     "nuclei_dataset",
     "open_label_map",
     "open_nuclei",
@@ -58,6 +62,7 @@ __all__ = [
     "read_annotation_store",
     "read_cellvit",
     "read_geojson",
+    "read_maps",
     "read_marks",
     "read_nuclei",
     "read_quip",

@@ -7,29 +7,32 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from wsiseg.errors import InputError
+from wsiseg.export.annstore import write_anndata_store
 from wsiseg.export.folders import atomic_file, atomic_folder, optional
 from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks
 from wsiseg.tables import wkb_polygons
 
-__all__ = ["FEATURES", "write_anndata", "write_spatialdata"]
-
-FEATURES = ("area_um2", "perimeter_um", "major_um", "minor_um", "orientation_rad", "center_prob", "material_prob")
-"""Numbers that are a nucleus's features."""
+__all__ = ["write_anndata", "write_spatialdata"]
 
 CONTAINER = {"version": "0.2", "spatialdata_software_version": "0.7.3"}
 SHAPES = {"version": "0.3"}
+TABLE = {
+    "version": "0.2",
+    "spatialdata-encoding-type": "ngff:regions_table",
+    "region_key": "region",
+    "instance_key": "nucleus_id",
+}
 
 
 def write_spatialdata(
     source: NucleiFile, out: Path, selection: Selection | None = None, *, overwrite: bool = False, key: str = "nuclei"
 ) -> Exported:
-    """Write a SpatialData store (``*.zarr``, container 0.2) whose shapes element ``nuclei`` holds the polygons.
+    """Write a SpatialData store (``*.zarr``, container 0.2): shapes ``nuclei`` and the table ``nuclei_features``.
 
     Coordinates are level-0 px in the system ``global`` and micrometres in ``um``. The index of the GeoDataFrame is
-    ``nucleus_id``. Needs no library but zarr.
+    ``nucleus_id``; the table's rows annotate it by ``region`` and ``nucleus_id``. No number stands in both, for SpatialData
+    could then not say which is meant. Written chunk by chunk, with no library but zarr.
 
     Raises
     ------
@@ -48,6 +51,9 @@ def write_spatialdata(
             "spatialdata_attrs": SHAPES,
         }
         root.create_group("shapes").create_group(key, attributes=attributes)
+        table = root.create_group("tables").create_group(f"{key}_features")
+        write_anndata_store(table, source, selection or Selection(), region=key)
+        table.attrs.update({**TABLE, "region": key})
         with warnings.catch_warnings():
             # SpatialData reads consolidated metadata of Zarr v3 though the format's text does not have it yet
             warnings.filterwarnings("ignore", message="Consolidated metadata")
@@ -66,72 +72,49 @@ def _transform(kind: str, system: str, scale: list[float] | None) -> dict[str, A
 
 
 def _write_shapes(source: NucleiFile, path: Path, selection: Selection) -> int:
-    """Copy the selected rows with ``nucleus_id`` as the frame's index; return how many."""
+    """Write the selected polygons as a frame whose index is ``nucleus_id``; return how many."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    stored = pq.read_schema(str(source.path))
-    names = [n for n in stored.names if n not in ("geometry", "bbox")]
-    columns = [n for n in names if n != "nucleus_id"]
-    geo = json.loads((stored.metadata or {})[b"geo"])
+    geo = json.loads((pq.read_schema(str(source.path)).metadata or {})[b"geo"])
     for unwanted in ("covering", "bbox"):
         geo["columns"]["geometry"].pop(unwanted, None)
-    frame = [_pandas_column(n, str(stored.field(n).type)) for n in names]
-    pandas = {"index_columns": ["nucleus_id"], "column_indexes": [], "columns": [*frame, _pandas_column("geometry", "binary")]}
-    fields = [stored.field(n).remove_metadata() for n in columns]
+    columns = [
+        {"name": name, "field_name": name, "pandas_type": pandas_type, "numpy_type": numpy_type, "metadata": None}
+        for name, pandas_type, numpy_type in (("geometry", "bytes", "object"), ("nucleus_id", "int64", "int64"))
+    ]
+    pandas = {
+        "index_columns": ["nucleus_id"],
+        "column_indexes": [],
+        "columns": columns,
+        "pandas_version": "2.2.0",
+        "creator": {},
+    }
     schema = pa.schema(
-        [*fields, pa.field("geometry", pa.binary()), pa.field("nucleus_id", pa.int64())],
-        metadata={"geo": json.dumps(geo), "pandas": json.dumps({**pandas, "pandas_version": "2.2.0", "creator": {}})},
+        [pa.field("geometry", pa.binary()), pa.field("nucleus_id", pa.int64())],
+        metadata={"geo": json.dumps(geo), "pandas": json.dumps(pandas)},
     )
     done = 0
     with pq.ParquetWriter(str(path), schema, compression="zstd") as writer:
-        for chunk in iter_chunks(source, selection, columns):
-            arrays = {n: chunk.table[n].combine_chunks() for n in [*columns, "nucleus_id"]}
-            arrays["geometry"] = wkb_polygons(chunk.xy, chunk.ring_offsets)
-            writer.write_table(pa.table([arrays[n] for n in schema.names], schema=schema))
+        for chunk in iter_chunks(source, selection):
+            arrays = [wkb_polygons(chunk.xy, chunk.ring_offsets), chunk.table["nucleus_id"].combine_chunks()]
+            writer.write_table(pa.table(arrays, schema=schema))
             done += len(chunk)
     return done
-
-
-def _pandas_column(name: str, kind: str) -> dict[str, Any]:
-    plain = {"string": ("unicode", "object"), "binary": ("bytes", "object")}.get(kind, (_numpy_name(kind),) * 2)
-    return {"name": name, "field_name": name, "pandas_type": plain[0], "numpy_type": plain[1], "metadata": None}
-
-
-def _numpy_name(kind: str) -> str:
-    return {"float": "float32", "double": "float64"}.get(kind, kind)
 
 
 def write_anndata(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
     """Write ``.h5ad``: X is nuclei by features, ``obsm["spatial"]`` the centroids in level-0 px, as squidpy wants them.
 
     ``uns["spatial"][slide_id]["scalefactors"]`` holds ``spot_diameter_fullres`` (the mean equivalent diameter, px) and
-    ``tissue_hires_scalef`` (1). Held in memory as a whole: 50 bytes a nucleus.
+    ``tissue_hires_scalef`` (1). Written chunk by chunk, so memory does not grow with the slide.
 
     Raises
     ------
     BackendUnavailableError
-        anndata is not installed (extra ``spatial``).
+        h5py is not installed (extra ``spatial``).
     """
-    anndata = optional("anndata", "spatial")
-    pandas = optional("pandas", "spatial")
-    names = [f for f in FEATURES if f in source.columns]
-    extras = [c for c in ("tile_id", "class_name", "import_flags") if c in source.columns]
-    pieces = [c.table for c in iter_chunks(source, selection or Selection(), [*names, *extras, "area_px"])]
-    n = sum(p.num_rows for p in pieces)
-    column = {
-        name: np.concatenate([p[name].to_numpy(zero_copy_only=False) for p in pieces]) if pieces else np.empty(0)
-        for name in [*names, *extras, "nucleus_id", "cx", "cy", "area_px"]
-    }
-    obs = pandas.DataFrame({e: column[e] for e in extras}, index=column["nucleus_id"].astype(np.int64).astype(str))
-    if "class_name" in obs:
-        obs["class_name"] = pandas.Categorical(obs["class_name"].fillna("").astype(str))
-    matrix = np.stack([column[c].astype(np.float32) for c in names], axis=1) if n else np.empty((0, len(names)), np.float32)
-    frame = anndata.AnnData(X=matrix, obs=obs, var=pandas.DataFrame(index=pandas.Index(names, dtype=object)))
-    frame.obsm["spatial"] = np.stack([column["cx"], column["cy"]], axis=1).astype(np.float64)
-    diameter = float(np.sqrt(column["area_px"] * 4 / np.pi).mean()) if n else 0.0
-    scales = {"tissue_hires_scalef": 1.0, "spot_diameter_fullres": diameter}
-    frame.uns["spatial"] = {source.slide_id: {"scalefactors": scales, "metadata": {"mpp": source.mpp}, "images": {}}}
-    with atomic_file(out) as partial:
-        frame.write_h5ad(partial)
-    return Exported(out, n)
+    h5py = optional("h5py", "spatial")
+    with atomic_file(out) as partial, h5py.File(str(partial), "w") as root:
+        done = write_anndata_store(root, source, selection or Selection())
+    return Exported(out, done)

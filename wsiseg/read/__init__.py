@@ -9,7 +9,7 @@ from wsiseg.read.grid import tile_grid
 from wsiseg.read.mask_files import tissue_from_file
 from wsiseg.read.sample import stain_sample
 from wsiseg.read.slide import Slide, fingerprint, open_slide, slide_id_of
-from wsiseg.read.tissue import TissueMask, fit_tissue, tissue_frac, tissue_px_in, tissue_window
+from wsiseg.read.tissue import TissueMask, fit_tissue, tissue_cells, tissue_frac, tissue_px_in, tissue_window
 from wsiseg.read.working import read_working, scale_for, working_size
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "slide_id_of",
     "stain_sample",
     "tile_grid",
+    "tissue_cells",
     "tissue_frac",
     "tissue_from_file",
     "tissue_px_in",

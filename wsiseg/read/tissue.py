@@ -16,7 +16,7 @@ from wsiseg.read._window import RGB
 from wsiseg.read.slide import Slide
 from wsiseg.types import Box
 
-__all__ = ["TissueMask", "fit_tissue", "pen_marks", "tissue_frac", "tissue_px_in", "tissue_window"]
+__all__ = ["TissueMask", "fit_tissue", "pen_marks", "tissue_cells", "tissue_frac", "tissue_px_in", "tissue_window"]
 
 THUMBNAIL_UM = 8.0
 """Wanted side of a mask px: a nucleus or two."""
@@ -204,6 +204,24 @@ def tissue_frac(tissue: TissueMask, box: Box, scale: float = 1.0) -> float:
 def tissue_px_in(tissue: TissueMask, box: Box, scale: float = 1.0) -> int:
     """Return how many px of a box (working px at ``scale``) are tissue: its exact tissue area, rounded to whole px."""
     return round(tissue_frac(tissue, box, scale) * box.w * box.h)
+
+
+def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[np.float64]:
+    """Return the exact tissue area of each square cell of a grid over ``region``, level-0 px^2, float64 (H, W).
+
+    Cells begin at the region's corner; those at its right and lower end are cut there. Cells of twice the side have the sum.
+    """
+    area = tissue.mask.astype(np.float64)
+    axes = ((region.y, region.h, tissue.y0, tissue.px_h), (region.x, region.w, tissue.x0, tissue.px_w))
+    for axis, (start, length, origin, px) in enumerate(axes):
+        ends = start + np.minimum(np.arange(-(-length // cell_px) + 1) * cell_px, length)
+        n = area.shape[axis]
+        at = np.clip((ends - origin) / px, 0, n)  # an end in mask px; the integral up to it is linear between whole ones
+        whole = np.minimum(at.astype(np.int64), n - 1)
+        total = np.concatenate([np.zeros_like(area.take([0], axis)), area.cumsum(axis)], axis)
+        part = (at - whole).reshape(-1, 1) if axis == 0 else at - whole
+        area = np.diff(total.take(whole, axis) + part * area.take(whole, axis), axis=axis) * px
+    return area
 
 
 def tissue_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArray[np.bool_]:

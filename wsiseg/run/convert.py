@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,9 @@ from wsiseg.export import (
     write_roi_zip,
     write_spatialdata,
 )
+from wsiseg.read import tissue_cells
+from wsiseg.run.folder import RunFolder
+from wsiseg.run.maps import tissue_of
 from wsiseg.tables import atomic_path
 from wsiseg.types import Box
 
@@ -77,6 +81,12 @@ class ExportOptions:
 Writer = Callable[[NucleiFile, Path, ExportOptions], Exported]
 
 
+def _maps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    mask = tissue_of(RunFolder(s.path.parent.parent), s.path.stem)
+    tissue = None if mask is None else partial(tissue_cells, mask)
+    return write_maps(s, p, o.region, cell_px=o.cell_px, tissue=tissue, overwrite=o.overwrite)
+
+
 def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
     return write_geojson(s, p, o.selection, origin=o.origin, geometry="centroid" if o.centroids else "polygon")
 
@@ -88,7 +98,7 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "imagej": (".zip", lambda s, p, o: write_roi_zip(s, p, o.selection)),
     "labels-png": (".png", lambda s, p, o: write_label_image(s, p, o.region)),
     "labels-tiff": (".tif", lambda s, p, o: write_label_image(s, p, o.region)),
-    "maps": (".maps.zarr", lambda s, p, o: write_maps(s, p, o.region, cell_px=o.cell_px, overwrite=o.overwrite)),
+    "maps": (".maps.zarr", _maps),
     "marks": (".json.gz", lambda s, p, o: write_marks(s, p, o.selection)),
     "ome-zarr": (".labels.zarr", lambda s, p, o: write_ome_labels(s, p, o.region, overwrite=o.overwrite)),
     "quip": ("", lambda s, p, o: write_quip(s, p, o.selection, tile_px=o.tile_px, executed=o.executed, overwrite=o.overwrite)),
@@ -173,9 +183,9 @@ def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[s
         import pyarrow.parquet as pq
         from pyarrow import csv
 
-        with atomic_path(out) as partial:
+        with atomic_path(out) as temporary:
             if out.suffix == ".csv":
-                csv.write_csv(table, str(partial))
+                csv.write_csv(table, str(temporary))
             else:
-                pq.write_table(table, str(partial), compression="zstd")
+                pq.write_table(table, str(temporary), compression="zstd")
     return table, units

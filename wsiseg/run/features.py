@@ -221,8 +221,8 @@ def _windows(table: Path, slide: Slide, scale: float, side: int) -> Iterator[Box
         np.add.at(corners, (y, x), step)
     met = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
     for row, column in np.argwhere(met).tolist():
-        x, y = column * side, row * side
-        yield Box(x, y, min(side, width - x), min(side, height - y))
+        left, above = int(column) * side, int(row) * side
+        yield Box(left, above, min(side, width - left), min(side, height - above))
 
 
 def _draw(table: Path, box: Box, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:

@@ -19,6 +19,7 @@ from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
 from wsiseg.run.locate import local_path
 from wsiseg.run.manifest import SlideInput
+from wsiseg.run.maps import make_maps
 from wsiseg.schema import SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
 from wsiseg.tables import atomic_write_bytes
@@ -120,6 +121,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     table = context.folder.table(slide_id)
     parts = [context.folder.part(slide_id, h.tile_id) for h in headers]
     summary = write_nuclei_table(parts, table, job.meta, job.scale, _table_facts(job, context), context.config.write)
+    make_maps(context.folder, slide_id, job.tissue)
     seconds["write"] = seconds.get("write", 0.0) + time.perf_counter() - start
     row = summarize_slide(
         table,

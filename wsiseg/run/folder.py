@@ -4,6 +4,8 @@
 
     RUN/run.json                     versions, config, weights, host; what a resume is checked against
     RUN/nuclei/<slide_id>.parquet    one GeoParquet table a slide
+    RUN/maps/<slide_id>.zarr         density, mean area, material and tissue fraction as an OME-Zarr pyramid
+    RUN/features/<slide_id>.parquet  what ``wsiseg features`` measured, row by row the table's nuclei
     RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
     RUN/slides/<slide_id>.tissue.png tissue mask as used
     RUN/slides.parquet, slides.csv   one row a slide
