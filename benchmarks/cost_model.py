@@ -90,10 +90,8 @@ def model(n_slides: int) -> dict[str, Any]:
     gpu_s = max(tiles_per_slide * a["gpu_predict_s_per_tile"], host_s / a["gpu_host_threads"])
     total_gpu_h = n_slides * gpu_s / HOURS_S / efficiency
 
-    rows = [_row(f"{n} cores", "cpu", n, total_core_h, a["core_hour_usd"], a["core_hour_spot_usd"], a) for n in (64, 512, 2048)]
-    rows += [
-        _row(f"{n} GPUs", "gpu, assumed", n, total_gpu_h, a["gpu_hour_usd"], a["gpu_hour_spot_usd"], a) for n in (1, 8, 64)
-    ]
+    rows = [_row(f"{n} cores", "cpu", n, total_core_h, "core", a) for n in (64, 512, 2048)]
+    rows += [_row(f"{n} GPUs", "gpu, assumed", n, total_gpu_h, "gpu", a) for n in (1, 8, 64)]
     for row in rows:
         row["read_gb_per_s"] = round(n_slides * a["slide_gb"] / (row["days"] * DAY_H * HOURS_S), 3)
     return {
