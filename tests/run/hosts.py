@@ -92,7 +92,7 @@ class Hosts:
         self.client_link.__exit__(None, None, None)
 
 
-def wait_for_parts(out: Path, more_than: int, timeout_s: float = 300) -> int:
+def wait_for_parts(out: Path, more_than: int, timeout_s: float = 1800) -> int:
     """Wait until a run has so many part files; return how many."""
     deadline = time.monotonic() + timeout_s
     while (n := len(list(out.glob("parts/*/*.parquet")))) <= more_than and time.monotonic() < deadline:
