@@ -2,11 +2,12 @@
 
     WSISEG_DATA=<folder of sets> python benchmarks/predicted_quality.py [--weights open research] [--quick]
 
-For each set of network weights: the images are those that its card names as validation images (the network has not seen
-them), and for the research model also the other monuseg images as the open network sees them, which has not seen those either.
-Each image is segmented as it is and under synthetic blur, stain shift, JPEG, fold and pen. A patch of 256 px fails where
-precision or recall of nuclei is below 75 % (centroid in the central 226 px, matched at IoU > 0.5; a looser match at 0.3 is
-reported beside it). Every figure is of patients held out: the model that scores a patient was fitted without them.
+For each set of network weights: the images are those that its card names as validation images, which the network has not
+seen. Each is segmented as it is and under synthetic blur, stain shift, JPEG, fold and pen. A patch of 256 px fails where
+precision or recall of nuclei (centroid in the central 226 px) is below 75 %. A nucleus counts as outlined at IoU > 0.3: who
+judges 64 um of tissue by eye asks whether it is outlined, not how tightly, and pixel-wise precision and recall fail about as
+many patches; IoU > 0.5 fails many more and is reported beside it. Every figure is of patients held out: the model that scores a
+patient was fitted without them.
 
 Without ``--no-save`` it writes ``wsiseg/qc/quality_models/<weights>.json`` (derived numbers only), which ships, and
 ``results/predicted_quality.json``.
@@ -107,18 +108,14 @@ DAMAGES = {"none": lambda rgb, random: rgb, "blur": blur, "stain": stain, "jpeg"
 
 
 class Patches(NamedTuple):
-    """Features (N, F), whether each fails at IoU > 0.5 and at > 0.3, patient, image, damage and network, one a patch."""
+    """Features (N, F), whether each fails at IoU > 0.3 and at > 0.5, patient, image and damage, one a patch."""
 
     features: np.ndarray
     fails: np.ndarray
-    fails_loosely: np.ndarray
+    fails_strictly: np.ndarray
     group: np.ndarray
     image: np.ndarray
     damage: np.ndarray
-    network: np.ndarray
-
-    def take(self, mask: np.ndarray) -> Patches:
-        return Patches(*(v[mask] for v in self))
 
 
 def best_iou(answer: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -152,7 +149,7 @@ class Judge:
         self.params = resolve_params(SeparateConfig(), self.model.separate_defaults, self.model.mpp)
 
     def patches(self, rgb: np.ndarray, truth: np.ndarray) -> Iterator[tuple[np.ndarray, bool, bool]]:
-        """Yield (features, fails, fails loosely) of the patches of an image."""
+        """Yield (features, fails, fails strictly) of the patches of an image."""
         h, w = rgb.shape[:2]
         out_box = Box(0, 0, w, h)
         need = self.model.input_box(out_box)
@@ -174,7 +171,7 @@ class Judge:
                 part = np.s_[top : top + SIDE, left : left + SIDE]
                 own = inside(own_xy, left, top, 0)
                 features = patch_features(rgb[part], labels[part], {k: v[own] for k, v in nuclei.items()})
-                yield features, *(bool(min(share(right[a] > m), share(found[t] > m)) < 0.75) for m in (0.5, 0.3))
+                yield features, *(bool(min(share(right[a] > m), share(found[t] > m)) < 0.75) for m in (0.3, 0.5))
 
 
 def share(hits: np.ndarray) -> float:
@@ -208,9 +205,7 @@ def collect(samples: list[Sample], weights: str, draws: int) -> tuple[Patches, J
         for damage, change in DAMAGES.items():
             for _ in range(1 if damage == "none" else draws):
                 found = judge.patches(np.ascontiguousarray(change(rgb, random)), truth)
-                rows += [(*f, patient(sample), sample.image_id, damage, weights) for f in found]
-    if not rows:
-        return Patches(np.empty((0, len(FEATURES))), *(np.empty(0, d) for d in (bool, bool, str, str, str, str))), judge
+                rows += [(*f, patient(sample), sample.image_id, damage) for f in found]
     return Patches(*(np.array(v) for v in zip(*rows, strict=True))), judge
 
 
@@ -221,17 +216,13 @@ def importance(images: np.ndarray) -> np.ndarray:
     return weight / weight.mean()
 
 
-def fitted(p: Patches, fails: np.ndarray) -> QualityModel:
-    return fit_quality(p.features, fails, importance(p.image))
-
-
-def held_out(p: Patches, extra: Patches, fails: np.ndarray, extra_fails: np.ndarray) -> np.ndarray:
+def held_out(p: Patches, fails: np.ndarray) -> np.ndarray:
     """Return each patch's score from a model that has not seen its patient."""
     score = np.zeros(len(fails))
     for name in np.unique(p.group):
-        here, there = p.group == name, extra.group != name
-        train = Patches(*(np.concatenate([a[~here], b[there]]) for a, b in zip(p, extra, strict=True)))
-        score[here] = fitted(train, np.concatenate([fails[~here], extra_fails[there]])).predict(p.features[here])
+        here = p.group == name
+        model = fit_quality(p.features[~here], fails[~here], importance(p.image[~here]))
+        score[here] = model.predict(p.features[here])
     return score
 
 
@@ -263,12 +254,10 @@ def rounded(value: Any) -> Any:
     return round(value, 3) if isinstance(value, float) else value
 
 
-def judged_model(p: Patches, extra: Patches, judge: Judge) -> tuple[QualityModel, dict[str, Any]]:
+def judged_model(p: Patches, judge: Judge) -> tuple[QualityModel, dict[str, Any]]:
     """Return the model of all patients, with what it is worth on patients held out, and the result to save."""
-    score = held_out(p, extra, p.fails, extra.fails)
-    loose = held_out(p, extra, p.fails_loosely, extra.fails_loosely)
-    everything = Patches(*(np.concatenate([a, b]) for a, b in zip(p, extra, strict=True)))
-    model = fitted(everything, everything.fails)
+    score, strict = held_out(p, p.fails), held_out(p, p.fails_strictly)
+    model = fit_quality(p.features, p.fails, importance(p.image))
     single = {n: round(auc(p.features[:, i], p.fails), 3) for i, n in enumerate(FEATURES)}
     bins = [[round(a, 3), round(b, 3), n] for a, b, n in calibration(score, p.fails)]
     measured = {
@@ -286,19 +275,17 @@ def judged_model(p: Patches, extra: Patches, judge: Judge) -> tuple[QualityModel
         "network": name,
         "network_sha256": judge.model.sha256,
         "licence": LICENCE.get(name, "as its training images"),
-        "trained_on": sorted({g.split()[0] for g in everything.group.tolist()}),
-        "trained_patients": len(np.unique(everything.group)),
-        "criterion": "precision or recall of nuclei below 75 % (IoU > 0.5, centroid in the central 226 of 256 px at 0.25 um)",
+        "trained_on": sorted({g.split()[0] for g in p.group.tolist()}),
+        "criterion": "precision or recall of nuclei below 75 % (IoU > 0.3, centroid in the central 226 of 256 px at 0.25 um)",
         "held_out": measured,
     }
     result = {
         "network_sha256": judge.model.sha256,
-        "trained_patients": facts["trained_patients"],
         "held_out": measured,
         "all": worth(score, p.fails),
         "by_damage": {d: worth(score[p.damage == d], p.fails[p.damage == d]) for d in DAMAGES},
         "by_set": {s: worth(score[m], p.fails[m]) for s, m in by_set(p).items()},
-        "match_at_iou_0.3": worth(loose, p.fails_loosely),
+        "match_at_iou_0.5": worth(strict, p.fails_strictly),
         "auc_of_single_features": dict(sorted(single.items(), key=lambda kv: -abs(kv[1] - 0.5))),
     }
     return QualityModel(model.mean, model.scale, model.weights, model.stain, facts), result
@@ -314,10 +301,11 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("WSISEG_DATA"))
     parser.add_argument("--weights", nargs="+", default=["open", "research"])
     parser.add_argument("--draws", type=int, default=1, help="how often each damage is drawn for an image")
-    parser.add_argument("--quick", action="store_true", help="without the monuseg images as the open network sees them")
+    parser.add_argument("--quick", action="store_true", help="every third image only, to see that it runs; writes nothing")
     parser.add_argument("--no-save", action="store_true")
     parser.add_argument("--keep", type=Path, help="folder in which the patches are kept for a second look (.npz)")
     options = parser.parse_args()
+    write = not (options.no_save or options.quick)
     if not options.data:
         parser.error("give --data or set WSISEG_DATA")
     data = Path(options.data)
@@ -328,18 +316,16 @@ def main() -> None:
     for weights in options.weights:
         card = load_model(PredictConfig(weights=weights)).card["data"]
         unseen = set(card["validation_images"])
-        p, judge = collect([s for s in samples if s.image_id in unseen], weights, options.draws)
-        others = [s for s in samples if s.dataset == "monuseg" and weights == "research" and not options.quick]
-        extra, _ = collect(others, "open", options.draws)
+        chosen = [k for k in samples if k.image_id in unseen][:: 3 if options.quick else 1]
+        p, judge = collect(chosen, weights, options.draws)
         if options.keep:
             np.savez_compressed(options.keep / f"{weights}.npz", **p._asdict())
-            np.savez_compressed(options.keep / f"{weights}_extra.npz", **extra._asdict())
-        model, result[weights] = judged_model(p, extra, judge)
+        model, result[weights] = judged_model(p, judge)
         result[weights]["cpu_seconds"] = round(time.process_time() - start, 1)
-        if not options.no_save:
+        if write:
             atomic_write_bytes(ROOT / "wsiseg" / "qc" / "quality_models" / f"{weights}.json", model.to_json().encode())
     print(json.dumps(result, indent=1))
-    if not options.no_save:
+    if write:
         save("predicted_quality", result)
 
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsiseg.qc import corrected_share, odds_weight, order_key, predicted_share, reached
@@ -77,6 +77,7 @@ def test_a_divided_review_and_gaps() -> None:
     assert {tau[i] for i in parts["2/2"]} == {min(keys[i] for i in parts["2/2"])}
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["", "adequate", "not_adequate", "unsure"])), min_size=1, max_size=30)
 )

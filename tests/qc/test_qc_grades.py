@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
@@ -38,6 +38,7 @@ def test_groups_of_fifteen_patches() -> None:
     assert grade_of(0, 0) == "Ungraded"
 
 
+@settings(deadline=None)
 @given(st.integers(1, 10_000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
 def test_groups_of_any_number_by_exact_fractions(case: tuple[int, int]) -> None:
     bad, n = case
@@ -99,6 +100,28 @@ def test_grades_equal_a_table_made_by_hand() -> None:
     }
     assert math.isnan(grades["s5"].bad_frac)
     assert grades["s2"].bad_frac == pytest.approx(2 / 15)
+
+
+def test_five_hundred_slides_fall_into_the_published_groups() -> None:
+    random = np.random.default_rng(4)
+    n_bad = random.choice(7, 500, p=[0.4, 0.2, 0.12, 0.1, 0.08, 0.06, 0.04])
+    slides = [(f"s{i:03d}", ("BRCA", "LUAD")[i % 2], "failed" if i % 50 == 7 else "done") for i in range(500)]
+    patches = {s: [f"{s}-{k}" for k in range(15)] for s, _, status in slides if status != "failed"}
+    words = {p: "adequate" for ids in patches.values() for p in ids}
+    for i, (s, _, status) in enumerate(slides):
+        if status != "failed":
+            words |= {f"{s}-{k}": "not_adequate" for k in random.choice(15, n_bad[i], replace=False)}
+    verdicts = {s: "unacceptable" for s, _, _ in slides[3::40]}
+    expected = [
+        "Unacceptable" if status == "failed" or s in verdicts else PUBLISHED[min(int(n_bad[i]), 5)]
+        for i, (s, _, status) in enumerate(slides)
+    ]
+    grades = grade_slides(slides, patches, words, verdicts, {})
+    assert [g.grade for g in grades] == expected
+    by_group = cohort_summary(grades)[1]
+    assert {g: by_group[-1][g] for g in GRADES} == {g: expected.count(g) for g in GRADES}
+    judged = [i for i, (_, _, status) in enumerate(slides) if status != "failed"]
+    assert by_group[-1]["PatchesBadPercent"] == round(100 * int(n_bad[judged].sum()) / (15 * len(judged)), 2)
 
 
 def test_release_has_the_published_columns_and_values(tmp_path: Path) -> None:
@@ -181,6 +204,7 @@ def plain_kappa(a: list[str], b: list[str]) -> float:
     return (observed - expected) / (1 - expected)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("xyz"), st.sampled_from("xyz")), min_size=2, max_size=60))
 def test_kappa_equals_the_plain_formula(pairs: list[tuple[str, str]]) -> None:
     a, b = [p[0] for p in pairs], [p[1] for p in pairs]

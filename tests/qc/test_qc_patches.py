@@ -41,7 +41,7 @@ def test_centers_are_uniform_over_tissue_and_nowhere_else() -> None:
     assert chisquare(quarters).pvalue > 1e-3
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 30), st.text(min_size=1, max_size=20))
 def test_more_patches_keep_the_earlier_ones(few: int, added: int, slide_id: str) -> None:
     mask = np.ones((20, 20), np.uint8)

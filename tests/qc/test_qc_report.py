@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiseg.qc import MarkLog, TailRule, find_outliers, grade_slides
+from wsiseg.qc import MarkLog, ShareEstimate, TailRule, find_outliers, grade_slides
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
 from wsiseg.run.qc import find_run_outliers, load_run
 from wsiseg.run.qc_patches import make_patches
@@ -119,6 +119,10 @@ def test_worst_come_first() -> None:
     )
     order = worst_first(rows, [o for o in outliers if o["round"]], grades)
     assert order == [rows[i]["slide_id"] for i in (5, 4, 3, 2, 1)]
+    surely, perhaps = ShareEstimate(0.6, 0.3, 0.9, 15, 0), ShareEstimate(0.6, 0.1, 0.9, 15, 0)
+    guess = {rows[0]["slide_id"]: surely, rows[1]["slide_id"]: perhaps}
+    order = worst_first(rows, [o for o in outliers if o["round"]], grades, guess)
+    assert order == [rows[i]["slide_id"] for i in (5, 4, 3, 0, 2, 1)]
 
 
 def test_density_map_counts_what_is_there() -> None:
@@ -153,6 +157,11 @@ def test_report_of_a_run_with_and_without_qc(make_run, tmp_path: Path) -> None:
     assert full["has_grades"]
     assert (len(full["patches"]), full["patches"][0]["word"], full["n_patches"]) == (4, "not_adequate", 6)
     assert full["rows"]["verdict"][1] == "unacceptable"
+    assert (bare["has_estimates"], full["has_estimates"]) == (False, True)
+    assert full["predictor"]["held_out"]["calibration"]
+    assert 0 < full["patches"][0]["fail_prob"] < 1
+    for low, share, high in zip(*(full["rows"][f"estimate{k}"] for k in ("_low", "", "_high")), strict=True):
+        assert 0 <= low <= share <= high <= 1
     assert full["rows"]["comment"][1] == "pen over the tumor"
     assert full["pictures"]["a"]["thumb"].startswith("data:image/jpeg;base64,")
     assert dict(map(tuple, full["provenance"]))["run digest"] == run.digest
@@ -170,6 +179,32 @@ def open_report(page: Any, path: Path) -> float:
     page.get(path.as_uri())
     assert page.execute_script("return document.body.dataset.ready")
     return time.monotonic() - start
+
+
+def test_predicted_quality_shows_its_calibration(tmp_path: Path, chromium: Any) -> None:
+    ids = [r["slide_id"] for r in rows_of(30)]
+    guess = {s: ShareEstimate(0.01 * i, 0.0, 0.02 * i, 15, 3) for i, s in enumerate(ids)}
+    held = {"patients": 12, "patches": 300, "auc": 0.876, "brier": 0.1, "calibration_error": 0.05}
+    held["calibration"] = [[0.1, 0.12, 150], [0.8, 0.7, 150]]
+    facts = {"network": "open", "licence": "as it is", "held_out": held, "notes": ["Beware."], "n_judged": 90, "own": {}}
+    path = tmp_path / "report.html"
+    corrected = {"All": ShareEstimate(0.123, 0.1, 0.15, 450, 90)}
+    path.write_bytes(report_of(30, estimates=guess, predictor=facts, corrected=corrected))
+    open_report(chromium, path)
+    text = chromium.find_element("id", "predicted").text
+    for part in ("Beware.", "0.876", "12 patients", "12.3 % (95 % 10.0 to 15.0 %), 90 of 450 judged", "as it is"):
+        assert part in text
+    assert chromium.execute_script("return document.querySelectorAll('#predicted-plots circle').length") == 2
+    head = chromium.execute_script("return [...document.querySelectorAll('#slide-table th button')].map((b) => b.textContent)")
+    column = head.index("Estimated bad %")
+    chromium.execute_script(f"document.querySelectorAll('#slide-table th button')[{column}].click()")
+    cells = chromium.execute_script(
+        "return [...document.querySelectorAll('#slide-table tbody tr')[0].cells].map((c) => c.textContent)"
+    )
+    assert cells[0] == ids[29]
+    assert cells[column] == "29 (0\N{EN DASH}58)"
+    wide = chromium.execute_script("return document.documentElement.scrollWidth - innerWidth")
+    assert wide <= 0  # nothing hangs out of the page
 
 
 @pytest.mark.parametrize("n", [3, 5000])

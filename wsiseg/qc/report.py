@@ -181,8 +181,8 @@ def worst_first(
 ) -> list[str]:
     """Return the ids of slides that give cause to look, worst first: the order in which pictures are handed out.
 
-    Failed, judged unacceptable, worse groups, larger bad share, partly failed, surely above ``SUSPECT_FRAC`` by prediction,
-    flagged in the first round, more reasons; then by id.
+    Cause is: failed, judged unacceptable, Problematic or worse, partly failed, surely above ``SUSPECT_FRAC`` by prediction,
+    flagged. In that order, within a group by bad share, and last by reasons and id.
     """
     suspects = {s for s, e in (estimates or {}).items() if e.low > SUSPECT_FRAC}
     flags = {r["slide_id"]: r for r in outliers}
@@ -205,7 +205,8 @@ def worst_first(
             round_,
             len((flag.get("tails") or "").split()),
         )
-        if any(key):
+        causes = (row["status"] == "failed", verdict, group >= GRADES.index("Problematic"), row["status"] == "partial")
+        if any(causes) or slide_id in suspects or round_:
             ranked.append((tuple(-float(v) for v in key), slide_id))
     return [slide_id for _, slide_id in sorted(ranked)]
 

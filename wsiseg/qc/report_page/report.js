@@ -222,6 +222,10 @@ function badness(r) {
     (r.round === 1 ? 500 : r.round === 2 ? 250 : 0) + (r.tails ? r.tails.split(" ").length * 50 : 0);
 }
 
+function gives_cause(r) {
+  return r.status === "failed" || r.status === "partial" || r.verdict === "unacceptable" || r.grade === "Problematic" || r.grade === "Unacceptable" || r.estimate_low > 0.2 || r.round > 0;
+}
+
 function card(r) {
   const judged = r.n_judged ? `${r.n_bad} of ${r.n_judged} patches not adequate (${number(100 * r.bad_frac, 1)} %, 95 % ${number(100 * r.low, 0)} to ${number(100 * r.high, 0)} %)` : "";
   const facts = r.status === "failed" ? `${cohortName(r.cohort)} · failed` : `${cohortName(r.cohort)} · ${number(r.n_nuclei)} nuclei · ${number(r.nuclei_per_mm2)} per mm² · mean area ${number(r.area_mean_um2, 1)} µm²`;
@@ -237,9 +241,9 @@ function card(r) {
 }
 
 function worst() {
-  const order = ROWS.map((r) => [badness(r), r]).filter(([b]) => b > 0).sort((a, b) => b[0] - a[0] || (a[1].slide_id < b[1].slide_id ? -1 : 1)).map(([, r]) => r);
+  const order = ROWS.filter(gives_cause).map((r) => [badness(r), r]).sort((a, b) => b[0] - a[0] || (a[1].slide_id < b[1].slide_id ? -1 : 1)).map(([, r]) => r);
   const list = order.concat(ROWS.filter((r) => D.pictures[r.slide_id] && !order.includes(r))); // small runs come with all pictures
-  $("worst-note").textContent = order.length ? `${number(order.length)} of ${number(ROWS.length)} slides give cause to look: failed, judged bad, or standing out in their cohort. The worst come first${order.length > D.n_pictures ? `; the first ${D.n_pictures} with pictures` : ""}.` :
+  $("worst-note").textContent = order.length ? `${number(order.length)} of ${number(ROWS.length)} slides give cause to look: failed, judged or surely predicted bad, or standing out in their cohort. The worst come first${order.length > D.n_pictures ? `; the first ${D.n_pictures} with pictures` : ""}.` :
     D.has_outliers ? "No slide gives cause to look." : "Outliers have not been sought yet (wsiseg qc outliers).";
   let shown = 0;
   const more = (n) => { $("cards").append(...list.slice(shown, shown + n).map(card)); shown = Math.min(list.length, shown + n); $("more-cards").hidden = shown >= list.length; $("more-cards").textContent = `Show more (${number(list.length - shown)} left)`; };
@@ -278,6 +282,7 @@ function slides() {
     { id: "reasons", name: "Why flagged, or why it failed", class: "wide", value: (r) => r.reasons || r.error || r.note || "" },
   ];
   slideTable = table($("slide-table"), columns, ROWS, { sort: "slide_id", flag: (r) => r.round > 0 });
+  if (ROWS.length > 500) $("slide-table").before(el("p", { class: "note print-only" }, "At most 500 slides are printed: find, filter or sort on the screen to choose which."));
   for (const id of ["find", "by-cohort", "by-kind"]) $(id).addEventListener("input", filter);
   filter();
 }

@@ -3,7 +3,7 @@
 const WORDS = {
   patches: {
     question: "Is the segmentation of this patch adequate?",
-    criterion: "Adequate: at least 75 % of what is outlined is nucleus (precision), and at least 75 % of the nuclei are outlined (recall). Both must hold.",
+    criterion: "Adequate: at least 75 % of what is outlined is nucleus (precision), and at least 75 % of the nuclei are outlined (recall). Both must hold. No nuclei and no outlines: adequate.",
     a: ["adequate", "Adequate"], s: ["not_adequate", "Not adequate"], d: ["unsure", "Unsure"],
   },
   slides: {
@@ -82,6 +82,7 @@ async function take(next) {
 
 async function showPatch(words) {
   $("question").textContent = current ? words.question : state.total ? "All patches are done. Thank you." : "There are no patches in this queue.";
+  if (!current) $("criterion").textContent = "2 shows the outlier slides, U takes the last answer back. Then stop the server (Ctrl-C) and run `wsiseg qc grade`.";
   if (!current) { $("patch-stage").hidden = true; return; }
   $("patch-stage").hidden = false;
   document.body.classList.add("waiting");
