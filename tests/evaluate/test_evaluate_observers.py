@@ -65,9 +65,9 @@ def test_pairs_are_tested_on_shared_images():
     truth = {i: drawing() for i in shifts}
     again = {i: drawing(s) for i, s in shifts.items()}
     pairs = compare_observers([Reading("t", "t", truth), Reading("m", "m", again), Reading("t", "t2", truth)])
-    tests = {(t["score"], t["first"]): t for t in observer_tests(pairs)}
-    got = tests["dice", "t - m (inter)"]
-    assert got["second"] == "t - t2 (intra)"
+    tests = {(t["score"], t["first"], t["second"]): t for t in observer_tests(pairs)}
+    assert len(tests) == 9  # three scores, three pairs of pairs
+    got = tests["dice", "t - m (inter)", "t - t2 (intra)"]
     assert got["n"] == 8
     assert got["mean_difference"] == pytest.approx(-np.mean([s / 10 for s in shifts.values()]))
     assert got["p_value"] < 0.02  # all eight differences on one side: 2 / 2^8, more for the ties
