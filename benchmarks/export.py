@@ -1,4 +1,4 @@
-"""A million nuclei to QuPath GeoJSON and back from a QuIP folder, beside geopandas and a json.dumps loop.
+"""A million nuclei to GeoJSON, AnnData, SpatialData, maps, and back from a QuIP folder; geopandas and a json.dumps loop beside.
 
 Run ``python -m benchmarks.export [--quick]``; writes ``benchmarks/results/export.json``. Rates are nuclei per CPU second (wall
 seconds beside them: the machine may be shared). Each job runs in a process of its own, so its peak memory is its own; what the
@@ -88,6 +88,36 @@ def ours_read_quip(folder: Path, out: Path) -> int:
     return write_imported_table(read_quip(Source(folder / f"{SLIDE}.svs"), provenance), out, meta, provenance).n_nuclei
 
 
+def ours_anndata(table: Path, out: Path) -> int:
+    from wsiseg.export.source import open_nuclei
+    from wsiseg.export.spatial import write_anndata
+
+    return write_anndata(open_nuclei(table), out).n_nuclei
+
+
+def ours_spatialdata(table: Path, out: Path) -> int:
+    from wsiseg.export.source import open_nuclei
+    from wsiseg.export.spatial import write_spatialdata
+
+    return write_spatialdata(open_nuclei(table), out).n_nuclei
+
+
+def ours_maps(table: Path, out: Path) -> int:
+    from wsiseg.export.maps import write_maps
+    from wsiseg.export.source import open_nuclei
+
+    return write_maps(open_nuclei(table), out).n_nuclei
+
+
+def ours_features(table: Path, out: Path) -> int:
+    """What needs no pixels: hulls and neighbors, into the companion of a table at RUN/nuclei."""
+    from wsiseg.run.features import FeatureOptions, measure_features
+
+    (out / "nuclei").mkdir(parents=True)
+    (out / "nuclei/S.parquet").hardlink_to(table)
+    return measure_features(out, "S", FeatureOptions(pixels=False))
+
+
 def geopandas_to_file(table: Path, out: Path) -> int:
     """The usual way: GDAL's GeoJSON driver (it writes no objectType, classification or measurements)."""
     import warnings
@@ -146,8 +176,12 @@ def csv_loop(folder: Path, out: Path) -> int:
 
 
 JOBS = {
-    f.__name__: f for f in (ours_geojson, ours_read_geojson, ours_quip, ours_read_quip, geopandas_to_file, json_loop, csv_loop)
-}
+    f.__name__: f
+    for f in (
+        ours_geojson, ours_read_geojson, ours_quip, ours_read_quip, ours_anndata, ours_spatialdata, ours_maps, ours_features,
+        geopandas_to_file, json_loop, csv_loop,
+    )
+}  # fmt: skip
 
 
 def child(name: str, source: str, out: str) -> None:
@@ -200,6 +234,13 @@ def main() -> None:
         (folder / "a.geojson").unlink()
         rows.append(measure("ours_quip", tables[big], folder / "quip"))
         rows.append(measure("ours_read_quip", folder / "quip", folder / "back2.parquet"))
+        for name, ending in (
+            ("ours_anndata", "h5ad"),
+            ("ours_spatialdata", "zarr"),
+            ("ours_maps", "maps.zarr"),
+            ("ours_features", ""),
+        ):
+            rows.append(measure(name, tables[big], folder / f"b.{ending}"))
         rows.append(measure("ours_geojson", tables[small], folder / "s.geojson"))
         rows.append(measure("ours_read_geojson", folder / "s.geojson", folder / "back.parquet"))
         rows.append(measure("geopandas_to_file", tables[small], folder / "g.geojson"))

@@ -23,8 +23,9 @@ from tests.export.tables import SLIDE_ID, slide_meta
 from wsiseg.errors import BackendUnavailableError, FormatError, InputError
 from wsiseg.export.annstore import FEATURES
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
+from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Provenance, Source
-from wsiseg.export.source import Selection, open_nuclei
+from wsiseg.export.source import Selection, open_nuclei, with_features
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.table import write_imported_table
 from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
@@ -123,6 +124,42 @@ def test_anndata_has_squidpys_convention(table_path: Path, tmp_path: Path) -> No
     assert scales["tissue_hires_scalef"] == 1
     diameters = np.sqrt(table["area_px"].to_numpy()[inside].astype(np.float64) * 4 / np.pi)
     assert scales["spot_diameter_fullres"] == pytest.approx(diameters.mean(), rel=1e-5)
+
+
+def test_anndata_of_an_import_has_its_classes(tmp_path: Path, excerpts: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        anndata = pytest.importorskip("anndata")
+        table, provenance = tmp_path / "p.parquet", Provenance("qupath")
+        path = excerpts / "puma_roi_008_excerpt.geojson"
+        write_imported_table(read_geojson(Source(path), provenance), table, slide_meta(), provenance)
+        source = with_features(open_nuclei(table))
+        write_anndata(source, tmp_path / "p.h5ad")
+        data = anndata.read_h5ad(tmp_path / "p.h5ad")
+        data.write_h5ad(tmp_path / "again.h5ad")  # the package can write what it read
+    stored = pq.read_table(table)
+    assert data.obs["class_name"].astype(str).tolist() == stored["class_name"].to_pylist()
+    assert data.obs["import_flags"].tolist() == stored["import_flags"].to_pylist()
+    assert list(data.var_names) == [f for f in FEATURES if f in source.columns]
+    assert np.isnan(data[:, "center_prob"].X).all()  # QuPath gave no score
+    assert (data[:, "circularity"].X > 0.3).all()
+
+
+def test_h5ad_is_plain_hdf5(table_path: Path, tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    write_anndata(open_nuclei(table_path), tmp_path / "a.h5ad", REGION)
+    table = pq.read_table(table_path)
+    cx, cy = (table[c].to_numpy() for c in ("cx", "cy"))
+    inside = (cx >= 2000) & (cx < 5000) & (cy >= 2000) & (cy < 5000)
+    with h5py.File(tmp_path / "a.h5ad") as file:
+        assert file.attrs["encoding-type"] == "anndata"
+        assert file["obs/_index"].asstr()[:].tolist() == table["nucleus_id"].to_numpy()[inside].astype(str).tolist()
+        assert (file["obsm/spatial"][:] == np.stack([cx, cy], 1)[inside]).all()
+        assert (file["X"][:, 0] == table["area_um2"].to_numpy()[inside]).all()
+        assert file["var/_index"].asstr()[:].tolist() == list(FEATURES[:7])
+    write_anndata(open_nuclei(table_path), tmp_path / "none.h5ad", Selection(Box(0, 0, 10, 10)))
+    with h5py.File(tmp_path / "none.h5ad") as file:
+        assert file["X"].shape == (0, 7)
 
 
 def test_geopackage_and_csv(table_path: Path, tmp_path: Path) -> None:

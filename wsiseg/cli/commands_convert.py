@@ -86,6 +86,10 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
     cellvit     cells.json
 
     Nothing is changed silently: what is odd about a polygon stands in the column import_flags and is counted below.
+
+    \b
+    wsiseg import TCIA/luad_polygon/SLIDE.svs --from quip --cohort LUAD --out RUN
+    wsiseg import cells.json --from cellvit --slide SLIDE.svs --out RUN
     """
     from wsiseg.run.convert_in import ImportOptions, import_files
 

@@ -19,7 +19,11 @@ __all__ = ["COMMANDS"]
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none.")
 def info(slides: tuple[str, ...], mpp: float | None) -> None:
-    """Say what wsiseg knows of each SLIDE: size, levels, microns per pixel and where they come from, reader."""
+    """Say what wsiseg knows of each SLIDE: size, levels, microns per pixel and where they come from, reader.
+
+    \b
+    Example: wsiseg info slides/*.svs
+    """
     from wsiseg.config import ReadConfig
     from wsiseg.errors import InputError
     from wsiseg.run.inspect import slide_info
@@ -56,6 +60,9 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     """Estimate tiles, tissue area, time and table size of a run over SLIDE... without doing it.
 
     One small real tile is segmented here to measure this machine; nothing is written.
+
+    \b
+    Example: wsiseg plan slides/
     """
     config = build_config(options.pop("config_file"), options)
     from wsiseg.run.inspect import plan as make_plan

@@ -29,7 +29,7 @@ MAP_UNITS = ("1/mm^2", "um^2", "1", "1")
 
 CELL_PX = 32
 MAX_CELLS = 1 << 22
-"""Most cells of a slide's finest map: about 150 MB while they are made."""
+"""Most cells of a slide's finest map: about 250 MB while they are made."""
 
 MAX_SPAN = 6
 """Cells along a side within which a nucleus's area is spread with all the others; larger ones, one by one."""

@@ -6,6 +6,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -211,17 +212,24 @@ def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[n
 
     Cells begin at the region's corner; those at its right and lower end are cut there. Cells of twice the side have the sum.
     """
-    area = tissue.mask.astype(np.float64)
+    ends = []
     axes = ((region.y, region.h, tissue.y0, tissue.px_h), (region.x, region.w, tissue.x0, tissue.px_w))
-    for axis, (start, length, origin, px) in enumerate(axes):
-        ends = start + np.minimum(np.arange(-(-length // cell_px) + 1) * cell_px, length)
-        n = area.shape[axis]
-        at = np.clip((ends - origin) / px, 0, n)  # an end in mask px; the integral up to it is linear between whole ones
-        whole = np.minimum(at.astype(np.int64), n - 1)
-        total = np.concatenate([np.zeros_like(area.take([0], axis)), area.cumsum(axis)], axis)
-        part = (at - whole).reshape(-1, 1) if axis == 0 else at - whole
-        area = np.diff(total.take(whole, axis) + part * area.take(whole, axis), axis=axis) * px
-    return area
+    for (start, length, origin, px), n in zip(axes, tissue.mask.shape, strict=True):
+        borders = start + np.minimum(np.arange(-(-length // cell_px) + 1) * cell_px, length)
+        ends.append(np.clip((borders - origin) / px, 0, n))
+    strip = 256  # a mask has up to 4096 px a side: in strips, so that its sums never stand in memory whole
+    width = tissue.mask.shape[1]
+    rows = np.concatenate([_between(tissue.mask[:, k : k + strip], ends[0]) for k in range(0, width, strip)], axis=1)
+    cells = np.concatenate([_between(rows[k : k + strip].T, ends[1]).T for k in range(0, len(rows), strip)])
+    return cells * (tissue.px_w * tissue.px_h)
+
+
+def _between(values: npt.NDArray[Any], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the integral of columns of px between following places ``at`` (px), float64 (len(at) - 1, w)."""
+    total = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0, dtype=np.float64)])
+    whole = np.minimum(at.astype(np.int64), len(values) - 1)
+    integral = total[whole] + (at - whole)[:, None] * values[whole]  # linear between whole px
+    return np.diff(integral, axis=0)
 
 
 def tissue_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArray[np.bool_]:

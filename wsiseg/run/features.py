@@ -2,7 +2,7 @@
 
 The main run stays fast and its tables small, so these columns are made when asked for. The slide is read once more at working
 resolution, window by window; the rings of a window are drawn into it, and each pixel is added to its nucleus. Held in memory:
-one window, and about 100 bytes a nucleus.
+one window, and about 200 bytes a nucleus.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import InputError
+from wsiseg.errors import InputError, WsisegError
 from wsiseg.export import open_nuclei
 from wsiseg.labels import rasterize_rings
 from wsiseg.normalize import fit_stain
@@ -105,7 +105,7 @@ def measure_run(
 def _measured(run: Path, slide_id: str, options: FeatureOptions) -> int | str:
     try:
         return measure_features(run, slide_id, options)
-    except (InputError, OSError) as err:
+    except (WsisegError, OSError) as err:
         return str(err)
 
 

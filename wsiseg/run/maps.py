@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from functools import partial
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def make_maps(folder: RunFolder, slide_id: str, tissue: TissueMask | None = None
     cell_px = map_cell_px(source.width_px, source.height_px)
     cells = None if mask is None else partial(tissue_cells, mask)
     out = maps_path(folder, slide_id)
+    for left in out.parent.glob(f".{out.name}.*"):  # of a process that was killed: the run folder has one writer
+        shutil.rmtree(left, ignore_errors=True)
     write_maps(source, out, cell_px=cell_px, tissue=cells, overwrite=True)
     return out
 
