@@ -1,7 +1,7 @@
 """Annotated images -> a trained two-head network: data, targets, augmentation, losses and the loop.
 
-Comes in: folders of images with instance labels, and a network made elsewhere. Goes out: its averaged weights and a run
-folder with curves. ``wsiseg.run.training`` joins this with prediction, separation and scores.
+Comes in: images with instance labels (folders, or one Zarr store of patches), and a network made elsewhere. Goes out: its
+averaged weights and a run folder with curves. ``wsiseg.run.training`` joins this with prediction, separation and scores.
 """
 
 from __future__ import annotations
