@@ -8,8 +8,8 @@ scheduler is a process of its own. Workers have one thread each and are spread o
 one process each would need more memory and cores than a desk machine has. Workers of one process share its interpreter lock, so
 their own overhead is measured as larger than it is on machines of their own, and the efficiency as lower.
 
-memory    tiles that take no time, 200 a slide: bytes held by client, scheduler and one worker process over the run; CPU
-          seconds of the scheduler and the client for each tile. Parts are not written (a million files would measure the disk).
+memory    tiles that say 50 ms and take none, 200 a slide: bytes held by client, scheduler and one worker process over the run;
+          CPU seconds of the scheduler and the client for each tile. Parts are not written (a million files would measure the disk).
 overhead  tiles of 50 ms, 16 workers: share of the workers' time that is not tile, one tile a task and in batches.
 scaling   1 to 64 workers, stages of realistic length, part files with 200 real polygons each, kept for the slide's finish.
 """
@@ -76,8 +76,9 @@ def install_stand_ins(mode: dict[str, Any]) -> None:
         return [Tile(job.slide_id, k, box, box.padded(64), 1.0, 1.0) for k, box in enumerate(boxes)], []
 
     def tile(one: Tile, context: Any, attempt: int = 1) -> TileOutcome:
-        for seconds in stages.values():
-            time.sleep(seconds)
+        if mode["sleep"]:
+            for seconds in stages.values():
+                time.sleep(seconds)
         if mode["parts"]:
             path = context.folder.part(one.slide_id, one.tile_id)
             write_part(path, batch, one, TileStats(), stages, context.digest)
@@ -209,7 +210,7 @@ class Samples:
 
 @contextlib.contextmanager
 def simulated(
-    n_slides: int, tiles_per_slide: int, n_workers: int, n_hosts: int, *, task_s: float = 1.0, real: bool, tile_s: float = 0.0
+    n_slides: int, tiles_per_slide: int, n_workers: int, n_hosts: int, *, task_s: float = 1.0, real: bool, sleep: bool = True
 ) -> Iterator[Samples]:
     """Do one run and yield what was seen of it."""
     from wsiseg.config import RunConfig, ScheduleConfig
@@ -219,7 +220,8 @@ def simulated(
     mode = {
         "tiles_per_slide": tiles_per_slide,
         "parts": real,
-        "stages": STAGES_S if real else {"predict": tile_s},
+        "stages": STAGES_S if real else {"predict": 0.05},
+        "sleep": sleep,
         "prepare_s": PREPARE_S if real else 0.0,
         "finish_s": FINISH_S if real else 0.0,
     }
@@ -241,7 +243,7 @@ def memory(n_tiles: int, hosts: int) -> dict[str, Any]:
     """Many tiles of no length: does anything grow, and what does a tile cost?"""
     per_slide = 200
     n_slides = max(1, n_tiles // per_slide)
-    with simulated(n_slides, per_slide, 8, hosts, real=False) as samples:
+    with simulated(n_slides, per_slide, 8, hosts, real=False, sleep=False) as samples:
         rows = samples.rows
     first = next(r for r in rows if r["tiles"] >= 0.1 * n_tiles)
     last = rows[-1]
@@ -263,7 +265,7 @@ def overhead(seconds: float, hosts: int) -> dict[str, Any]:
     out: dict[str, Any] = {"tile_ms": 50, "workers": 16}
     for name, task_s in (("one_tile_a_task", 0.0), ("batches", 1.0)):
         n_slides = max(4, int(16 * seconds / 0.05) // 200)
-        with simulated(n_slides, 200, 16, hosts, real=False, tile_s=0.05, task_s=task_s) as samples:
+        with simulated(n_slides, 200, 16, hosts, real=False, task_s=task_s) as samples:
             rate = samples.rate()
             cpu = samples.rows[-1]["scheduler_cpu_s"] / (n_slides * 200)
         out[name] = {

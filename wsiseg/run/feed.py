@@ -27,6 +27,9 @@ MOST_TILES = 64
 MOST_RETURNS = 20
 """Times that a tile is handed out again because its worker was lost, when nothing says that the worker was at it."""
 
+LEAST_TILE_S = 1e-3
+"""No tile is taken to be shorter, s."""
+
 FIRST_GUESS_TILES = 8
 """Tiles that a slide is taken to have before the first one is known."""
 
@@ -157,7 +160,8 @@ class Feeder:
         final = []
         for (tile, _), outcome in zip(task.payload, outcomes, strict=True):
             state.running -= 1
-            self._tile_s.add(sum(outcome.seconds.values()))
+            if outcome.status == "done":
+                self._tile_s.add(max(LEAST_TILE_S, sum(outcome.seconds.values())))
             final.append(outcome.status != "failed" or outcome.attempts > self._retries)
             if not final[-1]:
                 state.alone.append((tile, outcome.attempts + 1))
