@@ -31,7 +31,7 @@ from wsiseg.write import read_part
 
 ROOT = Path(__file__).parents[2]
 SLIDE = ROOT / "tests" / "data" / "CMU-1-Small-Region.svs"
-TILE_ID = 58  # in the middle of the tissue
+TILE_ID = 66  # all tissue
 CONFIG = RunConfig(
     read=ReadConfig(tile_wpx=400),
     normalize=NormalizeConfig(method="reinhard"),
@@ -150,7 +150,9 @@ def test_bare_machine_runs_the_whole_path(
     folder.create()
     prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, "reinhard")
     config = json.loads(json.dumps(CONFIG.as_dict()))
-    code = BARE.format(without=ABSENT, library=kernel_library._name, config=config, folder=str(tmp_path), slide_id=SLIDE.stem)
+    code = BARE.format(
+        without=ABSENT, library=kernel_library._name, config=config, folder=str(tmp_path), slide_id=SLIDE.stem, tile_id=TILE_ID
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=300)
     assert done.returncode == 0, done.stderr
     with np.load(done.stdout.strip()) as columns:

@@ -59,12 +59,12 @@ def backend_of(array: Any) -> Backend | None:
 
 
 def to_device(array: Any, device: str) -> Any:
-    """Bring a host array to where a worker computes.
+    """Bring an array to where a worker computes; one that is there already stays.
 
     Parameters
     ----------
     array
-        NumPy array.
+        NumPy array, or a CuPy array of the device.
     device
         ``cpu`` (the array itself comes back), ``cuda`` or ``cuda:1``, as PyTorch names devices.
 
@@ -73,7 +73,7 @@ def to_device(array: Any, device: str) -> Any:
     BackendUnavailableError
         CuPy or the device is missing; the message says which and what to do.
     """
-    if device == "cpu":
+    if device == "cpu" or is_cupy_array(array):
         return array
     from wsiseg.backend.cuda import cuda_backend
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from wsiseg.backend.source import NVRTC_OPTIONS, kernel_source
 from wsiseg.errors import BackendUnavailableError
 
-__all__ = ["CudaBackend", "cuda_backend", "cuda_report", "shared_stream", "use_allocator"]
+__all__ = ["CudaBackend", "cuda_backend", "cuda_report", "free_bytes", "shared_stream", "use_allocator"]
 
 Array = Any
 
@@ -138,6 +138,13 @@ class _Pointer:
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self._pointer
+
+
+def free_bytes(device_id: int) -> int:
+    """Return how much of a GPU's memory nobody holds."""
+    cupy = _cupy()
+    with cupy.cuda.Device(device_id):
+        return int(cupy.cuda.runtime.memGetInfo()[0])
 
 
 def use_allocator(allocate: Callable[[int, int], int], free: Callable[[int], None]) -> None:

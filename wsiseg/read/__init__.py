@@ -8,7 +8,7 @@ from wsiseg.read.array import ArraySlide
 from wsiseg.read.grid import tile_grid
 from wsiseg.read.mask_files import tissue_from_file
 from wsiseg.read.sample import stain_sample
-from wsiseg.read.slide import Slide, fingerprint, open_slide, slide_id_of
+from wsiseg.read.slide import Slide, fingerprint, open_slide, read_on_device, slide_id_of
 from wsiseg.read.tissue import TissueMask, fit_tissue, tissue_cells, tissue_frac, tissue_px_in, tissue_window
 from wsiseg.read.working import read_working, scale_for, working_size
 
@@ -19,6 +19,7 @@ __all__ = [
     "fingerprint",
     "fit_tissue",
     "open_slide",
+    "read_on_device",
     "read_working",
     "scale_for",
     "slide_id_of",

@@ -6,16 +6,16 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from wsiseg.errors import SlideOpenError, TileReadError
 from wsiseg.read._window import RGB
-from wsiseg.types import SlideMeta
+from wsiseg.types import Box, SlideMeta
 
-__all__ = ["DEFAULT_CACHE_BYTES", "Slide", "content_digest", "fingerprint", "open_slide", "slide_id_of"]
+__all__ = ["DEFAULT_CACHE_BYTES", "Slide", "content_digest", "fingerprint", "open_slide", "read_on_device", "slide_id_of"]
 
 DEFAULT_CACHE_BYTES = 64 * 1024 * 1024
-_READERS = ("auto", "cucim", "openslide")
+_READERS = ("auto", "cucim", "cucim-gpu", "openslide")
 
 
 class Slide(Protocol):
@@ -115,7 +115,8 @@ def open_slide(
         The slide's cancer type or study, recorded.
     reader
         ``auto``: cuCIM's CuImage where it may, else OpenSlide, with the reason in ``meta.reader_note``; ``openslide``;
-        ``cucim``: fail where it cannot. Plain images and Zarr arrays have one reader only.
+        ``cucim``: fail where it cannot; ``cucim-gpu``: the GPU's JPEG decoder where it may, whose pixels are nearly equal, else
+        ``auto`` with the reason in the note. Plain images and Zarr arrays have one reader only.
     cache_bytes
         Most bytes of decoded tiles that the reader keeps.
 
@@ -144,7 +145,45 @@ def open_slide(
     slide = OpenSlideSlide(
         p, slide_id=slide_id, mpp=mpp, cohort=cohort, cache_bytes=cache_bytes, size_bytes=size_bytes, mtime_ns=mtime_ns
     )
+    if reader == "cucim-gpu":
+        return _with_gpu(slide)
     return slide if reader == "openslide" else _with_cucim(slide, strict=reader == "cucim")
+
+
+def read_on_device(slide: Slide, box: Box) -> Any:
+    """Read a window of level 0 of a slide that the GPU decodes, into its memory: CuPy uint8 (h, w, 3), white outside the slide.
+
+    Raises
+    ------
+    TileReadError
+        The pixels cannot be decoded, or the slide has another reader.
+    """
+    from wsiseg.read.cuslide import GpuSlide
+
+    if not isinstance(slide, GpuSlide):
+        raise TileReadError(f"{slide.meta.path}: expected reader cucim-gpu, got {slide.meta.reader}.")
+    return slide.read_level_on_device(0, box.x, box.y, box.w, box.h)
+
+
+def _with_gpu(slide: Slide) -> Slide:
+    """Let the GPU decode an OpenSlide slide where it may; else the fastest other way, with the reason in its note."""
+    from wsiseg.read.cuslide import GpuSlide, gpu_refusal
+    from wsiseg.read.openslide import OpenSlideSlide
+
+    assert isinstance(slide, OpenSlideSlide)
+    reason = gpu_refusal(slide)
+    if not reason:
+        try:
+            there = GpuSlide(slide)
+        except TileReadError as err:
+            reason = str(err)
+        else:
+            there.meta = dataclasses.replace(slide.meta, reader="cucim-gpu")
+            return there
+    other = _with_cucim(slide, strict=False)
+    note = f"not decoded by the GPU: {reason}" + (f"; {other.meta.reader_note}" if other.meta.reader_note else "")
+    other.meta = dataclasses.replace(other.meta, reader_note=note)
+    return other
 
 
 def _with_cucim(slide: Slide, *, strict: bool) -> Slide:

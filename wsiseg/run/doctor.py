@@ -14,17 +14,22 @@ import numpy as np
 import psutil
 
 from wsiseg import __version__
-from wsiseg.backend.cuda import cuda_report
-from wsiseg.config import PredictConfig, SeparateConfig
+from wsiseg.backend.cuda import cuda_report, free_bytes
+from wsiseg.backend.gpus import driver_report
+from wsiseg.config import PredictConfig, ReadConfig, ScheduleConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
-from wsiseg.predict import device_report, load_model
+from wsiseg.predict import NETS, device_report, load_model
+from wsiseg.predict.memory import plan_device
 from wsiseg.read.report import reader_report
 from wsiseg.run.cluster import usable_cores
+from wsiseg.run.devices import gpu_environments, gpu_obstacle, threads_of_worker
 from wsiseg.separate import resolve_params, separate
 from wsiseg.types import Box
 from wsiseg.vectorize import vectorize
 
 __all__ = ["Check", "doctor"]
+
+TILE_READ_WPX = ReadConfig().tile_wpx + 2 * ReadConfig().halo_wpx
 
 _PACKAGES = ("numpy", "numba", "torch", "openslide-python", "cucim-cu13", "dask", "pyarrow", "shapely", "zarr", "cupy-cuda13x")
 
@@ -53,8 +58,7 @@ def doctor() -> list[Check]:
     )
     checks += [Check(f"reader {name}", "ok" if usable else "note", detail) for name, usable, detail in reader_report()]
     checks += [Check(name, "ok" if usable else "note", detail) for name, usable, detail in device_report()]
-    usable, detail = cuda_report()
-    checks.append(Check("kernels", "ok" if usable else "note", detail))
+    checks += _gpu()
     checks += [_weights(name) for name in ("open", "research")]
     checks.append(_self_test())
     return checks
@@ -68,6 +72,29 @@ def _packages() -> Check:
         except importlib.metadata.PackageNotFoundError:
             continue
     return Check("packages", "ok", ", ".join(found))
+
+
+def _gpu() -> list[Check]:
+    """Say what a GPU run lacks here, from the driver up to the kernels, or how it would go about it."""
+    driver = driver_report()
+    names = ", ".join(f"{n} ({b / 2**30:.0f} GiB)" for n, b in zip(driver.names, driver.memory_bytes, strict=True))
+    checks = [Check("GPU driver", "ok" if driver.names else "note", names or driver.reason)]
+    usable, detail = cuda_report()
+    checks.append(Check("kernels", "ok" if usable else "note", detail))
+    obstacle = gpu_obstacle()
+    if obstacle:
+        run = f"device auto is the CPU here: {obstacle}"
+        return [*checks, Check("GPU run", "note", run if driver.names else f"{run}. All results are the same without one")]
+    workers = gpu_environments(ScheduleConfig())
+    threads = threads_of_worker(ScheduleConfig(), "cuda", len(workers), usable_cores())
+    how = f"device auto is cuda: {len(workers)} workers, {threads} tiles in work in each"
+    plans = []
+    for k, total in enumerate(driver.memory_bytes):
+        free = free_bytes(k)
+        plan = plan_device(int(free * ScheduleConfig().device_memory_frac), NETS["lean"], 2, TILE_READ_WPX, 112)
+        plans.append(f"GPU {k}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, windows of {plan.window_wpx} px, "
+                     f"{plan.batch} tiles on it at once")  # fmt: skip
+    return [*checks, Check("GPU run", "ok", how), Check("GPU memory", "ok", "; ".join(plans))]
 
 
 def _weights(name: str) -> Check:

@@ -12,7 +12,7 @@ from wsiseg.backend import memory_errors, to_device, to_host
 from wsiseg.errors import one_line
 from wsiseg.log import log
 from wsiseg.normalize import normalize
-from wsiseg.read import tissue_window
+from wsiseg.read import read_on_device, tissue_window
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.job import SlideJob
 from wsiseg.separate import separate
@@ -48,7 +48,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     model = context.model  # loaded before the clock starts: no tile pays for it
     clock = StageClock()
     with context.slide(tile.slide_id) as (job, slide):
-        rgb = context.pixels(job, slide, model.input_box(tile.read))
+        rgb = None if context.decodes_on_device(job) else context.pixels(job, slide, model.input_box(tile.read))
     tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
     clock.lap("read")
     with context.turn():
@@ -61,13 +61,17 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
 
 
 def _compute(
-    tile: Tile, job: SlideJob, rgb: Array, tissue: Array, context: WorkerContext, clock: StageClock
+    tile: Tile, job: SlideJob, rgb: Array | None, tissue: Array, context: WorkerContext, clock: StageClock
 ) -> tuple[PolygonBatch, TileStats, Counter[str]]:
-    """Pixels -> polygons, sums, and what had to be done otherwise for want of memory."""
+    """Pixels (``None``: the device decodes them) -> polygons, sums, and what was done otherwise for want of memory."""
     from wsiseg.predict import predict  # torch: not in the client, which only names this module
 
     model, device = context.model, context.device
     events: Counter[str] = Counter()
+    if rgb is None:
+        with context.slide(tile.slide_id) as (_, slide):
+            rgb = read_on_device(slide, model.input_box(tile.read))
+        clock.lap("read")
     rgb = normalize(to_device(rgb, device), job.stain)
     clock.lap("normalize")
     prob = predict(model, rgb, model.input_box(tile.read), tile.read, to_device(tissue, device), events)
