@@ -15,7 +15,7 @@ from wsiseg.config import ScheduleConfig
 from wsiseg.errors import InputError, one_line
 from wsiseg.log import log
 
-__all__ = ["connect_remote", "first_worker"]
+__all__ = ["connect_remote", "dashboard_link", "first_worker"]
 
 CONNECT_S = 20
 """How long a scheduler may take to answer, s."""
@@ -57,6 +57,13 @@ def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
         ) from err
     with client:
         yield client
+
+
+def dashboard_link(client: Client) -> str:
+    """Return the address of the scheduler's dashboard, empty where it has none."""
+    if "dashboard" not in client.scheduler_info().get("services", {}):
+        return ""
+    return str(client.dashboard_link)
 
 
 def first_worker(client: Client) -> str:
