@@ -24,7 +24,7 @@ from wsiseg.run.drive import Crew, Drive, Progress
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import absolute_inputs
 from wsiseg.run.manifest import SlideInput, require_plain_names
-from wsiseg.run.remote import first_worker
+from wsiseg.run.remote import dashboard_link, first_worker
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.tasks import worker_facts
 from wsiseg.run.watch import Watch
@@ -133,8 +133,9 @@ def _rows(
         try:
             with connect(config) as client:
                 if config.schedule.remote:
-                    watch.event("connected", scheduler=client.scheduler.address, dashboard=client.dashboard_link)
-                    progress.message = f"dashboard {client.dashboard_link}"
+                    link = dashboard_link(client)
+                    watch.event("connected", scheduler=client.scheduler.address, dashboard=link)
+                    progress.message = f"dashboard  {link}" if link else ""
                     on_progress(progress)
                 pinned, facts, licence = _claimed(client, folder, config, note)
                 digest = pinned.digest(**facts)
