@@ -192,6 +192,9 @@ def run_segment(
         task = display.add_task("tiles", total=None, facts="starting workers and loading the network")
 
         def show(p: Any) -> None:
+            if p.message:
+                console.print(p.message, markup=False)
+                p.message = ""
             rate = p.mm2_done / max(1e-9, display.tasks[0].elapsed or 0)
             facts = f"slides {p.slides_done}/{p.slides}, {p.nuclei:,} nuclei, {rate:.2f} mm²/s"
             facts += f", {p.tiles_failed} failed" if p.tiles_failed else ""
@@ -214,6 +217,9 @@ _EVERY = _Every()
 def _plain_progress(p: Any) -> None:
     import time
 
+    if p.message:
+        click.echo(p.message, err=True)
+        p.message = ""
     now = time.monotonic()
     if p.slides_done != _EVERY.slides_done or now - _EVERY.last > 10:
         _EVERY.last, _EVERY.slides_done = now, p.slides_done
