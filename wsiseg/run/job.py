@@ -28,8 +28,8 @@ __all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide"
 class SlideJob:
     """What all tiles of a slide share.
 
-    ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``. ``note``
-    says why earlier work on it was dropped.
+    ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
+    ``note`` says why earlier work on it was dropped.
     """
 
     meta: SlideMeta
