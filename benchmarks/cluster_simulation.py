@@ -9,7 +9,7 @@ one process each would need more memory and cores than a desk machine has. Worke
 their own overhead is measured as larger than it is on machines of their own, and the efficiency as lower.
 
 memory    tiles that say 50 ms and take none, 200 a slide: bytes held by client, scheduler and one worker process over the run;
-          CPU seconds of the scheduler and the client for each tile. Parts are not written (a million files would measure the disk).
+          CPU seconds of each for a tile. Parts are not written (a million files would measure the disk).
 overhead  tiles of 50 ms, 16 workers: share of the workers' time that is not tile, one tile a task and in batches.
 scaling   1 to 64 workers, stages of realistic length, part files with 200 real polygons each, kept for the slide's finish.
 """
@@ -187,7 +187,9 @@ class Samples:
         self._read()
 
     def progress(self, p: Any) -> None:
-        self.done.append((time.monotonic() - self.start, p.tiles_done))
+        now = time.monotonic() - self.start
+        if not self.done or now - self.done[-1][0] > 0.1 or p.slides_done == p.slides:  # a long list would be growth of ours
+            self.done.append((now, p.tiles_done))
 
     def _run(self) -> None:
         while not self._end.wait(1.0):
@@ -213,6 +215,8 @@ def simulated(
     n_slides: int, tiles_per_slide: int, n_workers: int, n_hosts: int, *, task_s: float = 1.0, real: bool, sleep: bool = True
 ) -> Iterator[Samples]:
     """Do one run and yield what was seen of it."""
+    import pyarrow.parquet  # noqa: F401 - the last tables need it: else the run would seem to grow at its end
+
     from wsiseg.config import RunConfig, ScheduleConfig
     from wsiseg.run.manifest import SlideInput
     from wsiseg.run.segment import segment
