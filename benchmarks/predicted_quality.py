@@ -54,8 +54,6 @@ from wsiseg.vectorize import vectorize
 
 ROOT = Path(__file__).resolve().parents[1]
 SIDE, MARGIN, STEP = 256, 15, 124
-MIN_NUCLEI = 4
-"""A share of fewer nuclei than these, in truth and answer together, says nothing."""
 SETS = ("monuseg", "tnbc", "consep", "dsb2018_he")
 LICENCE = {
     "open": "as the open network weights: fitted on CC BY 4.0, CC0 and Apache-2.0 images; commercial use allowed",
@@ -166,16 +164,19 @@ class Judge:
         for top in steps(h):
             for left in steps(w):
                 a, t = (inside(xy, left, top, MARGIN) for xy in (answer_xy, truth_xy))
-                if a.sum() + t.sum() < MIN_NUCLEI:
-                    continue
                 part = np.s_[top : top + SIDE, left : left + SIDE]
                 own = inside(own_xy, left, top, 0)
                 features = patch_features(rgb[part], labels[part], {k: v[own] for k, v in nuclei.items()})
-                yield features, *(bool(min(share(right[a] > m), share(found[t] > m)) < 0.75) for m in (0.3, 0.5))
+                yield features, *(failing(right[a], found[t], m) for m in (0.3, 0.5))
 
 
-def share(hits: np.ndarray) -> float:
-    return float(hits.mean()) if hits.size else 0.0
+def failing(right: np.ndarray, found: np.ndarray, least: float) -> bool:
+    return min(share(right > least, len(found)), share(found > least, len(right))) < 0.75
+
+
+def share(hits: np.ndarray, others: int) -> float:
+    """Return the share of hits; of nothing it is 1 where the other side has nothing either (an empty patch is adequate)."""
+    return float(hits.mean()) if hits.size else float(others == 0)
 
 
 def steps(side: int) -> list[int]:

@@ -216,6 +216,23 @@ def test_the_models_that_ship_say_what_they_are(network: str) -> None:
     assert 0 < good < bad < 1
 
 
+@pytest.mark.parametrize("network", ["open", "research"])
+def test_a_patch_without_outlines_is_judged_by_what_it_shows(network: str) -> None:
+    model, none = load_quality(network), {k: v[:0] for k, v in NUCLEI.items()}
+    assert model is not None
+    rgb, labels = scene()
+    missed = patch_features(rgb, labels * 0, none)
+    texture = np.random.default_rng(1).normal(0, 8, (120, 120, 1))
+    pink = np.clip(np.array([225, 170, 200]) + texture, 0, 255).astype(np.uint8)
+    stroma = patch_features(pink, labels * 0, none)
+    assert feature(missed, "dark_outside_frac") > 0.2 > feature(stroma, "dark_outside_frac")
+    score = model.predict(np.stack([missed, stroma]))
+    assert score[0] > score[1]
+    odd = stroma.copy()  # what stands in the place of nuclei that are not there has no say
+    odd[[FEATURES.index(k) for k in ("center_mean", "roundness_mean", "contrast")]] = 5.0
+    assert model.predict(odd[None])[0] == pytest.approx(score[1])
+
+
 def test_what_cannot_be_fitted_or_read_is_refused() -> None:
     x, y, _ = planted(50)
     with pytest.raises(InputError, match="one kind"):

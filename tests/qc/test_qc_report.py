@@ -153,8 +153,13 @@ def test_report_of_a_run_with_and_without_qc(make_run, tmp_path: Path) -> None:
     log.append("patches", ids[3], "not_adequate")
     log.append("slides", "b", "unacceptable", "pen over the tumor")
     log.close()
+    second = MarkLog(run.marks, "bob", run.digest, "second")
+    second.append("patches", ids[0], "adequate")
+    second.append("patches", ids[3], "not_adequate")
+    second.close()
     full = data_of(write_report(run, tmp_path / "out" / "r.html", max_patches=4).read_bytes())
     assert full["has_grades"]
+    assert [(a["first"], a["second"], a["n"], a["kappa"]) for a in full["agreement"]] == [("ann", "bob", 2, 1.0)]
     assert (len(full["patches"]), full["patches"][0]["word"], full["n_patches"]) == (4, "not_adequate", 6)
     assert full["rows"]["verdict"][1] == "unacceptable"
     assert (bare["has_estimates"], full["has_estimates"]) == (False, True)

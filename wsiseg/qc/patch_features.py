@@ -46,6 +46,9 @@ FEATURES = (*_OF_NUCLEI, *_OF_OUTLINES, *_OF_PIXELS)
 SMALL_UM2 = 12.0
 """Below a disc of 4 um across nothing but debris, or a nucleus cut by the section, is expected."""
 
+DARK_DENSITY = 0.4
+"""Optical density of red above which a pixel is dark where no nucleus says what dark is: between stroma and pale nuclei."""
+
 _RIM_PX, _RING_PX = 2, 8
 """What lies nearer to an outline than the rim is of neither side; the ring outside it is what a nucleus is seen against."""
 
@@ -111,10 +114,10 @@ def _outline_features(density: FloatArray, labels: npt.NDArray[np.int32]) -> dic
     grown, ring = (_grow(inside, d) for d in (_RIM_PX, _RING_PX))
     core = inside & ~_grow(~inside, _RIM_PX)
     around = ring & ~grown
-    if not core.any() or not around.any():
-        return dict.fromkeys(_OF_OUTLINES, 0.0)
     red = density[..., 0]
     smooth = ndimage.gaussian_filter(red, 1.0)
+    if not core.any() or not around.any():
+        return {**dict.fromkeys(_OF_OUTLINES, 0.0), "dark_outside_frac": float((~inside & (smooth > DARK_DENSITY)).mean())}
     dark, pale = float(smooth[core].mean()), float(smooth[around].mean())
     is_dark = smooth > (dark + pale) / 2
     outside = is_dark & ~grown

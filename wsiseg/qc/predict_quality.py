@@ -46,6 +46,9 @@ TERMS = (*_USED, "stain_far")
 """What the model weighs; ``stain_far`` is how far density and hue are from those of its training patches, in robust standard
 deviations: either way off the usual is suspect, which no weight of the three alone could say."""
 
+_COUNT = TERMS.index("log_count")
+_OF_A_NUCLEUS = [i for i, t in enumerate(TERMS) if t not in ("log_count", "dark_outside_frac", "sharpness", "stain_far")]
+
 MIN_JUDGED = 30
 """Judged patches, with some of both kinds, from which a run's own calibration is worth more than the general one."""
 
@@ -181,6 +184,7 @@ def _terms(features: FloatArray, stain: FloatArray) -> FloatArray:
 
 def _design(terms: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
     z = np.clip((terms - mean) / scale, -4, 4)  # one wild feature must not decide alone
+    z[np.ix_(terms[:, _COUNT] == 0, _OF_A_NUCLEUS)] = 0.0  # no nucleus says nothing of nuclei, for good or bad
     return np.column_stack([z, np.ones(len(z))])
 
 

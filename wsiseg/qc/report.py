@@ -7,6 +7,7 @@ scroll; only slides that give cause to look carry pictures, up to a cap, so that
 from __future__ import annotations
 
 import base64
+import dataclasses
 import html
 import io
 import json
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.qc.agreement import Agreement
 from wsiseg.qc.estimate import ShareEstimate
 from wsiseg.qc.grades import GRADES, SlideGrade
 
@@ -69,6 +71,8 @@ class ReportData:
         Empty: nothing graded yet.
     comments
         What reviewers wrote about slides.
+    agreement
+        Of every two reviewers with patches in common.
     pictures
         Thumbnails by slide id.
     patches
@@ -90,6 +94,7 @@ class ReportData:
     outliers: Sequence[Mapping[str, Any]] = ()
     grades: Sequence[SlideGrade] = ()
     comments: Mapping[str, str] = field(default_factory=dict)
+    agreement: Sequence[Agreement] = ()
     pictures: Mapping[str, Thumbnail] = field(default_factory=dict)
     patches: Sequence[Mapping[str, Any]] = ()
     n_patches: int = 0
@@ -142,6 +147,7 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "rows": columns,
         "has_outliers": bool(data.outliers),
         "has_grades": bool(data.grades),
+        "agreement": [dataclasses.asdict(a) for a in data.agreement],
         "has_estimates": bool(data.estimates),
         "corrected": {k: [e.share, e.low, e.high, e.n_judged, e.n_patches] for k, e in data.corrected.items()},
         "predictor": dict(data.predictor),

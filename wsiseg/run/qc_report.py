@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from wsiseg.errors import InputError, WsisegError
-from wsiseg.qc import PATCH_MARKS, SlideGrade, decide, read_all_marks, read_picture, read_rows
+from wsiseg.qc import PATCH_MARKS, Agreement, SlideGrade, decide, read_all_marks, read_picture, read_rows
 from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
 from wsiseg.run.qc import QcRun, grade_run, open_row_slide
 from wsiseg.run.qc_predict import stored_prediction
@@ -44,7 +44,7 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     """
     outliers = read_rows(run.qc / "outliers.parquet")
     index = read_rows(run.qc / "patches.parquet")
-    grades, comments = _grades(run, index)
+    grades, agreement, comments = _grades(run, index)
     prediction = stored_prediction(run)
     estimates = {} if prediction is None else prediction.slides
     order = worst_first(run.rows, outliers, grades, estimates)
@@ -61,6 +61,7 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
         outliers=outliers,
         grades=grades,
         comments=comments,
+        agreement=agreement,
         pictures=pictures,
         patches=_patches(run, index, max_patches, {} if prediction is None else prediction.fail_prob),
         n_patches=len(index),
@@ -76,12 +77,15 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     return path
 
 
-def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrade], dict[str, str]]:
-    """Return grades (none where nobody has judged anything) and what reviewers wrote about slides."""
+def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrade], list[Agreement], dict[str, str]]:
+    """Return grades (none where nobody has judged anything), agreement of reviewers, and what they wrote about slides."""
     slide_marks = read_all_marks(run.marks, run.digest, "slides")
     comments = {item: m.comment for by_item in slide_marks.values() for item, m in by_item.items() if m.comment}
     judged = any(slide_marks.values()) or any(read_all_marks(run.marks, run.digest, "patches").values())
-    return (grade_run(run, write=False).grades if judged and index else []), comments
+    if not judged or not index:
+        return [], [], comments
+    summary = grade_run(run, write=False)
+    return summary.grades, summary.agreement, comments
 
 
 def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:

@@ -94,6 +94,10 @@ function overview() {
     ["patches judged", number(sum("n_judged"))],
   ];
   $("tiles").append(...facts.map(([name, value, alarm]) => el("div", { class: alarm ? "tile alarm" : "tile" }, el("b", {}, value), el("span", {}, name))));
+  for (const a of D.agreement) {
+    const kappa = finite(a.kappa) ? `Cohen's kappa ${number(a.kappa, 2)} (95 % ${number(a.kappa_low, 2)} to ${number(a.kappa_high, 2)})` : "no kappa, since both gave one answer only";
+    $("overview").append(el("p", { class: "note" }, `${a.first} and ${a.second} both judged ${number(a.n)} patches: ${number(100 * a.agree_frac, 1)} % equal, ${kappa}.`));
+  }
   if (!D.has_grades) { $("grade-bar").remove(); return; }
   for (const g of GRADES) {
     const n = count((r) => r.grade === g);
@@ -244,7 +248,7 @@ function worst() {
   const order = ROWS.filter(gives_cause).map((r) => [badness(r), r]).sort((a, b) => b[0] - a[0] || (a[1].slide_id < b[1].slide_id ? -1 : 1)).map(([, r]) => r);
   const list = order.concat(ROWS.filter((r) => D.pictures[r.slide_id] && !order.includes(r))); // small runs come with all pictures
   $("worst-note").textContent = order.length ? `${number(order.length)} of ${number(ROWS.length)} slides give cause to look: failed, judged or surely predicted bad, or standing out in their cohort. The worst come first${order.length > D.n_pictures ? `; the first ${D.n_pictures} with pictures` : ""}.` :
-    D.has_outliers ? "No slide gives cause to look." : "Outliers have not been sought yet (wsiseg qc outliers).";
+    D.has_outliers ? `No slide gives cause to look.${list.length ? " All are shown." : ""}` : "Outliers have not been sought yet (wsiseg qc outliers).";
   let shown = 0;
   const more = (n) => { $("cards").append(...list.slice(shown, shown + n).map(card)); shown = Math.min(list.length, shown + n); $("more-cards").hidden = shown >= list.length; $("more-cards").textContent = `Show more (${number(list.length - shown)} left)`; };
   more(12);
