@@ -52,12 +52,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         organs.bar(at, [mine[o]["pq_mean"] for o in names], width, yerr=spread, label=pair, error_kw={"linewidth": 0.8})
         whole.plot(SCORES, [100 * mine["all"][f"{s}_mean"] for s in SCORES], "o-", label=pair)
     organs.set_xticks(range(len(names)), [f"{o}\n{n[o]}" for o in names], fontsize=8)
-    organs.set(ylabel="PQ, mean ± sd over images", title="MoNuSeg (FFPE), per organ as the set names it; images below")
+    organs.set(
+        ylim=(0, 1), ylabel="PQ, mean ± sd over images", title="MoNuSeg (FFPE), per organ as the set names it; images below"
+    )
     for name, values in PUBLISHED.items():
         whole.plot(SCORES, values, "s--", linewidth=0.8, label=f"published: {name}")
     whole.set(title="all images, percent", ylim=(35, 90))
     for axes in (organs, whole):
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, ncols=2 if axes is organs else 1, loc="upper right")
     figure.savefig(path, dpi=90)
 
 

@@ -54,19 +54,23 @@ def evaluate(*args: object) -> str:
     return result.output
 
 
-def test_instances_are_those_of_the_product(crop_rgb: np.ndarray, found: np.ndarray, tmp_path: Path) -> None:
-    """The run is resampled (0.499 um/px), in several tiles; polygons are compared at the picture's own pixels."""
+@pytest.mark.parametrize(("mpp", "least_pq"), [(0.25, 1.0), (0.43, 0.97)])
+def test_instances_are_those_of_the_product(crop_rgb: np.ndarray, tmp_path: Path, mpp: float, least_pq: float) -> None:
+    """The run has several tiles. Where pixels are resampled, its table rounds vertices by up to 1/16 px: few change sides."""
+    config = RunConfig(predict=PredictConfig(precision="fp32"))
+    found = segment_image(crop_rgb[:260, :300], mpp, load_model(config.predict), config)
     Image.fromarray(crop_rgb[:260, :300]).save(tmp_path / "crop.png")
     Image.fromarray(np.full((260, 300), 255, np.uint8)).save(tmp_path / "all_tissue.png")
     done = run_here(
-        "segment", tmp_path / "crop.png", "--mpp", MPP, "--out", tmp_path / "run", "--tile", 400, "--workers", 1,
+        "segment", tmp_path / "crop.png", "--mpp", mpp, "--out", tmp_path / "run", "--tile", 200, "--workers", 1,
         "--precision", "fp32", "--tissue-mask", tmp_path / "all_tissue.png",
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     written = load_instances(tmp_path / "run" / "nuclei" / "crop.parquet", (260, 300))
     scores = instance_scores(written, found)
     assert scores.n_truth == scores.n_pred > 15
-    assert scores.pq > 0.999  # a vertex may be rounded on its way into the table
+    assert scores.matched[0] == scores.n_pred
+    assert scores.pq >= least_pq
 
 
 def test_table_json_and_labels(data: Path, found: np.ndarray, tmp_path: Path) -> None:

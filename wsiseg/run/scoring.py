@@ -125,7 +125,7 @@ def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0
 def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "") -> NDArray[np.int32]:
     """Segment one picture as a slide of one tile: the stages of ``run.tile`` in their order, and its polygons drawn.
 
-    Only the tissue mask is left out: an annotated picture is taken to be tissue throughout.
+    An annotated picture is taken to be tissue throughout.
 
     Returns
     -------
@@ -136,11 +136,14 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     scale = scale_for(mpp, model.mpp, config.read.mpp_tolerance_frac)
     method = model.stain_method if config.normalize.method == "auto" else config.normalize.method
     stain = Stain() if method == "none" else fit_stain(method, *stain_sample(slide, fit_tissue(slide), scale))
-    box = Box(0, 0, *working_size(slide.meta, scale))
+    core = Box(0, 0, *working_size(slide.meta, scale))
+    halo = config.read.halo_wpx
+    box = core.padded(halo)
     window = model.input_box(box)
-    prob = predict(model, normalize(read_working(slide, window, scale), stain), window, box)
+    tissue = np.pad(np.ones((core.h, core.w), bool), halo)
+    prob = predict(model, normalize(read_working(slide, window, scale), stain), window, box, wanted=tissue)
     params = resolve_params(config.separate, model.separate_defaults, mpp / scale)
-    labels: NDArray[np.int32] = rasterize(vectorize(separate(prob, params), prob, box, box), box)
+    labels: NDArray[np.int32] = rasterize(vectorize(separate(prob, params), prob, box, core), core)
     if scale == 1.0:
         return labels
     # polygons lie on working px edges, so the working px under a pixel's center says which polygon holds that center
