@@ -18,7 +18,7 @@ out=${1:-benchmarks/results}
 steps=${2:-parity stages end}
 site=$(mktemp -d)
 trap 'rm -rf "$site"' EXIT
-wheels=$(compgen -G "carry/*/*.whl" || true)
+wheels=$([ -n "${WSISEG_NO_WHEELS:-}" ] || compgen -G "carry/*/*.whl" || true)
 if [ -n "$wheels" ]; then
   # one by one: a wheel for another Python is left out, and what needs it says so; what the machine has itself comes first
   for wheel in $wheels; do
