@@ -272,13 +272,18 @@ def main() -> None:
             if skipped or (arguments.only and not any(word in name for word in arguments.only)):
                 continue
             tries: list[dict[str, Any]] = []
+            broken: list[str] = []
             for k in range(arguments.tries):
                 folder = Path(scratch) / f"{list(CASES).index(name)}-{k}"
                 folder.mkdir()
                 stage = Stage(folder, crop)
                 start = time.monotonic()
-                case(stage)
-                found = nuclei(stage.out)
+                try:
+                    case(stage)
+                    found = nuclei(stage.out)
+                except (AssertionError, OSError, RuntimeError, subprocess.SubprocessError) as err:
+                    broken.append(f"{type(err).__name__}: {err}"[-600:])
+                    continue
                 tries.append({
                     "lost": len(expected - found),
                     "new": len(found - expected),
@@ -287,7 +292,8 @@ def main() -> None:
                     "wall_s": round(time.monotonic() - start, 1),
                 })  # fmt: skip
             row = {
-                "tries": len(tries),
+                "tries": len(tries) + len(broken),
+                "not_recovered": broken,
                 "nuclei": len(expected),
                 "lost_nuclei": sum(t["lost"] for t in tries),
                 "new_nuclei": sum(t["new"] for t in tries),
