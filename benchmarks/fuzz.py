@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import sys
 import tempfile
 import time
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import save
+from _machine import RESULTS, save
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -81,10 +82,16 @@ def main() -> None:
     parser.add_argument("--cases", type=int, default=5000, help="of each target")
     parser.add_argument("--seconds", type=float, default=3600.0, help="most for each target")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--only", nargs="*", default=[], help="targets whose name holds one of these words; other rows are kept"
+    )
     arguments = parser.parse_args()
-    rows: dict[str, Any] = {}
+    result = RESULTS / "fuzz.json"
+    rows: dict[str, Any] = json.loads(result.read_text())["targets"] if arguments.only and result.exists() else {}
 
     def run(name: str, strategy: st.SearchStrategy[Any], work: Callable[[Any, Path], str]) -> None:
+        if arguments.only and not any(word in name for word in arguments.only):
+            return
         rows[name] = drive(strategy, work, arguments.cases, arguments.seconds, arguments.seed)
         print(name, rows[name], flush=True)
         save("fuzz", {"seed": arguments.seed, "targets": rows})
