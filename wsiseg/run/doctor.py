@@ -83,8 +83,7 @@ def _gpu() -> list[Check]:
     checks.append(Check("kernels", "ok" if usable else "note", detail))
     obstacle = gpu_obstacle()
     if obstacle:
-        run = f"device auto is the CPU here: {obstacle}"
-        return [*checks, Check("GPU run", "note", run if driver.names else f"{run}. All results are the same without one")]
+        return [*checks, Check("GPU run", "note", f"device auto is the CPU here: {obstacle}")]
     workers = gpu_environments(ScheduleConfig())
     threads = threads_of_worker(ScheduleConfig(), "cuda", len(workers), usable_cores())
     how = f"device auto is cuda: {len(workers)} workers, {threads} tiles in work in each"
