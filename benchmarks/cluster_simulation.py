@@ -137,6 +137,7 @@ class Cluster:
 
     def __init__(self, scratch: Path, n_workers: int, n_hosts: int, mode: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment["DASK_DISTRIBUTED__ADMIN__LOG_LENGTH"] = "100"  # as the recipes have it
         self.file = scratch / "scheduler.json"
         quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": (scratch / "log").open("wb")}
         me = [sys.executable, "-m", "benchmarks.cluster_simulation"]

@@ -45,6 +45,9 @@ def connect(config: RunConfig) -> Iterator[Client]:
         "distributed.worker.memory.terminate": False,
         "distributed.scheduler.allowed-failures": 0,  # the client counts: it knows what a dead worker was at
         "distributed.comm.timeouts.connect": "60s",
+        # Dask remembers 10,000 events of each kind, a kilobyte and more each: the scheduler would grow by 100 MB
+        "distributed.admin.log-length": 100,
+        "distributed.diagnostics.computations.max-history": 1,
         # one thread per process, before torch and numba start in it
         "distributed.nanny.pre-spawn-environ": {
             "OMP_NUM_THREADS": 1,
