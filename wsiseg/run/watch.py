@@ -93,7 +93,8 @@ class Watch:
         """Tell how it ended."""
         self._ended.set()
         self._thread.join()
-        end = "finished" if kind is None else "interrupted" if kind is KeyboardInterrupt else "failed"
+        stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, by SIGTERM
+        end = "finished" if kind is None else "interrupted" if stopped else "failed"
         self._write(end)
         self.event("run_ended", end=end, error="" if err is None else str(err), **self._numbers())
         log.removeHandler(self._log)
