@@ -78,5 +78,3 @@ def run_here(*args: str | Path) -> Result:
         raise result.exception
     assert "Traceback" not in result.output
     return result
-
-
