@@ -81,9 +81,7 @@ def svs(tmp_path: Path) -> tuple[Path, Path, int, bytes]:
     return path, mask, offset, good
 
 
-def test_damaged_tile_costs_that_tile_only(
-    svs: tuple[Path, Path, int, bytes], tmp_path: Path, warned: list[str]
-) -> None:
+def test_damaged_tile_costs_that_tile_only(svs: tuple[Path, Path, int, bytes], tmp_path: Path, warned: list[str]) -> None:
     path, mask, offset, good = svs
     out = tmp_path / "out"
     command = ("segment", path, "--tissue-mask", mask, "--tile", "400", "--retries", "1", "--out", out)
@@ -164,9 +162,7 @@ def test_damaged_parts_are_done_again(crop_png: Path, clean: bytes, tmp_path: Pa
     assert {p: p.stat().st_mtime_ns for p in parts[3:]} == kept
 
 
-def test_other_mpp_or_mask_of_a_slide_is_done_anew_and_said(
-    crop_png: Path, tmp_path: Path, warned: list[str]
-) -> None:
+def test_other_mpp_or_mask_of_a_slide_is_done_anew_and_said(crop_png: Path, tmp_path: Path, warned: list[str]) -> None:
     out, manifest, mask = tmp_path / "out", tmp_path / "m.csv", tmp_path / "mask.png"
 
     def run(mpp: float, mask_path: str) -> tuple[str, int]:
