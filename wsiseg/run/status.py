@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections import Counter
@@ -15,6 +16,7 @@ from wsiseg.errors import FormatError
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.presence import read_workers
 from wsiseg.run.watch import read_inputs
+from wsiseg.schema import ERRORS, SLIDES
 
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]
 
@@ -68,9 +70,24 @@ def slide_records(folder: RunFolder) -> Iterator[tuple[str, dict[str, Any] | Non
     for path in sorted((folder.root / "slides").glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            yield path.stem, record if isinstance(record, dict) and isinstance(record.get("row"), dict) else None
+            yield path.stem, record if _is_record(record) else None
         except (OSError, ValueError):
             yield path.stem, None
+
+
+def _is_record(record: Any) -> bool:
+    """Return whether a slide's JSON has the shape of one: the row's fields, numbers where numbers belong, errors as a list."""
+    if not isinstance(record, dict) or not isinstance(record.get("row"), dict) or not isinstance(record.get("errors"), list):
+        return False
+    row, errors = record["row"], record["errors"]
+    numbers = [row.get(c.name) for c in SLIDES if c.arrow != "string"]
+    used = {"status", "n_nuclei", "tissue_mm2", "tiles_done", "tiles_failed", *(f"seconds_{s}" for s in TIMED_STAGES)}
+    return (
+        used <= set(row)
+        and all(v is None or (isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)) for v in numbers)
+        and all(isinstance(e, dict) and {c.name for c in ERRORS} <= set(e) for e in errors)
+        and all(type(e["tile_id"]) is int and isinstance(e["error"], str) for e in errors)
+    )
 
 
 def run_status(root: Path) -> RunStatus:

@@ -159,7 +159,7 @@ def _check_summaries(folder: RunFolder, records: dict[str, dict[str, Any]]) -> I
         return
     try:
         rows = {str(r["slide_id"]): r for r in read_slides_table(folder.root / "slides.parquet")}
-    except (FormatError, OSError) as err:
+    except (ValueError, OSError) as err:  # FormatError, or bytes that are no text
         yield Finding("slides.parquet", f"cannot be read ({one_line(err)}). {redo}")
         return
     for slide_id, row in rows.items():
@@ -181,7 +181,7 @@ def _check_csv(folder: RunFolder, rows: dict[str, dict[str, Any]], redo: str) ->
     try:
         with (folder.root / "slides.csv").open(encoding="utf-8", newline="") as stream:
             texts = {r.get("slide_id", ""): r for r in csv.DictReader(stream)}
-    except (OSError, UnicodeDecodeError, csv.Error) as err:
+    except (OSError, ValueError, csv.Error) as err:
         yield Finding("slides.csv", f"cannot be read ({one_line(err)}). {redo}")
         return
     expected = {s: {k: "" if v is None else str(v) for k, v in row.items()} for s, row in rows.items()}
@@ -195,7 +195,7 @@ def _check_errors(folder: RunFolder, expected: list[dict[str, Any]], redo: str) 
 
     try:
         got = pq.read_table(folder.root / "errors.parquet", columns=[c.name for c in ERRORS], partitioning=None).to_pylist()
-    except (OSError, pa.ArrowException) as err:
+    except (OSError, ValueError, pa.ArrowException) as err:
         yield Finding("errors.parquet", f"cannot be read ({one_line(err)}). {redo}")
         return
     if sorted(json.dumps(e, sort_keys=True) for e in got) != sorted(json.dumps(e, sort_keys=True) for e in expected):
