@@ -17,7 +17,18 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
-__all__ = ["STAINS", "UNMIX", "AugmentConfig", "Look", "augment_color", "cut_patch", "degrade", "look_of", "restain"]
+__all__ = [
+    "STAINS",
+    "UNMIX",
+    "AugmentConfig",
+    "Look",
+    "augment_color",
+    "cut_patch",
+    "degrade",
+    "look_of",
+    "recolored",
+    "restain",
+]
 
 # Ruifrok and Johnston's optical densities of hematoxylin, eosin and DAB, one stain per row
 STAINS = np.array([[0.65, 0.70, 0.29], [0.07, 0.99, 0.11], [0.27, 0.57, 0.78]])
@@ -94,6 +105,12 @@ def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.T
     tissue = density.mean(0, keepdim=True).clamp(max=0.15) * (1 / 0.15)
     moved = torch.einsum("dc,chw->dhw", matrix, density - mean[:, None, None]) + target[:, None, None]
     return (256 * torch.exp(-torch.lerp(density, moved, tissue)) - 1).clamp(0, 255)
+
+
+def recolored(rgb: NDArray[np.uint8], look: Look, other: Look) -> NDArray[np.uint8]:
+    """Return an image uint8 (H, W, 3) of one look in the colors of another (``restain``, all the way)."""
+    moved = restain(torch.from_numpy(rgb).permute(2, 0, 1).float(), look, other, 1.0)
+    return np.asarray(moved.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 def cut_patch(
