@@ -137,7 +137,8 @@ class Cluster:
 
     def __init__(self, scratch: Path, n_workers: int, n_hosts: int, mode: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        environment["DASK_DISTRIBUTED__ADMIN__LOG_LENGTH"] = "100"  # as the recipes have it
+        # as the recipes have it: messages and events are else remembered by the thousand
+        environment |= {"DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100", "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "20"}
         self.file = scratch / "scheduler.json"
         quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": (scratch / "log").open("wb")}
         me = [sys.executable, "-m", "benchmarks.cluster_simulation"]

@@ -14,7 +14,11 @@ import subprocess
 import sys
 from typing import Any
 
+import dask
 from dask_jobqueue import SLURMCluster
+
+# Dask else remembers the last 1000 messages of every connection, tiles and all: gigabytes with many workers
+dask.config.set({"distributed.admin.low-level-log-length": 20, "distributed.admin.log-length": 100})
 
 
 def cluster(args: argparse.Namespace) -> SLURMCluster:
@@ -45,7 +49,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2, help="tiles in work at once in a worker")
     parser.add_argument("--memory", default="32GB")
     parser.add_argument("--walltime", default="04:00:00")
-    parser.add_argument("--lifetime", default="3h50m", help="a worker leaves by itself after this: a little less than --walltime")
+    parser.add_argument("--lifetime", default="3h50m", help="a worker leaves by itself then: less than --walltime")
     parser.add_argument("--queue", default="")
     parser.add_argument("--account", default="")
     parser.add_argument("--interface", default="", help="network interface that reaches the nodes, such as ib0")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import dask
 from distributed import Client
 from distributed.security import Security
 
@@ -15,7 +16,14 @@ from wsiseg.config import ScheduleConfig
 from wsiseg.errors import InputError, one_line
 from wsiseg.log import log
 
-__all__ = ["connect_remote", "dashboard_link", "first_worker"]
+__all__ = ["SHORT_MEMORY", "connect_remote", "dashboard_link", "first_worker"]
+
+SHORT_MEMORY = {
+    "distributed.admin.low-level-log-length": 20,
+    "distributed.admin.log-length": 100,
+    "distributed.diagnostics.computations.max-history": 1,
+}
+"""For Dask, which else remembers the last 1000 messages of every connection with all the tiles in them, and 10,000 events."""
 
 CONNECT_S = 20
 """How long a scheduler may take to answer, s."""
@@ -42,13 +50,14 @@ def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
             require_encryption=True,
         )
     try:
-        client = Client(
-            config.scheduler or None,
-            scheduler_file=config.scheduler_file or None,
-            security=security,
-            timeout=f"{CONNECT_S}s",
-            set_as_default=False,
-        )
+        with dask.config.set(SHORT_MEMORY):
+            client = Client(
+                config.scheduler or None,
+                scheduler_file=config.scheduler_file or None,
+                security=security,
+                timeout=f"{CONNECT_S}s",
+                set_as_default=False,
+            )
     except (OSError, TimeoutError, ValueError, TypeError) as err:
         tls = " With tls:// the scheduler's authority must be that of --tls-ca." if where.startswith("tls://") else ""
         raise InputError(
