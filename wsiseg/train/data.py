@@ -65,7 +65,10 @@ _LABELS = (".labels.png", ".labels.tif")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One annotated image; ``store`` names the patch store that holds it, and is empty where it lies in files."""
+    """One annotated image; ``store`` names the patch store that holds it, and is empty where it lies in files.
+
+    ``weight`` is how much more or less often than others of its set the image is drawn (synthetic ones: ``train.synth``).
+    """
 
     image_id: str
     dataset: str
@@ -76,6 +79,7 @@ class Sample:
     validation: bool
     organ: str = ""
     store: str = ""
+    weight: float = 1.0
 
 
 def group_of(dataset: str, image_id: str, info: Mapping[str, Any] | None = None) -> str:
@@ -222,7 +226,14 @@ def _sample(dataset: str, info: dict[str, Any], image_id: str, image: str, label
         group in VALIDATION_GROUPS.get(dataset, frozenset()),
         "" if organ == "not stated" else organ,
         store,
+        _weight(info.get("weight_per_image", {}).get(image_id, 1.0), dataset, image_id),
     )
+
+
+def _weight(stated: object, dataset: str, image_id: str) -> float:
+    if isinstance(stated, int | float) and 0 <= stated < float("inf"):
+        return float(stated)
+    raise FormatError(f"Set {dataset}: weight_per_image of {image_id} is {stated!r}; expected a number of 0 or more.")
 
 
 def _read_info(folder: Path) -> dict[str, Any]:
