@@ -45,6 +45,7 @@ OPEN = {"consep": 0.45, "tnbc": 0.28, "dsb2018_he": 0.27}
 FITTED_ON = {"monuseg": 6, "consep": 4, "tnbc": 6, "dsb2018_he": 8}
 """Training images per set that the thresholds are fitted on."""
 STRONG = {"stain_gain": 0.5, "stain_offset": 0.25, "hue_mix": 0.12, "gamma": 0.35}
+STRONGER = {"stain_gain": 0.7, "stain_offset": 0.4, "hue_mix": 0.2, "gamma": 0.5}
 MILD = {
     "scale_min": 0.8,
     "scale_max": 1.25,
@@ -102,6 +103,14 @@ ROWS: dict[str, Row] = {
     "open_warm": Row("stain handling", "open sets: shipped recipe, continued", "open", sets=OPEN),
     "open_restain_strong": Row(
         "stain handling", "open sets: stronger, and others' colors", "open", sets=OPEN, augment={**STRONG, "restain_p": 0.5}
+    ),
+    "open_color_strong": Row("stain handling", "open sets: stronger color augmentation", "open", sets=OPEN, augment=STRONG),
+    "open_restain_stronger": Row(
+        "stain handling",
+        "open sets: stronger still, and others' colors",
+        "open",
+        sets=OPEN,
+        augment={**STRONGER, "restain_p": 0.5},
     ),
     "open_macenko": Row("stain handling", "open sets: Macenko-normalized", "open", sets=OPEN, stain="macenko"),
     "mixture_open": Row("data mixture", "open sets only", SCRATCH, sets=OPEN),
