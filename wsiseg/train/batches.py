@@ -36,7 +36,7 @@ class PatchSource:
     """All images of a split in memory, with their targets, ready to be cut.
 
     Patches are changed one by one on the host, or all of a batch at once on a device (``batched_on``). Either is a function of
-    seed and step, but not the same one.
+    seed and step, but not the same one. ``prepare`` is applied to each whole image first (stain normalization).
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class PatchSource:
         *,
         batched_on: torch.device | None = None,
         stain_of: Callable[[NDArray[np.uint8]], StainStatistics] | None = None,
+        prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
     ) -> None:
         missing = sorted({s.dataset for s in samples} - set(set_share))
         if missing or not samples:
@@ -63,6 +64,7 @@ class PatchSource:
         weight = np.zeros(len(samples))
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
+            rgb = rgb if prepare is None else prepare(rgb)
             targets = make_targets(labels, center, border_weight, touching)
             targets[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
@@ -75,6 +77,11 @@ class PatchSource:
         for name in {s.dataset for s in samples}:
             mine = np.array([s.dataset == name for s in samples])
             weight[mine] *= set_share[name] / weight[mine].sum()
+        weight *= [s.weight for s in samples]  # after the shares: a set of light images is drawn less often as a whole
+        if not weight.any():
+            raise ConfigError(
+                "Every image that is trained on has the weight 0 (weight_per_image in INFO.json, or its set's share)."
+            )
         self._chance = weight / weight.sum()
         self._bank: PixelBank | None = None
         if batched_on is not None:
