@@ -21,11 +21,13 @@ from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import segment_tile
 
 
-def nuclei_at(tile_wpx: int, slide: SlideInput, out: Path, *, precision: str, order: int = 0) -> dict[int, bytes]:
+def nuclei_at(
+    tile_wpx: int, slide: SlideInput, out: Path, *, precision: str, order: int = 0, weights: str = "default"
+) -> dict[int, bytes]:
     """Segment a slide at one tile size, tiles in a shuffled order, and return WKB by nucleus id from the final table."""
     config = RunConfig(
         read=ReadConfig(tile_wpx=tile_wpx),
-        predict=PredictConfig(precision=precision),  # type: ignore[arg-type]
+        predict=PredictConfig(weights=weights, precision=precision),  # type: ignore[arg-type]
     )
     folder = RunFolder(out)
     folder.create()

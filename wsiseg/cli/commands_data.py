@@ -18,11 +18,17 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
 @click.option("--cv", type=click.Choice(["organ", "patient"]), help="Cross-validate, leaving out organs or groups of patients.")
 @click.option("--folds", type=click.IntRange(2), help="Folds of --cv.  [one per organ, 5 of patients]")
-def train(config: Path, resume: bool, cv: str | None, folds: int | None) -> None:
+@click.option(
+    "--model", default="", metavar="NAME", help="A published recipe in place of CONFIG's own network, targets and losses."
+)
+def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: str) -> None:
     """Train the two-head network as CONFIG (TOML) says; curves, checkpoints and the model card go to its run folder.
 
     With --cv one run a fold goes to OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation over
     folds) to the screen; the same command goes on where it was stopped.
+
+    --model two-stage: the two U-Nets of Mahbod et al. 2019, one for the nuclei and one for a distance map, after Macenko
+    normalization. Its weights are used as any others: `wsiseg segment FOLDER --out RUN --weights FILE`.
 
     \b
     Several GPUs:  torchrun --nproc-per-node 4 -m wsiseg train CONFIG    (device = "cuda" in its [loop])
@@ -33,13 +39,13 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None) -> None
     if cv is not None:
         from wsiseg.run.crossval import cross_validate
 
-        done = cross_validate(config, "organ" if cv == "organ" else "patient", folds or 0)
+        done = cross_validate(config, "organ" if cv == "organ" else "patient", folds or 0, model=model)
         print_table(*done.table())
         click.echo(f"folder: {done.folder}")
         return
     from wsiseg.run.training import train_from_toml
 
-    click.echo(f"run folder: {train_from_toml(config, resume=resume)}")
+    click.echo(f"run folder: {train_from_toml(config, model=model, resume=resume)}")
 
 
 @click.group()

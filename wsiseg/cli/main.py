@@ -18,8 +18,10 @@ from wsiseg.cli import (
     commands_data,
     commands_evaluate,
     commands_look,
+    commands_papers,
     commands_qc,
     commands_segment,
+    commands_synth,
     commands_watch,
 )
 from wsiseg.errors import OutputInUseError, OutputMismatchError, WsisegError
@@ -87,6 +89,16 @@ def main(verbose: int) -> None:
     logging.getLogger("wsiseg").setLevel(level)
 
 
-for _room in (commands_segment, commands_look, commands_qc, commands_convert, commands_data, commands_evaluate, commands_watch):
+for _room in (
+    commands_segment,
+    commands_look,
+    commands_qc,
+    commands_convert,
+    commands_data,
+    commands_evaluate,
+    commands_papers,
+    commands_synth,
+    commands_watch,
+):
     for _command in _room.COMMANDS:
         main.add_command(_command)

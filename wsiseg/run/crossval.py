@@ -42,9 +42,11 @@ class CrossValidation:
 
 
 def cross_validate(
-    path: Path, by: FoldKind, folds: int = 0, *, on_line: Callable[[dict[str, Any]], None] | None = None
+    path: Path, by: FoldKind, folds: int = 0, *, model: str = "", on_line: Callable[[dict[str, Any]], None] | None = None
 ) -> CrossValidation:
     """Train and score every fold; a fold that is done is not done again, and one that was stopped goes on.
+
+    ``model`` names a published recipe (``run.presets``).
 
     The folder ``<out>/cv-<by>`` receives ``folds.json`` (config and members), a run folder a fold with ``scores.json``, and
     ``table.json``. In each fold thresholds are fitted on its training images.
@@ -58,7 +60,7 @@ def cross_validate(
     """
     if rank_and_size()[1] > 1:
         raise ConfigError("Cross-validation trains in one process: start it without torchrun.")
-    config = TrainConfig.from_toml(path)
+    config = TrainConfig.from_toml(path, model)
     made = make_folds(training_samples(config), by, folds)
     folder = path.parent / config.out / f"cv-{by}"
     _claim(folder, config, made)

@@ -30,7 +30,8 @@ from wsiseg.predict import (
     model_from_net,
     save_weights,
 )
-from wsiseg.run.validation import fit_separation, predict_samples, score_table
+from wsiseg.run.presets import separation_by_size, with_model
+from wsiseg.run.validation import fit_separation, in_reference_stain, predict_recolored, predict_samples, score_table
 from wsiseg.train import (
     AugmentConfig,
     CenterKind,
@@ -39,6 +40,7 @@ from wsiseg.train import (
     PatchSource,
     Sample,
     StainStatistics,
+    choose_reference,
     fit,
     list_samples,
     load_sample,
@@ -50,6 +52,8 @@ from wsiseg.train.distributed import own_device, rank_and_size
 __all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "train_samples", "training_samples"]
 
 AugmentOn = Literal["auto", "patch", "batch"]
+StainChoice = Literal["none", "macenko"]
+SeparationChoice = Literal["fitted", "nucleus-size"]
 
 DATA_ROOT_ENV = "WSISEG_DATA"
 _THRESHOLD_IMAGES = 12  # per set
@@ -75,6 +79,11 @@ class TrainConfig:
         ``patch``: patches are augmented one by one on the host; ``batch``: all of a batch at once, on the device that trains;
         ``auto``: the second on a GPU, in several processes and where stains are mixed, the first otherwise. Each draws its own
         random numbers.
+    stain
+        ``macenko``: training images are normalized, and so will be every slide that the weights segment.
+    separation
+        Thresholds of the weights: ``fitted`` on training images, or set by the mean nucleus (``separation_by_size``). Either
+        needs held-out images; without any the fallback thresholds stand.
     init
         Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
     """
@@ -92,16 +101,35 @@ class TrainConfig:
     patch_px: int = 256
     validate: bool = True
     augment_on: AugmentOn = "auto"
+    stain: StainChoice = "none"
+    separation: SeparationChoice = "fitted"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse an unknown stain or separation."""
+        for name, kind in (("stain", StainChoice), ("separation", SeparationChoice)):
+            if getattr(self, name) not in get_args(kind):
+                raise ConfigError(
+                    f"training config: expected {name} to be one of {get_args(kind)}, got {getattr(self, name)!r}."
+                )
+
     @classmethod
-    def from_toml(cls, path: Path) -> TrainConfig:
-        """Read a TOML file; ``ConfigError`` for broken TOML, unknown or missing options."""
+    def from_toml(cls, path: Path, model: str = "") -> TrainConfig:
+        """Read a TOML file, with the options of a published model (``run.presets``) over its own.
+
+        ``ConfigError`` for broken TOML, unknown or missing options.
+        """
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
             raise ConfigError(f"training config {path}: {err}") from err
+        return cls.from_tree(tree, model)
+
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any], model: str = "") -> TrainConfig:
+        """Build from the tree of a TOML file, as ``from_toml``."""
+        tree = with_model(tree, model) if model else dict(tree)
         loop = dict(tree.pop("loop", {}))
         loss = _built(LossConfig, tree.pop("loss", {}), "loss")
         return _built(
@@ -115,8 +143,10 @@ class TrainConfig:
         )
 
 
-def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None) -> Path:
-    """Train as a config file says and return the run folder.
+def train_from_toml(
+    path: Path, *, model: str = "", resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None
+) -> Path:
+    """Train as a config file says and return the run folder; ``model`` names a published recipe (``run.presets``).
 
     The folder receives the curve, checkpoints, ``scores.json`` and ``weights/<name>.safetensors`` with its card.
 
@@ -127,7 +157,7 @@ def train_from_toml(path: Path, *, resume: bool = False, on_line: Callable[[dict
     FormatError
         When the data are not in the unified layout.
     """
-    config = TrainConfig.from_toml(path)
+    config = TrainConfig.from_toml(path, model)
     run_dir = path.parent / config.out
     train_samples(config, training_samples(config), run_dir, base=path.parent, resume=resume, on_line=on_line)
     return run_dir
@@ -169,6 +199,7 @@ def train_samples(
         config.touching,
         batched_on=own_device(config.loop.device) if _batched(config) else None,
         stain_of=_stain_statistics if _mixes_stains(config) else None,
+        prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, config.stain),
     )
     net = _begun(config, base)
     rank, ranks = rank_and_size()
@@ -194,15 +225,16 @@ def train_samples(
 def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
     """Measure the int8 ranges, fit thresholds, score, and write weights and card; return the card.
 
-    Thresholds are fitted on training images (a network this small knows them no better than others), scores are those of the
-    held-out images: none of these has a part in what they judge. Without held-out images there are neither.
+    Thresholds are fitted on training images (a network this small knows them no better than others) in each other's colors,
+    so that they suit slides to come; scores are those of the held-out images, none of which has a part in what it judges.
+    Without held-out images there are neither.
     """
     assert isinstance(net, UNet)
     held_out = [s for s in samples if s.validation]
     card: dict[str, Any] = {
         "name": config.name,
         "mpp": MODEL_MPP,
-        "stain_method": "none",
+        "stain_method": config.stain,
         "licence": config.licence,
         "data": {"sets": sorted(config.sets), "validation_images": [s.image_id for s in held_out]},
         "separate_defaults": {},
@@ -211,16 +243,22 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         "wsiseg_version": __version__,
     }
     stored = as_stored(net)
+    if config.stain != "none":
+        card["stain_reference"] = _reference_facts([s for s in samples if not s.validation])
     if is_quantizable(stored.spec):
-        stored.ranges = activation_ranges(stored.eval(), _calibration_images(samples))
+        stored.ranges = activation_ranges(stored.eval(), _calibration_images(samples, config.stain))
     if held_out:
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
-        fitted_on = predict_samples(model, _spread([s for s in samples if not s.validation]))
-        card["separate_defaults"], fitted = fit_separation(fitted_on, config.sets, MODEL_MPP)
+        fitted_on = _spread([s for s in samples if not s.validation])
+        if config.separation == "fitted":
+            card["separate_defaults"], reached = fit_separation(predict_recolored(model, fitted_on), config.sets, MODEL_MPP)
+            log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], reached)
+        else:
+            by_size = separation_by_size(predict_samples(model, fitted_on), MODEL_MPP)
+            card["separate_defaults"], card["mean_nucleus_diameter_px"] = by_size
         card["scores"] = score_table(predict_samples(model, held_out), card["separate_defaults"], MODEL_MPP)
         card["scored_in"] = model.precision
-        log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], fitted)
         ranges, stored = stored.ranges, build_net(config.net)
         stored.load_state_dict(state)
         stored.ranges = ranges
@@ -258,11 +296,18 @@ def _data_root(config: TrainConfig) -> str:
     return root
 
 
-def _calibration_images(samples: list[Sample]) -> Iterator[NDArray[np.uint8]]:
+def _calibration_images(samples: list[Sample], stain: str) -> Iterator[NDArray[np.uint8]]:
     """Yield crops of two dozen training images, evenly over the sets' lists."""
     seen = [s for s in samples if not s.validation]
     for sample in seen[:: max(1, len(seen) // 24)]:
-        yield load_sample(sample)[0][:512, :512]
+        yield in_reference_stain(load_sample(sample)[0], stain)[:512, :512]
+
+
+def _reference_facts(seen: list[Sample]) -> dict[str, Any]:
+    """Say what the normalization aims at, and which training image Mahbod et al. 2019 would have aimed at."""
+    chosen, difference = choose_reference(seen)
+    image = {"set": chosen.dataset, "image": chosen.image_id, "histogram_difference": round(difference, 4)}
+    return {"aims_at": "HERef and maxCRef of Macenko et al.'s published code", "automatic_choice": image}
 
 
 def _mixes_stains(config: TrainConfig) -> bool:
@@ -290,7 +335,14 @@ def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainCon
     assert isinstance(net, UNet)
     copy = build_net(config.net)
     copy.load_state_dict(net.state_dict())
-    card = {"name": config.name, "sha256": "", "mpp": MODEL_MPP, "stain_method": "none", "licence": "", "separate_defaults": {}}
+    card = {
+        "name": config.name,
+        "sha256": "",
+        "mpp": MODEL_MPP,
+        "stain_method": config.stain,
+        "licence": "",
+        "separate_defaults": {},
+    }
     table = score_table(predict_samples(model_from_net(copy, card, PredictConfig()), held_out), {}, MODEL_MPP)
     log.info("step %d: %s", step, json.dumps({name: row["pq"] for name, row in table.items()}))
     return {f"pq_{name}": row["pq"] for name, row in table.items()}

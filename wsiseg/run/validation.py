@@ -11,12 +11,23 @@ from numpy.typing import NDArray
 
 from wsiseg.config import SeparateConfig
 from wsiseg.evaluate import Scores, hou_scores, instance_scores, label_patches, mean_scores
+from wsiseg.normalize import fit_stain, normalize
 from wsiseg.predict import Model, predict
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train import Sample, load_sample
+from wsiseg.train.augment import look_of, recolored
 from wsiseg.types import Box
 
-__all__ = ["Judged", "fit_separation", "predict_samples", "score_separation", "score_table"]
+__all__ = [
+    "Judged",
+    "fit_separation",
+    "in_reference_stain",
+    "predict_image",
+    "predict_recolored",
+    "predict_samples",
+    "score_separation",
+    "score_table",
+]
 
 # the order is that of the descent: what moves the score most comes first
 _GRID: dict[str, tuple[Any, ...]] = {
@@ -49,8 +60,25 @@ class Judged:
 
 
 def predict_samples(model: Model, samples: Sequence[Sample]) -> list[Judged]:
-    """Predict whole images at their own pixels, white outside them, as a slide is."""
-    return [Judged(sample, _predict_image(model, rgb), truth) for sample in samples for rgb, truth in [load_sample(sample)]]
+    """Predict whole images at their own pixels, white outside them and in the stain that the network wants, as a slide is."""
+    return [Judged(sample, predict_image(model, rgb), truth) for sample in samples for rgb, truth in [load_sample(sample)]]
+
+
+def predict_recolored(model: Model, samples: Sequence[Sample], seed: int = 0) -> list[Judged]:
+    """Predict whole images in the colors of another one each, of another set if there are several: of slides not yet seen."""
+    rng = np.random.default_rng(seed)
+    looks = [look_of(load_sample(sample)[0]) for sample in samples]
+    judged = []
+    for i, sample in enumerate(samples):
+        others = [k for k, other in enumerate(samples) if other.dataset != sample.dataset] or list(range(len(samples)))
+        rgb, truth = load_sample(sample)
+        judged.append(Judged(sample, predict_image(model, recolored(rgb, looks[i], looks[int(rng.choice(others))])), truth))
+    return judged
+
+
+def in_reference_stain(rgb: NDArray[np.uint8], method: str) -> NDArray[np.uint8]:
+    """Return an annotated image, which is tissue throughout, in the reference's stain; ``none``: as it is."""
+    return normalize(rgb, fit_stain(method, rgb, np.ones(rgb.shape[:2], np.bool_)))
 
 
 def score_separation(judged: Sequence[Judged], defaults: dict[str, Any], mpp: float) -> list[Scores]:
@@ -126,12 +154,13 @@ def score_table(judged: Sequence[Judged], defaults: dict[str, Any], mpp: float) 
     return table
 
 
-def _predict_image(model: Model, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def predict_image(model: Model, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Predict one annotated image, white outside it: uint8 (2, H, W)."""
     height, width = rgb.shape[:2]
     out = Box(0, 0, width, height)
     box = model.input_box(out)
     window = np.full((box.h, box.w, 3), 255, np.uint8)
-    window[-box.y : -box.y + height, -box.x : -box.x + width] = rgb
+    window[-box.y : -box.y + height, -box.x : -box.x + width] = in_reference_stain(rgb, model.stain_method)
     return np.asarray(predict(model, window, box, out))
 
 

@@ -12,6 +12,7 @@ from wsiseg.train.batches import Batch, PatchSource
 from wsiseg.train.data import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample, store_patches
 from wsiseg.train.loop import LoopConfig, fit, learning_rate_factor
 from wsiseg.train.losses import LossConfig, two_head_loss
+from wsiseg.train.reference import choose_reference, histogram_difference
 from wsiseg.train.splits import Fold, FoldKind, make_folds
 from wsiseg.train.targets import CenterKind, make_targets
 
@@ -27,8 +28,10 @@ __all__ = [
     "Sample",
     "StainStatistics",
     "VALIDATION_GROUPS",
+    "choose_reference",
     "fit",
     "group_of",
+    "histogram_difference",
     "learning_rate_factor",
     "list_samples",
     "load_sample",

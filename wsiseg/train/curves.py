@@ -18,7 +18,7 @@ def draw_curves(curve: Path, picture: Path) -> None:
     """Draw ``curve.jsonl`` as a PNG of two panels: what was minimized, and what ``validate`` reported."""
     lines = [json.loads(text) for text in curve.read_text(encoding="utf-8").splitlines()]
     names = sorted({name for line in lines for name in line} - {"step", "lr", "seconds"})
-    losses = [n for n in names if n == "loss" or n.endswith(("_ce", "_dice"))]
+    losses = [n for n in names if n == "loss" or n.endswith(("_ce", "_dice", "_mse"))]
     width, height = _PANEL
     image = Image.new("RGB", (width, 2 * height), "white")
     draw = ImageDraw.Draw(image)

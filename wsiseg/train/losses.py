@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch.nn import functional
 
-__all__ = ["LossConfig", "two_head_loss"]
+from wsiseg.errors import ConfigError
+
+__all__ = ["CenterLoss", "LossConfig", "two_head_loss"]
+
+CenterLoss = Literal["overlap", "mse"]
 
 
 @dataclass(frozen=True, slots=True)
 class LossConfig:
-    """Weights of the terms; ``focal_gamma`` 0 is plain cross-entropy (Lin et al. 2017 for others)."""
+    """Weights of the terms.
+
+    Attributes
+    ----------
+    center, material
+        Of the two heads.
+    dice, entropy
+        Of a head's Dice and of its cross-entropy.
+    focal_gamma
+        0 is plain cross-entropy (Lin et al. 2017 for others).
+    center_loss
+        ``overlap``: cross-entropy and Dice for the center, as for the material; ``mse``: its mean squared error alone, as
+        Mahbod et al. 2019 hold their distance maps to.
+    """
 
     center: float = 1.0
     material: float = 1.0
     dice: float = 1.0
     focal_gamma: float = 0.0
+    entropy: float = 1.0
+    center_loss: CenterLoss = "overlap"
+
+    def __post_init__(self) -> None:
+        """Refuse an unknown ``center_loss``."""
+        if self.center_loss not in get_args(CenterLoss):
+            raise ConfigError(f"Expected loss.center_loss to be one of {get_args(CenterLoss)}, got {self.center_loss!r}.")
 
 
 def two_head_loss(
@@ -32,7 +57,7 @@ def two_head_loss(
     target : float32 (N, 2, H, W)
         0..1.
     weight : float32 (N, 1, H, W)
-        Weight of a pixel in the cross-entropy.
+        Weight of a pixel in the cross-entropy and the squared error.
 
     Returns
     -------
@@ -47,6 +72,12 @@ def two_head_loss(
     overlap = 2 * (p * target).sum((2, 3)) + 1
     dice = (1 - overlap / ((p * p).sum((2, 3)) + (target * target).sum((2, 3)) + 1)).mean(0)
     scale = torch.tensor([config.center, config.material], dtype=logits.dtype, device=logits.device)
-    loss = (scale * (per_head + config.dice * dice)).sum()
+    terms = config.entropy * per_head + config.dice * dice
+    if config.center_loss == "mse":
+        squared = ((p[:, :1] - target[:, :1]).square() * weight).mean()
+        loss = config.center * squared + config.material * terms[1]
+        named = {"center_mse": squared, "material_ce": per_head[1], "material_dice": dice[1]}
+        return loss, {name: term.detach() for name, term in named.items()}
+    loss = (scale * terms).sum()
     names = ("center_ce", "material_ce", "center_dice", "material_dice")
     return loss, dict(zip(names, (*per_head.detach(), *dice.detach()), strict=True))
