@@ -113,6 +113,7 @@ class WorkerSetup(WorkerPlugin):
             timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
             self.presence = Presence(folder.workers, worker.id, timeout_s)
             await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
+            _wake(worker)
         event = {"worker": worker.address, "host": platform.node(), "role": role, "refused": "; ".join(reasons)}
         await worker.scheduler.log_event(topic=self.name, msg=event)
 
@@ -126,6 +127,17 @@ class WorkerSetup(WorkerPlugin):
             self.context = None
             if worker.status == Status.running:
                 await worker.set_resources(**{self.resource(r): 0 for r in ("tile", "slide", "any")})
+
+
+def _wake(worker: Worker) -> None:
+    """Have the scheduler look again at tasks that no worker could take.
+
+    It looks when a worker joins or goes on after a pause, not when one is granted resources. The worker that takes the place of
+    a dead one joins first and is granted them here: what was handed out in between would wait for ever.
+    """
+    if worker.status == Status.running:
+        worker.status = Status.paused
+        worker.status = Status.running
 
 
 Busy = Callable[[str, str, int], contextlib.AbstractContextManager[None]]
