@@ -61,9 +61,18 @@ class ArraySlide:
             raise InputError(f"slide {slide_id}: expected every level to be a whole fraction of {width_px} x {height_px} px.")
         self.level_sizes_px = tuple((int(level.shape[1]), int(level.shape[0])) for level in self._levels)
         self.meta = SlideMeta(
-            slide_id=slide_id, path=path, width_px=width_px, height_px=height_px, mpp=mpp, mpp_source=mpp_source,
-            level_downsamples=tuple(float(f) for f in factors), vendor=vendor, cohort=cohort, reader=reader,
-            size_bytes=size_bytes, mtime_ns=mtime_ns,
+            slide_id=slide_id,
+            path=path,
+            width_px=width_px,
+            height_px=height_px,
+            mpp=mpp,
+            mpp_source=mpp_source,
+            level_downsamples=tuple(float(f) for f in factors),
+            vendor=vendor,
+            cohort=cohort,
+            reader=reader,
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
         )
 
     def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
@@ -78,7 +87,11 @@ class ArraySlide:
         try:
             return read_on_white(
                 lambda x0, y0, w0, h0: np.array(pixels[y0 : y0 + h0, x0 : x0 + w0]),
-                x, y, w, h, *self.level_sizes_px[level],
+                x,
+                y,
+                w,
+                h,
+                *self.level_sizes_px[level],
             )
         except (OSError, RuntimeError, ValueError) as err:
             raise TileReadError(
@@ -114,8 +127,16 @@ def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size
             {"openslide.mpp-x": stated, "openslide.mpp-y": stated}, user_mpp=mpp, vendor="zarr", where=f"Zarr array {path}"
         )
         return ArraySlide(
-            array, mpp=value, mpp_source=source, slide_id=slide_id, path=str(path), cohort=cohort, vendor="zarr", reader="zarr",
-            size_bytes=size_bytes, mtime_ns=mtime_ns,
+            array,
+            mpp=value,
+            mpp_source=source,
+            slide_id=slide_id,
+            path=str(path),
+            cohort=cohort,
+            vendor="zarr",
+            reader="zarr",
+            size_bytes=size_bytes,
+            mtime_ns=mtime_ns,
         )
     except InputError:
         raise

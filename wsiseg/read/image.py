@@ -39,8 +39,16 @@ def open_image(path: Path, *, slide_id: str, mpp: float | None, cohort: str, siz
     properties, pixels = _decode(path, size_bytes)
     value, source = resolve_mpp(properties, user_mpp=mpp, vendor="image", where=f"image {path}")
     return ArraySlide(
-        pixels, mpp=value, mpp_source=source, slide_id=slide_id, path=str(path), cohort=cohort, vendor="image", reader="pillow",
-        size_bytes=size_bytes, mtime_ns=mtime_ns,
+        pixels,
+        mpp=value,
+        mpp_source=source,
+        slide_id=slide_id,
+        path=str(path),
+        cohort=cohort,
+        vendor="image",
+        reader="pillow",
+        size_bytes=size_bytes,
+        mtime_ns=mtime_ns,
     )
 
 
