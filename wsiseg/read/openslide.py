@@ -57,13 +57,14 @@ class OpenSlideSlide:
         self._file, self._handle = _open_any(path)
         handle = self._handle
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
+        width_px, height_px = handle.dimensions
         props = dict(handle.properties)
         try:
             tile_px = max(
                 int(props.get(f"openslide.level[{k}].tile-width", 0)) * int(props.get(f"openslide.level[{k}].tile-height", 0))
                 for k in range(len(self.level_sizes_px))
             )
-            refuse_absurd_size(*handle.dimensions, f"slide {path}", tile_px)
+            refuse_absurd_size(width_px, height_px, f"slide {path}", tile_px)
         except ValueError:
             handle.close()
             raise
@@ -73,7 +74,6 @@ class OpenSlideSlide:
         except ValueError:
             handle.close()
             raise
-        width_px, height_px = handle.dimensions
         self.meta = SlideMeta(
             slide_id=slide_id,
             path=str(path),
