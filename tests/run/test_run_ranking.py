@@ -131,6 +131,14 @@ def test_trained_networks_are_kept(root: Path, tmp_path: Path) -> None:
     assert "another side" in run.output
 
 
+def test_tiles_alone_for_other_programs(root: Path, tmp_path: Path) -> None:
+    run = run_here("rank", root, "--out", tmp_path / "out", "--network", "none", "--test-tiles", "2", "--tile", "64")
+    assert run.exit_code == 0, run.output
+    assert "| gamma |" in run.output
+    assert len(list((tmp_path / "out" / "test").glob("*/*.labels.png"))) == 6
+    assert not (tmp_path / "out" / "models").exists()
+
+
 def test_what_cannot_be_ranked_is_explained(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     unify(root, out, TILES)

@@ -33,8 +33,9 @@ def test_squared_error_and_half_the_entropy() -> None:
         a = b = 0.0
         for y in range(4):
             for x in range(4):
-                p, t = (1 / (1 + math.exp(-float(logits[n, c, y, x]))) for c in (0, 1)), target[n, :, y, x].tolist()
-                distance, material = p
+                distance = float(logits[n, 0, y, x]) / 4 + 0.5
+                material = 1 / (1 + math.exp(-float(logits[n, 1, y, x])))
+                t = target[n, :, y, x].tolist()
                 w = float(weight[n, 0, y, x])
                 squared += w * (distance - t[0]) ** 2 / 32
                 entropy -= w * (t[1] * math.log(material) + (1 - t[1]) * math.log(1 - material)) / 32
@@ -44,6 +45,15 @@ def test_squared_error_and_half_the_entropy() -> None:
     assert {k: float(v) for k, v in terms.items()} == pytest.approx(
         {"center_mse": squared, "material_ce": entropy, "material_dice": sum(dice) / 2}, rel=1e-4
     )
+
+
+def test_a_silent_distance_map_still_learns() -> None:
+    """The slope of the squared error does not fade with the map: an empty one is pulled up as hard as a full one is down."""
+    logits = torch.full((1, 2, 4, 4), -12.0, requires_grad=True)
+    loss, _ = two_head_loss(logits, torch.ones(1, 2, 4, 4), torch.ones(1, 1, 4, 4), LossConfig(center_loss="mse", material=0))
+    loss.backward()
+    assert logits.grad is not None
+    assert float(logits.grad[0, 0].sum()) < -1
 
 
 def test_losses_as_they_were_to_the_last_bit() -> None:

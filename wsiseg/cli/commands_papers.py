@@ -47,6 +47,7 @@ def rank(
 
     \b
     wsiseg rank SETS --out ranking
+    wsiseg rank SETS --out ranking --network none          (writes the tiles only)
     wsiseg rank SETS --out ranking --network lean --network two-stage --stain macenko
     wsiseg rank SETS --out ranking --network none --predictions hovernext=hn/ --predictions cellvit=cv/
     """

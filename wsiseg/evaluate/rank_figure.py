@@ -64,7 +64,7 @@ def _bars(ranked: Sequence[RankedSet]) -> Image.Image:
     image, pen = _panel("PQ on the unified test set, by the set trained on")
     networks = list(ranked[0].pq) if ranked else []
     left, top, right, bottom = 50, 70, _PANEL[0] - 16, _PANEL[1] - 46
-    high = max((v for r in ranked for v in r.pq.values()), default=0) or 1.0
+    high = _whole_scale(0.0, max((v for r in ranked for v in r.pq.values()), default=0.0))[1]
     _grid(pen, (left, top, right, bottom), 0.0, high)
     step = (right - left) / max(1, len(ranked))
     wide = 0.8 * step / max(1, len(networks))
@@ -105,8 +105,7 @@ def _curves(fusion: Mapping[str, Sequence[tuple[int, float]]]) -> Image.Image:
     image, pen = _panel("PQ on the unified test set, by the number of best sets fused")
     left, top, right, bottom = 50, 70, _PANEL[0] - 30, _PANEL[1] - 46
     values = [v for points in fusion.values() for _, v in points]
-    low, high = min(values), max(values)
-    low, high = low - 0.1 * (high - low or 1), high + 0.1 * (high - low or 1)
+    low, high = _whole_scale(min(values), max(values))
     most = max(k for points in fusion.values() for k, _ in points)
     _grid(pen, (left, top, right, bottom), low, high)
     for k in range(1, most + 1):
@@ -131,6 +130,12 @@ def _grid(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], low: float, 
         y = bottom - (bottom - top) * k / 4
         pen.line((left, y, right, y), fill=(225, 225, 225))
         pen.text((left - 6, y), f"{100 * (low + (high - low) * k / 4):.0f}", fill="black", anchor="rm", font=_font())
+
+
+def _whole_scale(low: float, high: float) -> tuple[float, float]:
+    """Return limits around values whose four steps are whole percents."""
+    start = math.floor(100 * low)
+    return start / 100, (start + 4 * max(1, math.ceil((100 * high - start) / 4))) / 100
 
 
 def _legend(pen: ImageDraw.ImageDraw, names: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from scipy import ndimage
 from wsiseg.errors import ConfigError
 from wsiseg.run.validation import Judged
 
-__all__ = ["MODELS", "separation_by_size", "with_model"]
+__all__ = ["HOU_SEPARATION", "MODELS", "separation_by_size", "with_model"]
 
 MODELS: dict[str, dict[str, Any]] = {
     # Mahbod et al. 2019: material by 0.5 cross-entropy + Dice with touching borders taken out, distance map by squared error
@@ -25,10 +25,29 @@ MODELS: dict[str, dict[str, Any]] = {
         "separation": "nucleus-size",
         "loss": {"center_loss": "mse", "entropy": 0.5, "dice": 1.0},
     },
+    # Hou et al. 2020: both heads by cross-entropy alone, centers as 3x3 px, touching nuclei without a border between them
+    "hou43": {
+        "net": "hou43",
+        "center": "point",
+        "touching": 1.0,
+        "border_weight": 1.0,
+        "separation": "hou43",
+        "loss": {"entropy": 1.0, "dice": 0.0},
+    },
 }
 """Options under the names of a training TOML."""
 
-_LEAST_PX = 20  # Mahbod et al. 2019 drop smaller objects
+_LEAST_PX = 20  # Hou et al. 2020 and Mahbod et al. 2019 drop smaller objects
+
+HOU_SEPARATION: dict[str, Any] = {
+    "center_threshold_frac": 0.07,
+    "material_threshold_frac": 0.33,
+    "marker_radius_wpx": 1,
+    "compactness": 1.0,
+    "merge_depth_frac": 0.07,
+    "min_area_um2": _LEAST_PX * 0.25**2,
+}
+"""Thresholds of Hou et al. 2020, as near as this separation comes to theirs (``benchmarks/papers/hou43.md`` says how near)."""
 
 
 def with_model(tree: Mapping[str, Any], model: str) -> dict[str, Any]:
@@ -43,8 +62,8 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
 
     Mahbod et al. 2019 smooth the distance map by a Gaussian as wide as the mean nucleus of the image asks, and take its local
     maxima. Here the mean is taken once, over training images: a width that changed from tile to tile would make results depend
-    on tiles. Equal peaks merge under a Gaussian of sigma when nearer than two sigma; the same is asked of markers directly: of
-    maxima nearer than a quarter of the mean diameter (in x and y) one remains.
+    on tiles. What a Gaussian does to maxima is asked of markers directly: of those nearer than a quarter of the mean diameter
+    (in x and y) one remains, and two with a saddle less deep than a tenth of the map's range are one.
 
     Parameters
     ----------
@@ -63,11 +82,11 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
     kept = np.concatenate([a[a >= _LEAST_PX] for a in areas]) if areas else np.zeros(0)
     diameter = float(2 * np.sqrt(kept.mean() / np.pi)) if len(kept) else 0.0
     return {
-        "center_threshold_frac": 0.1,
+        "center_threshold_frac": 0.25,  # of a map squeezed by the sigmoid: 0.22 of the distance
         "material_threshold_frac": 0.5,
         "marker_radius_wpx": int(np.clip(round(diameter / 4), 1, 32)),
         "compactness": 0.0,
-        "merge_depth_frac": 0.0,
+        "merge_depth_frac": 0.1,
         "min_area_um2": _LEAST_PX * mpp**2,
     }, diameter
 

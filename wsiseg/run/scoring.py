@@ -35,11 +35,11 @@ from wsiseg.evaluate import (
 from wsiseg.labels import write_labels
 from wsiseg.normalize import fit_stain, normalize
 from wsiseg.predict import Model, load_model, predict, tune_malloc
-from wsiseg.read import ArraySlide, fit_tissue, read_working, scale_for, stain_sample, working_size
+from wsiseg.read import ArraySlide, read_working, scale_for, working_size
 from wsiseg.run.context import compute_device
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train import VALIDATION_GROUPS, Sample, list_samples, load_sample
-from wsiseg.types import Box, Stain
+from wsiseg.types import Box
 from wsiseg.vectorize import rasterize, vectorize
 
 __all__ = [
@@ -135,7 +135,7 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     slide = ArraySlide(rgb, mpp=mpp, slide_id=image_id)
     scale = scale_for(mpp, model.mpp, config.read.mpp_tolerance_frac)
     method = model.stain_method if config.normalize.method == "auto" else config.normalize.method
-    stain = Stain() if method == "none" else fit_stain(method, *stain_sample(slide, fit_tissue(slide), scale))
+    stain = fit_stain(method, rgb, np.ones(rgb.shape[:2], bool))  # a mask of a small crop may find no tissue in it
     core = Box(0, 0, *working_size(slide.meta, scale))
     halo = config.read.halo_wpx
     box = core.padded(halo)

@@ -108,7 +108,7 @@ def _unify_set(
 
 
 def _held_out(name: str, samples: Sequence[Sample], windows: dict[str, list[TileWindow]], n: int) -> frozenset[str]:
-    if name in VALIDATION_GROUPS:
+    if any(s.validation for s in samples):
         return VALIDATION_GROUPS[name]
     tiles: Counter[str] = Counter()
     for sample in samples:

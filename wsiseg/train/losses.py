@@ -28,8 +28,9 @@ class LossConfig:
     focal_gamma
         0 is plain cross-entropy (Lin et al. 2017 for others).
     center_loss
-        ``overlap``: cross-entropy and Dice for the center, as for the material; ``mse``: its mean squared error alone, as
-        Mahbod et al. 2019 hold their distance maps to.
+        ``overlap``: cross-entropy and Dice for the center, as for the material; ``mse``: mean squared error alone, as Mahbod
+        et al. 2019 hold their distance maps to, of the linear output ``logit / 4 + 1/2``. That is the tangent of the sigmoid
+        in its middle; through the sigmoid itself the error loses its slope where nothing is found, and all maps become empty.
     """
 
     center: float = 1.0
@@ -74,7 +75,7 @@ def two_head_loss(
     scale = torch.tensor([config.center, config.material], dtype=logits.dtype, device=logits.device)
     terms = config.entropy * per_head + config.dice * dice
     if config.center_loss == "mse":
-        squared = ((p[:, :1] - target[:, :1]).square() * weight).mean()
+        squared = ((logits[:, :1] / 4 + 0.5 - target[:, :1]).square() * weight).mean()
         loss = config.center * squared + config.material * terms[1]
         named = {"center_mse": squared, "material_ce": per_head[1], "material_dice": dice[1]}
         return loss, {name: term.detach() for name, term in named.items()}
