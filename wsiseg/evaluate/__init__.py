@@ -2,7 +2,7 @@
 
 Comes in: two label maps, or two files or folders of label images, polygon tables, GeoJSON or QuIP CSV; or several readings.
 Goes out: ``Scores`` an image, their mean and pooled summary, tables of them, the tables of published protocols (Hou et al.
-2020, observers of CryoNuSeg), and the worst windows as a picture.
+2020, observers of CryoNuSeg, data sets ranked as NucFuseRank ranks them), and the worst windows as a picture.
 """
 
 from __future__ import annotations
