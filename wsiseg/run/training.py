@@ -30,7 +30,7 @@ from wsiseg.predict import (
     model_from_net,
     save_weights,
 )
-from wsiseg.run.presets import separation_by_size, with_model
+from wsiseg.run.presets import HOU_SEPARATION, separation_by_size, with_model
 from wsiseg.run.validation import fit_separation, in_reference_stain, predict_recolored, predict_samples, score_table
 from wsiseg.train import (
     AugmentConfig,
@@ -53,7 +53,7 @@ __all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "
 
 AugmentOn = Literal["auto", "patch", "batch"]
 StainChoice = Literal["none", "macenko"]
-SeparationChoice = Literal["fitted", "nucleus-size"]
+SeparationChoice = Literal["fitted", "nucleus-size", "hou43"]
 
 DATA_ROOT_ENV = "WSISEG_DATA"
 _THRESHOLD_IMAGES = 12  # per set
@@ -82,8 +82,8 @@ class TrainConfig:
     stain
         ``macenko``: training images are normalized, and so will be every slide that the weights segment.
     separation
-        Thresholds of the weights: ``fitted`` on training images, or set by the mean nucleus (``separation_by_size``). Either
-        needs held-out images; without any the fallback thresholds stand.
+        Thresholds of the weights: ``fitted`` on training images, or set by the mean nucleus (``separation_by_size``): either
+        needs held-out images, without any the fallback thresholds stand. ``hou43``: those of Hou et al. 2020.
     init
         Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
     """
@@ -237,7 +237,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         "stain_method": config.stain,
         "licence": config.licence,
         "data": {"sets": sorted(config.sets), "validation_images": [s.image_id for s in held_out]},
-        "separate_defaults": {},
+        "separate_defaults": HOU_SEPARATION if config.separation == "hou43" else {},
         "scores": {},
         "training": plain_config(config),
         "wsiseg_version": __version__,
@@ -254,7 +254,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         if config.separation == "fitted":
             card["separate_defaults"], reached = fit_separation(predict_recolored(model, fitted_on), config.sets, MODEL_MPP)
             log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], reached)
-        else:
+        elif config.separation == "nucleus-size":
             by_size = separation_by_size(predict_samples(model, fitted_on), MODEL_MPP)
             card["separate_defaults"], card["mean_nucleus_diameter_px"] = by_size
         card["scores"] = score_table(predict_samples(model, held_out), card["separate_defaults"], MODEL_MPP)

@@ -56,9 +56,9 @@ class RefineConfig:
     batch: int = 4
     crop_px: int = 96
     width: int = 32
-    learning_rate: float = 2e-4
-    keep: float = 3.0
-    steadiness: float = 1.0
+    learning_rate: float = 5e-4
+    keep: float = 1.0
+    steadiness: float = 0.01
     hard: float = 0.05
     hard_limit: float = 2.0
     seed: int = 0
