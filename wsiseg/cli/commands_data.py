@@ -28,7 +28,8 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: 
     folds) to the screen; the same command goes on where it was stopped.
 
     --model two-stage: the two U-Nets of Mahbod et al. 2019, one for the nuclei and one for a distance map, after Macenko
-    normalization. Its weights are used as any others: `wsiseg segment FOLDER --out RUN --weights FILE`.
+    normalization. --model hou43: the 43 convolutions of Hou et al. 2020 and their thresholds; `wsiseg synth` makes synthetic
+    images as theirs. Weights are used as any others: `wsiseg segment FOLDER --out RUN --weights FILE`.
 
     \b
     Several GPUs:  torchrun --nproc-per-node 4 -m wsiseg train CONFIG    (device = "cuda" in its [loop])
