@@ -18,7 +18,7 @@ from typing import Any
 from tests.run.conftest import environment
 from tests.run.cuttable import Cuttable
 
-QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "10s",
+QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", "DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "12s",
          "DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "15s"}  # fmt: skip
 """A lost host is noticed sooner than by default (30 s and 5 min), so that what is measured is ours."""
 
@@ -92,7 +92,7 @@ class Hosts:
         self.client_link.__exit__(None, None, None)
 
 
-def wait_for_parts(out: Path, more_than: int, timeout_s: float = 1800) -> int:
+def wait_for_parts(out: Path, more_than: int, timeout_s: float = 240) -> int:
     """Wait until a run has so many part files; return how many."""
     deadline = time.monotonic() + timeout_s
     while (n := len(list(out.glob("parts/*/*.parquet")))) <= more_than and time.monotonic() < deadline:
