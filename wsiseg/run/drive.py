@@ -79,9 +79,12 @@ class Crew:
             self.client.register_plugin(self.setup)
         except (ImportError, AttributeError, TypeError, ValueError) as err:  # a worker cannot even read what it was sent
             log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(err))
-        deadline = time.monotonic() + LOOK_S
-        while len(self._roles) + len(self.refused) < len(self.client.nthreads()) and time.monotonic() < deadline:
-            time.sleep(0.01)  # the events come by another way than the answer
+        start = time.monotonic()
+        while (answers := len(self._roles) + len(self.refused)) < len(self.client.nthreads()):
+            # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
+            if time.monotonic() - start > (PATIENCE_S if answers and not self._roles else LOOK_S):
+                break
+            time.sleep(0.01)
         self.look()
         if self.refused and not self._roles:
             raise InputError(
