@@ -3,8 +3,8 @@
 Every case segments a crop of the real test slide while something goes wrong, lets the run (or the same command again) go to its
 end, and compares the final table with an undisturbed run's: nuclei that are missing or new, and whether the bytes are equal.
 ``recovery_s`` is the time from the fault until the run's next sign of progress (a part file, a slide's record) after it.
-Results go to benchmarks/results/faults.json after every case. As root it also fills a real (tmpfs) disk and takes a real link
-between network namespaces down.
+Results go to benchmarks/results/faults.json after every case. As root it also fills a real (tmpfs) disk. Links are cut by
+a TCP proxy between the processes.
 """
 
 from __future__ import annotations
