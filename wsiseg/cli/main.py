@@ -44,6 +44,8 @@ class _TerminatedError(KeyboardInterrupt):
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # one is enough: what follows is a few seconds of tidying up
+    # an interrupted wait of Dask's client may find its callback half made, and Tornado would print that traceback
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
     raise _TerminatedError
 
 

@@ -22,7 +22,7 @@ from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tasks import end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
-from wsiseg.run.worker import WorkerSetup
+from wsiseg.run.worker import WorkerSetup, verdict_of
 from wsiseg.types import Tile, TileOutcome
 
 __all__ = ["Crew", "Drive", "Progress"]
@@ -32,6 +32,9 @@ LOOK_S = 2.0
 
 LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
 """What the log says of a slide that is closed, beside its tiles and seconds."""
+
+ASK_S = 0.5
+"""How long the client waits for workers to speak before it asks them, and between its questions at the start, s."""
 
 PATIENCE_S = 30.0
 """How long no worker may be there before the user is told, s."""
@@ -82,9 +85,12 @@ class Crew:
         start = time.monotonic()
         while (answers := len(self._roles) + len(self.refused)) < len(self.client.nthreads()):
             # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
-            if time.monotonic() - start > (PATIENCE_S if answers and not self._roles else LOOK_S):
+            waited = time.monotonic() - start
+            if waited > (PATIENCE_S if answers and not self._roles else LOOK_S):
                 break
-            time.sleep(0.01)
+            if waited > ASK_S:
+                self._ask()
+            time.sleep(0.01 if waited < ASK_S else ASK_S)
         self.look()
         if self.refused and not self._roles:
             raise InputError(
@@ -96,6 +102,7 @@ class Crew:
         now = time.monotonic()
         if now - self._looked >= LOOK_S:
             self._looked = now
+            self._ask()
             roles = dict(self._roles)
             there = {a: n for a, n in self.client.nthreads().items() if a in roles}
             self.threads = sum(n for a, n in there.items() if roles[a] == "tile")
@@ -117,9 +124,21 @@ class Crew:
         self.client.unsubscribe_topic(self.setup.name)
         self.client.unregister_worker_plugin(self.setup.name)
 
+    def _ask(self) -> None:
+        """Ask workers that were not heard of: an event that is sent before the scheduler knows of our interest is lost."""
+        silent = [a for a in self.client.nthreads() if a not in self._roles and a not in self.refused]
+        if silent:
+            answers = self.client.run(verdict_of, self.setup.name, workers=silent, on_error="ignore")
+            for message in filter(None, answers.values()):
+                self._hear(message)
+
     def _event(self, event: tuple[float, dict[str, str]]) -> None:
-        _, message = event
+        self._hear(event[1])
+
+    def _hear(self, message: dict[str, str]) -> None:
         address = message["worker"]
+        if address in self._roles or address in self.refused:
+            return
         if message["refused"]:
             self.refused[address] = f"{address} on {message['host']}: {message['refused']}"
             log.warning("worker %s is refused", self.refused[address])

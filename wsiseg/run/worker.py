@@ -24,7 +24,7 @@ from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import local_config, local_path
 from wsiseg.run.presence import Presence
 
-__all__ = ["Terms", "WorkerSetup", "at_work", "objections"]
+__all__ = ["Terms", "WorkerSetup", "at_work", "objections", "verdict_of"]
 
 PLENTY = 1e9
 """Amount of each resource that a worker is granted: they say where a task may run, threads say how many."""
@@ -89,6 +89,8 @@ class WorkerSetup(WorkerPlugin):
     def __init__(self, folder: str, config: RunConfig, terms: Terms, device: str) -> None:
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, terms, device)
+        self.verdict: dict[str, str] = {}
+        """What was found here, once it is known: ``worker``, ``host``, ``role``, and ``refused`` (why; empty where accepted)."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
 
@@ -114,8 +116,8 @@ class WorkerSetup(WorkerPlugin):
             self.presence = Presence(folder.workers, worker.id, timeout_s)
             await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
             _wake(worker)
-        event = {"worker": worker.address, "host": platform.node(), "role": role, "refused": "; ".join(reasons)}
-        await worker.scheduler.log_event(topic=self.name, msg=event)
+        self.verdict = {"worker": worker.address, "host": platform.node(), "role": role, "refused": "; ".join(reasons)}
+        await worker.scheduler.log_event(topic=self.name, msg=self.verdict)
 
     async def teardown(self, worker: Worker) -> None:
         """Close handles when the worker leaves or the run ends."""
@@ -127,6 +129,12 @@ class WorkerSetup(WorkerPlugin):
             self.context = None
             if worker.status == Status.running:
                 await worker.set_resources(**{self.resource(r): 0 for r in ("tile", "slide", "any")})
+
+
+def verdict_of(setup: str, dask_worker: Worker) -> dict[str, str]:
+    """Return what the setup of that name found at a worker; empty while it is not done (run on the worker by the client)."""
+    plugin: Any = dask_worker.plugins.get(setup)
+    return dict(getattr(plugin, "verdict", {}))
 
 
 def _wake(worker: Worker) -> None:
