@@ -90,7 +90,7 @@ class WorkerSetup(WorkerPlugin):
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, terms, device)
         self.verdict: dict[str, str] = {}
-        """What was found here, once it is known: ``worker``, ``host``, ``role``, and ``refused`` (why; empty where accepted)."""
+        """What was found here, once it is known: ``worker``, ``host``, ``role``, and ``refused`` (why, or nothing)."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
 
