@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -165,23 +166,30 @@ def read_on_device(slide: Slide, box: Box) -> Any:
     return slide.read_level_on_device(0, box.x, box.y, box.w, box.h)
 
 
-def _with_gpu(slide: Slide) -> Slide:
-    """Let the GPU decode an OpenSlide slide where it may; else the fastest other way, with the reason in its note."""
-    from wsiseg.read.cuslide import GpuSlide, gpu_refusal
+def _read_by(slide: Slide, reader: str, refuse: Callable[[Any], str], kind: Callable[[Any], Slide]) -> Slide | str:
+    """Return the slide as another kind of reader gives it, or why that one may not read it."""
     from wsiseg.read.openslide import OpenSlideSlide
 
     assert isinstance(slide, OpenSlideSlide)
-    reason = gpu_refusal(slide)
-    if not reason:
-        try:
-            there = GpuSlide(slide)
-        except TileReadError as err:
-            reason = str(err)
-        else:
-            there.meta = dataclasses.replace(slide.meta, reader="cucim-gpu")
-            return there
+    if reason := refuse(slide):
+        return reason
+    try:
+        there = kind(slide)
+    except TileReadError as err:
+        return str(err)
+    there.meta = dataclasses.replace(slide.meta, reader=reader)
+    return there
+
+
+def _with_gpu(slide: Slide) -> Slide:
+    """Let the GPU decode an OpenSlide slide where it may; else the fastest other way, with the reason in its note."""
+    from wsiseg.read.cuslide import GpuSlide, gpu_refusal
+
+    there = _read_by(slide, "cucim-gpu", gpu_refusal, GpuSlide)
+    if not isinstance(there, str):
+        return there
     other = _with_cucim(slide, strict=False)
-    note = f"not decoded by the GPU: {reason}" + (f"; {other.meta.reader_note}" if other.meta.reader_note else "")
+    note = f"not decoded by the GPU: {there}" + (f"; {other.meta.reader_note}" if other.meta.reader_note else "")
     other.meta = dataclasses.replace(other.meta, reader_note=note)
     return other
 
@@ -189,18 +197,10 @@ def _with_gpu(slide: Slide) -> Slide:
 def _with_cucim(slide: Slide, *, strict: bool) -> Slide:
     """Put CuImage before an OpenSlide slide where it may read it; else the slide itself, with the reason in its note."""
     from wsiseg.read.cuslide import CuSlide, refusal
-    from wsiseg.read.openslide import OpenSlideSlide
 
-    assert isinstance(slide, OpenSlideSlide)
-    reason = refusal(slide)
-    if not reason:
-        try:
-            fast = CuSlide(slide)
-        except TileReadError as err:
-            reason = str(err)
-        else:
-            fast.meta = dataclasses.replace(slide.meta, reader="cucim")
-            return fast
+    reason = _read_by(slide, "cucim", refusal, CuSlide)
+    if not isinstance(reason, str):
+        return reason
     if strict:
         slide.close()
         raise SlideOpenError(f"{slide.meta.path}: reader cucim cannot be used: {reason}. Use reader auto or openslide.")
