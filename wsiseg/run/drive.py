@@ -6,7 +6,7 @@ import os
 import queue
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -83,13 +83,13 @@ class Crew:
         except (ImportError, AttributeError, TypeError, ValueError) as err:  # a worker cannot even read what it was sent
             log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(err))
         start = time.monotonic()
-        while (answers := len(self._roles) + len(self.refused)) < len(self.client.nthreads()):
+        while (answers := len(self._roles) + len(self.refused)) < len(everyone := self.client.nthreads()):
             # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
             waited = time.monotonic() - start
             if waited > (PATIENCE_S if answers and not self._roles else LOOK_S):
                 break
             if waited > ASK_S:
-                self._ask()
+                self._ask(everyone)
             time.sleep(0.01 if waited < ASK_S else ASK_S)
         self.look()
         if self.refused and not self._roles:
@@ -102,9 +102,10 @@ class Crew:
         now = time.monotonic()
         if now - self._looked >= LOOK_S:
             self._looked = now
-            self._ask()
+            everyone = self.client.nthreads()
+            self._ask(everyone)
             roles = dict(self._roles)
-            there = {a: n for a, n in self.client.nthreads().items() if a in roles}
+            there = {a: n for a, n in everyone.items() if a in roles}
             self.threads = sum(n for a, n in there.items() if roles[a] == "tile")
             self._slide_role = any(roles[a] == "slide" for a in there)
             if self.threads:
@@ -124,9 +125,9 @@ class Crew:
         self.client.unsubscribe_topic(self.setup.name)
         self.client.unregister_worker_plugin(self.setup.name)
 
-    def _ask(self) -> None:
+    def _ask(self, everyone: Iterable[str]) -> None:
         """Ask workers that were not heard of: an event that is sent before the scheduler knows of our interest is lost."""
-        silent = [a for a in self.client.nthreads() if a not in self._roles and a not in self.refused]
+        silent = [a for a in everyone if a not in self._roles and a not in self.refused]
         if silent:
             answers = self.client.run(verdict_of, self.setup.name, workers=silent, on_error="ignore")
             for message in filter(None, answers.values()):
