@@ -6,6 +6,7 @@ batch, so that n processes with b patches each take the steps that one process w
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
+import torch.distributed.nn  # takes the group of the day into its default arguments, for ever: before there is one
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -113,6 +115,9 @@ def team_of(device: str) -> Iterator[Team]:
         yield Team(rank, size, place)
     finally:
         if mine:
+            # The group's threads end with its last holder. One that still runs when Python shuts down is ended by force as soon
+            # as it asks for the interpreter lock, which aborts the process.
+            gc.collect()  # DistributedDataParallel holds the group, and itself
             distributed.destroy_process_group()
 
 

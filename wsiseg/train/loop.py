@@ -134,6 +134,7 @@ def fit(
         if team.writes:
             state.save(run_dir)
         team.agree(state.step)
+        state.leave_team()
         return state.ema.eval()
 
 
@@ -160,8 +161,8 @@ class _LoopState:
         net = net.to(team.device, memory_format=torch.channels_last)
         self.device = team.device
         self.ema = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
-        self.forward = team.wrap(net.train())
-        self.net = self.forward.module if isinstance(self.forward, DistributedDataParallel) else self.forward
+        self.forward: nn.Module = team.wrap(net.train())
+        self.net: nn.Module = self.forward.module if isinstance(self.forward, DistributedDataParallel) else self.forward
         decay = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
         groups = [{"params": decay, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
@@ -196,6 +197,10 @@ class _LoopState:
                 mine.lerp_(theirs[name], share)
             else:
                 mine.copy_(theirs[name])
+
+    def leave_team(self) -> None:
+        """Let go of the wrapper that talks to the other processes: it must not outlive the team (``team_of``)."""
+        self.forward = self.net
 
     def save(self, run_dir: Path) -> None:
         """Write ``checkpoint.pt`` and ``ema.pt``, each whole or not at all."""
