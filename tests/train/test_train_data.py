@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from wsiseg.errors import FormatError
-from wsiseg.train import VALIDATION_GROUPS, PatchSource, group_of, list_samples, load_sample
+from wsiseg.train import VALIDATION_GROUPS, Batch, PatchSource, group_of, list_samples, load_sample
 from wsiseg.train.data import magnification
 
 
@@ -86,6 +87,23 @@ def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
     assert first.rgb.abs().max() <= 1
     assert 0 <= first.target.min() <= first.target.max() <= 1 + 1e-6
     assert first.weight.min() >= 1
+
+
+def test_a_teacher_draws_targets_towards_what_it_sees(tmp_path: Path) -> None:
+    """A teacher that sees 200 everywhere, by a quarter: targets move by a quarter of what is between; weights do not."""
+    write_set(tmp_path, "a", ["a_1", "a_2"])
+
+    def batch(**options: Any) -> Batch:
+        return PatchSource(list_samples(tmp_path, ("a",)), {"a": 1.0}, "ellipse", None, 48, **options).batch(3, 5, 7)
+
+    alone = batch()
+    taught = batch(teacher=lambda rgb: np.full((2, *rgb.shape[:2]), 200, np.uint8), teacher_share=0.25)
+    inside = (alone.rgb != 1).any(1, keepdim=True).expand_as(alone.target)
+    expected = alone.target + 0.25 * (200 / 255 - alone.target)
+    assert alone.target[inside].std() > 0.1
+    np.testing.assert_allclose(taught.target[inside], expected[inside], atol=1 / 255)
+    assert taught.rgb.equal(alone.rgb)
+    assert taught.weight.equal(alone.weight)
 
 
 @pytest.mark.skipif("WSISEG_DATA" not in os.environ, reason="needs WSISEG_DATA")

@@ -109,6 +109,22 @@ def test_a_run_goes_on_from_the_weights_it_is_given(tmp_path: Path) -> None:
         train_from_toml(path)
 
 
+def test_a_run_is_taught_by_the_weights_it_is_given(tmp_path: Path) -> None:
+    teacher = train_from_toml(config_file(tmp_path, steps=4)) / "weights" / "small.safetensors"
+    path = config_file(tmp_path, steps=2)
+    plain = path.read_text()
+    taught = plain.replace('net = "tiny"', f'net = "tiny"\nteacher = "{teacher.relative_to(tmp_path)}"\nteacher_share = 1.0')
+    losses = []
+    for out, text in (("alone", plain), ("taught", taught)):
+        path.write_text(re.sub('out = ".*"', f'out = "{out}"', text))
+        card = json.loads((train_from_toml(path) / "weights" / "small.json").read_text())
+        losses.append(json.loads((tmp_path / out / "curve.jsonl").read_text().splitlines()[-1])["loss"])
+    assert card["training"]["teacher"] == teacher.name
+    assert losses[0] != losses[1], "from the same seed"
+    with pytest.raises(ConfigError, match="teacher_share"):
+        TrainConfig.from_tree({"name": "a", "licence": "x", "sets": {"a": 1.0}, "teacher_share": 1.5})
+
+
 def test_bad_configs_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "c.toml"
     path.write_text("name = ")

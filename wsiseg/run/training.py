@@ -26,12 +26,20 @@ from wsiseg.predict import (
     as_stored,
     build_net,
     is_quantizable,
+    load_model,
     load_weights,
     model_from_net,
     save_weights,
 )
 from wsiseg.run.presets import HOU_SEPARATION, separation_by_size, with_model
-from wsiseg.run.validation import fit_separation, in_reference_stain, predict_recolored, predict_samples, score_table
+from wsiseg.run.validation import (
+    fit_separation,
+    in_reference_stain,
+    predict_image,
+    predict_recolored,
+    predict_samples,
+    score_table,
+)
 from wsiseg.train import (
     AugmentConfig,
     CenterKind,
@@ -86,6 +94,8 @@ class TrainConfig:
         needs held-out images, without any the fallback thresholds stand. ``hou43``: those of Hou et al. 2020.
     init
         Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
+    teacher, teacher_share
+        Weights (as for ``init``) whose maps, averaged over eight orientations, the targets are drawn towards, and how far.
     """
 
     name: str
@@ -95,6 +105,8 @@ class TrainConfig:
     data_root: str = ""
     net: str = "lean"
     init: str = ""
+    teacher: str = ""
+    teacher_share: float = 0.5
     center: CenterKind = "ellipse"
     border_weight: float = 3.0
     touching: float = 0.65
@@ -113,6 +125,8 @@ class TrainConfig:
                 raise ConfigError(
                     f"training config: expected {name} to be one of {get_args(kind)}, got {getattr(self, name)!r}."
                 )
+        if not 0 <= self.teacher_share <= 1:
+            raise ConfigError(f"training config: expected teacher_share to be 0 to 1, got {self.teacher_share}.")
 
     @classmethod
     def from_toml(cls, path: Path, model: str = "") -> TrainConfig:
@@ -200,6 +214,8 @@ def train_samples(
         batched_on=own_device(config.loop.device) if _batched(config) else None,
         stain_of=_stain_statistics if _mixes_stains(config) else None,
         prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, config.stain),
+        teacher=_teacher(config, base),
+        teacher_share=config.teacher_share,
     )
     net = _begun(config, base)
     rank, ranks = rank_and_size()
@@ -269,13 +285,25 @@ def _begun(config: TrainConfig, folder: Path) -> UNet:
     torch.manual_seed(config.loop.seed)
     net = build_net(config.net)
     if config.init:
-        held, card = load_weights(str(folder / config.init) if config.init.endswith(".safetensors") else config.init)
+        held, card = load_weights(_weights_from(config.init, folder))
         if card["net"] != config.net:
             raise ConfigError(
                 f"training {config.name}: init {config.init!r} is a {card['net']!r} network, net is {config.net!r}."
             )
         net.load_state_dict(held.state_dict())
     return net
+
+
+def _teacher(config: TrainConfig, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    if not config.teacher:
+        return None
+    model = load_model(PredictConfig(weights=_weights_from(config.teacher, folder), tta=8))
+    return lambda rgb: predict_image(model, rgb)
+
+
+def _weights_from(stated: str, folder: Path) -> str:
+    """Return a name that ships as it is, and a path as counted from the config file's folder."""
+    return str(folder / stated) if stated.endswith(".safetensors") else stated
 
 
 def _spread(samples: list[Sample]) -> list[Sample]:
@@ -364,5 +392,5 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     for name in ("data_root", "out", "licence"):
         tree.pop(name)
-    tree["init"] = Path(config.init).name
+    tree |= {"init": Path(config.init).name, "teacher": Path(config.teacher).name}
     return tree

@@ -36,7 +36,9 @@ class PatchSource:
     """All images of a split in memory, with their targets, ready to be cut.
 
     Patches are changed one by one on the host, or all of a batch at once on a device (``batched_on``). Either is a function of
-    seed and step, but not the same one. ``prepare`` is applied to each whole image first (stain normalization).
+    seed and step, but not the same one. ``prepare`` is applied to each whole image first (stain normalization). ``teacher``
+    says what another network sees in a whole image, uint8 (2, H, W): targets are drawn towards it by ``teacher_share``
+    (distillation, Hinton et al. 2015): what annotators forgot or drew loosely weighs less.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class PatchSource:
         batched_on: torch.device | None = None,
         stain_of: Callable[[NDArray[np.uint8]], StainStatistics] | None = None,
         prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+        teacher: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
+        teacher_share: float = 0.5,
     ) -> None:
         missing = sorted({s.dataset for s in samples} - set(set_share))
         if missing or not samples:
@@ -64,8 +68,10 @@ class PatchSource:
         weight = np.zeros(len(samples))
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
-            rgb = rgb if prepare is None else prepare(rgb)
             targets = make_targets(labels, center, border_weight, touching)
+            if teacher is not None:
+                targets[:2] = np.round(targets[:2] + teacher_share * (teacher(rgb) - targets[:2].astype(np.float32)))
+            rgb = rgb if prepare is None else prepare(rgb)
             targets[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
             self._stacks.append(torch.from_numpy(stack))
