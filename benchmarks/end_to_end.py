@@ -111,7 +111,7 @@ def one_window(slide: Path, side_wpx: int, scratch: Path, repeats: int) -> dict[
     folder.create()
     context = WorkerContext(folder, config, "window")
     (given,) = collect_slides([str(slide)])
-    job = prepare_slide(given, folder, config, context.model.mpp, context.stain_method)
+    job = prepare_slide(given, folder, config, context.model.mpp, context.stain_aim)
     tile = max(tiles_of(job, config), key=lambda t: (t.tissue_frac, t.core.w * t.core.h))
     segment_tile(tile, context)
     runs = []

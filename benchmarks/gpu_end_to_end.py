@@ -76,7 +76,7 @@ def measured(slide: Path, args: argparse.Namespace, reader: str, threads: int, s
         start = time.perf_counter()
         model = context.model
         loaded_s = time.perf_counter() - start
-        job = prepare_slide(SlideInput(slide.stem, str(slide)), folder, config, model.mpp, context.stain_method)
+        job = prepare_slide(SlideInput(slide.stem, str(slide)), folder, config, model.mpp, context.stain_aim)
         tiles = [dataclasses.replace(t, tissue_frac=1.0) for t in tiles_of(job, config)]
         if job.meta.reader != reader:
             return {"reader": reader, "not_run": job.meta.reader_note or f"{job.meta.reader} reads this slide"}

@@ -66,7 +66,7 @@ def resident_curve(n_slides: int, side_px: int = 500, tile_wpx: int = 512, *, sa
         context = WorkerContext(folder, config, "memory")
         try:
             for slide in slides:
-                job = prepare_slide(slide, folder, config, context.model.mpp, context.stain_method)
+                job = prepare_slide(slide, folder, config, context.model.mpp, context.stain_aim)
                 for tile in tiles_to_do(job, context)[0]:
                     segment_tile(tile, context)
                 finish_slide(slide.slide_id, [], context)

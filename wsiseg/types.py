@@ -96,7 +96,8 @@ class Tile:
 class Stain:
     """A fitted stain normalization: a constant of the slide, never of a tile.
 
-    ``params`` are the fitted numbers of the slide in the order that ``wsiseg.normalize`` documents for the method.
+    ``params`` are the fitted numbers of the slide in the order that ``wsiseg.normalize`` documents for the method. Of an image
+    that slides are brought to it is the same (``aim``); without numbers the aim is the method's own reference.
     """
 
     method: StainMethod = "none"

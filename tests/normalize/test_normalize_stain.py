@@ -76,6 +76,29 @@ def test_macenko_brings_two_scanners_together():
     assert after < before / 3
 
 
+def test_macenko_reaches_the_image_that_it_aims_at():
+    """Fitted again, a normalized slide has the stains and the 99th percentiles of the reference image."""
+    slide, reference = stained(), stained(h=(0.55, 0.75, 0.36), e=(0.2, 0.95, 0.25), seed=1)
+    all_tissue = np.ones(slide.shape[:2], bool)
+    aim = fit_stain("macenko", reference, all_tissue).params
+    stain = fit_stain("macenko", slide, all_tissue, aim)
+    assert stain.params == (*fit_stain("macenko", slide, all_tissue).params, *aim)
+    reached = fit_stain("macenko", normalize(slide, stain), all_tissue).params
+    np.testing.assert_allclose(reached, aim, rtol=0.03, atol=0.01)  # eight bits
+    assert np.abs(np.array(aim) - [*np.ravel(macenko.TARGET_STAINS), *macenko.TARGET_MAX_C]).max() > 0.1, "another aim"
+
+
+def test_reinhard_reaches_the_image_that_it_aims_at():
+    rng = np.random.default_rng(0)
+    slide, reference = (
+        rng.normal(c, (8, 7, 6), (200, 200, 3)).clip(0, 255).astype(np.uint8) for c in ((150, 90, 140), (120, 80, 150))
+    )
+    aim = fit_stain("reinhard", reference, np.ones((200, 200), bool)).params
+    reached = reinhard.fit(normalize(slide, fit_stain("reinhard", slide, np.ones((200, 200), bool), aim)).reshape(-1, 3))
+    np.testing.assert_allclose(reached[:3], aim[:3], atol=0.01)
+    np.testing.assert_allclose(reached[3:], aim[3:], rtol=0.1)
+
+
 def test_reinhard_reaches_the_targets_moments():
     # Mild stain only: nothing clips and nothing is near glass, so the moments must come out exactly (but for rounding).
     rng = np.random.default_rng(0)
@@ -117,6 +140,8 @@ def test_wrong_requests():
         fit_stain("vahadane", np.zeros((2, 2, 3), np.uint8), np.ones((2, 2), bool))
     with pytest.raises(ConfigError, match=r"\(3, 2\)"):
         fit_stain("macenko", np.zeros((2, 2, 3), np.uint8), np.ones((3, 2), bool))
+    with pytest.raises(ConfigError, match="reference of 8 numbers, got 6"):
+        fit_stain("macenko", stained(), np.ones(stained().shape[:2], bool), REINHARD.params)
 
 
 def test_macenko_is_the_same_with_and_without_numba(monkeypatch):

@@ -41,7 +41,7 @@ def table_by_threads(slide: SlideInput, out: Path, n_threads: int, readers: int 
     folder.create()
     context = WorkerContext(folder, CONFIG, "threads", readers=readers)
     try:
-        job = prepare_slide(slide, folder, CONFIG, context.model.mpp, context.stain_method)
+        job = prepare_slide(slide, folder, CONFIG, context.model.mpp, context.stain_aim)
         with ThreadPoolExecutor(n_threads) as pool:
             outcomes = list(pool.map(lambda tile: run_tile(tile, context), tiles_of(job, CONFIG)))
         assert {o.status for o in outcomes} == {"done"}, [o.error for o in outcomes]

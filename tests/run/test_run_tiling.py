@@ -33,7 +33,7 @@ def nuclei_at(
     folder.create()
     context = WorkerContext(folder, config, f"tile-{tile_wpx}")
     try:
-        job = prepare_slide(slide, folder, config, context.model.mpp, context.stain_method)
+        job = prepare_slide(slide, folder, config, context.model.mpp, context.stain_aim)
         tiles = [t for t in tiles_of(job, config) if t.tissue_frac > 0]
         random.Random(order).shuffle(tiles)
         for tile in tiles:

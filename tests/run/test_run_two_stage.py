@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import shapely
+from PIL import Image
 
 from tests.run.test_run_tiling import nuclei_at
 from tests.train.test_train_run import write_data
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
+from wsiseg.normalize import fit_stain
 from wsiseg.predict import load_model, load_weights, predict
+from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.scoring import segment_image
 from wsiseg.run.training import TrainConfig, train_from_toml
@@ -35,10 +39,19 @@ precision = "fp32"
 """
 
 
+def add_eosin(path: Path, rng: np.random.Generator) -> None:
+    with Image.open(path) as picture:
+        density = -np.log((np.array(picture).astype(float) + 1) / 256)
+    density += rng.exponential(0.15, (*density.shape[:2], 1)) * (0.07, 0.99, 0.11)
+    Image.fromarray((256 * np.exp(-density) - 1).clip(0, 255).round().astype(np.uint8)).save(path)
+
+
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pair")
     write_data(folder / "data")
+    for k, image in enumerate(sorted((folder / "data/tnbc").glob("tnbc_??_1.png"))):  # more than two colors, or no two stains
+        add_eosin(image, np.random.default_rng(k))
     path = folder / "config.toml"
     path.write_text(CONFIG.format(root=folder / "data"))
     return train_from_toml(path, model="two-stage") / "weights" / "pair.safetensors"
@@ -48,7 +61,11 @@ def test_the_preset_is_the_paper(weights: Path) -> None:
     net, card = load_weights(str(weights))
     assert sum(p.numel() for p in net.parameters()) == 2 * 1_941_105
     assert card["stain_method"] == "macenko"
-    assert card["stain_reference"]["automatic_choice"]["image"] in {f"tnbc_{p}_1" for p in ("01", "02", "04")}
+    chosen = card["stain_reference"]["image"]
+    assert chosen in {f"tnbc_{p}_1" for p in ("01", "02", "04")}
+    with Image.open(weights.parents[2] / "data/tnbc" / f"{chosen}.png") as picture:
+        rgb = np.array(picture)
+    assert tuple(card["stain_reference"]["params"]) == fit_stain("macenko", rgb, np.ones(rgb.shape[:2], bool)).params
     loop = card["training"]["loop"]
     assert (loop["loss"]["entropy"], loop["loss"]["dice"], loop["loss"]["center_loss"]) == (0.5, 1.0, "mse")
     assert (card["training"]["center"], card["training"]["touching"], card["training"]["border_weight"]) == ("distance", 0, 1)
@@ -82,9 +99,9 @@ def test_its_weights_segment_and_no_tile_shows(weights: Path, monkeypatch: pytes
         np.testing.assert_array_equal(maps(part), whole[:, part.y : part.y + part.h, part.x : part.x + part.w])
 
     asked = []
-    monkeypatch.setattr("wsiseg.run.scoring.fit_stain", lambda method, *sample: asked.append(method) or Stain())
+    monkeypatch.setattr("wsiseg.run.scoring.fit_stain", lambda method, rgb, mask, aim: asked.append((method, aim)) or Stain())
     found = segment_image(rgb, 0.25, model, RunConfig())
-    assert asked == ["macenko"], "what the card says"
+    assert asked == [("macenko", tuple(model.card["stain_reference"]["params"]))], "what the card says"
     assert found.max() > 3
     assert np.bincount(found.ravel())[1:].min() >= 20
     assert (found[nucleus] > 0).mean() > 0.5 > 2 * (found[~nucleus] > 0).mean(), "what it calls nuclei are the nuclei"
@@ -96,6 +113,10 @@ def test_a_slide_in_tiles_and_whole(weights: Path, crop_png: Path, tmp_path: Pat
         nuclei_at(side, slide, tmp_path / str(side), precision="fp32", weights=str(weights)) for side in (400, 4000)
     )
     assert len(whole) > 20
+    reference = load_weights(str(weights))[1]["stain_reference"]["params"]
+    for side in (400, 4000):
+        stain = json.loads(RunFolder(tmp_path / str(side)).slide_json("crop").read_text())["stain"]
+        assert stain["params"][8:] == reference, "a slide is brought to what training images were brought to"
     differ = [k for k in tiled.keys() | whole.keys() if tiled.get(k) != whole.get(k)]
     shapes = shapely.from_wkb([maps[k] for k in differ for maps in (tiled, whole) if k in maps])
     x0, y0, x1, y1 = shapely.bounds(shapes).reshape(-1, 4).T

@@ -55,10 +55,18 @@ def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
 
 
 def density_matrix(params: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Return the 3x3 matrix that takes a slide's optical densities (r, g, b) to the normalized ones."""
-    stains = np.array(params[:6], np.float64).reshape(2, 3).T
-    gain = np.array(TARGET_MAX_C) / np.array(params[6:8], np.float64)
-    return np.asarray(np.array(TARGET_STAINS).T @ np.diag(gain) @ np.linalg.pinv(stains))
+    """Return the 3x3 matrix that takes a slide's optical densities (r, g, b) to the normalized ones.
+
+    ``params`` are the slide's eight numbers, and eight more where another image than the authors' is the reference.
+    """
+    (stains, c_max), aim = _parted(params[:8]), params[8:]
+    target_stains, target_c = _parted(aim) if aim else (np.array(TARGET_STAINS).T, np.array(TARGET_MAX_C))
+    return np.asarray(target_stains @ np.diag(target_c / c_max) @ np.linalg.pinv(stains))
+
+
+def _parted(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return stains as columns (3, 2) and the 99th percentiles of their concentrations (2,)."""
+    return np.array(params[:6], np.float64).reshape(2, 3).T, np.array(params[6:8], np.float64)
 
 
 def tables(params: Sequence[float]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:

@@ -43,11 +43,14 @@ def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
 
 
 def log_transform(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return matrix (3, 3) and offset (3,) that take log10 LMS of a slide to the normalized log10 LMS."""
-    mean, std = np.array(params[:3]), np.array(params[3:6])
-    gain = np.minimum(np.array(TARGET_STD) / std, _MAX_GAIN)
+    """Return matrix (3, 3) and offset (3,) that take log10 LMS of a slide to the normalized log10 LMS.
+
+    ``params`` are the slide's six numbers, and six more where another image than the demo slide is the reference.
+    """
+    mean, std, aim = np.array(params[:3]), np.array(params[3:6]), np.array(params[6:] or (*TARGET_MEAN, *TARGET_STD))
+    gain = np.minimum(aim[3:] / std, _MAX_GAIN)
     matrix = LMS_TO_LAB.T @ np.diag(gain) @ LMS_TO_LAB
-    return matrix, LMS_TO_LAB.T @ (np.array(TARGET_MEAN) - gain * mean)
+    return matrix, LMS_TO_LAB.T @ (aim[:3] - gain * mean)
 
 
 def apply(rgb: Any, params: Sequence[float]) -> Any:

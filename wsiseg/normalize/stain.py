@@ -8,6 +8,9 @@ reinhard means of l, alpha, beta, then standard deviations of l, alpha, beta (6 
 macenko  hematoxylin vector (r, g, b), eosin vector (r, g, b), 99th percentiles of both concentrations (8; see ``macenko``)
 ======== ================================================================================================================
 
+After them stand as many numbers of the reference, if it is not the method's own: those of the image that the network's training
+aimed at (``Stain`` of that image, the ``aim`` of ``fit_stain``).
+
 A slide without enough tissue to fit (``MIN_FIT_PX``) gets method ``none``: it is left as it is.
 """
 
@@ -23,10 +26,13 @@ from wsiseg.types import Stain
 __all__ = ["MIN_FIT_PX", "fit_stain", "normalize"]
 
 MIN_FIT_PX = 256
+_N_PARAMS = {"reinhard": 6, "macenko": 8}
 _WHITE_U8 = 250  # a px as bright as this in all channels is glass, and says nothing about stain
 
 
-def fit_stain(method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDArray[np.bool_]) -> Stain:
+def fit_stain(
+    method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDArray[np.bool_], aim: tuple[float, ...] = ()
+) -> Stain:
     """Fit a slide's stain.
 
     Parameters
@@ -37,6 +43,8 @@ def fit_stain(method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDA
         A thumbnail, or better a sample of patches at working resolution (nuclei and cytoplasm unblended).
     tissue : bool (h, w)
         Which px are tissue.
+    aim
+        ``Stain.params`` of the image whose colors slides are given; none: the method's own reference.
 
     Returns
     -------
@@ -46,7 +54,7 @@ def fit_stain(method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDA
     Raises
     ------
     ConfigError
-        Unknown method, or shapes that do not belong together.
+        Unknown method, shapes that do not belong together, or an ``aim`` of another method.
     """
     if method not in ("none", "reinhard", "macenko"):
         raise ConfigError(f"Expected normalize.method to be none, reinhard or macenko, got {method!r}.")
@@ -54,12 +62,14 @@ def fit_stain(method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDA
         raise ConfigError(f"Expected rgb (h, w, 3) and tissue (h, w), got {thumbnail_rgb.shape} and {tissue.shape}.")
     if method == "none":
         return Stain()
+    if aim and len(aim) != _N_PARAMS[method]:
+        raise ConfigError(f"Expected a {method} reference of {_N_PARAMS[method]} numbers, got {len(aim)}.")
     pixels = thumbnail_rgb[tissue.astype(np.bool_)]
     pixels = pixels[pixels.min(axis=1) < _WHITE_U8]
     if len(pixels) < MIN_FIT_PX:
         return Stain()
     params = reinhard.fit(pixels) if method == "reinhard" else macenko.fit(pixels)
-    return Stain() if params is None else Stain("reinhard" if method == "reinhard" else "macenko", params)
+    return Stain() if params is None else Stain("reinhard" if method == "reinhard" else "macenko", (*params, *aim))
 
 
 def normalize(rgb: npt.NDArray[np.uint8], stain: Stain) -> npt.NDArray[np.uint8]:

@@ -26,7 +26,7 @@ from wsiseg.predict.memory import Window
 from wsiseg.predict.nets import NetSpec, UNet, fold_batch_norm, half_field_wpx
 from wsiseg.predict.quantize import QuantizedUNet, is_quantizable
 from wsiseg.predict.weights import load_weights
-from wsiseg.types import Box
+from wsiseg.types import Box, Stain
 
 __all__ = ["Model", "load_model", "model_from_net", "predict"]
 
@@ -54,6 +54,9 @@ class Model:
     ----------
     mpp
         Microns per working px that it was trained for.
+    stain_aim
+        What its training images were normalized to, and so slides must be: a method, and the numbers of the image they were
+        brought to (none: the method's own reference).
     halo_wpx
         Context that it needs around a pixel, working px, a multiple of ``multiple``.
     separate_defaults
@@ -67,7 +70,7 @@ class Model:
     name: str
     sha256: str
     mpp: float
-    stain_method: str
+    stain_aim: Stain
     licence: str
     separate_defaults: dict[str, Any]
     card: dict[str, Any]
@@ -121,7 +124,7 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         name=card["name"],
         sha256=card["sha256"],
         mpp=float(card["mpp"]),
-        stain_method=card["stain_method"],
+        stain_aim=Stain(card["stain_method"], tuple(card.get("stain_reference", {}).get("params", ()))),
         licence=card["licence"],
         separate_defaults=dict(card["separate_defaults"]),
         card=card,

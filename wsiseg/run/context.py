@@ -23,15 +23,21 @@ from wsiseg.run.handles import OpenSlides
 from wsiseg.run.job import SlideJob, load_job, open_job_slide
 from wsiseg.run.readers import ReaderPool, can_share_memory
 from wsiseg.separate import SeparateParams, resolve_params
-from wsiseg.types import Box
+from wsiseg.types import Box, Stain
 
 if TYPE_CHECKING:  # the client knows a context but never computes: it starts without torch
     from wsiseg.predict import Model
 
-__all__ = ["WorkerContext", "compute_device"]
+__all__ = ["WorkerContext", "compute_device", "stain_aim"]
 
 MAX_OPEN_SLIDES = 3
 """Open handles a worker keeps: tiles arrive slide by slide, so few are needed and memory stays flat."""
+
+
+def stain_aim(model: Model, config: RunConfig) -> Stain:
+    """Return what slides are normalized to: what the config says, or (``auto``) what the weights were trained for."""
+    method = config.normalize.method
+    return model.stain_aim if method == "auto" else Stain(method)
 
 
 class WorkerContext:
@@ -164,15 +170,15 @@ class WorkerContext:
             "precision": self.model.precision,
             "engine": self.model.engine,
             "mpp_model": self.model.mpp,
-            "stain_method": self.stain_method,
+            "stain_method": self.stain_aim.method,
+            **({"stain_aim": list(self.stain_aim.params)} if self.stain_aim.params else {}),
             "separate": dataclasses.asdict(self.separate_params(self.model.mpp)),
         }
 
     @property
-    def stain_method(self) -> str:
-        """Return the stain normalization in use (``auto``: what the weights were trained for)."""
-        method = self.config.normalize.method
-        return self.model.stain_method if method == "auto" else method
+    def stain_aim(self) -> Stain:
+        """Return what slides are normalized to."""
+        return stain_aim(self.model, self.config)
 
     def _open_slide(self, slide_id: str) -> tuple[SlideJob, Slide]:
         job = load_job(self.folder, slide_id)

@@ -23,7 +23,7 @@ from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tasks import end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker import WorkerSetup, verdict_of
-from wsiseg.types import Tile, TileOutcome
+from wsiseg.types import Stain, Tile, TileOutcome
 
 __all__ = ["Crew", "Drive", "Progress"]
 
@@ -157,7 +157,7 @@ class Drive:
         folder: RunFolder,
         config: RunConfig,
         digest: str,
-        constants: tuple[float, str],
+        constants: tuple[float, Stain],
         progress: Progress,
         on_progress: Callable[[Progress], None],
         watch: Watch,
@@ -168,7 +168,7 @@ class Drive:
         self.folder = folder
         self.config = config
         self.digest = digest
-        self.constants = constants  # the model's mpp, the stain method
+        self.constants = constants  # the model's mpp, what slides are normalized to
         self.progress = progress
         self.on_progress = on_progress
         self.watch = watch

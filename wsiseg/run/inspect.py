@@ -67,10 +67,10 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
         folder.create()
         context = WorkerContext(folder, config, "plan", compute_device(config))
         try:
-            mpp_model, stain_method = context.model.mpp, context.stain_method  # unusable weights are no slide's fault
+            mpp_model, aim = context.model.mpp, context.stain_aim  # unusable weights are no slide's fault
             for slide in slides:
                 try:
-                    job = prepare_slide(slide, folder, config, mpp_model, stain_method)
+                    job = prepare_slide(slide, folder, config, mpp_model, aim)
                 except (WsisegError, OSError) as err:
                     rows.append(PlanRow(slide.slide_id, error=" ".join(str(err).split())))
                     continue

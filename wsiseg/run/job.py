@@ -64,7 +64,7 @@ def asked_of(slide_input: SlideInput) -> dict[str, Any]:
 
 
 def prepare_slide(
-    slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, stain_method: str
+    slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain
 ) -> SlideJob:
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
@@ -93,7 +93,7 @@ def prepare_slide(
             shutil.rmtree(folder.parts(meta.slide_id))
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
         tissue = tissue_from_file(slide_input.tissue_mask, meta) if slide_input.tissue_mask else fit_tissue(slide)
-        stain = Stain() if stain_method == "none" else fit_stain(stain_method, *stain_sample(slide, tissue, scale))
+        stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, tissue, scale), aim.params)
         job = SlideJob(meta, scale, stain, tissue, asked, content, note)
         _store_job(job, folder)
         return job

@@ -22,6 +22,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "touching": 0.0,
         "border_weight": 1.0,
         "stain": "macenko",
+        "stain_reference": "automatic",
         "separation": "nucleus-size",
         "loss": {"center_loss": "mse", "entropy": 0.5, "dice": 1.0},
     },

@@ -36,7 +36,7 @@ from wsiseg.labels import write_labels
 from wsiseg.normalize import fit_stain, normalize
 from wsiseg.predict import Model, load_model, predict, tune_malloc
 from wsiseg.read import ArraySlide, read_working, scale_for, working_size
-from wsiseg.run.context import compute_device
+from wsiseg.run.context import compute_device, stain_aim
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train import VALIDATION_GROUPS, Sample, list_samples, load_sample
 from wsiseg.types import Box
@@ -134,8 +134,8 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     """
     slide = ArraySlide(rgb, mpp=mpp, slide_id=image_id)
     scale = scale_for(mpp, model.mpp, config.read.mpp_tolerance_frac)
-    method = model.stain_method if config.normalize.method == "auto" else config.normalize.method
-    stain = fit_stain(method, rgb, np.ones(rgb.shape[:2], bool))  # a mask of a small crop may find no tissue in it
+    aim = stain_aim(model, config)  # a mask of a small crop may find no tissue in it
+    stain = fit_stain(aim.method, rgb, np.ones(rgb.shape[:2], bool), aim.params)
     core = Box(0, 0, *working_size(slide.meta, scale))
     halo = config.read.halo_wpx
     box = core.padded(halo)

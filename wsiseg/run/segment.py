@@ -30,6 +30,7 @@ from wsiseg.run.tasks import worker_facts
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker import Terms, WorkerSetup
 from wsiseg.tables import sweep_partials
+from wsiseg.types import Stain
 
 __all__ = ["Progress", "RunSummary", "segment"]
 
@@ -143,7 +144,8 @@ def _rows(
                 crew = Crew(client, setup)
                 crew.join()
                 give_up = 0.0
-                constants = (float(facts["mpp_model"]), str(facts["stain_method"]))
+                aim = Stain(facts["stain_method"], tuple(facts.get("stain_aim", ())))
+                constants = (float(facts["mpp_model"]), aim)
                 drive = Drive(crew, folder, pinned, digest, constants, progress, on_progress, watch, rows)
                 drive.run([s for s in slides if s.slide_id not in rows])
                 crew.leave()

@@ -26,7 +26,7 @@ from wsiseg.run.manifest import SlideInput
 from wsiseg.run.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.tile import run_tile
 from wsiseg.run.worker import at_work
-from wsiseg.types import Tile, TileOutcome
+from wsiseg.types import Stain, Tile, TileOutcome
 
 __all__ = ["end_staging", "finish_task", "full_disk", "prepare_task", "tiles_task", "worker_facts"]
 
@@ -44,7 +44,7 @@ def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
 
 
 def prepare_task(
-    slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, stain_method: str
+    slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, aim: Stain
 ) -> PrepareDone | str:
     """Prepare a slide; an unusable slide comes back as its reason. ``ahead`` is the one whose copying may begin meanwhile."""
     start = time.perf_counter()
@@ -53,7 +53,7 @@ def prepare_task(
     slide = dataclasses.replace(slide, tissue_mask=local_path(slide.tissue_mask, config.schedule.path_map))
 
     def prepare() -> SlideJob:
-        return prepare_slide(slide, context.folder, config, mpp_model, stain_method)
+        return prepare_slide(slide, context.folder, config, mpp_model, aim)
 
     with busy("prepare", slide.slide_id, -1):
         try:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
-import tomllib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -31,7 +28,8 @@ from wsiseg.predict import (
     model_from_net,
     save_weights,
 )
-from wsiseg.run.presets import HOU_SEPARATION, separation_by_size, with_model
+from wsiseg.run.presets import HOU_SEPARATION, separation_by_size
+from wsiseg.run.train_config import AugmentOn, TrainConfig, plain_config
 from wsiseg.run.validation import (
     fit_separation,
     in_reference_stain,
@@ -41,10 +39,6 @@ from wsiseg.run.validation import (
     score_table,
 )
 from wsiseg.train import (
-    AugmentConfig,
-    CenterKind,
-    LoopConfig,
-    LossConfig,
     PatchSource,
     Sample,
     StainStatistics,
@@ -56,105 +50,12 @@ from wsiseg.train import (
 from wsiseg.train.curves import draw_curves
 from wsiseg.train.data import MODEL_MPP
 from wsiseg.train.distributed import own_device, rank_and_size
+from wsiseg.types import Stain
 
 __all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "train_samples", "training_samples"]
 
-AugmentOn = Literal["auto", "patch", "batch"]
-StainChoice = Literal["none", "macenko"]
-SeparationChoice = Literal["fitted", "nucleus-size", "hou43"]
-
 DATA_ROOT_ENV = "WSISEG_DATA"
 _THRESHOLD_IMAGES = 12  # per set
-
-
-@dataclass(frozen=True, slots=True)
-class TrainConfig:
-    """One training run.
-
-    Attributes
-    ----------
-    name
-        Name of the weights (``open``, ``research``, ...).
-    out
-        Run folder, relative to the config file.
-    data_root
-        Folder of the sets in the unified layout; empty: the environment variable ``WSISEG_DATA``.
-    sets
-        Sets and the share of patches that each gives; also their weight when thresholds are fitted.
-    licence
-        Licence of the resulting weights, and why.
-    augment_on
-        ``patch``: patches are augmented one by one on the host; ``batch``: all of a batch at once, on the device that trains;
-        ``auto``: the second on a GPU, in several processes and where stains are mixed, the first otherwise. Each draws its own
-        random numbers.
-    stain
-        ``macenko``: training images are normalized, and so will be every slide that the weights segment.
-    separation
-        Thresholds of the weights: ``fitted`` on training images, or set by the mean nucleus (``separation_by_size``): either
-        needs held-out images, without any the fallback thresholds stand. ``hou43``: those of Hou et al. 2020.
-    init
-        Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
-    teacher, teacher_share
-        Weights (as for ``init``) whose maps, averaged over eight orientations, the targets are drawn towards, and how far.
-    """
-
-    name: str
-    sets: dict[str, float]
-    licence: str
-    out: str = "run"
-    data_root: str = ""
-    net: str = "lean"
-    init: str = ""
-    teacher: str = ""
-    teacher_share: float = 0.5
-    center: CenterKind = "ellipse"
-    border_weight: float = 3.0
-    touching: float = 0.65
-    patch_px: int = 256
-    validate: bool = True
-    augment_on: AugmentOn = "auto"
-    stain: StainChoice = "none"
-    separation: SeparationChoice = "fitted"
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    loop: LoopConfig = field(default_factory=LoopConfig)
-
-    def __post_init__(self) -> None:
-        """Refuse an unknown stain or separation."""
-        for name, kind in (("stain", StainChoice), ("separation", SeparationChoice)):
-            if getattr(self, name) not in get_args(kind):
-                raise ConfigError(
-                    f"training config: expected {name} to be one of {get_args(kind)}, got {getattr(self, name)!r}."
-                )
-        if not 0 <= self.teacher_share <= 1:
-            raise ConfigError(f"training config: expected teacher_share to be 0 to 1, got {self.teacher_share}.")
-
-    @classmethod
-    def from_toml(cls, path: Path, model: str = "") -> TrainConfig:
-        """Read a TOML file, with the options of a published model (``run.presets``) over its own.
-
-        ``ConfigError`` for broken TOML, unknown or missing options.
-        """
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-            raise ConfigError(f"training config {path}: {err}") from err
-        return cls.from_tree(tree, model)
-
-    @classmethod
-    def from_tree(cls, tree: dict[str, Any], model: str = "") -> TrainConfig:
-        """Build from the tree of a TOML file, as ``from_toml``."""
-        tree = with_model(tree, model) if model else dict(tree)
-        loop = dict(tree.pop("loop", {}))
-        loss = _built(LossConfig, tree.pop("loss", {}), "loss")
-        return _built(
-            cls,
-            {
-                **tree,
-                "augment": _built(AugmentConfig, tree.pop("augment", {}), "augment"),
-                "loop": _built(LoopConfig, {**loop, "loss": loss}, "loop"),
-            },
-            "top level",
-        )
 
 
 def train_from_toml(
@@ -203,6 +104,7 @@ def train_samples(
     """
     seen = [s for s in samples if not s.validation]
     held_out = [s for s in samples if s.validation] if config.validate else []
+    aim, _ = _stain_aim(config, seen)
     source = PatchSource(
         seen,
         config.sets,
@@ -213,7 +115,7 @@ def train_samples(
         config.touching,
         batched_on=own_device(config.loop.device) if _batched(config) else None,
         stain_of=_stain_statistics if _mixes_stains(config) else None,
-        prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, config.stain),
+        prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
         teacher=_teacher(config, base),
         teacher_share=config.teacher_share,
     )
@@ -221,7 +123,7 @@ def train_samples(
     rank, ranks = rank_and_size()
 
     def validate(candidate: torch.nn.Module, step: int) -> dict[str, float]:
-        return _quick_scores(candidate, held_out, config, step)
+        return _quick_scores(candidate, held_out, config, aim, step)
 
     best = fit(
         net,
@@ -246,7 +148,8 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
     Without held-out images there are neither.
     """
     assert isinstance(net, UNet)
-    held_out = [s for s in samples if s.validation]
+    held_out, seen = [s for s in samples if s.validation], [s for s in samples if not s.validation]
+    aim, reference = _stain_aim(config, seen)
     card: dict[str, Any] = {
         "name": config.name,
         "mpp": MODEL_MPP,
@@ -259,14 +162,14 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         "wsiseg_version": __version__,
     }
     stored = as_stored(net)
-    if config.stain != "none":
-        card["stain_reference"] = _reference_facts([s for s in samples if not s.validation])
+    if reference:
+        card["stain_reference"] = reference
     if is_quantizable(stored.spec):
-        stored.ranges = activation_ranges(stored.eval(), _calibration_images(samples, config.stain))
+        stored.ranges = activation_ranges(stored.eval(), _calibration_images(seen, aim))
     if held_out:
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
-        fitted_on = _spread([s for s in samples if not s.validation])
+        fitted_on = _spread(seen)
         if config.separation == "fitted":
             card["separate_defaults"], reached = fit_separation(predict_recolored(model, fitted_on), config.sets, MODEL_MPP)
             log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], reached)
@@ -324,18 +227,25 @@ def _data_root(config: TrainConfig) -> str:
     return root
 
 
-def _calibration_images(samples: list[Sample], stain: str) -> Iterator[NDArray[np.uint8]]:
+def _calibration_images(seen: list[Sample], aim: Stain) -> Iterator[NDArray[np.uint8]]:
     """Yield crops of two dozen training images, evenly over the sets' lists."""
-    seen = [s for s in samples if not s.validation]
     for sample in seen[:: max(1, len(seen) // 24)]:
-        yield in_reference_stain(load_sample(sample)[0], stain)[:512, :512]
+        yield in_reference_stain(load_sample(sample)[0], aim)[:512, :512]
 
 
-def _reference_facts(seen: list[Sample]) -> dict[str, Any]:
-    """Say what the normalization aims at, and which training image Mahbod et al. 2019 would have aimed at."""
+def _stain_aim(config: TrainConfig, seen: list[Sample]) -> tuple[Stain, dict[str, Any]]:
+    """Return what images are normalized to, and what the card says of it (nothing where they are not)."""
+    if config.stain == "none":
+        return Stain(), {}
+    if config.stain_reference == "published":
+        return Stain(config.stain), {"aims_at": "HERef and maxCRef of Macenko et al.'s published code"}
     chosen, difference = choose_reference(seen)
+    rgb = load_sample(chosen)[0]
+    aim = fit_stain(config.stain, rgb, np.ones(rgb.shape[:2], np.bool_))
+    if not aim.params:
+        raise ConfigError(f"The stain reference {chosen.dataset} {chosen.image_id} does not hold two stains; use published.")
     image = {"set": chosen.dataset, "image": chosen.image_id, "histogram_difference": round(difference, 4)}
-    return {"aims_at": "HERef and maxCRef of Macenko et al.'s published code", "automatic_choice": image}
+    return aim, {"aims_at": "the training image whose nuclei and background differ most in gray", **image, "params": aim.params}
 
 
 def _mixes_stains(config: TrainConfig) -> bool:
@@ -358,7 +268,7 @@ def _stain_statistics(rgb: NDArray[np.uint8]) -> StainStatistics:
     return StainStatistics(fit_stain("macenko", rgb, everywhere).params, fit_stain("reinhard", rgb, everywhere).params)
 
 
-def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, step: int) -> dict[str, float]:
+def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, aim: Stain, step: int) -> dict[str, float]:
     """Mean PQ per set at the fallback thresholds: enough to see a curve, too little to choose thresholds by."""
     assert isinstance(net, UNet)
     copy = build_net(config.net)
@@ -367,30 +277,11 @@ def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainCon
         "name": config.name,
         "sha256": "",
         "mpp": MODEL_MPP,
-        "stain_method": config.stain,
+        "stain_method": aim.method,
+        "stain_reference": {"params": aim.params},
         "licence": "",
         "separate_defaults": {},
     }
     table = score_table(predict_samples(model_from_net(copy, card, PredictConfig()), held_out), {}, MODEL_MPP)
     log.info("step %d: %s", step, json.dumps({name: row["pq"] for name, row in table.items()}))
     return {f"pq_{name}": row["pq"] for name, row in table.items()}
-
-
-def _built(kind: Any, options: dict[str, Any], where: str) -> Any:
-    known = {f.name for f in dataclasses.fields(kind)}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise ConfigError(f"training config, {where}: no option {unknown[0]!r}. Expected some of {sorted(known)}.")
-    try:
-        return kind(**options)
-    except TypeError as err:
-        raise ConfigError(f"training config, {where}: {err}") from err
-
-
-def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """Return the config without what only this machine knows."""
-    tree = dataclasses.asdict(config)
-    for name in ("data_root", "out", "licence"):
-        tree.pop(name)
-    tree |= {"init": Path(config.init).name, "teacher": Path(config.teacher).name}
-    return tree

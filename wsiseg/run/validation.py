@@ -16,7 +16,7 @@ from wsiseg.predict import Model, predict
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train import Sample, load_sample
 from wsiseg.train.augment import look_of, recolored
-from wsiseg.types import Box
+from wsiseg.types import Box, Stain
 
 __all__ = [
     "Judged",
@@ -76,9 +76,9 @@ def predict_recolored(model: Model, samples: Sequence[Sample], seed: int = 0) ->
     return judged
 
 
-def in_reference_stain(rgb: NDArray[np.uint8], method: str) -> NDArray[np.uint8]:
-    """Return an annotated image, which is tissue throughout, in the reference's stain; ``none``: as it is."""
-    return normalize(rgb, fit_stain(method, rgb, np.ones(rgb.shape[:2], np.bool_)))
+def in_reference_stain(rgb: NDArray[np.uint8], aim: Stain) -> NDArray[np.uint8]:
+    """Return an annotated image, which is tissue throughout, in the reference's stain; method ``none``: as it is."""
+    return normalize(rgb, fit_stain(aim.method, rgb, np.ones(rgb.shape[:2], np.bool_), aim.params))
 
 
 def score_separation(judged: Sequence[Judged], defaults: dict[str, Any], mpp: float) -> list[Scores]:
@@ -160,7 +160,7 @@ def predict_image(model: Model, rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
     out = Box(0, 0, width, height)
     box = model.input_box(out)
     window = np.full((box.h, box.w, 3), 255, np.uint8)
-    window[-box.y : -box.y + height, -box.x : -box.x + width] = in_reference_stain(rgb, model.stain_method)
+    window[-box.y : -box.y + height, -box.x : -box.x + width] = in_reference_stain(rgb, model.stain_aim)
     return np.asarray(predict(model, window, box, out))
 
 
