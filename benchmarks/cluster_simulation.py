@@ -35,12 +35,20 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks._machine import RESULTS, save
+from benchmarks._machine import RESULTS, machine, save
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES_S = {"read": 0.12, "normalize": 0.02, "predict": 0.25, "separate": 0.08, "vectorize": 0.03}
 """Slept by a realistic tile of 4000 x 4000 px, s: half a second, the length that a worker with one GPU is built for."""
 PREPARE_S, FINISH_S = 2.0, 0.5
+AS_RECIPES = {
+    "DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100",
+    "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "20",
+    "DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED": "false",
+    "DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL": "500ms",
+    "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
+}
+"""Messages and events are else remembered by the thousand, and every worker is looked at many times a second."""
 FACTS = {
     "weights": "none",
     "weights_sha256": "0" * 64,
@@ -137,8 +145,7 @@ class Cluster:
 
     def __init__(self, scratch: Path, n_workers: int, n_hosts: int, mode: dict[str, Any]) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-        # as the recipes have it: messages and events are else remembered by the thousand
-        environment |= {"DASK_DISTRIBUTED__ADMIN__LOG_LENGTH": "100", "DASK_DISTRIBUTED__ADMIN__LOW_LEVEL_LOG_LENGTH": "20"}
+        environment |= AS_RECIPES
         self.file = scratch / "scheduler.json"
         quiet = {"env": environment, "stdout": subprocess.DEVNULL, "stderr": (scratch / "log").open("wb")}
         me = [sys.executable, "-m", "benchmarks.cluster_simulation"]
@@ -308,6 +315,13 @@ def scaling(counts: list[int], seconds: float, hosts: int) -> list[dict[str, Any
     return rows
 
 
+def _parts_kept() -> dict[str, Any]:
+    """Return what an earlier call measured on this machine: the parts may be run one by one."""
+    path = RESULTS / "cluster_simulation.json"
+    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return {k: v for k, v in kept.items() if k != "machine"} if kept.get("machine") == machine() else {}
+
+
 def _thinned(rows: list[dict[str, float]], n: int = 120) -> dict[str, list[float]]:
     kept = rows[:: max(1, len(rows) // n)]
     return {k: [round(r[k], 2) for r in kept] for k in kept[0]}
@@ -370,7 +384,8 @@ def main() -> None:
     if args.quick:
         args.tiles, args.seconds = args.tiles // 10, args.seconds / 3
     result: dict[str, Any] = {"setup": f"workers of one thread in up to {args.hosts} processes, scheduler in one, TCP"}
-    result |= {"stages_s": STAGES_S, "prepare_s": PREPARE_S, "finish_s": FINISH_S, "load_before": os.getloadavg()[0]}
+    result |= {"stages_s": STAGES_S, "prepare_s": PREPARE_S, "finish_s": FINISH_S}
+    result |= {f"load_before_{part}": os.getloadavg()[0] for part in args.part}
     if "memory" in args.part:
         result["memory"] = memory(args.tiles, min(args.hosts, 2))
         print({k: v for k, v in result["memory"].items() if k != "curve"}, flush=True)
@@ -380,6 +395,7 @@ def main() -> None:
     if "scaling" in args.part:
         result["scaling"] = scaling(args.workers, args.seconds, args.hosts)
     if not args.dry:
+        result = {**_parts_kept(), **result}
         print(save("cluster_simulation", result))
         plots(result)
 

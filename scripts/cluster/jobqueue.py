@@ -19,6 +19,12 @@ from dask_jobqueue import SLURMCluster
 
 # Dask else remembers the last 1000 messages of every connection, tiles and all: gigabytes with many workers
 dask.config.set({"distributed.admin.low-level-log-length": 20, "distributed.admin.log-length": 100})
+# and looks at every worker's threads, event loop and counters many times a second
+CALM = [
+    "export DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED=false",
+    "export DASK_DISTRIBUTED__ADMIN__TICK__INTERVAL=500ms",
+    "export DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL=5s",
+]
 
 
 def cluster(args: argparse.Namespace) -> SLURMCluster:
@@ -35,7 +41,7 @@ def cluster(args: argparse.Namespace) -> SLURMCluster:
         "job_extra_directives": [*extra, "--requeue", "--signal=TERM@120"],
         # a job near its time limit takes no new tiles, and the scheduler does not wait for one that does not come back
         "worker_extra_args": ["--lifetime", args.lifetime, "--lifetime-stagger", "2m"],
-        "job_script_prologue": ["export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1"],
+        "job_script_prologue": ["export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1", *CALM],
         "scheduler_options": {"dashboard": False, "dashboard_address": ":0"},
     }
     return SLURMCluster(**options)

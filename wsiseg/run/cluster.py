@@ -16,7 +16,7 @@ from distributed import Client, LocalCluster
 from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.run.devices import threads_of_worker
 from wsiseg.run.gpu_cluster import gpu_cluster
-from wsiseg.run.remote import SHORT_MEMORY, connect_remote
+from wsiseg.run.remote import QUIET_DASK, connect_remote
 
 __all__ = ["connect", "usable_cores"]
 
@@ -45,7 +45,7 @@ def connect(config: RunConfig) -> Iterator[Client]:
         "distributed.worker.memory.terminate": False,
         "distributed.scheduler.allowed-failures": 0,  # the client counts: it knows what a dead worker was at
         "distributed.comm.timeouts.connect": "60s",
-        **SHORT_MEMORY,
+        **QUIET_DASK,
         # one thread per process, before torch and numba start in it
         "distributed.nanny.pre-spawn-environ": {
             "OMP_NUM_THREADS": 1,
