@@ -17,12 +17,14 @@ KERNEL label_sums(const int* labels, const u8* material, int with_material, int 
   atomicAdd(&total[k], sum);
 }
 
-// Step 10 of wsiseg.separate: keep[k] = whether the area inside label k's outer ring lies within the limits; keep[0] = 0.
-KERNEL within_limits(const int* labels, int W, int H, const int* first, const int* area, int n, int least, int most, int* keep) {
+// Step 10 of wsiseg.separate: keep[k] = whether the area inside label k's outer ring lies within the limits and its mean material
+// reaches least_material / 16; keep[0] = 0.
+KERNEL within_limits(const int* labels, int W, int H, const int* first, const int* area, const u64* total, int n, int least,
+                     int most, int least_material, int* keep) {
   const int k = element();
   if (k > n) return;
   keep[k] = 0;
-  if (k == 0 || area[k] == 0 || area[k] > most) return;
+  if (k == 0 || area[k] == 0 || area[k] > most || 16 * total[k] < (u64)least_material * (u64)area[k]) return;
   const int x0 = first[k] % W, y0 = first[k] / W;
   Walker w = {x0, y0, 0};
   i64 filled = 0;

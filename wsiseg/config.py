@@ -132,6 +132,8 @@ class SeparateConfig:
         Two center maxima whose saddle is less deep than this are one nucleus, 0 (never) to 1.
     min_area_um2, max_area_um2
         Limits on the hole-filled area of a nucleus.
+    min_material_frac
+        Least mean material probability of a nucleus, 0 (all are kept) to 1: what the network is less sure of is dropped.
     """
 
     center_threshold_frac: float | None = None
@@ -142,6 +144,7 @@ class SeparateConfig:
     seed_recall: bool = True
     min_area_um2: float | None = None
     max_area_um2: float = 1000.0
+    min_material_frac: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse impossible values."""
@@ -155,12 +158,9 @@ class SeparateConfig:
             self.marker_radius_wpx,
         )
         _require(self.compactness is None or 0 <= self.compactness <= 16, "separate.compactness", "0 to 16", self.compactness)
-        _require(
-            self.merge_depth_frac is None or 0 <= self.merge_depth_frac <= 1,
-            "separate.merge_depth_frac",
-            "0 to 1",
-            self.merge_depth_frac,
-        )
+        for name in ("merge_depth_frac", "min_material_frac"):
+            value = getattr(self, name)
+            _require(value is None or 0 <= value <= 1, f"separate.{name}", "0 to 1", value)
 
 
 @dataclass(frozen=True, slots=True)

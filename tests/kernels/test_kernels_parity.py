@@ -49,6 +49,7 @@ def test_adversarial_maps_with_other_options(one_machine: Machine, name: str, pa
     merge_depth=st.sampled_from([0, 1, 3000, 65280]),
     min_area=st.sampled_from([1, 5, 40]),
     max_area=st.sampled_from([50, 262143]),
+    min_material=st.sampled_from([0, 2100, 3000]),
 )
 def test_random_maps(
     quick_machine: Machine,
@@ -60,8 +61,9 @@ def test_random_maps(
     merge_depth: int,
     min_area: int,
     max_area: int,
+    min_material: int,
 ) -> None:
-    p = SeparateParams(4000, threshold, radius, compactness_q256, merge_depth, recall, min_area, max_area)
+    p = SeparateParams(4000, threshold, radius, compactness_q256, merge_depth, recall, min_area, max_area, min_material)
     check_map(quick_machine, prob, p)
 
 

@@ -26,7 +26,7 @@ from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import run_tile
-from wsiseg.types import PolygonBatch
+from wsiseg.types import PolygonBatch, Stain
 from wsiseg.write import read_part
 
 ROOT = Path(__file__).parents[2]
@@ -45,7 +45,7 @@ def segmented(out: Path, device: str) -> tuple[PolygonBatch, Any]:
     folder.create()
     context = WorkerContext(folder, CONFIG, "tile", device, readers=0)
     try:
-        job = prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, "reinhard")
+        job = prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, Stain("reinhard"))
         tile = tiles_of(job, CONFIG)[TILE_ID]
         outcome = run_tile(tile, context)
         assert outcome.status == "done", outcome.error
@@ -148,7 +148,7 @@ def test_bare_machine_runs_the_whole_path(
     """What ``benchmarks/gpu_end_to_end.py`` needs of a machine: torch, CuPy, NumPy, SciPy, safetensors and what it carries."""
     folder = RunFolder(tmp_path)
     folder.create()
-    prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, "reinhard")
+    prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, Stain("reinhard"))
     config = json.loads(json.dumps(CONFIG.as_dict()))
     code = BARE.format(
         without=ABSENT, library=kernel_library._name, config=config, folder=str(tmp_path), slide_id=SLIDE.stem, tile_id=TILE_ID

@@ -146,12 +146,13 @@ def descend(states, mask, markers):
     return labels
 
 
-def limit(labels, markers, params):
+def limit(labels, markers, params, material):
     out = np.zeros_like(labels)
     kept = []
     for k, p in enumerate(markers, 1):
         region = labels == k
-        if params.min_area_px <= ndi.binary_fill_holes(region).sum() <= params.max_area_px:
+        sure = 16 * int(material[region].astype(np.int64).sum()) >= params.min_material * int(region.sum())
+        if sure and params.min_area_px <= ndi.binary_fill_holes(region).sum() <= params.max_area_px:
             kept.append(p)
             out[region] = len(kept)
     return out, kept
@@ -173,4 +174,4 @@ def separate(prob, params):
     m, mask, markers = markers_of(prob, params)
     f = landscape(m, markers, params.compactness_q256)
     labels = descend(states_by_heap(f, mask, markers), mask, markers)
-    return limit(labels, markers, params)
+    return limit(labels, markers, params, prob[1])

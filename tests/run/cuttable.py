@@ -64,6 +64,8 @@ class Cuttable:
                 self.carried_bytes += len(data)
                 other.sendall(data)
         for end in (one, other):
+            with contextlib.suppress(OSError):  # each step alone: without the first, a side that still reads is never told
+                end.shutdown(socket.SHUT_RDWR)
             with contextlib.suppress(OSError):
                 end.close()
             self._open.discard(end)

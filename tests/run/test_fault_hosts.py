@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import socket
 import subprocess
 import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from distributed import Client
 
 from tests.run.conftest import environment, run_here
 from tests.run.hosts import Hosts, wait_for_parts
+from wsiseg.run import drive
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--engine", "eager")
 SLOW = [{"do": "slow", "at": "tile", "seconds": 0.7, "times": 99}]
@@ -54,3 +60,31 @@ def test_cut_network_then_lost_scheduler(crop_png: Path, tmp_path: Path) -> None
     assert events[-1]["reconnects"] == 1
     assert any("the scheduler is lost" in e.get("text", "") for e in events)
     assert sum(e["event"] == "connected" for e in events) == 2
+
+
+def reached(hosts: Hosts) -> str:
+    """Return the scheduler's address for a client, once it listens."""
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", hosts.port)).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return hosts.address
+    raise TimeoutError("no scheduler")
+
+
+def test_a_scheduler_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection may be dead with nobody told: then a question would be waited for for ever."""
+    with Hosts(tmp_path / "hosts") as hosts, Client(reached(hosts), set_as_default=False, timeout="60s") as client:
+        client.wait_for_workers(1, timeout=120)
+        monkeypatch.setattr(drive, "ANSWER_S", 2.0)
+        crew = drive.Crew(client, SimpleNamespace(name="nobody's run"))  # type: ignore[arg-type]
+        assert crew.look() == 0, "a worker that was not accepted does no tiles"
+        hosts.client_link.freeze()
+        crew._looked = -drive.LOOK_S
+        with pytest.raises(TimeoutError):
+            crew.look()
+        hosts.client_link.heal()
+        crew._looked = -drive.LOOK_S
+        assert crew.look() == 0

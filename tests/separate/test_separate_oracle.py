@@ -48,6 +48,25 @@ def test_size_limits_count_holes(name: str, limits: tuple[int, int]) -> None:
     assert_equals_oracle(MAPS[name], params(min_area_px=limits[0], max_area_px=limits[1]))
 
 
+@pytest.mark.parametrize("min_material", [1, 2600, 3200, 4080])
+@pytest.mark.parametrize("name", sorted(MAPS))
+def test_unsure_labels_are_dropped(name: str, min_material: int) -> None:
+    assert_equals_oracle(MAPS[name], params(min_area_px=1, min_material=min_material))
+
+
+def test_the_least_material_itself_is_enough() -> None:
+    """Discs of material 150 and 151: a threshold of 16 * 151 keeps the second alone, whatever the smoothed map says."""
+    prob = np.zeros((2, 40, 80), np.uint8)
+    y, x = np.mgrid[:40, :80]
+    for cx, value in ((20, 150), (60, 151)):
+        disc = np.hypot(x - cx, y - 20) <= 9
+        prob[1][disc], prob[0][20, cx] = value, 255
+    found = separate(prob, params(center_threshold=1, min_material=16 * 151))
+    assert found.anchors.tolist() == [[60, 20]]
+    assert len(separate(prob, params(center_threshold=1, min_material=16 * 150)).anchors) == 2
+    assert len(separate(prob, params(center_threshold=1, min_material=16 * 151 + 1)).anchors) == 0
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     prob=random_maps(),
@@ -57,9 +76,17 @@ def test_size_limits_count_holes(name: str, limits: tuple[int, int]) -> None:
     recall=st.booleans(),
     merge_depth=st.sampled_from([0, 1, 3000, 65280]),
     min_area=st.sampled_from([1, 5, 40]),
+    min_material=st.sampled_from([0, 2100, 3000]),
 )
 def test_random_maps(
-    prob: np.ndarray, compactness_q256: int, radius: int, threshold: int, recall: bool, merge_depth: int, min_area: int
+    prob: np.ndarray,
+    compactness_q256: int,
+    radius: int,
+    threshold: int,
+    recall: bool,
+    merge_depth: int,
+    min_area: int,
+    min_material: int,
 ) -> None:
     p = params(
         compactness_q256=compactness_q256,
@@ -68,6 +95,7 @@ def test_random_maps(
         seed_recall=recall,
         merge_depth=merge_depth,
         min_area_px=min_area,
+        min_material=min_material,
     )
     assert_equals_oracle(prob, p)
     _, _, markers = oracle.markers_of(prob, p, MERGE_REACH_PX)

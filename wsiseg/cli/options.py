@@ -26,6 +26,7 @@ _FIELDS = {
     "tta": ("predict", "tta"),
     "min_area_um2": ("separate", "min_area_um2"),
     "max_area_um2": ("separate", "max_area_um2"),
+    "min_material": ("separate", "min_material_frac"),
     "device": ("schedule", "device"),
     "gpus": ("schedule", "gpus"),
     "workers_per_gpu": ("schedule", "workers_per_gpu"),
@@ -103,6 +104,12 @@ def segment_options(function: F) -> F:
             "--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations."
         ),
         click.option("--min-area-um2", type=click.FloatRange(0), default=None, help="Smallest nucleus kept."),
+        click.option(
+            "--min-material",
+            type=click.FloatRange(0, 1),
+            default=None,
+            help="Least mean material of a nucleus (column material_prob / 255).  [fitted: 0.6 to 0.7]",
+        ),
         click.option("--max-area-um2", type=click.FloatRange(0), default=None, help="Largest nucleus kept.  [1000]"),
         click.option(
             "--device",

@@ -32,12 +32,13 @@ def connect(config: RunConfig) -> Iterator[Client]:
 
     On the CPU one thread each: torch and numba stages scale by processes, and a dead worker loses one tile.
     """
+    for name in ("", ".nanny", ".worker", ".scheduler", ".core", ".client", ".batched", ".comm"):
+        # its comings and goings are not the user's; failures are outcomes
+        logging.getLogger(f"distributed{name}").setLevel(logging.CRITICAL)
     if config.schedule.remote:
         with connect_remote(config.schedule) as client:
             yield client
         return
-    for name in ("distributed", "distributed.nanny", "distributed.worker", "distributed.scheduler", "distributed.core"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # its comings and goings are not the user's; failures are outcomes
     settings = {
         "distributed.worker.memory.target": False,  # tiles leave nothing in Dask's store: its spilling has nothing to do
         "distributed.worker.memory.spill": False,

@@ -36,6 +36,9 @@ LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
 ASK_S = 0.5
 """How long the client waits for workers to speak before it asks them, and between its questions at the start, s."""
 
+ANSWER_S = 60.0
+"""How long the scheduler may take to answer, s: a connection may be dead with nobody told."""
+
 PATIENCE_S = 30.0
 """How long no worker may be there before the user is told, s."""
 
@@ -83,7 +86,7 @@ class Crew:
         except (ImportError, AttributeError, TypeError, ValueError) as err:  # a worker cannot even read what it was sent
             log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(err))
         start = time.monotonic()
-        while (answers := len(self._roles) + len(self.refused)) < len(everyone := self.client.nthreads()):
+        while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
             # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
             waited = time.monotonic() - start
             if waited > (PATIENCE_S if answers and not self._roles else LOOK_S):
@@ -102,7 +105,7 @@ class Crew:
         now = time.monotonic()
         if now - self._looked >= LOOK_S:
             self._looked = now
-            everyone = self.client.nthreads()
+            everyone = self._everyone()
             self._ask(everyone)
             roles = dict(self._roles)
             there = {a: n for a, n in everyone.items() if a in roles}
@@ -125,11 +128,21 @@ class Crew:
         self.client.unsubscribe_topic(self.setup.name)
         self.client.unregister_worker_plugin(self.setup.name)
 
+    def _everyone(self) -> dict[str, int]:
+        there: dict[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
+        return there
+
     def _ask(self, everyone: Iterable[str]) -> None:
         """Ask workers that were not heard of: an event that is sent before the scheduler knows of our interest is lost."""
         silent = [a for a in everyone if a not in self._roles and a not in self.refused]
         if silent:
-            answers = self.client.run(verdict_of, self.setup.name, workers=silent, on_error="ignore")
+            try:
+                answers = self.client.run(
+                    verdict_of, self.setup.name, workers=silent, on_error="ignore", callback_timeout=ANSWER_S
+                )
+            except TimeoutError:  # a worker that hangs from the start must not hold up those that work
+                log.warning("%d workers do not answer: %s", len(silent), ", ".join(silent[:4]))
+                return
             for message in filter(None, answers.values()):
                 self._hear(message)
 
@@ -241,12 +254,13 @@ class Drive:
                 self._look()  # the scheduler may be gone
             self._take_lost(task, str(future.key), one_line(error)[:500], feeder)
         elif task.kind == "tiles":
-            self._take_tiles(task, future.result(), feeder)
+            self._take_tiles(task, _fetched(future), feeder)
         elif task.kind == "prepare":
-            self._take_prepared(task, future.result(), feeder)
+            self._take_prepared(task, _fetched(future), feeder)
         else:
+            row = _fetched(future)
             feeder.finished()
-            self._close_slide(task.slide_id, future.result())
+            self._close_slide(task.slide_id, row)
 
     def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
         """Take a task without a result: its worker died, or left, or could not even begin."""
@@ -323,6 +337,17 @@ class Drive:
         if not earlier:
             facts = {k: v for k, v in result.items() if k in LOGGED or k.startswith(("seconds_", "tiles_"))}
             self.watch.event("slide_closed", **facts)
+
+
+def _fetched(future: Future) -> Any:
+    """Return what a finished task returned; ``SchedulerLostError`` where it does not arrive."""
+    try:
+        return future.result(timeout=ANSWER_S)
+    except TimeoutError as err:
+        raise SchedulerLostError(
+            f"A result does not arrive from the Dask scheduler within {ANSWER_S:g} s. Finished tiles are kept: run the same "
+            "command again."
+        ) from err
 
 
 def _stop_on_full_disk(reason: str, folder: RunFolder) -> None:

@@ -88,12 +88,12 @@ def first_worker(client: Client) -> str:
         There are workers, and none of them has it; the message names what each has.
     """
     told = False
-    while not client.nthreads():
+    while not client.nthreads(callback_timeout=f"{CONNECT_S}s"):
         if not told:
             log.warning("no worker has joined the scheduler yet; waiting. Ctrl-C stops")
             told = True
         time.sleep(0.5)
-    versions = client.run(_version, on_error="return")
+    versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s")
     good: list[str] = [address for address, version in versions.items() if version == __version__]
     if good:
         return good[0]

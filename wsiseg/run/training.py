@@ -172,7 +172,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         fitted_on = _spread(seen)
         if config.separation == "fitted":
             card["separate_defaults"], reached = fit_separation(predict_recolored(model, fitted_on), config.sets, MODEL_MPP)
-            log.info("thresholds %s reach a mean PQ of %.4f", card["separate_defaults"], reached)
+            log.info("thresholds %s reach a mean of PQ and AJI of %.4f", card["separate_defaults"], reached)
         elif config.separation == "nucleus-size":
             by_size = separation_by_size(predict_samples(model, fitted_on), MODEL_MPP)
             card["separate_defaults"], card["mean_nucleus_diameter_px"] = by_size

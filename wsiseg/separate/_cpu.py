@@ -318,5 +318,6 @@ def separate(center: U8, material: U8, params: SeparateParams) -> tuple[I32, I32
     labels = np.zeros(center.shape, np.int32)
     flood.paint_single(labels, runs)
     flood.flood_shared(labels, m16, markers, runs, distance_table(params.compactness_q256))
-    kept = flood.limit_sizes(labels, markers.size, runs, params.min_area_px, params.max_area_px)
+    limits = (params.min_area_px, params.max_area_px, params.min_material)
+    kept = flood.limit_sizes(labels, np.ascontiguousarray(material), markers.size, runs, *limits)
     return labels, as_anchors(markers[kept], center.shape[1])

@@ -23,6 +23,7 @@ __all__ = ["Runs", "flood_shared", "limit_sizes", "paint_single"]
 Int = Any  # a machine integer: numba finds its width
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
 
@@ -266,26 +267,31 @@ def flood_shared(labels: I32, m16: U16, markers: I64, runs: Runs, table: U16) ->
 
 
 @jit
-def extents(labels: I32, n: Int, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I32]:
-    """Return area (n + 1,) and bounding box (y0, x0, y1, x1), half-open, (n + 1, 4) of every label."""
+def extents(labels: I32, material: U8, n: Int, ry: I32, rx0: I32, rx1: I32) -> tuple[I64, I64, I32]:
+    """Return area and sum of material (n + 1,), and bounding box (y0, x0, y1, x1), half-open, (n + 1, 4) of every label."""
     area = np.zeros(n + 1, np.int64)
+    total = np.zeros(n + 1, np.int64)
     box = np.zeros((n + 1, 4), np.int32)
     box[:, :2] = 2**31 - 1
     for r in range(ry.size):
         y = ry[r]
         row = labels[y]
+        here = material[y]
         x = rx0[r]
         while x < rx1[r]:
             k = row[x]
             begin = x
+            part: Int = 0
             while x < rx1[r] and row[x] == k:
+                part += here[x]
                 x += 1
             area[k] += x - begin
+            total[k] += part
             box[k, 0] = min(box[k, 0], y)
             box[k, 1] = min(box[k, 1], begin)
             box[k, 2] = max(box[k, 2], y + 1)
             box[k, 3] = max(box[k, 3], x)
-    return area, box
+    return area, total, box
 
 
 @jit
@@ -315,14 +321,16 @@ def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
 
 
 @jit
-def within_limits(labels: I32, area: I64, box: I32, least: Int, most: Int) -> npt.NDArray[np.bool_]:
-    """Return for labels 1..n whether their hole-filled area lies within the limits (step 10).
+def within_limits(
+    labels: I32, area: I64, total: I64, box: I32, least: Int, most: Int, least_material: Int
+) -> npt.NDArray[np.bool_]:
+    """Return for labels 1..n whether their hole-filled area and their mean material lie within the limits (step 10).
 
     The ring is walked only where neither the label's own area nor its bounding box decides.
     """
     keep = np.zeros(area.size - 1, np.bool_)
     for k in range(1, area.size):
-        if area[k] == 0 or area[k] > most:
+        if area[k] == 0 or area[k] > most or 16 * total[k] < least_material * area[k]:
             continue
         y0, x0 = np.int64(box[k, 0]), np.int64(box[k, 1])
         bound = (box[k, 2] - y0) * (box[k, 3] - x0)
@@ -346,10 +354,12 @@ def renumber(labels: I32, to: I32, ry: I32, rx0: I32, rx1: I32) -> None:
             row[x] = to[row[x]]
 
 
-def limit_sizes(labels: I32, n: Int, runs: Runs, min_area: Int, max_area: Int) -> npt.NDArray[np.bool_]:
-    """Drop labels outside the size limits, number the others 1..N in place, return which of the n labels are kept."""
-    area, box = extents(labels, n, runs.ry, runs.rx0, runs.rx1)
-    keep = within_limits(labels, area, box, min_area, max_area)
+def limit_sizes(
+    labels: I32, material: U8, n: Int, runs: Runs, min_area: Int, max_area: Int, min_material: Int
+) -> npt.NDArray[np.bool_]:
+    """Drop labels outside the limits, number the others 1..N in place, return which of the n labels are kept."""
+    area, total, box = extents(labels, material, n, runs.ry, runs.rx0, runs.rx1)
+    keep = within_limits(labels, area, total, box, min_area, max_area, min_material)
     if not keep.all():
         to = np.zeros(n + 1, np.int32)
         to[1:] = np.where(keep, np.cumsum(keep), 0)

@@ -45,7 +45,7 @@ def separate(center: Array, material: Array, params: SeparateParams) -> tuple[Ar
     if markers.size == 0:
         return device.full((H, W), 0, "int32"), device.empty((0, 2), "int32")
     labels = _flood(device, m16, root, markers, distance_table(params.compactness_q256))
-    keep, number = _limit_sizes(device, labels, markers.size, params)
+    keep, number = _limit_sizes(device, labels, device.contiguous(material), markers.size, params)
     n_kept = int(device.to_host(number[-1:])[0])
     if n_kept < markers.size:
         device.launch("renumber", blocks_for(labels.size), BLOCK, (labels, labels.size, keep, number))
@@ -114,15 +114,15 @@ def _flood(device: Backend, m16: Array, root: Array, markers: Array, table: npt.
     return labels
 
 
-def _limit_sizes(device: Backend, labels: Array, n: int, params: SeparateParams) -> tuple[Array, Array]:
+def _limit_sizes(device: Backend, labels: Array, material: Array, n: int, params: SeparateParams) -> tuple[Array, Array]:
     """Return for labels 0..n whether they are kept (step 10) and how many are up to each, both int32."""
     H, W = labels.shape
     first, area = device.full(n + 1, NO_PIXEL, "int32"), device.full(n + 1, 0, "int32")
-    nothing, no_sum = device.empty(1, "uint8"), device.empty(1, "uint64")
-    device.launch("label_sums", blocks_over(labels.shape), BLOCK_2D, (labels, nothing, 0, W, H, first, area, no_sum))
+    total, wanted = device.full(n + 1, 0, "uint64"), int(params.min_material > 0)
+    device.launch("label_sums", blocks_over(labels.shape), BLOCK_2D, (labels, material, wanted, W, H, first, area, total))
     keep = device.empty(n + 1, "int32")
-    limits = (params.min_area_px, params.max_area_px)
-    device.launch("within_limits", blocks_for(n + 1), BLOCK, (labels, W, H, first, area, n, *limits, keep))
+    limits = (params.min_area_px, params.max_area_px, params.min_material)
+    device.launch("within_limits", blocks_for(n + 1), BLOCK, (labels, W, H, first, area, total, n, *limits, keep))
     return keep, device.running_sum(keep)
 
 

@@ -36,6 +36,7 @@ FALLBACK: Mapping[str, Any] = MappingProxyType(
         "compactness": 2.0,
         "merge_depth_frac": 0.0,
         "min_area_um2": 6.0,
+        "min_material_frac": 0.0,
     }
 )
 """Used where neither the config nor the weights' card says anything. Radius 6 px at 0.25 um/px: maxima closer than 1.5 um are
@@ -62,6 +63,8 @@ class SeparateParams:
         Whether components of the mask without a peak get a marker.
     min_area_px, max_area_px
         Inclusive limits on the hole-filled area, 1..262143.
+    min_material
+        Least mean material of a nucleus, times 16, 0..4080; 0: none is dropped.
     """
 
     center_threshold: int
@@ -72,6 +75,7 @@ class SeparateParams:
     seed_recall: bool
     min_area_px: int
     max_area_px: int
+    min_material: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges that the kernels' integer types hold."""
@@ -83,6 +87,7 @@ class SeparateParams:
             "merge_depth": (0, CENTER_MAX),
             "min_area_px": (1, AREA_LIMIT_PX),
             "max_area_px": (self.min_area_px, AREA_LIMIT_PX),
+            "min_material": (0, MATERIAL_MAX),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
@@ -158,6 +163,7 @@ def resolve_params(config: SeparateConfig, defaults: Mapping[str, Any], mpp_work
         seed_recall=bool(config.seed_recall),
         min_area_px=max(1, math.ceil(pick("min_area_um2") / px_um2 - 1e-9)),
         max_area_px=max_area_px,
+        min_material=_half_up(pick("min_material_frac") * MATERIAL_MAX),
     )
 
 
