@@ -33,7 +33,7 @@ from wsiseg.config import PredictConfig
 from wsiseg.normalize import fit_stain, normalize
 from wsiseg.predict import NETS, NetSpec, as_stored, build_net, load_model, macs_per_px, model_from_net, tune_malloc
 from wsiseg.predict.weights import load_weights
-from wsiseg.run.validation import fit_separation, predict_samples, score_table
+from wsiseg.run.validation import fit_separation, predict_image, predict_samples, score_table
 from wsiseg.train import AugmentConfig, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples, load_sample
 from wsiseg.train.data import MODEL_MPP
 
@@ -153,9 +153,18 @@ def run_row(root: str, row: Row, steps: int) -> dict[str, Any]:
             begun, card = load_weights(row.start)
             net.load_state_dict(begun.state_dict())
             sha = card["sha256"]
-        source = Taught(seen, row.sets, row.center, AugmentConfig(**row.augment), 256, row.border_weight, row.touching)
-        if row.teacher_share:
-            source.soften(seen, row.start, row.teacher_share)
+        teacher = load_model(PredictConfig(weights=row.start, tta=8)) if row.teacher_share else None
+        source = PatchSource(
+            seen,
+            row.sets,
+            row.center,
+            AugmentConfig(**row.augment),
+            256,
+            row.border_weight,
+            row.touching,
+            teacher=None if teacher is None else lambda rgb: predict_image(teacher, rgb),
+            teacher_share=row.teacher_share,
+        )
         warm = row.start != SCRATCH
         config = LoopConfig(
             steps=steps,
@@ -201,17 +210,6 @@ def evenly(samples: list[Sample]) -> list[Sample]:
         mine = [s for s in samples if s.dataset == name]
         chosen += mine[1 :: max(1, len(mine) // n)][:n]
     return chosen
-
-
-class Taught(PatchSource):
-    """Patches whose targets are mixed with a trained network's own answers (Hinton et al. 2015, Distilling the knowledge)."""
-
-    def soften(self, samples: list[Sample], weights: str, share: float) -> None:
-        """Move the targets of every image by ``share`` towards the answers, averaged over 8 symmetries."""
-        teacher = load_model(PredictConfig(weights=weights, tta=8))
-        for stack, sample in zip(self._stacks, samples, strict=True):
-            taught = torch.from_numpy(predict_samples(teacher, [sample])[0].prob)
-            stack[3:5] = torch.lerp(stack[3:5].float(), taught.float(), share).round().to(torch.uint8)
 
 
 def stained(sample: Sample, method: str, folder: Path) -> Sample:
