@@ -246,6 +246,17 @@ CASES: dict[str, Callable[[Stage], None]] = {
 }
 
 
+def readme_table() -> str:
+    """Return the README's table of what the results file holds."""
+    lines = ["| fault | tries | nuclei lost or new, of 348 | table's bytes | recovery, s |", "|---|---|---|---|---|"]
+    for name, row in json.loads(RESULT.read_text(encoding="utf-8"))["cases"].items():
+        seconds = [s for s in row["recovery_s"] if s is not None]
+        recovery = f"{min(seconds):.1f} to {max(seconds):.1f}" if seconds else "-"
+        same = "equal" if row["same_bytes"] and not row["not_recovered"] else "differ"
+        lines.append(f"| {name} | {row['tries']} | {row['lost_nuclei'] + row['new_nuclei']} | {same} | {recovery} |")
+    return "\n".join(lines)
+
+
 def nuclei(out: Path) -> set[int]:
     return set(pq.read_table(out / "nuclei/crop.parquet", columns=["nucleus_id"])["nucleus_id"].to_pylist())
 
@@ -257,7 +268,11 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="*", default=[], help="cases whose name holds one of these words; the others' rows are kept"
     )
+    parser.add_argument("--table", action="store_true", help="print the README's table of earlier results, run nothing")
     arguments = parser.parse_args()
+    if arguments.table:
+        print(readme_table())
+        return
     with tempfile.TemporaryDirectory(prefix="wsiseg-faults-") as scratch:
         with openslide.OpenSlide(SLIDE) as slide:
             rgb = np.asarray(slide.read_region((900, 1100), 0, (620, 540)).convert("RGB"))

@@ -351,6 +351,8 @@ def spoil(tree: object, rng: random.Random) -> None:
 def damaged_text(text: str, rng: random.Random) -> bytes:
     data = bytearray(text.encode())
     for _ in range(rng.randint(1, 5)):
+        if not data:
+            break
         at = rng.randrange(len(data))
         kind = rng.randrange(4)
         if kind == 0:
