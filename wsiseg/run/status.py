@@ -15,7 +15,7 @@ from typing import Any
 from wsiseg.errors import FormatError
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.presence import read_workers
-from wsiseg.run.watch import read_inputs
+from wsiseg.run.watch import COUNTS, read_inputs
 from wsiseg.schema import ERRORS, SLIDES
 
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]
@@ -121,7 +121,7 @@ def run_status(root: Path) -> RunStatus:
         mm2_per_s=rate,
         slides_per_h=slides_per_h,
         eta_s=_eta_s(clients, rows, rate) if live else None,
-        counts={k: sum(int(c.get(k, 0)) for c in clients) for k in ("retries", "worker_deaths", "hangs", "reconnects")},
+        counts={k: sum(int(c.get(k, 0)) for c in clients) for k in COUNTS},
         clients=clients,
         workers=[{**w, "age_s": _age_s(folder.workers / f"{w['id']}.json")} for w in read_workers(folder.workers)],
         rows=rows,
@@ -133,10 +133,23 @@ def _clients(folder: RunFolder) -> list[dict[str, Any]]:
     for path in sorted((folder.root / "progress").glob("*.json")):
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
-            found.append({**record, "client": path.stem, "state": str(record["state"]), "age_s": _age_s(path)})
-        except (OSError, ValueError, KeyError, TypeError):
-            continue  # of another version, or gone meanwhile
+        except (OSError, ValueError):
+            continue  # gone meanwhile
+        if _is_progress(record):  # else of another version, or damaged
+            found.append({**record, "client": path.stem, "age_s": _age_s(path)})
     return found
+
+
+def _is_progress(record: Any) -> bool:
+    """Return whether a client's progress file has the shape of one: a state, and numbers where numbers belong."""
+    if not isinstance(record, dict) or not isinstance(record.get("state"), str):
+        return False
+    needed = [record.get(name) for name in ("slides", "slides_done", "mm2", "mm2_done", "elapsed_s")]
+    return all(_is_amount(v) for v in needed) and all(_is_amount(record.get(name, 0)) for name in COUNTS)
+
+
+def _is_amount(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e15
 
 
 def _age_s(path: Path) -> float:

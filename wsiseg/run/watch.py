@@ -31,7 +31,7 @@ from wsiseg.run.manifest import SlideInput
 from wsiseg.run.presence import Death, deaths, sweep_workers
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["Totals", "Watch", "read_inputs"]
+__all__ = ["COUNTS", "Totals", "Watch", "read_inputs"]
 
 BEAT_S = 5.0
 """Between two renewals of the progress file."""
@@ -118,7 +118,7 @@ class Watch:
 
     def _numbers(self) -> dict[str, Any]:
         names = ("slides", "slides_done", "tiles", "tiles_done", "tiles_failed", "nuclei", "mm2", "mm2_done")
-        return {**{name: getattr(self._totals, name) for name in names}, **{name: self.counts[name] for name in _COUNTS}}
+        return {**{name: getattr(self._totals, name) for name in names}, **{name: self.counts[name] for name in COUNTS}}
 
     def _write(self, state: str) -> None:
         numbers = self._numbers()
@@ -132,7 +132,8 @@ class Watch:
                 atomic_write_bytes(self._config.schedule.metrics_file, text.encode())
 
 
-_COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
+COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
+"""What a client counts beside its progress."""
 
 _METRICS = {
     "slides": ("gauge", "Slides asked for"),
