@@ -76,11 +76,12 @@ def ours(tile: SyntheticTile, params: SeparateParams, repeats: int) -> dict[str,
     batch, t_vectorize = timed(lambda: vectorize(found, prob, box, box), repeats)
     _, t_stats = timed(lambda: tile_stats(prob, found, box, box), repeats)
     painted, t_rasterize = timed(lambda: rasterize(batch, box), repeats)
+    limits = (params.min_area_px, params.max_area_px, params.min_material)
     (m16, markers, runs), t_markers = timed(lambda: _cpu.prepare(prob[0], prob[1], params), repeats)
     table, labels = distance_table(params.compactness_q256), np.zeros((h, w), np.int32)
     _, t_paint = timed(lambda: _cpu_flood.paint_single(labels, runs), repeats)
     _, t_flood = timed(lambda: _cpu_flood.flood_shared(labels, m16, markers, runs, table), repeats)
-    _, t_limit = timed(lambda: _cpu_flood.limit_sizes(labels, markers.size, runs, params.min_area_px, params.max_area_px))
+    _, t_limit = timed(lambda: _cpu_flood.limit_sizes(labels, prob[1], markers.size, runs, *limits))
     (first, _, _), t_scan = timed(lambda: _cpu_rings.scan_labels(found.labels, prob[1], len(found.anchors)), repeats)
     _, t_trace = timed(lambda: _cpu_rings.trace_rings(found.labels, first, np.arange(len(found.anchors)), 0, 0), repeats)
     stages = {
