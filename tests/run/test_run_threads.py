@@ -30,7 +30,7 @@ from wsiseg.run.job import prepare_slide, tiles_of
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.readers import ReaderPool
 from wsiseg.run.tile import run_tile
-from wsiseg.types import Box
+from wsiseg.types import Box, Stain
 
 CONFIG = RunConfig(read=ReadConfig(tile_wpx=260), predict=PredictConfig(precision="fp32"))
 
@@ -121,7 +121,7 @@ def test_killed_and_resumed_with_threads(one_thread: bytes, crop_png: Path, tmp_
 def test_reader_processes_give_the_same_pixels(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
-    prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, "none")
+    prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, Stain())
     pool = ReaderPool(folder, CONFIG, 2)
     try:
         slide = open_slide(SLIDE)
@@ -149,7 +149,7 @@ def test_reader_processes_give_the_same_pixels(tmp_path: Path) -> None:
 def test_readers_die_with_their_worker(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
-    prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, "none")
+    prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, Stain())
     code = f"""
 import os, numpy as np
 from pathlib import Path

@@ -19,6 +19,7 @@ from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import segment_tile
+from wsiseg.types import Stain
 
 
 def nuclei_at(
@@ -95,7 +96,7 @@ def test_context_keeps_few_slides_open(crop_png: Path, tmp_path: Path) -> None:
     context = WorkerContext(folder, config, "d")
     for k in range(6):
         slide = dataclasses.replace(SlideInput("crop", str(crop_png), mpp=0.499), slide_id=f"s{k}")
-        prepare_slide(slide, folder, config, 0.25, "none")
+        prepare_slide(slide, folder, config, 0.25, Stain())
         with context.slide(f"s{k}") as (job, _):
             assert job.meta.slide_id == f"s{k}"
     assert len(context._slides) <= 3
