@@ -233,6 +233,9 @@ CASES: dict[str, Callable[[Stage], None]] = {
     "worker killed (-9) writing a slide's table": by_rule(rule("kill", "finish")),
     "hang in C with the interpreter locked": by_rule(rule("hang"), more=("--tile-timeout", f"{HANG_S:g}")),
     "slow reads (3 s)": by_rule({**rule("slow"), "seconds": 3.0, "times": 3, "tile": 4}),
+    "worker's clock 10 s back, then a day ahead": by_rule(
+        {**rule("clock", tile=2), "seconds": -10}, {**rule("clock", tile=6), "seconds": 86_400}
+    ),
     "EIO once: tile, opening, table": by_rule(rule("EIO"), rule("EIO", "prepare"), rule("EIO", "finish")),
     "poisoned tile": poison,
     "client killed (-9) twice": client_killed,

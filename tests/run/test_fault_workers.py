@@ -72,6 +72,24 @@ def test_killed_hung_and_failing_storage_in_one_run(crop_png: Path, clean: bytes
     assert verify_run(out).ok
 
 
+def test_a_clock_that_leaps_changes_nothing(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
+    """A worker's wall clock goes back in one tile and ahead in another: deadlines and records do not go by it.
+
+    Tornado's timers do: after a leap back of n seconds Dask's heartbeats pause for n seconds, so a day would be too long.
+    """
+    rules = [
+        {"do": "clock", "at": "tile", "tile": 2, "times": 1, "seconds": -10},
+        {"do": "clock", "at": "tile", "tile": 6, "times": 1, "seconds": 86_400},
+    ]
+    out = tmp_path / "out"
+    done = run_with(rules, tmp_path, "segment", crop_png, *CROP, "--workers", "1", "--tile-timeout", "60", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "fired").iterdir())) == len(rules), "every leap must have happened"
+    assert (out / "nuclei/crop.parquet").read_bytes() == clean
+    assert run_status(out).counts == {"retries": 0, "worker_deaths": 0, "hangs": 0, "reconnects": 0}
+    assert verify_run(out).ok
+
+
 def test_a_poisoned_tile_is_put_aside_and_only_it(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out"
     poison = [{"do": "crash", "at": "tile", "tile": 4, "times": 99}]
