@@ -20,7 +20,8 @@ from wsiseg.errors import FormatError, InputError
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Provenance, Source
 from wsiseg.export.maps import MAP_NAMES, maps_are_of, read_maps, slide_maps, write_maps
-from wsiseg.export.raster import rasterize_region, write_label_image, write_ome_labels
+from wsiseg.export.raster import write_label_image, write_ome_labels
+from wsiseg.export.regions import rasterize_region
 from wsiseg.export.source import open_nuclei
 from wsiseg.export.table import write_imported_table
 from wsiseg.read import TissueMask, tissue_cells, tissue_frac

@@ -18,7 +18,8 @@ from wsiseg.export.marks import read_marks, write_marks
 from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
 from wsiseg.export.quip import read_quip, write_quip
 from wsiseg.export.qupath import write_geojson
-from wsiseg.export.raster import rasterize_region, write_label_image, write_ome_labels
+from wsiseg.export.raster import write_label_image, write_ome_labels
+from wsiseg.export.regions import rasterize_region
 from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks, open_nuclei, with_features
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.table import Imported, write_imported_table

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.export.folders import optional
+from wsiseg.export.libraries import optional
 from wsiseg.export.source import Chunk, NucleiFile, Selection, iter_chunks
 
 __all__ = ["FEATURES", "OBS", "write_anndata_store"]

@@ -11,10 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.export.folders import atomic_folder
-from wsiseg.export.raster import OME_VERSION, multiscales
+from wsiseg.export.ome import OME_VERSION, multiscales
 from wsiseg.export.source import Exported, NucleiFile
-from wsiseg.tables import table_fingerprint
+from wsiseg.tables import atomic_folder, table_fingerprint
 from wsiseg.types import Box
 
 if TYPE_CHECKING:

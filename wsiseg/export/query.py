@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export.columns import companion_of, read_columns
-from wsiseg.export.folders import optional
+from wsiseg.export.libraries import optional
 from wsiseg.tables.features import DERIVED_SQL, FEATURE_NAMES
 from wsiseg.types import Box
 

@@ -10,52 +10,19 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError
-from wsiseg.export.folders import atomic_folder
+from wsiseg.export.ome import OME_VERSION, multiscales
+from wsiseg.export.regions import rasterize_region
 from wsiseg.export.source import Exported, NucleiFile
-from wsiseg.labels import rasterize_rings, write_labels
-from wsiseg.tables import read_nuclei, wkb_rings
+from wsiseg.labels import write_labels
+from wsiseg.tables import atomic_folder
 from wsiseg.types import Box
 
-__all__ = ["OME_VERSION", "multiscales", "rasterize_region", "write_label_image", "write_ome_labels"]
+__all__ = ["write_label_image", "write_ome_labels"]
 
-OME_VERSION = "0.5"
 MAX_REGION_PX = 1 << 30
 CHUNK_PX = 512
 SHARD_PX = 4096
 SMALLEST_LEVEL_PX = 1024
-
-
-def rasterize_region(
-    source: NucleiFile, region: Box, ids: npt.NDArray[np.int64] | None = None, downsample: float = 1.0
-) -> npt.NDArray[np.int32]:
-    """Return the label image of a region: the pixels whose center is inside a nucleus, which undoes tracing exactly.
-
-    Parameters
-    ----------
-    region
-        Level-0 px; all nuclei that reach into it are drawn.
-    ids
-        Sorted nucleus ids of the slide: a label is the position of its id, plus 1. Default: the nuclei drawn, in table order.
-    downsample
-        Level-0 px per image px.
-
-    Returns
-    -------
-    int32 (H, W)
-        0 background. Where nuclei overlap (one in the filled hole of another) the smaller one is seen.
-    """
-    table = read_nuclei(source.path, region, ["nucleus_id", "geometry", "area_px"])
-    shape = (round(region.h / downsample), round(region.w / downsample))
-    if table.num_rows == 0:
-        return np.zeros(shape, np.int32)
-    xy, offsets = wkb_rings(table["geometry"])
-    own = table["nucleus_id"].to_numpy()
-    labels = np.arange(1, len(own) + 1) if ids is None else np.searchsorted(ids, own) + 1
-    order = np.argsort(-table["area_px"].to_numpy(), kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    moved = (xy - np.array([region.x, region.y])) / downsample
-    return rasterize_rings(moved, offsets, shape, ids=labels[order], ring_polygons=rank)
 
 
 def write_label_image(source: NucleiFile, out: Path, region: Box | None = None) -> Exported:
@@ -121,35 +88,6 @@ def write_ome_labels(
             "image-label": {"source": {"image": "../../"}},
         }
     return Exported(out, len(ids))
-
-
-def multiscales(
-    name: str, steps_um: list[tuple[float, float]], firsts_um: list[tuple[float, float]], *, channels: bool = False
-) -> list[dict[str, Any]]:
-    """Return the ``multiscales`` entry of OME-Zarr 0.5 for the levels ``0, 1, ...``.
-
-    Parameters
-    ----------
-    steps_um, firsts_um
-        Of each level, as (y, x): distance of pixel centers, and where the first pixel's center lies in the frame whose zero is
-        the center of the slide's first pixel (so index times mpp is a place in level 0).
-    channels
-        Whether an axis ``c`` comes first.
-    """
-    axes: list[dict[str, str]] = [{"name": "c", "type": "channel"}] if channels else []
-    axes += [{"name": n, "type": "space", "unit": "micrometer"} for n in ("y", "x")]
-    one, zero = ([1.0], [0.0]) if channels else ([], [])
-    datasets = [
-        {
-            "path": str(k),
-            "coordinateTransformations": [
-                {"type": "scale", "scale": [*one, *step]},
-                {"type": "translation", "translation": [*zero, *first]},
-            ],
-        }
-        for k, (step, first) in enumerate(zip(steps_um, firsts_um, strict=True))
-    ]
-    return [{"name": name, "axes": axes, "datasets": datasets}]
 
 
 def _region(source: NucleiFile, region: Box | None) -> Box:

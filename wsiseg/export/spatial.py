@@ -9,9 +9,9 @@ from typing import Any
 
 from wsiseg.errors import InputError
 from wsiseg.export.annstore import write_anndata_store
-from wsiseg.export.folders import atomic_file, atomic_folder, optional
+from wsiseg.export.libraries import optional
 from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks
-from wsiseg.tables import wkb_polygons
+from wsiseg.tables import atomic_file, atomic_folder, wkb_polygons
 
 __all__ = ["write_anndata", "write_spatialdata"]
 

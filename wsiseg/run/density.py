@@ -15,7 +15,7 @@ from wsiseg.export import MapLevel
 from wsiseg.read import open_slide
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.maps import slide_maps_of
-from wsiseg.run.overlay import slide_record
+from wsiseg.run.records import slide_record
 from wsiseg.tables import atomic_path
 
 __all__ = ["Density", "density_picture", "density_png", "tissue_density"]

@@ -26,7 +26,7 @@ from wsiseg.read import TissueMask, fit_tissue, open_slide, read_working, stain_
 from wsiseg.read.slide import Slide
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import local_path
-from wsiseg.run.overlay import slide_record
+from wsiseg.run.records import slide_record
 from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
 from wsiseg.summarize.features import NEIGHBOR_UM
 from wsiseg.tables import read_nuclei, read_table_meta, wkb_rings

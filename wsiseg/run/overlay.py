@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from wsiseg.errors import FormatError, InputError
+from wsiseg.errors import InputError
 from wsiseg.read import open_slide, read_working
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.records import slide_record
 from wsiseg.tables import atomic_path, read_nuclei
 from wsiseg.types import Box
 
-__all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "slide_record"]
+__all__ = ["densest_region", "load_region", "overlay_png", "parse_region"]
 
 OUTLINE_RGB = (70, 255, 130)
 """A green that stands out on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
@@ -33,25 +33,6 @@ def parse_region(text: str) -> Box | None:
     except ValueError as err:
         raise InputError(f"Expected a region as x,y,w,h in whole level-0 pixels, got {text!r}.") from err
     return Box(x, y, w, h)
-
-
-def slide_record(folder: RunFolder, slide_id: str) -> dict[str, Any]:
-    """Return the stored record of one slide.
-
-    Raises
-    ------
-    InputError
-        The run has no such slide; the message names those it has.
-    """
-    path = folder.slide_json(slide_id)
-    if not path.is_file():
-        known = sorted(p.stem for p in (folder.root / "slides").glob("*.json"))
-        raise InputError(f"Run {folder.root} has no slide {slide_id!r}. It has: {', '.join(known[:20]) or 'none'}.")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise FormatError(f"Slide record {path} is unreadable: {err}") from err
-    return record
 
 
 def load_region(table: Path, region: Box) -> list[Any]:

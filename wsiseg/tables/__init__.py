@@ -4,7 +4,14 @@ Nothing here loads pyarrow until a table is really touched, so that the pixel st
 """
 
 from wsiseg.tables.arrow import arrow_schema, read_table_meta
-from wsiseg.tables.atomic import atomic_create_bytes, atomic_path, atomic_write_bytes, sweep_partials
+from wsiseg.tables.atomic import (
+    atomic_create_bytes,
+    atomic_file,
+    atomic_folder,
+    atomic_path,
+    atomic_write_bytes,
+    sweep_partials,
+)
 from wsiseg.tables.features import derived, features_path, read_features, table_fingerprint
 from wsiseg.tables.geo import geo_metadata, wkb_polygons, wkb_rings
 from wsiseg.tables.hilbert import hilbert_key
@@ -13,6 +20,8 @@ from wsiseg.tables.nuclei import read_nuclei
 __all__ = [
     "arrow_schema",
     "atomic_create_bytes",
+    "atomic_file",
+    "atomic_folder",
     "atomic_path",
     "atomic_write_bytes",
     "derived",

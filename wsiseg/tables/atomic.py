@@ -6,10 +6,13 @@ import contextlib
 import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-__all__ = ["atomic_create_bytes", "atomic_path", "atomic_write_bytes", "sweep_partials"]
+from wsiseg.errors import InputError
+
+__all__ = ["atomic_create_bytes", "atomic_file", "atomic_folder", "atomic_path", "atomic_write_bytes", "sweep_partials"]
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -81,6 +84,48 @@ def atomic_create_bytes(path: str | os.PathLike[str], data: bytes | memoryview) 
             partial.unlink()
     _sync_folder(final.parent)
     return True
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Lend an empty folder; when the block ends well it becomes ``path`` in one step, otherwise it is removed.
+
+    Raises
+    ------
+    InputError
+        ``path`` is there already and shall not be overwritten.
+    """
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists already. Remove it, choose another output, or ask to overwrite.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        yield partial
+        if path.exists():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            os.replace(path, old)
+            os.replace(partial, path)
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        else:
+            os.replace(partial, path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Lend a path of the same name in a folder of its own, for writers that look at the ending; then as ``atomic_path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    try:
+        yield folder / path.name
+        os.replace(folder / path.name, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def sweep_partials(folder: str | os.PathLike[str]) -> int:
