@@ -133,5 +133,7 @@ ERRORS: tuple[Column, ...] = (
     Column("y_px", "int64", "level-0 px", "top of the tile's core"),
     Column("error", "string", "", "reason in one line"),
     Column("attempts", "int32", "", "times it was tried"),
+    Column("host", "string", "", "machine of the last try (empty: not known)"),
+    Column("worker", "string", "", "worker of the last try: its name in the cluster, else its address (empty: not known)"),
 )
 """What failed."""

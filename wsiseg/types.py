@@ -170,7 +170,10 @@ class TileStats:
 
 @dataclass(frozen=True, slots=True)
 class TileOutcome:
-    """What travels back through Dask for one tile: about 200 bytes, never pixels or polygons."""
+    """What travels back through Dask for one tile: about 200 bytes, never pixels or polygons.
+
+    ``host`` and ``worker`` say where a failed one was tried last; the client fills them in.
+    """
 
     slide_id: str
     tile_id: int
@@ -179,3 +182,5 @@ class TileOutcome:
     seconds: dict[str, float] = field(default_factory=dict)
     error: str = ""
     attempts: int = 1
+    host: str = ""
+    worker: str = ""

@@ -1,7 +1,8 @@
 """A Dask worker preload that breaks things on purpose, as WSISEG_FAULTS (JSON) says; each rule fires a given number of times.
 
-``[{"do": "crash", "at": "tile", "tile": 4, "times": 1}]``, ``at`` in prepare, tile, finish. What has fired is counted by files
-in the folder WSISEG_FAULTS_DIR, so that a worker that is started anew knows of it.
+``[{"do": "crash", "at": "tile", "tile": 4, "times": 1}]``, ``at`` in prepare, tile, finish, facts. What has fired is counted by
+files in the folder WSISEG_FAULTS_DIR, so that a worker that is started anew knows of it. WSISEG_HOST is the name of the machine
+that the worker takes itself to be on; rules with a ``host`` are for workers there.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import ctypes
 import errno
 import json
 import os
+import platform
 import signal
 import time
 from collections.abc import Callable
@@ -19,7 +21,8 @@ from typing import Any
 import wsiseg.run.tasks
 import wsiseg.run.tile
 
-RULES: list[dict[str, Any]] = json.loads(os.environ["WSISEG_FAULTS"])
+HOST = os.environ.get("WSISEG_HOST", platform.node())
+RULES: list[dict[str, Any]] = [r for r in json.loads(os.environ["WSISEG_FAULTS"]) if r.get("host", HOST) == HOST]
 FIRED = Path(os.environ["WSISEG_FAULTS_DIR"])
 
 
@@ -45,6 +48,8 @@ def break_things(at: str, tile_id: int = -1) -> None:
             ctypes.PyDLL(None).sleep(3600)  # in C, holding the interpreter's lock: nothing in Python can end it
         elif rule["do"] == "slow":
             time.sleep(rule["seconds"])
+        elif rule["do"] == "ImportError":
+            raise ImportError("libopenslide.so.1: cannot open shared object file")
         elif rule["do"] == "clock":
             leap_clock(rule["seconds"])
         else:
@@ -66,6 +71,9 @@ def breaking(function: Callable[..., Any], at: str) -> Callable[..., Any]:
     return broken
 
 
+if "WSISEG_HOST" in os.environ:
+    platform.node = lambda: HOST
+wsiseg.run.tasks.worker_facts = breaking(wsiseg.run.tasks.worker_facts, "facts")  # type: ignore[assignment]
 wsiseg.run.tile.segment_tile = breaking(wsiseg.run.tile.segment_tile, "tile")  # type: ignore[assignment]
 wsiseg.run.tasks.prepare_slide = breaking(wsiseg.run.tasks.prepare_slide, "prepare")  # type: ignore[assignment]
 wsiseg.run.tasks.finish_slide = breaking(wsiseg.run.tasks.finish_slide, "finish")  # type: ignore[assignment]

@@ -24,9 +24,14 @@ QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", "DASK_DISTRIBUTED__C
 
 
 class Hosts:
-    """One scheduler, ``n_workers`` workers that reach it through ``link``; a context."""
+    """One scheduler, workers that reach it through ``link``; a context.
 
-    def __init__(self, folder: Path, n_workers: int = 1, rules: list[dict[str, Any]] | None = None) -> None:
+    ``rules`` are those of ``faulty_worker``; ``names`` are the machines that its workers take themselves to be on, one each.
+    """
+
+    def __init__(
+        self, folder: Path, n_workers: int = 1, rules: list[dict[str, Any]] | None = None, names: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         with socket.create_server(("127.0.0.1", 0)) as free:
@@ -46,7 +51,8 @@ class Hosts:
         self._ending = False
         self.scheduler = self._start("scheduler", "--port", str(self.port))
         self.workers: list[subprocess.Popen[bytes]] = []
-        self._keepers = [threading.Thread(target=self._keep, daemon=True) for _ in range(n_workers)]
+        hosts = [{"WSISEG_HOST": name} for name in names] or [{}] * n_workers
+        self._keepers = [threading.Thread(target=self._keep, args=(env,), daemon=True) for env in hosts]
 
     @property
     def address(self) -> str:
@@ -62,15 +68,18 @@ class Hosts:
         """Start it again at its old place."""
         self.scheduler = self._start("scheduler", "--port", str(self.port))
 
-    def _start(self, kind: str, *args: str) -> subprocess.Popen[bytes]:
+    def _start(self, kind: str, *args: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", f"distributed.cli.dask_{kind}", "--host", "127.0.0.1", "--no-dashboard", *args]
         with (self.folder / f"{kind}.log").open("ab") as log:
-            return subprocess.Popen(command, cwd=self.folder, env=self._env, stdout=log, stderr=log, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=self.folder, env={**self._env, **(env or {})}, stdout=log, stderr=log, start_new_session=True
+            )
 
-    def _keep(self) -> None:
+    def _keep(self, env: dict[str, str]) -> None:
         """Start a worker again whenever it ends, as SLURM and Kubernetes do."""
         while not self._ending:
-            worker = self._start("worker", f"tcp://127.0.0.1:{self.link.port}", "--nthreads", "1", "--death-timeout", "20")
+            to = f"tcp://127.0.0.1:{self.link.port}"
+            worker = self._start("worker", to, "--nthreads", "1", "--death-timeout", "20", env=env)
             self.workers.append(worker)
             worker.wait()
             time.sleep(0.2)

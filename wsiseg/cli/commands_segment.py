@@ -244,6 +244,8 @@ def print_summary(summary: RunSummary) -> None:
     console.print(f"time       {summary.seconds:.1f} s in all; worker seconds: {spent}")
     console.print(f"weights    {summary.weights}")
     console.print(f"run        {summary.out}")
+    for host, reason in summary.hosts_aside.items():
+        console.print(f"put aside  {host}: {reason}")
     for error in summary.errors[:20]:
         where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")
         console.print(f"failed     {where}: {error['error']}")

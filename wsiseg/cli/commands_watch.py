@@ -70,6 +70,8 @@ def _print_status(run: Path, now: RunStatus) -> None:
         console.print("trouble    " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in now.counts.items() if n))
     for client in now.clients:
         console.print(f"client     {client['client']} on {client.get('host')}: {client['state']}, {client['age_s']:.0f} s ago")
+        for host, reason in client["hosts_aside"].items():
+            console.print(f"put aside  {host}: {reason}")
     for worker in now.workers[:40]:
         at = ", ".join(_place(entry) for entry in worker["at"]) or "waits"
         console.print(f"worker     {worker.get('host')} {worker.get('pid')}: {at} (for {worker['age_s']:.0f} s)")
@@ -132,6 +134,8 @@ def errors(run: Path, as_json: bool) -> None:
             console.print(f"  e.g.    {g.message}")
             more = f" and {len(g.slides) - 5} more" if len(g.slides) > 5 else ""
             console.print(f"  slides  {', '.join(g.slides[:5])}{more}")
+            if g.hosts:
+                console.print(f"  on      {', '.join(g.hosts)}")
             console.print(f"  to do   {g.advice}")
         console.print(f"\nthen: wsiseg segment --retry-failed --out {run}")
     sys.exit(1 if groups else 0)

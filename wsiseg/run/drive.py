@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import os
 import queue
-import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from distributed import Client
 from distributed.client import Future
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import InputError, SchedulerLostError, one_line
+from wsiseg.errors import SchedulerLostError, one_line
 from wsiseg.log import log
+from wsiseg.run.crew import ANSWER_S, LOOK_S, Crew
 from wsiseg.run.feed import MOST_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.finish import record_failed_slide
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.hosts import STRIKES, Thing
 from wsiseg.run.manifest import SlideInput
-from wsiseg.run.tasks import end_staging, finish_task, full_disk, prepare_task, tiles_task
+from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
-from wsiseg.run.worker import WorkerSetup, verdict_of
 from wsiseg.types import Stain, Tile, TileOutcome
 
-__all__ = ["Crew", "Drive", "Progress"]
-
-LOOK_S = 2.0
-"""How often the client asks who is there, s."""
+__all__ = ["Drive", "Progress"]
 
 LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
 """What the log says of a slide that is closed, beside its tiles and seconds."""
-
-ASK_S = 0.5
-"""How long the client waits for workers to speak before it asks them, and between its questions at the start, s."""
-
-ANSWER_S = 60.0
-"""How long the scheduler may take to answer, s: a connection may be dead with nobody told."""
-
-PATIENCE_S = 30.0
-"""How long no worker may be there before the user is told, s."""
 
 
 @dataclass(slots=True)
@@ -56,109 +43,6 @@ class Progress:
     mm2: float = 0.0
     mm2_done: float = 0.0
     message: str = ""
-
-
-class Crew:
-    """Who works for a run: workers that were accepted, what each may do, and who was refused and why."""
-
-    def __init__(self, client: Client, setup: WorkerSetup) -> None:
-        self.client = client
-        self.setup = setup
-        self._roles: dict[str, str] = {}
-        self.refused: dict[str, str] = {}
-        self._looked = -LOOK_S
-        self._seen = time.monotonic()
-        self._told = False
-        self.threads = 0
-        self._slide_role = False
-
-    def join(self) -> None:
-        """Have every worker, those that come later too, checked and set up.
-
-        Raises
-        ------
-        InputError
-            There are workers, and every one of them was refused.
-        """
-        self.client.subscribe_topic(self.setup.name, self._event)
-        try:
-            self.client.register_plugin(self.setup)
-        except (ImportError, AttributeError, TypeError, ValueError) as err:  # a worker cannot even read what it was sent
-            log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(err))
-        start = time.monotonic()
-        while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
-            # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
-            waited = time.monotonic() - start
-            if waited > (PATIENCE_S if answers and not self._roles else LOOK_S):
-                break
-            if waited > ASK_S:
-                self._ask(everyone)
-            time.sleep(0.01 if waited < ASK_S else ASK_S)
-        self.look()
-        if self.refused and not self._roles:
-            raise InputError(
-                "Every worker of the scheduler was refused:\n" + "\n".join(f"  {r}" for r in self.refused.values())
-            )
-
-    def look(self) -> int:
-        """Return how many tiles the accepted workers do at once, asked anew every few seconds."""
-        now = time.monotonic()
-        if now - self._looked >= LOOK_S:
-            self._looked = now
-            everyone = self._everyone()
-            self._ask(everyone)
-            roles = dict(self._roles)
-            there = {a: n for a, n in everyone.items() if a in roles}
-            self.threads = sum(n for a, n in there.items() if roles[a] == "tile")
-            self._slide_role = any(roles[a] == "slide" for a in there)
-            if self.threads:
-                self._seen, self._told = now, False
-            elif not self._told and now - self._seen > PATIENCE_S:
-                self._told = True
-                log.warning("no worker is there; waiting for one. Ctrl-C stops; the same command resumes")
-        return self.threads
-
-    def resources(self, kind: str) -> dict[str, float]:
-        """Return what a task must ask for."""
-        role = "tile" if kind == "tiles" else "slide" if self._slide_role else "any"
-        return {self.setup.resource(role): 1}
-
-    def leave(self) -> None:
-        """Let the workers go: a cluster of others outlives this run."""
-        self.client.unsubscribe_topic(self.setup.name)
-        self.client.unregister_worker_plugin(self.setup.name)
-
-    def _everyone(self) -> dict[str, int]:
-        there: dict[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
-        return there
-
-    def _ask(self, everyone: Iterable[str]) -> None:
-        """Ask workers that were not heard of: an event that is sent before the scheduler knows of our interest is lost."""
-        silent = [a for a in everyone if a not in self._roles and a not in self.refused]
-        if silent:
-            try:
-                answers = self.client.run(
-                    verdict_of, self.setup.name, workers=silent, on_error="ignore", callback_timeout=ANSWER_S
-                )
-            except TimeoutError:  # a worker that hangs from the start must not hold up those that work
-                log.warning("%d workers do not answer: %s", len(silent), ", ".join(silent[:4]))
-                return
-            for message in filter(None, answers.values()):
-                self._hear(message)
-
-    def _event(self, event: tuple[float, dict[str, str]]) -> None:
-        self._hear(event[1])
-
-    def _hear(self, message: dict[str, str]) -> None:
-        address = message["worker"]
-        if address in self._roles or address in self.refused:
-            return
-        if message["refused"]:
-            self.refused[address] = f"{address} on {message['host']}: {message['refused']}"
-            log.warning("worker %s is refused", self.refused[address])
-        else:
-            self._roles[address] = message["role"]
-            self._looked = -LOOK_S
 
 
 class Drive:
@@ -189,6 +73,8 @@ class Drive:
         self.rows = rows  # by slide id; those of an earlier connection stay
         self.inputs: dict[str, SlideInput] = {}
         self.tile_mm2: dict[str, float] = {}
+        self.unopened: dict[str, SlideInput] = {}  # a host that comes later may be able to open them
+        self.hosts_seen = 0
 
     def run(self, slides: Sequence[SlideInput]) -> None:
         """Run all slides; their statistics rows stand in ``rows`` then.
@@ -205,20 +91,24 @@ class Drive:
         feeder = Feeder(
             slides, limit=1, retries=schedule.retries, in_flight=schedule.in_flight_per_worker, task_s=schedule.task_s
         )
-        flying: dict[Future, Task] = {}
+        flying: dict[Future, tuple[Task, frozenset[str]]] = {}
         ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
         while not feeder.done():
             feeder.limit = max(1, self._look()) * schedule.in_flight_per_worker
+            self._reopen(feeder)
             while (task := feeder.next_task()) is not None:
-                future = self._submit(task, feeder)
-                flying[future] = task
+                future, chosen = self._submit(task, feeder)
+                flying[future] = task, chosen
                 future.add_done_callback(ready.put)
             try:
                 future = ready.get(timeout=LOOK_S)
             except queue.Empty:
+                for waiting in [f for f, (_, chosen) in flying.items() if chosen and not chosen & self.crew.there.keys()]:
+                    waiting.cancel()  # all that it may go to are gone; it comes back as lost
                 continue
-            self._take(flying.pop(future), future, feeder)
+            self._take(flying.pop(future)[0], future, feeder)
             self.on_progress(self.progress)
+        self._tell_of_hosts()
         if schedule.stage:
             self.client.run(end_staging, schedule.stage, on_error="ignore")
 
@@ -228,6 +118,7 @@ class Drive:
                 f"The Dask scheduler is gone (connection {self.client.status}). Finished tiles are kept: start a scheduler and "
                 "run the same command again."
             )
+        self._tell_of_hosts()
         try:
             return self.crew.look()
         except (OSError, TimeoutError) as err:
@@ -235,17 +126,39 @@ class Drive:
                 f"The Dask scheduler does not answer ({one_line(err)}). Finished tiles are kept: run the same command again."
             ) from err
 
-    def _submit(self, task: Task, feeder: Feeder) -> Future:
+    def _tell_of_hosts(self) -> None:
+        hosts = self.crew.hosts
+        for text in hosts.news:
+            log.warning("%s", text)
+        hosts.news.clear()
+        self.watch.hosts_aside |= hosts.aside
+
+    def _reopen(self, feeder: Feeder) -> None:
+        """Give slides that could not be opened to hosts that came since."""
+        hosts = self.crew.hosts
+        if len(hosts) == self.hosts_seen:
+            return
+        self.hosts_seen = len(hosts)
+        able = self.crew.able("prepare")
+        for slide_id in [s for s in self.unopened if hosts.may_be_done(("prepare", s, -1), able)]:
+            log.warning("slide %s: tried again on a host that came later", slide_id)
+            feeder.add(self.unopened.pop(slide_id))
+            self.rows.pop(slide_id, None)
+            self.progress.slides_done -= 1
+
+    def _submit(self, task: Task, feeder: Feeder) -> tuple[Future, frozenset[str]]:
+        """Hand out a task; return it and the workers that it is bound to (none: any)."""
         name = self.crew.setup.name
-        options: dict[str, Any] = {"pure": False, "retries": 0, "resources": self.crew.resources(task.kind)}
+        options = {"pure": False, "retries": 0, **self.crew.options(task.kind, _things(task))}
+        bound = frozenset(options.get("workers", ()))
         if task.kind == "prepare":
             return self.client.submit(
                 prepare_task, task.payload, feeder.upcoming(), name, *self.constants, priority=5, **options
-            )
+            ), bound
         if task.kind == "tiles":
-            return self.client.submit(tiles_task, task.payload, name, **options)
+            return self.client.submit(tiles_task, task.payload, name, **options), bound
         slide_id, failed = task.payload
-        return self.client.submit(finish_task, slide_id, failed, name, priority=10, **options)
+        return self.client.submit(finish_task, slide_id, failed, name, priority=10, **options), bound
 
     def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
         error = future.exception()
@@ -253,43 +166,69 @@ class Drive:
             if future.cancelled():
                 self._look()  # the scheduler may be gone
             self._take_lost(task, str(future.key), one_line(error)[:500], feeder)
-        elif task.kind == "tiles":
-            self._take_tiles(task, _fetched(future), feeder)
+            return
+        answer = _fetched(future)
+        if task.kind == "tiles":
+            self._take_tiles(task, self.crew.hosts.took_tiles(answer.worker, answer.result), feeder)
+        elif isinstance(answer.result, Failure):
+            self._take_failure(task, answer.worker, answer.result, feeder)
         elif task.kind == "prepare":
-            self._take_prepared(task, _fetched(future), feeder)
+            if answer.result.row is None:  # else nothing was opened
+                self.crew.hosts.succeeded(answer.worker, *_things(task))
+            self._take_prepared(task, answer.result, feeder)
         else:
-            row = _fetched(future)
+            self.crew.hosts.succeeded(answer.worker, *_things(task))
             feeder.finished()
-            self._close_slide(task.slide_id, row)
+            self._close_slide(task.slide_id, answer.result)
+
+    def _take_failure(self, task: Task, worker: str, failure: Failure, feeder: Feeder) -> None:
+        """Take a slide that could not be prepared or finished: another host tries it, where there is one that may succeed."""
+        hosts, (thing,) = self.crew.hosts, _things(task)
+        if not failure.fact:
+            hosts.failed(worker, thing, failure.reason, STRIKES)  # it was tried more than once there
+            if hosts.may_be_done(thing, self.crew.able(task.kind)):
+                self.watch.counts["retries"] += 1
+                where = " ".join(hosts.where(worker))
+                log.warning("slide %s: trying again on another host than %s (%s)", task.slide_id, where, failure.reason)
+                feeder.again(task)
+                return
+            if task.kind == "prepare":
+                self.unopened[task.slide_id] = task.payload
+        (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
+        reasons = hosts.failures(thing) or [(worker, failure.reason)]
+        # a host whose disk is full says that of every slide
+        worker, reason = next((r for r in reversed(reasons) if not full_disk(r[1])), reasons[-1])
+        self._close_slide(task.slide_id, reason, worker=worker, attempts=len(reasons))
 
     def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
         """Take a task without a result: its worker died, or left, or could not even begin."""
         deaths = self.watch.blamed(key)
+        self.crew.hosts.took_deaths(deaths)
         self.watch.counts["retries"] += 1
         if task.kind == "tiles":
             log.warning(
                 "slide %s: %d tiles lost (%s)", task.slide_id, len(task.payload), deaths[0].reason if deaths else reason
             )
             by_id = {tile.tile_id: tile for tile, _ in task.payload}
-            for outcome in feeder.tiles_lost(task, {d.tile_id: d for d in deaths if d.kind == "tile"}, reason):
+            guilty = {d.tile_id: d for d in deaths if d.kind == "tile"}
+            for outcome in feeder.tiles_lost(task, guilty, reason, self._elsewhere(task)):
                 self._count(by_id[outcome.tile_id], outcome)
             return
         self.lost[task.kind, task.slide_id] += 1
         patience = self.config.schedule.retries if deaths else MOST_RETURNS
-        if self.lost[task.kind, task.slide_id] <= patience:
+        elsewhere = self.crew.hosts.may_be_done(_things(task)[0], self.crew.able(task.kind))
+        if self.lost[task.kind, task.slide_id] <= patience or elsewhere:
             log.warning(
                 "slide %s: %s was lost (%s); trying again", task.slide_id, task.kind, deaths[0].reason if deaths else reason
             )
             feeder.again(task)
             return
         (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
-        self._close_slide(task.slide_id, reason)
+        worker = deaths[0].worker if deaths else ""
+        why = deaths[0].reason if deaths else reason
+        self._close_slide(task.slide_id, why, worker=worker, attempts=self.lost[task.kind, task.slide_id])
 
-    def _take_prepared(self, task: Task, result: PrepareDone | str, feeder: Feeder) -> None:
-        if isinstance(result, str):
-            feeder.prepare_failed()
-            self._close_slide(task.slide_id, result)
-            return
+    def _take_prepared(self, task: Task, result: PrepareDone, feeder: Feeder) -> None:
         feeder.prepared(result)
         if result.note:
             log.warning("slide %s is done anew: %s", task.slide_id, result.note)
@@ -305,15 +244,25 @@ class Drive:
         self.watch.event("slide_opened", slide_id=task.slide_id, tiles=len(result.todo), tiles_decided=len(result.decided))
 
     def _take_tiles(self, task: Task, outcomes: list[TileOutcome], feeder: Feeder) -> None:
+        elsewhere = self._elsewhere(task)
         for outcome in outcomes:
-            _stop_on_full_disk(outcome.error, self.folder)
-        final = feeder.tiles_done(task, outcomes)
+            thing = ("tile", outcome.slide_id, outcome.tile_id)
+            everywhere = all(full_disk(reason) for _, reason in self.crew.hosts.failures(thing))
+            if outcome.tile_id not in elsewhere and everywhere:
+                _stop_on_full_disk(outcome.error, self.folder)
+        final = feeder.tiles_done(task, outcomes, elsewhere)
         for (tile, _), outcome, is_final in zip(task.payload, outcomes, final, strict=True):
             if is_final:
                 self._count(tile, outcome)
                 continue
             self.watch.counts["retries"] += 1
-            log.warning("slide %s, tile %d: trying again (%s)", tile.slide_id, tile.tile_id, outcome.error)
+            where = f"after {outcome.error}" + (f" on {outcome.host} {outcome.worker}" if outcome.host else "")
+            log.warning("slide %s, tile %d: trying again %s", tile.slide_id, tile.tile_id, where)
+
+    def _elsewhere(self, task: Task) -> frozenset[int]:
+        """Return which tiles of a task failed, and are to be tried on another host before they are given up."""
+        hosts, able = self.crew.hosts, self.crew.able("tiles")
+        return frozenset(thing[2] for thing in _things(task) if hosts.may_be_done(thing, able))
 
     def _count(self, tile: Tile, outcome: TileOutcome) -> None:
         """Add a tile that is decided to the totals."""
@@ -321,16 +270,20 @@ class Drive:
         self.progress.nuclei += outcome.n_nuclei
         self.progress.mm2_done += tile.core.w * tile.core.h * tile.tissue_frac * self.tile_mm2[tile.slide_id]
         if outcome.status == "failed":
+            self.crew.hosts.forget(("tile", tile.slide_id, tile.tile_id))
             self.progress.tiles_failed += 1
             facts = {"slide_id": tile.slide_id, "tile_id": tile.tile_id, "attempts": outcome.attempts}
+            facts |= {"host": outcome.host, "worker": outcome.worker}
             self.watch.event("tile_failed", level="error", **facts, error=outcome.error)
 
-    def _close_slide(self, slide_id: str, result: dict[str, Any] | str, *, earlier: bool = False) -> None:
+    def _close_slide(
+        self, slide_id: str, result: dict[str, Any] | str, *, earlier: bool = False, worker: str = "", attempts: int = 1
+    ) -> None:
         if isinstance(result, str):
             _stop_on_full_disk(result, self.folder)
-            slide = self.inputs[slide_id]
-            log.error("slide %s: %s", slide_id, result)
-            result = record_failed_slide(self.folder, slide_id, slide.path, slide.cohort, self.digest, result)
+            at = self.crew.hosts.where(worker)
+            log.error("slide %s: %s%s", slide_id, result, f" (on {at[0]}, worker {at[1]})" if at[0] else "")
+            result = record_failed_slide(self.folder, self.inputs[slide_id], self.digest, result, attempts, at)
         self.rows[slide_id] = result
         self.tile_mm2.pop(slide_id, None)
         self.progress.slides_done += 1
@@ -339,7 +292,13 @@ class Drive:
             self.watch.event("slide_closed", **facts)
 
 
-def _fetched(future: Future) -> Any:
+def _things(task: Task) -> list[Thing]:
+    if task.kind == "tiles":
+        return [("tile", task.slide_id, tile.tile_id) for tile, _ in task.payload]
+    return [(task.kind, task.slide_id, -1)]
+
+
+def _fetched(future: Future) -> Answer:
     """Return what a finished task returned; ``SchedulerLostError`` where it does not arrive."""
     try:
         return future.result(timeout=ANSWER_S)

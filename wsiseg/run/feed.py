@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -154,15 +154,23 @@ class Feeder:
         self._running -= 1
         self._preparing -= 1
 
-    def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome]) -> list[bool]:
-        """Take the outcomes of a tiles task, in its order; return for each False where the tile will be tried again."""
+    def add(self, slide: SlideInput) -> None:
+        """Take a slide once more whose preparing had failed: somebody else may open it."""
+        self._slides.append(slide)
+
+    def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome], elsewhere: Collection[int] = ()) -> list[bool]:
+        """Take the outcomes of a tiles task, in its order; return for each False where the tile will be tried again.
+
+        ``elsewhere`` names the tiles that another host has yet to try, whatever their number of tries.
+        """
         state = self._landed(task)
         final = []
         for (tile, _), outcome in zip(task.payload, outcomes, strict=True):
             state.running -= 1
             if outcome.status == "done":
                 self._tile_s.add(max(LEAST_TILE_S, sum(outcome.seconds.values())))
-            final.append(outcome.status != "failed" or outcome.attempts > self._retries)
+            spent = outcome.attempts > self._retries and tile.tile_id not in elsewhere
+            final.append(outcome.status != "failed" or spent)
             if not final[-1]:
                 state.alone.append((tile, outcome.attempts + 1))
                 self._waiting += 1
@@ -171,12 +179,14 @@ class Feeder:
         self._maybe_finish(task.slide_id)
         return final
 
-    def tiles_lost(self, task: Task, deaths: Mapping[int, Death], reason: str) -> list[TileOutcome]:
+    def tiles_lost(
+        self, task: Task, deaths: Mapping[int, Death], reason: str, elsewhere: Collection[int] = ()
+    ) -> list[TileOutcome]:
         """Take the loss of a tiles task with its worker; return the outcomes of tiles that are given up.
 
         ``deaths`` says at which of its tiles (by id) workers died. What merely waited there goes back without having
         used up a try. Where nobody is known to be guilty, all of them are suspects, and given up for ``reason`` at the end of
-        much patience.
+        much patience. ``elsewhere`` names the tiles that another host has yet to try.
         """
         was_suspect = task is self._suspect_in_air
         state = self._landed(task)
@@ -186,7 +196,8 @@ class Feeder:
             self._returns[tile.slide_id, tile.tile_id] += 1
             death = deaths.get(tile.tile_id)
             spent = death is not None and attempt > self._retries
-            if (spent and death and death.alone) or self._returns[tile.slide_id, tile.tile_id] > MOST_RETURNS:
+            guilty = spent and death is not None and death.alone and tile.tile_id not in elsewhere
+            if guilty or self._returns[tile.slide_id, tile.tile_id] > MOST_RETURNS:
                 why = death.reason if death else reason
                 given_up.append(TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, why, attempt))
             elif death or was_suspect or not deaths:

@@ -204,6 +204,8 @@ def _error_rows(tiles: Sequence[Tile], bad: dict[int, TileOutcome], scale: float
             "y_px": round(t.core.y / scale),
             "error": bad[t.tile_id].error,
             "attempts": bad[t.tile_id].attempts,
+            "host": bad[t.tile_id].host,
+            "worker": bad[t.tile_id].worker,
         }
         for t in tiles
         if t.tile_id in bad
@@ -216,10 +218,17 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def record_failed_slide(folder: RunFolder, slide_id: str, path: str, cohort: str, digest: str, error: str) -> dict[str, Any]:
-    """Record a slide that could not be used at all; return its statistics row (status ``failed``)."""
-    row = failed_row(slide_id, path, cohort, error)
-    entry = {"slide_id": slide_id, "tile_id": -1, "x_px": 0, "y_px": 0, "error": error, "attempts": 1}
+def record_failed_slide(
+    folder: RunFolder, slide: SlideInput, digest: str, error: str, attempts: int = 1, at: tuple[str, str] = ("", "")
+) -> dict[str, Any]:
+    """Record a slide that could not be used at all; return its statistics row (status ``failed``).
+
+    ``attempts`` is how often it was tried, ``at`` the host and the worker of the last try.
+    """
+    slide_id = slide.slide_id
+    row = failed_row(slide_id, slide.path, slide.cohort, error)
+    entry = {"slide_id": slide_id, "tile_id": -1, "x_px": 0, "y_px": 0, "error": error, "attempts": attempts}
+    entry |= {"host": at[0], "worker": at[1]}
     record = {"digest": digest, "row": row, "errors": [entry]}
     atomic_write_bytes(folder.slide_json(slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
     return row

@@ -33,7 +33,8 @@ _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
 class Death:
     """A worker that died at something; ``tile_id`` is -1 for the whole slide, ``reason`` says how, in one line.
 
-    ``alone``: nothing else of the run was going on in that process, so nothing else can have killed it.
+    ``alone``: nothing else of the run was going on in that process, so nothing else can have killed it. ``worker`` is its
+    address in the cluster.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Death:
     tile_id: int
     reason: str
     alone: bool = True
+    worker: str = ""
 
 
 class Presence:
@@ -54,12 +56,15 @@ class Presence:
         Unique to this start of the worker.
     timeout_s
         Most seconds that one thing may take before the process ends itself; 0: no limit.
+    address
+        Of the worker in its cluster.
     """
 
-    def __init__(self, folder: Path, worker_id: str, timeout_s: float = 0.0) -> None:
+    def __init__(self, folder: Path, worker_id: str, timeout_s: float = 0.0, address: str = "") -> None:
         name = "".join(c if c.isalnum() or c in "-_" else "-" for c in worker_id)
         self.path = folder / f"{name}.json"
         self._timeout_s = timeout_s
+        self._address = address
         self._lock = threading.Lock()
         self._at: dict[int, tuple[float, dict[str, Any]]] = {}  # by thread: when it must end, and what it is
         self._done = 0
@@ -107,6 +112,7 @@ class Presence:
         record = {
             "host": platform.node(),
             "pid": os.getpid(),
+            "worker": self._address,
             "tiles_done": self._done,
             "timeout_s": self._timeout_s,
             "at": [entry for _, entry in self._at.values()],
@@ -146,7 +152,8 @@ def deaths(folder: Path, task: str) -> list[Death]:
             if entry.get("task") == task:
                 reason = _reason(folder / f"{record['id']}.trace", record)
                 alone = len(record["at"]) == 1
-                found.append(Death(str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"]), reason, alone))
+                what = str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"])
+                found.append(Death(*what, reason, alone, str(record.get("worker", ""))))
     return found
 
 

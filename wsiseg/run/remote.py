@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import dask
 from distributed import Client
@@ -16,7 +17,7 @@ from wsiseg.config import ScheduleConfig
 from wsiseg.errors import InputError, one_line
 from wsiseg.log import log
 
-__all__ = ["QUIET_DASK", "connect_remote", "dashboard_link", "first_worker"]
+__all__ = ["QUIET_DASK", "connect_remote", "dashboard_link", "fitting_workers"]
 
 QUIET_DASK = {
     "distributed.admin.low-level-log-length": 20,
@@ -79,8 +80,8 @@ def dashboard_link(client: Client) -> str:
     return str(client.dashboard_link)
 
 
-def first_worker(client: Client) -> str:
-    """Return the address of a worker that has this version of wsiseg, waiting until there is a worker at all.
+def fitting_workers(client: Client) -> list[str]:
+    """Return the addresses of workers that have this version of wsiseg, one a machine, waiting until there is a worker at all.
 
     Raises
     ------
@@ -94,9 +95,9 @@ def first_worker(client: Client) -> str:
             told = True
         time.sleep(0.5)
     versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s")
-    good: list[str] = [address for address, version in versions.items() if version == __version__]
+    good = {urlsplit(address).hostname: str(address) for address, version in versions.items() if version == __version__}
     if good:
-        return good[0]
+        return list(good.values())
     lines = [f"  {a}: {one_line(v) if isinstance(v, BaseException) else v}" for a, v in sorted(versions.items())]
     raise InputError(
         f"Every worker of the scheduler was refused: the run has wsiseg version {__version__}, the workers have\n"

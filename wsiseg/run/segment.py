@@ -19,12 +19,13 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import InputError, OutputMismatchError, SchedulerLostError, one_line
 from wsiseg.log import log
 from wsiseg.run.cluster import connect
+from wsiseg.run.crew import ANSWER_S, Crew
 from wsiseg.run.devices import compute_device
-from wsiseg.run.drive import Crew, Drive, Progress
+from wsiseg.run.drive import Drive, Progress
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import absolute_inputs
 from wsiseg.run.manifest import SlideInput, require_plain_names
-from wsiseg.run.remote import dashboard_link, first_worker
+from wsiseg.run.remote import dashboard_link, fitting_workers
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.tasks import worker_facts
 from wsiseg.run.watch import Watch
@@ -34,13 +35,19 @@ from wsiseg.types import Stain
 
 __all__ = ["Progress", "RunSummary", "segment"]
 
+MOST_ASKED = 8
+"""Workers, each of another host, that are asked what they would compute with until one answers."""
+
 RECONNECT_S = 600.0
 """How long a client waits for a scheduler that it lost: the restart of a machine."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run did. ``rows`` are the statistics rows of all slides named (of a shard: its own), earlier ones included."""
+    """What a run did. ``rows`` are the statistics rows of all slides named (of a shard: its own), earlier ones included.
+
+    ``hosts_aside`` names the hosts that were given no more work for a time, and why.
+    """
 
     out: Path
     rows: list[dict[str, Any]]
@@ -49,6 +56,7 @@ class RunSummary:
     mm2_done: float
     digest: str
     weights: str
+    hosts_aside: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def ok(self) -> bool:
@@ -115,7 +123,8 @@ def segment(
                 write_tables(folder, ordered, errors)
     if shard:
         merge_if_last(folder)
-    return RunSummary(folder.root, ordered, errors, time.perf_counter() - start, progress.mm2_done, digest, weights)
+    seconds = time.perf_counter() - start
+    return RunSummary(folder.root, ordered, errors, seconds, progress.mm2_done, digest, weights, watch.hosts_aside)
 
 
 def _rows(
@@ -191,18 +200,37 @@ def _claimed(
 
 def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
     """Pin what ``auto`` means (a resumed run keeps the folder's choice) and return it with the worker's facts."""
-    options: dict[str, Any] = {"pure": False}
-    if config.schedule.remote:
-        options["workers"] = [first_worker(client)]
-        config = _on_device(config, client.submit(compute_device, config, **options).result())
+    remote = config.schedule.remote
+    workers = fitting_workers(client) if remote else []
+    if remote:
+        config = _on_device(config, _asked(client, workers, compute_device, config))
     old = folder.read_run()
     for name in ("precision", "engine"):
         if old is not None and getattr(config.predict, name) == "auto":
             stored = old["results"].get(f"predict.{name}", "auto")
             config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, **{name: stored}))
-    facts: dict[str, Any] = client.submit(worker_facts, str(folder.root), config, config.schedule.device, **options).result()
+    facts: dict[str, Any] = _asked(client, workers, worker_facts, str(folder.root), config, config.schedule.device)
     predict = dataclasses.replace(config.predict, precision=facts.pop("precision"), engine=facts.pop("engine"))
     return dataclasses.replace(config, predict=predict), facts
+
+
+def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
+    """Return what the first of some workers answers that can (none: any worker); one whose library or GPU is broken cannot."""
+    for address in workers[:MOST_ASKED]:
+        future = client.submit(function, *args, workers=[address], pure=False)
+        error: BaseException | None
+        while True:
+            try:
+                error = future.exception(timeout=ANSWER_S)
+                break
+            except TimeoutError as err:
+                error = err
+                if address not in client.nthreads():  # it left, and nobody else may answer
+                    break
+        if error is None or isinstance(error, CancelledError):
+            return future.result()
+        log.warning("worker %s cannot say what it would compute with (%s); asking another", address, one_line(error))
+    return client.submit(function, *args, pure=False, **({"workers": list(workers)} if workers else {})).result()
 
 
 def _on_device(config: RunConfig, device: str) -> RunConfig:

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,7 +85,7 @@ def _is_record(record: Any) -> bool:
     return (
         used <= set(row)
         and all(v is None or (isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)) for v in numbers)
-        and all(isinstance(e, dict) and {c.name for c in ERRORS} <= set(e) for e in errors)
+        and all(isinstance(e, dict) and {c.name for c in ERRORS} - {"host", "worker"} <= set(e) for e in errors)
         and all(type(e["tile_id"]) is int and isinstance(e["error"], str) for e in errors)
     )
 
@@ -136,7 +136,9 @@ def _clients(folder: RunFolder) -> list[dict[str, Any]]:
         except (OSError, ValueError):
             continue  # gone meanwhile
         if _is_progress(record):  # else of another version, or damaged
-            found.append({**record, "client": path.stem, "age_s": _age_s(path)})
+            aside = record.get("hosts_aside")
+            told = {str(k): str(v) for k, v in aside.items()} if isinstance(aside, dict) else {}
+            found.append({**record, "client": path.stem, "age_s": _age_s(path), "hosts_aside": told})
     return found
 
 
@@ -193,13 +195,14 @@ def _eta_s(clients: list[dict[str, Any]], rows: dict[str, dict[str, Any]], rate:
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Failures that say the same but for numbers and paths."""
+    """Failures that say the same but for numbers and paths; ``hosts`` are those of the last tries, most failures first."""
 
     kind: str
     message: str
     tiles: int
     slides: tuple[str, ...]
     advice: str
+    hosts: tuple[str, ...] = ()
 
 
 _ADVICE = {
@@ -231,6 +234,7 @@ def group_errors(root: Path) -> list[ErrorGroup]:
     if folder.read_run() is None:
         raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
     groups: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
+    hosts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for slide_id, record in slide_records(folder):
         if record is None:
             text = "FormatError: the slide's JSON cannot be read"
@@ -240,6 +244,7 @@ def group_errors(root: Path) -> list[ErrorGroup]:
             text = str(error["error"])
             kind = text.partition(":")[0].strip()
             groups.setdefault((kind, _shape(text)), []).append((slide_id, int(error["tile_id"]), text))
+            hosts[kind, _shape(text)].update([str(error["host"])] if error.get("host") else [])
     found = [
         ErrorGroup(
             kind=kind,
@@ -247,8 +252,9 @@ def group_errors(root: Path) -> list[ErrorGroup]:
             tiles=sum(tile_id >= 0 for _, tile_id, _ in members),
             slides=tuple(dict.fromkeys(slide_id for slide_id, _, _ in members)),
             advice=_ADVICE.get(kind, _OTHERWISE),
+            hosts=tuple(f"{host} ({n})" for host, n in hosts[kind, shape].most_common(5)),
         )
-        for (kind, _), members in groups.items()
+        for (kind, shape), members in groups.items()
     ]
     return sorted(found, key=lambda g: (-len(g.slides), -g.tiles, g.kind, g.message))
 

@@ -8,6 +8,7 @@ import errno
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +29,31 @@ from wsiseg.run.tile import run_tile
 from wsiseg.run.worker import at_work
 from wsiseg.types import Stain, Tile, TileOutcome
 
-__all__ = ["end_staging", "finish_task", "full_disk", "prepare_task", "tiles_task", "worker_facts"]
+__all__ = ["Answer", "Failure", "end_staging", "finish_task", "full_disk", "prepare_task", "tiles_task", "worker_facts"]
 
 T = TypeVar("T")
 
+FACTS = (MissingMppError, AnisotropicMppError)
+"""What is said of a slide, not of the machine that looked at it."""
+
 FIRST_PAUSE_S = 0.2
 """Before the second try of opening or finishing a slide; doubled before each further one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """Why a slide could not be prepared or finished, in one line; ``fact``: of the slide, so that no other host can help."""
+
+    reason: str
+    fact: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a task found, and the address of the worker that did it."""
+
+    worker: str
+    result: Any
 
 
 def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
@@ -43,10 +63,11 @@ def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
     return {**context.facts(), "licence": context.model.licence}
 
 
-def prepare_task(
-    slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, aim: Stain
-) -> PrepareDone | str:
-    """Prepare a slide; an unusable slide comes back as its reason. ``ahead`` is the one whose copying may begin meanwhile."""
+def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, aim: Stain) -> Answer:
+    """Prepare a slide: ``PrepareDone``, or ``Failure`` of one that cannot be used.
+
+    ``ahead`` is the one whose copying may begin meanwhile.
+    """
     start = time.perf_counter()
     context, busy = at_work(setup)
     config = context.config
@@ -59,20 +80,20 @@ def prepare_task(
         try:
             row = finished_row(context.folder, slide, context.digest)
             if row is not None:
-                return PrepareDone(slide.slide_id, row=row)
+                return _answer(PrepareDone(slide.slide_id, row=row))
             if config.schedule.stage:
                 _stage_ahead(ahead, context)
             job = _persistently(prepare, config.schedule.retries)
             todo, decided = tiles_to_do(job, context)
-        except (WsisegError, OSError) as err:
-            return one_line(err)
+        except (WsisegError, OSError, ImportError) as err:
+            return _answer(Failure(one_line(err), isinstance(err, FACTS)))
     mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
     seconds = time.perf_counter() - start
-    return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds)
+    return _answer(PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds))
 
 
-def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> list[TileOutcome]:
-    """Do some tiles of a slide, each with its number of this try, and return their outcomes in the same order.
+def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
+    """Do some tiles of a slide, each with its number of this try: a list of their outcomes in the same order.
 
     A batch may be begun anew, after the worker that had it died or left: what that one finished is not done again. A worker
     that is asked to leave ends the tile it is at.
@@ -87,21 +108,25 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> list[TileOutc
         done = done_before(tile, context) if len(batch) > 1 else None
         with busy("tile", tile.slide_id, tile.tile_id):
             outcomes.append(done or run_tile(tile, context, attempt))
-    return outcomes
+    return _answer(outcomes)
 
 
-def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> dict[str, Any] | str:
-    """Finish a slide; return its statistics row, or the reason why there is none."""
+def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> Answer:
+    """Finish a slide: its statistics row, or ``Failure``."""
     context, busy = at_work(setup)
     with busy("finish", slide_id, -1):
         try:
             row = _persistently(lambda: finish_slide(slide_id, failed, context), context.config.schedule.retries)
-        except (WsisegError, OSError) as err:
-            return one_line(err)
+        except (WsisegError, OSError, ImportError) as err:
+            return _answer(Failure(one_line(err)))
     if context.config.schedule.stage:
         context.forget(slide_id)
         drop_staged(Path(context.config.schedule.stage), slide_id)
-    return row
+    return _answer(row)
+
+
+def _answer(result: Any) -> Answer:
+    return Answer(get_worker().address, result)
 
 
 def _persistently(work: Callable[[], T], retries: int) -> T:
@@ -109,8 +134,8 @@ def _persistently(work: Callable[[], T], retries: int) -> T:
     for k in range(retries):
         try:
             return work()
-        except (MissingMppError, AnisotropicMppError):
-            raise  # facts do not change
+        except FACTS:
+            raise  # they do not change
         except (WsisegError, OSError) as err:
             if full_disk(one_line(err)):
                 raise

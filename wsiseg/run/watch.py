@@ -67,6 +67,8 @@ class Watch:
         self, folder: RunFolder, config: RunConfig, slides: Sequence[SlideInput], totals: Totals, shard: str = ""
     ) -> None:
         self.counts: Counter[str] = Counter()
+        self.hosts_aside: dict[str, str] = {}
+        """Hosts that were put aside, and why."""
         self._folder, self._config, self._slides, self._totals = folder, config, slides, totals
         self._name = shard or "run"
         self._log = EventLog(folder.root / (f"log-{shard}.jsonl" if shard else "log.jsonl"))
@@ -124,6 +126,7 @@ class Watch:
         numbers = self._numbers()
         elapsed_s = time.monotonic() - self._start
         record = {**numbers, "state": state, "elapsed_s": round(elapsed_s, 3), "host": platform.node(), "pid": os.getpid()}
+        record["hosts_aside"] = dict(self.hosts_aside)
         with contextlib.suppress(OSError):
             atomic_write_bytes(self._folder.root / "progress" / f"{self._name}.json", json.dumps(record, indent=1).encode())
         if self._config.schedule.metrics_file:

@@ -90,7 +90,7 @@ class WorkerSetup(WorkerPlugin):
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, terms, device)
         self.verdict: dict[str, str] = {}
-        """What was found here, once it is known: ``worker``, ``host``, ``role``, and ``refused`` (why, or nothing)."""
+        """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, ``role``, ``refused`` (why)."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
 
@@ -113,10 +113,12 @@ class WorkerSetup(WorkerPlugin):
             self.context = WorkerContext(folder, local_config(config), terms.digest, device if role == "tile" else "cpu")
             # without a nanny nobody would start the worker anew, and one that is a thread would take its program with it
             timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
-            self.presence = Presence(folder.workers, worker.id, timeout_s)
+            self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)
             await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
             _wake(worker)
-        self.verdict = {"worker": worker.address, "host": platform.node(), "role": role, "refused": "; ".join(reasons)}
+        name = str(worker.name)
+        self.verdict = {"worker": worker.address, "name": name if "://" not in name else "", "host": platform.node()}
+        self.verdict |= {"role": role, "refused": "; ".join(reasons)}
         await worker.scheduler.log_event(topic=self.name, msg=self.verdict)
 
     async def teardown(self, worker: Worker) -> None:

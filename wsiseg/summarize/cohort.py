@@ -38,8 +38,11 @@ def write_slides_table(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def write_errors_table(rows: Sequence[Row], path: str | Path) -> None:
-    """Write what failed to ``path`` (Parquet; no rows give a valid empty table). Raises as ``write_slides_table``."""
-    _write_parquet(rows, ERRORS, Path(path))
+    """Write what failed to ``path`` (Parquet; no rows give a valid empty table). Raises as ``write_slides_table``.
+
+    Rows of older runs have no ``host`` and ``worker``: they stay empty.
+    """
+    _write_parquet([{"host": "", "worker": "", **row} for row in rows], ERRORS, Path(path))
 
 
 def read_slides_table(path: str | Path) -> list[dict[str, Any]]:
