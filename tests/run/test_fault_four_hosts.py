@@ -1,4 +1,4 @@
-"""Four hosts as network namespaces: blind, late, dead, of another version, with a cut link; the tables are those of a local run."""
+"""Four hosts as network namespaces: blind, late, dead, of another version, a cut link; the tables are those of a local run."""
 
 from __future__ import annotations
 
@@ -39,3 +39,4 @@ def test_four_hosts_of_which_one_works_undisturbed(crop_png: Path, tmp_path: Pat
     said = (tmp_path / "work/client.log").read_text()
     assert "host blind (10.77.0.3) is put aside" in said
     assert "Traceback" not in said
+    assert "the scheduler is lost" not in said

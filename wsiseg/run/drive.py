@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,8 @@ class Drive:
         self.tile_mm2: dict[str, float] = {}
         self.unopened: dict[str, SlideInput] = {}  # a host that comes later may be able to open them
         self.hosts_seen = 0
+        self.there_seen: dict[str, int] = {}
+        self.recalled: set[Future] = set()  # tasks bound to workers that are gone
 
     def run(self, slides: Sequence[SlideInput]) -> None:
         """Run all slides; their statistics rows stand in ``rows`` then.
@@ -96,6 +98,7 @@ class Drive:
         while not feeder.done():
             feeder.limit = max(1, self._look()) * schedule.in_flight_per_worker
             self._reopen(feeder)
+            self._recall(flying)
             while (task := feeder.next_task()) is not None:
                 future, chosen = self._submit(task, feeder)
                 flying[future] = task, chosen
@@ -103,8 +106,6 @@ class Drive:
             try:
                 future = ready.get(timeout=LOOK_S)
             except queue.Empty:
-                for waiting in [f for f, (_, chosen) in flying.items() if chosen and not chosen & self.crew.there.keys()]:
-                    waiting.cancel()  # all that it may go to are gone; it comes back as lost
                 continue
             self._take(flying.pop(future)[0], future, feeder)
             self.on_progress(self.progress)
@@ -132,6 +133,17 @@ class Drive:
             log.warning("%s", text)
         hosts.news.clear()
         self.watch.hosts_aside |= hosts.aside
+
+    def _recall(self, flying: Mapping[Future, tuple[Task, frozenset[str]]]) -> None:
+        """Take back tasks of which all workers that they are bound to are gone: nobody would ever take them."""
+        there = self.crew.there
+        if there is self.there_seen:
+            return
+        self.there_seen = there
+        for future in [f for f, (_, chosen) in flying.items() if chosen and not chosen & there.keys()]:
+            if future not in self.recalled:
+                self.recalled.add(future)
+                future.cancel()
 
     def _reopen(self, feeder: Feeder) -> None:
         """Give slides that could not be opened to hosts that came since."""
@@ -161,6 +173,10 @@ class Drive:
         return self.client.submit(finish_task, slide_id, failed, name, priority=10, **options), bound
 
     def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
+        if future in self.recalled:
+            self.recalled.discard(future)
+            self._take_lost(task, str(future.key), "the workers that it was bound to are gone", feeder)
+            return
         error = future.exception()
         if error is not None:
             if future.cancelled():
