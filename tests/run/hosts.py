@@ -101,6 +101,18 @@ class Hosts:
         self.client_link.__exit__(None, None, None)
 
 
+def reached(hosts: Hosts) -> str:
+    """Return the scheduler's address for a client, once it listens."""
+    for _ in range(600):
+        try:
+            socket.create_connection(("127.0.0.1", hosts.port)).close()
+        except OSError:
+            time.sleep(0.1)
+        else:
+            return hosts.address
+    raise TimeoutError("no scheduler")
+
+
 def wait_for_parts(out: Path, more_than: int, timeout_s: float = 240) -> int:
     """Wait until a run has so many part files; return how many."""
     deadline = time.monotonic() + timeout_s

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from tests.run.conftest import environment, run_here
 from tests.run.hosts import Hosts as Machines
+from tests.run.hosts import reached
 from wsiseg.run.feed import Feeder, PrepareDone, Task
 from wsiseg.run.hosts import LONGEST_REST_S, MOST_HOSTS, REST_S, STRIKES, Hosts, Thing
 from wsiseg.run.manifest import SlideInput
@@ -240,7 +241,7 @@ def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path
     out = tmp_path / "out"
     with Machines(tmp_path / "hosts", rules=BROKEN[broken], names=("blind", "seeing")) as machines:
         command = [sys.executable, "-m", "wsiseg", "segment", str(slides), *CROP, "--out", str(out)]
-        command += ["--scheduler", machines.address]
+        command += ["--scheduler", reached(machines)]
         wait = "import sys; from distributed import Client; Client(sys.argv[1], timeout=60).wait_for_workers(2, timeout=120)"
         subprocess.run([sys.executable, "-c", wait, machines.address], env=environment(), check=True, timeout=200)
         done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)

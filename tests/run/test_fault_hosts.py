@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import threading
@@ -15,7 +14,7 @@ import pytest
 from distributed import Client
 
 from tests.run.conftest import environment, run_here
-from tests.run.hosts import Hosts, wait_for_parts
+from tests.run.hosts import Hosts, reached, wait_for_parts
 from wsiseg.run import crew as crews
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--engine", "eager")
@@ -47,7 +46,7 @@ def test_cut_network_then_lost_scheduler(crop_png: Path, tmp_path: Path) -> None
             str(crop_png),
             *CROP,
             "--scheduler",
-            hosts.address,
+            reached(hosts),
             "--out",
             str(out),
         ]
@@ -60,18 +59,6 @@ def test_cut_network_then_lost_scheduler(crop_png: Path, tmp_path: Path) -> None
     assert events[-1]["reconnects"] == 1
     assert any("the scheduler is lost" in e.get("text", "") for e in events)
     assert sum(e["event"] == "connected" for e in events) == 2
-
-
-def reached(hosts: Hosts) -> str:
-    """Return the scheduler's address for a client, once it listens."""
-    for _ in range(600):
-        try:
-            socket.create_connection(("127.0.0.1", hosts.port)).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return hosts.address
-    raise TimeoutError("no scheduler")
 
 
 def test_a_scheduler_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
