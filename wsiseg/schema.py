@@ -11,9 +11,31 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["BATCH_COLUMNS", "DERIVED", "ERRORS", "FEATURES", "NUCLEI", "SCHEMA_VERSION", "SLIDES", "Column"]
+__all__ = [
+    "BATCH_COLUMNS",
+    "DERIVED",
+    "ERRORS",
+    "FEATURES",
+    "FINISHED_STATUSES",
+    "GOOD_STATUSES",
+    "NUCLEI",
+    "SCHEMA_VERSION",
+    "SLIDES",
+    "SLIDE_STATUSES",
+    "Column",
+]
 
 SCHEMA_VERSION = "1"
+
+SLIDE_STATUSES = ("done", "empty", "suspect", "partial", "failed")
+"""What may stand in the column ``status`` of ``SLIDES``. ``partial``: some tiles failed; ``suspect``: there is no nucleus,
+although the slide is not plainly blank."""
+
+FINISHED_STATUSES = ("done", "empty", "suspect")
+"""Of slides whose every tile is decided without a failure: the same settings give the same again."""
+
+GOOD_STATUSES = ("done", "empty")
+"""Of slides that need nobody's look: a run of these alone ends with exit code 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +107,7 @@ BATCH_COLUMNS: tuple[Column, ...] = (
 SLIDES: tuple[Column, ...] = (
     Column("slide_id", "string", "", "file stem, TCGA barcode verbatim"),
     Column("cohort", "string", "", "cancer type or any group given in the manifest"),
-    Column("status", "string", "", "done, empty, partial (some tiles failed) or failed"),
+    Column("status", "string", "", "done, empty (blank glass), suspect (no nucleus, not blank), partial or failed"),
     Column("path", "string", "", "slide file as given"),
     Column("n_nuclei", "int64", "", "nuclei in the table"),
     Column("nuclei_per_mm2", "float64", "1/mm^2", "nuclei per tissue area"),
@@ -122,7 +144,7 @@ SLIDES: tuple[Column, ...] = (
     Column("seconds_write", "float64", "s", "time writing tiles and the table"),
     Column("device_note", "string", "", "most GPU memory held, and what was done otherwise for want of it (empty: on the CPU)"),
     Column("table", "string", "", "polygon table, relative to the run folder"),
-    Column("error", "string", "", "why the slide failed (empty: it did not)"),
+    Column("error", "string", "", "why the slide failed or is suspect (empty: neither)"),
 )
 """One row per slide."""
 

@@ -138,11 +138,15 @@ def test_failed_and_empty_slides_are_flagged_and_leave_the_tails_to_others() -> 
     )
     rows[1].update(status="empty", n_nuclei=0, nuclei_per_mm2=0.0, area_mean_um2=math.nan, area_std_um2=math.nan)
     rows[2].update(status="partial", tiles_failed=3)
+    nothing = {"n_nuclei": 0, "nuclei_per_mm2": 0.0, "area_mean_um2": None, "area_std_um2": None}
+    rows[3].update(status="suspect", error="no nucleus in 5 mm2 of tissue", **nothing)
     found = find_outliers(rows)
+    assert (found[3].round, found[3].tails) == (1, ["status:suspect"])
+    assert found[3].reasons == ["no nucleus in 5 mm2 of tissue"]
     assert found[0].reasons == ["the slide failed: not a slide"]
     assert found[1].reasons == ["no nucleus was found"]
     assert "3 tiles failed" in found[2].reasons[0]
-    assert sum("n_nuclei:low" in o.tails for o in found[2:]) == 1  # of the 48 with nuclei
+    assert sum("n_nuclei:low" in o.tails for o in found[2:]) == 1  # of the 47 with nuclei
 
 
 def test_equal_slides_do_not_stand_out() -> None:

@@ -161,7 +161,7 @@ def test_what_verify_asks_for_mends_it(run: Path) -> None:
 def test_status_counts_what_is_there(made: Path) -> None:
     now = run_status(made)
     assert now.state == "finished"
-    assert now.slides == {"done": 1, "empty": 0, "partial": 0, "failed": 2, "in_work": 0, "waiting": 0}
+    assert now.slides == {"done": 1, "empty": 0, "suspect": 0, "partial": 0, "failed": 2, "in_work": 0, "waiting": 0}
     assert now.nuclei == pq.read_table(made / "nuclei/good.parquet").num_rows
     assert now.tiles_done == json.loads((made / "slides/good.json").read_text())["row"]["tiles_done"]
     told = run_here("status", made, "--slides").output

@@ -77,6 +77,18 @@ def test_status_and_reason(tiles: tuple[int, int, int], status: str) -> None:
     assert (row["tiles_done"], row["tiles_empty"], row["tiles_failed"]) == tiles
 
 
+def test_a_slide_without_nuclei_is_empty_or_suspect_for_a_reason() -> None:
+    stats = TileStats(core_px=9, tissue_px=4)
+    blank, suspect = (
+        summarize_slide(columns(0), stats, META, 2.0, tiles=(1, 0, 0), seconds={}, stain="", table_name="", suspicion=why)
+        for why in ("", "no nucleus in 2 mm2 of tissue")
+    )
+    assert (blank["status"], blank["error"]) == ("empty", "")
+    assert (suspect["status"], suspect["error"]) == ("suspect", "no nucleus in 2 mm2 of tissue")
+    some = summarize_slide(columns(), stats, META, 2.0, tiles=(1, 0, 0), seconds={}, stain="", table_name="", suspicion="no")
+    assert (some["status"], some["error"]) == ("done", "")
+
+
 def test_slide_without_anything_has_no_made_up_numbers() -> None:
     row = summarize(columns(0), TileStats(core_px=9), (0, 7, 0))
     assert row["status"] == "empty"

@@ -78,6 +78,9 @@ def segment(
     A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad
     slide or tile never stops the rest.
 
+    A slide without a nucleus is named at the end with the reason. Blank glass has the status `empty`; any other is `suspect`
+    and makes the exit code 1. Neither is done again, but where another --mpp or --tissue-mask is given.
+
     \b
     One machine:        wsiseg segment slides/ --out RUN
     Dask cluster:       wsiseg segment slides/ --out /nfs/RUN --scheduler tcp://head:8786
@@ -128,14 +131,16 @@ def merge(run: Path) -> None:
     Example: wsiseg merge RUN
     """
     from wsiseg.run.shards import merge_shards
+    from wsiseg.run.suspect import all_good, count_by_status, nothing_found
 
     rows, errors = merge_shards(run)
-    count = {s: sum(r["status"] == s for r in rows) for s in ("done", "empty", "partial", "failed")}
-    click.echo("slides     " + ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done"))
+    click.echo(f"slides     {count_by_status(rows)}")
     click.echo(f"nuclei     {sum(int(r['n_nuclei'] or 0) for r in rows):,}")
     click.echo(f"errors     {len(errors)}")
     click.echo(f"run        {run}")
-    sys.exit(0 if all(r["status"] in ("done", "empty") for r in rows) else 1)
+    for line in nothing_found(rows):
+        click.echo(line)
+    sys.exit(0 if all_good(rows) else 1)
 
 
 @click.command()
@@ -229,15 +234,16 @@ def _plain_progress(p: Any) -> None:
 
 def print_summary(summary: RunSummary) -> None:
     """Print the five lines that end a run, and each failure with its reason."""
+    from wsiseg.run.suspect import count_by_status, nothing_found
+
     rows = summary.rows
-    count = {s: sum(r["status"] == s for r in rows) for s in ("done", "empty", "partial", "failed")}
     nuclei = sum(int(r["n_nuclei"] or 0) for r in rows)
     tissue = sum(float(r["tissue_mm2"] or 0) for r in rows)  # a failed slide has no numbers
     area = sum(float(r["area_mean_um2"]) * int(r["n_nuclei"]) for r in rows if r["n_nuclei"]) / max(1, nuclei)
     names = ("read", "normalize", "predict", "separate", "vectorize", "write")
     stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in names}
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    console.print("slides     " + ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done"))
+    console.print(f"slides     {count_by_status(rows)}")
     density = nuclei / tissue if tissue else 0
     console.print(f"nuclei     {nuclei:,} in {tissue:.2f} mm² of tissue ({density:,.0f} per mm²), mean area {area:.1f} µm²")
     spent = ", ".join(f"{s} {v:.1f}" for s, v in stages.items())
@@ -246,6 +252,8 @@ def print_summary(summary: RunSummary) -> None:
     console.print(f"run        {summary.out}")
     for host, reason in summary.hosts_aside.items():
         console.print(f"put aside  {host}: {reason}")
+    for line in nothing_found(rows):
+        console.print(line)
     for error in summary.errors[:20]:
         where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")
         console.print(f"failed     {where}: {error['error']}")

@@ -79,6 +79,11 @@ def _print_status(run: Path, now: RunStatus) -> None:
         console.print(f"worker     ... and {len(now.workers) - 40} more")
     if now.slides["failed"] or now.slides["partial"]:
         console.print(f"failed     see: wsiseg errors {run}")
+    suspect = [row for row in now.rows.values() if row["status"] == "suspect"]
+    for row in suspect[:5]:
+        console.print(f"suspect    slide {row['slide_id']}: {row['error']}")
+    if len(suspect) > 5:
+        console.print(f"suspect    ... and {len(suspect) - 5} more, see: wsiseg errors {run}")
 
 
 def _place(entry: dict[str, Any]) -> str:
@@ -112,9 +117,9 @@ def _print_slides(now: RunStatus) -> None:
 @RUN
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def errors(run: Path, as_json: bool) -> None:
-    """Say what failed in RUN, grouped, and what to do about each group.
+    """Say what failed or is suspect in RUN, grouped, and what to do about each group.
 
-    Exit code 1 where something failed, 0 where nothing did. After mending the cause:
+    Exit code 1 where something failed or is suspect, 0 where nothing is. After mending the cause of a failure:
 
     \b
     wsiseg segment --retry-failed --out RUN
@@ -137,7 +142,8 @@ def errors(run: Path, as_json: bool) -> None:
             if g.hosts:
                 console.print(f"  on      {', '.join(g.hosts)}")
             console.print(f"  to do   {g.advice}")
-        console.print(f"\nthen: wsiseg segment --retry-failed --out {run}")
+        if any(g.kind != "Suspect" for g in groups):
+            console.print(f"\nthen: wsiseg segment --retry-failed --out {run}")
     sys.exit(1 if groups else 0)
 
 

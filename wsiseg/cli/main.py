@@ -30,8 +30,9 @@ __all__ = ["main"]
 
 EXIT_CODES = """\b
 Exit codes:
-  0    all slides segmented
-  1    some slides or tiles failed (see errors.parquet in the run folder)
+  0    all slides segmented; those without nuclei are blank glass
+  1    some slides or tiles failed (see errors.parquet in the run folder), or slides are suspect: without nuclei, though not
+       blank; wsiseg errors RUN says which and what to do
   2    the command could not be understood or started
   130  stopped with Ctrl-C; the same command resumes
   143  stopped with SIGTERM, as schedulers do it before they take a machine away; the same command resumes

@@ -29,8 +29,8 @@ __all__ = ["OUTLIERS", "OutlierRow", "Statistic", "TailRule", "find_outliers", "
 OUTLIERS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),
     Column("cohort", "string", "", "cohort in which it was ranked"),
-    Column("status", "string", "", "done, empty, partial or failed"),
-    Column("round", "int32", "", "0 not flagged, 1 first tails (or failed, empty, partial), 2 only in the wider tails"),
+    Column("status", "string", "", "done, empty, suspect, partial or failed"),
+    Column("round", "int32", "", "0 not flagged, 1 first tails (or any status but done), 2 only in the wider tails"),
     Column("tails", "string", "", "statistic:side of every tail it is in, separated by spaces"),
     Column("reasons", "string", "", "the same in words, separated by semicolons"),
     Column("note", "string", "", "why it was not ranked"),
@@ -134,7 +134,7 @@ class TailRule:
 class OutlierRow:
     """What the rule says of one slide.
 
-    ``round`` is 0 (not flagged), 1 (failed, empty, or in the first tails) or 2 (only in the wider tails). ``tails`` are machine
+    ``round`` is 0 (not flagged), 1 (any status but done, or first tails) or 2 (only in the wider tails). ``tails`` are machine
     words such as ``n_nuclei:low``; ``reasons`` say the same to a person. ``note`` tells why a slide was not ranked.
     """
 
@@ -189,6 +189,8 @@ def find_outliers(rows: Rows, rule: TailRule | None = None, verdicts: Mapping[st
     for i, (row, o) in enumerate(zip(rows, out, strict=True)):
         if o.status == "failed":
             o.flag(1, "status:failed", f"the slide failed: {row.get('error') or 'no reason recorded'}")
+        elif o.status == "suspect":
+            o.flag(1, "status:suspect", str(row.get("error") or "no nucleus was found, and the slide is not blank"))
         elif not row.get("n_nuclei"):
             o.flag(1, "status:empty", "no nucleus was found")
         else:

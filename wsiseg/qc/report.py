@@ -187,8 +187,8 @@ def worst_first(
 ) -> list[str]:
     """Return the ids of slides that give cause to look, worst first: the order in which pictures are handed out.
 
-    Cause is: failed, judged unacceptable, Problematic or worse, partly failed, surely above ``SUSPECT_FRAC`` by prediction,
-    flagged. In that order, within a group by bad share, and last by reasons and id.
+    Cause is: failed, judged unacceptable, Problematic or worse, partly failed or suspect, surely above ``SUSPECT_FRAC`` by
+    prediction, flagged. In that order, within a group by bad share, and last by reasons and id.
     """
     suspects = {s for s, e in (estimates or {}).items() if e.low > SUSPECT_FRAC}
     flags = {r["slide_id"]: r for r in outliers}
@@ -201,17 +201,18 @@ def worst_first(
         bad_frac = 0.0 if grade is None or math.isnan(grade.bad_frac) else grade.bad_frac
         verdict = grade is not None and grade.slide_verdict == "unacceptable"
         round_ = {0: 0, 1: 2, 2: 1}[flag.get("round") or 0]
+        unsure = row["status"] in ("partial", "suspect")
         key = (
             row["status"] == "failed",
             verdict,
             group,
             bad_frac,
-            row["status"] == "partial",
+            unsure,
             slide_id in suspects,
             round_,
             len((flag.get("tails") or "").split()),
         )
-        causes = (row["status"] == "failed", verdict, group >= GRADES.index("Problematic"), row["status"] == "partial")
+        causes = (row["status"] == "failed", verdict, group >= GRADES.index("Problematic"), unsure)
         if any(causes) or slide_id in suspects or round_:
             ranked.append((tuple(-float(v) for v in key), slide_id))
     return [slide_id for _, slide_id in sorted(ranked)]

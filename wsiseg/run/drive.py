@@ -305,7 +305,8 @@ class Drive:
         self.progress.slides_done += 1
         if not earlier:
             facts = {k: v for k, v in result.items() if k in LOGGED or k.startswith(("seconds_", "tiles_"))}
-            self.watch.event("slide_closed", **facts)
+            level = "warning" if result["status"] == "suspect" else "info"
+            self.watch.event("slide_closed", level=level, **facts)
 
 
 def _things(task: Task) -> list[Thing]:

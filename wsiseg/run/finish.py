@@ -20,7 +20,8 @@ from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
 from wsiseg.run.locate import local_path
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.maps import make_maps
-from wsiseg.schema import SCHEMA_VERSION
+from wsiseg.run.suspect import suspicion
+from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Tile, TileOutcome, TileStats
@@ -37,7 +38,7 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str,
         row: dict[str, Any] = record["row"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    complete = record.get("digest") == digest and row.get("status") in ("done", "empty") and folder.table(slide_id).is_file()
+    complete = record.get("digest") == digest and row.get("status") in FINISHED_STATUSES and folder.table(slide_id).is_file()
     if not complete or (record.get("file") and not _same_file(record["file"], slide.path)):
         return None
     asked = asked_of(slide)
@@ -133,6 +134,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         stain=f"{job.stain.method} {list(job.stain.params)}" if job.stain.params else job.stain.method,
         table_name=f"nuclei/{slide_id}.parquet",
         events=_summed_events(headers),
+        suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
     )
     record = {
         "digest": context.digest,

@@ -18,6 +18,7 @@ from wsiseg.read.slide import Slide, content_digest, fingerprint
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import local_path, slide_file
 from wsiseg.run.manifest import SlideInput
+from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import SlideMeta, Stain, Tile
 
@@ -180,7 +181,7 @@ def _finished_asked(folder: RunFolder, slide_id: str) -> dict[str, Any]:
     """Return what was asked for when a finished slide was done; empty: there is none."""
     try:
         record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
-        return {"asked": record["asked"]} if record["row"]["status"] in ("done", "empty") else {}
+        return {"asked": record["asked"]} if record["row"]["status"] in FINISHED_STATUSES else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 

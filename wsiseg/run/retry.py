@@ -12,6 +12,7 @@ from wsiseg.run.folder import RunFolder
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.status import slide_records
 from wsiseg.run.watch import read_inputs
+from wsiseg.schema import FINISHED_STATUSES
 
 __all__ = ["config_of_run", "slides_to_retry"]
 
@@ -38,7 +39,8 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
     """Return the slides of a run that were decided, in the order in which they were first asked for.
 
     Finished ones among them are not touched, but keep their rows in the run's tables; slides that were never begun are left
-    out. Each is taken as ``given``, else as it was last asked for.
+    out. A suspect slide did not fail: the same settings find nothing again. Each is taken as ``given``, else as it was last
+    asked for.
 
     Parameters
     ----------
@@ -55,9 +57,11 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
         raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
     known = {**read_inputs(folder), **{s.slide_id: s for s in given}}
     rows = {slide_id: record["row"] if record else None for slide_id, record in slide_records(folder)}
-    failed = {s for s, row in rows.items() if row is None or row.get("status") not in ("done", "empty")}
+    failed = {s for s, row in rows.items() if row is None or row.get("status") not in FINISHED_STATUSES}
     if not failed:
-        raise InputError(f"Nothing failed in {out}.")
+        suspect = [s for s, row in rows.items() if row is not None and row.get("status") == "suspect"]
+        hint = f" {len(suspect)} slides are suspect, {suspect[0]} among them: name them with another --mpp or --tissue-mask."
+        raise InputError(f"Nothing failed in {out}.{hint if suspect else ''}")
     unknown = sorted(failed - set(known))
     if unknown:
         raise InputError(f"{out} does not record where slide {unknown[0]!r} was. Name the slides too: SLIDE... --retry-failed.")

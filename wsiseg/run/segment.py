@@ -27,6 +27,7 @@ from wsiseg.run.locate import absolute_inputs
 from wsiseg.run.manifest import SlideInput, require_plain_names
 from wsiseg.run.remote import dashboard_link, fitting_workers
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
+from wsiseg.run.suspect import all_good
 from wsiseg.run.tasks import worker_facts
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker import Terms, WorkerSetup
@@ -60,8 +61,8 @@ class RunSummary:
 
     @property
     def ok(self) -> bool:
-        """Return whether every slide is done or empty."""
-        return all(r["status"] in ("done", "empty") for r in self.rows)
+        """Return whether every slide is done, or empty for being blank."""
+        return all_good(self.rows)
 
 
 def segment(

@@ -16,7 +16,7 @@ from wsiseg.errors import FormatError
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.presence import read_workers
 from wsiseg.run.watch import COUNTS, read_inputs
-from wsiseg.schema import ERRORS, SLIDES
+from wsiseg.schema import ERRORS, SLIDE_STATUSES, SLIDES
 
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]
 
@@ -35,7 +35,7 @@ class RunStatus:
     state
         ``running``, ``finished``, ``interrupted``, ``failed``, ``silent`` (no sign of life), or ``unknown`` (nothing says).
     slides
-        Number of slides by ``done``, ``empty``, ``partial``, ``failed``, ``in_work`` and ``waiting``.
+        Number of slides by ``wsiseg.schema.SLIDE_STATUSES``, ``in_work`` and ``waiting``.
     tiles_done, tiles_failed
         Of all slides, those in work included.
     nuclei, tissue_mm2
@@ -113,7 +113,7 @@ def run_status(root: Path) -> RunStatus:
     rate, slides_per_h = _rates(clients)
     return RunStatus(
         state=_state(clients, live),
-        slides={name: slides[name] for name in ("done", "empty", "partial", "failed", "in_work", "waiting")},
+        slides={name: slides[name] for name in (*SLIDE_STATUSES, "in_work", "waiting")},
         tiles_done=sum(int(r["tiles_done"] or 0) for r in rows.values()) + sum(begun[n] for n in in_work if n not in rows),
         tiles_failed=sum(int(r["tiles_failed"] or 0) for r in rows.values()),
         nuclei=sum(int(r["n_nuclei"] or 0) for r in rows.values()),
@@ -217,13 +217,15 @@ _ADVICE = {
     "MemoryError": "Fewer --workers, then --retry-failed.",
     "OutOfMemoryError": "Fewer --workers-per-gpu, then --retry-failed.",
     "OSError": "Check the disk and the network mount; then --retry-failed.",
+    "Suspect": "Look at the slides. Is the scale right (--mpp)? Does the mask fit (--tissue-mask)? Is it H&E? The same command "
+    "with the right ones does these slides anew.",
     "KilledWorker": "Workers died at these tiles: see WorkerDied in RUN/log.jsonl; then --retry-failed.",
 }
 _OTHERWISE = "See RUN/log.jsonl; then --retry-failed. If it stays, it is a defect of wsiseg: report it with this message."
 
 
 def group_errors(root: Path) -> list[ErrorGroup]:
-    """Return what failed in a run, grouped by message, most slides first.
+    """Return what failed or is suspect in a run, grouped by message, most slides first.
 
     Raises
     ------
@@ -240,7 +242,9 @@ def group_errors(root: Path) -> list[ErrorGroup]:
             text = "FormatError: the slide's JSON cannot be read"
             groups.setdefault(("FormatError", text), []).append((slide_id, -1, text))
             continue
-        for error in record.get("errors", []):
+        row = record["row"]
+        suspect = [{"error": f"Suspect: {row.get('error')}", "tile_id": -1}] if row["status"] == "suspect" else []
+        for error in record.get("errors", []) + suspect:
             text = str(error["error"])
             kind = text.partition(":")[0].strip()
             groups.setdefault((kind, _shape(text)), []).append((slide_id, int(error["tile_id"]), text))

@@ -17,13 +17,12 @@ from wsiseg.run.finish import file_sha256
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.status import slide_records
 from wsiseg.run.watch import read_inputs
-from wsiseg.schema import ERRORS, NUCLEI, SLIDES
+from wsiseg.schema import ERRORS, NUCLEI, SLIDE_STATUSES, SLIDES
 from wsiseg.summarize import read_slides_table
 from wsiseg.tables import read_table_meta
 
 __all__ = ["Finding", "Verdict", "verify_run"]
 
-FINISHED = ("done", "empty", "partial", "failed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +90,7 @@ def verify_run(root: Path) -> Verdict:
 def _check_record(folder: RunFolder, slide_id: str, record: dict[str, Any], digest: str) -> Iterator[Finding]:
     where = f"slides/{slide_id}.json"
     row = record["row"]
-    if set(row) != {c.name for c in SLIDES} or row.get("slide_id") != slide_id or row.get("status") not in FINISHED:
+    if set(row) != {c.name for c in SLIDES} or row.get("slide_id") != slide_id or row.get("status") not in SLIDE_STATUSES:
         yield Finding(where, "is not the record of this slide. Remove it and run the same command again.")
         return
     if "imported" not in record and record.get("digest") != digest and row["status"] != "failed":

@@ -36,6 +36,7 @@ def summarize_slide(
     stain: str,
     table_name: str,
     events: Mapping[str, int] | None = None,
+    suspicion: str = "",
 ) -> dict[str, Any]:
     """Return a slide's statistics row.
 
@@ -57,13 +58,16 @@ def summarize_slide(
         The table's path relative to the run folder.
     events
         What tiles had to do otherwise for want of GPU memory, by name (see ``wsiseg.write.PartHeader``).
+    suspicion
+        Why a slide without nuclei should have some, in one line; empty: it is blank. Not used where there are nuclei.
 
     Returns
     -------
     dict
         Exactly the columns of ``wsiseg.schema.SLIDES``, JSON-ready: plain numbers, None where a value does not exist (mean of
-        no nuclei, density of no tissue). ``status`` is ``done``; ``empty`` without nuclei; ``partial`` where some tiles failed;
-        ``failed`` where all that had tissue did. Standard deviation is the population's; quantiles interpolate linearly.
+        no nuclei, density of no tissue). ``status`` is ``done``; ``empty`` without nuclei, or ``suspect`` for the reason given;
+        ``partial`` where some tiles failed; ``failed`` where all that had tissue did. Standard deviation is the population's;
+        quantiles interpolate linearly.
 
     Raises
     ------
@@ -75,7 +79,9 @@ def summarize_slide(
     n_done, n_empty, n_failed = tiles
     um = meta.mpp / scale
     tissue_mm2 = stats.tissue_px * um**2 * 1e-6
-    status = "partial" if n_failed and n_done else "failed" if n_failed else "done" if len(area) else "empty"
+    nothing = "suspect" if suspicion else "empty"
+    status = "partial" if n_failed and n_done else "failed" if n_failed else "done" if len(area) else nothing
+    error = f"{n_failed} of {n_done + n_failed} tiles with tissue failed: see errors.parquet" if n_failed else ""
     row = _blank_row() | {
         "slide_id": meta.slide_id,
         "cohort": meta.cohort,
@@ -101,7 +107,7 @@ def summarize_slide(
         "stain": stain,
         "device_note": _device_note(events or {}),
         "table": table_name,
-        "error": f"{n_failed} of {n_done + n_failed} tiles with tissue failed: see errors.parquet" if n_failed else "",
+        "error": suspicion if status == "suspect" else error,
     }
     row |= {f"seconds_{stage}": float(seconds.get(stage, 0.0)) for stage in STAGES}
     return row | _moments(area, columns["center_prob"], columns["material_prob"])

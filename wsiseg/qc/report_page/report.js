@@ -89,7 +89,7 @@ function overview() {
     ["slides", number(ROWS.length)], ["nuclei", number(sum("n_nuclei"))], ["mm² of tissue", number(sum("tissue_mm2"), 1)],
     ["nuclei per mm²", number(sum("n_nuclei") / sum("tissue_mm2"))],
     ["slides failed or partly failed", number(count((r) => r.status === "failed" || r.status === "partial")), count((r) => r.status === "failed" || r.status === "partial")],
-    ["slides without nuclei", number(count((r) => r.status !== "failed" && !r.n_nuclei)), count((r) => r.status !== "failed" && !r.n_nuclei)],
+    ["slides without nuclei" + (count((r) => r.status === "suspect") ? `, ${number(count((r) => r.status === "suspect"))} suspect` : ""), number(count((r) => r.status !== "failed" && !r.n_nuclei)), count((r) => r.status !== "failed" && !r.n_nuclei)],
     ["outlier slides", D.has_outliers ? number(count((r) => r.round > 0)) : "not sought", D.has_outliers && count((r) => r.round > 0)],
     ["patches judged", number(sum("n_judged"))],
   ];
@@ -222,18 +222,18 @@ function predicted() {
 
 function badness(r) {
   const grade = Math.max(0, GRADES.slice(0, 5).indexOf(r.grade));
-  return (r.status === "failed" ? 1e6 : 0) + (r.verdict === "unacceptable" ? 1e5 : 0) + grade * 1e4 + (r.bad_frac || 0) * 5e3 + (r.status === "partial" ? 900 : 0) + (r.estimate_low > 0.2 ? 700 : 0) +
+  return (r.status === "failed" ? 1e6 : 0) + (r.verdict === "unacceptable" ? 1e5 : 0) + grade * 1e4 + (r.bad_frac || 0) * 5e3 + (r.status === "partial" || r.status === "suspect" ? 900 : 0) + (r.estimate_low > 0.2 ? 700 : 0) +
     (r.round === 1 ? 500 : r.round === 2 ? 250 : 0) + (r.tails ? r.tails.split(" ").length * 50 : 0);
 }
 
 function gives_cause(r) {
-  return r.status === "failed" || r.status === "partial" || r.verdict === "unacceptable" || r.grade === "Problematic" || r.grade === "Unacceptable" || r.estimate_low > 0.2 || r.round > 0;
+  return r.status === "failed" || r.status === "partial" || r.status === "suspect" || r.verdict === "unacceptable" || r.grade === "Problematic" || r.grade === "Unacceptable" || r.estimate_low > 0.2 || r.round > 0;
 }
 
 function card(r) {
   const judged = r.n_judged ? `${r.n_bad} of ${r.n_judged} patches not adequate (${number(100 * r.bad_frac, 1)} %, 95 % ${number(100 * r.low, 0)} to ${number(100 * r.high, 0)} %)` : "";
   const facts = r.status === "failed" ? `${cohortName(r.cohort)} · failed` : `${cohortName(r.cohort)} · ${number(r.n_nuclei)} nuclei · ${number(r.nuclei_per_mm2)} per mm² · mean area ${number(r.area_mean_um2, 1)} µm²`;
-  const reasons = (r.reasons || "").split("; ").filter(Boolean);
+  const reasons = (r.reasons || (r.status === "suspect" ? r.error : "") || "").split("; ").filter(Boolean);
   const guess = finite(r.estimate) && !(r.n_judged && r.n_judged === r.n_sampled) ? `Estimated ${number(100 * r.estimate, 0)} % of patches bad (95 % ${number(100 * r.estimate_low, 0)} to ${number(100 * r.estimate_high, 0)} %)` : "";
   const picture = D.pictures[r.slide_id], pair = el("div", { class: "pair" });
   if (picture && picture.thumb) {
@@ -247,7 +247,7 @@ function card(r) {
 function worst() {
   const order = ROWS.filter(gives_cause).map((r) => [badness(r), r]).sort((a, b) => b[0] - a[0] || (a[1].slide_id < b[1].slide_id ? -1 : 1)).map(([, r]) => r);
   const list = order.concat(ROWS.filter((r) => D.pictures[r.slide_id] && !order.includes(r))); // small runs come with all pictures
-  $("worst-note").textContent = order.length ? `${number(order.length)} of ${number(ROWS.length)} slides give cause to look: failed, judged or surely predicted bad, or standing out in their cohort. The worst come first${order.length > D.n_pictures ? `; the first ${D.n_pictures} with pictures` : ""}.` :
+  $("worst-note").textContent = order.length ? `${number(order.length)} of ${number(ROWS.length)} slides give cause to look: failed, suspect, judged or surely predicted bad, or standing out in their cohort. The worst come first${order.length > D.n_pictures ? `; the first ${D.n_pictures} with pictures` : ""}.` :
     D.has_outliers ? `No slide gives cause to look.${list.length ? " All are shown." : ""}` : "Outliers have not been sought yet (wsiseg qc outliers).";
   let shown = 0;
   const more = (n) => { $("cards").append(...list.slice(shown, shown + n).map(card)); shown = Math.min(list.length, shown + n); $("more-cards").hidden = shown >= list.length; $("more-cards").textContent = `Show more (${number(list.length - shown)} left)`; };
@@ -268,7 +268,7 @@ let slideTable = null;
 function filter() {
   const text = $("find").value.trim().toLowerCase(), cohort = $("by-cohort").value, kind = $("by-kind").value;
   const rows = ROWS.filter((r) => (cohort === "*" || r.cohort === cohort) &&
-    (kind === "*" || (kind === "flagged" && r.round > 0) || (kind === "failed" && (r.status === "failed" || r.status === "partial")) || r.grade === kind) &&
+    (kind === "*" || (kind === "flagged" && r.round > 0) || (kind === "failed" && (r.status === "failed" || r.status === "partial")) || (kind === "none" && r.status !== "failed" && !r.n_nuclei) || r.grade === kind) &&
     (!text || `${r.slide_id} ${r.cohort} ${r.reasons} ${r.note} ${r.error} ${r.grade}`.toLowerCase().includes(text)));
   slideTable.rows(rows);
   $("shown").textContent = `${number(rows.length)} of ${number(ROWS.length)} slides`;
@@ -276,7 +276,7 @@ function filter() {
 function slides() {
   const names = [...new Set(ROWS.map((r) => r.cohort))].sort();
   $("by-cohort").append(el("option", { value: "*" }, "all"), ...names.map((n) => el("option", { value: n }, cohortName(n))));
-  $("by-kind").append(el("option", { value: "*" }, "all slides"), el("option", { value: "flagged" }, "outliers"), el("option", { value: "failed" }, "failed or partly failed"), ...(D.has_grades ? GRADES.map((g) => el("option", { value: g }, g)) : []));
+  $("by-kind").append(el("option", { value: "*" }, "all slides"), el("option", { value: "flagged" }, "outliers"), el("option", { value: "failed" }, "failed or partly failed"), el("option", { value: "none" }, "without nuclei"), ...(D.has_grades ? GRADES.map((g) => el("option", { value: g }, g)) : []));
   const columns = [
     { id: "slide_id", key: "slide_id", name: "Slide", class: "name" }, { id: "cohort", key: "cohort", name: "Cohort" }, { id: "status", key: "status", name: "Status" },
     ...(D.has_grades ? [{ id: "grade", name: "Grade", value: (r) => GRADES.indexOf(r.grade), show: (_, r) => pill(r.grade) }, { id: "bad", name: "Bad patches", value: (r) => r.bad_frac, digits: 1, show: (v, r) => (r.n_judged ? `${r.n_bad} / ${r.n_judged}` : "–") }] : []),

@@ -1,0 +1,82 @@
+"""A slide on which nothing was found: blank glass, or a finding that a person should see."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wsiseg.config import RunConfig
+from wsiseg.read import survey_slide, tissue_frac
+from wsiseg.run.job import SlideJob, open_job_slide
+from wsiseg.schema import GOOD_STATUSES, SLIDE_STATUSES
+from wsiseg.types import Box
+
+__all__ = ["all_good", "count_by_status", "nothing_found", "suspicion"]
+
+MAX_NAMED = 20
+
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of ``wsiseg.schema.SLIDES``."""
+
+
+def suspicion(job: SlideJob, config: RunConfig) -> str:
+    """Say in one line why a slide without nuclei may be one that was not understood; empty: it is plain glass.
+
+    Raises
+    ------
+    SlideOpenError, TileReadError
+        The slide, of which no tile was read yet, cannot be.
+    """
+    meta = job.meta
+    frac = tissue_frac(job.tissue, Box(0, 0, meta.width_px, meta.height_px))
+    mm2 = frac * meta.width_px * meta.height_px * meta.mpp**2 * 1e-6
+    given = bool(job.asked.get("tissue_mask_sha256"))
+    if frac > 0:
+        where = "the tissue mask given" if given else "tissue"
+        least = config.read.tissue_min_frac
+        skipped = f"; tiles with {100 * least:g} % of it or less were left out" if least else ""
+        return f"no nucleus in {mm2:.3g} mm2 of {where} ({_percent(frac)} of the slide at {meta.mpp:.4g} um/px){skipped}"
+    if given:
+        return "the tissue mask given covers nothing of the slide"
+    slide = open_job_slide(job, config)
+    try:
+        found = survey_slide(slide)
+    finally:
+        slide.close()
+    if found.is_blank:
+        return ""
+    shares = [(found.glass_frac, "plain glass"), (found.ink_frac, "pen marks"), (found.unscanned_frac, "black")]
+    other = max(0.0, 1.0 - sum(share for share, _ in shares))
+    listed = ", ".join(f"{_percent(share)} {name}" for share, name in (*shares, (other, "unlike tissue or glass")) if share > 0)
+    return f"no tissue was found, but the slide is not blank: {listed}"
+
+
+def all_good(rows: Rows) -> bool:
+    """Return whether every slide is done, or empty for being blank."""
+    return all(r["status"] in GOOD_STATUSES for r in rows)
+
+
+def count_by_status(rows: Rows) -> str:
+    """Return how many slides have each status, such as ``3 done, 1 suspect``."""
+    count = {s: sum(r["status"] == s for r in rows) for s in SLIDE_STATUSES}
+    return ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done")
+
+
+def nothing_found(rows: Rows) -> list[str]:
+    """Return a line for each slide that gave no nucleus, with the reason: the suspect ones first, then the blank ones."""
+    lines: list[str] = []
+    for status in ("suspect", "empty"):
+        found = [r for r in rows if r["status"] == status]
+        lines += [f"{status:10} slide {r['slide_id']}: {r['error'] or _blank(r)}" for r in found[:MAX_NAMED]]
+        if len(found) > MAX_NAMED:
+            lines.append(f"{status:10} ... and {len(found) - MAX_NAMED} more: see slides.csv, columns status and error")
+    return lines
+
+
+def _blank(row: Mapping[str, Any]) -> str:
+    slide_mm2 = float(row["width_px"]) * float(row["height_px"]) * float(row["mpp"]) ** 2 * 1e-6
+    return f"blank glass: tissue on {_percent(float(row['tissue_mm2'] or 0) / slide_mm2)} of {slide_mm2:.3g} mm2"
+
+
+def _percent(frac: float) -> str:
+    return f"{100 * frac:.3g} %"
