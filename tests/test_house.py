@@ -17,7 +17,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 STAGES = {"read", "normalize", "predict", "separate", "vectorize", "write", "summarize", "qc", "export", "evaluate", "train"}
 FOUNDATION = {"config", "types", "errors", "log"}
-SHARED = {"backend", "labels", "tables", "schema"} | FOUNDATION
+SHARED = {"backend", "coordinates", "label_arrays", "labels", "tables", "schema"} | FOUNDATION
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
@@ -25,7 +25,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "log": {"errors"},
     "schema": {"config", "types", "errors"},
     "tables": {"schema", "config", "types", "errors"},
-    "labels": {"config", "types", "errors"},
+    "cellpose_seg": {"errors"},
+    "label_arrays": {"cellpose_seg", "errors"},
+    "labels": {"label_arrays", "config", "types", "errors"},
+    "coordinates": {"types", "errors"},
     "backend": {"config", "types", "errors"},
     **dict.fromkeys(STAGES, SHARED),
     "run": STAGES | SHARED,

@@ -7,6 +7,7 @@ scores it, training learns from it), so it lives below the stages.
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,36 +15,70 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError
+from wsiseg.label_arrays import LABEL_SUFFIXES, read_array
 
-__all__ = ["LABEL_SUFFIXES", "compact_labels", "rasterize_rings", "read_labels", "split_components", "write_labels"]
-
-LABEL_SUFFIXES: tuple[str, ...] = (".png", ".tif", ".tiff", ".npy", ".mat")
-"""File name endings that ``read_labels`` reads."""
+__all__ = [
+    "LABEL_SUFFIXES",
+    "LabelFile",
+    "compact_labels",
+    "id_parts",
+    "rasterize_rings",
+    "read_label_file",
+    "read_labels",
+    "require_ids",
+    "split_components",
+    "write_labels",
+]
 
 Overlap = Literal["first", "last"]
-_MAT_KEYS = ("inst_map", "instance_map", "labels", "label")
 _INT32_MAX = np.iinfo(np.int32).max
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class LabelFile:
+    """A label image as it is meant.
+
+    Attributes
+    ----------
+    labels : int32 (H, W)
+        0 background; ids as in the file, where they fit int32, else renumbered 1..N in ascending order.
+    unknown : bool (H, W) or None
+        Pixels that were not annotated (negative in the file): neither nucleus nor background.
+    notes
+        What was read otherwise than as plain ids, in words.
+    """
+
+    labels: npt.NDArray[np.int32]
+    unknown: npt.NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
+
+
 def read_labels(path: str | Path) -> npt.NDArray[np.int32]:
+    """Return ``read_label_file(path).labels``: int32 (H, W), what was not annotated is 0."""
+    return read_label_file(path).labels
+
+
+def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
     """Read a label image.
 
     Parameters
     ----------
     path
-        ``.png``, ``.tif``, ``.npy`` or ``.mat`` (MATLAB up to v7.2; ``inst_map``, else its only 2-D array). Floats that
-        hold whole numbers are taken as ids. A mask of only 0 and 255, or a 1-bit image, holds no ids: its 8-connected
-        parts become the nuclei.
+        ``.png``, ``.tif``, ``.npy``, ``.npz`` (one array, or a sparse matrix of SciPy), ``_seg.npy`` of Cellpose, or ``.mat``
+        (MATLAB up to v7.2; ``inst_map``, else its only 2-D array). Floats that hold whole numbers are taken as ids, colors that
+        each fill a region on black as ids too. A mask holds no ids: its 8-connected parts become the nuclei. An image is a mask
+        if it has one bit, or one value besides 0 that is 1 or the largest of its type, or that stands in three parts or more.
+    components
+        Take any image as a mask.
 
     Returns
     -------
-    int32 (H, W)
-        Ids as in the file, where they fit int32; else renumbered 1..N in ascending order.
+    LabelFile
 
     Raises
     ------
     FormatError
-        The file is missing or broken, of another kind, or an RGB picture.
+        The file is missing or broken, of another kind, or a picture.
     """
     path = Path(path)
     suffix = path.suffix.lower()
@@ -51,13 +86,7 @@ def read_labels(path: str | Path) -> npt.NDArray[np.int32]:
         raise FormatError(f"{path}: {suffix or 'no suffix'} is no label image. Expected one of {', '.join(LABEL_SUFFIXES)}.")
     if not path.is_file():
         raise FormatError(f"{path}: no such label image.")
-    try:
-        array = _READERS[suffix](path)
-    except (OSError, ValueError, EOFError, NotImplementedError) as err:
-        if isinstance(err, FormatError):
-            raise
-        raise FormatError(f"{path}: could not be read as a label image: {err}") from err
-    return _as_int32(array, path)
+    return _label_file(read_array(path), path, components)
 
 
 def write_labels(path: str | Path, labels: npt.NDArray[Any]) -> Path:
@@ -205,56 +234,110 @@ def _spans(
     return owner[::2], rows[::2], columns[::2], columns[1::2]  # closed rings cross every row an even number of times
 
 
-def _read_image(path: Path) -> npt.NDArray[Any]:
-    from PIL import Image
-
-    with Image.open(path) as image:
-        array = np.asarray(image)
-        return array.astype(np.uint8) * 255 if image.mode == "1" else array
-
-
-def _read_tiff(path: Path) -> npt.NDArray[Any]:
-    import tifffile
-
-    return np.asarray(tifffile.imread(path))
-
-
-def _read_npy(path: Path) -> npt.NDArray[Any]:
-    return np.asarray(np.load(path, allow_pickle=False))
-
-
-def _read_mat(path: Path) -> npt.NDArray[Any]:
-    from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
-
-    try:
-        content = {k: v for k, v in loadmat(path).items() if not k.startswith("__")}
-    except MatReadError as err:
-        raise FormatError(f"{path}: could not be read as a label image: {err}") from err
-    named = [content[k] for k in _MAT_KEYS if k in content]
-    maps = named or [v for v in content.values() if isinstance(v, np.ndarray) and v.ndim == 2 and min(v.shape) > 1]
-    if not named and len(maps) != 1:
-        raise FormatError(f"{path}: expected inst_map or one 2-D array, got {sorted(content)}.")
-    return np.asarray(maps[0])
-
-
-_READERS = {".png": _read_image, ".tif": _read_tiff, ".tiff": _read_tiff, ".npy": _read_npy, ".mat": _read_mat}
-
-
-def _as_int32(array: npt.NDArray[Any], path: Path) -> npt.NDArray[np.int32]:
-    if array.ndim == 3 and 1 in (array.shape[0], array.shape[2]):
-        array = array[0] if array.shape[0] == 1 else array[:, :, 0]
+def _label_file(array: npt.NDArray[Any], path: Path, components: bool) -> LabelFile:
+    """Tell ids, masks, colors and what is not annotated apart."""
+    notes: list[str] = []
+    if array.ndim == 3 and array.shape[2] in (2, 3, 4):
+        array = _of_colors(array, path, notes)
     if array.ndim != 2:
-        raise FormatError(f"{path}: expected a label image (H, W), got shape {array.shape}; is it an RGB picture?")
+        raise FormatError(
+            f"{path}: expected a label image (H, W), got shape {array.shape}. Of several planes, save the one with ids."
+        )
     if array.dtype.kind == "f":
         whole = np.rint(array)
         if not np.isfinite(array).all() or (whole != array).any():
             raise FormatError(f"{path}: expected whole-number ids, got fractions or nan in {array.dtype}.")
         array = whole.astype(np.int64)
-    if array.dtype.kind == "b" or (array.dtype == np.uint8 and bool(np.isin(array, (0, 255)).all()) and array.any()):
-        return split_components(array)
-    if array.dtype.kind not in "iu":
+    if array.dtype.kind not in "iub":
         raise FormatError(f"{path}: expected integer ids, got {array.dtype}.")
-    if array.size and (int(array.max()) > _INT32_MAX or int(array.min()) < 0):
-        return compact_labels(array)
-    return array.astype(np.int32)
+    unknown = None
+    if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
+        unknown = array < 0
+        array = np.where(unknown, 0, array)
+        notes.append(f"{int(unknown.sum()):,} of {unknown.size:,} px are negative: not annotated, they count for nothing")
+    value = _only_value(array)
+    if components or array.dtype.kind == "b" or value:
+        parts = split_components(array)
+        if components or array.dtype.kind == "b" or _is_mask(value, int(parts.max(initial=0)), array.dtype):
+            if parts.max(initial=0) > 1:
+                notes.append(f"a mask without ids: its {int(parts.max()):,} connected parts are the nuclei")
+            return LabelFile(parts, unknown, tuple(notes))
+    notes += _wrapped(array)
+    if array.size and int(array.max()) > _INT32_MAX:
+        array = compact_labels(array)
+    return LabelFile(array.astype(np.int32), unknown, tuple(notes))
+
+
+def _wrapped(array: npt.NDArray[Any]) -> list[str]:
+    """Return what to tell where -1 was perhaps saved as the largest number of an unsigned type."""
+    top = int(array.max(initial=0))
+    if array.dtype.kind != "u" or top != np.iinfo(array.dtype).max or int(array.max(initial=0, where=array != top)) >= top - 1:
+        return []
+    n_px = int(np.count_nonzero(array == top))
+    text = f"the id {top} ({n_px:,} px) is the largest of {array.dtype} and taken as a nucleus"
+    return [f"{text}: if it means -1 (not annotated), save a signed type"]
+
+
+def _only_value(array: npt.NDArray[Any]) -> int:
+    """Return the one value that is not 0, or 0 if there are none or several."""
+    if array.dtype.kind == "b" or array.size == 0:
+        return 0
+    top = int(array.max())
+    return top if top and not ((array != 0) & (array != top)).any() else 0
+
+
+def _is_mask(value: int, n_parts: int, dtype: np.dtype[Any]) -> bool:
+    """Return whether an image with one value besides 0 is a mask: 1 and full scale say so, other values only in many parts."""
+    full = {1, 255, 65535, int(np.iinfo(dtype).max)}
+    return value in full or n_parts > 2
+
+
+def _of_colors(array: npt.NDArray[Any], path: Path, notes: list[str]) -> npt.NDArray[Any]:
+    """Return ids of an image whose colors number its instances (id = R + 256 G + 65536 B), which a photograph is not."""
+    if array.shape[2] == 2 or array.shape[2] == 4:  # the last channel is opacity
+        array = np.where(array[..., -1:] == 0, 0, array[..., :-1])
+    gray = array.shape[2] == 1 or bool((array == array[..., :1]).all())
+    if gray and array.dtype == np.uint8 and len(np.unique(array[..., 0])) <= 2:
+        return np.asarray(array[..., 0])
+    if array.dtype.kind not in "iu" or int(array.max(initial=0)) > 255 or int(array.min(initial=0)) < 0:
+        raise FormatError(f"{path}: expected a label image (H, W), got shape {array.shape} of {array.dtype}.")
+    wide = array.astype(np.int64)
+    code = wide[..., 0] if gray else wide[..., 0] + 256 * wide[..., 1] + 65536 * wide[..., 2]
+    n_colors = len(np.unique(code[code != 0]))
+    n_runs = int(np.count_nonzero(np.diff(code, axis=1))) + code.shape[0]
+    if not (code == 0).any() or n_runs * 3 > code.size or n_colors > 65535 or id_parts(code) > 3 * n_colors + 3:
+        raise FormatError(
+            f"{path}: expected a label image (H, W), got shape {array.shape}; is it an RGB picture? Its {n_colors:,} colors do "
+            "not each fill a region on black, as those of instances do."
+        )
+    notes.append(f"{n_colors:,} colors on black are taken as ids (R + 256 G + 65536 B)")
+    return code
+
+
+def id_parts(labels: npt.NDArray[Any]) -> int:
+    """Return how many 4-connected regions of equal nonzero value an integer image (H, W) has.
+
+    Runs of equal value along the rows are nodes, contacts between runs of neighboring rows are edges.
+    """
+    from scipy import sparse
+    from scipy.sparse.csgraph import connected_components
+
+    padded = np.zeros((labels.shape[0], labels.shape[1] + 1), labels.dtype)
+    padded[:, :-1] = labels
+    flat = padded.ravel()
+    begins = (flat != 0) & (flat != np.roll(flat, 1))
+    run = np.cumsum(begins).reshape(padded.shape) - 1
+    touch = (padded[1:] == padded[:-1]) & (padded[1:] != 0)
+    above, below = run[:-1][touch], run[1:][touch]
+    n = int(np.count_nonzero(begins))
+    graph = sparse.coo_matrix((np.ones(len(above), np.int8), (above, below)), shape=(n, n))
+    return int(connected_components(graph)[0]) if n else 0
+
+
+def require_ids(n_ids: int, n_parts: int, where: str) -> None:
+    """Raise ``FormatError`` where regions are so many more than ids that the values are classes, not instances."""
+    if n_ids and n_parts >= 3 * n_ids and n_parts >= n_ids + 8:
+        raise FormatError(
+            f"{where}: its {n_ids:,} values stand in {n_parts:,} separate parts: expected one part a nucleus. Is it a map of "
+            "classes or a mask? With --components each connected part is a nucleus."
+        )

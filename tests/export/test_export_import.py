@@ -50,7 +50,7 @@ def test_cellvit_cells(tmp_path: Path) -> None:
     path.write_text(json.dumps(tree))
     (done,) = import_files([path], "cellvit", tmp_path / "run", ImportOptions(slide_id="S1"))
     assert done.n_nuclei == 2
-    assert done.skipped == {"contours of fewer than three points": 1}
+    assert done.skipped == {"outlines of fewer than three points": 1}
     table = pq.read_table(tmp_path / "run/nuclei/S1.parquet")
     assert set(table["class_name"].to_pylist()) == {"Neoplastic", "Dead"}
     assert sorted(table["cx"].to_pylist()) == [14.5, 54.5]
@@ -146,7 +146,7 @@ def test_hovernext_with_classes_and_scale(tmp_path: Path) -> None:
 
 
 def test_a_run_of_imports_has_statistics_queries_and_exports(table_path: Path, tmp_path: Path) -> None:
-    (out,) = export_tables(table_path, "qupath", tmp_path / "a.geojson.gz", ExportOptions(origin="slide"))
+    (out,) = export_tables(table_path, "qupath", tmp_path / "a.geojson.gz", ExportOptions(frame="slide"))
     run = tmp_path / "run"
     options = ImportOptions(mpp=0.25, width_px=12000, height_px=12000, slide_id="A", cohort="LUAD")
     import_files([out.path], "qupath", run, options)

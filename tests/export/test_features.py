@@ -188,7 +188,7 @@ def test_slanted_and_overlapping_polygons_do_not_depend_on_the_windows(tmp_path:
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     run = tmp_path / "run"
-    import_files([path], "qupath", run, ImportOptions(slide=str(SLIDE), origin="slide"))
+    import_files([path], "qupath", run, ImportOptions(slide=str(SLIDE), frame="slide"))
     seen = set()
     for tile_wpx in (256, 1000, 4000):
         measure_features(run, SLIDE.stem, FeatureOptions(tile_wpx=tile_wpx))

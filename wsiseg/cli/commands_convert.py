@@ -8,11 +8,13 @@ from typing import Any
 
 import click
 
+from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP
+
 __all__ = ["COMMANDS"]
 
 EXPORTS = ("anndata", "csv", "geopackage", "imagej", "labels-png", "labels-tiff", "maps", "marks", "ome-zarr", "quip", "qupath",
            "spatialdata", "tiatoolbox")  # fmt: skip
-IMPORTS = ("cellvit", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
+IMPORTS = ("cellvit", "hovernet", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
 
 PATH = click.Path(path_type=Path)
 
@@ -24,7 +26,7 @@ PATH = click.Path(path_type=Path)
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
 @click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid lies there, level-0 pixels.")
 @click.option("--sample", type=click.IntRange(1), help="At most so many nuclei, the same ones every time.")
-@click.option("--origin", type=click.Choice(["bounds", "slide"]), default="bounds", show_default=True,
+@click.option("--frame", "--origin", "frame", type=click.Choice(["bounds", "slide"]), default="bounds", show_default=True,
               help="qupath: count from the scanned area, as QuPath does, or from the slide's corner.")  # fmt: skip
 @click.option("--centroids", is_flag=True, help="qupath: points instead of polygons, a tenth of the size.")
 @click.option("--tile", "tile_px", type=click.IntRange(64), default=4000, show_default=True, help="quip: side of a tile, px.")
@@ -69,8 +71,8 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 @click.option("--cohort", default="", help="Cohort (cancer type) of the slides.")
 @click.option("--scale", type=float, help="File pixels per level-0 pixel.  [1]")
 @click.option("--label-mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of a label image.")
-@click.option("--origin", type=click.Choice(["auto", "bounds", "slide"]), default="auto", show_default=True,
-              help="Whether coordinates count from the scanned area.")  # fmt: skip
+@click.option("--frame", "--origin", "frame", default="auto", metavar="FRAME", help=FRAME_HELP.format("coordinates"))
+@click.option("--components", is_flag=True, help=COMPONENTS_HELP)
 @click.option("--dx", type=float, default=0.0, help="Level-0 pixels added to x.")
 @click.option("--dy", type=float, default=0.0, help="Level-0 pixels added to y.")
 @click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hovernext: class_inst.json.")
@@ -81,11 +83,12 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
 
     \b
     quip        folder of *-features.csv (TCIA release) hovernext   label map (pinst_pp.zip) with --classes
-    marks       caMicroscope documents                  labels      label image: StarDist, Cellpose (.tif .png .npy .zarr)
-    qupath      GeoJSON (.geojson .json, .gz, .zip)     tiatoolbox  annotation store (.db)
-    cellvit     cells.json
+    marks       caMicroscope documents                  tiatoolbox  annotation store (.db)
+    qupath      GeoJSON of any tool, JSON lines too     cellvit     cells.json, also .snappy
+    hovernet    json of HoVer-Net                       labels      StarDist, Cellpose (also _seg.npy), masks
 
-    Nothing is changed silently: what is odd about a polygon stands in the column import_flags and is counted below.
+    Label images are .tif .png .npy .npz .mat .zarr; text may be packed (.gz, .zip). What is no nucleus is left out and counted;
+    what is odd about a polygon stands in the column import_flags. Nothing is changed without a word.
 
     \b
     wsiseg import TCIA/luad_polygon/SLIDE.svs --from quip --cohort LUAD --out RUN
@@ -99,6 +102,12 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
             click.echo(f"  flagged {name.lower()}: {n:,}")
         for name, n in done.skipped.items():
             click.echo(f"  left out, {name}: {n:,}")
+        for name, n in done.repaired.items():
+            click.echo(f"  mended, {name}: {n:,}")
+        for note in done.notes:
+            click.echo(f"  note: {note}")
+        if not done.n_nuclei and done.skipped:
+            click.echo("  warning: nothing in the file is the outline of a nucleus", err=True)
     click.echo(f"run folder: {out}")
 
 

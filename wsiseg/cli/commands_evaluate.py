@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsiseg.cli.commands_data import print_table
-from wsiseg.cli.options import build_config
+from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, build_config
 
 if TYPE_CHECKING:
     from wsiseg.run.evaluate import Report
@@ -64,6 +64,8 @@ def evaluate() -> None:
     "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Label px per polygon px."
 )
 @click.option("--origin", default="0,0", metavar="X,Y", help="Polygon coordinates of the label image's corner.  [0,0]")
+@click.option("--frame", default="auto", metavar="FRAME", help=FRAME_HELP.format("polygons of other tools"))
+@click.option("--components", is_flag=True, help=COMPONENTS_HELP)
 @click.option("--vertices", type=click.Choice(["auto", "edge", "center"]), default="auto", help="Where polygon vertices lie.")
 @click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", help="A truth without prediction.")
 @click.option("--summary", is_flag=True, help="Only the summary, not a row per image.")
@@ -73,7 +75,9 @@ def evaluate() -> None:
 def files(pred: Path, truth: Path, summary: bool, origin: str, protocol: str | None, **options: Any) -> None:
     """Score PRED against TRUTH: Dice, DICE_2, AJI, AJI+, PQ (SQ, DQ), F1 over IoU, counts.
 
-    Each is a file or a folder (paired by name) of label images (png, tif, npy, mat), wsiseg tables, GeoJSON or QuIP CSV.
+    Each is a file or a folder (paired by name) of label images (png, tif, npy, npz, mat), wsiseg tables, GeoJSON, cells.json of
+    CellViT or HoVer-Net, or QuIP CSV. What is no nucleus is left out and counted; polygons given twice are two detections.
+    Negative pixels of a label image are not annotated and count for neither side.
 
     \b
     wsiseg evaluate predicted/ truth/ --out scores.csv

@@ -11,7 +11,13 @@ import click
 
 from wsiseg.config import RunConfig
 
-__all__ = ["build_config", "cluster_options", "segment_options", "slide_options"]
+__all__ = ["COMPONENTS_HELP", "FRAME_HELP", "build_config", "cluster_options", "segment_options", "slide_options"]
+
+FRAME_HELP = (
+    "Where {} lie on the slide: auto|slide|bounds, then px|um|mpp=UM|down=N. bounds: counted from the scanned area, as QuPath "
+    "does.  [auto: bounds for QuPath's objects, else slide]"
+)
+COMPONENTS_HELP = "Each connected part of a label image is a nucleus (masks of classes)."
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -60,6 +66,7 @@ def slide_options(function: F) -> F:
             metavar="PATH",
             help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson.",
         ),
+        click.option("--frame", default="", metavar="FRAME", help=FRAME_HELP.format("the tissue mask's coordinates")),
         click.option(
             "--reader",
             type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),

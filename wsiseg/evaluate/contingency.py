@@ -31,6 +31,8 @@ class Contingency:
         Rows of ``truth_ids`` and ``pred_ids`` of each overlapping pair, ordered by truth, then by prediction.
     pair_px : int64 (K,)
         Shared pixels of each pair, at least 1.
+    cover_px
+        Where instances lie over one another: the pixels in any true instance, in any prediction, and in both.
     """
 
     truth_ids: Int64
@@ -40,6 +42,7 @@ class Contingency:
     pair_truth: Int64
     pair_pred: Int64
     pair_px: Int64
+    cover_px: tuple[int, int, int] | None = None
 
     @property
     def union_px(self) -> Int64:
@@ -52,13 +55,16 @@ class Contingency:
         return self.pair_px / self.union_px
 
 
-def contingency(pred: npt.ArrayLike, truth: npt.ArrayLike, ignore: npt.ArrayLike | None = None) -> Contingency:
+def contingency(
+    pred: npt.ArrayLike, truth: npt.ArrayLike, ignore: npt.ArrayLike | None = None, *, layered: bool = False
+) -> Contingency:
     """Count the overlaps of two label maps.
 
     Parameters
     ----------
-    pred, truth : integer or bool (H, W)
-        0 background, every other value one instance; ids need not be contiguous, and an instance need not be connected.
+    pred, truth : integer or bool (H, W), with ``layered`` also (L, H, W)
+        0 background, every other value one instance; ids need not be contiguous, and an instance need not be connected. Of
+        layers, the first shows all pixels that any instance covers, further ones what lies hidden; ids differ between them.
     ignore : bool (H, W), optional
         Pixels that count for neither map (ambiguous areas).
 
@@ -71,34 +77,48 @@ def contingency(pred: npt.ArrayLike, truth: npt.ArrayLike, ignore: npt.ArrayLike
     FormatError
         Where a map is not a 2-D integer array or the shapes differ.
     """
-    pred_map, truth_map = _as_labels(pred, "pred"), _as_labels(truth, "truth")
-    if pred_map.shape != truth_map.shape:
+    pred_map, truth_map = _as_labels(pred, "pred", layered), _as_labels(truth, "truth", layered)
+    if pred_map.shape[-2:] != truth_map.shape[-2:]:
         raise FormatError(
             f"evaluate: pred has shape {pred_map.shape}, truth {truth_map.shape}. Expected the same (H, W); "
             "were they made at different resolutions?"
         )
     if ignore is not None:
         keep = ~np.asarray(ignore, dtype=bool)
-        if keep.shape != truth_map.shape:
-            raise FormatError(f"evaluate: the ignore mask has shape {keep.shape}, the label maps {truth_map.shape}.")
+        if keep.shape != truth_map.shape[-2:]:
+            raise FormatError(f"evaluate: the ignore mask has shape {keep.shape}, the label maps {truth_map.shape[-2:]}.")
         pred_map, truth_map = pred_map * keep, truth_map * keep
     truth_ids, truth_px, truth_index = _compact(truth_map)
     pred_ids, pred_px, pred_index = _compact(pred_map)
-    both = (truth_index > 0) & (pred_index > 0)
     n_pred = max(len(pred_ids), 1)
-    codes = (truth_index[both] - 1) * n_pred + (pred_index[both] - 1)
+    n_px = truth_map.shape[-2] * truth_map.shape[-1]
+    layers = [(t, p) for t in _layers(truth_index, n_px) for p in _layers(pred_index, n_px)]
+    codes = np.concatenate([_codes(t, p, n_pred) for t, p in layers])
+    cover = None
+    if len(layers) > 1:
+        shown = [index[:n_px] > 0 for index in (truth_index, pred_index)]
+        cover = (int(shown[0].sum()), int(shown[1].sum()), int((shown[0] & shown[1]).sum()))
     if len(truth_ids) * n_pred <= max(_DENSE_CODES, codes.size):
         counts = np.bincount(codes, minlength=0).astype(np.int64)
         code = np.flatnonzero(counts).astype(np.int64)
         pair_px = counts[code]
     else:
         code, pair_px = (a.astype(np.int64) for a in np.unique(codes, return_counts=True))
-    return Contingency(truth_ids, pred_ids, truth_px, pred_px, code // n_pred, code % n_pred, pair_px)
+    return Contingency(truth_ids, pred_ids, truth_px, pred_px, code // n_pred, code % n_pred, pair_px, cover)
 
 
-def _as_labels(labels: npt.ArrayLike, name: str) -> npt.NDArray[Any]:
+def _layers(index: Int64, n_px: int) -> list[Int64]:
+    return [index[k : k + n_px] for k in range(0, len(index), n_px)] if n_px else [index]
+
+
+def _codes(truth_index: Int64, pred_index: Int64, n_pred: int) -> Int64:
+    both = (truth_index > 0) & (pred_index > 0)
+    return (truth_index[both] - 1) * n_pred + (pred_index[both] - 1)
+
+
+def _as_labels(labels: npt.ArrayLike, name: str, layered: bool) -> npt.NDArray[Any]:
     array = np.asarray(labels)
-    if array.ndim != 2 or array.dtype.kind not in "iub":
+    if array.ndim not in ((2, 3) if layered else (2,)) or array.dtype.kind not in "iub":
         raise FormatError(f"evaluate: {name} must be an integer label map (H, W), got {array.dtype} {array.shape}.")
     return array.astype(np.uint8) if array.dtype.kind == "b" else array
 

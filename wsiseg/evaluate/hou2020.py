@@ -69,20 +69,26 @@ class HouScores:
 
 def label_patches(labels: npt.NDArray[Any], side_px: int = HOU_PATCH_PX) -> Iterator[npt.NDArray[Any]]:
     """Yield the whole ``side_px`` squares of a label map, row-major; a rest that fills no square is left out."""
-    for y in range(0, labels.shape[0] - side_px + 1, side_px):
-        for x in range(0, labels.shape[1] - side_px + 1, side_px):
-            yield labels[y : y + side_px, x : x + side_px]
+    for y in range(0, labels.shape[-2] - side_px + 1, side_px):
+        for x in range(0, labels.shape[-1] - side_px + 1, side_px):
+            yield labels[..., y : y + side_px, x : x + side_px]
 
 
 def hou_patches(
-    pred: npt.NDArray[Any], truth: npt.NDArray[Any], image: str = "", cancer_type: str = "", wsi_group: str = ""
+    pred: npt.NDArray[Any],
+    truth: npt.NDArray[Any],
+    image: str = "",
+    cancer_type: str = "",
+    wsi_group: str = "",
+    *,
+    layered: bool = False,
 ) -> list[HouPatch]:
     """Score the whole patches of one image.
 
     Parameters
     ----------
     pred, truth : integer (H, W)
-        Label maps of the same shape at 40x.
+        Label maps of the same shape at 40x; with ``layered`` also (L, H, W), see ``contingency``.
     image, cancer_type, wsi_group
         What the rows of the tables are made of; ``""``: unknown.
 
@@ -99,7 +105,7 @@ def hou_patches(
     if wsi_group and wsi_group not in WSI_GROUPS:
         raise FormatError(f"{image or 'patch'}: expected a WSI group of {', '.join(WSI_GROUPS)}, got {wsi_group!r}.")
     pairs = zip(label_patches(pred), label_patches(truth), strict=True)
-    return [_scored(p, t, image, cancer_type, wsi_group, HOU_CENTER_PX) for p, t in pairs]
+    return [_scored(p, t, image, cancer_type, wsi_group, HOU_CENTER_PX, layered) for p, t in pairs]
 
 
 def hou_summary(patches: Sequence[HouPatch]) -> HouScores:
@@ -176,15 +182,16 @@ def _row(table: str, name: str, patches: Sequence[HouPatch]) -> dict[str, Any]:
 
 
 def _scored(
-    pred: npt.NDArray[Any], truth: npt.NDArray[Any], image: str, cancer_type: str, wsi_group: str, center_px: int
+    pred: npt.NDArray[Any], truth: npt.NDArray[Any], image: str, cancer_type: str, wsi_group: str, center_px: int,
+    layered: bool = False,
 ) -> HouPatch:
-    scores = instance_scores(_center(pred, center_px), _center(truth, center_px))
+    scores = instance_scores(_center(pred, center_px), _center(truth, center_px), layered=layered)
     return HouPatch(image, scores.n_truth, scores.n_pred, scores.dice, scores.dice2, cancer_type, wsi_group)
 
 
 def _center(labels: npt.NDArray[Any], side_px: int) -> npt.NDArray[Any]:
-    height, width = labels.shape
+    height, width = labels.shape[-2:]
     if min(height, width) < side_px:
         raise FormatError(f"evaluate: a patch of {width} x {height} px has no center of {side_px} px.")
     y, x = (height - side_px) // 2, (width - side_px) // 2
-    return labels[y : y + side_px, x : x + side_px]
+    return labels[..., y : y + side_px, x : x + side_px]

@@ -3,27 +3,46 @@
 from __future__ import annotations
 
 import csv
-import gzip
-import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.coordinates import Ground, Origin
 from wsiseg.errors import FormatError
-from wsiseg.labels import LABEL_SUFFIXES, rasterize_rings, read_labels
+from wsiseg.labels import LABEL_SUFFIXES, id_parts, rasterize_rings, read_label_file, require_ids
+from wsiseg.log import log
+from wsiseg.tables import read_table_meta
+from wsiseg.tables.outlines import Tally, is_cells_json, iter_cells, iter_outlined, ring_of, stated_mpp
 
-__all__ = ["INSTANCE_SUFFIXES", "Rings", "instance_stem", "load_instances", "load_rings"]
+__all__ = [
+    "INSTANCE_SUFFIXES",
+    "Instances",
+    "Rings",
+    "Vertices",
+    "draw_rings",
+    "instance_stem",
+    "load_instances",
+    "load_label_image",
+    "load_rings",
+]
 
-POLYGON_SUFFIXES = (".parquet", ".geojson", ".json", ".geojson.gz", ".json.gz", ".csv")
+JSON_SUFFIXES = (
+    ".geojson", ".json", ".geojson.gz", ".json.gz", ".geojsonl", ".geojsons", ".ndjson", ".jsonl", ".json.snappy",
+)  # fmt: skip
+POLYGON_SUFFIXES = (".parquet", *JSON_SUFFIXES, ".csv")
 INSTANCE_SUFFIXES: tuple[str, ...] = (*LABEL_SUFFIXES, *POLYGON_SUFFIXES)
 """File name endings that ``load_instances`` reads."""
 
-_STEM_ENDS = (".labels", "_labels", "-features", "_cell_detection", ".nuclei")
+_STEM_ENDS = (".labels", "_labels", "-features", "_cell_detection", ".nuclei", "_seg", "_cp_masks")
+Vertices = Literal["auto", "edge", "center"]
+_POLYGON = 3
+_SIDES = ("width_px", "height_px", "bounds_x", "bounds_y", "bounds_w", "bounds_h")
+_GEOS_NAMES = {0: "Point", 1: "LineString", 2: "LinearRing"}
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
@@ -33,13 +52,19 @@ class Rings:
     """Polygons as ragged arrays in the file's own px: ring k is ``xy[offsets[k]:offsets[k + 1]]`` of polygon ``polygon[k]``.
 
     ``outline_px`` says that vertices are pixel *centers* and the outline belongs to the nucleus, as in OpenCV's contours
-    (QuIP); else vertices are points of the plane, pixel (i, j) covering [i, i + 1) x [j, j + 1).
+    (QuIP); else vertices are points of the plane, pixel (i, j) covering [i, i + 1) x [j, j + 1). ``ground`` and ``slide_id``
+    are those of a table of wsiseg, whose frame is known; of other files ``stated_origin`` and ``mpp`` are what they state.
     """
 
     xy: Float
     offsets: Int
     polygon: Int
     outline_px: bool = False
+    tally: Tally = field(default_factory=Tally)
+    ground: Ground | None = None
+    stated_origin: Origin = "slide"
+    mpp: float | None = None
+    slide_id: str = ""
 
     def __len__(self) -> int:
         """Return the number of polygons."""
@@ -58,21 +83,41 @@ def instance_stem(path: Path) -> str:
     return name
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Instances:
+    """What one file holds, drawn.
+
+    Attributes
+    ----------
+    labels : int32 (H, W) or (L, H, W)
+        0 background. Further layers hold the polygons that cover nothing alone, since others lie over all their pixels: the
+        same nucleus given twice. Ids differ between layers.
+    unknown : bool (H, W) or None
+        Pixels that were not annotated.
+    notes
+        What the user should know about the reading.
+    """
+
+    labels: npt.NDArray[np.int32]
+    unknown: npt.NDArray[np.bool_] | None = None
+    notes: tuple[str, ...] = ()
+
+
 def load_instances(
     path: str | Path,
     shape: tuple[int, int] | None = None,
     origin: tuple[float, float] = (0.0, 0.0),
     scale: float = 1.0,
-    vertices: Literal["auto", "edge", "center"] = "auto",
+    vertices: Vertices = "auto",
 ) -> npt.NDArray[np.int32]:
     """Read one file (or a folder of QuIP CSV parts) as a label map.
 
     Parameters
     ----------
     path
-        ``.png .tif .npy .mat`` label image; ``.parquet`` of this package, or any GeoParquet with WKB polygons; ``.geojson``,
-        ``.json`` and their ``.gz`` of QuPath or CellViT (each part of a MultiPolygon is a nucleus); ``.csv`` with a column
-        ``Polygon`` of QuIP.
+        ``.png .tif .npy .npz .mat`` label image (``wsiseg.labels.read_label_file``); ``.parquet`` of this package, or any
+        GeoParquet with WKB polygons; ``.geojson``, ``.json`` of QuPath, CellViT or HoVer-Net, packed or not (each part of a
+        MultiPolygon is a nucleus); ``.csv`` with a column ``Polygon`` of QuIP.
     shape
         (H, W) of the map for polygons; default: up to their lower right end. For a label image only checked.
     origin
@@ -80,7 +125,8 @@ def load_instances(
     scale
         Map px per polygon px.
     vertices
-        Whether integer vertices are corners or centers of pixels; ``auto``: centers in QuIP CSV, corners elsewhere.
+        Whether integer vertices are corners or centers of pixels; ``auto``: centers in what OpenCV traced (QuIP CSV, cells of
+        CellViT and HoVer-Net), corners elsewhere.
 
     Returns
     -------
@@ -95,41 +141,96 @@ def load_instances(
     """
     path = Path(path)
     if path.suffix.lower() in LABEL_SUFFIXES:
-        labels = read_labels(path)
-        if shape is not None and labels.shape != tuple(shape):
-            raise FormatError(f"{path}: expected {shape[1]} x {shape[0]} px, got {labels.shape[1]} x {labels.shape[0]}.")
-        return labels
-    rings = load_rings(path)
+        found = load_label_image(path, shape)
+    else:
+        found = draw_rings(load_rings(path), shape, origin, scale, vertices)
+    for note in found.notes:
+        log.warning("%s: %s", path, note)
+    return found.labels if found.labels.ndim == 2 else found.labels[0]
+
+
+def load_label_image(path: Path, shape: tuple[int, int] | None = None, *, components: bool = False) -> Instances:
+    """Read a label image. Raises ``FormatError`` where it has another ``shape``, or values that are classes, not ids."""
+    found = read_label_file(path, components=components)
+    if shape is not None and found.labels.shape != tuple(shape):
+        got = found.labels.shape
+        raise FormatError(f"{path}: expected {shape[1]} x {shape[0]} px, got {got[1]} x {got[0]}.")
+    require_ids(int(np.count_nonzero(np.unique(found.labels))), id_parts(found.labels), str(path))
+    return Instances(found.labels, found.unknown, found.notes)
+
+
+def draw_rings(
+    rings: Rings,
+    shape: tuple[int, int] | None = None,
+    origin: tuple[float, float] = (0.0, 0.0),
+    scale: float = 1.0,
+    vertices: Vertices = "auto",
+) -> Instances:
+    """Draw polygons (see ``load_instances``), layer after layer until each that has a pixel is seen."""
     outline = rings.outline_px if vertices == "auto" else vertices == "center"
     xy = (rings.xy - np.asarray(origin, np.float64) + (0.5 if outline else 0.0)) * scale
     if shape is None:
         right, bottom = np.ceil(xy.max(0) if len(xy) else np.zeros(2)).astype(int)
         shape = (max(int(bottom), 0), max(int(right), 0))
     order = np.argsort(-_ring_areas(rings), kind="stable")  # the smaller is drawn later
-    place = np.empty(len(order), np.int64)
+    layers: list[npt.NDArray[np.int32]] = []
+    left = np.ones(len(order), np.bool_)
+    while left.any() or not layers:
+        drawn = _drawn(xy, rings, shape, order[left[order]], outline)
+        seen = np.bincount(drawn.ravel(), minlength=len(order) + 1)[1:] > 0
+        if layers and not seen.any():
+            break  # what is left has no pixel, or lies outside
+        layers.append(drawn)
+        left &= ~seen
+    return Instances(layers[0] if len(layers) == 1 else np.stack(layers), None, tuple(rings.tally.lines()))
+
+
+def _drawn(
+    xy: Float, rings: Rings, shape: tuple[int, int], order: Int, outline: bool
+) -> npt.NDArray[np.int32]:
+    """Draw some polygons in an order; a label is the polygon's number in the file, from 1."""
+    place = np.full(len(rings), -1, np.int64)
     place[order] = np.arange(len(order))
-    labels = rasterize_rings(xy, rings.offsets, shape, ids=order + 1, ring_polygons=place[rings.polygon])
-    return _with_outline(labels, xy, rings) if outline else labels
+    mine = place[rings.polygon] >= 0
+    if mine.all():
+        part, at = rings, xy
+    else:
+        lengths = np.diff(rings.offsets)
+        at = xy[np.repeat(mine, lengths)]
+        part = Rings(at, np.r_[0, np.cumsum(lengths[mine])].astype(np.int64), rings.polygon[mine], rings.outline_px)
+    labels = rasterize_rings(at, part.offsets, shape, ids=order + 1, ring_polygons=place[part.polygon])
+    return _with_outline(labels, at, part) if outline else labels
 
 
 def load_rings(path: str | Path) -> Rings:
-    """Read the polygons of a Parquet, GeoJSON or QuIP CSV file (or folder of QuIP CSV parts); see ``load_instances``."""
+    """Read the polygons of a Parquet, JSON or QuIP CSV file (or folder of QuIP CSV parts); see ``load_instances``."""
     path = Path(path)
     name = path.name.lower()
+    tally = Tally()
     if path.is_dir():
         parts = sorted(path.glob("*-features.csv"))
         if not parts:
             raise FormatError(f"{path}: a folder of one slide must hold *-features.csv (QuIP).")
-        return _join([ring for part in parts for ring in _quip_rings(part)], outline_px=True)
+        return _some(_join([ring for part in parts for ring in _quip_rings(part, tally)], tally, outline_px=True), path)
     if not path.is_file():
         raise FormatError(f"{path}: no such file.")
     if name.endswith(".parquet"):
-        return _parquet_rings(path)
-    if name.endswith((".json", ".geojson", ".json.gz", ".geojson.gz")):
-        return _geojson_rings(path)
+        return _some(_parquet_rings(path, tally), path)
+    if name.endswith(JSON_SUFFIXES):
+        return _some(_json_rings(path, tally), path)
     if name.endswith(".csv"):
-        return _join(list(_quip_rings(path)), outline_px=True)
+        return _some(_join(list(_quip_rings(path, tally)), tally, outline_px=True), path)
     raise FormatError(f"{path}: unknown kind. Expected one of {', '.join(INSTANCE_SUFFIXES)}.")
+
+
+def _some(rings: Rings, path: Path) -> Rings:
+    """Return the rings. Raises ``FormatError`` where the file has objects and none of them is an outline."""
+    if len(rings) or not rings.tally.skipped:
+        return rings
+    raise FormatError(
+        f"{path}: nothing to score ({'; '.join(rings.tally.lines())}): points have no area, and lines none; give the file with "
+        "polygons."
+    )
 
 
 def _ring_areas(rings: Rings) -> Float:
@@ -170,7 +271,7 @@ def _with_outline(labels: npt.NDArray[np.int32], xy: Float, rings: Rings) -> npt
     return out
 
 
-def _parquet_rings(path: Path) -> Rings:
+def _parquet_rings(path: Path, tally: Tally) -> Rings:
     import pyarrow as pa
     import pyarrow.parquet as pq
     import shapely
@@ -181,76 +282,77 @@ def _parquet_rings(path: Path) -> Rings:
             raise FormatError(f"{path}: no column 'geometry'; columns are {file.schema_arrow.names}.")
         wkb = file.read(columns=["geometry"]).column("geometry").to_numpy(zero_copy_only=False)
         geometry = shapely.from_wkb(wkb)
-    except (pa.ArrowException, shapely.errors.ShapelyError, OSError) as err:
+    except (pa.ArrowException, shapely.errors.ShapelyError, OSError, TypeError) as err:
         raise FormatError(f"{path}: not a Parquet table with WKB polygons: {err}") from err
-    kinds = set(shapely.get_type_id(geometry).tolist())
-    if kinds - {3, 6}:
-        raise FormatError(f"{path}: geometries must be Polygon or MultiPolygon, got GEOS type ids {sorted(kinds)}.")
-    rings, of_part = shapely.get_rings(shapely.get_parts(geometry), return_index=True)
+    tally.skip("objects without a geometry", int(shapely.is_missing(geometry).sum()))
+    tally.skip("empty geometries", int((shapely.is_empty(geometry) & ~shapely.is_missing(geometry)).sum()))
+    parts = shapely.get_parts(shapely.get_parts(shapely.get_parts(geometry)))  # a collection of MultiPolygons
+    parts = parts[~shapely.is_empty(parts)]
+    kinds = shapely.get_type_id(parts)
+    for kind, n in zip(*np.unique(kinds[kinds != _POLYGON], return_counts=True), strict=True):
+        tally.skip(f"geometries of type {_GEOS_NAMES.get(int(kind), int(kind))}", int(n))
+    parts = parts[kinds == _POLYGON]
+    flat = shapely.area(parts) == 0
+    tally.skip("outlines without area", int(flat.sum()))
+    rings, of_part = shapely.get_rings(parts[~flat], return_index=True)
     xy, of_ring = shapely.get_coordinates(rings, return_index=True)
     counts = np.bincount(of_ring, minlength=len(rings)) if len(rings) else np.zeros(0, np.int64)
-    return Rings(xy, np.r_[0, np.cumsum(counts)].astype(np.int64), of_part.astype(np.int64))
+    ground, slide_id = _own_ground(path)
+    offsets = np.r_[0, np.cumsum(counts)].astype(np.int64)
+    return Rings(xy, offsets, of_part.astype(np.int64), False, tally, ground, slide_id=slide_id)
 
 
-def _geojson_rings(path: Path) -> Rings:
+def _own_ground(path: Path) -> tuple[Ground | None, str]:
+    """Return what a table of wsiseg says of its slide; of another tool's: nothing."""
     try:
-        raw = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
-        tree = json.loads(raw)
-    except (OSError, EOFError, ValueError) as err:
-        raise FormatError(f"{path}: not GeoJSON: {err}") from err
-    features = tree if isinstance(tree, list) else tree.get("features", [tree]) if isinstance(tree, dict) else None
-    if features is None:
-        raise FormatError(f"{path}: expected a FeatureCollection, a list of features or one feature.")
+        facts = read_table_meta(path)
+        slide = facts["slide"]
+        w, h, *bounds = (int(slide.get(k) or 0) for k in _SIDES)
+        return Ground(w, h, float(slide["mpp"]), bounds[0], bounds[1], bounds[2], bounds[3]), str(slide.get("slide_id") or "")
+    except (FormatError, KeyError, TypeError, ValueError, AttributeError):
+        return None, ""
+
+
+def _json_rings(path: Path, tally: Tally) -> Rings:
+    facts: dict[str, Any] = {}
+    if is_cells_json(path):
+        found = [[ring] for _, ring, _ in iter_cells(path, tally, facts) if ring is not None]
+        return _join(found, tally, outline_px=True, mpp=stated_mpp(facts))
     polygons: list[list[Float]] = []
-    for number, feature in enumerate(features):
-        polygons.extend(_feature_polygons(feature, f"{path}: feature {number}"))
-    return _join(polygons, outline_px=False)
+    qupath = False
+    for outlined in iter_outlined(path, tally, facts):
+        polygons += outlined.polygons
+        qupath |= outlined.qupath
+    own = facts.get("wsiseg")
+    bounds = qupath and not (isinstance(own, dict) and own.get("frame") == "slide")
+    return _join(polygons, tally, outline_px=False, stated_origin="bounds" if bounds else "slide")
 
 
-def _feature_polygons(feature: Any, where: str) -> Iterator[list[Float]]:
-    if not isinstance(feature, dict):
-        raise FormatError(f"{where}: expected an object, got {type(feature).__name__}.")
-    geometry = feature.get("nucleusGeometry") or feature.get("geometry")
-    kind = geometry.get("type") if isinstance(geometry, dict) else None
-    if kind in {"Point", "MultiPoint"}:
-        raise FormatError(f"{where}: points have no area to score; give the file with polygons.")
-    if kind not in {"Polygon", "MultiPolygon"}:
-        raise FormatError(f"{where}: expected a Polygon or MultiPolygon, got {kind}.")
-    coordinates: Any = geometry.get("coordinates") if isinstance(geometry, dict) else None
-    try:
-        for part in [coordinates] if kind == "Polygon" else coordinates:
-            yield [_ring(ring) for ring in part]
-    except (TypeError, ValueError) as err:
-        raise FormatError(f"{where}: broken coordinates: {err}") from err
-
-
-def _ring(points: Any) -> Float:
-    ring = np.asarray(points, np.float64)
-    if ring.ndim != 2 or ring.shape[1] < 2 or not np.isfinite(ring).all():
-        raise ValueError(f"a ring must be finite (x, y) pairs, got shape {ring.shape}")
-    return ring[:, :2]
-
-
-def _quip_rings(path: Path) -> Iterator[list[Float]]:
+def _quip_rings(path: Path, tally: Tally) -> Iterator[list[Float]]:
     csv.field_size_limit(1 << 24)
     try:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             table = csv.DictReader(file)
             if "Polygon" not in (table.fieldnames or []):
                 raise FormatError(f"{path}: no column 'Polygon'; columns are {table.fieldnames}. Expected a QuIP features CSV.")
             for line, row in enumerate(table, start=2):
                 numbers = [float(v) for v in row["Polygon"].strip(" []").split(":") if v]
-                if len(numbers) < 2 or len(numbers) % 2 or not all(map(math.isfinite, numbers)):
+                if len(numbers) % 2 or not all(map(math.isfinite, numbers)):
                     raise FormatError(f"{path}, line {line}: a polygon is [x0:y0:x1:y1:...], got {row['Polygon'][:60]!r}.")
-                yield [np.asarray(numbers).reshape(-1, 2)]
+                ring = ring_of(np.asarray(numbers).reshape(-1, 2), f"{path}, line {line}", tally, closed=False)
+                if ring is not None:
+                    yield [ring]
     except (OSError, UnicodeDecodeError, ValueError, AttributeError, csv.Error) as err:
         if isinstance(err, FormatError):
             raise
         raise FormatError(f"{path}: not a QuIP features CSV: {err}") from err
 
 
-def _join(polygons: list[list[Float]], outline_px: bool) -> Rings:
+def _join(
+    polygons: list[list[Float]], tally: Tally, *, outline_px: bool, stated_origin: Origin = "slide", mpp: float | None = None
+) -> Rings:
     rings = [ring for polygon in polygons for ring in polygon]
     owner = np.repeat(np.arange(len(polygons)), [len(polygon) for polygon in polygons]).astype(np.int64)
     offsets = np.r_[0, np.cumsum([len(ring) for ring in rings])].astype(np.int64)
-    return Rings(np.concatenate(rings) if rings else np.zeros((0, 2)), offsets, owner, outline_px)
+    xy = np.concatenate(rings) if rings else np.zeros((0, 2))
+    return Rings(xy, offsets, owner, outline_px, tally, None, stated_origin, mpp)

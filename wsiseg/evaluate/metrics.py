@@ -161,13 +161,15 @@ class Scores:
         return row
 
 
-def instance_scores(pred: npt.ArrayLike, truth: npt.ArrayLike, ignore: npt.ArrayLike | None = None) -> Scores:
+def instance_scores(
+    pred: npt.ArrayLike, truth: npt.ArrayLike, ignore: npt.ArrayLike | None = None, *, layered: bool = False
+) -> Scores:
     """Score predicted instances against true ones.
 
     Parameters
     ----------
-    pred, truth : integer (H, W)
-        Label maps, 0 background; any ids.
+    pred, truth : integer (H, W), with ``layered`` also (L, H, W)
+        Label maps, 0 background; any ids. Layers hold instances that lie over one another (see ``contingency``).
     ignore : bool (H, W), optional
         Pixels that count for neither map.
 
@@ -180,17 +182,17 @@ def instance_scores(pred: npt.ArrayLike, truth: npt.ArrayLike, ignore: npt.Array
     FormatError
         Where a map is not a 2-D integer array or the shapes differ.
     """
-    return scores_of(contingency(pred, truth, ignore))
+    return scores_of(contingency(pred, truth, ignore, layered=layered))
 
 
 def scores_of(table: Contingency) -> Scores:
     """Score from a contingency table (see ``instance_scores``)."""
-    truth_total, pred_total = int(table.truth_px.sum()), int(table.pred_px.sum())
     shared, union, iou = table.pair_px, table.union_px, table.iou
     reused = _best_per_truth(table.pair_truth, iou)
     assigned = _assignment(table, iou)
-    over = [iou > t for t in IOU_THRESHOLDS]
+    over = [_matches(table, iou, t) for t in IOU_THRESHOLDS]
     both = int(shared.sum())
+    truth_total, pred_total, both_total = table.cover_px or (int(table.truth_px.sum()), int(table.pred_px.sum()), both)
     aji_shared, aji_union = _jaccard_sums(table, reused, shared, union)
     plus_shared, plus_union = _jaccard_sums(table, assigned, shared, union)
     return Scores(
@@ -198,7 +200,7 @@ def scores_of(table: Contingency) -> Scores:
         n_pred=len(table.pred_ids),
         truth_px=truth_total,
         pred_px=pred_total,
-        both_px=both,
+        both_px=both_total,
         dice2_shared_px=both,
         dice2_total_px=int((shared + union).sum()),
         aji_shared_px=aji_shared,
@@ -208,6 +210,19 @@ def scores_of(table: Contingency) -> Scores:
         matched=tuple(int(hit.sum()) for hit in over),
         matched_iou=tuple(float(iou[hit].sum()) for hit in over),
     )
+
+
+def _matches(table: Contingency, iou: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.bool_]:
+    """Return which pairs match: those above the threshold, one to one where instances lie over one another."""
+    over = iou > threshold
+    if table.cover_px is None or not over.any():
+        return over
+    rows = np.flatnonzero(over)
+    pairs = (table.pair_truth[rows], table.pair_pred[rows], table.pair_px[rows])
+    part = dataclasses.replace(table, pair_truth=pairs[0], pair_pred=pairs[1], pair_px=pairs[2])
+    chosen = np.zeros(len(iou), np.bool_)
+    chosen[rows[_assignment(part, iou[rows])]] = True
+    return chosen
 
 
 def _jaccard_sums(

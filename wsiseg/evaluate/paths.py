@@ -14,12 +14,14 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.coordinates import parse_frame
 from wsiseg.errors import FormatError
 from wsiseg.evaluate.agreement import CountAgreement, PairedTest, count_agreement, paired_test
 from wsiseg.evaluate.hou2020 import HouPatch, HouScores, hou_patches, hou_summary
-from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem, load_instances
+from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem
 from wsiseg.evaluate.metrics import Scores, instance_scores, mean_scores, pooled_scores
-from wsiseg.labels import LABEL_SUFFIXES, read_labels
+from wsiseg.evaluate.pairs import Placing, load_pair
+from wsiseg.labels import read_labels
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = [
@@ -51,6 +53,8 @@ class Evaluation:
         Predictions without a truth.
     patches
         What ``hou`` is made of; ``HouPatch.image`` is of ``names``.
+    notes
+        What was left out of files, mended, or does not fit: to be shown.
     """
 
     names: tuple[str, ...]
@@ -59,6 +63,7 @@ class Evaluation:
     hou: HouScores | None
     unused: tuple[str, ...] = ()
     patches: tuple[HouPatch, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one flat row an image."""
@@ -84,6 +89,8 @@ def evaluate_paths(
     origin: tuple[float, float] = (0.0, 0.0),
     vertices: Literal["auto", "edge", "center"] = "auto",
     missing: Literal["error", "empty", "skip"] = "error",
+    frame: str = "auto",
+    components: bool = False,
 ) -> Evaluation:
     """Score PRED against TRUTH: two files, or two folders whose files are paired by name.
 
@@ -93,11 +100,16 @@ def evaluate_paths(
         Anything that ``load_instances`` reads. ``<id>.labels.png`` pairs with ``<id>.png``, ``<id>.parquet`` ...; in a folder
         with ``*.labels.*`` files, only these count (the pictures beside them are not masks).
     ignore
-        Mask (or folder of masks paired the same way): pixels that are not 0 count for neither side (ambiguous areas).
+        Mask (or folder of masks paired the same way): pixels that are not 0 count for neither side (ambiguous areas). So do
+        pixels that a label image of either side has as negative (not annotated).
     scale, origin, vertices
         How polygons are drawn on the label image of the other side (see ``load_instances``).
     missing
         What a truth without a prediction means: an error, an empty prediction (score 0), or an image to leave out.
+    frame
+        Where polygons of other tools lie on the slide of a table of wsiseg (``wsiseg.coordinates``).
+    components
+        Each connected part of a label image is a nucleus.
 
     Returns
     -------
@@ -113,20 +125,33 @@ def evaluate_paths(
     names: list[str] = []
     scores: list[Scores] = []
     patches: list[HouPatch] = []
+    placing = Placing(scale, origin, vertices, parse_frame(frame), components)
+    notes: list[str] = []
     for name, pred_file, truth_file in pairs:
-        pred_map, truth_map = _load_pair(pred_file, truth_file, scale, origin, vertices)
-        mask = _ignore_mask(masks, name, truth_map.shape)
+        pair = load_pair(pred_file, truth_file, placing)
+        mask = _ignore_mask(masks, name, pair.truth.shape[-2:])
+        if pair.unknown is not None:
+            mask = pair.unknown if mask is None else mask | pair.unknown
         try:
-            scores.append(instance_scores(pred_map, truth_map, mask))
+            scores.append(instance_scores(pair.pred, pair.truth, mask, layered=True))
         except FormatError as err:
             raise FormatError(f"{name}: {err}") from err
         names.append(name)
-        if mask is not None:
-            pred_map, truth_map = pred_map * ~mask, truth_map * ~mask
-        patches += hou_patches(pred_map, truth_map, name)
+        notes += [*pair.notes, *_unmet(scores[-1], name)]
+        keep = 1 if mask is None else ~mask
+        patches += hou_patches(pair.pred * keep, pair.truth * keep, name, layered=True)
     counts = count_agreement([s.n_pred for s in scores], [s.n_truth for s in scores])
     hou = hou_summary(patches) if patches else None
-    return Evaluation(tuple(names), tuple(scores), counts, hou, unused, tuple(patches))
+    return Evaluation(tuple(names), tuple(scores), counts, hou, unused, tuple(patches), tuple(notes))
+
+
+def _unmet(scores: Scores, name: str) -> list[str]:
+    """Return what to tell where both sides have nuclei and none of them meet: more often a frame than a bad network."""
+    if min(scores.n_pred, scores.n_truth) == 0 or scores.matched[0]:
+        return []
+    met = "no two share a pixel" if scores.both_px == 0 else f"none match, {scores.both_px:,} px are shared"
+    text = f"{name}: of {scores.n_pred:,} predicted and {scores.n_truth:,} true nuclei {met}: "
+    return [text + "are both of the same image, frame and scale (--frame, --origin, --scale)?"]
 
 
 def compare_runs(a: Evaluation, b: Evaluation, score: str = "pq") -> PairedTest:
@@ -234,35 +259,6 @@ def _pairs(pred: Path, truth: Path, missing: str) -> tuple[list[tuple[str, Path 
         truths = {name: path for name, path in truths.items() if name in preds}
     unused = tuple(sorted(set(preds) - set(truths)))
     return [(name, preds.get(name), truths[name]) for name in sorted(truths)], unused
-
-
-def _load_pair(
-    pred: Path | None, truth: Path, scale: float, origin: tuple[float, float], vertices: Literal["auto", "edge", "center"]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-    """Load both; polygons are drawn on the other side's grid, two polygon files on their common extent."""
-
-    def load(path: Path, shape: tuple[int, int] | None = None) -> npt.NDArray[np.int32]:
-        return load_instances(path, shape, origin, scale, vertices)
-
-    def is_image(path: Path) -> bool:
-        return path.suffix.lower() in LABEL_SUFFIXES
-
-    if pred is None:
-        truth_map = load(truth)
-        return np.zeros_like(truth_map), truth_map
-    if is_image(truth):
-        truth_map = load(truth)
-        return load(pred, None if is_image(pred) else truth_map.shape), truth_map
-    if is_image(pred):
-        pred_map = load(pred)
-        return pred_map, load(truth, pred_map.shape)
-    a, b = load(pred), load(truth)
-    shape = (max(a.shape[0], b.shape[0]), max(a.shape[1], b.shape[1]))
-    return _grown(a, shape), _grown(b, shape)
-
-
-def _grown(labels: npt.NDArray[np.int32], shape: tuple[int, int]) -> npt.NDArray[np.int32]:
-    return np.pad(labels, ((0, shape[0] - labels.shape[0]), (0, shape[1] - labels.shape[1])))
 
 
 def _ignore_mask(masks: dict[str, Path], name: str, shape: Sequence[int]) -> npt.NDArray[np.bool_] | None:

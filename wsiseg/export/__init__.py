@@ -27,6 +27,7 @@ from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_sto
 
 READERS: dict[str, Reader] = {
     "cellvit": read_cellvit,
+    "hovernet": read_cellvit,
     "marks": read_marks,
     "quip": read_quip,
     "qupath": read_geojson,

@@ -1,70 +1,76 @@
-"""CellViT's ``cells.json`` -> nuclei (contours in level-0 px of the whole slide)."""
+"""CellViT's ``cells.json`` and HoVer-Net's ``.json`` -> nuclei (contours in level-0 px of the whole slide)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from wsiseg.errors import FormatError
 from wsiseg.export.geojson import CHUNK_NUCLEI
 from wsiseg.export.incoming import Incoming, Provenance, Source, from_rings
-from wsiseg.export.jsonstream import iter_objects
+from wsiseg.tables.outlines import iter_cells, stated_mpp
 
 __all__ = ["read_cellvit"]
 
 
 def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
-    """Yield the cells of a CellViT (or CellViT++) ``cells.json``, also in ``.gz``.
+    """Yield the cells of a CellViT (any generation) ``cells.json`` or a HoVer-Net ``.json``, also packed (gzip, zip, snappy).
 
-    Contours and centroids are (x, y); a cell's ``type`` becomes ``class_name`` by the file's ``type_map``, its ``type_prob``
-    stays unused, for it says how sure the class is, not the nucleus. ``cells.json.snappy`` must be unpacked first.
+    Contours and centroids are (x, y); a cell's ``type`` becomes ``class_name`` by the file's ``type_map``, which may map
+    numbers to names or names to numbers and stand anywhere in the file. Its ``type_prob`` stays unused, for it says how sure
+    the class is, not the nucleus.
 
     Raises
     ------
     FormatError
-        Broken JSON, or a cell without a contour of (x, y) points.
+        Broken JSON, or cells without contours.
     """
     facts: dict[str, Any] = {}
     provenance.missing += ["center_prob"]
     rings: list[Any] = []
     wheres: list[str] = []
     types: list[Any] = []
-    for number, cell in iter_objects(source.path, "cells", facts):
-        where = f"{source.path}, cell {number}"
-        if not isinstance(cell, dict) or not isinstance(cell.get("contour"), list):
-            raise FormatError(f"{where}: expected a cell with a 'contour' (CellViT cells.json), got {str(cell)[:60]!r}.")
-        if len(cell["contour"]) < 3:
-            provenance.skip("contours of fewer than three points")
+    unnamed = False
+    for where, ring, kind in iter_cells(source.path, provenance.tally, facts):
+        if ring is None:
             continue
-        rings.append(cell["contour"])
+        rings.append(ring)
         wheres.append(where)
-        types.append(cell.get("type"))
+        types.append(kind)
         if len(rings) >= CHUNK_NUCLEI:
-            _facts(facts, provenance)
+            unnamed |= _unnamed(types, facts)
             yield from_rings(rings, source, wheres, class_name=_names(types, facts))
             rings, wheres, types = [], [], []
-    _facts(facts, provenance)
+    provenance.mpp = stated_mpp(facts)
     if rings:
+        unnamed |= _unnamed(types, facts)
         yield from_rings(rings, source, wheres, class_name=_names(types, facts))
+    if unnamed:
+        provenance.notes.append("class_name holds numbers: the file does not name all of its types")
+    if isinstance(facts.get("mag"), int | float):
+        provenance.notes.append(f"the file was made at {facts['mag']}x: its coordinates are px of that magnification")
+
+
+def _type_map(facts: dict[str, Any]) -> dict[str, str]:
+    """Return the name of each type's number, whichever of the two the file has as keys."""
+    found = facts.get("type_map")
+    names: dict[str, str] = {}
+    for key, value in found.items() if isinstance(found, dict) else ():
+        if isinstance(value, list) and value:  # HoVer-Net's type_info: [name, color]
+            value = value[0]
+        if isinstance(value, dict):
+            value = value.get("name", "")
+        by_name = isinstance(value, int) or (isinstance(value, str) and value.isdecimal())
+        number, name = (value, key) if by_name and not str(key).isdecimal() else (key, value)
+        names[str(number)] = str(name)
+    return names
+
+
+def _unnamed(types: list[Any], facts: dict[str, Any]) -> bool:
+    return bool({str(t) for t in types if isinstance(t, int)} - set(_type_map(facts)))
 
 
 def _names(types: list[Any], facts: dict[str, Any]) -> list[str] | None:
     if all(t is None for t in types):
         return None
-    mapped = facts.get("type_map")
-    mapped = mapped if isinstance(mapped, dict) else {}
-    return ["" if t is None else str(mapped.get(str(t), t)) for t in types]
-
-
-def _facts(facts: dict[str, Any], provenance: Provenance) -> None:
-    """Take the slide's um/px from the file's metadata, where it is a number."""
-    meta = facts.get("wsi_metadata")
-    if not isinstance(meta, dict):
-        return
-    for key in ("base_mpp", "slide_mpp", "mpp"):
-        value = meta.get(key)
-        if isinstance(value, int | float) and np.isfinite(value) and 0 < value < 100:
-            provenance.mpp = float(value)
-            return
+    names = _type_map(facts)
+    return ["" if t is None else names.get(str(t), str(t)) for t in types]

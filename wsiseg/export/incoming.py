@@ -6,21 +6,19 @@ import enum
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError
 from wsiseg.export.repair import invalid_rings
+from wsiseg.tables.outlines import MAX_COORDINATE_PX, MAX_RING_POINTS, Tally
 
 __all__ = ["Flag", "Incoming", "Provenance", "Reader", "Source", "checked", "from_rings", "measures", "safe_name"]
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
-
-MAX_COORDINATE_PX = 2.0**31
-MAX_RING_POINTS = 1_000_000
 
 
 class Flag(enum.IntFlag):
@@ -76,10 +74,28 @@ class Incoming:
         """Return the number of nuclei."""
         return len(self.ring_offsets) - 1
 
+    def taken(self, rows: Int) -> Incoming:
+        """Return some of the nuclei."""
+        lengths = np.diff(self.ring_offsets)[rows]
+        offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+        at = np.arange(offsets[-1]) + np.repeat(self.ring_offsets[:-1][rows] - offsets[:-1], lengths)
+        return Incoming(
+            self.xy[at],
+            offsets,
+            self.flags[rows],
+            None if self.nucleus_id is None else self.nucleus_id[rows],
+            None if self.center_prob is None else self.center_prob[rows],
+            None if self.class_name is None else [self.class_name[k] for k in rows.tolist()],
+            {name: values[rows] for name, values in self.columns.items()},
+        )
+
 
 @dataclass(slots=True)
 class Provenance:
-    """What a reader learnt about its file besides the nuclei: written into the table's metadata."""
+    """What a reader learnt about its file besides the nuclei: written into the table's metadata.
+
+    ``stated_origin`` is where (0, 0) of the file's coordinates lies, as the file or its format states it (``Frame.origin``).
+    """
 
     format: str
     files: list[str] = field(default_factory=list)
@@ -90,12 +106,17 @@ class Provenance:
     slide_name: str = ""
     missing: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    skipped: dict[str, int] = field(default_factory=dict)
+    tally: Tally = field(default_factory=Tally)
+    stated_origin: Literal["slide", "bounds"] = "slide"
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """Return how many objects were left out, by reason."""
+        return self.tally.skipped
 
     def skip(self, reason: str, n: int = 1) -> None:
         """Count objects that are no nuclei."""
-        if n:
-            self.skipped[reason] = self.skipped.get(reason, 0) + n
+        self.tally.skip(reason, n)
 
 
 @dataclass(frozen=True, slots=True)

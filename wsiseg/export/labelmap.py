@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, closed
-from wsiseg.export.jsonstream import read_json
-from wsiseg.labels import LABEL_SUFFIXES, read_labels
+from wsiseg.labels import LABEL_SUFFIXES, id_parts, read_label_file, require_ids
+from wsiseg.tables.jsonstream import read_json
 from wsiseg.types import Box, PolygonBatch
 
 __all__ = ["LabelWindow", "class_names", "incoming_of_batch", "label_windows", "open_label_map"]
@@ -56,19 +56,33 @@ class LabelWindow:
     core: Box
 
 
-def open_label_map(path: Path) -> Any:
+def open_label_map(path: Path, *, components: bool = False, notes: list[str] | None = None) -> Any:
     """Return an array-like (H, W) of ids: an image or ``.npy`` whole, a Zarr array (folder or ``.zip``) read by windows.
+
+    Parameters
+    ----------
+    components
+        Each connected part is a nucleus, whatever the values.
+    notes
+        Filled with what was read otherwise than as plain ids.
 
     Raises
     ------
     FormatError
-        Not a label image, or of absurd size.
+        Not a label image, of absurd size, or of values that stand in so many parts that they are classes.
     """
     name = path.name.lower()
     if path.is_dir() or name.endswith(".zip"):
-        return _open_zarr(path)
+        array = _open_zarr(path)
+        if components or _is_mask(array):
+            (notes if notes is not None else []).append("a mask without ids: its connected parts are the nuclei")
+            return ZarrMask(array)
+        return array
     if name.endswith(LABEL_SUFFIXES):
-        return read_labels(path)
+        found = read_label_file(path, components=components)
+        (notes if notes is not None else []).extend(found.notes)
+        require_ids(len(np.unique(found.labels[found.labels > 0])), id_parts(found.labels), str(path))
+        return found.labels
     raise FormatError(f"{path}: expected a label image ({', '.join(LABEL_SUFFIXES)}) or a Zarr array (folder or .zip).")
 
 
@@ -91,6 +105,35 @@ def _open_zarr(path: Path) -> Any:
     return node
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ZarrMask:
+    """A Zarr array in which every connected part of what is not 0 is a nucleus."""
+
+    array: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return (H, W)."""
+        return int(self.array.shape[0]), int(self.array.shape[1])
+
+    def __getitem__(self, window: Any) -> npt.NDArray[np.int32]:
+        """Return a window with its parts numbered 1..N; numbers of other windows differ, which ``label_windows`` allows."""
+        return _pieces(np.asarray(self.array[window]) > 0)[0].astype(np.int32)
+
+
+def _is_mask(array: Any) -> bool:
+    """Return whether a Zarr array has one value besides 0, which is 1 or the largest of its type; stops at the second."""
+    value = 0
+    for y in range(0, array.shape[0], BLOCK_PX):
+        for x in range(0, array.shape[1], BLOCK_PX):
+            found = np.unique(np.asarray(array[y : y + BLOCK_PX, x : x + BLOCK_PX]))
+            found = found[found > 0]
+            if len(found) > 1 or (len(found) and value not in (0, int(found[0]))):
+                return False
+            value = int(found[0]) if len(found) else value
+    return value in (1, 255, 65535) or (value > 0 and value == np.iinfo(array.dtype).max)
+
+
 def label_windows(labels: Any, block_px: int = BLOCK_PX, halo_px: int = HALO_PX) -> Iterator[LabelWindow]:
     """Yield a label map's windows; each label is owned by the window whose core holds its first pixel in raster order.
 
@@ -104,10 +147,10 @@ def label_windows(labels: Any, block_px: int = BLOCK_PX, halo_px: int = HALO_PX)
             read = Box(x0, y0, min(width, core.x1 + halo_px) - x0, min(height, core.y1 + halo_px) - y0)
             part = np.asarray(labels[read.y : read.y1, read.x : read.x1])
             ids = np.unique(part)
-            ids = ids[ids != 0]
+            ids = ids[ids > 0]  # negative: not annotated
             if len(ids):
                 number = np.searchsorted(ids, part).astype(np.int32) + 1
-                number[part == 0] = 0
+                number[part <= 0] = 0
                 yield _window(number, ids.astype(np.int64), read, core)
 
 

@@ -18,10 +18,11 @@ import numpy.typing as npt
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export.geojson import CHUNK_NUCLEI
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, from_rings
-from wsiseg.export.jsonstream import iter_lines
 from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 from wsiseg.export.text import concat, join_rings, number_text, text_bytes
 from wsiseg.tables import atomic_path
+from wsiseg.tables.jsonstream import iter_lines
+from wsiseg.tables.outlines import polygons_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -152,17 +153,16 @@ def _flagged(nuclei: Incoming, flags: list[int]) -> Incoming:
     return nuclei
 
 
-def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[Any], bool]:
+def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[list[Any]], bool]:
     """Return the polygons of a document (each a list of rings) and whether they are fractions."""
     try:
         features = document["geometries"]["features"]
         normalized = str(document.get("normalized", "false")).lower() == "true"
         name = document.get("provenance", {}).get("image", {}).get("imageid", "")
         geometries = [f["geometry"] for f in features]
-        polygons = [g["coordinates"] for g in geometries if g["type"] == "Polygon"]
     except (KeyError, TypeError, AttributeError) as err:
         raise FormatError(f"{where}: expected a caMicroscope mark document with geometries.features ({err!r}).") from err
-    provenance.skip("geometries that are no polygon", len(geometries) - len(polygons))
+    polygons = [p for k, g in enumerate(geometries) for p in polygons_of(g, f"{where}, feature {k}", provenance.tally)]
     if name and provenance.slide_name and name != provenance.slide_name:
         raise FormatError(
             f"{where}: expected marks of {provenance.slide_name} only, got one of {name!r}. Split the file by image."
@@ -171,11 +171,8 @@ def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[A
     return polygons, normalized
 
 
-def _pixels(polygon: Any, size: npt.NDArray[np.float64], where: str) -> npt.NDArray[np.float64]:
-    try:
-        ring = np.asarray(polygon[0], np.float64)[:, :2]
-    except (ValueError, TypeError, IndexError) as err:
-        raise FormatError(f"{where}: expected a ring of (x, y) numbers ({err}).") from err
+def _pixels(polygon: list[Any], size: npt.NDArray[np.float64], where: str) -> npt.NDArray[np.float64]:
+    ring = np.asarray(polygon[0], np.float64)
     if (size > 1).all() and not (np.abs(ring) <= 2).all():
         raise FormatError(f"{where}: expected fractions of the slide's sides, got {ring.max()}.")
     return np.round(ring * size, DECIMALS_PX)

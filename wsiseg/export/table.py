@@ -20,6 +20,7 @@ from wsiseg.export.incoming import Flag, Incoming, Provenance, checked
 from wsiseg.schema import NUCLEI, SCHEMA_VERSION, Column
 from wsiseg.tables import arrow_schema, atomic_path, geo_metadata, hilbert_key, wkb_polygons
 from wsiseg.tables.arrow import BBOX_FIELDS, META_KEY
+from wsiseg.tables.outlines import flat_rings
 from wsiseg.types import SlideMeta
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ OPTIONAL = ("center_prob", "material_prob", "class_name")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import wrote: nuclei, how many have each flag, and what was in the file but is no nucleus."""
+    """What an import wrote: nuclei, how many have each flag, what was left out or mended, what else the user should know."""
 
     path: Path
     slide_id: str
@@ -50,6 +51,8 @@ class Imported:
     height_px: int
     flags: dict[str, int]
     skipped: dict[str, int]
+    repaired: dict[str, int] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def write_imported_table(
@@ -81,14 +84,27 @@ def write_imported_table(
 
     spill = out.with_name(f".{out.name}.{os.getpid()}.spill.partial")
     try:
-        kept = _spill(chunks, spill, meta, str(out), strict)
+        kept = _spill((c for raw in chunks if len(c := _with_area(raw, provenance))), spill, meta, str(out), strict)
         meta = _with_size(meta, kept, provenance)
         with pa.memory_map(str(spill)) as mapped:
             _write(pa.ipc.open_file(mapped), kept, out, _schema(kept, meta, provenance))
     finally:
         spill.unlink(missing_ok=True)
     counts = {flag.name: int(kept.flag_counts[k]) for k, flag in enumerate(Flag) if kept.flag_counts[k] and flag.name}
-    return Imported(out, meta.slide_id, len(kept.ids), meta.width_px, meta.height_px, counts, dict(provenance.skipped))
+    tally = provenance.tally
+    return Imported(
+        out, meta.slide_id, len(kept.ids), meta.width_px, meta.height_px, counts, dict(tally.skipped), dict(tally.repaired),
+        tuple(provenance.notes),
+    )  # fmt: skip
+
+
+def _with_area(nuclei: Incoming, provenance: Provenance) -> Incoming:
+    """Return the nuclei whose ring encloses something; the others are counted."""
+    flat = flat_rings(nuclei.xy, nuclei.ring_offsets)
+    if not flat.any():
+        return nuclei
+    provenance.skip("outlines without area", int(flat.sum()))
+    return nuclei.taken(np.flatnonzero(~flat))
 
 
 def _with_size(meta: SlideMeta, kept: _Kept, provenance: Provenance) -> SlideMeta:
@@ -143,8 +159,6 @@ def _spill(chunks: Iterable[Incoming], path: Path, meta: SlideMeta, where: str, 
     own = True
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
         for raw in chunks:
-            if len(raw) == 0:
-                continue
             nuclei, columns = checked(raw, meta.mpp, where, strict=strict)
             writer.write_batch(_batch(nuclei, columns, schema))
             centroid = np.stack([columns["cx"], columns["cy"]], axis=1)
@@ -240,6 +254,7 @@ def _schema(kept: _Kept, meta: SlideMeta, provenance: Provenance) -> pa.Schema:
         "missing": missing,
         "notes": provenance.notes,
         "skipped": provenance.skipped,
+        **({"repaired": provenance.tally.repaired} if provenance.tally.repaired else {}),
         "perimeter": "length of the ring",
     }
     slide = {k: v for k, v in dataclasses.asdict(meta).items() if k not in ("path", "mtime_ns", "reader", "reader_note")}

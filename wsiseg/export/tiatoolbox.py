@@ -138,10 +138,14 @@ def _chunk(rows: list[Any], packing: str | None, source: Source, provenance: Pro
     probs: list[float] = []
     for key, kind, blob, text in rows:
         where = f"{source.path}, annotation {key}"
-        if blob is None or kind not in ("Polygon", "MultiPolygon"):
+        if blob is None:
+            provenance.skip("objects without a geometry")
+            continue
+        if kind not in ("Polygon", "MultiPolygon", "GeometryCollection"):
             provenance.skip(f"geometries of type {kind}")
             continue
         outlines, holes = _outlines(blob, packing, where)
+        provenance.skip("empty geometries", 0 if outlines else 1)
         name, prob = _said(text, where)
         for outline in outlines:
             rings.append(outline)
@@ -174,7 +178,7 @@ def _outlines(blob: bytes | str, packing: str | None, where: str) -> tuple[list[
             shape = shapely.from_wkb(raw)
     except (zlib.error, shapely.errors.ShapelyError) as err:
         raise FormatError(f"{where}: expected a geometry as {'zlib-packed ' if packing else ''}WKB ({err}).") from err
-    parts = [p for p in shapely.get_parts(shape) if p.geom_type == "Polygon" and not p.is_empty]
+    parts = [p for p in shapely.get_parts(shapely.get_parts(shape)) if p.geom_type == "Polygon" and not p.is_empty]
     return [shapely.get_coordinates(p.exterior) for p in parts], any(len(p.interiors) for p in parts)
 
 

@@ -48,8 +48,8 @@ class ExportOptions:
     ----------
     region, sample
         See ``wsiseg.export.Selection``.
-    origin
-        Frame of QuPath GeoJSON.
+    frame
+        Origin of QuPath GeoJSON.
     centroids
         Points instead of polygons (QuPath GeoJSON).
     tile_px
@@ -64,7 +64,7 @@ class ExportOptions:
 
     region: Box | None = None
     sample: int | None = None
-    origin: Literal["bounds", "slide"] = "bounds"
+    frame: Literal["bounds", "slide"] = "bounds"
     centroids: bool = False
     tile_px: int = 4000
     cell_px: int = 32
@@ -88,7 +88,7 @@ def _maps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
 
 
 def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
-    return write_geojson(s, p, o.selection, origin=o.origin, geometry="centroid" if o.centroids else "polygon")
+    return write_geojson(s, p, o.selection, origin=o.frame, geometry="centroid" if o.centroids else "polygon")
 
 
 EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {

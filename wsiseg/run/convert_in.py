@@ -9,11 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiseg.config import RunConfig
+from wsiseg.coordinates import Frame, Ground, check_fit, ground_of, mpp_note, parse_frame, size_note
 from wsiseg.errors import DuplicateSlideError, FormatError, InputError, MissingMppError
 from wsiseg.export import (
     READERS,
@@ -28,7 +30,7 @@ from wsiseg.export import (
     safe_name,
     write_imported_table,
 )
-from wsiseg.read import fit_tissue, open_slide, tissue_px_in
+from wsiseg.read import TissueMask, fit_tissue, open_slide, tissue_px_in
 from wsiseg.run.folder import RunFolder
 from wsiseg.summarize import summarize_slide, write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
@@ -54,13 +56,13 @@ class ImportOptions:
         Size of the slide, level-0 px, where no slide file is given.
     cohort, slide_id
         Of the slide; the id's default is the slide's, else the file's name.
-    scale
-        Coordinates (or label pixels) per level-0 px; None: 1, and for HoVer-NeXt and label images ``mpp / label_mpp``.
-    label_mpp
-        um per px of a label image, where it is not the slide's level 0.
-    origin
-        ``bounds``: coordinates count from the scanned area (QuPath, HoVer-NeXt); ``slide``: from the slide's corner; ``auto``:
-        bounds where the format says so.
+    frame
+        Where the coordinates (or label pixels) lie on the slide, in the grammar of ``wsiseg.coordinates``. ``auto``: from the
+        scanned area where the file is QuPath's or HoVer-NeXt's, else from the slide's corner.
+    scale, label_mpp
+        Other ways to name the unit: coordinates per level-0 px, and um per coordinate.
+    components
+        Every connected part of a label image is a nucleus of its own.
     dx, dy
         Level-0 px added to all coordinates (a tile's place in its slide).
     classes
@@ -77,7 +79,8 @@ class ImportOptions:
     slide_id: str = ""
     scale: float | None = None
     label_mpp: float | None = None
-    origin: Literal["auto", "bounds", "slide"] = "auto"
+    frame: str = "auto"
+    components: bool = False
     dx: float = 0.0
     dy: float = 0.0
     classes: Path | None = None
@@ -92,10 +95,11 @@ class _Slide:
     meta: SlideMeta | None = None
     tissue_px: int = 0
     tissue_png: bytes = b""
-    bounds: tuple[int, int] = (0, 0)
+    tissue: TissueMask | None = None
 
 
-BOUNDS_FRAME = frozenset(("qupath", "hovernext"))
+LEAST_ON_TISSUE = 0.5
+"""Of nuclei that lie where they should nearly all are on tissue; a smaller share than this is told."""
 _ENDINGS = (
     ".geojson.gz",
     ".json.gz",
@@ -149,41 +153,111 @@ def _import_one(path: Path, fmt: str, folder: RunFolder, options: ImportOptions)
         raise FormatError(f"{path}: no such file or folder.")
     slide = _known_slide(options)
     provenance = Provenance(fmt, *_digest(path, options.classes))
-    source = _source(path, fmt, slide, options)
-    chunks = _chunks(fmt, source, provenance, options)
+    frame = _frame(options)
+    chunks = _chunks(path, fmt, slide, provenance, frame, options)
     first = next(chunks, None)  # the reader has now seen the file's own facts
     meta = _meta(path, slide, provenance, options)
     if folder.slide_json(meta.slide_id).exists() and not _same_source(folder, meta.slide_id, provenance.sha256):
         raise DuplicateSlideError(
             f"Run {folder.root} has slide {meta.slide_id!r} from another file. Use --slide-id or another --out."
         )
-    table = folder.table(meta.slide_id)
-    done = write_imported_table(_again(first, chunks), table, meta, provenance, strict=options.strict)
+    ground = _ground(slide, meta, provenance, options)
+    chunks = _again(first, chunks)
+    if fmt in READERS:
+        chunks = _placed(chunks, path, frame, ground, slide, provenance, options)
+    else:
+        chunks = _checked(chunks, path, slide, provenance)
+    done = write_imported_table(chunks, folder.table(meta.slide_id), meta, provenance, strict=options.strict)
     meta = dataclasses.replace(meta, width_px=done.width_px, height_px=done.height_px)
     _write_slide(folder, meta, slide, done, provenance)
     return done
 
 
-def _chunks(fmt: str, source: Source, provenance: Provenance, options: ImportOptions) -> Iterator[Incoming]:
+def _chunks(
+    path: Path, fmt: str, slide: _Slide, provenance: Provenance, frame: Frame, options: ImportOptions
+) -> Iterator[Incoming]:
+    """Yield the nuclei of a polygon file in its own frame, those of a label image on the slide."""
+    width = options.width_px or (slide.meta.width_px if slide.meta else None)
+    height = options.height_px or (slide.meta.height_px if slide.meta else None)
+    mpp = options.mpp if options.mpp is not None else slide.meta.mpp if slide.meta else None
     if fmt in READERS:
-        return READERS[fmt](source, provenance)
-    return _label_chunks(source, provenance, options)
+        return READERS[fmt](Source(path, mpp, width, height, fix_edge_tiles=options.fix_edge_tiles), provenance)
+    if mpp is None:
+        raise MissingMppError(f"{path}: a label image does not say its um/px. Add --mpp, or --slide.")
+    ground = Ground(width or 0, height or 0, mpp) if slide.meta is None else ground_of(slide.meta)
+    factor, dx, dy = frame.on(ground, "bounds" if fmt == "hovernext" else "slide", str(path))
+    source = Source(path, mpp, width, height, 1 / factor, dx + options.dx, dy + options.dy)
+    return _label_chunks(source, provenance, options, ground, (dx, dy))
 
 
-def _label_chunks(source: Source, provenance: Provenance, options: ImportOptions) -> Iterator[Incoming]:
+def _label_chunks(
+    source: Source, provenance: Provenance, options: ImportOptions, ground: Ground, corner: tuple[float, float]
+) -> Iterator[Incoming]:
     """Trace a label image window by window."""
-    if source.mpp is None:
-        raise MissingMppError(f"{source.path}: a label image does not say its um/px. Add --mpp, or --slide.")
+    assert source.mpp is not None
     names = class_names(options.classes, provenance) if options.classes else None
     provenance.missing += ["center_prob"]
-    labels = open_label_map(source.path)
+    labels = open_label_map(source.path, components=options.components, notes=provenance.notes)
+    height, width = labels.shape
     if source.width_px is None:
         provenance.height_px, provenance.width_px = (math.ceil(n / source.scale) for n in labels.shape)
+    elif not options.dx and not options.dy:
+        bounds = (ground.bounds_x, ground.bounds_y) == corner != (0, 0)
+        notes = size_note(str(source.path), (width, height), ground, 1 / source.scale, origin="bounds" if bounds else "slide")
+        if notes and "--frame" in notes[0] and parse_frame(options.frame).origin == "auto":
+            raise FormatError(f"{notes[0]} A frame that is named outright (--frame slide or bounds) is taken as it is.")
+        provenance.notes += notes
     for window in label_windows(labels):
         blank = np.zeros((2, *window.labels.shape), np.uint8)
         batch = vectorize(Instances(window.labels, window.anchors), blank, window.read, window.core)
         if len(batch):
             yield incoming_of_batch(batch, window, source, source.mpp, names)
+
+
+def _placed(
+    chunks: Iterator[Incoming], path: Path, frame: Frame, ground: Ground, slide: _Slide, provenance: Provenance,
+    options: ImportOptions,
+) -> Iterator[Incoming]:
+    """Put a file's nuclei on the slide; at its end, say what does not fit or refuse it."""
+    provenance.notes += mpp_note(str(path), provenance.mpp, ground.mpp if frame.unit_plain and options.scale is None else None)
+    factor, dx, dy = frame.on(ground, provenance.stated_origin, str(path))
+    if (dx, dy) != (0.0, 0.0) and frame.origin == "auto":
+        provenance.notes.append(
+            f"coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added (--frame slide if not)"
+        )
+    placed = (factor, dx + options.dx, dy + options.dy)
+    points = [np.empty((0, 2))]
+    for nuclei in chunks:
+        points.append(nuclei.xy[nuclei.ring_offsets[:-1]])
+        same = placed == (1.0, 0.0, 0.0)
+        yield nuclei if same else dataclasses.replace(nuclei, xy=nuclei.xy * factor + np.array(placed[1:]))
+    xy = np.concatenate(points)
+    provenance.notes += check_fit(xy, ground, placed, f"{path}: nuclei")
+    provenance.notes += _off_tissue(xy * factor + np.array(placed[1:]), slide, path)
+
+
+def _checked(chunks: Iterator[Incoming], path: Path, slide: _Slide, provenance: Provenance) -> Iterator[Incoming]:
+    points = [np.empty((0, 2))]
+    for nuclei in chunks:
+        points.append(nuclei.xy[nuclei.ring_offsets[:-1]])
+        yield nuclei
+    provenance.notes += _off_tissue(np.concatenate(points), slide, path)
+
+
+def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[str]:
+    """Return what to tell of nuclei that lie where the slide shows no tissue: a frame that is off still fits into the slide."""
+    if slide.tissue is None or slide.meta is None or not slide.tissue.mask.any() or len(xy) == 0:
+        return []
+    found = slide.tissue
+    at = np.floor((xy - (found.x0, found.y0)) / (found.px_w, found.px_h)).astype(np.int64)
+    h, w = found.mask.shape
+    inside = (at >= 0).all(axis=1) & (at < (w, h)).all(axis=1)
+    on_tissue = float(found.mask[at[inside, 1], at[inside, 0]].sum()) / len(xy)
+    share = slide.tissue_px / (slide.meta.width_px * slide.meta.height_px)
+    if on_tissue >= LEAST_ON_TISSUE:
+        return []
+    text = f"{path}: only {on_tissue:.1%} of {len(xy):,} nuclei lie on tissue, which covers {share:.1%} of the slide: "
+    return [text + "are they of another slide or another frame (--frame)?"]
 
 
 def _known_slide(options: ImportOptions) -> _Slide:
@@ -194,23 +268,36 @@ def _known_slide(options: ImportOptions) -> _Slide:
         tissue = fit_tissue(slide)
         meta = slide.meta
         area = tissue_px_in(tissue, Box(0, 0, meta.width_px, meta.height_px))
-        return _Slide(meta, area, tissue.to_png(), (meta.bounds_x, meta.bounds_y))
+        return _Slide(meta, area, tissue.to_png(), tissue)
     finally:
         slide.close()
 
 
-def _source(path: Path, fmt: str, slide: _Slide, options: ImportOptions) -> Source:
-    mpp = options.mpp if options.mpp is not None else slide.meta.mpp if slide.meta else None
-    scale = options.scale
-    if scale is None:
-        scale = mpp / options.label_mpp if mpp and options.label_mpp else 1.0
-    if not 0 < scale < 1000:
-        raise InputError(f"Expected a positive scale (file px per level-0 px), got {scale}.")
-    shift = slide.bounds if options.origin == "bounds" or (options.origin == "auto" and fmt in BOUNDS_FRAME) else (0, 0)
-    width = options.width_px or (slide.meta.width_px if slide.meta else None)
-    height = options.height_px or (slide.meta.height_px if slide.meta else None)
-    dx, dy = shift[0] + options.dx, shift[1] + options.dy
-    return Source(path, mpp, width, height, scale, dx, dy, options.fix_edge_tiles)
+def _frame(options: ImportOptions) -> Frame:
+    """Return the frame that the options name, in whichever of the three ways its unit is given."""
+    frame = parse_frame(options.frame)
+    ways = [not frame.unit_plain, options.scale is not None, options.label_mpp is not None]
+    if sum(ways) > 1:
+        raise InputError("Name the unit of the coordinates once: --frame, --scale or --label-mpp.")
+    if options.scale is not None:
+        if not 0 < options.scale < 1000:
+            raise InputError(f"Expected a positive scale (file px per level-0 px), got {options.scale}.")
+        return dataclasses.replace(frame, down=1 / options.scale)
+    if options.label_mpp is not None:
+        return dataclasses.replace(frame, um_per_unit=options.label_mpp)
+    return frame
+
+
+def _ground(slide: _Slide, meta: SlideMeta, provenance: Provenance, options: ImportOptions) -> Ground:
+    """Return the slide's frame: of the slide itself, else what options or file say; sides and mpp that differ are told."""
+    if slide.meta is None:
+        return Ground(options.width_px or provenance.width_px or 0, options.height_px or provenance.height_px or 0, meta.mpp)
+    ground = ground_of(slide.meta)
+    stated = (provenance.width_px, provenance.height_px)
+    if all(stated) and stated != (ground.width_px, ground.height_px):
+        text = f"the file is of a slide of {stated[0]} x {stated[1]} px, but {options.slide} has "
+        provenance.notes.append(f"{text}{ground.width_px} x {ground.height_px} px")
+    return ground
 
 
 def _meta(path: Path, slide: _Slide, provenance: Provenance, options: ImportOptions) -> SlideMeta:

@@ -45,6 +45,7 @@ __all__ = [
 
 _CARD_SCORES = ("dice", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1")
 CROP_SIDE_PX = 160
+MAX_NOTES = 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,8 @@ def score_files(
     protocol: str = "",
     groups: Path | None = None,
     annotators: Sequence[Path] = (),
+    frame: str = "auto",
+    components: bool = False,
 ) -> Report:
     """Score PRED against TRUTH, by every score or by the protocol ``hou2020``.
 
@@ -96,7 +99,10 @@ def score_files(
     FormatError
         Nothing pairs, or a file is unreadable or of another size.
     """
-    options: dict[str, Any] = {"ignore": ignore, "scale": scale, "origin": origin, "vertices": vertices, "missing": missing}
+    options: dict[str, Any] = {
+        "ignore": ignore, "scale": scale, "origin": origin, "vertices": vertices, "missing": missing, "frame": frame,
+        "components": components,
+    }  # fmt: skip
     scores = evaluate_paths(pred, truth, **options)
     report = Report()
     if protocol == "hou2020":
@@ -106,6 +112,9 @@ def score_files(
         report.tables.append(TableText("", *evaluation_table(scores, images)))
         if out is not None:
             write_evaluation(scores, out)
+    report.lines += [f"note: {note}" for note in scores.notes[:MAX_NOTES]]
+    if len(scores.notes) > MAX_NOTES:
+        report.lines.append(f"note: and {len(scores.notes) - MAX_NOTES:,} more of this kind")
     if compare is not None:
         test = compare_runs(scores, evaluate_paths(compare, truth, **options))
         report.lines.append(

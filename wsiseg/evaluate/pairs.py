@@ -1,0 +1,178 @@
+"""Two files of one image -> two label maps on one grid, and what does not fit between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.coordinates import LEAST_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
+from wsiseg.errors import FormatError
+from wsiseg.evaluate.inputs import Instances, Rings, Vertices, draw_rings, load_label_image, load_rings
+from wsiseg.labels import LABEL_SUFFIXES
+
+__all__ = ["Pair", "Placing", "load_pair"]
+
+LEAST_OVERLAP_FRAC = 0.5
+"""Of two polygon files the one with the smaller reach should lie in the reach of the other; below this it is told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placing:
+    """How polygons come to lie on the label image.
+
+    ``frame`` puts those of other tools on the slide, ``origin`` (x, y) is the image's corner there, and ``scale`` its px per
+    polygon px. ``vertices`` and ``components``: see ``load_instances`` and ``read_label_file``.
+    """
+
+    scale: float = 1.0
+    origin: tuple[float, float] = (0.0, 0.0)
+    vertices: Vertices = "auto"
+    frame: Frame = dataclasses.field(default_factory=Frame)
+    components: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pair:
+    """Prediction and truth of one image, integer (H, W) or (L, H, W), the pixels that count for neither, and notes."""
+
+    pred: npt.NDArray[np.int32]
+    truth: npt.NDArray[np.int32]
+    unknown: npt.NDArray[np.bool_] | None
+    notes: tuple[str, ...]
+
+
+def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
+    """Load both; polygons are drawn on the other side's grid, two polygon files on their common extent.
+
+    Raises
+    ------
+    FormatError
+        A file cannot be read, sizes differ, or next to nothing of one lies where the other does.
+    InputError
+        The frame needs facts of the slide that neither file has.
+    """
+    notes: list[str] = []
+    paths = [truth] if pred is None else [pred, truth]
+    images = {p: load_label_image(p, components=placing.components) for p in paths if p.suffix.lower() in LABEL_SUFFIXES}
+    rings = {p: load_rings(p) for p in paths if p not in images}
+    ground = next((r.ground for r in rings.values() if r.ground is not None), None)
+    placed = {p: _placed(r, p, ground, placing.frame, notes) for p, r in rings.items()}
+    shape = next((image.labels.shape[:2] for image in images.values()), None)
+    if shape is not None:
+        for path, found in placed.items():
+            notes += _on_image(found, path, (shape[0], shape[1]), placing)
+    elif len(placed) == 2:
+        notes += _on_each_other(placed, rings, ground)
+    drawn = {
+        p: images[p] if p in images else draw_rings(placed[p], shape, placing.origin, placing.scale, placing.vertices)
+        for p in paths
+    }
+    for path, one in drawn.items():
+        notes += [f"{path}: {note}" for note in one.notes]
+    theirs = drawn[truth].labels
+    ours = np.zeros(theirs.shape[-2:], np.int32) if pred is None else drawn[pred].labels
+    if shape is None:
+        sides = [max(ours.shape[k], theirs.shape[k]) for k in (-2, -1)]
+        ours, theirs = _grown(ours, sides), _grown(theirs, sides)
+    return Pair(ours, theirs, _either(list(drawn.values())), tuple(notes))
+
+
+def _placed(rings: Rings, path: Path, ground: Ground | None, frame: Frame, notes: list[str]) -> Rings:
+    """Return the polygons in level-0 px of the slide, as far as anything says where that is."""
+    if rings.ground is not None:
+        return rings  # a table of wsiseg counts from the slide's corner
+    known = ground or Ground()
+    factor, dx, dy = frame.on(known, rings.stated_origin, str(path))
+    if frame.unit_plain:
+        notes += mpp_note(str(path), rings.mpp, known.mpp)
+    if (factor, dx, dy) == (1.0, 0.0, 0.0):
+        return rings
+    if frame.origin == "auto" and (dx, dy) != (0.0, 0.0):
+        notes.append(
+            f"{path}: coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added "
+            "(--frame slide if not)"
+        )
+    return dataclasses.replace(rings, xy=rings.xy * factor + np.array([dx, dy]))
+
+
+def _firsts(rings: Rings) -> npt.NDArray[np.float64]:
+    """Return the first vertex of each ring: where the polygons are, well enough."""
+    return rings.xy[rings.offsets[:-1]]
+
+
+def _on_image(rings: Rings, path: Path, shape: tuple[int, int], placing: Placing) -> list[str]:
+    """Return what to tell of polygons beside the label image. A window of a slide (an origin) leaves most of them out."""
+    ground = Ground(shape[1], shape[0])
+    at = (_firsts(rings) - np.asarray(placing.origin)) * placing.scale
+    what = f"{path}: polygons on a label image of {shape[1]} x {shape[0]} px (--scale, --origin)"
+    if placing.origin == (0.0, 0.0):
+        return check_fit(at, ground, (1.0, 0.0, 0.0), what)
+    try:
+        check_fit(at, ground, (1.0, 0.0, 0.0), what)
+    except FormatError as err:
+        return [str(err)]
+    return []
+
+
+def _on_each_other(placed: dict[Path, Rings], files: dict[Path, Rings], ground: Ground | None) -> list[str]:
+    """Return what to tell of two polygon files of which neither lies where the other does; refuse them if next to none."""
+    (a, one), (b, two) = placed.items()
+    notes = []
+    if one.ground is not None and two.ground is not None:
+        notes += mpp_note(str(a), one.ground.mpp, two.ground.mpp)
+        sides = [(r.ground.width_px, r.ground.height_px) for r in (one, two) if r.ground is not None]
+        if sides[0] != sides[1] and all(map(all, sides)):
+            one_side, other_side = (f"{w} x {h} px" for w, h in sides)
+            notes.append(f"{a} is of a slide of {one_side}, {b} of one of {other_side}")
+    if not len(one) or not len(two):
+        return notes
+    within = max(_share_within(one, two), _share_within(two, one))
+    if within >= LEAST_OVERLAP_FRAC:
+        return notes
+    reach = " and ".join(f"{p} x {_reach(r, 0)}, y {_reach(r, 1)}" for p, r in placed.items())
+    text = f"only {within:.1%} of the one file's polygons lie in the reach of the other's: {reach} level-0 px. "
+    text += _hint(files, placed, ground)
+    if within < LEAST_INSIDE_FRAC:
+        raise FormatError(text)
+    return [*notes, text]
+
+
+def _share_within(one: Rings, other: Rings) -> float:
+    low, high = other.xy.min(axis=0), other.xy.max(axis=0)
+    at = _firsts(one)
+    return float(((at >= low) & (at <= high)).all(axis=1).mean())
+
+
+def _reach(rings: Rings, axis: int) -> str:
+    return f"{rings.xy[:, axis].min():g} to {rings.xy[:, axis].max():g}"
+
+
+def _hint(files: dict[Path, Rings], placed: dict[Path, Rings], ground: Ground | None) -> str:
+    """Return which frame of the foreign file would lay it on the table, if one does."""
+    foreign = [p for p, r in files.items() if r.ground is None]
+    if ground is None or len(foreign) != 1:
+        return "Are both of the same slide and frame (--frame)?"
+    other = next(r for p, r in placed.items() if p != foreign[0])
+    fitting = []
+    for text in ("slide", "bounds", "slide,um", "bounds,um"):
+        factor, dx, dy = parse_frame(text).on(ground)
+        moved = dataclasses.replace(files[foreign[0]], xy=files[foreign[0]].xy * factor + np.array([dx, dy]))
+        if max(_share_within(moved, other), _share_within(other, moved)) > LEAST_OVERLAP_FRAC:
+            fitting.append(f"--frame {text}")
+    return f"They would meet with {' or with '.join(fitting)}." if fitting else "Are both of the same slide (--frame)?"
+
+
+def _grown(labels: npt.NDArray[np.int32], sides: list[int]) -> npt.NDArray[np.int32]:
+    rest = [(0, sides[k] - labels.shape[k - 2]) for k in (0, 1)]
+    return np.pad(labels, [(0, 0)] * (labels.ndim - 2) + rest)
+
+
+def _either(found: list[Instances]) -> npt.NDArray[np.bool_] | None:
+    unknown = [one.unknown for one in found if one.unknown is not None]
+    if len({u.shape for u in unknown}) > 1:
+        return unknown[0]  # of other sizes: refused when they are scored
+    return np.logical_or.reduce(unknown) if unknown else None

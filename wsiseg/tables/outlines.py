@@ -1,0 +1,389 @@
+"""What counts as a nucleus in another tool's file: one rule for all importers, for ``evaluate`` and for tissue masks.
+
+Left out and counted (``Tally.skipped``): objects without a geometry, empty geometries, points and lines, rings of fewer than
+three different points or without area, and objects that hold nuclei rather than being one. Mended and counted
+(``Tally.repaired``): open rings where the format asks for closed ones, trailing commas, numbers written as text. Only what
+cannot be understood is refused, and the message names it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError
+from wsiseg.tables.jsonstream import iter_objects, open_text
+
+__all__ = ["MAX_COORDINATE_PX", "MAX_RING_POINTS", "Outlined", "Tally", "flat_rings", "is_cells_json", "iter_cells",
+           "iter_outlined", "polygons_of", "ring_of", "stated_mpp"]  # fmt: skip
+
+Float = npt.NDArray[np.float64]
+Polygon = list[Float]
+"""Rings of one polygon, the outer one first: float64 (n, 2), as they stand in the file."""
+
+MAX_COORDINATE_PX = 2.0**31
+MAX_RING_POINTS = 1_000_000
+MAX_DEPTH = 20
+
+_EMPTY = "empty geometries"
+_SHORT = "outlines of fewer than three points"
+_FLAT = "outlines without area"
+_NONE = "objects without a geometry"
+_HOLDERS = frozenset(("root", "tmacore"))
+_MAYBE_HOLDERS = frozenset(("annotation", "tile"))
+_NUCLEUS_TEXT = re.compile(
+    r'"object_?type"\s*:\s*"(?:Path)?(?:detection|cell)(?:Object)?"|"id"\s*:\s*"Path(?:Detection|Cell)Object"', re.IGNORECASE
+)
+_CELLS_TEXT = re.compile(r'"(?:cells|nuc|mag|wsi_metadata|type_map|processed_patches)"\s*:')
+_GEOJSON_TEXT = re.compile(r'"(?:features|geometry|geometries|coordinates)"\s*:')
+_CLASS_KEYS = ("classification", "type", "class", "class_name", "cell_type", "label")
+_SCAN_CHARS = 1 << 20
+_GEOMETRIES = frozenset(
+    ("Point", "MultiPoint", "LineString", "MultiLineString", "Polygon", "MultiPolygon", "GeometryCollection")
+)
+
+
+@dataclass(slots=True)
+class Tally:
+    """How much of a file was left out or mended, by reason."""
+
+    skipped: dict[str, int] = field(default_factory=dict)
+    repaired: dict[str, int] = field(default_factory=dict)
+
+    def skip(self, reason: str, n: int = 1) -> None:
+        """Count objects that are no nuclei."""
+        if n:
+            self.skipped[reason] = self.skipped.get(reason, 0) + n
+
+    def repair(self, what: str, n: int = 1) -> None:
+        """Count what was read otherwise than it is written."""
+        if n:
+            self.repaired[what] = self.repaired.get(what, 0) + n
+
+    def lines(self) -> list[str]:
+        """Return sentences' worth of counts: ``left out, empty geometries: 3``."""
+        out = [f"left out, {reason}: {n:,}" for reason, n in sorted(self.skipped.items())]
+        return out + [f"mended, {what}: {n:,}" for what, n in sorted(self.repaired.items())]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Outlined:
+    """One object of a file with its polygons (none: left out), class (``""``: not said) and properties."""
+
+    where: str
+    polygons: list[Polygon]
+    class_name: str = ""
+    properties: dict[str, Any] = field(default_factory=dict)
+    qupath: bool = False
+
+
+def iter_outlined(path: Path, tally: Tally, facts: dict[str, Any] | None = None) -> Iterator[Outlined]:
+    """Yield the objects of a GeoJSON file in any of its shapes, one after the other in bounded memory.
+
+    FeatureCollection, list or single feature, bare geometry or GeometryCollection, JSON lines and text sequences; packed or
+    not. Annotations and tiles of QuPath are nuclei only where the file has no detections or cells: else they hold them.
+
+    Raises
+    ------
+    FormatError
+        Broken JSON, or an object that is no GeoJSON; the message names the object.
+    """
+    holds_nuclei: bool | None = None
+    for number, item in iter_objects(path, ("features", "geometries"), facts, tally.repaired):
+        where = f"{path}, feature {number}"
+        for feature in _features(item, where):
+            if feature is None:
+                tally.skip(_NONE)
+                continue
+            kind = _object_type(feature)
+            if kind in _MAYBE_HOLDERS and holds_nuclei is None:
+                holds_nuclei = _has_nuclei(path)
+            if kind in _HOLDERS or (kind in _MAYBE_HOLDERS and holds_nuclei):
+                tally.skip(f"objects of type {kind}")
+                continue
+            properties = feature.get("properties")
+            properties = properties if isinstance(properties, dict) else {}
+            name = _class_of(properties)
+            if kind in _MAYBE_HOLDERS and name.endswith("*"):
+                tally.skip(f"regions of the class {name}")
+                continue
+            yield Outlined(where, _nucleus_polygons(feature, kind, where, tally), name, properties, bool(kind))
+
+
+def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tuple[str, Float | None, Any]]:
+    """Yield (where, contour, type) of CellViT's ``cells`` or HoVer-Net's ``nuc``; no contour: left out.
+
+    Parameters
+    ----------
+    facts
+        Filled with the other members of the file, wherever they stand in it, before the first cell is yielded.
+
+    Raises
+    ------
+    FormatError
+        Broken JSON, a file of another kind, or one whose cells have no contours at all.
+    """
+    bare = found = 0
+    for number, cell in iter_objects(path, ("cells", "nuc"), facts, tally.repaired):
+        if not found and not ({"type_map", "wsi_metadata"} <= set(facts) or "mag" in facts):
+            _read_facts(path, facts)
+        where = f"{path}, cell {number}"
+        if not isinstance(cell, dict) or not ({"contour", "centroid", "bbox"} & set(cell)):
+            raise FormatError(
+                f"{where}: expected a cell with a 'contour' (cells.json of CellViT, json of HoVer-Net), got {str(cell)[:60]!r}."
+            )
+        found += 1
+        bare += "contour" not in cell
+        contour = cell.get("contour")
+        ring = None
+        if contour is None:
+            tally.skip("cells without a contour")
+        else:
+            ring = ring_of(contour, where, tally, closed=False)
+        yield where, ring, cell.get("type")
+    if found and bare == found:
+        raise FormatError(
+            f"{path}: none of its {found} cells (the first is cell 0) has a contour: this is a list of centers, as CellViT's "
+            "cell_detection.json. Give the file with contours (cells.json)."
+        )
+
+
+def _read_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Read what stands beside the cells, which may come after them: the whole file is passed over once without keeping it."""
+    for _, item in iter_objects(path, ("cells", "nuc"), facts):
+        if isinstance(item, dict) and item and item == facts:  # no such array: the one object itself
+            return
+
+
+def is_cells_json(path: Path) -> bool:
+    """Return whether a JSON file begins as CellViT's or HoVer-Net's do, not as GeoJSON."""
+    with open_text(path) as stream:
+        begin = stream.read(1 << 16)
+    return begin.lstrip().startswith("{") and bool(_CELLS_TEXT.search(begin)) and not _GEOJSON_TEXT.search(begin)
+
+
+def stated_mpp(facts: dict[str, Any]) -> float | None:
+    """Return the slide's um/px of CellViT's metadata, where it is a number or the text of one."""
+    meta = facts.get("wsi_metadata")
+    if not isinstance(meta, dict):
+        return None
+    for key in ("base_mpp", "slide_mpp", "mpp"):
+        try:
+            value = float(meta.get(key) or 0)
+        except (TypeError, ValueError):
+            continue
+        if 0 < value < 100:
+            return value
+    return None
+
+
+def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list[Polygon]:
+    """Return the polygons of a GeoJSON geometry that have area, each part of a collection by itself.
+
+    Raises
+    ------
+    FormatError
+        Not a geometry, or coordinates that are no finite numbers.
+    """
+    if geometry is None:
+        tally.skip(_NONE)
+        return []
+    if not isinstance(geometry, dict):
+        raise FormatError(f"{where}: expected a geometry, got {str(geometry)[:60]!r}.")
+    kind = geometry.get("type")
+    if kind == "GeometryCollection":
+        parts = geometry.get("geometries")
+        if not isinstance(parts, list):
+            raise FormatError(f"{where}: expected the geometries of a GeometryCollection, got {str(parts)[:60]!r}.")
+        if not parts:
+            tally.skip(_EMPTY)
+        if depth > MAX_DEPTH:
+            raise FormatError(f"{where}: expected GeometryCollections in at most {MAX_DEPTH} layers.")
+        return [polygon for part in parts for polygon in polygons_of(part, where, tally, depth + 1)]
+    if kind not in ("Polygon", "MultiPolygon"):
+        if not isinstance(kind, str) or kind not in _GEOMETRIES:
+            raise FormatError(f"{where}: expected the 'type' of a GeoJSON geometry, got {str(kind)[:40]!r}.")
+        tally.skip(f"geometries of type {kind}")
+        return []
+    coordinates = geometry.get("coordinates")
+    if coordinates is not None and not isinstance(coordinates, list):
+        raise FormatError(f"{where}: expected the coordinates of a {kind}, got {str(coordinates)[:60]!r}.")
+    parts = [coordinates] if kind == "Polygon" else coordinates or [None]
+    return [polygon for part in parts if (polygon := _polygon(part, where, tally))]
+
+
+def ring_of(points: Any, where: str, tally: Tally, *, closed: bool) -> Float | None:
+    """Return a ring as float64 (n, 2), or None where it is no outline (counted).
+
+    Parameters
+    ----------
+    closed
+        Whether the format asks for the first point again at the end: rings without it are then counted as mended.
+
+    Raises
+    ------
+    FormatError
+        Not a list of finite (x, y) numbers below 2^31, or too long.
+    """
+    if not isinstance(points, list | tuple | np.ndarray):
+        raise FormatError(f"{where}: expected a ring as a list of points, got {str(points)[:60]!r}.")
+    if len(points) == 0:
+        tally.skip(_EMPTY)
+        return None
+    array = _numbers(points, where, tally)
+    if len(array) > MAX_RING_POINTS:
+        raise FormatError(f"{where}: expected a ring of at most {MAX_RING_POINTS} points, got {len(array)}.")
+    bad = ~(np.abs(array) < MAX_COORDINATE_PX)
+    if bad.any():
+        raise FormatError(f"{where}: expected finite coordinates below 2^31, got {float(array[bad][0])}.")
+    is_closed = len(array) > 1 and bool((array[0] == array[-1]).all())
+    if len(array) - is_closed < 3:
+        tally.skip(_SHORT)
+        return None
+    if flat_rings(array, np.array([0, len(array)], np.int64))[0]:
+        tally.skip(_FLAT)
+        return None
+    if closed and not is_closed:
+        tally.repair("open rings closed")
+    return array
+
+
+def flat_rings(xy: Float, ring_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Return which rings (open or closed, none of them empty) enclose nothing, bool (N,).
+
+    A ring that crosses itself may have a shoelace sum of 0 and still enclose something: such rings go through GEOS.
+    """
+    import shapely
+
+    n = len(ring_offsets) - 1
+    if n == 0:
+        return np.zeros(0, np.bool_)
+    start, lengths = ring_offsets[:-1], np.diff(ring_offsets)
+    x, y = (xy - np.repeat(xy[start], lengths, axis=0)).T
+    cross = x * np.roll(y, -1) - np.roll(x, -1) * y
+    cross[ring_offsets[1:] - 1] = 0.0  # from the last point to the first, which is (0, 0) here
+    extent = np.maximum.reduceat(np.maximum(np.abs(x), np.abs(y)), start)
+    least = 1e-9 * extent**2  # relative: marks are fractions of the slide
+    flat = np.abs(np.add.reduceat(cross, start)) <= 2 * least
+    for k in np.flatnonzero(flat).tolist():  # few
+        ring = xy[ring_offsets[k] : ring_offsets[k + 1]]
+        if lengths[k] >= 4 or (lengths[k] == 3 and bool((ring[0] != ring[-1]).any())):
+            flat[k] = shapely.make_valid(shapely.Polygon(ring)).area <= least[k]
+    return np.asarray(flat, np.bool_)
+
+
+def _numbers(points: Any, where: str, tally: Tally) -> Float:
+    """Return points as float64 (n, 2); further coordinates of a point (z, m) are left out."""
+    try:
+        array = np.asarray(points, np.float64)
+    except (ValueError, TypeError, OverflowError):
+        try:
+            array = np.asarray([point[:2] for point in points], np.float64)  # points of different length
+        except (ValueError, TypeError, OverflowError, IndexError, KeyError) as err:
+            raise FormatError(f"{where}: expected a ring of (x, y) numbers, got broken coordinates ({err}).") from err
+    if array.ndim != 2 or array.shape[1] < 2:
+        raise FormatError(f"{where}: expected a ring of points (x, y), got broken coordinates of shape {array.shape}.")
+    if isinstance(points[0], list | tuple) and isinstance(points[0][0], str):
+        tally.repair("numbers written as text")
+    return array[:, :2]
+
+
+def _polygon(rings: Any, where: str, tally: Tally) -> Polygon | None:
+    if rings is None or (isinstance(rings, list) and not rings):
+        tally.skip(_EMPTY)
+        return None
+    if not isinstance(rings, list):
+        raise FormatError(f"{where}: expected a polygon as a list of rings, got {str(rings)[:60]!r}.")
+    outer = ring_of(rings[0], where, tally, closed=True)
+    if outer is None:
+        return None
+    unseen = Tally()  # a hole without area is no missing nucleus
+    holes = (ring_of(ring, where, unseen, closed=True) for ring in rings[1:])
+    return [outer, *(hole for hole in holes if hole is not None)]
+
+
+def _features(item: Any, where: str, depth: int = 0) -> Iterator[dict[str, Any] | None]:
+    """Yield the features of an item of a list: itself, those of a collection in it, a bare geometry as one."""
+    if item is None:
+        yield None
+        return
+    if not isinstance(item, dict):
+        raise FormatError(f"{where}: expected an object, got {type(item).__name__}.")
+    kind = item.get("type")
+    if kind == "FeatureCollection":
+        inner = item.get("features")
+        if inner is not None and not isinstance(inner, list):
+            raise FormatError(f"{where}: expected a list of features, got {str(inner)[:40]!r}.")
+        if depth > MAX_DEPTH:
+            raise FormatError(f"{where}: expected FeatureCollections in at most {MAX_DEPTH} layers.")
+        for feature in inner or []:
+            yield from _features(feature, where, depth + 1)
+    elif isinstance(kind, str) and kind in _GEOMETRIES:
+        yield {"geometry": item}
+    elif kind == "Feature" or "geometry" in item:
+        yield item
+    else:
+        raise FormatError(
+            f"{where}: expected a FeatureCollection, a list of features, a feature or a geometry, got the type "
+            f"{str(kind)[:40]!r} with the members {sorted(map(str, item))[:6]}."
+        )
+
+
+def _object_type(feature: dict[str, Any]) -> str:
+    """Return QuPath's kind of object in lower case (``detection``, ``annotation`` ...), "" where the file is not QuPath's."""
+    properties = feature.get("properties")
+    if isinstance(properties, dict):
+        stated = properties.get("objectType", properties.get("object_type"))
+        if isinstance(stated, str):
+            return stated.lower()
+    old = str(feature.get("id")).lower()  # QuPath up to 0.2 says it in the id: PathDetectionObject, TMACoreObject
+    return old.removeprefix("path").removesuffix("object") if old.endswith("object") else ""
+
+
+def _has_nuclei(path: Path) -> bool:
+    """Return whether a file has detections or cells of QuPath: its text is searched, object by object nothing is built."""
+    with open_text(path) as stream:
+        tail = ""
+        while block := stream.read(_SCAN_CHARS):
+            if _NUCLEUS_TEXT.search(tail + block):
+                return True
+            tail = block[-200:]
+    return False
+
+
+def _nucleus_polygons(feature: dict[str, Any], kind: str, where: str, tally: Tally) -> list[Polygon]:
+    """Return the polygons of the nucleus; of a QuPath cell without one, those of the cell."""
+    nucleus = feature.get("nucleusGeometry")
+    if nucleus is not None:
+        return polygons_of(nucleus, where, tally)
+    found = polygons_of(feature.get("geometry"), where, tally)
+    if found and kind == "cell":
+        tally.repair("cells without an outline of their nucleus: that of the cell is taken")
+    return found
+
+
+def _class_of(properties: dict[str, Any]) -> str:
+    for key in _CLASS_KEYS:
+        value = properties.get(key)
+        if key == "label" and not isinstance(value, str):
+            continue  # a number there is that of the object
+        name = _class_name(value, 0)
+        if name and name not in _GEOMETRIES:
+            return name
+    return ""
+
+
+def _class_name(value: Any, depth: int) -> str:
+    """Return a class given as a name, a number, a list of names, or an object with one of these."""
+    if isinstance(value, dict):
+        inner = (_class_name(value.get(key), depth + 1) for key in ("names", "name", "classification") if depth < 4)
+        return next((name for name in inner if name), "")
+    if isinstance(value, list):
+        return ": ".join(str(v) for v in value if isinstance(v, str | int))
+    return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else ""
