@@ -202,9 +202,9 @@ def test_geojson(tmp_path, tree, packed):
         (b"\x1f\x8bbroken", "cannot be read"),
         (json.dumps({"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}).encode(), "without any Polygon"),
         (json.dumps({"type": "Polygon", "coordinates": [ring(9000, 9000, 9900, 9900)]}).encode(), "outside slide s"),
-        (json.dumps({"type": "Polygon", "coordinates": [[1, 2, 3]]}).encode(), "not valid GeoJSON"),
-        (json.dumps({"type": "Feature"}).encode(), "not valid GeoJSON"),
-        (b"[3]", "'type'"),
+        (json.dumps({"type": "Polygon", "coordinates": [[1, 2, 3]]}).encode(), "feature 0: expected a ring"),
+        (json.dumps({"type": "Feature"}).encode(), "without a geometry: 1"),
+        (b"[3]", "feature 0: expected an object"),
     ],
 )
 def test_wrong_masks(tmp_path, content, message):

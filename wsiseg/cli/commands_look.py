@@ -68,7 +68,8 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     from wsiseg.run.inspect import plan as make_plan
     from wsiseg.run.manifest import collect_slides
 
-    found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"])
+    found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"],
+                           frame=options["frame"])  # fmt: skip
     rows, probe = make_plan(found, config)
     table = Table("slide", "tiles", "with tissue", "tissue mm²", "minutes", "table MB")
     for r in rows:

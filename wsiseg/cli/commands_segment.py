@@ -67,7 +67,7 @@ def segment(
     """Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
-    `path` and optional `cohort`, `mpp`, `tissue_mask`.
+    `path` and optional `cohort`, `mpp`, `tissue_mask`, `frame`.
 
     \b
     RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table a slide
@@ -94,7 +94,7 @@ def segment(
 
     if not slides and not retry_failed:
         raise click.UsageError("Missing argument 'SLIDE...'.")
-    given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask")}
+    given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask", "frame")}
     found = collect_slides(slides, **given) if slides else []
     if retry_failed:
         found = slides_to_retry(out, found, mpp=options["mpp"])

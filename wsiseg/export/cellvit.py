@@ -31,6 +31,7 @@ def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     types: list[Any] = []
     unnamed = False
     for where, ring, kind in iter_cells(source.path, provenance.tally, facts):
+        provenance.mpp = provenance.mpp or stated_mpp(facts)
         if ring is None:
             continue
         rings.append(ring)
@@ -40,7 +41,7 @@ def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
             unnamed |= _unnamed(types, facts)
             yield from_rings(rings, source, wheres, class_name=_names(types, facts))
             rings, wheres, types = [], [], []
-    provenance.mpp = stated_mpp(facts)
+    provenance.mpp = provenance.mpp or stated_mpp(facts)
     if rings:
         unnamed |= _unnamed(types, facts)
         yield from_rings(rings, source, wheres, class_name=_names(types, facts))

@@ -104,7 +104,10 @@ def write_geojson(
         if out.suffix.lower() == ".gz":
             # neither name nor time in the gzip header: the same nuclei give the same bytes
             stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))
-        stream.write(b'{"type":"FeatureCollection","features":[')
+        stated = b""  # where it is not QuPath's frame, the file says so
+        if origin == "slide" and (source.bounds_x, source.bounds_y) != (0, 0):
+            stated = b'"wsiseg":{"frame":"slide"},'
+        stream.write(b'{"type":"FeatureCollection",' + stated + b'"features":[')
         for raw in iter_chunks(source, selection, [*names, "class_name"]):
             chunk = shifted(raw, *shift)
             if check and geometry == "polygon":

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import gzip
 import io
-import json
 import math
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
+from wsiseg.coordinates import Frame, Ground, check_fit, ground_of, parse_frame
 from wsiseg.errors import FormatError
 from wsiseg.read.tissue import MAX_SIDE_PX, THUMBNAIL_UM, TissueMask
+from wsiseg.tables.outlines import Tally, iter_outlined
 from wsiseg.types import SlideMeta
 
 __all__ = ["tissue_from_file"]
@@ -22,34 +25,48 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _GZIP = b"\x1f\x8b"
 
 
-def tissue_from_file(path: str | Path, meta: SlideMeta) -> TissueMask:
+def tissue_from_file(
+    path: str | Path, meta: SlideMeta, frame: str = "auto", on_note: Callable[[str], None] = lambda note: None
+) -> TissueMask:
     """Read a tissue mask for a slide.
 
     Parameters
     ----------
     path
-        PNG of any size (nonzero = tissue), stretched over the slide, unless wsiseg wrote it; or GeoJSON (``.gz`` too) with
-        polygons in level-0 px: a FeatureCollection, a list of features, one feature, or a bare geometry.
+        PNG of any size (nonzero = tissue), stretched over the slide (in the frame ``bounds``: over its scanned area), unless
+        wsiseg wrote it; or GeoJSON in any shape and packing (``wsiseg.tables.outlines``), whose polygons are tissue.
     meta
         The slide that the mask belongs to.
+    frame
+        Where the mask's coordinates lie (``wsiseg.coordinates``).
+    on_note
+        Called with what the user should know: what was left out, and what does not fit the slide.
 
     Raises
     ------
     FormatError
-        Neither; a mask of another slide, by its size; or a GeoJSON without polygons, or wholly outside the slide.
+        Neither; a mask of another slide, by its size; or a GeoJSON without polygons, or outside the slide's scanned area.
+    InputError
+        ``frame`` is not of the grammar.
     """
+    where = parse_frame(frame)
     try:
-        data = Path(path).read_bytes()
-        if data.startswith(_GZIP):
-            data = gzip.decompress(data)
-    except (OSError, EOFError) as err:
+        with Path(path).open("rb") as stream:
+            data = stream.read(len(_PNG))
+            is_png = data == _PNG
+            if data.startswith(_GZIP):
+                stream.seek(0)
+                with gzip.GzipFile(fileobj=stream) as unpacked:
+                    is_png = unpacked.read(len(_PNG)) == _PNG
+        if is_png:
+            raw = Path(path).read_bytes()
+            return _from_png(gzip.decompress(raw) if raw.startswith(_GZIP) else raw, path, meta, where)
+    except (OSError, EOFError, zlib.error) as err:
         raise FormatError(f"tissue mask {path}: cannot be read: {err}") from err
-    if data.startswith(_PNG):
-        return _from_png(data, path, meta)
-    return _from_geojson(data, path, meta)
+    return _from_geojson(Path(path), meta, where, on_note)
 
 
-def _from_png(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
+def _from_png(data: bytes, path: str | Path, meta: SlideMeta, frame: Frame) -> TissueMask:
     from PIL import Image
 
     try:
@@ -61,15 +78,26 @@ def _from_png(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
         raise FormatError(f"tissue mask {path}: not a readable PNG: {err}") from err
     found = (pixels[..., :3] > 0).any(axis=2) & (pixels[..., 3] > 0) if pixels.ndim == 3 else pixels > 0
     h, w = found.shape
-    aspect = (w / h) / (meta.width_px / meta.height_px)
-    # Thumbnail sides are rounded to whole px, so a small mask's aspect is off by up to a px on each side.
-    if abs(math.log(aspect)) > 0.05 + 1 / w + 1 / h:
+    scanned = (meta.bounds_w, meta.bounds_h) if min(meta.bounds_w, meta.bounds_h) > 0 else (meta.width_px, meta.height_px)
+    width, height = scanned if frame.origin == "bounds" else (meta.width_px, meta.height_px)
+    if not _same_aspect((w, h), (width, height)):
+        scanned_too = frame.origin != "bounds" and scanned != (width, height) and _same_aspect((w, h), scanned)
         raise FormatError(
-            f"tissue mask {path}: {w} x {h} px, but slide {meta.slide_id} is {meta.width_px} x {meta.height_px} px: "
+            f"tissue mask {path}: {w} x {h} px, but slide {meta.slide_id} is {width} x {height} px: "
             "expected the same aspect ratio, because the mask is stretched over the whole slide. "
-            "Is it another slide's mask, or a crop?"
+            + (
+                f"It has that of the scanned area, {scanned[0]} x {scanned[1]} px: if it covers that, say --frame bounds."
+                if scanned_too
+                else "Is it another slide's mask, or a crop?"
+            )
         )
-    return TissueMask(found.astype(np.uint8), meta.width_px / w, meta.height_px / h)
+    x0, y0 = (meta.bounds_x, meta.bounds_y) if frame.origin == "bounds" else (0, 0)
+    return TissueMask(found.astype(np.uint8), width / w, height / h, float(x0), float(y0))
+
+
+def _same_aspect(mask: tuple[int, int], slide: tuple[int, int]) -> bool:
+    """Return whether a mask has a slide's proportions; sides of thumbnails are rounded to whole px, each by up to one."""
+    return abs(math.log(mask[0] / mask[1] / (slide[0] / slide[1]))) <= 0.05 + 1 / mask[0] + 1 / mask[1]
 
 
 def _own_mask(tissue: TissueMask, path: str | Path, meta: SlideMeta) -> TissueMask:
@@ -84,56 +112,73 @@ def _own_mask(tissue: TissueMask, path: str | Path, meta: SlideMeta) -> TissueMa
     return tissue
 
 
-def _from_geojson(data: bytes, path: str | Path, meta: SlideMeta) -> TissueMask:
-    try:
-        tree = json.loads(data)
-    except (ValueError, UnicodeDecodeError) as err:
-        raise FormatError(f"tissue mask {path}: expected a PNG or GeoJSON file, got neither: {err}") from err
+def _from_geojson(path: Path, meta: SlideMeta, frame: Frame, on_note: Callable[[str], None]) -> TissueMask:
+    polygons, qupath, tally = _outlines(path)
+    if not polygons:
+        left_out = f" ({'; '.join(tally.lines())})" if tally.lines() else ""
+        raise FormatError(
+            f"tissue mask {path}: GeoJSON without any Polygon or MultiPolygon{left_out}. Expected outlines of tissue."
+        )
+    for line in tally.lines():
+        on_note(f"tissue mask {path}: {line}")
+    ground = ground_of(meta)
+    factor, dx, dy = placed = frame.on(ground, "bounds" if qupath else "slide", f"tissue mask {path}")
+    if frame.origin == "auto" and (dx, dy) != (0.0, 0.0):
+        on_note(
+            f"tissue mask {path}: coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added "
+            "(--frame slide if not)"
+        )
+    what = f"tissue mask {path}: corners of its {len(polygons)} polygons lie outside slide {meta.slide_id}"
+    corners = np.concatenate([rings[0] for rings in polygons])
+    fits = _fit(corners, ground, placed, what, polygons)
     px = max(1.0, THUMBNAIL_UM / meta.mpp, max(meta.width_px, meta.height_px) / MAX_SIDE_PX)
     h, w = math.ceil(meta.height_px / px), math.ceil(meta.width_px / px)
     mask = np.zeros((h, w), np.uint8)
-    n = 0
-    for rings in _polygons(tree, path):
-        n += 1
-        _fill(mask, [np.asarray(ring, np.float64) / px for ring in rings])
-    if n == 0:
-        raise FormatError(
-            f"tissue mask {path}: GeoJSON without any Polygon or MultiPolygon. Expected tissue outlines in level-0 px."
-        )
-    if not mask.any():
-        raise FormatError(
-            f"tissue mask {path}: its {n} polygons lie outside slide {meta.slide_id} ({meta.width_px} x {meta.height_px} px). "
-            "Expected coordinates in level-0 px."
-        )
+    for rings in polygons:
+        _fill(mask, [(ring * factor + (dx, dy)) / px for ring in rings])
+    left, top, right, bottom = (v / px for v in ground.area)
+    scanned = mask[math.floor(top) : math.ceil(min(bottom, h)), math.floor(left) : math.ceil(min(right, w))]
+    if not scanned.any():
+        raise FormatError(fits or f"{what}, or its scanned area. Expected coordinates in level-0 px (--frame).")
+    if fits:
+        on_note(fits)
     return TissueMask(mask, px, px)
 
 
-def _polygons(node: Any, path: str | Path) -> Iterator[list[list[list[float]]]]:
-    """Yield every polygon of a GeoJSON tree as its rings, exterior first."""
-    if isinstance(node, list):
-        for item in node:
-            yield from _polygons(item, path)
-        return
-    if not isinstance(node, dict) or "type" not in node:
-        raise FormatError(f"tissue mask {path}: expected GeoJSON objects with a 'type', got {type(node).__name__}.")
-    kind = node["type"]
+def _fit(
+    corners: npt.NDArray[np.float64],
+    ground: Ground,
+    placed: tuple[float, float, float],
+    what: str,
+    polygons: list[list[npt.NDArray[np.float64]]],
+) -> str:
+    """Return what to tell of corners outside the slide; outlines around it (a whole slide as tissue) have all of them there."""
     try:
-        if kind == "FeatureCollection":
-            yield from _polygons(node["features"], path)
-        elif kind == "Feature":
-            if node["geometry"] is not None:
-                yield from _polygons(node["geometry"], path)
-        elif kind == "GeometryCollection":
-            yield from _polygons(node["geometries"], path)
-        elif kind in ("Polygon", "MultiPolygon"):
-            for rings in [node["coordinates"]] if kind == "Polygon" else node["coordinates"]:
-                if any(np.asarray(ring, np.float64).ndim != 2 or len(ring) < 3 for ring in rings) or not rings:
-                    raise ValueError("a ring needs at least 3 points (x, y)")
-                yield [[point[:2] for point in ring] for ring in rings]
-    except FormatError:
-        raise
-    except (KeyError, TypeError, ValueError, IndexError) as err:
-        raise FormatError(f"tissue mask {path}: a {kind} is not valid GeoJSON: {err!r}") from err
+        notes = check_fit(corners, ground, placed, what)
+    except FormatError as err:
+        notes = [str(err)]
+    left, top, right, bottom = ground.area
+    factor, dx, dy = placed
+    low = np.min([rings[0].min(axis=0) for rings in polygons], axis=0) * factor + (dx, dy)
+    high = np.max([rings[0].max(axis=0) for rings in polygons], axis=0) * factor + (dx, dy)
+    around = (low <= (left, top)).all() and (high >= (right, bottom)).all()
+    return "" if around or not notes else notes[0]
+
+
+def _outlines(path: Path) -> tuple[list[list[npt.NDArray[np.float64]]], bool, Tally]:
+    """Return the polygons of a file, whether it is QuPath's, and what was left out."""
+    tally = Tally()
+    facts: dict[str, Any] = {}
+    polygons: list[list[npt.NDArray[np.float64]]] = []
+    qupath = False
+    try:
+        for outlined in iter_outlined(path, tally, facts, regions=True):
+            polygons += outlined.polygons
+            qupath |= outlined.qupath
+    except FormatError as err:
+        raise FormatError(f"tissue mask {path}: not a PNG or GeoJSON file that can be read: {err}") from err
+    own = facts.get("wsiseg")
+    return polygons, qupath and not (isinstance(own, dict) and own.get("frame") == "slide"), tally
 
 
 def _fill(mask: np.ndarray[Any, np.dtype[np.uint8]], rings: list[Any]) -> None:

@@ -225,6 +225,8 @@ def _placed(
         provenance.notes.append(
             f"coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added (--frame slide if not)"
         )
+    if slide.meta is None and provenance.stated_origin == "bounds" and frame.origin != "slide":
+        provenance.notes.append("coordinates count from the scanned area, whose place in the slide --slide would tell")
     placed = (factor, dx + options.dx, dy + options.dy)
     points = [np.empty((0, 2))]
     for nuclei in chunks:

@@ -248,6 +248,8 @@ class Drive:
         feeder.prepared(result)
         if result.note:
             log.warning("slide %s is done anew: %s", task.slide_id, result.note)
+        for warning in result.warnings:
+            log.warning("slide %s: %s", task.slide_id, warning)
         if result.row is not None:
             self._close_slide(task.slide_id, result.row, earlier=True)
             self.progress.nuclei += int(result.row["n_nuclei"])

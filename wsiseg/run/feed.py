@@ -54,6 +54,7 @@ class PrepareDone:
     mm2_todo: float = 0.0
     note: str = ""
     seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)

@@ -13,16 +13,21 @@ from typing import Any
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, SlideOpenError
 from wsiseg.normalize import fit_stain
-from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_from_file
+from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_cells, tissue_from_file
 from wsiseg.read.slide import Slide, content_digest, fingerprint
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import local_path, slide_file
 from wsiseg.run.manifest import SlideInput
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
-from wsiseg.types import SlideMeta, Stain, Tile
+from wsiseg.types import Box, SlideMeta, Stain, Tile
 
 __all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide", "tiles_of"]
+
+
+COMPARED_SIDE = 512
+LEAST_COMMON_FRAC = 0.1
+"""Of a given mask and the tissue found, the smaller lies at least so much in the other, or the user is told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +35,7 @@ class SlideJob:
     """What all tiles of a slide share.
 
     ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
-    ``note`` says why earlier work on it was dropped.
+    ``note`` says why earlier work on it was dropped, ``warnings`` what of the given mask does not fit the slide.
     """
 
     meta: SlideMeta
@@ -40,6 +45,7 @@ class SlideJob:
     asked: dict[str, Any] = field(default_factory=dict)
     content: str = ""
     note: str = ""
+    warnings: tuple[str, ...] = ()
 
     @property
     def mpp_working(self) -> float:
@@ -61,7 +67,8 @@ def asked_of(slide_input: SlideInput) -> dict[str, Any]:
             mask = hashlib.sha256(Path(slide_input.tissue_mask).read_bytes()).hexdigest()
         except OSError as err:
             raise FormatError(f"tissue mask {slide_input.tissue_mask}: cannot be read: {err.strerror or err}") from err
-    return {"mpp": slide_input.mpp, "tissue_mask_sha256": mask}
+    named = {"frame": slide_input.frame} if slide_input.frame else {}
+    return {"mpp": slide_input.mpp, "tissue_mask_sha256": mask, **named}
 
 
 def prepare_slide(
@@ -93,13 +100,30 @@ def prepare_slide(
                 return moved
             shutil.rmtree(folder.parts(meta.slide_id))
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
-        tissue = tissue_from_file(slide_input.tissue_mask, meta) if slide_input.tissue_mask else fit_tissue(slide)
+        warnings: list[str] = []
+        tissue = _given_tissue(slide, meta, slide_input, warnings) if slide_input.tissue_mask else fit_tissue(slide)
         stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, tissue, scale), aim.params)
-        job = SlideJob(meta, scale, stain, tissue, asked, content, note)
+        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings))
         _store_job(job, folder)
         return job
     finally:
         slide.close()
+
+
+def _given_tissue(slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnings: list[str]) -> TissueMask:
+    """Read the user's mask; say so where it and what the slide shows as tissue hardly meet: it is of another frame or slide."""
+    given = tissue_from_file(slide_input.tissue_mask, meta, slide_input.frame, warnings.append)
+    cell = max(1, max(meta.width_px, meta.height_px) // COMPARED_SIDE)
+    whole = Box(0, 0, meta.width_px, meta.height_px)
+    masks = [tissue_cells(mask, whole, cell) > 0.5 * cell**2 for mask in (given, fit_tissue(slide))]
+    both, given_n, found_n = (int(m.sum()) for m in (masks[0] & masks[1], *masks))
+    if given_n and found_n and both < LEAST_COMMON_FRAC * min(given_n, found_n):
+        warnings.append(
+            f"tissue mask {slide_input.tissue_mask}: it covers {given_n / masks[0].size:.1%} of the slide, and "
+            f"{both / given_n:.1%} of that shows tissue, while {found_n / masks[0].size:.1%} of the slide does. Is it of "
+            "another slide, or of another frame (--frame)?"
+        )
+    return given
 
 
 def load_job(folder: RunFolder, slide_id: str) -> SlideJob:

@@ -1,8 +1,8 @@
 """What the user names on the command line -> the list of slides.
 
 A SLIDE argument is a file, a DICOM folder, a folder of slides, a glob, or a manifest (``.csv``, ``.tsv``, ``.parquet``) with a
-``path`` column and optional ``cohort``, ``mpp`` and ``tissue_mask`` columns. Column names of two widespread manifests are
-understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``.
+``path`` column and optional ``cohort``, ``mpp``, ``tissue_mask`` and ``frame`` (of the mask) columns. Column names of two
+widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import csv
 import glob
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from wsiseg.coordinates import parse_frame
 from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
 
 __all__ = ["SLIDE_SUFFIXES", "SlideInput", "collect_slides", "require_plain_names", "slide_id_of"]
@@ -37,6 +38,7 @@ class SlideInput:
     cohort: str = ""
     mpp: float | None = None
     tissue_mask: str = ""
+    frame: str = ""
 
 
 def slide_id_of(path: str | Path) -> str:
@@ -48,7 +50,7 @@ def slide_id_of(path: str | Path) -> str:
 
 
 def collect_slides(
-    inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = ""
+    inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
 ) -> list[SlideInput]:
     """Resolve SLIDE arguments to slides, in the order given (folders and globs sorted by name).
 
@@ -59,6 +61,8 @@ def collect_slides(
     cohort, mpp, tissue_mask
         Values for slides whose manifest row gives none. ``tissue_mask`` is a file for one slide, or a folder that holds
         ``<slide_id>.png`` or ``<slide_id>.geojson``.
+    frame
+        Where coordinates of the tissue masks lie, for slides whose manifest row gives none (see ``wsiseg.coordinates``).
 
     Raises
     ------
@@ -78,6 +82,9 @@ def collect_slides(
     _refuse_duplicates(found)
     if tissue_mask:
         found = [_with_mask(s, tissue_mask, n_slides=len(found)) for s in found]
+    found = [replace(s, frame=s.frame or frame) if s.tissue_mask else s for s in found]
+    for s in found:
+        parse_frame(s.frame)
     return found
 
 
@@ -142,6 +149,7 @@ def _read_manifest(path: Path, *, cohort: str, mpp: float | None) -> list[SlideI
                 str(row.get("cohort") or cohort or "").strip(),
                 _mpp_value(row.get("mpp"), where) or mpp,
                 str(row.get("tissue_mask") or "").strip(),
+                str(row.get("frame") or "").strip(),
             )
         )
     if not out:
@@ -202,10 +210,10 @@ def _with_mask(slide: SlideInput, mask: str, *, n_slides: int) -> SlideInput:
         for suffix in (".png", "_mask_use.png", ".geojson", ".json", ".geojson.gz"):
             candidate = path / f"{slide.slide_id}{suffix}"
             if candidate.is_file():
-                return SlideInput(slide.slide_id, slide.path, slide.cohort, slide.mpp, str(candidate))
+                return replace(slide, tissue_mask=str(candidate))
         raise InputError(f"Slide {slide.slide_id}: --tissue-mask folder {mask} holds no {slide.slide_id}.png or .geojson.")
     if not path.is_file():
         raise InputError(f"--tissue-mask {mask}: no such file or folder.")
     if n_slides > 1:
         raise InputError(f"--tissue-mask {mask} is one file but {n_slides} slides are given. Give a folder of masks.")
-    return SlideInput(slide.slide_id, slide.path, slide.cohort, slide.mpp, str(path))
+    return replace(slide, tissue_mask=str(path))

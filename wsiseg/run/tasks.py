@@ -89,7 +89,8 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
             return _answer(Failure(one_line(err), isinstance(err, FACTS)))
     mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
     seconds = time.perf_counter() - start
-    return _answer(PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds))
+    done = PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds, job.warnings)
+    return _answer(done)
 
 
 def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:

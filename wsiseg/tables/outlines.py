@@ -37,6 +37,7 @@ _FLAT = "outlines without area"
 _NONE = "objects without a geometry"
 _HOLDERS = frozenset(("root", "tmacore"))
 _MAYBE_HOLDERS = frozenset(("annotation", "tile"))
+_NUCLEI = frozenset(("detection", "cell"))
 _NUCLEUS_TEXT = re.compile(
     r'"object_?type"\s*:\s*"(?:Path)?(?:detection|cell)(?:Object)?"|"id"\s*:\s*"Path(?:Detection|Cell)Object"', re.IGNORECASE
 )
@@ -83,11 +84,14 @@ class Outlined:
     qupath: bool = False
 
 
-def iter_outlined(path: Path, tally: Tally, facts: dict[str, Any] | None = None) -> Iterator[Outlined]:
+def iter_outlined(
+    path: Path, tally: Tally, facts: dict[str, Any] | None = None, *, regions: bool = False
+) -> Iterator[Outlined]:
     """Yield the objects of a GeoJSON file in any of its shapes, one after the other in bounded memory.
 
     FeatureCollection, list or single feature, bare geometry or GeometryCollection, JSON lines and text sequences; packed or
-    not. Annotations and tiles of QuPath are nuclei only where the file has no detections or cells: else they hold them.
+    not. Annotations and tiles of QuPath are nuclei only where the file has no detections or cells: else they hold them. With
+    ``regions`` they are what is looked for, and detections and cells are left out instead.
 
     Raises
     ------
@@ -102,15 +106,15 @@ def iter_outlined(path: Path, tally: Tally, facts: dict[str, Any] | None = None)
                 tally.skip(_NONE)
                 continue
             kind = _object_type(feature)
-            if kind in _MAYBE_HOLDERS and holds_nuclei is None:
+            if kind in _MAYBE_HOLDERS and holds_nuclei is None and not regions:
                 holds_nuclei = _has_nuclei(path)
-            if kind in _HOLDERS or (kind in _MAYBE_HOLDERS and holds_nuclei):
+            if kind in _HOLDERS or (kind in _NUCLEI if regions else kind in _MAYBE_HOLDERS and holds_nuclei):
                 tally.skip(f"objects of type {kind}")
                 continue
             properties = feature.get("properties")
             properties = properties if isinstance(properties, dict) else {}
             name = _class_of(properties)
-            if kind in _MAYBE_HOLDERS and name.endswith("*"):
+            if kind in _MAYBE_HOLDERS and not regions and name.endswith("*"):
                 tally.skip(f"regions of the class {name}")
                 continue
             yield Outlined(where, _nucleus_polygons(feature, kind, where, tally), name, properties, bool(kind))
