@@ -17,7 +17,8 @@ from wsiseg.labels import write_labels
 
 
 def write(path: Path, shapes: list) -> Path:
-    path.write_text(json.dumps([{"type": "Feature", "geometry": shapely.geometry.mapping(s), "properties": {}} for s in shapes]))
+    features = [{"type": "Feature", "geometry": shapely.geometry.mapping(s), "properties": {}} for s in shapes]
+    path.write_text(json.dumps(features))
     return path
 
 

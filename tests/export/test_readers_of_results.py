@@ -1,4 +1,4 @@
-"""Other tools' files as people have them: import and evaluate read the same nuclei, count what they leave out, or name the place.
+"""Other tools' files as people have them: import and evaluate read the same, count what they leave out, or name the place.
 
 The truth is plain: squares at known places, label images made of discs, and what NumPy or pyarrow itself wrote.
 """
@@ -95,7 +95,7 @@ CROSSED = polygon([[300, 300], [330, 330], [330, 300], [300, 330], [300, 300]])
 KEPT: dict[str, tuple[object, int, dict[str, int]]] = {
     "an open ring": (collection([*TEN, feature(polygon(square(450)[:-1]))]), 11, {"open rings closed": 1}),
     "heights": (collection([feature(polygon([[x, y, 0.5] for x, y in square(30 + 40 * i)])) for i in range(10)]), 10, {}),
-    "some heights": (collection([*TEN, feature(polygon([[442, 22, 1], [458, 22], [458, 38], [442, 38], [442, 22, 1]]))]), 11, {}),
+    "some heights": (collection([*TEN, feature(polygon([[442, 22, 1], [458, 22], [458, 38], [442, 22, 1]]))]), 11, {}),
     "text": (
         collection([feature(polygon([[str(x), str(y)] for x, y in square(30 + 40 * i)])) for i in range(10)]),
         10,
@@ -285,7 +285,8 @@ def test_cellvit_of_any_generation_keeps_its_names(tmp_path: Path, writer: str, 
 
 def test_odd_contours_are_counted_and_lists_of_centers_named(tmp_path: Path) -> None:
     some = cells(8)
-    some[0]["contour"], some[1]["contour"], some[2]["contour"], some[3]["contour"] = [], [[1, 1], [2, 2]], None, [[7.5, 7.5]] * 5
+    for cell, contour in zip(some, ([], [[1, 1], [2, 2]], None, [[7.5, 7.5]] * 5), strict=False):
+        cell["contour"] = contour
     some[4]["type"] = None
     (tmp_path / "a.json").write_text(json.dumps({"wsi_metadata": META, "type_map": NAMES, "cells": some}))
     (done,) = import_files([tmp_path / "a.json"], "cellvit", tmp_path / "run", ImportOptions(slide_id="S"))
@@ -325,6 +326,7 @@ def discs() -> np.ndarray:
 
 
 D = discs()
+NOISE = np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)
 RGB = np.stack([D * 23 % 256, D * 23 // 256, D * 0], axis=2).astype(np.uint8)
 LABELS: dict[str, Callable[[Path], object]] = {
     "int32.tif": lambda p: tifffile.imwrite(p, D),
@@ -349,13 +351,13 @@ LABELS: dict[str, Callable[[Path], object]] = {
     "only.npz": lambda p: np.savez(p, arr_0=D),
     "csr.npz": lambda p: sparse.save_npz(p, sparse.csr_matrix(D)),
     "inst.mat": lambda p: savemat(p, {"inst_map": D.astype(np.float64), "type_map": D * 0 + 1.0}),
-    "x_seg.npy": lambda p: np.save(p, {"masks": D.astype(np.uint16), "filename": "x.png", "flows": [D * 0.5]}, allow_pickle=True),
+    "x_seg.npy": lambda p: np.save(p, {"masks": D.astype(np.uint16), "file": "x.png", "flows": [D * 0.5]}, allow_pickle=True),
     "f_seg.npy": lambda p: np.save(p, {"est": 3.0, "masks": np.asfortranarray(D)}, allow_pickle=True),
 }
 
 
 def _palette(path: Path) -> None:
-    image = Image.fromarray(D.astype(np.uint8), "P") if False else Image.fromarray(D.astype(np.uint8)).convert("P")
+    image = Image.new("P", D.shape[::-1])
     image.putdata(D.astype(np.uint8).ravel().tolist())
     image.putpalette([v for c in range(256) for v in (c, c * 37 % 256, c * 91 % 256)])
     image.save(path)
@@ -405,7 +407,7 @@ def test_a_mask_in_zarr_is_taken_apart_in_windows(tmp_path: Path) -> None:
 def test_a_map_of_classes_asks(tmp_path: Path) -> None:
     classes = np.where(D > 0, 1 + D % 3, 0)
     np.save(tmp_path / "c.npy", classes)
-    with pytest.raises(FormatError, match="3 values stand in 12 separate parts.*--components"):
+    with pytest.raises(FormatError, match=r"3 values stand in 12 separate parts.*--components"):
         import_files([tmp_path / "c.npy"], "labels", tmp_path / "run", ImportOptions(mpp=0.25))
     with pytest.raises(FormatError, match="--components"):
         load_instances(tmp_path / "c.npy")
@@ -434,7 +436,7 @@ def test_unsigned_minus_one_is_mentioned(tmp_path: Path) -> None:
     ("name", "write", "says"),
     [
         ("pages.tif", lambda p: tifffile.imwrite(p, np.stack([D, D])), "planes"),
-        ("photo.png", lambda p: Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 60, 3), np.uint8)).save(p), "RGB"),
+        ("photo.png", lambda p: Image.fromarray(NOISE).save(p), "RGB"),
         ("two.npz", lambda p: np.savez(p, a=D, b=D), "2-D array"),
         ("list_seg.npy", lambda p: np.save(p, {"outlines": D}, allow_pickle=True), "without 'masks'"),
         ("float_seg.npy", lambda p: np.save(p, {"masks": D * 0.5}, allow_pickle=True), "integer masks"),
@@ -460,10 +462,9 @@ def test_nothing_in_a_seg_file_is_run(tmp_path: Path, protocol: int) -> None:
     header = b"\x93NUMPY\x01\x00v\x00" + b"{'descr': '|O', 'fortran_order': False, 'shape': (), }".ljust(117) + b"\n"
     content = np.array({"masks": D.astype(np.uint8), "evil": _Evil(tmp_path / "touched")}, object)
     (tmp_path / "e_seg.npy").write_bytes(header + pickle.dumps(content, protocol=protocol))
-    try:
-        got = load_instances(tmp_path / "e_seg.npy")
-    except FormatError as err:
-        assert "e_seg.npy" in str(err)  # an opcode that Cellpose does not write
+    if protocol == 5:  # NumPy then stores its arrays in another way, which Cellpose does not
+        with pytest.raises(FormatError, match=r"e_seg\.npy"):
+            load_instances(tmp_path / "e_seg.npy")
     else:
-        assert np.array_equal(got, D)
+        assert np.array_equal(load_instances(tmp_path / "e_seg.npy"), D)
     assert not (tmp_path / "touched").exists()
