@@ -6,6 +6,7 @@
     |- InputError                  what the user gave cannot be used
     |  |- SlideOpenError           the file is missing, truncated or not a slide
     |  |- MissingMppError          no microns-per-pixel in the file, none given
+    |  |- ImplausibleMppError      microns-per-pixel of no usual microscope: the user confirms them
     |  |- AnisotropicMppError      x and y differ by more than 1 %
     |  |- DuplicateSlideError      two inputs share one slide id (file stem)
     |  |- ManifestError            a manifest row or column is unusable
@@ -30,6 +31,7 @@ __all__ = [
     "ConfigError",
     "DuplicateSlideError",
     "FormatError",
+    "ImplausibleMppError",
     "InputError",
     "ManifestError",
     "MissingMppError",
@@ -64,6 +66,10 @@ class SlideOpenError(InputError):
 
 class MissingMppError(InputError):
     """No microns-per-pixel in the file and none given: a physical fact is never guessed."""
+
+
+class ImplausibleMppError(InputError):
+    """The file states microns-per-pixel that no usual scan has: a converter's slip until the user confirms them."""
 
 
 class AnisotropicMppError(InputError):

@@ -17,7 +17,7 @@ __all__ = ["Box", "Instances", "PolygonBatch", "SlideMeta", "Stain", "Tile", "Ti
 
 Array = Any  # numpy.ndarray or cupy.ndarray: same kind in, same kind out
 
-MppSource = Literal["openslide", "tiff", "objective", "user"]
+MppSource = Literal["openslide", "ome", "imagej", "aperio", "vips", "leica", "zarr", "image", "tiff", "objective", "user"]
 TileStatus = Literal["done", "empty", "failed"]
 StainMethod = Literal["none", "reinhard", "macenko"]
 
@@ -53,6 +53,8 @@ class SlideMeta:
     ``slide_id`` is the file stem, a TCGA barcode verbatim. ``bounds_x/y`` is the offset of the scanned area in level-0 px
     (0 where the format has none); coordinates in tables are in the full level-0 frame, not the bounds frame.
     ``reader`` names what decodes the pixels and ``reader_note`` says why a faster one was not used (empty: it was).
+    ``layout`` says how the file holds its pixels and by which rule they were read, ``mpp_note`` what its statements of microns
+    per pixel disagree about.
     """
 
     slide_id: str
@@ -73,6 +75,8 @@ class SlideMeta:
     reader_note: str = ""
     size_bytes: int = 0
     mtime_ns: int = 0
+    layout: str = ""
+    mpp_note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

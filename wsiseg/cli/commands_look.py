@@ -19,7 +19,13 @@ __all__ = ["COMMANDS"]
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none.")
 def info(slides: tuple[str, ...], mpp: float | None) -> None:
-    """Say what wsiseg knows of each SLIDE: size, levels, microns per pixel and where they come from, reader.
+    """Say what wsiseg knows of each SLIDE: size, levels, samples, tissue, microns per pixel and where they come from, reader.
+
+    Pixels are read as H&E colour of 8 bits: three samples, interleaved, in planes or in pages that OME-XML names; palettes,
+    CMYK and alpha (over white) too, upright as the orientation tag says. Of integers with more bits the upper 8 of those in use
+    are taken: the bits that the file declares, else the fewest of 8, 10, 12, 14 or 16 that hold the slide's brightest sample.
+    Floats are 0..1 if the brightest is at most 1.5, else 0..255. Gray is no H&E colour and is refused, as are stacks and
+    fluorescence. Microns per pixel outside 0.1 to 2 must be confirmed with --mpp.
 
     \b
     Example: wsiseg info slides/*.svs

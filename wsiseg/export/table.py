@@ -257,7 +257,8 @@ def _schema(kept: _Kept, meta: SlideMeta, provenance: Provenance) -> pa.Schema:
         **({"repaired": provenance.tally.repaired} if provenance.tally.repaired else {}),
         "perimeter": "length of the ring",
     }
-    slide = {k: v for k, v in dataclasses.asdict(meta).items() if k not in ("path", "mtime_ns", "reader", "reader_note")}
+    forgotten = ("path", "mtime_ns", "reader", "reader_note", "layout", "mpp_note")
+    slide = {k: v for k, v in dataclasses.asdict(meta).items() if k not in forgotten}
     slide["file"] = Path(meta.path).name
     facts = {
         "schema": SCHEMA_VERSION,

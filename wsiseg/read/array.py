@@ -1,16 +1,22 @@
-"""Slides that live in an array: NumPy in memory, or Zarr on disk."""
+"""Slides that live in an array: NumPy in memory, or Zarr on disk (a plain array, or OME-Zarr)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
-from wsiseg.read._hostile import refuse_absurd_size
+from wsiseg.read._hostile import DECODER_ERRORS, refuse_absurd_size
+from wsiseg.read._mpp_text import MppClaim, number, um_per_unit
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, read_on_white
+from wsiseg.read.layout import colour_order, foreign_channels
+from wsiseg.read.mpp import resolve_mpp
+from wsiseg.read.samples import Depth, depth_of, looks_bright, to_u8
 from wsiseg.types import MppSource, SlideMeta
 
 __all__ = ["ArraySlide", "open_zarr"]
@@ -48,6 +54,8 @@ class ArraySlide:
         size_bytes: int = 0,
         mtime_ns: int = 0,
         coarser: tuple[Any, ...] = (),
+        layout: str = "",
+        mpp_note: str = "",
     ) -> None:
         self._levels = (pixels, *coarser)
         for level in self._levels:
@@ -73,6 +81,8 @@ class ArraySlide:
             reader=reader,
             size_bytes=size_bytes,
             mtime_ns=mtime_ns,
+            layout=layout,
+            mpp_note=mpp_note,
         )
 
     def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
@@ -108,37 +118,157 @@ class ArraySlide:
 
 
 def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size_bytes: int, mtime_ns: int) -> ArraySlide:
-    """Open a Zarr array uint8 (H, W, 3) as a slide; um per px from the user or the array's attribute ``mpp``.
+    """Open a Zarr array, or the first multiscale image of an OME-Zarr group, as a slide.
+
+    Three channels, last or first (``dimension_names``, OME axes, else the axis of length 3); further axes of length 1; uint8,
+    or wider by the rule of ``wsiseg.read.samples``. um per px come from the user, the OME scale with its unit, or the
+    attribute ``mpp``.
 
     Raises
     ------
     SlideOpenError
         Not such an array.
-    MissingMppError
+    MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
     import zarr
 
-    from wsiseg.read.mpp import resolve_mpp
-
     try:
-        array = zarr.open_array(path, mode="r")
-        stated = str(array.attrs.get("mpp", ""))
-        value, source = resolve_mpp(
-            {"openslide.mpp-x": stated, "openslide.mpp-y": stated}, user_mpp=mpp, vendor="zarr", where=f"Zarr array {path}"
+        node = zarr.open(path, mode="r")
+        attributes = dict(node.attrs)
+        image = _multiscale(attributes)
+        if image is None and not hasattr(node, "shape"):
+            raise ValueError("a group without OME 'multiscales'")
+        arrays = [node] if image is None else [node[str(d["path"])] for d in image["datasets"]]
+        levels = [_Colour(array, image, attributes) for array in arrays]
+        levels[0].fit(levels[-1])
+        for level in levels[1:]:
+            level.depth = levels[0].depth
+        h, w = levels[0].shape[:2]
+        whole = [
+            v for v in levels[1:] if w % max(v.shape[1], 1) == 0 and v.shape[0] * (w // v.shape[1]) == h and v.shape[1] < w
+        ]
+        found = resolve_mpp(
+            {}, user_mpp=mpp, vendor="zarr", where=f"Zarr array {path}", claims=_zarr_claims(image, attributes)
         )
         return ArraySlide(
-            array,
-            mpp=value,
-            mpp_source=source,
+            levels[0],
+            mpp=found.value,
+            mpp_source=found.source,
+            mpp_note=found.note,
             slide_id=slide_id,
             path=str(path),
             cohort=cohort,
             vendor="zarr",
             reader="zarr",
+            layout=levels[0].words,
+            coarser=tuple(whole),
             size_bytes=size_bytes,
             mtime_ns=mtime_ns,
         )
     except InputError:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise SlideOpenError(f"{path}: cannot be opened as a Zarr array uint8 (H, W, 3): {err}") from err
+    except DECODER_ERRORS as err:
+        raise SlideOpenError(
+            f"{path}: cannot be opened as Zarr: {err}. Expected an array (H, W, 3) or (3, H, W) of H&E colour, or OME-Zarr."
+        ) from err
+
+
+def _multiscale(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return the first multiscale image of OME-Zarr 0.5 (under ``ome``) or earlier, ``None`` where there is none."""
+    images = dict(attributes.get("ome") or {}).get("multiscales") or attributes.get("multiscales")
+    return dict(images[0]) if images else None
+
+
+def _axes(array: Any, image: Mapping[str, Any] | None) -> str:
+    """Return one letter an axis; without names by shape, where three channels come last or first."""
+    names = [a["name"] if isinstance(a, Mapping) else a for a in (image or {}).get("axes", ())]
+    names = names or list(getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ())
+    letters = "".join(str(name).strip().lower()[:1] if name else "?" for name in names).replace("s", "c").replace("b", "c")
+    if len(letters) == len(array.shape) and {"y", "x", "c"} <= set(letters):
+        return letters
+    if len(array.shape) == 3 and 3 in (array.shape[2], array.shape[0]):
+        return "yxc" if array.shape[2] == 3 else "cyx"
+    if len(array.shape) == 5:
+        return "tczyx"
+    raise ValueError(f"{_held(array)}: which axis holds red, green and blue is not stated")
+
+
+def _held(array: Any) -> str:
+    return f"{array.dtype} {tuple(array.shape)}"
+
+
+class _Colour:
+    """A Zarr array seen as uint8 (H, W, 3)."""
+
+    dtype = np.dtype(np.uint8)
+
+    def __init__(self, array: Any, image: Mapping[str, Any] | None, attributes: Mapping[str, Any]) -> None:
+        self._array, self._axes, self.depth = array, _axes(array, image), Depth()
+        sizes = dict(zip(self._axes, array.shape, strict=True))
+        long = [f"{axis} {n}" for axis, n in sizes.items() if axis not in "yxc" and n > 1]
+        omero = dict(attributes.get("ome") or {}).get("omero") or attributes.get("omero") or {}
+        labels = [str(channel.get("label", "")) for channel in omero.get("channels", ())]
+        if long:
+            raise ValueError(f"{_held(array)}: it is a stack ({', '.join(long)}); save the plane to segment")
+        if labels and foreign_channels(labels):
+            names = ", ".join(labels)
+            raise ValueError(f"{_held(array)}: its channels are {names}, not red, green and blue: is it fluorescence?")
+        if sizes["c"] != 3:
+            raise ValueError(f"{_held(array)}: {sizes['c']} samples, expected 3: red, green and blue")
+        self._order = colour_order(labels) or (0, 1, 2)
+        self.shape = (int(sizes["y"]), int(sizes["x"]), 3)
+
+    @property
+    def words(self) -> str:
+        """Say how the picture is held."""
+        rule = "" if self._array.dtype == np.uint8 else f", {self.depth.words}"
+        return f"3 samples of {self._array.dtype}, Zarr {tuple(self._array.shape)}, axes {self._axes}{rule}"
+
+    def fit(self, coarsest: _Colour) -> None:
+        """Fit how samples become 8 bits, on the coarsest level or windows spread evenly over it."""
+        if self._array.dtype == np.uint8 and self._axes.endswith("yxc"):
+            return
+        h, w = coarsest.shape[:2]
+        steps = [range(0, n, max(512, -(-n // 8))) if h * w > 2**24 else range(0, n, n) for n in (h, w)]
+        side = 512 if h * w > 2**24 else max(h, w)
+        seen = np.concatenate(
+            [coarsest.samples(slice(y, y + side), slice(x, x + side)).reshape(-1, 3) for y in steps[0] for x in steps[1]]
+        )
+        self.depth = depth_of(seen)
+        if not self._axes.endswith("yxc") and not looks_bright(to_u8(seen, self.depth)):
+            raise ValueError(
+                f"{_held(self._array)}: no pixel is bright in all three channels, as glass and stained tissue are: is it "
+                "fluorescence? Expected H&E colour"
+            )
+
+    def samples(self, rows: slice, columns: slice) -> npt.NDArray[Any]:
+        """Return samples (h, w, 3) as they are stored, in the order red, green, blue."""
+        index = tuple({"y": rows, "x": columns, "c": slice(None)}.get(axis, 0) for axis in self._axes)
+        kept = [axis for axis in self._axes if axis in "yxc"]
+        values = np.asarray(self._array[index]).transpose([kept.index(axis) for axis in "yxc"])
+        return values if self._order == (0, 1, 2) else values[..., list(self._order)]
+
+    def __getitem__(self, index: tuple[slice, slice]) -> npt.NDArray[np.uint8]:
+        """Return a window as uint8 (h, w, 3)."""
+        return np.ascontiguousarray(to_u8(self.samples(*index), self.depth))
+
+
+def _zarr_claims(image: Mapping[str, Any] | None, attributes: Mapping[str, Any]) -> Sequence[MppClaim]:
+    """Return the OME scale of the finest level where its axes have units of length, and the attribute ``mpp``."""
+    claims = []
+    if image is not None:
+        axes = [a for a in image.get("axes", ()) if isinstance(a, Mapping)]
+        sizes = {str(a.get("name")): um_per_unit(str(a.get("unit", ""))) for a in axes}
+        for steps in (image["datasets"][0].get("coordinateTransformations", ()), image.get("coordinateTransformations", ())):
+            for step in steps:
+                if step.get("type") == "scale":
+                    for axis, factor in zip(axes, step["scale"], strict=True):
+                        unit = sizes[str(axis.get("name"))]
+                        sizes[str(axis.get("name"))] = None if unit is None else unit * float(factor)
+        x, y = sizes.get("x"), sizes.get("y")
+        if x and y:
+            claims.append(MppClaim("zarr", "OME-Zarr scale", x, y))
+    stated = number(attributes.get("mpp"))
+    if stated is not None:
+        claims.append(MppClaim("zarr", "attribute mpp", stated, stated))
+    return claims

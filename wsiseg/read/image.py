@@ -1,19 +1,24 @@
-"""Plain images (PNG, JPEG, untiled TIFF) as one-level slides, decoded whole into memory."""
+"""Plain images (PNG, JPEG, untiled TIFF and others) as one-level slides, decoded whole into memory."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from wsiseg.errors import SlideOpenError
 from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB, over_white
 from wsiseg.read.array import ArraySlide
-from wsiseg.read.mpp import resolve_mpp
+from wsiseg.read.mpp import resolve_mpp, tag_claim
 
 __all__ = ["MAX_IMAGE_PX", "open_image"]
+
+Image: TypeAlias = Any  # PIL.Image.Image: Pillow is loaded when a picture is opened
 
 MAX_IMAGE_PX = 2**31
 """Largest plain image in px: it is decoded whole (3 bytes a px), and a small file can claim any size."""
@@ -21,69 +26,87 @@ MAX_IMAGE_PX = 2**31
 MAX_BOMB_PX, MAX_BOMB_RATIO = 2**26, 400
 """Above so many px, an image with more px a byte of its file than this holds no tissue (a JPEG slide has 1 to 10)."""
 
-_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")  # 8 bits a channel; others have no defined way to 8 bits
+_COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr")
+_ALPHA_MODES = ("RGBA", "RGBa", "P", "PA")
+_GRAY_MODES = {
+    "1": "1 sample of 1 bit",
+    "L": "1 sample of 8 bits",
+    "LA": "1 sample of 8 bits and alpha",
+    "La": "1 sample of 8 bits and alpha",
+    "I": "1 sample of 32 bits",
+    "F": "1 sample of 32 floating point bits",
+}
+_COLOUR_HELD = {
+    "P": "a palette of 3 samples",
+    "PA": "a palette of 3 samples and alpha",
+    "RGBA": "3 samples and alpha",
+    "RGBa": "3 samples and alpha",
+    "CMYK": "4 samples (CMYK)",
+}
 _TIFF_UNITS = {2: "inch", 3: "centimeter"}
+_BRIGHT_U8 = 64
 
 
-def open_image(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size_bytes: int, mtime_ns: int) -> ArraySlide:
-    """Open a PNG, JPEG or TIFF as a slide of one level.
+def open_image(
+    path: Path,
+    *,
+    slide_id: str,
+    mpp: float | None,
+    cohort: str,
+    size_bytes: int,
+    mtime_ns: int,
+    claims: Sequence[MppClaim] = (),
+    layout: str = "",
+) -> ArraySlide:
+    """Open a PNG, JPEG, TIFF, BMP, WebP or JPEG 2000 picture as a slide of one level, upright, alpha over white.
 
-    Microns per px come from the user or from a TIFF's resolution tags (see ``wsiseg.read.mpp``).
+    Microns per px come from the user, from ``claims`` or from resolution tags (see ``wsiseg.read.mpp``).
 
     Raises
     ------
     SlideOpenError
-        Not an image, truncated, not 8 bits a channel, or more than ``MAX_IMAGE_PX`` px.
-    MissingMppError, AnisotropicMppError
+        Not an image, truncated, not H&E colour, or more than ``MAX_IMAGE_PX`` px.
+    MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
-    properties, pixels = _decode(path, size_bytes)
-    value, source = resolve_mpp(properties, user_mpp=mpp, vendor="image", where=f"image {path}")
+    properties, pixels, held = _decode(path, size_bytes)
+    claims = [*claims, *_dpi_claims(properties)]
+    found = resolve_mpp(properties, user_mpp=mpp, vendor="image", where=f"image {path}", claims=claims)
     return ArraySlide(
         pixels,
-        mpp=value,
-        mpp_source=source,
+        mpp=found.value,
+        mpp_source=found.source,
+        mpp_note=found.note,
         slide_id=slide_id,
         path=str(path),
         cohort=cohort,
         vendor="image",
         reader="pillow",
+        layout=layout or held,
         size_bytes=size_bytes,
         mtime_ns=mtime_ns,
     )
 
 
-def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB]:
-    from PIL import Image, UnidentifiedImageError
+def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
+    """Return resolution tags, pixels uint8 (h, w, 3), and how the picture is held, in words."""
+    import PIL.Image
 
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours below is the one that counts, and it can say why
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # ours below counts, and it can say why
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged tags that we do not read
-            with Image.open(path) as image:
-                width_px, height_px = image.size
-                if width_px * height_px > MAX_BOMB_PX and width_px * height_px > MAX_BOMB_RATIO * size_bytes:
+            with PIL.Image.open(path) as image:
+                _refuse_size(path, *image.size, size_bytes)
+                held = _refuse_mode(path, image)
+                properties = _resolution(image)
+                pixels = _upright_rgb(image)
+                if " of 16 bits" in held and pixels.size and pixels.min() < 255 and pixels.max() < _BRIGHT_U8:
                     raise SlideOpenError(
-                        f"image {path}: {size_bytes} bytes claim {width_px} x {height_px} px, as decompression bombs do. "
-                        f"Expected at most {MAX_BOMB_RATIO} px a byte above {MAX_BOMB_PX} px. Convert it to a tiled TIFF."
+                        f"image {path}: {held}: no sample has more than {8 + int(pixels.max()).bit_length()} in use, "
+                        "where glass would use all: it was written with fewer. Expected 8 bits, or 16 in use; convert it."
                     )
-                if width_px * height_px > MAX_IMAGE_PX:
-                    raise SlideOpenError(
-                        f"image {path}: claims {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px in all for a "
-                        "plain image. Convert it to a tiled pyramidal TIFF."
-                    )
-                if image.mode not in _MODES:
-                    raise SlideOpenError(
-                        f"image {path}: expected 8 bits a channel, got Pillow mode {image.mode!r}. Convert it to RGB."
-                    )
-                properties: dict[str, str] = {}
-                tags = getattr(image, "tag_v2", None)
-                if tags is not None:
-                    properties = {"tiff.XResolution": str(tags.get(282)), "tiff.YResolution": str(tags.get(283))}
-                    properties["tiff.ResolutionUnit"] = _TIFF_UNITS.get(tags.get(296, 2), "none")
-                if image.mode in ("RGBA", "LA", "P"):
-                    return properties, over_white(np.asarray(image.convert("RGBA")))
-                return properties, np.asarray(image.convert("RGB"))
-    except UnidentifiedImageError as err:
+                return properties, pixels, held
+    except PIL.UnidentifiedImageError as err:
         raise SlideOpenError(
             f"{path}: not a slide or image that OpenSlide or Pillow knows. Is the file complete, and is it a slide?"
         ) from err
@@ -92,4 +115,71 @@ def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB]:
     except DECODER_ERRORS as err:
         raise SlideOpenError(f"image {path}: cannot be decoded: {err}. Is the file complete?") from err
     finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        PIL.Image.MAX_IMAGE_PIXELS = limit
+
+
+def _refuse_size(path: Path, width_px: int, height_px: int, size_bytes: int) -> None:
+    if width_px * height_px > MAX_BOMB_PX and width_px * height_px > MAX_BOMB_RATIO * size_bytes:
+        raise SlideOpenError(
+            f"image {path}: {size_bytes} bytes claim {width_px} x {height_px} px, as decompression bombs do. "
+            f"Expected at most {MAX_BOMB_RATIO} px a byte above {MAX_BOMB_PX} px. Convert it to a tiled TIFF."
+        )
+    if width_px * height_px > MAX_IMAGE_PX:
+        raise SlideOpenError(
+            f"image {path}: claims {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px in all for a "
+            "plain image. Convert it to a tiled pyramidal TIFF."
+        )
+
+
+def _refuse_mode(path: Path, image: Image) -> str:
+    """Return how a picture is held; raise ``SlideOpenError`` where that is not H&E colour."""
+    mode = str(image.mode)
+    if mode.startswith("I;") or mode in _GRAY_MODES:
+        held = _GRAY_MODES.get(mode, "1 sample of 16 bits")
+        raise SlideOpenError(
+            f"image {path}: {held}: H&E colour needs 3 samples, it is gray, or one channel of several. Expected H&E colour: "
+            "red, green and blue samples."
+        )
+    if mode not in _COLOUR_MODES:
+        raise SlideOpenError(
+            f"image {path}: Pillow mode {mode!r} has no defined way to RGB of 8 bits. Expected H&E colour; convert it to RGB."
+        )
+    frames = int(getattr(image, "n_frames", 1))
+    if frames > 1 and image.format not in ("MPO", "TIFF"):  # an MPO's others are previews; TIFFs were judged before
+        raise SlideOpenError(f"image {path}: holds {frames} frames, expected one picture. Save each as a file of its own.")
+    bits = 16 if image.format == "PNG" and _png_bits(path) == 16 else 8
+    return f"{_COLOUR_HELD.get(mode, '3 samples')} of {bits} bits, {image.format}"
+
+
+def _png_bits(path: Path) -> int:
+    with path.open("rb") as stream:
+        return int(stream.read(25)[24])
+
+
+def _upright_rgb(image: Image) -> RGB:
+    """Decode: uint8 (h, w, 3), turned as the EXIF or TIFF orientation says, alpha over white."""
+    from PIL import ImageOps
+
+    see_through = image.mode in _ALPHA_MODES or "transparency" in image.info
+    upright = ImageOps.exif_transpose(image)
+    if see_through:
+        return over_white(np.asarray(upright.convert("RGBA")))
+    return np.asarray(upright.convert("RGB"))
+
+
+def _resolution(image: Image) -> dict[str, str]:
+    """Return the resolution that a picture states, under OpenSlide's names for a TIFF's tags, else as ``dpi.*``."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None:
+        return {
+            "tiff.XResolution": str(tags.get(282)),
+            "tiff.YResolution": str(tags.get(283)),
+            "tiff.ResolutionUnit": _TIFF_UNITS.get(tags.get(296, 2), "none"),
+        }
+    x, y = image.info.get("dpi", (None, None))
+    return {} if x is None or image.info.get("jfif_unit", 1) == 0 else {"dpi.x": str(float(x)), "dpi.y": str(float(y))}
+
+
+def _dpi_claims(properties: dict[str, str]) -> list[MppClaim]:
+    claim = tag_claim(properties.get("dpi.x"), properties.get("dpi.y"), "inch", "the picture's resolution")
+    return [] if claim is None else [claim]

@@ -1,32 +1,56 @@
 """The ladder that finds a slide's microns per pixel, or says that there is none.
 
-1. the user's value (``--mpp``, manifest column ``mpp``);
-2. what the vendor wrote, as OpenSlide tells it (``openslide.mpp-x/y``);
-3. the TIFF resolution tags, if they describe a microscope and not a screen or printer;
-4. the objective power: 10 / power (0.25 um/px at 40x, 0.5 at 20x), the convention of all large scanners;
-5. nothing: ``MissingMppError``. A physical fact is never guessed.
+1. the user's value (``--mpp``, manifest column ``mpp``), whatever it is: it also confirms one that step 3 asks about;
+2. what the file states, most explicit first: the vendor's value as OpenSlide tells it, OME-XML, ImageJ, Aperio, libvips and
+   Leica texts, the scale of an OME-Zarr, and last the resolution tags (TIFF, PNG, JPEG), unless they describe a screen or a
+   printer. The first is taken if it lies in ``PLAUSIBLE_MPP``;
+3. outside, ``ImplausibleMppError`` asks: converters are off by 10, 2.54, 25.4 or 1000, and a network that is fed a tenth of the
+   scale finds nothing;
+4. nothing: ``MissingMppError``. A physical fact is never guessed; an objective power (40x) is no resolution, it is only named.
 
-The step taken is recorded as ``SlideMeta.mpp_source``.
+The step taken is recorded as ``SlideMeta.mpp_source``; statements that disagree with it by more than 1 % as ``mpp_note``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from wsiseg.errors import AnisotropicMppError, InputError, MissingMppError
+from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, InputError, MissingMppError
+from wsiseg.read._mpp_text import MppClaim, number, um_per_unit
 from wsiseg.types import MppSource
 
-__all__ = ["MAX_ANISOTROPY_FRAC", "PLAUSIBLE_MPP", "objective_power", "resolve_mpp", "tag_mpp"]
+__all__ = ["MAX_ANISOTROPY_FRAC", "PLAUSIBLE_MPP", "Mpp", "resolve_mpp", "objective_power", "tag_claim", "tag_mpp"]
 
-PLAUSIBLE_MPP = (0.02, 20.0)
-"""Microns per px that a file may state. Outside it the number is no microscope's: a TIFF of 72, 96, 300 or 600 dpi claims
-352.8, 264.6, 84.7 or 42.3 um/px, one of "1 px per cm" 10,000; such values are ignored and the next step is taken."""
+PLAUSIBLE_MPP = (0.1, 2.0)
+"""Microns per px that are taken as the file states them: 100x to 5x. Outside, the user confirms them with ``--mpp``."""
+
+MAX_TAG_MPP = 20.0
+"""Resolution tags above it describe a screen or printer: 72, 96, 300 or 600 dpi are 352.8, 264.6, 84.7 or 42.3 um/px, one of
+"1 px per cm" is 10,000. They state nothing of the slide."""
 
 MAX_ANISOTROPY_FRAC = 0.01
 """Largest relative difference of the x and y resolution; beyond it lengths and areas would be wrong."""
 
-_UM_PER_UNIT = {"inch": 25400.0, "centimeter": 10000.0}
+_COMMON_MPP = (0.25, 0.5, 1.0)
+_SLIPS = (
+    (10.0, "10 (mm and cm confused)"),
+    (2.54, "2.54 (cm and inch confused)"),
+    (25.4, "25.4 (mm and inch confused)"),
+    (100.0, "100"),
+    (1000.0, "1000 (nm, um and mm confused)"),
+    (10000.0, "10,000 (um and cm confused)"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Mpp:
+    """um per level-0 px (the mean of x and y), the step that gave it, and in words which statements disagree (empty: none)."""
+
+    value: float
+    source: MppSource
+    note: str = ""
 
 
 def tag_mpp(resolution: object, unit: object) -> float | None:
@@ -34,83 +58,126 @@ def tag_mpp(resolution: object, unit: object) -> float | None:
 
     ``unit`` is ``inch`` or ``centimeter``; TIFF's third unit, ``none``, states no length.
     """
-    per_unit, scale = _number(resolution), _UM_PER_UNIT.get(str(unit))
-    if per_unit is None or scale is None or per_unit <= 0:
+    value = _tag_um(resolution, unit)
+    return value if value is not None and value <= MAX_TAG_MPP else None
+
+
+def tag_claim(x_resolution: object, y_resolution: object, unit: object, where: str = "TIFF resolution tags") -> MppClaim | None:
+    """Return what resolution tags state, ``None`` where they state no length, or that of a screen or printer on both axes."""
+    x, y = _tag_um(x_resolution, unit), _tag_um(y_resolution, unit)
+    if x is None or y is None or min(x, y) > MAX_TAG_MPP:
         return None
-    return _plausible(scale / per_unit)
+    return MppClaim("image" if "TIFF" not in where else "tiff", where, x, y)
 
 
 def objective_power(properties: Mapping[str, str]) -> float | None:
     """Return the nominal magnification (40.0 for 40x) of a file's properties, ``None`` where absent or absurd."""
-    power = _number(properties.get("openslide.objective-power"))
+    power = number(properties.get("openslide.objective-power"))
     return power if power is not None and 1 <= power <= 150 else None
 
 
-def resolve_mpp(properties: Mapping[str, str], *, user_mpp: float | None, vendor: str, where: str) -> tuple[float, MppSource]:
+def resolve_mpp(
+    properties: Mapping[str, str], *, user_mpp: float | None, vendor: str, where: str, claims: Iterable[MppClaim] = ()
+) -> Mpp:
     """Climb the ladder of this module.
 
     Parameters
     ----------
     properties
-        OpenSlide's property names and values; plain images bring only the ``tiff.*`` ones.
+        OpenSlide's property names and values; other readers bring the ``tiff.*`` ones at most.
     user_mpp
         The user's um per level-0 px; wins over everything.
     vendor
-        OpenSlide's vendor; for ``generic-tiff`` its mpp comes from the resolution tags, so the source is ``tiff``.
+        OpenSlide's vendor; for ``generic-tiff`` its mpp comes from the resolution tags, so it is their statement.
     where
         The slide, for messages.
-
-    Returns
-    -------
-    (float, str)
-        um per level-0 px (the mean of x and y) and the step that gave it.
+    claims
+        What texts of the file state, most explicit first.
 
     Raises
     ------
     MissingMppError
         No step gave a value.
+    ImplausibleMppError
+        The value lies outside ``PLAUSIBLE_MPP``.
     AnisotropicMppError
         x and y differ by more than 1 %.
     InputError
         The user's value is not a positive number.
     """
+    if user_mpp is not None and not (math.isfinite(user_mpp) and user_mpp > 0):
+        raise InputError(f"{where}: expected mpp to be a positive number of um per pixel, got {user_mpp!r}.")
+    found = list(claims)
+    x, y = (number(properties.get(f"openslide.mpp-{axis}")) for axis in "xy")
+    if x is not None and y is not None and vendor not in ("generic-tiff", ""):
+        found.insert(0, MppClaim("openslide", f"{vendor} header", x, y))
+    x_tag, y_tag, unit = (properties.get(f"tiff.{name}") for name in ("XResolution", "YResolution", "ResolutionUnit"))
+    tags = tag_claim(x_tag, y_tag, unit)
+    if tags is not None:
+        found.append(tags)
     if user_mpp is not None:
-        if not (math.isfinite(user_mpp) and user_mpp > 0):
-            raise InputError(f"{where}: expected mpp to be a positive number of um per pixel, got {user_mpp!r}.")
-        return float(user_mpp), "user"
-    vendor_x, vendor_y = (_plausible(_number(properties.get(f"openslide.mpp-{axis}"))) for axis in "xy")
-    if vendor_x is not None and vendor_y is not None:
-        return _isotropic(vendor_x, vendor_y, where), "tiff" if vendor == "generic-tiff" else "openslide"
-    unit = properties.get("tiff.ResolutionUnit")
-    tag_x, tag_y = (tag_mpp(properties.get(f"tiff.{axis}Resolution"), unit) for axis in "XY")
-    if tag_x is not None and tag_y is not None:
-        return _isotropic(tag_x, tag_y, where), "tiff"
+        return Mpp(float(user_mpp), "user", _disagreement(MppClaim("user", "the user", user_mpp, user_mpp), found))
+    if not found:
+        raise MissingMppError(_nothing_stated(properties, where))
+    first = found[0]
+    if abs(first.x - first.y) > MAX_ANISOTROPY_FRAC * max(first.x, first.y):
+        raise AnisotropicMppError(
+            f"{where}: microns per pixel differ in x and y: {first.x:g} and {first.y:g} by {first.where}, expected within "
+            f"{MAX_ANISOTROPY_FRAC:.0%}. "
+            "If the header is wrong, give the true value with --mpp or the manifest column 'mpp'; else resample the slide."
+        )
+    value, note = (first.x + first.y) / 2, _disagreement(first, found[1:])
+    if not PLAUSIBLE_MPP[0] <= value <= PLAUSIBLE_MPP[1]:
+        low, high = PLAUSIBLE_MPP
+        raise ImplausibleMppError(
+            f"{where}: {value:.4g} microns per pixel by {first.where}, expected {low:g} to {high:g}.{_slips(value)}"
+            f"{' Moreover ' + note + '.' if note else ''} Give the true value with --mpp (--mpp {value:.4g} confirms this one) "
+            "or in the manifest column 'mpp'."
+        )
+    return Mpp(value, first.source, note)
+
+
+def _nothing_stated(properties: Mapping[str, str], where: str) -> str:
+    hints = ""
+    x, unit = number(properties.get("tiff.XResolution")), properties.get("tiff.ResolutionUnit")
+    um = _tag_um(x, unit)
+    if um is not None and um > MAX_TAG_MPP:
+        hints += f" Its resolution tags state {um:.4g} um per pixel, which is a screen's or printer's."
+    elif x is not None and x != 1 and um is None:
+        hints += f" Its resolution tag is {x:g} without a unit."
     power = objective_power(properties)
     if power is not None:
-        return 10.0 / power, "objective"
-    raise MissingMppError(
-        f"{where}: the file states no microns per pixel (looked at openslide.mpp-x/y, TIFF resolution tags, objective power). "
+        hints += (
+            f" It names an objective of {power:g}x only, usually about {10 / power:.3g} um per pixel: confirm it with "
+            f"--mpp {10 / power:.3g} if your scanner has it so."
+        )
+    return (
+        f"{where}: the file states no microns per pixel (looked at the vendor's header, OME-XML, ImageJ, Aperio and libvips "
+        f"texts, resolution tags).{hints} "
         "Give it with --mpp (um per level-0 pixel, e.g. --mpp 0.25 for a usual 40x scan), or for many slides in the manifest "
         "column 'mpp'."
     )
 
 
-def _isotropic(x: float, y: float, where: str) -> float:
-    if abs(x - y) > MAX_ANISOTROPY_FRAC * max(x, y):
-        raise AnisotropicMppError(
-            f"{where}: microns per pixel differ in x and y: {x:g} and {y:g}, expected within {MAX_ANISOTROPY_FRAC:.0%}. "
-            "If the header is wrong, give the true value with --mpp or the manifest column 'mpp'; else resample the slide."
-        )
-    return (x + y) / 2
+def _disagreement(taken: MppClaim, others: Iterable[MppClaim]) -> str:
+    value = (taken.x + taken.y) / 2
+    apart = [c for c in others if max(abs(c.x - value), abs(c.y - value)) > MAX_ANISOTROPY_FRAC * value]
+    if not apart:
+        return ""
+    said = ", ".join(f"{c.where} {c.x:.4g}" + (f" x {c.y:.4g}" if abs(c.x - c.y) > 0.01 * c.x else "") for c in apart)
+    return f"microns per pixel disagree: {value:.4g} by {taken.where} was taken, but {said}"
 
 
-def _plausible(mpp: float | None) -> float | None:
-    return mpp if mpp is not None and PLAUSIBLE_MPP[0] <= mpp <= PLAUSIBLE_MPP[1] else None
+def _slips(value: float) -> str:
+    """Say which usual mistake would make a plausible value of it, those that give a usual value first."""
+    low, high = PLAUSIBLE_MPP
+    found = [(v, name) for f, name in _SLIPS for v in (value * f, value / f) if low <= v <= high]
+    found.sort(key=lambda pair: min(abs(math.log(pair[0] / common)) for common in _COMMON_MPP))
+    if not found:
+        return ""
+    return " Off by a factor " + ", or ".join(f"{name} it would be {v:.3g}" for v, name in found[:2]) + "."
 
 
-def _number(text: object) -> float | None:
-    try:
-        value = float(str(text))
-    except ValueError:
-        return None
-    return value if math.isfinite(value) else None
+def _tag_um(resolution: object, unit: object) -> float | None:
+    per_unit, scale = number(resolution), um_per_unit(str(unit)) if unit in ("inch", "centimeter") else None
+    return scale / per_unit if per_unit is not None and scale is not None else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import openslide
 
 from wsiseg.errors import SlideOpenError, TileReadError
 from wsiseg.read._hostile import refuse_absurd_size
+from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, over_white, read_on_white
 from wsiseg.read.mpp import objective_power, resolve_mpp
@@ -44,14 +46,26 @@ class OpenSlideSlide:
         The user's um per level-0 px, or ``None`` for the ladder of ``wsiseg.read.mpp``.
     cache_bytes
         Most bytes of decoded tiles kept.
+    claims, layout
+        What texts of the file state of its um per px, and how it holds its pixels, in words.
 
     Raises
     ------
-    SlideOpenError, MissingMppError, AnisotropicMppError
+    SlideOpenError, MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
 
     def __init__(
-        self, path: Path, *, slide_id: str, mpp: float | None, cohort: str, cache_bytes: int, size_bytes: int, mtime_ns: int
+        self,
+        path: Path,
+        *,
+        slide_id: str,
+        mpp: float | None,
+        cohort: str,
+        cache_bytes: int,
+        size_bytes: int,
+        mtime_ns: int,
+        claims: Sequence[MppClaim] = (),
+        layout: str = "",
     ) -> None:
         self._cache_bytes = cache_bytes
         self._file, self._handle = _open_any(path)
@@ -70,7 +84,7 @@ class OpenSlideSlide:
             raise
         vendor = props.get("openslide.vendor", "")
         try:
-            value, source = resolve_mpp(props, user_mpp=mpp, vendor=vendor, where=f"slide {path}")
+            found = resolve_mpp(props, user_mpp=mpp, vendor=vendor, where=f"slide {path}", claims=claims)
         except ValueError:
             handle.close()
             raise
@@ -79,8 +93,10 @@ class OpenSlideSlide:
             path=str(path),
             width_px=width_px,
             height_px=height_px,
-            mpp=value,
-            mpp_source=source,
+            mpp=found.value,
+            mpp_source=found.source,
+            mpp_note=found.note,
+            layout=layout,
             bounds_x=int(props.get("openslide.bounds-x", 0)),
             bounds_y=int(props.get("openslide.bounds-y", 0)),
             bounds_w=int(props.get("openslide.bounds-width", 0)),

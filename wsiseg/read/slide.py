@@ -10,10 +10,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from wsiseg.errors import SlideOpenError, TileReadError
+from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB
+from wsiseg.read.layout import TiffPicture, is_plain, is_tiff, mpp_claims, picture_of
+from wsiseg.read.tiff import TiffSlide, refuse_layout
 from wsiseg.types import Box, SlideMeta
 
-__all__ = ["DEFAULT_CACHE_BYTES", "Slide", "content_digest", "fingerprint", "open_slide", "read_on_device", "slide_id_of"]
+__all__ = [
+    "DEFAULT_CACHE_BYTES",
+    "Slide",
+    "content_digest",
+    "fingerprint",
+    "layout_words",
+    "open_slide",
+    "read_on_device",
+    "slide_id_of",
+]
 
 DEFAULT_CACHE_BYTES = 64 * 1024 * 1024
 _READERS = ("auto", "cucim", "cucim-gpu", "openslide")
@@ -125,7 +138,7 @@ def open_slide(
     ------
     SlideOpenError
         Missing, truncated, or not a slide.
-    MissingMppError, AnisotropicMppError
+    MissingMppError, ImplausibleMppError, AnisotropicMppError
         See ``wsiseg.read.mpp``.
     """
     if reader not in _READERS:
@@ -137,18 +150,75 @@ def open_slide(
         from wsiseg.read.array import open_zarr
 
         return open_zarr(p, slide_id=slide_id, mpp=mpp, cohort=cohort, size_bytes=size_bytes, mtime_ns=mtime_ns)
-    from wsiseg.read.openslide import OpenSlideSlide, detect_vendor
-
-    if not p.is_dir() and detect_vendor(p) is None:
-        from wsiseg.read.image import open_image
-
-        return open_image(p, slide_id=slide_id, mpp=mpp, cohort=cohort, size_bytes=size_bytes, mtime_ns=mtime_ns)
-    slide = OpenSlideSlide(
-        p, slide_id=slide_id, mpp=mpp, cohort=cohort, cache_bytes=cache_bytes, size_bytes=size_bytes, mtime_ns=mtime_ns
-    )
+    facts: dict[str, Any] = {"slide_id": slide_id, "mpp": mpp, "cohort": cohort, "size_bytes": size_bytes, "mtime_ns": mtime_ns}
+    slide = _open_file(p, cache_bytes, facts)
+    if slide.meta.reader != "openslide":
+        if reader == "cucim" and slide.meta.reader == "tifffile":
+            slide.close()
+            raise SlideOpenError(f"{p}: reader cucim cannot be used: it does not show {slide.meta.layout}. Use reader auto.")
+        return slide
     if reader == "cucim-gpu":
         return _with_gpu(slide)
     return slide if reader == "openslide" else _with_cucim(slide, strict=reader == "cucim")
+
+
+def _open_file(p: Path, cache_bytes: int, facts: dict[str, Any]) -> Slide:
+    """Open a file (or DICOM folder) by OpenSlide, Pillow or tifffile, whichever shows its pixels as they are."""
+    from wsiseg.read.openslide import OpenSlideSlide, detect_vendor
+
+    vendor = None if p.is_dir() else detect_vendor(p)
+    picture: TiffPicture | None = None
+    claims: tuple[MppClaim, ...] = ()
+    if not p.is_dir():
+        picture, claims = _tiff_facts(p, vendor)
+    layout = picture.words if picture is not None else ""
+    if picture is not None:
+        refuse_layout(p, picture)
+        by_pillow = vendor is None and is_plain(picture, opaque=False)
+        if not is_plain(picture) and not by_pillow:
+            return TiffSlide(p, cache_bytes=cache_bytes, vendor=vendor or "tiff", **facts)
+    try:
+        if vendor is None and not p.is_dir():
+            from wsiseg.read.image import open_image
+
+            return open_image(p, claims=claims, layout=layout, **facts)
+        return OpenSlideSlide(p, cache_bytes=cache_bytes, claims=claims, layout=layout, **facts)
+    except SlideOpenError as err:
+        other = ("Unsupported TIFF compression", "not a slide or image", "cannot be decoded")  # tifffile may know it
+        if picture is None or not any(text in str(err) for text in other):
+            raise
+        return TiffSlide(p, cache_bytes=cache_bytes, vendor=vendor or "tiff", **facts)
+
+
+def _tiff_facts(p: Path, vendor: str | None) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
+    """Return the picture of a TIFF (``None`` where the file is no TIFF, or a scanner's own) and what its texts say of mpp."""
+    picture, claims = _picture(p)
+    if picture is None or vendor in (None, "generic-tiff"):
+        return picture, claims
+    if vendor == "aperio":  # its thumbnail, label and focal planes are pages of their own, and OpenSlide knows them
+        return dataclasses.replace(picture, stack=()), ()
+    return None, claims
+
+
+def _picture(p: Path) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
+    with p.open("rb") as stream:
+        if not is_tiff(stream.read(4)):
+            return None, ()
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(p) as tiff:
+            picture = picture_of(tiff)
+            return picture, tuple(mpp_claims(picture))
+    except (*DECODER_ERRORS, tifffile.TiffFileError):
+        return None, ()  # whichever reader opens it will say what is wrong
+
+
+def layout_words(path: str | Path) -> str:
+    """Say how a file that OpenSlide reads holds its pixels, as far as its TIFF directory tells (empty: it is no TIFF)."""
+    p = Path(path)
+    picture = None if p.is_dir() else _picture(p)[0]
+    return "" if picture is None else picture.words
 
 
 def read_on_device(slide: Slide, box: Box) -> Any:

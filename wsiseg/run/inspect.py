@@ -10,8 +10,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import WsisegError
-from wsiseg.read import open_slide, scale_for, working_size
+from wsiseg.errors import TileReadError, WsisegError
+from wsiseg.read import fit_tissue, open_slide, scale_for, tissue_frac, working_size
+from wsiseg.read.slide import layout_words
 from wsiseg.run.cluster import usable_cores
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.devices import compute_device
@@ -27,14 +28,20 @@ BYTES_PER_NUCLEUS = 110.0
 
 
 def slide_info(path: str, mpp: float | None, mpp_model: float, tolerance_frac: float) -> dict[str, Any]:
-    """Return the facts of one slide as ``wsiseg info`` prints them."""
+    """Return the facts of one slide as ``wsiseg info`` prints them, with the share of it that is tissue."""
     slide = open_slide(path, mpp=mpp)
     try:
         facts = dataclasses.asdict(slide.meta)
+        facts["layout"] = slide.meta.layout or layout_words(path)
         scale = scale_for(slide.meta.mpp, mpp_model, tolerance_frac)
         facts["scale"] = scale
         facts["working_size_px"] = working_size(slide.meta, scale)
         facts["area_mm2"] = slide.meta.width_px * slide.meta.height_px * slide.meta.mpp**2 * 1e-6
+        try:
+            whole = Box(0, 0, slide.meta.width_px, slide.meta.height_px)
+            facts["tissue_frac"] = round(tissue_frac(fit_tissue(slide), whole), 4)
+        except TileReadError as err:
+            facts["tissue_frac"] = f"unknown: {err}"
         return facts
     finally:
         slide.close()

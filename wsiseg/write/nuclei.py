@@ -41,7 +41,7 @@ STEP_BY_COLUMN = {"cx": 1 / 16, "cy": 1 / 16, "perimeter_um": 1 / 32, "major_um"
 GEOMETRY_ZSTD_LEVEL = 1
 """WKB of pixel edges packs better, and ten times faster, at level 1 than at 3 to 15: short matches cost more than they save."""
 
-FORGOTTEN_FACTS = ("path", "mtime_ns", "reader", "reader_note")
+FORGOTTEN_FACTS = ("path", "mtime_ns", "reader", "reader_note", "layout", "mpp_note")
 """Facts of where, when and by what a slide was read: they stand in the run's records and would make equal tables differ."""
 
 

@@ -1,0 +1,313 @@
+"""How a TIFF holds its picture: samples, bits, planes, photometric, orientation; and which layouts show H&E colour.
+
+One file can say "three samples a px" in many ways: interleaved, in separate planes, as three single-channel pages that OME-XML
+calls R, G and B, as a palette. ``picture_of`` finds the pages that make one picture and ``refusal`` says why a picture cannot
+be read as H&E colour: one channel (gray), channels that are no colour, several pictures or planes, no defined way to 8 bits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tifffile
+
+from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._mpp_text import MppClaim, claims_of_text, number, ome_images
+
+__all__ = [
+    "TiffPicture",
+    "colour_order",
+    "foreign_channels",
+    "is_plain",
+    "is_tiff",
+    "mpp_claims",
+    "picture_of",
+    "refusal",
+    "resolution_tags",
+]
+
+RGB, MINISBLACK, PALETTE, CMYK, YCBCR = 2, 1, 3, 5, 6
+_MAX_PAGES = 200  # looked at: a stack of more is refused by its first ones already
+_SIDE_IMAGES = re.compile(r"label|macro|thumb|overview|preview|barcode|slide ?image", re.IGNORECASE)
+_NAMES = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
+_NO_NAME = re.compile(r"((tl )?brightfield|rgb|h&e|he|channel|ch|c|image|plane|sample)?[ _:#.0-9-]*", re.IGNORECASE)
+_KINDS = {"u": "", "b": "", "i": " signed", "f": " floating point", "c": " complex"}
+_UNITS = {2: "inch", 3: "centimeter"}
+_PURE = {(255, 0, 0): 0, (0, 255, 0): 1, (0, 0, 255): 2}
+
+
+@dataclass(frozen=True, slots=True)
+class TiffPicture:
+    """The pages of a TIFF that make one picture, and how they hold it.
+
+    Attributes
+    ----------
+    levels
+        Pages of each level, finest first: one page, or as many as there are planes.
+    samples
+        Channels of the picture in all: samples of a page, or pages of one sample.
+    channels
+        Names that the file gives them (may be fewer, or empty strings).
+    stack
+        Axes other than x, y and channel that are longer than 1, as ``Z 5``.
+    others
+        Sizes of further pictures of that size in the file.
+    declared_bits
+        Bits that carry the value, where the file says so and they are fewer than the container has; else 0.
+    image
+        Which OME image it is.
+    """
+
+    levels: tuple[tuple[Any, ...], ...]
+    samples: int
+    channels: tuple[str, ...] = ()
+    colours: tuple[int | None, ...] = ()
+    stack: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    declared_bits: int = 0
+    image: int = 0
+    texts: tuple[str, ...] = field(default=())
+
+    @property
+    def page(self) -> Any:
+        """Return the first page of the finest level."""
+        return self.levels[0][0]
+
+    @property
+    def orientation(self) -> int:
+        """Return the Orientation tag, 1 (as stored) where it is absent or no orientation."""
+        tag = self.page.tags.get(274)
+        return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
+
+    @property
+    def words(self) -> str:
+        """Say in a line how the picture is held."""
+        page = self.page
+        kind = _KINDS.get(getattr(page.dtype, "kind", "?"), " unknown")
+        plural, bits = "s" * (self.samples != 1), _bits(page)
+        parts = [f"{self.samples} sample{plural} of {bits}{kind} bit{'s' * (bits != '1')}", _name(page, "photometric")]
+        planes = len(self.levels[0])
+        if planes > 1:
+            parts.append(f"{planes} pages of one sample each")
+        elif self.samples > 1:
+            parts.append("separate planes" if int(page.planarconfig) == 2 else "interleaved")
+        parts.append(f"tiles {page.tilewidth}x{page.tilelength}" if page.is_tiled else f"strips of {page.rowsperstrip} rows")
+        parts.append(f"compression {_name(page, 'compression')}")
+        if self.orientation != 1:
+            parts.append(f"orientation {self.orientation}")
+        if any(self.channels):
+            parts.append("channels " + ", ".join(name or "?" for name in self.channels))
+        return ", ".join(parts)
+
+
+def is_tiff(head: bytes) -> bool:
+    """Return whether a file that begins so is a TIFF or BigTIFF."""
+    return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def picture_of(tiff: tifffile.TiffFile) -> TiffPicture:
+    """Find the picture of a TIFF: OME-TIFF's largest image, else the first page with what belongs to it.
+
+    Raises
+    ------
+    Whatever ``DECODER_ERRORS`` names, and ``tifffile.TiffFileError``: the directory is damaged.
+    """
+    if tiff.is_ome:
+        found = _ome_picture(tiff)
+        if found is not None:
+            return found
+    first = tiff.pages[0]
+    alike, reduced = [first], []
+    for page in _further_pages(tiff):
+        if (page.imagewidth, page.imagelength) == (first.imagewidth, first.imagelength):
+            alike.append(page)
+        elif page.is_reduced and _reduced(page, first):
+            reduced.append(page)
+    texts = (str(first.description or ""),)
+    labels = tuple(str(name).strip() for name in (tiff.imagej_metadata or {}).get("Labels", ())) if tiff.is_imagej else ()
+    if len(alike) == 3 and first.samplesperpixel == 1 and [_NAMES.get(n.lower()) for n in labels] == [0, 1, 2]:
+        return TiffPicture((tuple(alike),), 3, labels, declared_bits=_declared(first), texts=texts)
+    stack = (f"{len(alike)} pages of {first.imagewidth} x {first.imagelength} px",) if len(alike) > 1 else ()
+    levels = [(first,), *((page,) for page in [*(first.pages or []), *reduced] if _reduced(page, first))]
+    return TiffPicture(
+        tuple(sorted(levels, key=lambda pages: -pages[0].imagewidth)),
+        int(first.samplesperpixel),
+        stack=stack,
+        declared_bits=_declared(first),
+        texts=texts,
+    )
+
+
+def _further_pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
+    for k in range(1, _MAX_PAGES):
+        try:
+            page = tiff.pages[k]
+        except IndexError:
+            return
+        yield page.aspage() if not isinstance(page, tifffile.TiffPage) else page
+
+
+def _reduced(page: Any, first: Any) -> bool:
+    """Return whether a page shows the same picture, smaller, and holds it alike."""
+    alike = all(getattr(page, name) == getattr(first, name) for name in ("samplesperpixel", "bitspersample", "photometric"))
+    small = 1 <= page.imagewidth < first.imagewidth and page.imagelength >= 1
+    if not (alike and small and page.dtype == first.dtype):
+        return False
+    x, y = first.imagewidth / page.imagewidth, first.imagelength / page.imagelength
+    return abs(x - y) <= 0.02 * x + 2 / min(page.imagewidth, page.imagelength) * x
+
+
+def _ome_picture(tiff: tifffile.TiffFile) -> TiffPicture | None:
+    try:
+        series = list(tiff.series)
+    except (*DECODER_ERRORS, tifffile.TiffFileError):
+        return None
+    text = str(tiff.ome_metadata or "")
+    images = ome_images(text)
+    sizes = [dict(zip(s.axes, s.shape, strict=True)) for s in series]
+    if not series or any("Y" not in size or "X" not in size for size in sizes[:1]):
+        return None
+    named = [images[k][0] if k < len(images) else "" for k in range(len(series))]
+    px = [s.get("X", 0) * s.get("Y", 0) * (not _SIDE_IMAGES.search(name)) for s, name in zip(sizes, named, strict=True)]
+    best = int(np.argmax(px)) if any(px) else 0
+    wide, high = sizes[best]["X"], sizes[best]["Y"]
+    others = [
+        f"{named[k] or k} {sizes[k]['X']} x {sizes[k]['Y']} px"
+        for k in range(len(series))
+        if k != best and 4 * px[k] >= px[best] and not _coarser(sizes[k]["X"], sizes[k]["Y"], wide, high)
+    ]
+    chosen = series[best]
+    stack = [f"{axis} {n}" for axis, n in zip(chosen.axes, chosen.shape, strict=True) if axis not in "YXSC" and n > 1]
+    planes, inside = sizes[best].get("C", 1), sizes[best].get("S", 1)
+    if planes > 1 and inside > 1:
+        stack.append(f"C {planes}, each of {inside} samples")
+    levels = [tuple(page.aspage() for page in level.pages[:planes] if page is not None) for level in chosen.levels]
+    levels = [pages for pages in levels if len(pages) == len(levels[0])]
+    if not levels or not levels[0]:
+        return None
+    names, colours, bits = _ome_channels(images[best][1] if best < len(images) else None)
+    first = levels[0][0]
+    samples = planes * inside if len(levels[0]) == planes else int(first.samplesperpixel)
+    declared = bits if 0 < bits < 8 * first.dtype.itemsize else _declared(first)
+    texts = (text, str(first.description or ""))
+    return TiffPicture(tuple(levels), samples, names, colours, tuple(stack), tuple(others), declared, best, texts)
+
+
+def _coarser(w: int, h: int, wide: int, high: int) -> bool:
+    """Return whether a picture of w x h px may be a coarser level of one of wide x high (writers that know no SubIFDs)."""
+    return w < 0.75 * wide and abs(wide / w - high / h) <= 0.02 * wide / w + 2 / min(w, h) * wide / w
+
+
+def _ome_channels(pixels: Any) -> tuple[tuple[str, ...], tuple[int | None, ...], int]:
+    """Return names of the channels, which of them is pure red, green or blue by its colour, and the significant bits."""
+    if pixels is None:
+        return (), (), 0
+    names, colours = [], []
+    for node in pixels:
+        if str(node.tag).rpartition("}")[2] != "Channel":
+            continue
+        names.append(str(node.get("Name") or node.get("Fluor") or ""))
+        rgba = str(node.get("Color", ""))
+        value = int(rgba) & 0xFFFFFFFF if re.fullmatch(r"-?[0-9]{1,10}", rgba) else 0
+        colours.append(_PURE.get((value >> 24, value >> 16 & 255, value >> 8 & 255)))
+    return tuple(names), tuple(colours), int(number(pixels.get("SignificantBits")) or 0)
+
+
+def _declared(page: Any) -> int:
+    bits = page.bitspersample
+    return bits if isinstance(bits, int) and page.dtype is not None and 8 < bits < 8 * page.dtype.itemsize else 0
+
+
+def _bits(page: Any) -> str:
+    bits = page.bitspersample
+    return "/".join(str(b) for b in bits) if isinstance(bits, tuple) else str(bits)
+
+
+def _name(page: Any, tag: str) -> str:
+    value = getattr(page, tag)
+    return f"{getattr(value, 'name', value)}".upper()
+
+
+def foreign_channels(names: Sequence[str]) -> list[str]:
+    """Return the names that are no colour of RGB, and not mere numbers: stains, markers, wavelengths."""
+    known = {*_NAMES, "a", "alpha"}
+    return [name for name in names if name.strip().lower() not in known and not _NO_NAME.fullmatch(name.strip())]
+
+
+def colour_order(names: Sequence[str], colours: Sequence[int | None] = ()) -> tuple[int, int, int] | None:
+    """Return which channels are red, green and blue by their names or colours; ``None``: the file says nothing of it."""
+    for told in ([_NAMES.get(name.strip().lower()) for name in names], list(colours)):
+        if len(told) >= 3 and sorted(v for v in told[:3] if v is not None) == [0, 1, 2]:
+            return told.index(0), told.index(1), told.index(2)
+    return None
+
+
+def is_plain(picture: TiffPicture, *, opaque: bool = True) -> bool:
+    """Return whether OpenSlide and Pillow show a picture as it is: one page of three samples of 8 bits, RGB or YCbCr, upright.
+
+    Without ``opaque``: whether Pillow does, which also knows palettes, CMYK, alpha and orientation, where all lies interleaved.
+    """
+    page = picture.page
+    alone = len(picture.levels[0]) == 1 and page.index == 0  # those two read a file's first page
+    if not alone or page.bitspersample != 8 or getattr(page.dtype, "kind", "") != "u":
+        return False
+    if picture.samples == int(page.samplesperpixel) == 3 and int(page.photometric) in (RGB, YCBCR):
+        return picture.orientation == 1 or not opaque
+    few = {RGB: 4, CMYK: 4, PALETTE: 1}.get(int(page.photometric), 0)
+    return not opaque and picture.samples == few and int(page.planarconfig) == 1
+
+
+def refusal(picture: TiffPicture) -> str:
+    """Say why a picture cannot be read as H&E colour; empty: it can."""
+    page, samples = picture.page, picture.samples
+    photometric = int(page.photometric)
+    one_a_sample = len(picture.channels) >= samples > 1  # else the name is of the picture as a whole
+    if picture.stack:
+        return f"it is a stack ({', '.join(picture.stack)}): save the plane to segment as a file of its own"
+    if picture.others:
+        return f"it holds further pictures of full resolution ({', '.join(picture.others)}): save each as a file of its own"
+    if page.dtype is None or isinstance(page.bitspersample, tuple):
+        return "samples of these bits have no defined way to 8 bits"
+    if one_a_sample and foreign_channels(picture.channels):
+        return f"its channels are {', '.join(picture.channels)}, not red, green and blue: is it fluorescence?"
+    if photometric == PALETTE and samples == 1 and page.dtype.kind == "u":
+        return "" if page.bitspersample <= 8 else "a palette of more than 8 bits"
+    if samples < 3:
+        what = "it is gray, or one channel of several" if samples == 1 else "of which no three are red, green and blue"
+        return f"H&E colour needs 3 samples, {what}"
+    if page.dtype.kind not in "uf" or page.bitspersample < 8:
+        return "samples of these bits have no defined way to 8 bits"
+    if photometric not in (MINISBLACK, RGB, CMYK, YCBCR):
+        return f"photometric interpretation {_name(page, 'photometric')} has no defined way to RGB"
+    if photometric == YCBCR and page.bitspersample != 8:
+        return "YCbCr is read with 8 bits only"
+    if photometric == CMYK and (samples < 4 or page.dtype.kind != "u" or int(page.compression) in (6, 7)):
+        return "CMYK is read with 4 unsigned samples, not in JPEG"
+    if photometric == MINISBLACK and samples > 3 and colour_order(picture.channels, picture.colours) is None:
+        return f"which of its {samples} samples are red, green and blue is not stated: save it with photometric RGB"
+    return ""
+
+
+def mpp_claims(picture: TiffPicture) -> list[MppClaim]:
+    """Return what the texts of a picture state of its microns per px."""
+    page, tags = picture.page, resolution_tags(picture.page)
+    found: list[MppClaim] = []
+    x, y = (number(tags.get(f"tiff.{axis}Resolution")) for axis in "XY")
+    for text in dict.fromkeys(picture.texts):
+        found += claims_of_text(text, x_resolution=x, y_resolution=y, width_px=page.imagewidth, image=picture.image)
+    return found
+
+
+def resolution_tags(page: Any) -> dict[str, str]:
+    """Return a page's resolution tags under OpenSlide's names, as far as they are there."""
+    found = {}
+    for name, code in (("XResolution", 282), ("YResolution", 283)):
+        tag = page.tags.get(code)
+        if tag is not None and isinstance(tag.value, tuple) and len(tag.value) == 2 and tag.value[1]:
+            found[f"tiff.{name}"] = repr(tag.value[0] / tag.value[1])
+    unit = page.tags.get(296)
+    return {**found, "tiff.ResolutionUnit": _UNITS.get(int(unit.value) if unit is not None else 2, "none")}
