@@ -92,6 +92,8 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     for r in rows:
         if r.error:
             console.print(f"{r.slide_id}: {r.error}", style="red", markup=False)
+        elif r.note:
+            console.print(f"{r.slide_id}: {r.note}", style="yellow", markup=False)
     total = sum(r.seconds for r in rows)
     console.print(
         f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h and "

@@ -49,7 +49,7 @@ def slide_info(path: str, mpp: float | None, mpp_model: float, tolerance_frac: f
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlanRow:
-    """What one slide would cost. ``error`` is set where the slide cannot be used."""
+    """What one slide would cost. ``error`` is set where the slide cannot be used, ``note`` where its facts disagree."""
 
     slide_id: str
     tiles: int = 0
@@ -58,6 +58,7 @@ class PlanRow:
     seconds: float = 0.0
     table_bytes: float = 0.0
     error: str = ""
+    note: str = ""
 
 
 def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -> tuple[list[PlanRow], dict[str, float]]:
@@ -94,6 +95,7 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
                         mm2,
                         mm2 * probe.get("seconds_per_mm2", 0.0) / n_workers,
                         mm2 * probe.get("nuclei_per_mm2", 0.0) * BYTES_PER_NUCLEUS,
+                        note=job.meta.mpp_note,
                     )
                 )
         finally:

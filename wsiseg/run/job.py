@@ -35,7 +35,8 @@ class SlideJob:
     """What all tiles of a slide share.
 
     ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
-    ``note`` says why earlier work on it was dropped, ``warnings`` what of the given mask does not fit the slide.
+    ``note`` says why earlier work on it was dropped, ``warnings`` what of the given mask does not fit the slide
+    or which of its statements disagree.
     """
 
     meta: SlideMeta
@@ -100,7 +101,7 @@ def prepare_slide(
                 return moved
             shutil.rmtree(folder.parts(meta.slide_id))
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
-        warnings: list[str] = []
+        warnings = [meta.mpp_note] if meta.mpp_note else []
         tissue = _given_tissue(slide, meta, slide_input, warnings) if slide_input.tissue_mask else fit_tissue(slide)
         stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, tissue, scale), aim.params)
         job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings))

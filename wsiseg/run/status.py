@@ -207,6 +207,7 @@ class ErrorGroup:
 
 _ADVICE = {
     "MissingMppError": "Give --mpp, or a manifest with a column mpp; then --retry-failed.",
+    "ImplausibleMppError": "Give the true --mpp for these slides, or confirm the file's with it; then --retry-failed.",
     "AnisotropicMppError": "Give the right --mpp for these slides; then --retry-failed.",
     "SlideOpenError": "Are the files there, readable and complete? Copy them anew from their source; then --retry-failed.",
     "TileReadError": "These regions cannot be decoded: copy the files anew from their source; then --retry-failed.",

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from distributed import Status, get_worker
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import AnisotropicMppError, MissingMppError, WsisegError, one_line
+from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, MissingMppError, WsisegError, one_line
 from wsiseg.log import log
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.feed import PrepareDone
@@ -33,7 +33,7 @@ __all__ = ["Answer", "Failure", "end_staging", "finish_task", "full_disk", "prep
 
 T = TypeVar("T")
 
-FACTS = (MissingMppError, AnisotropicMppError)
+FACTS = (MissingMppError, ImplausibleMppError, AnisotropicMppError)
 """What is said of a slide, not of the machine that looked at it."""
 
 FIRST_PAUSE_S = 0.2
