@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from wsiseg.read import ArraySlide, SlideSurvey, open_slide, survey_slide, tissue_window
+from wsiseg.read.tissue import _grown
 from wsiseg.types import Box
 
 ROOT = Path(__file__).parents[2]
@@ -184,3 +185,12 @@ def test_annotated_nuclei_lie_in_the_mask(name: str, side: int) -> None:
                 lost += int((2 * outside[1:] > area[1:]).sum())
     assert nuclei > 100
     assert lost < 0.005 * nuclei
+
+
+@pytest.mark.parametrize("radius", [1, 2, 3, 4])
+def test_growth_is_by_distance(radius: int) -> None:
+    mask = np.random.default_rng(radius).random((40, 60)) > 0.99
+    mask[0, 0] = True
+    v, u = np.mgrid[:40, :60]
+    near = np.any([(v - y) ** 2 + (u - x) ** 2 <= radius * radius for y, x in np.argwhere(mask)], axis=0)
+    np.testing.assert_array_equal(_grown(mask, radius), near)
