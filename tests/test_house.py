@@ -43,6 +43,7 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cucim": ("backend/cuda.py", "read/cuslide.py"),
     "torch": ("predict/", "train/", "backend/dlpack.py", "run/training.py"),
     "openslide": ("read/openslide.py",),
+    "pydicom": ("read/dicom.py",),
     "dask": ("run/",),
     "distributed": ("run/",),
     "zarr": ("write/maps.py", "read/array.py", "export/", "train/"),

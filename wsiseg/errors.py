@@ -11,6 +11,7 @@
     |  |- DuplicateSlideError      two inputs share one slide id (file stem)
     |  |- ManifestError            a manifest row or column is unusable
     |  |- ConfigError              an option has an impossible value
+    |  |- EmptyExportError         no nucleus to export, and the format knows no empty file
     |  `- FormatError              a table, label image or GeoJSON is not what it claims
     |- SchedulerLostError          the Dask scheduler is gone and did not come back
     |- TileReadError               pixels of one tile could not be decoded
@@ -25,11 +26,14 @@ A message says what, where (slide, tile), expected and got, and what to do about
 
 from __future__ import annotations
 
+import re
+
 __all__ = [
     "AnisotropicMppError",
     "BackendUnavailableError",
     "ConfigError",
     "DuplicateSlideError",
+    "EmptyExportError",
     "FormatError",
     "ImplausibleMppError",
     "InputError",
@@ -44,12 +48,23 @@ __all__ = [
     "WeightsError",
     "WsisegError",
     "one_line",
+    "plain_text",
 ]
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+
+
+def plain_text(text: str) -> str:
+    """Return text that any file, table and terminal takes: bytes of a file name that are not UTF-8 become ``%E4`` and the like.
+
+    Python hands such a byte on as a lone surrogate (U+DC80 to U+DCFF), which no UTF-8 text can hold.
+    """
+    return _SURROGATES.sub(lambda m: f"%{ord(m[0]) & 0xFF:02X}", text)
 
 
 def one_line(err: BaseException) -> str:
     """Return an error's kind and message in one line, for tables and logs."""
-    return " ".join(f"{type(err).__name__}: {err}".split())
+    return plain_text(" ".join(f"{type(err).__name__}: {err}".split()))
 
 
 class WsisegError(Exception):
@@ -86,6 +101,10 @@ class ManifestError(InputError):
 
 class ConfigError(InputError):
     """An option has an impossible value."""
+
+
+class EmptyExportError(InputError):
+    """There is no nucleus to export, and the format knows no empty file."""
 
 
 class FormatError(InputError):

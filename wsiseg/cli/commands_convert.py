@@ -49,14 +49,31 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     wsiseg export RUN --to qupath --out folder
     wsiseg export RUN/nuclei/SLIDE.parquet --to qupath --region 20000,20000,4000,4000 -o window.geojson
     """
-    from wsiseg.run.convert import ExportOptions, export_tables
+    from wsiseg.run.convert import ExportOptions, export_tables, slides_without_table
     from wsiseg.run.overlay import parse_region
 
     chosen = ExportOptions(region=parse_region(region), **options)
+    written, empty, failed = 0, [], 0
     for done in export_tables(target, to, out, chosen, slide_ids=slide_ids):
+        if done.error:
+            failed += 1
+            click.echo(done.error, err=True)
+            continue
+        if done.empty:
+            empty.append(done.path.stem)
+            continue
+        written += 1
         more = f", {done.n_repaired} repaired" if done.n_repaired else ""
         more += f", {done.n_dropped} without area left out" if done.n_dropped else ""
         click.echo(f"{done.path}: {done.n_nuclei:,} nuclei{more}")
+    without = slides_without_table(target) if target.is_dir() and not slide_ids else []
+    for why, names in (
+        (f"there is no nucleus and {to} knows no empty file", empty),
+        (f"the run could not use the slide (wsiseg errors {target})", without),
+    ):
+        if names:
+            click.echo(f"not written, for {why}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})")
+    sys.exit(0 if written and not failed else 1)
 
 
 @click.command("import")

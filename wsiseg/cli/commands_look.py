@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from wsiseg.cli.options import build_config, segment_options, slide_options
+
+if TYPE_CHECKING:
+    from wsiseg.run.manifest import Found
 
 __all__ = ["COMMANDS"]
 
@@ -33,18 +36,18 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
     from wsiseg.config import ReadConfig
     from wsiseg.errors import InputError
     from wsiseg.run.inspect import slide_info
-    from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.manifest import find_slides
 
     console = Console(highlight=False, soft_wrap=True)
     bad = 0
     for name in slides:
         try:
-            found = collect_slides([name], mpp=mpp)
+            found = find_slides([name], mpp=mpp)
         except InputError as err:
             console.print(str(err), style="red", markup=False)
             bad += 1
             continue
-        for slide in found:
+        for slide in found.slides:
             try:
                 facts = slide_info(slide.path, slide.mpp, 0.25, ReadConfig().mpp_tolerance_frac)
             except InputError as err:
@@ -55,6 +58,7 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
             for field, value in facts.items():
                 if value not in ("", None):
                     console.print(f"  {field:18} {value}", markup=False)
+        _print_left_out(console, found)
     sys.exit(1 if bad else 0)
 
 
@@ -72,11 +76,11 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     """
     config = build_config(options.pop("config_file"), options)
     from wsiseg.run.inspect import plan as make_plan
-    from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.manifest import find_slides
 
-    found = collect_slides(slides, cohort=options["cohort"], mpp=options["mpp"], tissue_mask=options["tissue_mask"],
-                           frame=options["frame"])  # fmt: skip
-    rows, probe = make_plan(found, config)
+    given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask", "frame")}
+    found = find_slides(slides, **given)
+    rows, probe = make_plan(found.slides, config)
     table = Table("slide", "tiles", "with tissue", "tissue mm²", "minutes", "table MB")
     for r in rows:
         table.add_row(
@@ -94,6 +98,7 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
             console.print(f"{r.slide_id}: {r.error}", style="red", markup=False)
         elif r.note:
             console.print(f"{r.slide_id}: {r.note}", style="yellow", markup=False)
+    _print_left_out(console, found)
     total = sum(r.seconds for r in rows)
     console.print(
         f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h and "
@@ -101,6 +106,16 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
         f"and core, {probe.get('nuclei_per_mm2', 0):,.0f} nuclei per mm² (one probe tile; dense slides take longer)."
     )
     sys.exit(1 if any(r.error for r in rows) else 0)
+
+
+def _print_left_out(console: Console, found: Found) -> None:
+    """Print what folders hold beside the slides, by reason, and what else the user should know of the slides."""
+    from wsiseg.run.listing import group_skipped
+
+    for group in group_skipped(found.skipped):
+        console.print(f"left out   {group}", markup=False)
+    for note in found.notes:
+        console.print(f"note       {note}", markup=False)
 
 
 @click.command()
@@ -124,7 +139,10 @@ def doctor() -> None:
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file to write.")
 @click.option("--side-by-side", is_flag=True, help="Show the tissue without outlines beside it.")
 @click.option("--density", is_flag=True, help="The whole slide with nuclei per mm² in color instead of outlines.")
-def overlay(run: Path, slide_id: str, region: str, out: Path, side_by_side: bool, density: bool) -> None:
+@click.option("--path-map", multiple=True, metavar="FROM=TO", help="Slides that were under FROM are now under TO.")
+def overlay(
+    run: Path, slide_id: str, region: str, out: Path, side_by_side: bool, density: bool, path_map: tuple[str, ...]
+) -> None:
     """Draw the nuclei of SLIDE_ID in run folder RUN over the tissue.
 
     \b
@@ -139,12 +157,12 @@ def overlay(run: Path, slide_id: str, region: str, out: Path, side_by_side: bool
             )
         from wsiseg.run.density import density_png
 
-        density_png(run, slide_id, out)
+        density_png(run, slide_id, out, path_map)
         click.echo(f"{out}: nuclei per mm² of the whole slide")
         return
     from wsiseg.run.overlay import overlay_png, parse_region
 
-    shown = overlay_png(run, slide_id, out, parse_region(region), side_by_side=side_by_side)
+    shown = overlay_png(run, slide_id, out, parse_region(region), side_by_side=side_by_side, path_map=path_map)
     click.echo(f"{out}: level-0 region {shown.x},{shown.y},{shown.w},{shown.h}")
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 __all__ = ["COMMANDS"]
 
 RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+PATH_MAP = click.option("--path-map", multiple=True, metavar="FROM=TO", help="Slides that were under FROM are now under TO.")
 
 
 @click.group()
@@ -110,7 +111,8 @@ def outliers(
 @click.option("--per-slide", type=click.IntRange(1, 1000), default=15, show_default=True, help="Patches a slide.")
 @click.option("--more", type=click.IntRange(0, 1000), default=0, help="Patches to add to every slide beyond what it has.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws another sample.")
-def patches(run: Path, per_slide: int, more: int, seed: int) -> None:
+@PATH_MAP
+def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str, ...]) -> None:
     """Draw random patches of 64 µm from the segmented tissue of every slide of RUN and store their pictures.
 
     The same run and seed give the same patches; those that are there are left alone. Their quality is predicted, too (see
@@ -122,7 +124,7 @@ def patches(run: Path, per_slide: int, more: int, seed: int) -> None:
     from wsiseg.run.qc_patches import make_patches
     from wsiseg.run.qc_predict import predict_run
 
-    loaded = load_run(run)
+    loaded = load_run(run, path_map)
     with Progress(transient=True) as bar:
         task = bar.add_task("patches", total=None)
         summary = make_patches(
@@ -205,6 +207,7 @@ def predict(run: Path, worst: int) -> None:
 )
 @click.option("--slide", "slides", multiple=True, metavar="SLIDE_ID", help="Slides of the slide queue.  [the flagged ones]")
 @click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
+@PATH_MAP
 def review(
     run: Path,
     reviewer: str,
@@ -214,6 +217,7 @@ def review(
     order: str,
     slides: tuple[str, ...],
     browser: bool,
+    path_map: tuple[str, ...],
 ) -> None:
     """Serve the review page of RUN on this machine and print its address (stop with Ctrl-C; every answer is on disk at once).
 
@@ -227,7 +231,7 @@ def review(
     from wsiseg.run.qc_review import open_review, parse_share
 
     server, shelf = open_review(
-        load_run(run),
+        load_run(run, path_map),
         reviewer,
         port=port,
         share=parse_share(share),
@@ -281,12 +285,13 @@ def grade(run: Path) -> None:
 @click.option(
     "--patches", "n_patches", type=click.IntRange(0, 2000), default=60, show_default=True, help="Patches shown, at most."
 )
-def report(run: Path, out: Path | None, thumbnails: int, n_patches: int) -> None:
+@PATH_MAP
+def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
     """Write one HTML file about RUN that opens anywhere, offline."""
     from wsiseg.run.qc import load_run
     from wsiseg.run.qc_report import write_report
 
-    path = write_report(load_run(run), out, max_thumbnails=thumbnails, max_patches=n_patches)
+    path = write_report(load_run(run, path_map), out, max_thumbnails=thumbnails, max_patches=n_patches)
     click.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
 
 

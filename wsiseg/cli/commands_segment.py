@@ -24,7 +24,7 @@ from wsiseg.cli.options import build_config, cluster_options, segment_options, s
 
 if TYPE_CHECKING:
     from wsiseg.config import RunConfig
-    from wsiseg.run.manifest import SlideInput
+    from wsiseg.run.manifest import Found
     from wsiseg.run.segment import RunSummary
     from wsiseg.run.shards import Shard
 
@@ -66,8 +66,9 @@ def segment(
 ) -> None:
     """Segment every nucleus of SLIDE... into the run folder --out.
 
-    SLIDE is a slide file, a DICOM folder, a folder of slides, a glob in quotes, or a manifest (CSV, TSV, Parquet) with a column
-    `path` and optional `cohort`, `mpp`, `tissue_mask`, `frame`.
+    SLIDE is a slide file, a folder (searched with all below it; every DICOM series is a slide), a glob in quotes, or a manifest
+    (CSV, TSV, Parquet) with a column `path` and optional `slide_id`, `cohort`, `mpp`, `tissue_mask`, `frame`. What a
+    folder holds and is not taken is named at the end, and in RUN/log.jsonl.
 
     \b
     RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table a slide
@@ -88,16 +89,16 @@ def segment(
     Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
     What failed, again: wsiseg segment --retry-failed --out RUN
     """
-    from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.manifest import Found, find_slides
     from wsiseg.run.retry import config_of_run, slides_to_retry
     from wsiseg.run.shards import Shard
 
     if not slides and not retry_failed:
         raise click.UsageError("Missing argument 'SLIDE...'.")
     given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask", "frame")}
-    found = collect_slides(slides, **given) if slides else []
+    found = find_slides(slides, **given) if slides else Found()
     if retry_failed:
-        found = slides_to_retry(out, found, mpp=options["mpp"])
+        found.slides = slides_to_retry(out, found.slides, mpp=options["mpp"])
         options["mpp"] = None  # it is said of these slides, not of the run
     config = build_config(options.pop("config_file"), options, config_of_run(out) if retry_failed else None)
     summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
@@ -152,14 +153,14 @@ def demo(out: Path, workers: int | None) -> None:
     """Segment the real slide that ships with wsiseg, draw an overlay, and say where everything is."""
     config = build_config(None, {"workers": workers})
     from wsiseg.run.doctor import demo_slide
-    from wsiseg.run.manifest import collect_slides
+    from wsiseg.run.manifest import find_slides
     from wsiseg.run.overlay import overlay_png
 
-    slide = collect_slides([str(demo_slide())], cohort="demo")
-    summary = run_segment(slide, out, config, quiet=False)
+    found = find_slides([str(demo_slide())], cohort="demo")
+    summary = run_segment(found, out, config, quiet=False)
     picture = out / "overlay.png"
     if summary.ok:
-        overlay_png(out, slide[0].slide_id, picture)
+        overlay_png(out, found.slides[0].slide_id, picture)
     row = summary.rows[0]
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\npolygons    {out / row['table']}")
@@ -169,10 +170,9 @@ def demo(out: Path, workers: int | None) -> None:
     sys.exit(0 if summary.ok else 1)
 
 
-def run_segment(
-    slides: list[SlideInput], out: Path, config: RunConfig, *, quiet: bool, shard: Shard | None = None
-) -> RunSummary:
+def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shard: Shard | None = None) -> RunSummary:
     """Run the main job with a progress display where there is a terminal."""
+    from wsiseg.run.listing import group_skipped
     from wsiseg.run.segment import segment as run
 
     note = {
@@ -180,10 +180,11 @@ def run_segment(
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "user": os.environ.get("USER", ""),
     }
+    left_out = [str(group) for group in group_skipped(found.skipped)], found.notes
     console = Console(stderr=True, highlight=False)
     if quiet or not console.is_terminal:
         tell = (lambda p: None) if quiet else _plain_progress
-        return run(slides, out, config, shard=shard, note=note, on_progress=tell)
+        return run(found.slides, out, config, shard=shard, note=note, left_out=left_out, on_progress=tell)
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -205,7 +206,7 @@ def run_segment(
             facts += f", {p.tiles_failed} failed" if p.tiles_failed else ""
             display.update(task, total=p.tiles or None, completed=p.tiles_done, facts=facts)
 
-        return run(slides, out, config, shard=shard, note=note, on_progress=show)
+        return run(found.slides, out, config, shard=shard, note=note, left_out=left_out, on_progress=show)
 
 
 class _Every:
@@ -252,7 +253,7 @@ def print_summary(summary: RunSummary) -> None:
     console.print(f"run        {summary.out}")
     for host, reason in summary.hosts_aside.items():
         console.print(f"put aside  {host}: {reason}")
-    for line in nothing_found(rows):
+    for line in [*summary.left_out, *nothing_found(rows)]:
         console.print(line)
     for error in summary.errors[:20]:
         where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")

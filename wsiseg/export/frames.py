@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wsiseg.errors import InputError
+from wsiseg.errors import EmptyExportError, InputError
 from wsiseg.export.libraries import optional
 from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 from wsiseg.export.text import concat, decimal_text, join_rings
@@ -52,6 +52,8 @@ def write_geopackage(source: NucleiFile, out: Path, selection: Selection | None 
     ------
     BackendUnavailableError
         geopandas is not installed (extra ``geo``).
+    EmptyExportError
+        There is no nucleus.
     """
     geopandas = optional("geopandas", "geo")
     import shapely
@@ -65,7 +67,7 @@ def write_geopackage(source: NucleiFile, out: Path, selection: Selection | None 
             frame.to_file(partial, driver="GPKG", layer="nuclei", engine="pyogrio", mode="a" if done else "w")
             done += len(chunk)
         if done == 0:
-            raise InputError(f"{source.path}: no nucleus to export.")
+            raise EmptyExportError(f"{source.path}: no nucleus to export, and a GeoPackage layer is made of its first one.")
     return Exported(out, done)
 
 

@@ -92,13 +92,19 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote: polygons that rounding made invalid were ``repaired``, or ``dropped`` if nothing was left."""
+    """What an export wrote: polygons that rounding made invalid were ``repaired``, or ``dropped`` if nothing was left.
+
+    ``empty`` says why nothing was written for want of nuclei, ``error`` why the table could not be read (empty: neither);
+    ``path`` is then the table's.
+    """
 
     path: Path
     n_nuclei: int
     n_repaired: int = 0
     n_dropped: int = 0
     n_files: int = 1
+    empty: str = ""
+    error: str = ""
 
 
 def open_nuclei(path: str | Path) -> NucleiFile:

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from wsiseg.errors import InputError
+from wsiseg.errors import EmptyExportError
 from wsiseg.export.annstore import write_anndata_store
 from wsiseg.export.libraries import optional
 from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks
@@ -36,8 +36,10 @@ def write_spatialdata(
 
     Raises
     ------
+    EmptyExportError
+        There is no nucleus: SpatialData has no empty shapes.
     InputError
-        There is no nucleus: SpatialData has no empty shapes. Or ``out`` exists.
+        ``out`` exists.
     """
     import zarr
 
@@ -60,7 +62,7 @@ def write_spatialdata(
             zarr.consolidate_metadata(str(folder), zarr_format=3)  # before the Parquet file, which zarr would stumble over
         done = _write_shapes(source, folder / "shapes" / key / "shapes.parquet", selection or Selection())
         if done == 0:
-            raise InputError(f"{source.path}: no nucleus to export, and SpatialData knows no empty shapes.")
+            raise EmptyExportError(f"{source.path}: no nucleus to export, and SpatialData knows no empty shapes.")
     return Exported(out, done)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.errors import plain_text
 from wsiseg.export.incoming import Flag, Incoming, Provenance, checked
 from wsiseg.schema import NUCLEI, SCHEMA_VERSION, Column
 from wsiseg.tables import arrow_schema, atomic_path, geo_metadata, hilbert_key, wkb_polygons
@@ -259,7 +260,7 @@ def _schema(kept: _Kept, meta: SlideMeta, provenance: Provenance) -> pa.Schema:
     }
     forgotten = ("path", "mtime_ns", "reader", "reader_note", "layout", "mpp_note")
     slide = {k: v for k, v in dataclasses.asdict(meta).items() if k not in forgotten}
-    slide["file"] = Path(meta.path).name
+    slide["file"] = plain_text(Path(meta.path).name)
     facts = {
         "schema": SCHEMA_VERSION,
         "slide": slide,

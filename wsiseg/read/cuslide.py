@@ -19,7 +19,7 @@ import numpy as np
 import tifffile
 
 from wsiseg.backend.cuda import cuda_report
-from wsiseg.errors import TileReadError
+from wsiseg.errors import TileReadError, plain_text
 from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, read_on_white
@@ -57,6 +57,8 @@ def refusal(slide: OpenSlideSlide) -> str:
     vendor = slide.meta.vendor
     if vendor not in _VENDORS:
         return f"cuCIM reads no {vendor} files"
+    if plain_text(slide.meta.path) != slide.meta.path:
+        return "cuCIM opens no file whose name is not UTF-8"
     try:
         with tifffile.TiffFile(slide.meta.path) as tiff:
             page = tiff.pages[0]

@@ -14,6 +14,7 @@ from wsiseg.read._hostile import refuse_absurd_size
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, over_white, read_on_white
+from wsiseg.read.dicom import dicom_folder_series
 from wsiseg.read.mpp import objective_power, resolve_mpp
 from wsiseg.types import SlideMeta
 
@@ -157,9 +158,7 @@ class OpenSlideSlide:
 
 def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
     """Open a file, or the first file of a DICOM folder that OpenSlide takes (it finds the others of its series itself)."""
-    files = [str(path)]
-    if path.is_dir():
-        files = [str(path / name) for name in sorted(os.listdir(path)) if name.endswith(".dcm")]
+    files = _files_to_try(path) if path.is_dir() else [str(path)]
     reason: Exception | str = "the folder holds no .dcm file"
     for file in files:
         try:
@@ -167,3 +166,16 @@ def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
         except (openslide.OpenSlideError, OSError) as err:
             reason = err
     raise SlideOpenError(f"{path}: OpenSlide cannot open it: {reason}. Expected a whole-slide image; is the file complete?")
+
+
+def _files_to_try(folder: Path) -> list[str]:
+    """Return the files by which the one DICOM series of a folder may be opened: its levels, else whatever ends in .dcm."""
+    series = dicom_folder_series(folder)
+    if len(series) > 1:
+        names = ", ".join(sorted(os.path.basename(files[0].path) for files in series.values())[:5])
+        raise SlideOpenError(
+            f"{folder}: expected one DICOM series, got {len(series)}. Name one file of the series you mean, such as {names}; "
+            "segment and plan take the folder and all its series."
+        )
+    levels = [f.path for files in series.values() for f in files if f.is_volume]
+    return levels or [str(folder / name) for name in sorted(os.listdir(folder)) if name.lower().endswith(".dcm")]

@@ -13,6 +13,7 @@ from wsiseg.errors import SlideOpenError, TileReadError
 from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB
+from wsiseg.read.files import slide_files, slide_id_of
 from wsiseg.read.layout import TiffPicture, is_plain, is_tiff, mpp_claims, picture_of
 from wsiseg.read.tiff import TiffSlide, refuse_layout
 from wsiseg.types import Box, SlideMeta
@@ -48,38 +49,27 @@ class Slide(Protocol):
         """Let go of the file."""
 
 
-def slide_id_of(path: str | Path) -> str:
-    """Return a slide's id: the name before the last suffix (TCGA names keep their uuid); folders only lose ``.dicom``."""
-    p = Path(path)
-    if p.is_dir() and p.suffix not in (".dicom", ".zarr"):
-        return p.name
-    return p.stem
-
-
 def fingerprint(path: str | Path) -> tuple[int, int]:
-    """Return (size in bytes, time of last change in ns), by which a run notices a changed slide; a folder: sum and latest.
+    """Return (size in bytes, time of last change in ns) of a slide, by which a run notices a change; of files: sum, latest.
 
     Raises
     ------
     SlideOpenError
         No such file.
     """
-    p = Path(path)
     try:
-        if p.is_dir():
-            stats = [os.stat(entry) for entry in sorted(p.rglob("*")) if entry.is_file()]
-            return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
-        stat = os.stat(p)
+        stats = [os.stat(file) for file in slide_files(path)]
     except OSError as err:
         raise SlideOpenError(f"{path}: cannot be opened: {err.strerror or err}") from err
-    return stat.st_size, stat.st_mtime_ns
+    return sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
 
 
-def content_digest(path: str | Path) -> str:
+def content_digest(path: str | Path, *, alone: bool = False) -> str:
     """Return 16 hex digits over a slide's size and samples of its bytes: what notices a change that kept size and time.
 
-    Of a file both ends and 16 places between are read (192 KiB in all), of a folder the names, sizes and beginnings of up to 32
-    files: a fraction of a second, on slow storage too.
+    Of a file both ends and 16 places between are read (192 KiB in all), of a folder, and of the further files of a slide of
+    several (see ``slide_files``), the names, sizes and beginnings of up to 32: a fraction of a second, on slow storage too.
+    ``alone`` leaves those out.
 
     Raises
     ------
@@ -89,24 +79,30 @@ def content_digest(path: str | Path) -> str:
     p = Path(path)
     found = hashlib.sha256()
     try:
-        if p.is_dir():
-            files = [entry for entry in sorted(p.rglob("*")) if entry.is_file()]
-            found.update("\n".join(f"{f.relative_to(p)} {f.stat().st_size}" for f in files).encode())
+        files = slide_files(p)
+        if not p.is_dir():
+            _add_samples(found, p)
+            files = [] if alone else [f for f in files if f != p]
+        if p.is_dir() or files:
+            root = p if p.is_dir() else p.parent
+            found.update("\n".join(f"{f.relative_to(root)} {f.stat().st_size}" for f in files).encode(errors="surrogateescape"))
             for file in files[:: max(1, -(-len(files) // 32))]:
                 with file.open("rb") as stream:
                     found.update(stream.read(4096))
-        else:
-            with p.open("rb") as stream:
-                size = os.fstat(stream.fileno()).st_size
-                found.update(f"{size} ".encode() + stream.read(65536))
-                for k in range(1, 17):
-                    stream.seek(size * k // 17)
-                    found.update(stream.read(4096))
-                stream.seek(max(0, size - 65536))
-                found.update(stream.read(65536))
     except OSError as err:
         raise SlideOpenError(f"{path}: cannot be read: {err.strerror or err}") from err
     return found.hexdigest()[:16]
+
+
+def _add_samples(found: hashlib._Hash, path: Path) -> None:
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        found.update(f"{size} ".encode() + stream.read(65536))
+        for k in range(1, 17):
+            stream.seek(size * k // 17)
+            found.update(stream.read(4096))
+        stream.seek(max(0, size - 65536))
+        found.update(stream.read(65536))
 
 
 def open_slide(

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiseg.errors import InputError
+from wsiseg.errors import EmptyExportError, FormatError, InputError
 from wsiseg.export import (
     Exported,
     NucleiFile,
@@ -37,7 +37,7 @@ from wsiseg.run.maps import tissue_of
 from wsiseg.tables import atomic_path
 from wsiseg.types import Box
 
-__all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "make_cohort", "query_run"]
+__all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "make_cohort", "query_run", "slides_without_table"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,9 @@ def export_tables(
     InputError
         Unknown format or slide, an output that is there already, or an option that the format has no use for.
     FormatError
-        A table cannot be read.
+        The one table cannot be read; one of several is yielded with its ``error``.
+    EmptyExportError
+        The one table holds no nucleus and the format knows no empty file; one of several is yielded as ``empty``.
     """
     options = options or ExportOptions()
     if to not in EXPORT_FORMATS:
@@ -143,12 +145,23 @@ def export_tables(
     suffix, write = EXPORT_FORMATS[to]
     into_folder = to == "quip" or len(tables) > 1 or (out.is_dir() and out.suffix != ".zarr")
     for table in tables:
-        source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
+        try:
+            source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
+        except FormatError as err:
+            if len(tables) == 1:
+                raise
+            yield Exported(table, 0, error=str(err))
+            continue
         path = out if to == "quip" else out / f"{table.stem}{suffix}" if into_folder else out
         if path.is_file() and not options.overwrite:
             raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield write(source, path, options)
+        try:
+            yield write(source, path, options)
+        except EmptyExportError as err:
+            if len(tables) == 1:
+                raise
+            yield Exported(table, 0, empty=str(err))
 
 
 def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
@@ -161,6 +174,12 @@ def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
     if unknown:
         raise InputError(f"{target}: no slide {unknown[0]!r} in this run. It has: {', '.join(list(found)[:20])}.")
     return [found[s] for s in slide_ids] if slide_ids else list(found.values())
+
+
+def slides_without_table(run: Path) -> list[str]:
+    """Return the slides that a run decided without making a table: it could not use them."""
+    folder = RunFolder(run)
+    return sorted(p.stem for p in (run / "slides").glob("*.json") if not folder.table(p.stem).is_file())
 
 
 def make_cohort(runs: Sequence[Path], out: Path) -> list[Path]:

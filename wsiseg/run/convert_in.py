@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +33,7 @@ from wsiseg.export import (
 )
 from wsiseg.read import TissueMask, fit_tissue, open_slide, tissue_px_in
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.reopen import file_facts
 from wsiseg.summarize import summarize_slide, write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, Instances, SlideMeta, TileStats
@@ -265,7 +267,7 @@ def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[
 def _known_slide(options: ImportOptions) -> _Slide:
     if not options.slide:
         return _Slide()
-    slide = open_slide(options.slide, mpp=options.mpp, cohort=options.cohort)
+    slide = open_slide(os.path.abspath(options.slide), mpp=options.mpp, cohort=options.cohort)
     try:
         tissue = fit_tissue(slide)
         meta = slide.meta
@@ -376,6 +378,8 @@ def _write_slide(folder: RunFolder, meta: SlideMeta, slide: _Slide, done: Import
     imported = {"format": provenance.format, "sha256": provenance.sha256, "flags": done.flags, "skipped": done.skipped,
                 "notes": provenance.notes}  # fmt: skip
     record = {"digest": "", "row": row, "errors": [], "imported": imported}
+    if slide.meta is not None:
+        record["file"] = file_facts(slide.meta.path)
     if slide.tissue_png:
         atomic_write_bytes(folder.tissue_png(meta.slide_id), slide.tissue_png)
         record["tissue_png"] = f"slides/{meta.slide_id}.tissue.png"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,10 +13,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wsiseg.errors import InputError
 from wsiseg.export import MapLevel
-from wsiseg.read import open_slide
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.maps import slide_maps_of
+from wsiseg.run.overlay import picture_text
 from wsiseg.run.records import slide_record
+from wsiseg.run.reopen import reopen_slide
 from wsiseg.tables import atomic_path
 
 __all__ = ["Density", "density_picture", "density_png", "tissue_density"]
@@ -31,6 +33,8 @@ MAX_CELLS = 1 << 20
 SMOOTH_UM = (25.0, 150.0)
 INK = (30, 30, 30)
 MARGIN_PX = 24
+MIN_ROOM_PX = 120
+"""Least room of a panel: what the color scale beside it needs."""
 
 Array = NDArray[np.float64]
 
@@ -62,7 +66,7 @@ def tissue_density(maps: MapLevel) -> Density:
     return Density(np.where(shown, smooth / np.maximum(area, 1e-3), np.nan), sigma_um)
 
 
-def density_png(run: Path, slide_id: str, out: Path) -> Density:
+def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = ()) -> Density:
     """Write a PNG of a slide's thumbnail beside the same with its nuclear density in color; return the density shown.
 
     Raises
@@ -70,13 +74,15 @@ def density_png(run: Path, slide_id: str, out: Path) -> Density:
     InputError
         The slide is not in the run or has no table, or ``out`` does not end in ``.png``.
     SlideOpenError
-        The slide file is gone.
+        The slide file is gone, or another one.
     """
     if out.suffix.lower() != ".png":
         raise InputError(f"Expected a picture file that ends in .png, got {out}.")
-    row = slide_record(RunFolder(run), slide_id)["row"]
+    folder = RunFolder(run)
+    record = slide_record(folder, slide_id)
+    row = record["row"]
     maps = slide_maps_of(run, slide_id, MAX_CELLS)
-    slide = open_slide(row["path"], mpp=row["mpp"])
+    slide = reopen_slide(folder, slide_id, record, path_map)
     try:
         thumbnail = slide.thumbnail(PANEL_PX)
     finally:
@@ -88,7 +94,7 @@ def density_png(run: Path, slide_id: str, out: Path) -> Density:
     picture = density_picture(thumbnail, density, row["width_px"] * row["mpp"], title)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+        Image.fromarray(picture).save(partial, format="PNG", pnginfo=picture_text(slide_id))
     return density
 
 
@@ -110,18 +116,21 @@ def density_picture(thumbnail: NDArray[np.uint8], density: Density, width_um: fl
     top = nice_ceil(float(np.quantile(seen, 0.995)) if seen.size else 1.0)
     colored = _blend(thumbnail, values, top)
     beside = width <= 1.4 * height  # else one panel above the other
-    step_x, step_y = (width + MARGIN_PX, 0) if beside else (0, height + MARGIN_PX)
+    room_w, room_h = max(width, MIN_ROOM_PX), max(height, MIN_ROOM_PX)  # a sliver of a slide still gets its scale and ruler
+    step_x, step_y = (room_w + MARGIN_PX, 0) if beside else (0, room_h + MARGIN_PX)
     head = 2 * MARGIN_PX + 8
-    bar_x = MARGIN_PX + step_x + width + MARGIN_PX
-    canvas = Image.new("RGB", (bar_x + 150, head + step_y + height + 3 * MARGIN_PX), (255, 255, 255))
+    bar_x = MARGIN_PX + step_x + room_w + MARGIN_PX
+    canvas = Image.new("RGB", (bar_x + 150, head + step_y + room_h + 3 * MARGIN_PX), (255, 255, 255))
     for k, panel in enumerate((thumbnail, colored)):
         canvas.paste(Image.fromarray(panel), (MARGIN_PX + k * step_x, head + k * step_y))
     draw = ImageDraw.Draw(canvas)
     _write(draw, (MARGIN_PX, 16), title, 20)
-    _draw_scale(canvas, draw, (bar_x, head + step_y, height), top)
-    _draw_ruler(draw, (MARGIN_PX, head + step_y + height + 12), width, width_um)
+    _draw_scale(canvas, draw, (bar_x, head + step_y, room_h), top)
+    _draw_ruler(draw, (MARGIN_PX, head + step_y + room_h + 12), width, width_um)
     note = f"smoothed, sigma {density.sigma_um / 1000:.3f} mm"
-    _write(draw, (MARGIN_PX + step_x + width - 250, head + step_y + height + 12), note, 15)
+    note_x = MARGIN_PX + step_x + room_w - 250
+    below = 0 if note_x >= 2 * MARGIN_PX else 32  # too narrow for both: below the ruler
+    _write(draw, (max(note_x, MARGIN_PX), head + step_y + room_h + 12 + below), note, 15)
     return np.asarray(canvas)
 
 

@@ -299,9 +299,11 @@ class Drive:
     ) -> None:
         if isinstance(result, str):
             _stop_on_full_disk(result, self.folder)
+            slide = self.inputs[slide_id]
+            result += f" ({slide.origin})" if slide.origin else ""
             at = self.crew.hosts.where(worker)
             log.error("slide %s: %s%s", slide_id, result, f" (on {at[0]}, worker {at[1]})" if at[0] else "")
-            result = record_failed_slide(self.folder, self.inputs[slide_id], self.digest, result, attempts, at)
+            result = record_failed_slide(self.folder, slide, self.digest, result, attempts, at)
         self.rows[slide_id] = result
         self.tile_mm2.pop(slide_id, None)
         self.progress.slides_done += 1

@@ -18,15 +18,15 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import InputError, WsisegError
+from wsiseg.errors import InputError, SlideOpenError, WsisegError
 from wsiseg.export import open_nuclei
 from wsiseg.labels import rasterize_rings
 from wsiseg.normalize import fit_stain
-from wsiseg.read import TissueMask, fit_tissue, open_slide, read_working, stain_sample, working_size
+from wsiseg.read import TissueMask, fit_tissue, read_working, stain_sample, working_size
 from wsiseg.read.slide import Slide
 from wsiseg.run.folder import RunFolder
-from wsiseg.run.locate import local_path
 from wsiseg.run.records import slide_record
+from wsiseg.run.reopen import reopen_slide
 from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
 from wsiseg.summarize.features import NEIGHBOR_UM
 from wsiseg.tables import read_nuclei, read_table_meta, wkb_rings
@@ -168,20 +168,17 @@ def _pixel_sums(
     folder: RunFolder, slide_id: str, ids: npt.NDArray[np.int64], options: FeatureOptions
 ) -> tuple[npt.NDArray[np.int64], list[list[float]]]:
     """Return optical density sums int64 (N, 5) in the order of ``ids``, and the stain vectors used."""
-    row = slide_record(folder, slide_id)["row"]
-    path = Path(local_path(str(row["path"]), options.path_map))
-    if not path.exists():
-        raise InputError(
-            f"Slide {slide_id}: {path} is not there, and optical densities need its pixels. Name its place with "
-            "--path-map FROM=TO, or leave pixels out with --no-pixels."
-        )
-    table = folder.table(slide_id)
-    scale = float(read_table_meta(table)["scale"])
+    record = slide_record(folder, slide_id)
+    try:
+        slide = reopen_slide(folder, slide_id, record, options.path_map)
+    except SlideOpenError as err:
+        raise SlideOpenError(f"{err} Optical densities need its pixels: --no-pixels leaves them out.") from err
     sums = np.zeros((len(ids), 5), np.int64)
     order = np.argsort(ids, kind="stable")
     in_order = ids[order]
-    slide = open_slide(str(path), mpp=row["mpp"])
     try:
+        table = folder.table(slide_id)
+        scale = float(read_table_meta(table)["scale"])
         vectors = _stain_vectors(slide, folder.tissue_png(slide_id), scale, options.stain)
         shares = od_tables(vectors)
         for box in _windows(table, slide, scale, options.tile_wpx):

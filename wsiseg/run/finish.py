@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg import __version__
-from wsiseg.errors import FormatError, SlideOpenError
+from wsiseg.errors import FormatError, SlideOpenError, plain_text
 from wsiseg.read import working_size
 from wsiseg.read.slide import content_digest, fingerprint
 from wsiseg.run.context import WorkerContext
@@ -20,6 +20,7 @@ from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
 from wsiseg.run.locate import local_path
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.maps import make_maps
+from wsiseg.run.reopen import other_content
 from wsiseg.run.suspect import suspicion
 from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
@@ -48,10 +49,7 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str,
 def _same_file(file: dict[str, Any], path: str) -> bool:
     """Return whether a slide is still the file that was segmented; one that was moved away since, or only copied, is."""
     try:
-        size_bytes, mtime_ns = fingerprint(path)
-        if (size_bytes, mtime_ns) == (file.get("size_bytes"), file.get("mtime_ns")):
-            return True
-        return size_bytes == file.get("size_bytes") and content_digest(path) == file.get("content")
+        return fingerprint(path) == (file.get("size_bytes"), file.get("mtime_ns")) or not other_content(file, path)
     except SlideOpenError:
         return True
 
@@ -141,7 +139,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         "row": row,
         "errors": _error_rows(tiles, bad, job.scale),
         "asked": job.asked,
-        "file": _file_of(job),
+        "file": {"path": job.meta.path, **_file_of(job)},
         "table_bytes": summary.n_bytes,
         "table_sha256": file_sha256(table),
         "n_nuclei_of_tiles": sum(h.n_nuclei for h in headers),
@@ -227,7 +225,7 @@ def record_failed_slide(
 
     ``attempts`` is how often it was tried, ``at`` the host and the worker of the last try.
     """
-    slide_id = slide.slide_id
+    slide_id, error = slide.slide_id, plain_text(error)
     row = failed_row(slide_id, slide.path, slide.cohort, error)
     entry = {"slide_id": slide_id, "tile_id": -1, "x_px": 0, "y_px": 0, "error": error, "attempts": attempts}
     entry |= {"host": at[0], "worker": at[1]}

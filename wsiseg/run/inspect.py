@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import TileReadError, WsisegError
+from wsiseg.errors import TileReadError, WsisegError, plain_text
 from wsiseg.read import fit_tissue, open_slide, scale_for, tissue_frac, working_size
 from wsiseg.read.slide import layout_words
 from wsiseg.run.cluster import usable_cores
@@ -80,7 +80,7 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
                 try:
                     job = prepare_slide(slide, folder, config, mpp_model, aim)
                 except (WsisegError, OSError) as err:
-                    rows.append(PlanRow(slide.slide_id, error=" ".join(str(err).split())))
+                    rows.append(PlanRow(slide.slide_id, error=plain_text(" ".join(str(err).split()))))
                     continue
                 tiles = tiles_of(job, config)
                 tissue = [t for t in tiles if t.tissue_frac > config.read.tissue_min_frac]

@@ -1,58 +1,53 @@
-"""What the user names on the command line -> the list of slides.
+"""What the user names on the command line -> the list of slides, and what was left out.
 
-A SLIDE argument is a file, a DICOM folder, a folder of slides, a glob, or a manifest (``.csv``, ``.tsv``, ``.parquet``) with a
-``path`` column and optional ``cohort``, ``mpp``, ``tissue_mask`` and ``frame`` (of the mask) columns. Column names of two
-widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``.
+A SLIDE argument is a file, a folder (searched with all below it), a glob, or a manifest (``.csv``, ``.tsv``, ``.parquet``): see
+``wsiseg.run.manifest_file``.
 """
 
 from __future__ import annotations
 
-import csv
+import dataclasses
 import glob
+import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from wsiseg.coordinates import parse_frame
-from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
+from wsiseg.errors import DuplicateSlideError, InputError, plain_text
+from wsiseg.read.dicom import dicom_facts, dicom_folder_series, may_be_dicom
+from wsiseg.read.files import MAX_ID_BYTES, plain_name, slide_id_of
+from wsiseg.run.listing import SLIDE_SUFFIXES, Listing, Skipped, group_skipped, list_files, list_folder
+from wsiseg.run.manifest_file import MANIFEST_SUFFIXES, read_manifest
+from wsiseg.run.slide_input import SlideInput
 
-__all__ = ["SLIDE_SUFFIXES", "SlideInput", "collect_slides", "require_plain_names", "slide_id_of"]
-
-SLIDE_SUFFIXES = frozenset(
-    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"}
-    | {".png", ".jpg", ".jpeg"}
-)
-"""File endings taken from a folder (a file named outright may have any ending)."""
-
-_MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".parquet"))
-_ALIASES = {"wsi": "path", "slide": "path", "file": "path", "wsi_mpp": "mpp", "cancer_type": "cohort", "mask": "tissue_mask"}
+__all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names", "slide_id_of"]
 
 
-@dataclass(frozen=True, slots=True)
-class SlideInput:
-    """One slide to segment, as the user named it."""
+@dataclass(slots=True)
+class Found:
+    """What SLIDE arguments lead to: slides, what was left out and why, and what else the user should know."""
 
-    slide_id: str
-    path: str
-    cohort: str = ""
-    mpp: float | None = None
-    tissue_mask: str = ""
-    frame: str = ""
-
-
-def slide_id_of(path: str | Path) -> str:
-    """Return the slide id: the file stem (a TCGA barcode verbatim), for a DICOM folder its name without ``.dicom``."""
-    p = Path(path)
-    if p.suffix.lower() in SLIDE_SUFFIXES or p.suffix.lower() in (".dicom", ".zarr"):
-        return p.stem
-    return p.stem if p.is_file() else p.name
+    slides: list[SlideInput] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def collect_slides(
     inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
 ) -> list[SlideInput]:
-    """Resolve SLIDE arguments to slides, in the order given (folders and globs sorted by name).
+    """Return the slides of ``find_slides``, which see."""
+    return find_slides(inputs, cohort=cohort, mpp=mpp, tissue_mask=tissue_mask, frame=frame).slides
+
+
+def find_slides(
+    inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
+) -> Found:
+    """Resolve SLIDE arguments to slides, in the order given (folders and globs sorted by path).
+
+    Every DICOM series is one slide. Slides of one folder argument that share a name in different subfolders get ids that begin
+    with these: ``patientA__scan``.
 
     Parameters
     ----------
@@ -69,21 +64,25 @@ def collect_slides(
     InputError
         Nothing is there, or a name matches no slide.
     DuplicateSlideError
-        Two slides share one stem: their outputs would overwrite each other.
+        Two slides share one id: their outputs would overwrite each other.
     ManifestError
         A manifest without a ``path`` column, or with an unusable value.
     """
-    found: list[SlideInput] = []
+    found = Found()
     for name in inputs:
-        found.extend(_expand(name, cohort=cohort, mpp=mpp))
-    if not found:
-        raise InputError(f"No slide found in {', '.join(inputs) or 'an empty list'}. Name a file, folder, glob or manifest.")
-    require_plain_names(found)
-    _refuse_duplicates(found)
+        _expand(name, found, cohort=cohort, mpp=mpp)
+    if not found.slides:
+        left = "".join(f"\n  left out: {group}" for group in group_skipped(found.skipped))
+        raise InputError(
+            f"No slide found in {', '.join(inputs) or 'an empty list'}. Name a file, folder, glob or manifest.{left}"
+        )
+    _one_slide_a_series(found)
+    require_plain_names(found.slides)
+    _take_once(found)
     if tissue_mask:
-        found = [_with_mask(s, tissue_mask, n_slides=len(found)) for s in found]
-    found = [replace(s, frame=s.frame or frame) if s.tissue_mask else s for s in found]
-    for s in found:
+        found.slides = [_with_mask(s, tissue_mask, n_slides=len(found.slides)) for s in found.slides]
+    found.slides = [dataclasses.replace(s, frame=s.frame or frame) if s.tissue_mask else s for s in found.slides]
+    for s in found.slides:
         parse_frame(s.frame)
     return found
 
@@ -92,114 +91,122 @@ def require_plain_names(slides: Iterable[SlideInput]) -> None:
     """Raise ``InputError`` where a slide's id cannot be the name of a file in a run folder: ``..`` would lead out of it."""
     for s in slides:
         name = s.slide_id
-        if name in ("", ".", "..") or len(name.encode(errors="replace")) > 200 or any(c in "/\\" or ord(c) < 32 for c in name):
-            raise InputError(f"{s.path[:200]}: expected a plain name of at most 200 bytes for the slide, got {name[:80]!r}.")
+        if name in ("", ".", "..") or plain_name(name) != name:
+            raise InputError(
+                f"{plain_text(s.path)[:200]}: expected a plain name of at most {MAX_ID_BYTES} bytes for the slide, got "
+                f"{plain_text(name)[:80]!r}."
+            )
 
 
-def _expand(name: str, *, cohort: str, mpp: float | None) -> list[SlideInput]:
+def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> None:
     if not name.strip():
         raise InputError("An empty SLIDE argument (an unset shell variable?). Name a file, folder, glob or manifest.")
     path = Path(name)
-    if path.is_dir() and not _is_dicom_folder(path):
-        members = sorted(p for p in path.iterdir() if _looks_like_slide(p))
-        if not members:
-            raise InputError(
-                f"Folder {name} holds no slide. Expected files ending in {', '.join(sorted(SLIDE_SUFFIXES))} "
-                "(name a file outright to try another ending)."
-            )
-        return [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in members]
-    if path.suffix.lower() in _MANIFEST_SUFFIXES and path.is_file():
-        return _read_manifest(path, cohort=cohort, mpp=mpp)
-    if path.exists():
-        return [SlideInput(slide_id_of(path), str(path), cohort, mpp)]
-    matches = sorted(glob.glob(name, recursive=True))
-    if not matches:
-        raise InputError(f"{name}: no such file, and no file matches it as a pattern.")
-    return [SlideInput(slide_id_of(p), p, cohort, mpp) for p in matches if Path(p).is_file() or _is_dicom_folder(Path(p))]
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        _add_listing(list_folder(path), found, path, cohort=cohort, mpp=mpp)
+    elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        manifest = read_manifest(path, cohort=cohort, mpp=mpp)
+        require_plain_names(manifest.slides)
+        found.slides += [_one_of_folder(s) for s in manifest.slides]
+        found.notes += manifest.notes
+    elif path.exists():
+        found.slides.append(SlideInput(slide_id_of(path), name, cohort, mpp))
+    else:
+        _add_matches(name, found, cohort=cohort, mpp=mpp)
 
 
-def _is_dicom_folder(path: Path) -> bool:
-    return path.is_dir() and any(p.suffix.lower() == ".dcm" for p in path.iterdir())
-
-
-def _looks_like_slide(path: Path) -> bool:
-    if path.name.startswith("."):
-        return False
-    return (path.is_file() and path.suffix.lower() in SLIDE_SUFFIXES) or _is_dicom_folder(path)
-
-
-def _read_manifest(path: Path, *, cohort: str, mpp: float | None) -> list[SlideInput]:
-    rows = list(_manifest_rows(path))
-    out: list[SlideInput] = []
-    for number, raw in enumerate(rows, start=2):
-        row = {_ALIASES.get(str(k).strip().lower(), str(k).strip().lower()): v for k, v in raw.items() if k is not None}
-        if "path" not in row:
-            raise ManifestError(f"Manifest {path}: expected a column 'path' (or 'wsi'), got {sorted(row)}.")
-        text = str(row["path"] or "").strip()
-        if not text:
-            continue
-        slide = Path(text)
-        if not slide.is_absolute() and not slide.exists():
-            slide = path.parent / slide
-        where = f"Manifest {path}, line {number} ({text})"
-        out.append(
-            SlideInput(
-                slide_id_of(slide),
-                str(slide),
-                str(row.get("cohort") or cohort or "").strip(),
-                _mpp_value(row.get("mpp"), where) or mpp,
-                str(row.get("tissue_mask") or "").strip(),
-                str(row.get("frame") or "").strip(),
-            )
+def _add_listing(listing: Listing, found: Found, folder: Path, *, cohort: str, mpp: float | None) -> None:
+    """Add what a folder holds; slides of one name in different subfolders are named after these."""
+    found.skipped += listing.skipped
+    if not listing.slides:
+        left = "".join(f"\n  left out: {group}" for group in group_skipped(listing.skipped))
+        raise InputError(
+            f"Folder {plain_text(str(folder))} holds no slide, nor do the folders in it. Expected files ending in "
+            f"{', '.join(sorted(SLIDE_SUFFIXES))}, or DICOM files (name a file outright to try another ending).{left}"
         )
-    if not out:
-        raise ManifestError(f"Manifest {path} names no slide.")
-    return out
+    ids = [slide_id_of(p) for p in listing.slides]
+    times = Counter(ids)
+    for path, slide_id in zip(listing.slides, ids, strict=True):
+        parents = path.parent.relative_to(folder).parts if path != folder else ()
+        full = plain_name("__".join([*parents, slide_id])) if times[slide_id] > 1 else slide_id
+        found.slides.append(SlideInput(full, str(path), cohort, mpp))
+    for slide_id, n in times.items():
+        if n > 1:
+            named = [s.slide_id for s in found.slides[-len(ids) :]]
+            given = [new for new, old in zip(named, ids, strict=True) if old == slide_id]
+            found.notes.append(f"{n} slides are called {slide_id!r}; their ids are {', '.join(given[:5])}{', ...' * (n > 5)}")
 
 
-def _manifest_rows(path: Path) -> Iterable[dict[str, Any]]:
-    if path.suffix.lower() == ".parquet":
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        try:
-            return list(pq.read_table(path).to_pylist())
-        except (pa.ArrowException, OSError) as err:
-            raise ManifestError(f"Manifest {path} is not a readable Parquet file: {err}") from err
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as err:
-        raise ManifestError(f"Manifest {path} is not UTF-8 text: {err}") from err
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-    try:
-        return list(csv.DictReader(text.splitlines(), delimiter=delimiter))
-    except csv.Error as err:
-        raise ManifestError(f"Manifest {path}: {err}") from err
-
-
-def _mpp_value(value: object, where: str) -> float | None:
-    if value is None or (isinstance(value, str) and not value.strip()):
-        return None
-    try:
-        mpp = float(str(value))
-    except ValueError as err:
-        raise ManifestError(f"{where}: expected mpp in um/px, got {value!r}.") from err
-    if mpp != mpp:  # NaN: an empty cell of a float column
-        return None
-    if not 0.01 < mpp < 100:
-        raise ManifestError(f"{where}: expected mpp between 0.01 and 100 um/px, got {value!r}.")
-    return mpp
+def _add_matches(pattern: str, found: Found, *, cohort: str, mpp: float | None) -> None:
+    """Add what a glob matches: files of the ending that it names, else by the rules of a folder; folders with all in them."""
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise InputError(f"{plain_text(pattern)}: no such file, and no file matches it as a pattern.")
+    ending = os.path.splitext(pattern)[1]
+    outright = bool(ending) and not glob.has_magic(ending) and not may_be_dicom(pattern)
+    files = [m for m in matches if not os.path.isdir(m)]
+    if outright:
+        found.slides += [SlideInput(slide_id_of(f), f, cohort, mpp) for f in files]
+    elif files:
+        listing = list_files(files)
+        found.skipped += listing.skipped
+        found.slides += [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in listing.slides]
+    if "**" in pattern.split(os.sep):
+        return  # what the folders hold matches by itself
+    for folder in (m for m in matches if os.path.isdir(m)):
+        listing = list_folder(Path(folder))
+        found.skipped += listing.skipped
+        found.slides += [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in listing.slides]
 
 
-def _refuse_duplicates(slides: Sequence[SlideInput]) -> None:
-    first: dict[str, str] = {}
-    for s in slides:
-        if s.slide_id in first:
+def _one_of_folder(slide: SlideInput) -> SlideInput:
+    """Return a manifest's slide that is a folder as the one slide in it. Raises ``InputError`` where it holds several."""
+    path = Path(slide.path)
+    if not path.is_dir() or path.suffix.lower() == ".zarr" or len(dicom_folder_series(path)) == 1:
+        return slide
+    inside = list_folder(path).slides
+    if len(inside) > 1:
+        raise InputError(
+            f"{slide.origin}: folder {plain_text(slide.path)} holds {len(inside)} slides, expected one. Give each a row of "
+            f"its own, such as {plain_text(str(inside[0]))}."
+        )
+    return dataclasses.replace(slide, path=str(inside[0])) if inside else slide
+
+
+def _one_slide_a_series(found: Found) -> None:
+    """Leave out files of a DICOM series of which another file was named: ``*.dcm`` names every level and the label."""
+    of: dict[tuple[str, str], list[tuple[int, SlideInput]]] = {}
+    for s in found.slides:
+        facts = dicom_facts(s.path) if may_be_dicom(os.path.basename(s.path)) and os.path.isfile(s.path) else None
+        if facts is not None and facts.whole_slide:
+            rank = facts.columns_px * facts.rows_px if facts.is_volume else -1
+            of.setdefault((os.path.dirname(os.path.abspath(s.path)), facts.series), []).append((rank, s))
+    drop = set()
+    for members in of.values():
+        _, best = max(members, key=lambda m: m[0])
+        for _, s in members:
+            if s is not best and not s.origin:
+                drop.add(id(s))
+                found.skipped.append(Skipped(s.path, "file of a DICOM series that is taken as one slide already"))
+    found.slides = [s for s in found.slides if id(s) not in drop]
+
+
+def _take_once(found: Found) -> None:
+    """Leave out slides that were named twice. Raises ``DuplicateSlideError`` where two differ and share an id."""
+    first: dict[str, SlideInput] = {}
+    for s in found.slides:
+        one = first.setdefault(s.slide_id, s)
+        if one is s:
+            continue
+        same = os.path.realpath(one.path) == os.path.realpath(s.path)
+        if not same or (one.cohort, one.mpp, one.tissue_mask, one.frame) != (s.cohort, s.mpp, s.tissue_mask, s.frame):
+            a, b = (f"{plain_text(x.path)}{f' ({x.origin})' if x.origin else ''}" for x in (one, s))
             raise DuplicateSlideError(
-                f"Two slides share the name {s.slide_id!r}: {first[s.slide_id]} and {s.path}. "
-                "Outputs are named by slide: rename one, or run them into two output folders."
+                f"Two slides share the name {s.slide_id!r}: {a} and {b}. Outputs are named by slide: rename one, give each "
+                "its own id in a manifest (column slide_id), or run them into two output folders."
             )
-        first[s.slide_id] = s.path
+        found.skipped.append(Skipped(s.path, "named twice"))
+    found.slides = list(first.values())
 
 
 def _with_mask(slide: SlideInput, mask: str, *, n_slides: int) -> SlideInput:
@@ -210,10 +217,10 @@ def _with_mask(slide: SlideInput, mask: str, *, n_slides: int) -> SlideInput:
         for suffix in (".png", "_mask_use.png", ".geojson", ".json", ".geojson.gz"):
             candidate = path / f"{slide.slide_id}{suffix}"
             if candidate.is_file():
-                return replace(slide, tissue_mask=str(candidate))
+                return dataclasses.replace(slide, tissue_mask=str(candidate))
         raise InputError(f"Slide {slide.slide_id}: --tissue-mask folder {mask} holds no {slide.slide_id}.png or .geojson.")
     if not path.is_file():
         raise InputError(f"--tissue-mask {mask}: no such file or folder.")
     if n_slides > 1:
         raise InputError(f"--tissue-mask {mask} is one file but {n_slides} slides are given. Give a folder of masks.")
-    return replace(slide, tissue_mask=str(path))
+    return dataclasses.replace(slide, tissue_mask=str(path))

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
 from wsiseg.errors import InputError
-from wsiseg.read import open_slide, read_working
+from wsiseg.read import read_working
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.records import slide_record
+from wsiseg.run.reopen import reopen_slide
 from wsiseg.tables import atomic_path, read_nuclei
 from wsiseg.types import Box
 
-__all__ = ["densest_region", "load_region", "overlay_png", "parse_region"]
+__all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "picture_text"]
 
 OUTLINE_RGB = (70, 255, 130)
 """A green that stands out on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
 
 MAX_PICTURE_PX = 4096
+
+
+def picture_text(slide_id: str) -> PngInfo:
+    """Return the text by which a folder of slides knows our pictures from its own (see ``wsiseg.run.listing``)."""
+    text = PngInfo()
+    text.add_itxt("wsiseg:picture", f"nuclei of slide {slide_id}")
+    return text
 
 
 def parse_region(text: str) -> Box | None:
@@ -59,7 +69,14 @@ def densest_region(table: Path, width_px: int, height_px: int) -> Box:
 
 
 def overlay_png(
-    run: Path, slide_id: str, out: Path, region: Box | None = None, *, outlines: bool = True, side_by_side: bool = False
+    run: Path,
+    slide_id: str,
+    out: Path,
+    region: Box | None = None,
+    *,
+    outlines: bool = True,
+    side_by_side: bool = False,
+    path_map: Sequence[str] = (),
 ) -> Box:
     """Write a PNG of a region of a slide with nuclear outlines; return the level-0 region shown.
 
@@ -69,18 +86,21 @@ def overlay_png(
         Level-0 px; ``None``: the densest 1600 x 1000 px. A large region is drawn from a coarser level, at most 4096 px wide.
     side_by_side
         Show the same region without outlines beside it.
+    path_map
+        As ``schedule.path_map``: where slides that were moved are now.
 
     Raises
     ------
     InputError
         The slide is not in the run, the region does not meet the slide, or ``out`` does not end in ``.png``.
     SlideOpenError
-        The slide file is gone.
+        The slide file is gone, or another one.
     """
     if out.suffix.lower() != ".png":
         raise InputError(f"Expected a picture file that ends in .png, got {out}.")
     folder = RunFolder(run)
-    row = slide_record(folder, slide_id)["row"]
+    record = slide_record(folder, slide_id)
+    row = record["row"]
     table = folder.table(slide_id)
     if not table.is_file():
         raise InputError(f"Slide {slide_id} has no polygon table in {run}: {row.get('error') or 'not finished yet'}.")
@@ -95,7 +115,7 @@ def overlay_png(
             f"Region {region.x},{region.y},{region.w},{region.h} lies outside slide {slide_id}, which is "
             f"{row['width_px']} x {row['height_px']} level-0 px."
         )
-    slide = open_slide(row["path"], mpp=row["mpp"])
+    slide = reopen_slide(folder, slide_id, record, path_map)
     try:
         zoom = min(1.0, MAX_PICTURE_PX / max(region.w, region.h))
         size = max(1, round(region.w * zoom)), max(1, round(region.h * zoom))
@@ -109,7 +129,7 @@ def overlay_png(
         picture = np.concatenate([rgb, gap, picture], axis=1)
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(out) as partial:
-        Image.fromarray(picture).save(partial, format="PNG")
+        Image.fromarray(picture).save(partial, format="PNG", pnginfo=picture_text(slide_id))
     return region
 
 

@@ -45,8 +45,10 @@ from wsiseg.qc import (
     write_release,
     write_rows,
 )
-from wsiseg.read import Slide, open_slide
+from wsiseg.read import Slide
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.records import slide_record
+from wsiseg.run.reopen import reopen_slide
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = [
@@ -69,6 +71,7 @@ class QcRun:
     digest: str
     record: dict[str, Any]
     rows: list[dict[str, Any]]
+    path_map: tuple[str, ...] = ()
 
     @property
     def qc(self) -> Path:
@@ -88,8 +91,8 @@ class QcRun:
         raise InputError(f"Run {self.folder.root} has no slide {slide_id!r}.")
 
 
-def load_run(run: Path) -> QcRun:
-    """Read what QC needs of a run folder.
+def load_run(run: Path, path_map: Sequence[str] = ()) -> QcRun:
+    """Read what QC needs of a run folder. ``path_map`` says where slides that were moved are now, as ``schedule.path_map``.
 
     Raises
     ------
@@ -110,7 +113,7 @@ def load_run(run: Path) -> QcRun:
         raise InputError(
             f"Run {run} has no polygon table in {run / 'nuclei'}, so there is nothing to judge. Run `wsiseg segment` again."
         )
-    return QcRun(folder, str(record.get("digest", "")), record, rows)
+    return QcRun(folder, str(record.get("digest", "")), record, rows, tuple(path_map))
 
 
 def _check_names(rows: Sequence[dict[str, Any]], run: Path) -> None:
@@ -125,11 +128,21 @@ def _check_names(rows: Sequence[dict[str, Any]], run: Path) -> None:
         raise FormatError(f"{run / 'slides.parquet'} holds slide {twice[0]!r} more than once. Run `wsiseg segment` again.")
 
 
-def open_row_slide(row: dict[str, Any]) -> Slide:
-    """Open the slide file of a row. Raises ``SlideOpenError`` where it is gone, ``InputError`` where it never opened."""
-    if row.get("mpp") is None:
-        raise InputError(f"Slide {row['slide_id']} could not be used by the run: {row.get('error') or 'no reason recorded'}.")
-    return open_slide(row["path"], mpp=row["mpp"], cohort=row.get("cohort") or "")
+def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
+    """Open the slide file of a row.
+
+    Raises
+    ------
+    SlideOpenError
+        It is gone, or another file than the one that was segmented.
+    InputError
+        It never opened.
+    FormatError
+        The slide's record is damaged.
+    """
+    slide_id = row["slide_id"]
+    stored = slide_record(run.folder, slide_id) if run.folder.slide_json(slide_id).is_file() else {}
+    return reopen_slide(run.folder, slide_id, {"row": row, "file": stored.get("file")}, run.path_map)
 
 
 # --- outliers -----------------------------------------------------------------------------------------------------------------

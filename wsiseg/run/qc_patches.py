@@ -194,7 +194,7 @@ def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
 def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """Return the pictures of a slide's patches; fill ``n_nuclei`` and the features of their rows."""
     pictures: list[tuple[str, bytes]] = []
-    slide = open_row_slide(row)
+    slide = open_row_slide(run, row)
     try:
         for e in entries:
             zoom = e["zoom"]

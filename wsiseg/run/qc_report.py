@@ -96,7 +96,7 @@ def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
     kept = run.qc / "thumbs" / f"{slide_id}.jpg"
     try:
         if not kept.is_file():
-            slide = open_row_slide(row)
+            slide = open_row_slide(run, row)
             try:
                 rgb = slide.thumbnail(2 * THUMBNAIL_PX)
             finally:

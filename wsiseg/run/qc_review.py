@@ -44,7 +44,7 @@ class SlideShelf:
         while True:
             with self._lock:
                 if slide_id not in self._open:
-                    self._open[slide_id] = (open_row_slide(self._run.row(slide_id)), threading.Lock())
+                    self._open[slide_id] = (open_row_slide(self._run, self._run.row(slide_id)), threading.Lock())
                 self._open.move_to_end(slide_id)
                 entry = self._open[slide_id]
                 self._close_idle()

@@ -16,7 +16,7 @@ from distributed.comm import CommClosedError
 
 from wsiseg import __version__
 from wsiseg.config import RunConfig
-from wsiseg.errors import InputError, OutputMismatchError, SchedulerLostError, one_line
+from wsiseg.errors import DuplicateSlideError, InputError, OutputMismatchError, SchedulerLostError, one_line, plain_text
 from wsiseg.log import log
 from wsiseg.run.cluster import connect
 from wsiseg.run.crew import ANSWER_S, Crew
@@ -29,7 +29,7 @@ from wsiseg.run.remote import dashboard_link, fitting_workers
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.suspect import all_good
 from wsiseg.run.tasks import worker_facts
-from wsiseg.run.watch import Watch
+from wsiseg.run.watch import Watch, read_inputs
 from wsiseg.run.worker import Terms, WorkerSetup
 from wsiseg.tables import sweep_partials
 from wsiseg.types import Stain
@@ -48,6 +48,7 @@ class RunSummary:
     """What a run did. ``rows`` are the statistics rows of all slides named (of a shard: its own), earlier ones included.
 
     ``hosts_aside`` names the hosts that were given no more work for a time, and why.
+    ``left_out`` says in lines what was beside the slides and not taken, and what else the user should know of them.
     """
 
     out: Path
@@ -58,6 +59,7 @@ class RunSummary:
     digest: str
     weights: str
     hosts_aside: dict[str, str] = dataclasses.field(default_factory=dict)
+    left_out: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -72,6 +74,7 @@ def segment(
     *,
     shard: Shard | None = None,
     note: dict[str, Any] | None = None,
+    left_out: tuple[Sequence[str], Sequence[str]] = ((), ()),
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> RunSummary:
     """Segment slides into a run folder, resuming what an earlier run left there.
@@ -86,6 +89,8 @@ def segment(
         Do only this share of the slides. Shards may use the folder at once; the last one writes the tables of the whole run.
     note
         Facts recorded in ``run.json`` (command line, time of start).
+    left_out
+        What the folders of slides hold beside them, grouped by reason, and notes on the slides' names: for log and summary.
     on_progress
         Called with running totals after every task.
 
@@ -93,6 +98,8 @@ def segment(
     ------
     OutputMismatchError, OutputInUseError
         The folder belongs to other settings, or to a run that is alive.
+    DuplicateSlideError
+        The folder holds one of the slides under another id: its nuclei would be there twice.
     WeightsError
         The network cannot be loaded.
     SchedulerLostError
@@ -102,10 +109,11 @@ def segment(
     """
     start = time.perf_counter()
     folder = RunFolder(out.absolute())
-    every = list(slides)
-    require_plain_names(every)
+    require_plain_names(slides)
+    _require_text(folder.root)
+    every, remote = absolute_inputs(slides, config)
     if config.schedule.remote:
-        every, config = absolute_inputs(every, config)
+        config = remote
     else:
         config = _on_device(config, compute_device(config))
     own = shard.take(every) if shard else every
@@ -116,7 +124,11 @@ def segment(
         _sweep(folder, own if shard else None)
         if shard:
             shard.enter(folder, every)
+        _refuse_renamed(folder, every)
         with Watch(folder, config, own, progress, shard.name if shard else "") as watch:
+            for event, lines in zip(("left_out", "note"), left_out, strict=True):
+                for line in lines:
+                    watch.event(event, text=line)
             rows, digest, weights = _rows(own, folder, config, note or {}, progress, on_progress, watch)
             ordered = [rows[s.slide_id] for s in own]
             errors = _collect_errors(folder, [s.slide_id for s in own])
@@ -125,7 +137,8 @@ def segment(
     if shard:
         merge_if_last(folder)
     seconds = time.perf_counter() - start
-    return RunSummary(folder.root, ordered, errors, seconds, progress.mm2_done, digest, weights, watch.hosts_aside)
+    told = (*(f"left out   {line}" for line in left_out[0]), *(f"note       {line}" for line in left_out[1]))
+    return RunSummary(folder.root, ordered, errors, seconds, progress.mm2_done, digest, weights, watch.hosts_aside, told)
 
 
 def _rows(
@@ -261,6 +274,25 @@ def _sweep(folder: RunFolder, own: Sequence[SlideInput] | None) -> None:
         for stale in (folder.root / sub).glob(".*.partial"):
             if stale.name[1:].rsplit(".", 2)[0] in mine:  # .<name>.<pid>-<random>.partial
                 stale.unlink(missing_ok=True)
+
+
+def _require_text(root: Path) -> None:
+    """Refuse a run folder whose path is not UTF-8: Parquet and Zarr libraries could not write there."""
+    if plain_text(str(root)) != str(root):
+        raise InputError(f"Run folder {plain_text(str(root))}: its path holds bytes that are not UTF-8. Choose another --out.")
+
+
+def _refuse_renamed(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
+    """Refuse a slide that the folder holds under another id: its nuclei would be counted twice."""
+    before = {old.path: slide_id for slide_id, old in read_inputs(folder).items() if folder.table(slide_id).is_file()}
+    asked = {s.slide_id for s in slides}
+    for s in slides:
+        old = before.get(s.path, s.slide_id)
+        if old != s.slide_id and old not in asked:
+            raise DuplicateSlideError(
+                f"{plain_text(s.path)} is slide {old!r} in {folder.root}, and {s.slide_id!r} now (slides of one name were "
+                "added?). Name it so in a manifest (columns path, slide_id), or choose another --out."
+            )
 
 
 def _collect_errors(folder: RunFolder, slide_ids: Sequence[str]) -> list[dict[str, Any]]:

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from wsiseg.errors import SlideOpenError
 from wsiseg.log import log
+from wsiseg.read.dicom import dicom_facts, may_be_dicom
 from wsiseg.read.slide import fingerprint
 
 __all__ = ["drop_finished", "drop_staged", "prefetch", "staged"]
@@ -49,7 +50,7 @@ def staged(source: Path, slide_id: str, root: Path, bound_bytes: int) -> Path:
     SlideOpenError
         The slide is missing or could not be read while it was copied.
     """
-    if source.suffix.lower() in NOT_COPIED:
+    if source.suffix.lower() in NOT_COPIED or (may_be_dicom(source.name) and source.is_file() and dicom_facts(source)):
         return source
     target = root / slide_id / source.name
     if _is_copy(target, source):

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.errors import plain_text
 from wsiseg.schema import SLIDES
 from wsiseg.tables import read_nuclei
 from wsiseg.types import SlideMeta, TileStats
@@ -86,7 +87,7 @@ def summarize_slide(
         "slide_id": meta.slide_id,
         "cohort": meta.cohort,
         "status": status,
-        "path": meta.path,
+        "path": plain_text(meta.path),
         "n_nuclei": len(area),
         "nuclei_per_mm2": len(area) / tissue_mm2 if tissue_mm2 else None,
         "tissue_mm2": tissue_mm2,
@@ -115,9 +116,8 @@ def summarize_slide(
 
 def failed_row(slide_id: str, path: str, cohort: str, error: str) -> dict[str, Any]:
     """Return the statistics row of a slide that could not be used at all; ``error`` says why, in one line."""
-    return _blank_row() | {
-        "slide_id": slide_id, "path": path, "cohort": cohort, "status": "failed", "n_nuclei": 0, "error": error,
-    }  # fmt: skip
+    told = {"path": plain_text(path), "error": plain_text(error)}
+    return _blank_row() | {"slide_id": slide_id, "cohort": cohort, "status": "failed", "n_nuclei": 0, **told}
 
 
 def _device_note(events: Mapping[str, int]) -> str:

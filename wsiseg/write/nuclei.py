@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.config import WriteConfig
-from wsiseg.errors import FormatError, InputError, WsisegError
+from wsiseg.errors import FormatError, InputError, WsisegError, plain_text
 from wsiseg.schema import BATCH_COLUMNS, NUCLEI, SCHEMA_VERSION
 from wsiseg.tables import arrow_schema, atomic_path, geo_metadata, hilbert_key, wkb_polygons
 from wsiseg.tables.arrow import BBOX_FIELDS, META_KEY
@@ -207,7 +207,7 @@ def _bounds(headers: Sequence[PartHeader], scale: float) -> tuple[float, float, 
 
 def _table_facts(meta: SlideMeta, scale: float, n_nuclei: int, facts: dict[str, object]) -> dict[str, object]:
     slide = {k: v for k, v in dataclasses.asdict(meta).items() if k not in FORGOTTEN_FACTS}
-    slide["file"] = Path(meta.path).name
+    slide["file"] = plain_text(Path(meta.path).name)
     own = {"schema": SCHEMA_VERSION, "slide": slide, "scale": scale, "n_nuclei": n_nuclei, "snap_step_px": snap_step_px(scale)}
     return {**own, **facts}
 

@@ -1,0 +1,138 @@
+"""DICOM files: which of them are whole slides, and which belong together. Pixels are OpenSlide's affair.
+
+A slide is a *series* (one Series Instance UID) of VL Whole Slide Microscopy instances: one file a pyramid level, and often one
+each for label, overview and thumbnail. Files of several series may lie in one folder, under any name and ending.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+__all__ = ["DicomFile", "dicom_facts", "dicom_folder_series", "may_be_dicom", "series_of", "slide_series"]
+
+WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
+"""SOP class: VL Whole Slide Microscopy Image Storage (DICOM PS3.4, B.5)."""
+
+NO_PIXELS_OF_A_SLIDE = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL", "MACRO", "LOCALIZER"})
+"""Third value of Image Type (PS3.3, C.8.12.4.1.1) of instances that belong to a slide but are none."""
+
+_MAGIC_AT = 128
+_WANTED = (0x00080008, 0x00080016, 0x0020000E, 0x00480006, 0x00480007)
+_LAST_TAG = 0x00480007
+
+
+@dataclass(frozen=True, slots=True)
+class DicomFile:
+    """What the header of a DICOM file says of itself.
+
+    ``series`` is the Series Instance UID, ``kind`` the SOP class in words, ``flavor`` the third value of Image Type; the size
+    is that of the level in px (0: not said).
+    """
+
+    path: str
+    series: str
+    kind: str
+    whole_slide: bool
+    flavor: str
+    columns_px: int
+    rows_px: int
+
+    @property
+    def is_volume(self) -> bool:
+        """Return whether these are pixels of a slide, not its label, overview or thumbnail."""
+        return self.whole_slide and self.flavor not in NO_PIXELS_OF_A_SLIDE
+
+
+def may_be_dicom(name: str) -> bool:
+    """Return whether a file of this name may be DICOM: it ends in ``.dcm``, or has no ending, or digits (a UID) for one."""
+    ending = os.path.splitext(name)[1].lower()
+    return ending in ("", ".dcm", ".dicom") or ending[1:].isdigit()
+
+
+def dicom_facts(path: str | Path) -> DicomFile | None:
+    """Return what a DICOM file is; ``None`` where it is not DICOM, damaged in its header, or cannot be read."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return None
+    return _facts(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _facts(path: str, size_bytes: int, mtime_ns: int) -> DicomFile | None:
+    try:
+        with open(path, "rb") as stream:
+            if stream.read(_MAGIC_AT + 4)[_MAGIC_AT:] != b"DICM":
+                return None
+            return _header(path, stream)
+    except OSError:
+        return None
+
+
+def _header(path: str, stream: object) -> DicomFile | None:
+    from pydicom.errors import InvalidDicomError
+    from pydicom.filereader import read_partial
+
+    stream.seek(0)  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # values that break a rule of the standard are not ours to judge
+            found = read_partial(stream, stop_when=lambda tag, vr, length: tag > _LAST_TAG, specific_tags=list(_WANTED))
+            flavors = [str(v).upper() for v in _values(found.get("ImageType"))]
+            sop_class = found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID")
+            return DicomFile(
+                path=path,
+                series=str(found.get("SeriesInstanceUID") or ""),
+                kind=str(getattr(sop_class, "name", sop_class) or "no SOP class"),
+                whole_slide=str(sop_class) == WHOLE_SLIDE,
+                flavor=flavors[2] if len(flavors) > 2 else "",
+                columns_px=int(found.get("TotalPixelMatrixColumns") or 0),
+                rows_px=int(found.get("TotalPixelMatrixRows") or 0),
+            )
+    except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError):
+        return None  # what pydicom raises on bytes that are no header
+
+
+def _values(value: object) -> Iterable[object]:
+    if value is None or isinstance(value, str):
+        return str(value or "").split("\\")
+    return value if isinstance(value, Iterable) else [value]
+
+
+def slide_series(files: Iterable[DicomFile]) -> dict[str, list[DicomFile]]:
+    """Return the slides among files: by Series Instance UID its whole-slide instances, the largest level first.
+
+    A series without a single level (its label alone, say) is no slide. Levels of one size stand in the order of their names.
+    """
+    series: dict[str, list[DicomFile]] = {}
+    for file in files:
+        if file.whole_slide:
+            series.setdefault(file.series, []).append(file)
+    return {
+        uid: sorted(members, key=lambda f: (not f.is_volume, -f.columns_px * f.rows_px, f.path))
+        for uid, members in series.items()
+        if any(f.is_volume for f in members)
+    }
+
+
+def series_of(path: str | Path) -> list[Path]:
+    """Return the files of the series that a DICOM file belongs to, all in its folder, sorted; only itself if it is no slide."""
+    own = dicom_facts(path)
+    if own is None or not own.whole_slide or not own.series:
+        return [Path(path)]
+    folder = os.path.dirname(path)
+    names = [name for name in os.listdir(folder or ".") if may_be_dicom(name)]
+    files = [os.path.join(folder, name) for name in names]
+    found = {f for f in files if (facts := dicom_facts(f)) is not None and facts.series == own.series}
+    return sorted(Path(f) for f in found | {str(path)})
+
+
+def dicom_folder_series(folder: str | Path) -> dict[str, list[DicomFile]]:
+    """Return the slides that lie directly in a folder (see ``slide_series``). Raises ``OSError`` where it cannot be listed."""
+    paths = (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if may_be_dicom(name))
+    return slide_series(f for f in map(dicom_facts, paths) if f is not None)

@@ -1,0 +1,287 @@
+"""A folder -> the slides in it and below, and what was left out and why.
+
+Nothing is opened but what only its first bytes can tell: DICOM headers, and pictures that wsiseg drew itself. Folders are
+walked once each, links to folders last, so that a loop of links ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsiseg.errors import plain_text
+from wsiseg.read.dicom import DicomFile, dicom_facts, may_be_dicom, slide_series
+from wsiseg.read.files import vms_parts
+
+__all__ = ["SLIDE_SUFFIXES", "Listing", "Skipped", "SkippedGroup", "group_skipped", "list_files", "list_folder"]
+
+PICTURES = frozenset({".png", ".jpg", ".jpeg"})
+
+SLIDE_SUFFIXES = (
+    frozenset({".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"})
+    | PICTURES
+)
+"""File endings taken from a folder (a file named outright may have any ending)."""
+
+_RASTERS = PICTURES | {".tif", ".tiff"}
+_UNFINISHED = frozenset({".partial", ".part", ".crdownload", ".download", ".filepart", ".opdownload", ".aria2", ".tmp"})
+_NO_READER = frozenset(
+    {".vsi", ".isyntax", ".i2syntax", ".zvi", ".lif", ".lsm", ".nd2", ".oir", ".ets", ".mds", ".kfb", ".sdpc", ".tmap", ".jp2"}
+    | {".ecw", ".ims", ".afi", ".ndpis", ".fsx"}
+)
+"""Endings of slides that neither OpenSlide nor Pillow reads."""
+
+_MAY_OPEN = frozenset({".qptiff", ".btf", ".tf2", ".tf8", ".bmp", ".gif", ".webp", ".ome", ".stk", ".flex", ".bigtiff"})
+"""Endings under which a slide may stand that a reader opens all the same."""
+
+_SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
+_BESIDE = r"(thumb(nail)?|label(ed|s)?|macro|overview|preview|masks?|overlay|density|annotations?|tissue|gt)"
+_COMPANION = re.compile(rf"^(.+?)[ ._-]+{_BESIDE}$", re.IGNORECASE)
+_COMPANION_FOLDER = re.compile(rf"^({_BESIDE}s?|ground[ _-]?truth)$", re.IGNORECASE)
+_RUN_FOLDERS = frozenset({"nuclei", "slides", "maps", "features", "parts", "workers", "progress", "qc", "shards"})
+_OUR_PICTURE = b"wsiseg:"
+"""How the text begins by which wsiseg marks pictures that it draws."""
+
+_NO_ENTRY = "no permission to read"
+EXAMPLES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file or folder that was left out, and why; equal reasons are told together."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class SkippedGroup:
+    """What was left out for one reason: how much, and its first few paths (as text)."""
+
+    reason: str
+    n: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        """Return it in one line."""
+        return f"{self.reason}: {self.n} ({', '.join(self.examples)}{', ...' if self.n > len(self.examples) else ''})"
+
+
+@dataclass(slots=True)
+class Listing:
+    """What was found: ``slides`` (files, and DICOM folders of one series) by path, and what was left out."""
+
+    slides: list[Path] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+
+    def skip(self, path: str | Path, reason: str) -> None:
+        """Note what is left out."""
+        self.skipped.append(Skipped(str(path), reason))
+
+
+def group_skipped(skipped: Iterable[Skipped]) -> list[SkippedGroup]:
+    """Return what was left out, by reason, in the order of first appearance."""
+    groups: dict[str, list[str]] = {}
+    for s in skipped:
+        groups.setdefault(s.reason, []).append(s.path)
+    return [
+        SkippedGroup(reason, len(paths), tuple(plain_text(p).replace("\n", "%0A") for p in paths[:EXAMPLES]))
+        for reason, paths in groups.items()
+    ]
+
+
+def list_folder(root: Path) -> Listing:
+    """List the slides of a folder and all below it."""
+    out = Listing()
+    seen: set[tuple[int, int]] = set()
+    real, links = [str(root)], list[str]()
+    while real or links:
+        folder = real.pop() if real else links.pop()
+        try:
+            facts = os.stat(folder)
+            if (facts.st_dev, facts.st_ino) in seen:
+                out.skip(folder, "link to a folder that is listed already")
+                continue
+            seen.add((facts.st_dev, facts.st_ino))
+            with os.scandir(folder) as entries:
+                members = sorted(entries, key=lambda e: e.name)
+        except OSError as err:
+            out.skip(
+                folder, _NO_ENTRY if isinstance(err, PermissionError) else f"folder that cannot be listed ({err.strerror})"
+            )
+            continue
+        names = {e.name for e in members}
+        ours = "run.json" in names and _is_run(folder)
+        if ours and folder != str(root):
+            out.skip(folder, "run folder of wsiseg: its pictures are no slides")
+            continue
+        folders = [e for e in members if _is_folder(e)]
+        for e in folders:
+            reason = "folder of a wsiseg run" if ours and e.name in _RUN_FOLDERS else _folder_refusal(e.name, names)
+            if reason:
+                out.skip(e.path, reason)
+            else:
+                (links if e.is_symlink() else real).append(e.path)
+        _take_files(folder, [e for e in members if e not in folders], out)
+    _leave_out_companions(out, root)
+    out.slides.sort()
+    out.skipped.sort(key=lambda s: s.path)
+    return out
+
+
+def list_files(paths: Sequence[str]) -> Listing:
+    """List the slides among files, by the rules of a folder."""
+    by_folder: dict[str, set[str]] = {}
+    for path in paths:
+        by_folder.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
+    out = Listing()
+    for folder, names in by_folder.items():
+        with os.scandir(folder or ".") as entries:
+            members = sorted((e for e in entries if e.name in names), key=lambda e: e.name)
+        _take_files(folder, members, out, whole=False)
+    _leave_out_companions(out)
+    out.slides.sort()
+    return out
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_run(folder: str) -> bool:
+    try:
+        with open(os.path.join(folder, "run.json"), encoding="utf-8") as stream:
+            record = json.load(stream)
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and "results" in record and "digest" in record
+
+
+def _folder_refusal(name: str, beside: set[str]) -> str:
+    """Return why a folder is not looked into; empty: it is."""
+    lower = name.lower()
+    if lower.startswith("."):
+        return "hidden (its name begins with a dot)"
+    if lower in _SYSTEM_FOLDERS:
+        return "folder of the operating system or storage"
+    if lower.endswith(".zarr"):
+        return "Zarr folder (name it outright if it is a slide)"
+    if any(f"{name}{ending}" in beside for ending in (".mrxs", ".MRXS", ".Mrxs")):
+        return "data folder of a Mirax slide"
+    return ""
+
+
+def _take_files(folder: str, members: Sequence[os.DirEntry[str]], out: Listing, *, whole: bool = True) -> None:
+    """Sort the files of one folder (``whole``: all of them) into slides and what is left out."""
+    names = {e.name for e in members}
+    if "Slidedat.ini" in names and not any(n.lower().endswith(".mrxs") for n in names):
+        out.skip(folder, "data folder of a Mirax slide whose .mrxs file is not beside it")
+        return
+    parts = set[str]().union(*(vms_parts(e.path) for e in members if e.name.lower().endswith((".vms", ".vmu"))))
+    slides: list[str] = []
+    dicom: list[str] = []
+    for e in members:
+        reason = "part of a Hamamatsu VMS slide" if e.name in parts else _file_refusal(e)
+        if reason:
+            out.skip(e.path, reason)
+        elif may_be_dicom(e.name):
+            dicom.append(e.path)
+        else:
+            slides.append(e.path)
+    if dicom and folder.lower().endswith(".dicom"):  # the folder says what it is: pictures in it are not slides
+        for path in slides:
+            out.skip(path, "beside the files of a DICOM folder")
+        slides = []
+    out.slides += map(Path, slides)
+    _take_dicom(folder, dicom, out, alone=whole and not slides)
+
+
+def _file_refusal(entry: os.DirEntry[str]) -> str:
+    """Return why a file is no slide, from its name and size; empty: it may be one."""
+    name = entry.name
+    ending = os.path.splitext(name)[1].lower()
+    if name.startswith("."):
+        return "hidden (its name begins with a dot)"
+    try:
+        facts = entry.stat()
+    except OSError as err:
+        return "broken link (nothing is where it leads)" if entry.is_symlink() else f"cannot be read ({err.strerror})"
+    if not stat.S_ISREG(facts.st_mode):
+        return "no regular file"
+    if ending in _UNFINISHED:
+        return "unfinished download"
+    if ending not in SLIDE_SUFFIXES and not may_be_dicom(name):
+        if ending in _NO_READER:
+            return f"ending {ending}, which no reader here knows (convert to OME-TIFF or DICOM)"
+        hint = "not taken from a folder (name a file outright to try it)" if ending in _MAY_OPEN else "no slide"
+        return f"ending {plain_text(ending)}, {hint}"
+    if name.lower().endswith(".tissue.png"):
+        return "tissue mask of a wsiseg run"
+    if facts.st_size == 0:
+        return "zero bytes"
+    if not os.access(entry.path, os.R_OK):
+        return _NO_ENTRY
+    if ending == ".png" and _is_ours(entry.path):
+        return "picture drawn by wsiseg"
+    return ""
+
+
+def _is_ours(path: str) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return _OUR_PICTURE in stream.read(512)
+    except OSError:
+        return False
+
+
+def _take_dicom(folder: str, paths: Sequence[str], out: Listing, *, alone: bool) -> None:
+    """Take every DICOM series among files as a slide: the folder itself where it holds one series and nothing else."""
+    files: list[DicomFile] = []
+    unreadable: list[str] = []
+    for path in paths:
+        facts = dicom_facts(path)
+        if facts is not None and facts.whole_slide:
+            files.append(facts)
+        elif facts is not None:
+            out.skip(path, f"DICOM, but no whole slide: {facts.kind}")
+        elif path.lower().endswith((".dcm", ".dicom")):
+            unreadable.append(path)
+        else:
+            out.skip(path, "no ending, and not DICOM (name a file outright to try it)")
+    series = slide_series(files)
+    for f in files:
+        if f.series not in series:
+            out.skip(f.path, "DICOM label, overview or thumbnail without its slide")
+    if alone and len(series) + bool(unreadable) == 1:
+        out.slides.append(Path(folder))  # unreadable alone: opening it will say what is wrong
+    else:
+        out.slides += [Path(members[0].path) for members in series.values()]
+        out.slides += map(Path, unreadable)
+
+
+def _leave_out_companions(out: Listing, root: Path | None = None) -> None:
+    """Leave out pictures that go with a slide: thumbnails, labels, masks and overlays under its name."""
+    slides = {p.stem for p in out.slides if p.suffix.lower() not in PICTURES}
+    stems = {p.stem for p in out.slides}
+    kept = []
+    for p in out.slides:
+        ending, reason = p.suffix.lower(), ""
+        if ending in _RASTERS:
+            named = _COMPANION.match(p.stem)
+            if root not in (None, p.parent) and _COMPANION_FOLDER.match(p.parent.name):
+                reason = "picture in a folder of thumbnails, masks or the like (name a file outright to take it)"
+            elif (ending in PICTURES and p.stem in slides) or (named and named[1] in stems):
+                reason = "thumbnail, label, mask or overlay of a slide of that name"
+        if reason:
+            out.skip(p, reason)
+        else:
+            kept.append(p)
+    out.slides = kept
