@@ -315,7 +315,7 @@ def _of_colors(array: npt.NDArray[Any], path: Path, notes: list[str]) -> npt.NDA
 
 
 def id_parts(labels: npt.NDArray[Any]) -> int:
-    """Return how many 4-connected regions of equal nonzero value an integer image (H, W) has.
+    """Return how many 8-connected regions of equal nonzero value an integer image (H, W) has.
 
     Runs of equal value along the rows are nodes, contacts between runs of neighboring rows are edges.
     """
@@ -327,10 +327,15 @@ def id_parts(labels: npt.NDArray[Any]) -> int:
     flat = padded.ravel()
     begins = (flat != 0) & (flat != np.roll(flat, 1))
     run = np.cumsum(begins).reshape(padded.shape) - 1
-    touch = (padded[1:] == padded[:-1]) & (padded[1:] != 0)
-    above, below = run[:-1][touch], run[1:][touch]
+    above, below = [], []
+    for left, right in ((0, 0), (0, 1), (1, 0)):  # straight down and both diagonals; the last column is empty
+        upper, lower = (slice(k, padded.shape[1] - j) for k, j in ((left, right), (right, left)))
+        touch = (padded[:-1, upper] == padded[1:, lower]) & (padded[1:, lower] != 0)
+        above.append(run[:-1, upper][touch])
+        below.append(run[1:, lower][touch])
+    ends = np.concatenate(above), np.concatenate(below)
     n = int(np.count_nonzero(begins))
-    graph = sparse.coo_matrix((np.ones(len(above), np.int8), (above, below)), shape=(n, n))
+    graph = sparse.coo_matrix((np.ones(len(ends[0]), np.int8), ends), shape=(n, n))
     return int(connected_components(graph)[0]) if n else 0
 
 

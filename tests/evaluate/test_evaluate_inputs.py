@@ -299,3 +299,13 @@ def test_real_qupath_annotations():
     points = next((Path(os.environ["WSISEG_DATA"]) / "formats").glob("cellvitpp_*.geojson"))
     with pytest.raises(FormatError, match="points have no area"):
         load_instances(points)
+
+
+@settings(max_examples=40, deadline=None)
+@given(arrays(np.int32, (7, 9), elements=st.integers(0, 2)))
+def test_parts_of_equal_value_are_counted(labels):
+    from skimage.measure import label
+
+    from wsiseg.labels import id_parts
+
+    assert id_parts(labels) == sum(label(labels == k, connectivity=2).max() for k in (1, 2))

@@ -17,7 +17,8 @@ from wsiseg.errors import FormatError
 from wsiseg.labels import LABEL_SUFFIXES, id_parts, rasterize_rings, read_label_file, require_ids
 from wsiseg.log import log
 from wsiseg.tables import read_table_meta
-from wsiseg.tables.outlines import Tally, is_cells_json, iter_cells, iter_outlined, ring_of, stated_mpp
+from wsiseg.tables.cells import is_cells_json, iter_cells, stated_mpp
+from wsiseg.tables.outlines import FLAT, Tally, iter_outlined, ring_of, with_area
 
 __all__ = [
     "INSTANCE_SUFFIXES",
@@ -293,7 +294,7 @@ def _parquet_rings(path: Path, tally: Tally) -> Rings:
         tally.skip(f"geometries of type {_GEOS_NAMES.get(int(kind), int(kind))}", int(n))
     parts = parts[kinds == _POLYGON]
     flat = shapely.area(parts) == 0
-    tally.skip("outlines without area", int(flat.sum()))
+    tally.skip(FLAT, int(flat.sum()))
     rings, of_part = shapely.get_rings(parts[~flat], return_index=True)
     xy, of_ring = shapely.get_coordinates(rings, return_index=True)
     counts = np.bincount(of_ring, minlength=len(rings)) if len(rings) else np.zeros(0, np.int64)
@@ -351,6 +352,7 @@ def _quip_rings(path: Path, tally: Tally) -> Iterator[list[Float]]:
 def _join(
     polygons: list[list[Float]], tally: Tally, *, outline_px: bool, stated_origin: Origin = "slide", mpp: float | None = None
 ) -> Rings:
+    polygons = with_area(polygons, tally)
     rings = [ring for polygon in polygons for ring in polygon]
     owner = np.repeat(np.arange(len(polygons)), [len(polygon) for polygon in polygons]).astype(np.int64)
     offsets = np.r_[0, np.cumsum([len(ring) for ring in rings])].astype(np.int64)

@@ -7,7 +7,7 @@ from typing import Any
 
 from wsiseg.export.geojson import CHUNK_NUCLEI
 from wsiseg.export.incoming import Incoming, Provenance, Source, from_rings
-from wsiseg.tables.outlines import iter_cells, stated_mpp
+from wsiseg.tables.cells import iter_cells, stated_mpp
 
 __all__ = ["read_cellvit"]
 

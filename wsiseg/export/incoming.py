@@ -163,20 +163,21 @@ def from_rings(rings: Iterable[Any], source: Source, wheres: Iterable[str], **kn
         A ring is no list of finite pairs, is too long, or reaches absurdly far.
     """
     arrays = []
-    for ring, where in zip(rings, wheres, strict=True):
+    names = list(wheres)
+    for ring, where in zip(rings, names, strict=True):
         try:
             array = np.asarray(ring, np.float64)
         except (ValueError, TypeError) as err:
             raise FormatError(f"{where}: expected a ring of (x, y) numbers ({err}).") from err
         if array.ndim != 2 or array.shape[1] not in (2, 3) or not 3 <= len(array) <= MAX_RING_POINTS:
             raise FormatError(f"{where}: expected a ring of 3 to {MAX_RING_POINTS} points (x, y), got shape {array.shape}.")
-        if not np.isfinite(array).all() or np.abs(array).max() >= MAX_COORDINATE_PX:
-            raise FormatError(
-                f"{where}: expected finite coordinates below 2^31, got {float(array[~(np.abs(array) < MAX_COORDINATE_PX)][0])}."
-            )
         arrays.append(array[:, :2])
     offsets = np.concatenate([[0], np.cumsum([len(a) for a in arrays])]).astype(np.int64)
     xy = np.concatenate(arrays) if arrays else np.empty((0, 2))
+    if len(xy) and not (xy.min() > -MAX_COORDINATE_PX and xy.max() < MAX_COORDINATE_PX):
+        at = int(np.argmax(~(np.abs(xy) < MAX_COORDINATE_PX).all(axis=1)))
+        where = names[int(np.searchsorted(offsets, at, side="right")) - 1]
+        raise FormatError(f"{where}: expected finite coordinates below 2^31, got {xy[at].tolist()}.")
     xy = xy / source.scale + (source.dx, source.dy)
     return Incoming(*closed(xy, offsets), np.zeros(len(arrays), np.uint8), **known)
 

@@ -21,7 +21,7 @@ from wsiseg.export.incoming import Flag, Incoming, Provenance, checked
 from wsiseg.schema import NUCLEI, SCHEMA_VERSION, Column
 from wsiseg.tables import arrow_schema, atomic_path, geo_metadata, hilbert_key, wkb_polygons
 from wsiseg.tables.arrow import BBOX_FIELDS, META_KEY
-from wsiseg.tables.outlines import flat_rings
+from wsiseg.tables.outlines import FLAT, flat_rings
 from wsiseg.types import SlideMeta
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _with_area(nuclei: Incoming, provenance: Provenance) -> Incoming:
     flat = flat_rings(nuclei.xy, nuclei.ring_offsets)
     if not flat.any():
         return nuclei
-    provenance.skip("outlines without area", int(flat.sum()))
+    provenance.skip(FLAT, int(flat.sum()))
     return nuclei.taken(np.flatnonzero(~flat))
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from wsiseg.coordinates import Frame, Ground, check_fit, ground_of, parse_frame
 from wsiseg.errors import FormatError
 from wsiseg.read.tissue import MAX_SIDE_PX, THUMBNAIL_UM, TissueMask
-from wsiseg.tables.outlines import Tally, iter_outlined
+from wsiseg.tables.outlines import Tally, iter_outlined, with_area
 from wsiseg.types import SlideMeta
 
 __all__ = ["tissue_from_file"]
@@ -178,6 +178,7 @@ def _outlines(path: Path) -> tuple[list[list[npt.NDArray[np.float64]]], bool, Ta
     except FormatError as err:
         raise FormatError(f"tissue mask {path}: not a PNG or GeoJSON file that can be read: {err}") from err
     own = facts.get("wsiseg")
+    polygons = with_area(polygons, tally)
     return polygons, qupath and not (isinstance(own, dict) and own.get("frame") == "slide"), tally
 
 

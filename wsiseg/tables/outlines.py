@@ -20,8 +20,8 @@ import numpy.typing as npt
 from wsiseg.errors import FormatError
 from wsiseg.tables.jsonstream import iter_objects, open_text
 
-__all__ = ["MAX_COORDINATE_PX", "MAX_RING_POINTS", "Outlined", "Tally", "flat_rings", "is_cells_json", "iter_cells",
-           "iter_outlined", "polygons_of", "ring_of", "stated_mpp"]  # fmt: skip
+__all__ = ["FLAT", "MAX_COORDINATE_PX", "MAX_RING_POINTS", "Outlined", "Tally", "flat_rings", "iter_outlined", "polygons_of",
+           "ring_of", "with_area"]  # fmt: skip
 
 Float = npt.NDArray[np.float64]
 Polygon = list[Float]
@@ -33,7 +33,7 @@ MAX_DEPTH = 20
 
 _EMPTY = "empty geometries"
 _SHORT = "outlines of fewer than three points"
-_FLAT = "outlines without area"
+FLAT = "outlines without area"
 _NONE = "objects without a geometry"
 _HOLDERS = frozenset(("root", "tmacore"))
 _MAYBE_HOLDERS = frozenset(("annotation", "tile"))
@@ -41,8 +41,6 @@ _NUCLEI = frozenset(("detection", "cell"))
 _NUCLEUS_TEXT = re.compile(
     r'"object_?type"\s*:\s*"(?:Path)?(?:detection|cell)(?:Object)?"|"id"\s*:\s*"Path(?:Detection|Cell)Object"', re.IGNORECASE
 )
-_CELLS_TEXT = re.compile(r'"(?:cells|nuc|mag|wsi_metadata|type_map|processed_patches)"\s*:')
-_GEOJSON_TEXT = re.compile(r'"(?:features|geometry|geometries|coordinates)"\s*:')
 _CLASS_KEYS = ("classification", "type", "class", "class_name", "cell_type", "label")
 _SCAN_CHARS = 1 << 20
 _GEOMETRIES = frozenset(
@@ -120,75 +118,10 @@ def iter_outlined(
             yield Outlined(where, _nucleus_polygons(feature, kind, where, tally), name, properties, bool(kind))
 
 
-def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tuple[str, Float | None, Any]]:
-    """Yield (where, contour, type) of CellViT's ``cells`` or HoVer-Net's ``nuc``; no contour: left out.
-
-    Parameters
-    ----------
-    facts
-        Filled with the other members of the file, wherever they stand in it, before the first cell is yielded.
-
-    Raises
-    ------
-    FormatError
-        Broken JSON, a file of another kind, or one whose cells have no contours at all.
-    """
-    bare = found = 0
-    for number, cell in iter_objects(path, ("cells", "nuc"), facts, tally.repaired):
-        if not found and not ({"type_map", "wsi_metadata"} <= set(facts) or "mag" in facts):
-            _read_facts(path, facts)
-        where = f"{path}, cell {number}"
-        if not isinstance(cell, dict) or not ({"contour", "centroid", "bbox"} & set(cell)):
-            raise FormatError(
-                f"{where}: expected a cell with a 'contour' (cells.json of CellViT, json of HoVer-Net), got {str(cell)[:60]!r}."
-            )
-        found += 1
-        bare += "contour" not in cell
-        contour = cell.get("contour")
-        ring = None
-        if contour is None:
-            tally.skip("cells without a contour")
-        else:
-            ring = ring_of(contour, where, tally, closed=False)
-        yield where, ring, cell.get("type")
-    if found and bare == found:
-        raise FormatError(
-            f"{path}: none of its {found} cells (the first is cell 0) has a contour: this is a list of centers, as CellViT's "
-            "cell_detection.json. Give the file with contours (cells.json)."
-        )
-
-
-def _read_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Read what stands beside the cells, which may come after them: the whole file is passed over once without keeping it."""
-    for _, item in iter_objects(path, ("cells", "nuc"), facts):
-        if isinstance(item, dict) and item and item == facts:  # no such array: the one object itself
-            return
-
-
-def is_cells_json(path: Path) -> bool:
-    """Return whether a JSON file begins as CellViT's or HoVer-Net's do, not as GeoJSON."""
-    with open_text(path) as stream:
-        begin = stream.read(1 << 16)
-    return begin.lstrip().startswith("{") and bool(_CELLS_TEXT.search(begin)) and not _GEOJSON_TEXT.search(begin)
-
-
-def stated_mpp(facts: dict[str, Any]) -> float | None:
-    """Return the slide's um/px of CellViT's metadata, where it is a number or the text of one."""
-    meta = facts.get("wsi_metadata")
-    if not isinstance(meta, dict):
-        return None
-    for key in ("base_mpp", "slide_mpp", "mpp"):
-        try:
-            value = float(meta.get(key) or 0)
-        except (TypeError, ValueError):
-            continue
-        if 0 < value < 100:
-            return value
-    return None
-
-
 def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list[Polygon]:
-    """Return the polygons of a GeoJSON geometry that have area, each part of a collection by itself.
+    """Return the polygons of a GeoJSON geometry, each part of a collection by itself.
+
+    Some may have no area yet: that is told of all polygons of a file at once (``flat_rings``, ``with_area``).
 
     Raises
     ------
@@ -243,19 +176,26 @@ def ring_of(points: Any, where: str, tally: Tally, *, closed: bool) -> Float | N
     array = _numbers(points, where, tally)
     if len(array) > MAX_RING_POINTS:
         raise FormatError(f"{where}: expected a ring of at most {MAX_RING_POINTS} points, got {len(array)}.")
-    bad = ~(np.abs(array) < MAX_COORDINATE_PX)
-    if bad.any():
-        raise FormatError(f"{where}: expected finite coordinates below 2^31, got {float(array[bad][0])}.")
-    is_closed = len(array) > 1 and bool((array[0] == array[-1]).all())
-    if len(array) - is_closed < 3:
+    if not (array.min() > -MAX_COORDINATE_PX and array.max() < MAX_COORDINATE_PX):
+        odd = array[~(np.abs(array) < MAX_COORDINATE_PX)]
+        raise FormatError(f"{where}: expected finite coordinates below 2^31, got {float(odd[0])}.")
+    is_closed = len(array) > 1 and array[0, 0] == array[-1, 0] and array[0, 1] == array[-1, 1]
+    if len(array) - bool(is_closed) < 3:
         tally.skip(_SHORT)
-        return None
-    if flat_rings(array, np.array([0, len(array)], np.int64))[0]:
-        tally.skip(_FLAT)
         return None
     if closed and not is_closed:
         tally.repair("open rings closed")
     return array
+
+
+def with_area(polygons: list[Polygon], tally: Tally) -> list[Polygon]:
+    """Return the polygons whose outer ring encloses something; the others are counted."""
+    if not polygons:
+        return polygons
+    offsets = np.r_[0, np.cumsum([len(rings[0]) for rings in polygons])].astype(np.int64)
+    flat = flat_rings(np.concatenate([rings[0] for rings in polygons]), offsets)
+    tally.skip(FLAT, int(flat.sum()))
+    return [rings for rings, gone in zip(polygons, flat.tolist(), strict=True) if not gone] if flat.any() else polygons
 
 
 def flat_rings(xy: Float, ring_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
@@ -293,7 +233,7 @@ def _numbers(points: Any, where: str, tally: Tally) -> Float:
             raise FormatError(f"{where}: expected a ring of (x, y) numbers, got broken coordinates ({err}).") from err
     if array.ndim != 2 or array.shape[1] < 2:
         raise FormatError(f"{where}: expected a ring of points (x, y), got broken coordinates of shape {array.shape}.")
-    if isinstance(points[0], list | tuple) and isinstance(points[0][0], str):
+    if type(points[0]) is list and isinstance(points[0][0], str):
         tally.repair("numbers written as text")
     return array[:, :2]
 

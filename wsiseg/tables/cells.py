@@ -1,0 +1,88 @@
+"""Cells of CellViT (``cells.json``) and HoVer-Net (``.json``), by the rule of ``wsiseg.tables.outlines``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError
+from wsiseg.tables.jsonstream import iter_objects, open_text
+from wsiseg.tables.outlines import Tally, ring_of
+
+__all__ = ["is_cells_json", "iter_cells", "stated_mpp"]
+
+Float = npt.NDArray[np.float64]
+_CELLS_TEXT = re.compile(r'"(?:cells|nuc|mag|wsi_metadata|type_map|processed_patches)"\s*:')
+_GEOJSON_TEXT = re.compile(r'"(?:features|geometry|geometries|coordinates)"\s*:')
+
+
+def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tuple[str, Float | None, Any]]:
+    """Yield (where, contour, type) of CellViT's ``cells`` or HoVer-Net's ``nuc``; no contour: left out.
+
+    Parameters
+    ----------
+    facts
+        Filled with the other members of the file, wherever they stand in it, before the first cell is yielded.
+
+    Raises
+    ------
+    FormatError
+        Broken JSON, a file of another kind, or one whose cells have no contours at all.
+    """
+    bare = found = 0
+    for number, cell in iter_objects(path, ("cells", "nuc"), facts, tally.repaired):
+        if not found and not ({"type_map", "wsi_metadata"} <= set(facts) or "mag" in facts):
+            _read_facts(path, facts)
+        where = f"{path}, cell {number}"
+        if not isinstance(cell, dict) or not ({"contour", "centroid", "bbox"} & set(cell)):
+            raise FormatError(
+                f"{where}: expected a cell with a 'contour' (cells.json of CellViT, json of HoVer-Net), got {str(cell)[:60]!r}."
+            )
+        found += 1
+        bare += "contour" not in cell
+        contour = cell.get("contour")
+        ring = None
+        if contour is None:
+            tally.skip("cells without a contour")
+        else:
+            ring = ring_of(contour, where, tally, closed=False)
+        yield where, ring, cell.get("type")
+    if found and bare == found:
+        raise FormatError(
+            f"{path}: none of its {found} cells (the first is cell 0) has a contour: this is a list of centers, as CellViT's "
+            "cell_detection.json. Give the file with contours (cells.json)."
+        )
+
+
+def _read_facts(path: Path, facts: dict[str, Any]) -> None:
+    """Read what stands beside the cells, which may come after them: the whole file is passed over once without keeping it."""
+    for _, item in iter_objects(path, ("cells", "nuc"), facts):
+        if isinstance(item, dict) and item and item == facts:  # no such array: the one object itself
+            return
+
+
+def is_cells_json(path: Path) -> bool:
+    """Return whether a JSON file begins as CellViT's or HoVer-Net's do, not as GeoJSON."""
+    with open_text(path) as stream:
+        begin = stream.read(1 << 16)
+    return begin.lstrip().startswith("{") and bool(_CELLS_TEXT.search(begin)) and not _GEOJSON_TEXT.search(begin)
+
+
+def stated_mpp(facts: dict[str, Any]) -> float | None:
+    """Return the slide's um/px of CellViT's metadata, where it is a number or the text of one."""
+    meta = facts.get("wsi_metadata")
+    if not isinstance(meta, dict):
+        return None
+    for key in ("base_mpp", "slide_mpp", "mpp"):
+        try:
+            value = float(meta.get(key) or 0)
+        except (TypeError, ValueError):
+            continue
+        if 0 < value < 100:
+            return value
+    return None
