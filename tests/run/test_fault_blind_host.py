@@ -62,11 +62,30 @@ def test_with_one_host_nothing_is_held_back(clock: Clock) -> None:
     there = [f"tcp://127.0.0.1:{k}" for k in range(4)]
     for k in range(20):
         alone.failed(there[k % 4], slide(k), "no such file", STRIKES)
-        assert not alone.may_be_done(slide(k), there)
-        assert alone.choose([slide(k)], there) is None
+        assert not alone.may_be_done(slide(k), there), "a bad slide fails after its tries, without further ones"
+        assert alone.choose([slide(k + 1)], there) is None
+        assert alone.choose([slide(k)], [there[k % 4]]) is None, "the only worker tries again"
     assert alone.working(there) == there
     assert alone.where(there[2]) == ("laptop", "2")
     assert not alone.news
+
+
+def test_one_broken_worker_of_a_host_is_put_aside_alone(clock: Clock) -> None:
+    """As one GPU of several that every kernel fails on."""
+    node = Hosts(clock)
+    there = [f"tcp://127.0.0.1:{k}" for k in range(3)]
+    for k, worker in enumerate(there):
+        node.add(worker, "node", str(k))
+    for k in range(STRIKES):
+        tile = ("tile", "s", k)
+        node.failed(there[1], tile, "RuntimeError: CUDA error")
+        assert node.choose([tile], there) == {there[0], there[2]}
+        node.succeeded(there[0], tile)
+    (said,) = node.news
+    assert "worker 1 on node is put aside for 60 s" in said
+    assert "which worker tcp://127.0.0.1:0 could do: RuntimeError: CUDA error" in said
+    assert node.working(there) == [there[0], there[2]]
+    assert node.choose([("tile", "s", 9)], there) == {there[0], there[2]}
 
 
 def test_what_failed_goes_to_another_host_and_not_to_another_worker_of_the_same(hosts: Hosts) -> None:
@@ -261,3 +280,24 @@ def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path
     assert verify_run(out).ok
     assert f"on      {error['host']} (1)" in run_here("errors", out).output
     assert "put aside  blind" in run_here("status", out).output
+
+
+@pytest.mark.parametrize(("library", "said"), [("openslide", "is put aside"), ("wsiseg", "is refused")])
+def test_a_worker_that_lacks_a_library_beside_a_good_one_of_the_same_host(
+    library: str, said: str, crop_png: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    preload = tmp_path / "without_it.py"
+    preload.write_text(f"import sys\nsys.modules[{library!r}] = None  # as where it is not installed\n")
+    with Machines(tmp_path / "hosts", rules=[{"do": "slow", "at": "tile", "seconds": 0.0, "times": 1}]) as machines:
+        address = reached(machines)
+        lame = machines._start("worker", address, "--nthreads", "1", env={"DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload)})
+        machines.workers.append(lame)
+        wait = "import sys; from distributed import Client; Client(sys.argv[1], timeout=60).wait_for_workers(2, timeout=120)"
+        subprocess.run([sys.executable, "-c", wait, address], env=environment(), check=True, timeout=200)
+        command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), *CROP, "--out", str(out), "--scheduler", address]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert said in done.stderr
+    assert library in done.stderr

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -53,10 +54,9 @@ class Crew:
             There are workers, and every one of them was refused.
         """
         self.client.subscribe_topic(self.setup.name, self._event)
-        try:
-            self.client.register_plugin(self.setup)
-        except (ImportError, AttributeError, TypeError, ValueError) as err:  # a worker cannot even read what it was sent
-            log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(err))
+        error = _worker_error(self.client.register_plugin, self.setup)
+        if error is not None:
+            log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(error))
         start = time.monotonic()
         while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
             # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
@@ -108,7 +108,7 @@ class Crew:
     def leave(self) -> None:
         """Let the workers go: a cluster of others outlives this run."""
         self.client.unsubscribe_topic(self.setup.name)
-        self.client.unregister_worker_plugin(self.setup.name)
+        _worker_error(self.client.unregister_worker_plugin, self.setup.name)  # one that never had it says so
 
     def _everyone(self) -> dict[str, int]:
         there: dict[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
@@ -148,3 +148,18 @@ class Crew:
             self._roles[address] = message["role"]
             self.hosts.add(address, message["host"], message["name"])
             self._looked = -LOOK_S
+
+
+def _worker_error(ask: Callable[..., Any], *args: Any) -> BaseException | None:
+    """Ask all workers for something; return what one of them raised, whatever it was: it cannot even load what it is sent.
+
+    Raises
+    ------
+    OSError
+        The link to the scheduler is lost.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        error = pool.submit(ask, *args).exception()
+    if isinstance(error, OSError):
+        raise error
+    return error
