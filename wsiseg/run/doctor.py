@@ -31,7 +31,10 @@ __all__ = ["Check", "doctor"]
 
 TILE_READ_WPX = ReadConfig().tile_wpx + 2 * ReadConfig().halo_wpx
 
-_PACKAGES = ("numpy", "numba", "torch", "openslide-python", "cucim-cu13", "dask", "pyarrow", "shapely", "zarr", "cupy-cuda13x")
+_PACKAGES = (
+    "numpy", "numba", "torch", "openslide-python", "cucim-cu13", "cucim-cu12", "dask", "pyarrow", "shapely", "zarr",
+    "cupy-cuda13x", "cupy-cuda12x",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
