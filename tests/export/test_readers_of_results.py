@@ -139,6 +139,7 @@ def test_every_shape_of_geojson_is_read_the_same_way_everywhere(tmp_path: Path, 
     assert evaluate_paths(path, path).scores[0].n_pred == n
     if name == "crossing itself":
         assert done.flags == {"INVALID": 1}
+        assert any("cross themselves, filled by even-odd: 1" in note for note in evaluate_paths(path, path).notes)
 
 
 def packed_forms() -> dict[str, bytes]:
@@ -172,6 +173,16 @@ def test_packing_and_encoding_are_told_by_the_bytes(tmp_path: Path, name: str) -
     path.write_bytes(packed_forms()[name].replace(b"detection", b"annotation"))
     if "gz" not in name and "utf16" not in name:
         assert tissue_from_file(path, meta).mask.sum() == 10 * 256
+
+
+@pytest.mark.parametrize(
+    ("name", "slide_id"),
+    [("a.json.snappy", "a"), ("b_seg.npy", "b"), ("c.npz", "c"), ("d.ndjson", "d"), ("e_cell_detection.geojson.gz", "e")],
+)
+def test_a_slide_is_named_after_its_file(name: str, slide_id: str) -> None:
+    from wsiseg.run.convert_in import _stem
+
+    assert _stem(name) == slide_id
 
 
 @pytest.mark.parametrize(

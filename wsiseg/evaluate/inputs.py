@@ -226,12 +226,24 @@ def load_rings(path: str | Path) -> Rings:
 
 def _some(rings: Rings, path: Path) -> Rings:
     """Return the rings. Raises ``FormatError`` where the file has objects and none of them is an outline."""
+    if len(rings):
+        crossed = 0 if rings.outline_px or rings.ground is not None else _crossed(rings)
+        rings.tally.repair("outlines that cross themselves, filled by even-odd", crossed)
     if len(rings) or not rings.tally.skipped:
         return rings
     raise FormatError(
         f"{path}: nothing to score ({'; '.join(rings.tally.lines())}): points have no area, and lines none; give the file with "
         "polygons."
     )
+
+
+def _crossed(rings: Rings) -> int:
+    """Return how many rings cross or touch themselves."""
+    import shapely
+
+    owner = np.repeat(np.arange(len(rings.offsets) - 1), np.diff(rings.offsets))
+    shapes = shapely.polygons(shapely.linearrings(rings.xy, indices=owner))
+    return int(np.count_nonzero(~shapely.is_valid(shapes)))
 
 
 def _ring_areas(rings: Rings) -> Float:

@@ -103,21 +103,10 @@ class _Slide:
 LEAST_ON_TISSUE = 0.5
 """Of nuclei that lie where they should nearly all are on tissue; a smaller share than this is told."""
 _ENDINGS = (
-    ".geojson.gz",
-    ".json.gz",
-    ".geojson",
-    ".json",
-    ".zarr",
-    ".zip",
-    ".db",
-    ".tiff",
-    ".tif",
-    ".png",
-    ".npy",
-    ".mat",
-    ".gz",
-)
-_STEM_ENDS = ("-features", "_cell_detection", ".labels", "_labels", "_nuclei", ".nuclei")
+    ".geojson.gz", ".json.gz", ".json.snappy", ".geojson", ".json", ".zarr", ".zip", ".db", ".tiff", ".tif", ".png", ".npy",
+    ".npz", ".mat", ".snappy", ".geojsonl", ".geojsons", ".ndjson", ".jsonl", ".gz",
+)  # fmt: skip
+_STEM_ENDS = ("-features", "_seg", "_cp_masks", "_cell_detection", ".labels", "_labels", "_nuclei", ".nuclei")
 
 
 def import_files(paths: Sequence[Path], fmt: str, out: Path, options: ImportOptions | None = None) -> list[Imported]:
