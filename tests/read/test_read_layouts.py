@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from wsiseg.errors import SlideOpenError, TileReadError
+from wsiseg.errors import AnisotropicMppError, SlideOpenError, TileReadError
 from wsiseg.read import fit_tissue, open_slide
 from wsiseg.read.layout import picture_of
+from wsiseg.read.samples import Depth, depth_of, to_u8
 
 
 def crop(h=150, w=170):
@@ -416,3 +417,88 @@ def test_the_layout_is_said(tmp_path):
     assert open_slide(write(tmp_path / "b.tif", RGB), mpp=0.5).meta.layout.startswith("3 samples of 8 bits, RGB, interleaved")
     with pytest.raises(SlideOpenError, match=r"reader cucim cannot be used: .*16 bits"):
         open_slide(tmp_path / "a.tif", mpp=0.5, reader="cucim")
+
+
+@pytest.mark.parametrize(
+    ("values", "declared", "bits", "full"),
+    [
+        (np.array([0, 255], np.uint16), 0, 8, 0), (np.array([0, 256], np.uint16), 0, 10, 0),
+        (np.array([4095], np.uint16), 0, 12, 0), (np.array([4096], np.uint16), 0, 14, 0),
+        (np.array([300], np.uint16), 12, 12, 0),
+        (np.array([70000], np.uint32), 0, 32, 0), (np.array([0, 1.02]), 0, 8, 1), (np.array([0, 258.0]), 0, 8, 255),
+        (np.array([np.nan, 0.4]), 0, 8, 1),
+    ],
+)  # fmt: skip
+def test_the_rule_for_deep_samples(values, declared, bits, full):
+    depth = depth_of(values, declared)
+    assert (depth.bits, depth.full) == (bits, full)
+
+
+def test_a_tile_beyond_the_slides_rule_is_no_pixel():
+    with pytest.raises(ValueError, match=r"5000.*12 bits"):
+        to_u8(np.array([5000], np.uint16), Depth(12))
+    with pytest.raises(ValueError, match="0 to 1"):
+        to_u8(np.array([200.0]), Depth(full=1.0))
+    np.testing.assert_array_equal(to_u8(np.array([np.nan, -0.2, 0.5, 1.2]), Depth(full=1.0)), [255, 0, 128, 255])
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        depth_of(np.array([-3.0, 0.5]))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 90), (90, 1), (20, 20), (3, 200)])
+@pytest.mark.parametrize("value", [0, 255, None])
+@pytest.mark.parametrize("kind", ["png", "tiles", "12-bit tiles"])
+def test_tiny_white_and_black_slides_open(tmp_path, size, value, kind):
+    pixels = RGB[10 : 10 + size[0], -size[1] :].copy() if value is None else np.full((*size, 3), value, np.uint8)
+    pixels = np.resize(pixels, (*size, 3))
+    if kind == "png":
+        path = tmp_path / "s.png"
+        Image.fromarray(pixels).save(path)
+    else:
+        stored = pixels.astype(np.uint16) * 16 if kind == "12-bit tiles" else pixels
+        path = write(tmp_path / "s.tif", stored, tile=(16, 16), compression="deflate")
+    slide = open_slide(path, mpp=0.5)
+    np.testing.assert_array_equal(slide.read_level(0, 0, 0, size[1], size[0]), pixels)
+    assert slide.thumbnail(8).shape[2] == 3
+    assert value is None or not fit_tissue(slide).mask.any()
+
+
+@pytest.mark.parametrize("aspect", [1.0, 1.5])
+def test_a_leica_scan_states_its_size_in_nm(tmp_path, aspect):
+    # OpenSlide shows the collection's whole area; the scanned part of 170 x 150 px at 500 nm begins at (200, 100)
+    nm, wide, high = 500, 600, 500
+    macro = np.full((64, 80, 3), 240, np.uint8)
+
+    def image(ifd, w, h, size, at, power):
+        return (
+            f'<image name="i" uuid="urn:uuid:{ifd}"><creationDate>2020-01-01T00:00:00Z</creationDate>'
+            '<device model="x" version="1"/>'
+            f'<pixels sizeX="{w}" sizeY="{h}"><dimension sizeX="{w}" sizeY="{h}" r="0" ifd="{ifd}"/></pixels>'
+            f'<view sizeX="{size[0]}" sizeY="{size[1]}" offsetX="{at[0]}" offsetY="{at[1]}" spacingZ="0"/><scanSettings>'
+            f"<objectiveSettings><objective>{power}</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4"
+            "</numericalAperture><illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image>"
+        )
+
+    area = (wide * nm, high * nm)
+    text = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01"><collection name="c" uuid="u" '
+        f'sizeX="{area[0]}" sizeY="{area[1]}"><barcode>0</barcode>{image(0, 80, 64, area, (0, 0), 1)}'
+        f"{image(1, W, H, (W * nm, int(H * nm * aspect)), (200 * nm, 100 * nm), 20)}</collection></scn>"
+    )
+    path = tmp_path / "s.scn"
+    with tifffile.TiffWriter(path, bigtiff=True) as out:
+        keep = {"photometric": "rgb", "compression": "jpeg", "tile": (64, 64), "metadata": None}
+        out.write(macro, description=text, **keep)
+        out.write(RGB, **keep)
+    if aspect != 1:
+        with pytest.raises(AnisotropicMppError, match="Leica"):
+            open_slide(path)
+        return
+    slide = open_slide(path)
+    meta = slide.meta
+    assert (meta.vendor, meta.mpp, meta.mpp_source) == ("leica", 0.5, "leica")
+    assert (meta.bounds_x, meta.bounds_y, meta.bounds_w, meta.bounds_h) == (200, 100, W, H)
+    whole = slide.read_level(0, 0, 0, meta.width_px, meta.height_px)
+    inside = whole[100 : 100 + H, 200 : 200 + W].astype(int)
+    assert np.abs(inside - RGB).mean() < 5
+    whole[100 : 100 + H, 200 : 200 + W] = 255
+    assert (whole == 255).all()  # outside the scanned area: white
