@@ -11,6 +11,7 @@ from typing import Any
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import TileReadError, WsisegError, plain_text
+from wsiseg.log import log
 from wsiseg.read import fit_tissue, open_slide, scale_for, tissue_frac, working_size
 from wsiseg.read.slide import layout_words
 from wsiseg.run.cluster import usable_cores
@@ -82,6 +83,8 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
                 except (WsisegError, OSError) as err:
                     rows.append(PlanRow(slide.slide_id, error=plain_text(" ".join(str(err).split()))))
                     continue
+                for warning in job.warnings:
+                    log.warning("slide %s: %s", slide.slide_id, warning)
                 tiles = tiles_of(job, config)
                 tissue = [t for t in tiles if t.tissue_frac > config.read.tissue_min_frac]
                 mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in tissue) * job.mpp_working**2 * 1e-6
