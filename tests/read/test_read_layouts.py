@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import tifffile
@@ -25,6 +30,7 @@ def crop(h=150, w=170):
     return np.clip(rgb, 0, 255).astype(np.uint8)
 
 
+ROOT = Path(__file__).resolve().parents[2]
 RGB = crop()
 H, W = RGB.shape[:2]
 PLANES = np.moveaxis(RGB, 2, 0).copy()
@@ -502,3 +508,25 @@ def test_a_leica_scan_states_its_size_in_nm(tmp_path, aspect):
     assert np.abs(inside - RGB).mean() < 5
     whole[100 : 100 + H, 200 : 200 + W] = 255
     assert (whole == 255).all()  # outside the scanned area: white
+
+
+@pytest.mark.parametrize("compression", ["lzw", "jpeg", "zstd", "jpegxl", "webp", "deflate"])
+def test_a_decoder_that_is_not_installed_is_named(tmp_path, compression):
+    path = tmp_path / "s.ome.tif"
+    pixels = RGB if compression == "webp" else PLANES
+    options = {"photometric": "rgb" if compression == "webp" else "minisblack", **TILED}
+    metadata = ome(axes="YXS") if compression == "webp" else ome()
+    tifffile.imwrite(path, pixels, compression=compression, metadata=metadata, **options)
+    (tmp_path / "imagecodecs").mkdir()
+    (tmp_path / "imagecodecs/__init__.py").write_text("raise ImportError('as if it were not installed')")
+    code = f"from wsiseg.read import open_slide; open_slide({str(path)!r}).read_level(0, 0, 0, 9, 9)"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+    if done.returncode == 0:
+        assert compression in ("deflate", "zstd")
+    else:
+        said = done.stderr.splitlines()[-1]
+        assert compression != "deflate"
+        assert said.startswith("wsiseg.errors.SlideOpenError")
+        assert f"compression {compression.upper()} needs the package imagecodecs: pip install imagecodecs" in said

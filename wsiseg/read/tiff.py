@@ -301,8 +301,8 @@ def _decoded(page: Any, data: bytes, index: int) -> npt.NDArray[Any]:
     decode: Callable[..., Any] = page.decode
     try:
         tile, _, shape = decode(data, index, jpegtables=page.jpegtables)
-    except (AttributeError, KeyError, ValueError) as err:
-        if "imagecodecs" not in str(err):
+    except (AttributeError, ImportError, KeyError, ValueError) as err:
+        if "imagecodecs" not in str(err) and not isinstance(err, ImportError):  # tifffile's own decoder may lack its module
             raise
         name = getattr(page.compression, "name", page.compression)
         raise RuntimeError(f"compression {name} needs the package imagecodecs: pip install imagecodecs") from err
