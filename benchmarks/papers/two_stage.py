@@ -22,10 +22,10 @@ from benchmarks._machine import machine
 from benchmarks.papers._page import fill
 from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.predict import load_model, load_weights, macs_per_px
+from wsiseg.run.scoring import separate_maps
 from wsiseg.run.training import TrainConfig, train_samples, training_samples
 from wsiseg.run.validation import predict_samples
-from wsiseg.separate import resolve_params, separate
-from wsiseg.train.data import MODEL_MPP
+from wsiseg.separate import resolve_params
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers"
 SCORES = ("dice", "aji", "pq", "sq", "dq")
@@ -114,14 +114,14 @@ def draw(rows: dict[str, dict[str, Any]], args: argparse.Namespace, path: Path) 
     for (name, row), (left, right) in zip(rows.items(), (axes[1, :2], axes[1, 2:]), strict=True):
         model = load_model(PredictConfig(weights=str(args.state / name / "weights" / f"{name}.safetensors")))
         (judged,) = predict_samples(model, [sample])
-        labels = separate(judged.prob, resolve_params(SeparateConfig(), model.separate_defaults, MODEL_MPP)).labels
+        labels = separate_maps(judged.maps, resolve_params(SeparateConfig(), model.separate_defaults, judged.maps.mpp))
         window = (slice(0, 256), slice(0, 256))
         from wsiseg.train import load_sample
 
         rgb = load_sample(sample)[0][window].copy()
         rgb[find_boundaries(judged.truth[window], mode="inner")] = (0, 160, 0)
         rgb[find_boundaries(labels[window], mode="inner")] = (230, 0, 0)
-        left.imshow(np.asarray(judged.prob[0][window]), vmin=0, vmax=255)
+        left.imshow(np.asarray(judged.maps.inner[0][window]), vmin=0, vmax=255)
         left.set_title(f"{name}: channel 0 ({row['net']})", fontsize=9)
         right.imshow(rgb)
         right.set_title(f"{name}: red found, green drawn", fontsize=9)

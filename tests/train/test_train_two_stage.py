@@ -13,9 +13,11 @@ from PIL import Image
 from tests.train.test_train_run import write_data
 from wsiseg.errors import ConfigError
 from wsiseg.run.presets import separation_by_size, with_model
+from wsiseg.run.scoring import ImageMaps
 from wsiseg.run.training import TrainConfig
 from wsiseg.run.validation import Judged
 from wsiseg.train import LossConfig, choose_reference, histogram_difference, list_samples, two_head_loss
+from wsiseg.types import Box
 
 
 def pair_of_heads() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -114,7 +116,8 @@ def test_markers_are_as_far_apart_as_the_mean_nucleus_asks(radius: int, expected
     for cx, cy in ((20, 20), (65, 20), (20, 65)):
         prob[1][np.hypot(x - cx, y - cy) <= radius] = 200
     prob[1, 80:83, 80:83] = 255  # 9 px: no nucleus
-    found, diameter = separation_by_size([Judged(sample, prob, np.zeros((90, 90), np.int32))], 0.25)
+    maps = ImageMaps(np.pad(prob, ((0, 0), (7, 7), (7, 7))), Box(0, 0, 90, 90), 7, 1.0, 0.25, (90, 90))
+    found, diameter = separation_by_size([Judged(sample, maps, np.zeros((90, 90), np.int32))], 0.25)
     if radius > 2:
         assert diameter == pytest.approx(2 * radius, rel=0.1)
     assert found["marker_radius_wpx"] == expected

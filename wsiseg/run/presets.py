@@ -79,7 +79,7 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
         Values under the names of ``SeparateConfig``, and the diameter of the mean nucleus of the thresholded material, px; 0
         where nothing was found.
     """
-    areas = [_object_areas(j.prob[1] >= 128) for j in judged]
+    areas = [_object_areas(j.maps.inner[1] >= 128) for j in judged]
     kept = np.concatenate([a[a >= _LEAST_PX] for a in areas]) if areas else np.zeros(0)
     diameter = float(2 * np.sqrt(kept.mean() / np.pi)) if len(kept) else 0.0
     return {

@@ -191,7 +191,7 @@ class _Bench:
         if config.separation == "nucleus-size":
             thresholds, _ = separation_by_size(judged, MODEL_MPP)
         else:
-            thresholds, _ = fit_separation(judged, config.sets, MODEL_MPP, rounds=1)
+            thresholds, _ = fit_separation(judged, rounds=1)
         net, card = load_weights(str(weights))
         save_weights(net, card["net"], {**card, "separate_defaults": thresholds}, weights)
         _write(folder / "done.json", plan)

@@ -37,21 +37,24 @@ from wsiseg.normalize import fit_stain, normalize
 from wsiseg.predict import Model, load_model, predict, tune_malloc
 from wsiseg.read import ArraySlide, fit_tissue, read_working, scale_for, tissue_window, working_size
 from wsiseg.run.context import compute_device, stain_aim
-from wsiseg.separate import resolve_params, separate
+from wsiseg.separate import SeparateParams, resolve_params, separate
 from wsiseg.train import VALIDATION_GROUPS, Sample, list_samples, load_sample
 from wsiseg.types import Box
 from wsiseg.vectorize import rasterize, vectorize
 
 __all__ = [
+    "ImageMaps",
     "ImageResult",
     "SetScores",
     "annotated_sets",
     "choose_samples",
     "compare_weights",
     "machine_facts",
+    "map_image",
     "model_facts",
     "score_model",
     "segment_image",
+    "separate_maps",
     "summarize_images",
 ]
 
@@ -122,6 +125,38 @@ def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0
     return chosen
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageMaps:
+    """What the network says of one picture with its surroundings: enough to separate it again under other thresholds.
+
+    Attributes
+    ----------
+    prob : uint8 (2, H, W)
+        Center and material maps of the picture and a halo, working px.
+    core
+        The picture in working px; its origin is (0, 0).
+    halo_wpx
+        Width of the halo.
+    scale, mpp
+        Working px per picture px, and microns per working px.
+    shape : (int, int)
+        Height and width of the picture, its own px.
+    """
+
+    prob: NDArray[np.uint8]
+    core: Box
+    halo_wpx: int
+    scale: float
+    mpp: float
+    shape: tuple[int, int]
+
+    @property
+    def inner(self) -> NDArray[np.uint8]:
+        """Return the maps of the picture without its halo, working px."""
+        halo = self.halo_wpx
+        return self.prob[:, halo : halo + self.core.h, halo : halo + self.core.w]
+
+
 def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "") -> NDArray[np.int32]:
     """Segment one picture as a slide of one tile: the stages of ``run.tile`` in their order, and its polygons drawn.
 
@@ -132,6 +167,12 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     int32 (H, W)
         Instances at the picture's own pixels, 0 background.
     """
+    maps = map_image(rgb, mpp, model, config, image_id)
+    return separate_maps(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp))
+
+
+def map_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "") -> ImageMaps:
+    """Predict one picture as a slide of one tile: the first half of ``segment_image``."""
     slide = ArraySlide(rgb, mpp=mpp, slide_id=image_id)
     scale = scale_for(mpp, model.mpp, config.read.mpp_tolerance_frac)
     aim = stain_aim(model, config)
@@ -141,13 +182,18 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     window = model.input_box(box)
     tissue = tissue_window(fit_tissue(slide), box, scale)
     prob = predict(model, normalize(read_working(slide, window, scale), stain), window, box, wanted=tissue)
-    params = resolve_params(config.separate, model.separate_defaults, mpp / scale)
-    labels: NDArray[np.int32] = rasterize(vectorize(separate(prob, params), prob, box, core), core)
-    if scale == 1.0:
+    return ImageMaps(np.asarray(prob), core, halo, scale, mpp / scale, rgb.shape[:2])
+
+
+def separate_maps(maps: ImageMaps, params: SeparateParams) -> NDArray[np.int32]:
+    """Return the instances of a predicted picture at its own pixels, int32 (H, W): the second half of ``segment_image``."""
+    core, box = maps.core, maps.core.padded(maps.halo_wpx)
+    labels: NDArray[np.int32] = rasterize(vectorize(separate(maps.prob, params), maps.prob, box, core), core)
+    if maps.scale == 1.0:
         return labels
     # polygons lie on working px edges, so the working px under a pixel's center says which polygon holds that center
-    rows, cols = (np.minimum(((np.arange(n) + 0.5) * scale).astype(np.int64), m - 1)
-                  for n, m in zip(rgb.shape[:2], labels.shape, strict=True))  # fmt: skip
+    rows, cols = (np.minimum(((np.arange(n) + 0.5) * maps.scale).astype(np.int64), m - 1)
+                  for n, m in zip(maps.shape, labels.shape, strict=True))  # fmt: skip
     return labels[np.ix_(rows, cols)]
 
 

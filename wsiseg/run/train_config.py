@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -17,7 +18,7 @@ __all__ = ["AugmentOn", "TrainConfig", "plain_config"]
 AugmentOn = Literal["auto", "patch", "batch"]
 StainChoice = Literal["none", "macenko"]
 ReferenceChoice = Literal["published", "automatic"]
-SeparationChoice = Literal["fitted", "nucleus-size", "hou43"]
+SeparationChoice = Literal["unseen", "nucleus-size", "hou43"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,10 @@ class TrainConfig:
     data_root
         Folder of the sets in the unified layout; empty: the environment variable ``WSISEG_DATA``.
     sets
-        Sets and the share of patches that each gives; also their weight when thresholds are fitted.
+        Sets and the share of patches that each gives.
+    fit_sets
+        Annotated sets that are not trained on, for fitting thresholds: each counts the same. None: the thresholds that were
+        measured to suit unseen tissue (``run.validation.OPERATING_POINT``).
     licence
         Licence of the resulting weights, and why.
     augment_on
@@ -44,8 +48,8 @@ class TrainConfig:
         ``macenko``: training images are normalized, and so will be every slide that the weights segment: to the reference of
         the ``published`` code, or to the training image that Mahbod et al. 2019 would choose (``automatic``).
     separation
-        Thresholds of the weights: ``fitted`` on training images, or set by the mean nucleus (``separation_by_size``): either
-        needs held-out images, without any the fallback thresholds stand. ``hou43``: those of Hou et al. 2020.
+        Thresholds of the weights: ``unseen``, those for tissue of sets not trained on (``fit_sets``); ``nucleus-size``, set by
+        the mean nucleus of training images (``separation_by_size``); ``hou43``, those of Hou et al. 2020.
     init
         Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
     teacher, teacher_share
@@ -57,6 +61,7 @@ class TrainConfig:
     licence: str
     out: str = "run"
     data_root: str = ""
+    fit_sets: Sequence[str] = ()
     net: str = "lean"
     init: str = ""
     teacher: str = ""
@@ -69,7 +74,7 @@ class TrainConfig:
     augment_on: AugmentOn = "auto"
     stain: StainChoice = "none"
     stain_reference: ReferenceChoice = "published"
-    separation: SeparationChoice = "fitted"
+    separation: SeparationChoice = "unseen"
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
 
@@ -84,6 +89,16 @@ class TrainConfig:
                 raise ConfigError(
                     f"training config: expected {name} to be one of {get_args(kind)}, got {getattr(self, name)!r}."
                 )
+        if isinstance(self.fit_sets, str) or (self.fit_sets and self.separation != "unseen"):
+            raise ConfigError(
+                f'training config: expected fit_sets to be a list of sets beside separation = "unseen", got '
+                f"{self.fit_sets!r} beside {self.separation!r}."
+            )
+        if seen := sorted(set(self.fit_sets) & set(self.sets)):
+            raise ConfigError(
+                f"training config: fit_sets names {seen}, which are trained on. Thresholds fitted there are too high for other "
+                "tissue; name sets that are not in [sets], or none."
+            )
         if not 0 <= self.teacher_share <= 1:
             raise ConfigError(f"training config: expected teacher_share to be 0 to 1, got {self.teacher_share}.")
 

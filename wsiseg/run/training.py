@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsiseg import __version__
-from wsiseg.config import PredictConfig
+from wsiseg.config import PredictConfig, RunConfig
 from wsiseg.errors import ConfigError
 from wsiseg.log import log
 from wsiseg.normalize import fit_stain
@@ -29,15 +29,9 @@ from wsiseg.predict import (
     save_weights,
 )
 from wsiseg.run.presets import HOU_SEPARATION, separation_by_size
+from wsiseg.run.scoring import map_image
 from wsiseg.run.train_config import AugmentOn, TrainConfig, plain_config
-from wsiseg.run.validation import (
-    fit_separation,
-    in_reference_stain,
-    predict_image,
-    predict_recolored,
-    predict_samples,
-    score_table,
-)
+from wsiseg.run.validation import OPERATING_POINT, fit_separation, in_reference_stain, predict_samples, score_table
 from wsiseg.train import (
     PatchSource,
     Sample,
@@ -55,7 +49,6 @@ from wsiseg.types import Stain
 __all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "train_samples", "training_samples"]
 
 DATA_ROOT_ENV = "WSISEG_DATA"
-_THRESHOLD_IMAGES = 12  # per set
 
 
 def train_from_toml(
@@ -143,9 +136,8 @@ def train_samples(
 def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
     """Measure the int8 ranges, fit thresholds, score, and write weights and card; return the card.
 
-    Thresholds are fitted on training images (a network this small knows them no better than others) in each other's colors,
-    so that they suit slides to come; scores are those of the held-out images, none of which has a part in what it judges.
-    Without held-out images there are neither.
+    Thresholds suit tissue of sets that the network has not seen: fitted on ``config.fit_sets``, or ``OPERATING_POINT``. Scores
+    are those of the held-out images, none of which has a part in what it judges; without held-out images there are none.
     """
     assert isinstance(net, UNet)
     held_out, seen = [s for s in samples if s.validation], [s for s in samples if not s.validation]
@@ -156,7 +148,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         "stain_method": config.stain,
         "licence": config.licence,
         "data": {"sets": sorted(config.sets), "validation_images": [s.image_id for s in held_out]},
-        "separate_defaults": HOU_SEPARATION if config.separation == "hou43" else {},
+        "separate_defaults": HOU_SEPARATION if config.separation == "hou43" else dict(OPERATING_POINT),
         "scores": {},
         "training": plain_config(config),
         "wsiseg_version": __version__,
@@ -166,18 +158,19 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         card["stain_reference"] = reference
     if is_quantizable(stored.spec):
         stored.ranges = activation_ranges(stored.eval(), _calibration_images(seen, aim))
-    if held_out:
+    if held_out or config.fit_sets or config.separation == "nucleus-size":
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
-        fitted_on = _spread(seen)
-        if config.separation == "fitted":
-            card["separate_defaults"], reached = fit_separation(predict_recolored(model, fitted_on), config.sets, MODEL_MPP)
+        if config.fit_sets:
+            judged = predict_samples(model, list_samples(_data_root(config), tuple(config.fit_sets)))
+            card["separate_defaults"], reached = fit_separation(judged)
             log.info("thresholds %s reach a mean of PQ and AJI of %.4f", card["separate_defaults"], reached)
         elif config.separation == "nucleus-size":
-            by_size = separation_by_size(predict_samples(model, fitted_on), MODEL_MPP)
+            by_size = separation_by_size(predict_samples(model, _spread(seen)), MODEL_MPP)
             card["separate_defaults"], card["mean_nucleus_diameter_px"] = by_size
-        card["scores"] = score_table(predict_samples(model, held_out), card["separate_defaults"], MODEL_MPP)
-        card["scored_in"] = model.precision
+        if held_out:
+            card["scores"] = score_table(predict_samples(model, held_out), card["separate_defaults"])
+            card["scored_in"] = model.precision
         ranges, stored = stored.ranges, build_net(config.net)
         stored.load_state_dict(state)
         stored.ranges = ranges
@@ -201,7 +194,7 @@ def _teacher(config: TrainConfig, folder: Path) -> Callable[[NDArray[np.uint8]],
     if not config.teacher:
         return None
     model = load_model(PredictConfig(weights=_weights_from(config.teacher, folder), tta=8))
-    return lambda rgb: predict_image(model, rgb)
+    return lambda rgb: map_image(rgb, model.mpp, model, RunConfig()).inner
 
 
 def _weights_from(stated: str, folder: Path) -> str:
@@ -210,11 +203,11 @@ def _weights_from(stated: str, folder: Path) -> str:
 
 
 def _spread(samples: list[Sample]) -> list[Sample]:
-    """Return some images of each set, evenly over its list: enough for thresholds."""
+    """Return up to twelve images of each set, evenly over its list: enough for the size of nuclei."""
     chosen: list[Sample] = []
     for dataset in dict.fromkeys(s.dataset for s in samples):
         mine = [s for s in samples if s.dataset == dataset]
-        chosen += mine[:: max(1, len(mine) // _THRESHOLD_IMAGES)][:_THRESHOLD_IMAGES]
+        chosen += mine[:: max(1, len(mine) // 12)][:12]
     return chosen
 
 
@@ -269,7 +262,7 @@ def _stain_statistics(rgb: NDArray[np.uint8]) -> StainStatistics:
 
 
 def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, aim: Stain, step: int) -> dict[str, float]:
-    """Mean PQ per set at the fallback thresholds: enough to see a curve, too little to choose thresholds by."""
+    """Mean PQ per set at ``OPERATING_POINT``: enough to see a curve."""
     assert isinstance(net, UNet)
     copy = build_net(config.net)
     copy.load_state_dict(net.state_dict())
@@ -282,6 +275,6 @@ def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainCon
         "licence": "",
         "separate_defaults": {},
     }
-    table = score_table(predict_samples(model_from_net(copy, card, PredictConfig()), held_out), {}, MODEL_MPP)
+    table = score_table(predict_samples(model_from_net(copy, card, PredictConfig()), held_out), OPERATING_POINT)
     log.info("step %d: %s", step, json.dumps({name: row["pq"] for name, row in table.items()}))
     return {f"pq_{name}": row["pq"] for name, row in table.items()}

@@ -26,7 +26,6 @@ __all__ = [
     "cut_patch",
     "degrade",
     "look_of",
-    "recolored",
     "restain",
 ]
 
@@ -105,12 +104,6 @@ def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.T
     tissue = density.mean(0, keepdim=True).clamp(max=0.15) * (1 / 0.15)
     moved = torch.einsum("dc,chw->dhw", matrix, density - mean[:, None, None]) + target[:, None, None]
     return (256 * torch.exp(-torch.lerp(density, moved, tissue)) - 1).clamp(0, 255)
-
-
-def recolored(rgb: NDArray[np.uint8], look: Look, other: Look) -> NDArray[np.uint8]:
-    """Return an image uint8 (H, W, 3) of one look in the colors of another (``restain``, all the way)."""
-    moved = restain(torch.from_numpy(rgb).permute(2, 0, 1).float(), look, other, 1.0)
-    return np.asarray(moved.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
 
 
 def cut_patch(
