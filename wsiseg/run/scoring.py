@@ -182,7 +182,7 @@ def map_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfi
     window = model.input_box(box)
     tissue = tissue_window(fit_tissue(slide), box, scale)
     prob = predict(model, normalize(read_working(slide, window, scale), stain), window, box, wanted=tissue)
-    return ImageMaps(np.asarray(prob), core, halo, scale, mpp / scale, rgb.shape[:2])
+    return ImageMaps(np.asarray(prob), core, config.read.halo_wpx, scale, mpp / scale, rgb.shape[:2])
 
 
 def separate_maps(maps: ImageMaps, params: SeparateParams) -> NDArray[np.int32]:

@@ -54,9 +54,11 @@ _GRID: dict[str, tuple[Any, ...]] = {
     "marker_radius_wpx": (1, 2, 3, 4, 5, 6, 8, 10),
     "compactness": (0.0, 0.5, 1.0, 2.0, 4.0),
 }
-# markers are told apart by a saddle, or by a high threshold and a radius: a walk does not get from one to the other
+# markers are told apart by a saddle, or by a high threshold and a radius: a walk does not get from one to the other; nor does
+# it find the border of nuclei that are all dropped for want of material
 _STARTS: tuple[dict[str, Any], ...] = (
     {**OPERATING_POINT},
+    {**OPERATING_POINT, "min_material_frac": 0.0},
     {**OPERATING_POINT, "center_threshold_frac": 0.35, "merge_depth_frac": 0.1, "marker_radius_wpx": 4},
 )
 
