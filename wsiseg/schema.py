@@ -128,7 +128,12 @@ SLIDES: tuple[Column, ...] = (
     Column("width_px", "int32", "level-0 px", "slide width"),
     Column("height_px", "int32", "level-0 px", "slide height"),
     Column("mpp", "float64", "um/px", "microns per level-0 pixel"),
-    Column("mpp_source", "string", "", "openslide (vendor), ome, imagej, aperio, vips, leica, zarr, image, tiff or user"),
+    Column(
+        "mpp_source",
+        "string",
+        "",
+        "openslide (vendor), ome, imagej, aperio, vips, leica, zarr, image, tiff, objective (10 / power) or user",
+    ),
     Column("scale", "float64", "1", "working px per level-0 px"),
     Column("bounds_x", "int32", "level-0 px", "left of the scanned area"),
     Column("bounds_y", "int32", "level-0 px", "top of the scanned area"),

@@ -6,9 +6,12 @@
    printer. The first is taken if it lies in ``PLAUSIBLE_MPP``;
 3. outside, ``ImplausibleMppError`` asks: converters are off by 10, 2.54, 25.4 or 1000, and a network that is fed a tenth of the
    scale finds nothing;
-4. nothing: ``MissingMppError``. A physical fact is never guessed; an objective power (40x) is no resolution, it is only named.
+4. the objective power that the scanner states: 10 / power (0.25 um/px at 40x, 0.5 at 20x), the convention of the large
+   scanners, good to about 10 %; the note says so;
+5. nothing: ``MissingMppError``. A physical fact is never guessed.
 
-The step taken is recorded as ``SlideMeta.mpp_source``; statements that disagree with it by more than 1 % as ``mpp_note``.
+The step taken is recorded as ``SlideMeta.mpp_source``; as ``mpp_note`` statements that disagree with it by more than 1 %, and
+that an objective power was all there was.
 """
 
 from __future__ import annotations
@@ -118,7 +121,15 @@ def resolve_mpp(
     if user_mpp is not None:
         return Mpp(float(user_mpp), "user", _disagreement(MppClaim("user", "the user", user_mpp, user_mpp), found))
     if not found:
-        raise MissingMppError(_nothing_stated(properties, where))
+        power = objective_power(properties)
+        if power is None:
+            raise MissingMppError(_nothing_stated(properties, where))
+        return Mpp(
+            10.0 / power,
+            "objective",
+            f"the file states an objective of {power:g}x and no microns per pixel: {10 / power:.4g} was taken, good to about "
+            "10 %; --mpp gives the true value",
+        )
     first = found[0]
     if abs(first.x - first.y) > MAX_ANISOTROPY_FRAC * max(first.x, first.y):
         raise AnisotropicMppError(
@@ -145,15 +156,9 @@ def _nothing_stated(properties: Mapping[str, str], where: str) -> str:
         hints += f" Its resolution tags state {um:.4g} um per pixel, which is a screen's or printer's."
     elif x is not None and x != 1 and um is None:
         hints += f" Its resolution tag is {x:g} without a unit."
-    power = objective_power(properties)
-    if power is not None:
-        hints += (
-            f" It names an objective of {power:g}x only, usually about {10 / power:.3g} um per pixel: confirm it with "
-            f"--mpp {10 / power:.3g} if your scanner has it so."
-        )
     return (
         f"{where}: the file states no microns per pixel (looked at the vendor's header, OME-XML, ImageJ, Aperio and libvips "
-        f"texts, resolution tags).{hints} "
+        f"texts, resolution tags, objective power).{hints} "
         "Give it with --mpp (um per level-0 pixel, e.g. --mpp 0.25 for a usual 40x scan), or for many slides in the manifest "
         "column 'mpp'."
     )
