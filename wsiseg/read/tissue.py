@@ -44,6 +44,8 @@ GLASS_OD = 0.1
 GLASS_MIN, GLASS_MAX_CHROMA, GLASS_MAX_PINK = 120, 32, 8
 """Of glass under any lamp: its least channel, largest chroma, and by how much green may lie below both others. Brightest px
 that are darker, of more color or pinker are tissue, and the picture is not white balanced by them."""
+FLAT_MAX_DIFF, GLASS_MIN_FLAT_FRAC = 6, 0.1
+"""Pinker ones are glass after all where so large a share of the picture differs from them by so little in each channel."""
 BLANK_GLASS_FRAC = 0.95
 NUCLEUS_UM, SPOT_UM, SPOT_MARGIN_UM = 6.0, 40.0, 16.0
 SPOT_CHROMA = 6
@@ -281,8 +283,9 @@ def _white_balanced(rgb: RGB, scanned: npt.NDArray[np.bool_]) -> npt.NDArray[np.
     if not scanned.any():
         return rgb.astype(np.int16)
     white = np.percentile(rgb[scanned], 99, axis=0)
-    pink = min(white[0], white[2]) - white[1]
-    is_glass = white.min() >= GLASS_MIN and white.max() - white.min() <= GLASS_MAX_CHROMA and pink <= GLASS_MAX_PINK
+    is_glass = white.min() >= GLASS_MIN and white.max() - white.min() <= GLASS_MAX_CHROMA
+    if is_glass and min(white[0], white[2]) - white[1] > GLASS_MAX_PINK:
+        is_glass = (np.abs(rgb[scanned] - white) <= FLAT_MAX_DIFF).all(axis=1).mean() >= GLASS_MIN_FLAT_FRAC
     gain = np.where(is_glass, 255.0 / np.maximum(white, 1), 1.0)
     return np.minimum(rgb * gain, 255).astype(np.int16)
 
