@@ -94,6 +94,8 @@ def test_third_parties_enter_by_their_door() -> None:
                 wrong.append(f"{where}:{line} imports {name}")
             if name.split(".")[0] == "numba" and not path.name.startswith("_cpu"):
                 wrong.append(f"{where}:{line} imports numba outside a _cpu module")
+            if name.split(".")[0] in {"numba", "llvmlite"} and where != "backend/_cpu_jit.py":
+                wrong.append(f"{where}:{line} imports {name}: kernels are compiled by backend._cpu_jit.jit alone")
     assert not wrong, "\n".join(sorted(set(wrong)))
 
 

@@ -14,9 +14,20 @@ def run() -> None:
     """Load the command line and run it; Ctrl-C while it loads is one line too, not a traceback out of an import."""
     if sys.flags.interactive == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stopped_at_start)
-    from wsiseg.cli import main
+    import click
 
-    main()
+    from wsiseg.cli import main
+    from wsiseg.cli.streams import lost_output, steady_streams
+
+    steady_streams()
+    try:
+        main()
+    except SystemExit as end:
+        lost = lost_output()
+        if lost:
+            click.echo(f"wsiseg: standard output could not be written: {lost}.", err=True)
+        words_only = not {"segment", "demo", "merge"} & set(sys.argv[1:3])  # the others have written files
+        sys.exit(2 if lost and words_only and not end.code else end.code)
 
 
 def _stopped_at_start(number: int, frame: FrameType | None) -> None:

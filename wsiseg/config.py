@@ -259,7 +259,8 @@ class ScheduleConfig:
         both = not (self.scheduler and self.scheduler_file)
         _require(both, "schedule.scheduler_file", "alone (not with schedule.scheduler)", self.scheduler_file)
         tls = (self.tls_ca, self.tls_cert, self.tls_key)
-        _require(all(tls) or not any(tls), "schedule.tls_*", "tls_ca, tls_cert and tls_key together", tls)
+        lacking = [n for n, file in zip(("tls_ca", "tls_cert", "tls_key"), tls, strict=True) if not file]
+        _require(len(lacking) in (0, 3), "schedule.tls_*", f"tls_ca, tls_cert and tls_key together ({lacking} missing)", tls)
         _require(self.retries >= 0, "schedule.retries", "0 or more", self.retries)
         _require(self.tile_timeout_s >= 0, "schedule.tile_timeout_s", "0 s (no limit) or more", self.tile_timeout_s)
 

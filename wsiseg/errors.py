@@ -14,6 +14,7 @@
     |  |- EmptyExportError         no nucleus to export, and the format knows no empty file
     |  `- FormatError              a table, label image or GeoJSON is not what it claims
     |- SchedulerLostError          the Dask scheduler is gone and did not come back
+    |- WorkersLostError            workers ended before they could begin
     |- TileReadError               pixels of one tile could not be decoded
     |- OutputMismatchError         the output folder was made by another config
     |- OutputInUseError            another live run writes to the same folder
@@ -46,6 +47,7 @@ __all__ = [
     "TileComputeError",
     "TileReadError",
     "WeightsError",
+    "WorkersLostError",
     "WsisegError",
     "one_line",
     "plain_text",
@@ -125,6 +127,10 @@ class OutputInUseError(WsisegError):
 
 class SchedulerLostError(WsisegError):
     """The Dask scheduler is gone and did not come back."""
+
+
+class WorkersLostError(WsisegError):
+    """Workers ended, again and again, before they could begin."""
 
 
 class WeightsError(WsisegError):

@@ -42,7 +42,7 @@ def cluster(args: argparse.Namespace) -> SLURMCluster:
         # a job near its time limit takes no new tiles, and the scheduler does not wait for one that does not come back
         "worker_extra_args": ["--lifetime", args.lifetime, "--lifetime-stagger", "2m"],
         "job_script_prologue": ["export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 NUMBA_NUM_THREADS=1", *CALM],
-        "scheduler_options": {"dashboard": False, "dashboard_address": ":0"},
+        "scheduler_options": {"dashboard": False, "dashboard_address": "127.0.0.1:0"},
     }
     return SLURMCluster(**options)
 

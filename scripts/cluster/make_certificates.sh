@@ -5,9 +5,12 @@
 #
 # makes DIR/ca.pem (the authority), DIR/cert.pem and DIR/key.pem (one pair for scheduler, workers and client). Then:
 #
-#     dask scheduler --protocol tls --tls-ca-file DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
-#     dask worker tls://HEAD:8786   --tls-ca-file DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
+#     dask scheduler --protocol tls --no-dashboard --dashboard-address 127.0.0.1:0 --tls-ca-file DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
+#     dask worker tls://HEAD:8786 --no-dashboard --tls-ca-file DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
 #     wsiseg segment SLIDES --out RUN --scheduler tls://HEAD:8786 --tls-ca DIR/ca.pem --tls-cert DIR/cert.pem --tls-key DIR/key.pem
+#
+# The scheduler's dashboard would be plain HTTP, open to all: without one, and with its HTTP port on its own machine only, nothing
+# is shown. A worker that outlives its scheduler does not join the next one: start workers anew after it.
 #
 # Who has no certificate of this authority can neither read the traffic nor send tasks, which would be code that the workers run.
 set -euo pipefail

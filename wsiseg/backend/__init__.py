@@ -7,6 +7,7 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from wsiseg.backend.caches import place_caches
 from wsiseg.backend.interface import BLOCK, BLOCK_2D, Backend, blocks_for, blocks_over
 
 __all__ = [
@@ -25,6 +26,8 @@ __all__ = [
     "to_device",
     "to_host",
 ]
+
+place_caches()  # before anything of this package imports numba or CuPy
 
 _MAKERS: dict[type, Callable[[Any], Backend]] = {}
 

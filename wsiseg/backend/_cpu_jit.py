@@ -2,20 +2,120 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import fcntl
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
+import llvmlite
 import numba
+from llvmlite.binding import get_host_cpu_features, get_host_cpu_name
 
-__all__ = ["jit"]
+from wsiseg.backend.caches import private_folder
+
+__all__ = ["Compiled", "compiled_so_far", "jit", "one_at_a_time"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_KERNELS: list[Any] = []
+
+WAIT_S = 300.0
+"""How long a process waits for another one of this machine to compile what both need, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What this process has of the CPU kernels: signatures compiled here, signatures loaded from disk, and where they are kept.
+
+    ``folder`` is empty where nothing can be kept: every process compiles for itself then.
+    """
+
+    compiled: int
+    loaded: int
+    folder: str
+
 
 def jit(function: F) -> F:
-    """Compile ``function`` on first use. A read-only installation without a writable cache folder compiles once per process."""
+    """Compile ``function`` on first use; see ``wsiseg.backend.caches`` for where its machine code is kept.
+
+    Where there is no place at all it is compiled once in every process.
+    """
     try:
-        compiled: F = numba.njit(cache=True, nogil=True)(function)
+        kernel: Any = numba.njit(cache=True, nogil=True)(function)
     except RuntimeError:  # numba found no folder that it may write to
-        compiled = numba.njit(nogil=True)(function)
+        kernel = _kept_in_private(function)
+    _KERNELS.append(kernel)
+    compiled: F = kernel
     return compiled
+
+
+def _kept_in_private(function: Callable[..., Any]) -> Any:
+    folder = private_folder()
+    if folder is not None:
+        numba.config.CACHE_DIR = os.environ["NUMBA_CACHE_DIR"] = str(folder / "numba")
+        with contextlib.suppress(RuntimeError):
+            return numba.njit(cache=True, nogil=True)(function)
+    return numba.njit(nogil=True)(function)
+
+
+def compiled_so_far() -> Compiled:
+    """Return what was compiled and loaded in this process since it began."""
+    stats = [kernel.stats for kernel in _KERNELS]
+    folder = next((str(s.cache_path) for s in stats if s.cache_path), "")
+    return Compiled(sum(sum(s.cache_misses.values()) for s in stats), sum(sum(s.cache_hits.values()) for s in stats), folder)
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let one of a machine's processes compile while the others wait; once it has, all of them load at the same time.
+
+    Where that cannot be arranged (no folder, a file system without locks, a process that hangs) the block runs all the same.
+    """
+    folder = compiled_so_far().folder
+    done = os.path.join(folder, f".wsiseg-compiled-{_fingerprint()}")
+    handle = -1 if not folder or os.path.exists(done) else _lock(folder, done)
+    try:
+        yield
+        if handle >= 0:
+            with contextlib.suppress(OSError):
+                os.close(os.open(done, os.O_WRONLY | os.O_CREAT, 0o666))
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def _fingerprint() -> str:
+    """Return 16 hex digits over what machine code depends on: the sources, the compiler and the processor."""
+    found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
+    found.update(f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}".encode())
+    for source in sorted(Path(__file__).parents[1].glob("*/_cpu*.py")):
+        found.update(source.read_bytes())
+    return found.hexdigest()[:16]
+
+
+def _lock(folder: str, done: str) -> int:
+    """Return a handle that holds the folder's lock; -1 where ``done`` is there meanwhile, or the lock cannot be had."""
+    handle = -1
+    with contextlib.suppress(OSError):
+        handle = os.open(os.path.join(folder, ".wsiseg-compiling"), os.O_RDWR | os.O_CREAT, 0o666)
+    end = time.monotonic() + WAIT_S
+    while handle >= 0 and time.monotonic() < end:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+            continue
+        except OSError:
+            break
+        if not os.path.exists(done):
+            return handle
+        break
+    if handle >= 0:
+        os.close(handle)
+    return -1

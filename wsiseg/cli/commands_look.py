@@ -101,9 +101,10 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     _print_left_out(console, found)
     total = sum(r.seconds for r in rows)
     console.print(
-        f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h and "
-        f"{sum(r.table_bytes for r in rows) / 1e9:.3f} GB. Measured here: {probe.get('seconds_per_mm2', 0):.2f} s per mm² "
-        f"and core, {probe.get('nuclei_per_mm2', 0):,.0f} nuclei per mm² (one probe tile; dense slides take longer)."
+        f"{len(rows)} slides, {sum(r.tissue_mm2 for r in rows):.1f} mm² of tissue, about {total / 3600:.2f} h with "
+        f"{probe['workers']:.0f} workers and {sum(r.table_bytes for r in rows) / 1e9:.3f} GB. Measured here: "
+        f"{probe.get('seconds_per_mm2', 0):.2f} s per mm² and core, {probe.get('nuclei_per_mm2', 0):,.0f} nuclei per mm² (one "
+        "probe tile; dense slides take longer)."
     )
     sys.exit(1 if any(r.error for r in rows) else 0)
 

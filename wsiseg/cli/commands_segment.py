@@ -111,8 +111,9 @@ def segment(
 def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool:
     """Measure the features of a run's slides here, one process a worker; return whether all could be."""
     from wsiseg.run.features import FeatureOptions, measure_run
+    from wsiseg.run.limits import usable_cores
 
-    options = FeatureOptions(path_map=config.schedule.path_map, workers=config.schedule.workers or os.cpu_count() or 1)
+    options = FeatureOptions(path_map=config.schedule.path_map, workers=config.schedule.workers or usable_cores())
     slide_ids = [r["slide_id"] for r in summary.rows if (out / "nuclei" / f"{r['slide_id']}.parquet").is_file()]
     failed = [found for _, found in measure_run(out, options, slide_ids) if isinstance(found, str)] if slide_ids else []
     for why in failed:
@@ -248,7 +249,8 @@ def print_summary(summary: RunSummary) -> None:
     density = nuclei / tissue if tissue else 0
     console.print(f"nuclei     {nuclei:,} in {tissue:.2f} mm² of tissue ({density:,.0f} per mm²), mean area {area:.1f} µm²")
     spent = ", ".join(f"{s} {v:.1f}" for s, v in stages.items())
-    console.print(f"time       {summary.seconds:.1f} s in all; worker seconds: {spent}")
+    kernels = f", {summary.kernels_s:.1f} of them preparing CPU kernels" if summary.kernels_s else ""
+    console.print(f"time       {summary.seconds:.1f} s in all{kernels}; worker seconds: {spent}")
     console.print(f"weights    {summary.weights}")
     console.print(f"run        {summary.out}")
     for host, reason in summary.hosts_aside.items():

@@ -63,6 +63,8 @@ class _Group(click.Group):
             click.echo(f"wsiseg: {err.strerror or err}{f': {err.filename}' if err.filename else ''}", err=True)
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 click.echo("wsiseg: free some space; finished tiles are kept, and the same command resumes.", err=True)
+            if "temporary directory" in str(err.strerror):
+                click.echo("wsiseg: set TMPDIR to a folder that can be written to.", err=True)
             sys.exit(2)
         except KeyboardInterrupt as err:
             click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
+
+from wsiseg.backend._cpu_jit import jit
 
 __all__ = ["mix_densities", "transfer_log_lms"]
 
 
-@numba.njit(cache=True, nogil=True)
-def mix_densities(flat, table, back, out):  # type: ignore[no-untyped-def]
+@jit
+def mix_densities(flat: Any, table: Any, back: Any, out: Any) -> None:
     """Fill ``out`` uint8 (n, 3): sum each channel's density shares, look the sum's color up. Integers: equal to NumPy's."""
     last = back.shape[0] - 1
     for i in range(flat.shape[0]):
@@ -19,8 +22,20 @@ def mix_densities(flat, table, back, out):  # type: ignore[no-untyped-def]
             out[i, k] = back[min(max(total, 0), last)]
 
 
-@numba.njit(cache=True, nogil=True)
-def transfer_log_lms(flat, mix, log_of, matrix, offset, power_of, log_low, steps, to_rgb, weight, out):  # type: ignore[no-untyped-def]
+@jit
+def transfer_log_lms(
+    flat: Any,
+    mix: Any,
+    log_of: Any,
+    matrix: Any,
+    offset: Any,
+    power_of: Any,
+    log_low: Any,
+    steps: Any,
+    to_rgb: Any,
+    weight: Any,
+    out: Any,
+) -> None:
     """Fill ``out`` uint8 (n, 3): LMS (16-bit) -> log10 -> affine -> power -> RGB, blended by the darkest channel's weight."""
     last = power_of.shape[0] - 1
     base = -log_low * steps + np.float32(0.5)

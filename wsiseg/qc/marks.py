@@ -137,7 +137,7 @@ class MarkLog:
         self.run = run
         self.order = order
         folder.mkdir(parents=True, exist_ok=True)
-        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
         try:
             self._lock()
             self.marks = read_marks(self.path, run)

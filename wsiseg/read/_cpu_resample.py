@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import numba
+from typing import Any
+
 import numpy as np
+
+from wsiseg.backend._cpu_jit import jit
 
 __all__ = ["resample"]
 
 
-@numba.njit(cache=True, nogil=True)
-def resample(source, x_first, x_weights, y_first, y_weights, out):  # type: ignore[no-untyped-def]
+@jit
+def resample(source: Any, x_first: Any, x_weights: Any, y_first: Any, y_weights: Any, out: Any) -> None:
     """Fill ``out`` uint8 (h, w, 3): rows mixed first (16-bit intermediate), then columns; see ``working``."""
     h, w = out.shape[0], out.shape[1]
     n = source.shape[1] * 3
@@ -39,5 +42,3 @@ def resample(source, x_first, x_weights, y_first, y_weights, out):  # type: igno
             out[i, j, 0] = r >> 22
             out[i, j, 1] = g >> 22
             out[i, j, 2] = b >> 22
-
-

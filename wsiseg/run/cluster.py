@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
@@ -14,16 +13,14 @@ import dask
 from distributed import Client, LocalCluster
 
 from wsiseg.config import RunConfig, ScheduleConfig
+from wsiseg.log import log
 from wsiseg.run.devices import threads_of_worker
+from wsiseg.run.exits import heard_of
 from wsiseg.run.gpu_cluster import gpu_cluster
+from wsiseg.run.limits import default_workers, usable_cores
 from wsiseg.run.remote import QUIET_DASK, connect_remote
 
-__all__ = ["connect", "usable_cores"]
-
-
-def usable_cores() -> int:
-    """Return the cores that this process may really use (affinity and container limits, not the machine's total)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+__all__ = ["connect"]
 
 
 @contextlib.contextmanager
@@ -56,7 +53,7 @@ def connect(config: RunConfig) -> Iterator[Client]:
             "MALLOC_TRIM_THRESHOLD_": 2147483647,
         },
     }
-    with dask.config.set(settings), contextlib.ExitStack() as stack:
+    with dask.config.set(settings), heard_of(), contextlib.ExitStack() as stack:
         with _interrupts_held():
             cluster = stack.enter_context(_cluster(config.schedule))
         yield stack.enter_context(Client(cluster, set_as_default=False))
@@ -65,7 +62,9 @@ def connect(config: RunConfig) -> Iterator[Client]:
 def _cluster(config: ScheduleConfig) -> Any:
     if config.device == "cuda":
         return gpu_cluster(config, usable_cores())
-    n_workers = config.workers or usable_cores()
+    n_workers, why = default_workers(config.workers)
+    if why:
+        log.warning("%s", why)
     return LocalCluster(
         n_workers=n_workers,
         threads_per_worker=threads_of_worker(config, "cpu", n_workers, usable_cores()),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,13 +30,29 @@ ANSWER_S = 60.0
 PATIENCE_S = 30.0
 """How long no worker may be there before the user is told, s."""
 
+PREPARING_S = 4.0
+"""Workers that take longer than this to prepare their kernels are compiling them, and the user is told, s."""
+
+LONGEST_PREPARING_S = 600.0
+"""How long all workers may be preparing before the run goes on as if none were there, s."""
+
 
 class Crew:
     """Who works for a run: workers that were accepted, what each may do, and who was refused and why."""
 
-    def __init__(self, client: Client, setup: WorkerSetup) -> None:
+    def __init__(
+        self,
+        client: Client,
+        setup: WorkerSetup,
+        tell: Callable[[str], None] = lambda text: None,
+        on_ready: Callable[[dict[str, Any]], None] = lambda facts: None,
+    ) -> None:
         self.client = client
         self.setup = setup
+        self._tell = tell
+        self._on_ready = on_ready
+        self._ready: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()  # from the client's own thread
+        self._preparing: set[str] = set()
         self._roles: dict[str, str] = {}
         self.refused: dict[str, str] = {}
         self.hosts = Hosts()
@@ -58,11 +75,17 @@ class Crew:
         if error is not None:
             log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(error))
         start = time.monotonic()
+        told = False
         while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
             # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
             waited = time.monotonic() - start
-            if waited > (PATIENCE_S if answers and not self._roles else LOOK_S):
+            compiling = bool(self._preparing) and not self._roles
+            patience = LONGEST_PREPARING_S if compiling else PATIENCE_S if answers and not self._roles else LOOK_S
+            if waited > patience:
                 break
+            if compiling and waited > PREPARING_S and not told:
+                told = True
+                self._tell("preparing  CPU kernels, compiled once on each machine and kept for later runs")
             if waited > ASK_S:
                 self._ask(everyone)
             time.sleep(0.01 if waited < ASK_S else ASK_S)
@@ -74,6 +97,8 @@ class Crew:
 
     def look(self) -> int:
         """Return how many tiles the accepted workers do at once, asked anew every few seconds."""
+        while not self._ready.empty():
+            self._on_ready(self._ready.get())
         now = time.monotonic()
         if now - self._looked >= LOOK_S:
             self._looked = now
@@ -87,7 +112,8 @@ class Crew:
                 self._seen, self._told = now, False
             elif not self._told and now - self._seen > PATIENCE_S:
                 self._told = True
-                log.warning("no worker is there; waiting for one. Ctrl-C stops; the same command resumes")
+                why = "no worker is ready yet: kernels are still compiled" if self._preparing else "no worker is there"
+                log.warning("%s; waiting for one. Ctrl-C stops; the same command resumes", why)
         return self.threads
 
     def able(self, kind: str) -> list[str]:
@@ -134,19 +160,24 @@ class Crew:
                         {"worker": address, "host": host, "refused": f"wsiseg cannot be loaded there: {one_line(answer)}"}
                     )
 
-    def _event(self, event: tuple[float, dict[str, str]]) -> None:
+    def _event(self, event: tuple[float, dict[str, Any]]) -> None:
         self._hear(event[1])
 
-    def _hear(self, message: dict[str, str]) -> None:
+    def _hear(self, message: dict[str, Any]) -> None:
         address = message["worker"]
         if address in self._roles or address in self.refused:
             return
+        if message.get("preparing"):
+            self._preparing.add(address)
+            return
+        self._preparing.discard(address)
         if message["refused"]:
             self.refused[address] = f"{address} on {message['host']}: {message['refused']}"
             log.warning("worker %s is refused", self.refused[address])
         else:
             self._roles[address] = message["role"]
             self.hosts.add(address, message["host"], message["name"])
+            self._ready.put(message)
             self._looked = -LOOK_S
 
 

@@ -21,8 +21,9 @@ from wsiseg.errors import BackendUnavailableError, WsisegError
 from wsiseg.predict import NETS, device_report, load_model
 from wsiseg.predict.memory import plan_device
 from wsiseg.read.report import reader_report
-from wsiseg.run.cluster import usable_cores
 from wsiseg.run.devices import gpu_environments, gpu_obstacle, threads_of_worker
+from wsiseg.run.kernels import prepare_kernels
+from wsiseg.run.limits import default_workers, local_limits, usable_cores
 from wsiseg.separate import resolve_params, separate
 from wsiseg.types import Box
 from wsiseg.vectorize import vectorize
@@ -50,21 +51,36 @@ def doctor() -> list[Check]:
     """Run all checks; never raises for a part that is missing."""
     checks: list[Check] = [Check("wsiseg", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
     checks.append(_packages())
-    memory = psutil.virtual_memory()
-    checks.append(
-        Check(
-            "machine",
-            "ok",
-            f"{usable_cores()} usable cores, {memory.available / 2**30:.1f} GiB memory free, "
-            f"{shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here",
-        )
-    )
+    checks += _machine()
     checks += [Check(f"reader {name}", "ok" if usable else "note", detail) for name, usable, detail in reader_report()]
     checks += [Check(name, "ok" if usable else "note", detail) for name, usable, detail in device_report()]
     checks += _gpu()
     checks += [_weights(name) for name in ("open", "research")]
-    checks.append(_self_test())
+    checks += [_kernels(), _self_test()]
     return checks
+
+
+def _machine() -> list[Check]:
+    limits = local_limits()
+    memory = psutil.virtual_memory()
+    free = min(memory.available, limits.memory_bytes)
+    sizes = f"{free / 2**30:.1f} GiB memory free, {shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here"
+    told = [f"{limits.cores} cores: {limits.cores_by}"] if limits.cores_by else []
+    told += [f"{limits.memory_bytes / 2**30:.1f} GiB memory: {limits.memory_by}"] if limits.memory_by else []
+    workers, why = default_workers(0, limits)
+    checks = [Check("machine", "ok", f"{limits.cores} usable cores, {sizes}")]
+    checks += [Check("limits", "ok", "; ".join(told))] if told else []
+    return [*checks, Check("workers", "note" if why else "ok", why or f"{workers}, one a core")]
+
+
+def _kernels() -> Check:
+    """Compile what ``segment`` will, and say where it is kept."""
+    prepared = prepare_kernels()
+    done = f"{prepared.compiled} compiled, {prepared.loaded} loaded in {prepared.seconds:.1f} s"
+    if prepared.folder:
+        return Check("CPU kernels", "ok", f"{done}; kept in {prepared.folder}")
+    why = "no folder can be written to: every worker of every run compiles them anew. Set NUMBA_CACHE_DIR to one that can"
+    return Check("CPU kernels", "note", f"{done}; {why}")
 
 
 def _packages() -> Check:

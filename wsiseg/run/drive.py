@@ -42,6 +42,7 @@ class Progress:
     nuclei: int = 0
     mm2: float = 0.0
     mm2_done: float = 0.0
+    kernels_s: float = 0.0
     message: str = ""
 
 

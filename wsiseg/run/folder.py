@@ -158,7 +158,7 @@ class RunFolder:
     def _locked(self, name: str, kind: int) -> Iterator[None]:
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.root / name, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = _open_lock(self.root / name)
         except OSError as err:
             raise InputError(
                 f"Run folder {self.root} cannot be written to: {err.strerror or err}. Choose another --out."
@@ -175,3 +175,14 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file, made with the rights that the umask leaves: a colleague of the group may go on with the run.
+
+    One that somebody else made without those rights is opened for reading, which is enough for a lock.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)

@@ -14,11 +14,11 @@ from wsiseg.errors import TileReadError, WsisegError, plain_text
 from wsiseg.log import log
 from wsiseg.read import fit_tissue, open_slide, scale_for, tissue_frac, working_size
 from wsiseg.read.slide import layout_words
-from wsiseg.run.cluster import usable_cores
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.devices import compute_device
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
+from wsiseg.run.limits import default_workers
 from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import run_tile
 from wsiseg.types import Box, Tile
@@ -68,7 +68,9 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
     The estimate is measured, not assumed: one real tile of 1000 working px from the middle of the first usable slide's
     tissue is segmented here, and its seconds and nuclei per mm2 are carried over to the rest.
     """
-    n_workers = workers or config.schedule.workers or usable_cores()
+    n_workers, why = default_workers(workers or config.schedule.workers)
+    if why:
+        log.warning("%s", why)
     rows: list[PlanRow] = []
     probe: dict[str, float] = {}
     with TemporaryDirectory(prefix="wsiseg-plan-") as scratch:
@@ -103,6 +105,7 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
                 )
         finally:
             context.close()
+    probe["workers"] = n_workers
     return rows, probe
 
 

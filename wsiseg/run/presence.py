@@ -24,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from wsiseg.run.exits import word_of
+
 __all__ = ["Death", "Presence", "deaths", "read_workers", "sweep_workers"]
 
 _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
@@ -164,7 +166,8 @@ def _reason(trace: Path, record: dict[str, Any]) -> str:
     except OSError:
         text = ""
     if not text.startswith("Timeout"):
-        return f"WorkerDied: the {where} was killed or crashed at it"
+        here = record["host"] == platform.node()
+        return f"WorkerDied: the {where} {(word_of(int(record['pid'])) if here else '') or 'was killed or crashed'} at it"
     # most recent call first: the first line of ours is where it hangs; run/ only leads there
     places = [m for m in _PLACE.findall(text) if not m[0].startswith("wsiseg/run/presence")]
     inner = f", in {places[0][0]}:{places[0][1]} {places[0][2]}" if places else ""

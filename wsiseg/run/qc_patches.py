@@ -98,7 +98,7 @@ def make_patches(
     for entry in read_rows(run.qc / "patches.parquet"):
         old.setdefault(entry["slide_id"], []).append(entry)
     slides = [r for r in run.rows if r["status"] != "failed" and r.get("n_nuclei")]
-    from wsiseg.run.cluster import usable_cores  # loads Dask, which the other QC commands do not need
+    from wsiseg.run.limits import usable_cores
 
     made, failed, index, done = 0, [], [], 0
     with ThreadPoolExecutor(max_workers=max(1, min(8, usable_cores()))) as pool:

@@ -161,7 +161,7 @@ def _features(
     failed: list[tuple[str, str]] = []
     if not todo:
         return found, failed
-    from wsiseg.run.cluster import usable_cores
+    from wsiseg.run.limits import usable_cores
 
     with ThreadPoolExecutor(max_workers=max(1, min(8, usable_cores()))) as pool:
         jobs = [pool.submit(_slide_features, run, entries) for entries in todo.values()]

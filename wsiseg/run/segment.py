@@ -25,7 +25,8 @@ from wsiseg.run.drive import Drive, Progress
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.locate import absolute_inputs
 from wsiseg.run.manifest import SlideInput, require_plain_names
-from wsiseg.run.remote import dashboard_link, fitting_workers
+from wsiseg.run.remote import answer_of, dashboard_link, fitting_workers
+from wsiseg.run.scratch import temporary_files
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.suspect import all_good
 from wsiseg.run.tasks import worker_facts
@@ -60,6 +61,7 @@ class RunSummary:
     weights: str
     hosts_aside: dict[str, str] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
+    kernels_s: float = 0.0
 
     @property
     def ok(self) -> bool:
@@ -100,8 +102,8 @@ def segment(
         The folder belongs to other settings, or to a run that is alive.
     DuplicateSlideError
         The folder holds one of the slides under another id: its nuclei would be there twice.
-    WeightsError
-        The network cannot be loaded.
+    WeightsError, WorkersLostError
+        The network cannot be loaded; or workers end over it, again and again.
     SchedulerLostError
         The Dask scheduler is gone and did not come back: finished tiles are kept, and the same call resumes.
     OSError
@@ -119,7 +121,7 @@ def segment(
     own = shard.take(every) if shard else every
     config = _staged_apart(config, folder, shard)
     progress = Progress(slides=len(own))
-    with folder.exclusive(shard.name if shard else ""):
+    with folder.exclusive(shard.name if shard else ""), temporary_files(folder.root):
         folder.create()
         _sweep(folder, own if shard else None)
         if shard:
@@ -138,7 +140,8 @@ def segment(
         merge_if_last(folder)
     seconds = time.perf_counter() - start
     told = (*(f"left out   {line}" for line in left_out[0]), *(f"note       {line}" for line in left_out[1]))
-    return RunSummary(folder.root, ordered, errors, seconds, progress.mm2_done, digest, weights, watch.hosts_aside, told)
+    done = (progress.mm2_done, digest, weights, watch.hosts_aside, told, progress.kernels_s)
+    return RunSummary(folder.root, ordered, errors, seconds, *done)
 
 
 def _rows(
@@ -164,7 +167,7 @@ def _rows(
                 pinned, facts, licence = _claimed(client, folder, config, note)
                 digest = pinned.digest(**facts)
                 setup = WorkerSetup(str(folder.root), pinned, Terms(__version__, digest, facts), pinned.schedule.device)
-                crew = Crew(client, setup)
+                crew = Crew(client, setup, *_tellers(progress, on_progress, watch))
                 crew.join()
                 give_up = 0.0
                 aim = Stain(facts["stain_method"], tuple(facts.get("stain_aim", ())))
@@ -189,6 +192,26 @@ def _rows(
             progress.tiles, progress.mm2 = progress.tiles_done, progress.mm2_done
             progress.nuclei = sum(int(r["n_nuclei"] or 0) for r in rows.values())
             time.sleep(1.0)
+
+
+def _tellers(
+    progress: Progress, on_progress: Callable[[Progress], None], watch: Watch
+) -> tuple[Callable[[str], None], Callable[[dict[str, Any]], None]]:
+    """Return how a crew says something to the user, and what is done with a worker that became ready."""
+
+    def tell(text: str) -> None:
+        progress.message = text
+        on_progress(progress)
+
+    def ready(facts: dict[str, Any]) -> None:
+        watch.event("worker_ready", **{k: facts[k] for k in ("worker", "host", "seconds", "compiled", "loaded", "folder")})
+        progress.kernels_s = max(progress.kernels_s, float(facts["seconds"]))
+        if facts["compiled"]:
+            kept = f"kept in {facts['folder']}" if facts["folder"] else "by every worker anew: no folder can be written to"
+            took = f"compiled on {facts['host']} in {facts['seconds']:.1f} s"
+            tell(f"prepared   {facts['compiled']} CPU kernels {took}, {kept}")
+
+    return tell, ready
 
 
 def _claimed(
@@ -244,7 +267,7 @@ def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any],
         if error is None or isinstance(error, CancelledError):
             return future.result()
         log.warning("worker %s cannot say what it would compute with (%s); asking another", address, one_line(error))
-    return client.submit(function, *args, pure=False, **({"workers": list(workers)} if workers else {})).result()
+    return answer_of(client, function, *args, **({"workers": list(workers)} if workers else {}))
 
 
 def _on_device(config: RunConfig, device: str) -> RunConfig:

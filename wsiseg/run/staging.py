@@ -142,7 +142,7 @@ def _bytes_of(path: Path) -> int:
 def _one_copier(root: Path) -> Iterator[None]:
     try:
         root.mkdir(parents=True, exist_ok=True)
-        handle = os.open(root / ".copying", os.O_RDWR | os.O_CREAT, 0o600)
+        handle = os.open(root / ".copying", os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as err:
         raise SlideOpenError(f"Staging folder {root}: {err.strerror or err}. Choose another --stage.") from err
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import platform
@@ -21,6 +22,7 @@ from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError, one_line
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.folder import RunFolder
+from wsiseg.run.kernels import prepare_kernels
 from wsiseg.run.locate import local_config, local_path
 from wsiseg.run.presence import Presence
 
@@ -80,49 +82,70 @@ def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
 class WorkerSetup(WorkerPlugin):
     """Gives every worker, also one that is restarted or joins later, the context of this run, or refuses it.
 
-    A worker that passes is granted Dask resources in this run's name, and every task asks for one: ``tile`` by workers that
-    compute, ``slide`` by those that were started for reading and writing only (``--resources CPU=1`` beside ``GPU=1`` ones),
-    ``any`` by both. So a refused worker gets no task of this run, and may well work for another. The name is the run's own:
-    runs of one config into two folders may share a cluster, at once or one after the other.
+    A worker that passes prepares its kernels and is then granted Dask resources in this run's name, and every task asks for
+    one: ``tile`` by workers that compute, ``slide`` by those that were started for reading and writing only (``--resources
+    CPU=1`` beside ``GPU=1`` ones), ``any`` by both. So a refused worker gets no task of this run, and may well work for
+    another. The name is the run's own: runs of one config into two folders may share a cluster, at once or one after the other.
     """
 
     def __init__(self, folder: str, config: RunConfig, terms: Terms, device: str) -> None:
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, terms, device)
-        self.verdict: dict[str, str] = {}
-        """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, ``role``, ``refused`` (why)."""
+        self.verdict: dict[str, Any] = {}
+        """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, and ``refused`` (why, or nothing),
+        ``preparing`` (it is not there yet), ``role``, and what its kernels took (``wsiseg.run.kernels.Prepared``)."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
+        self._preparing: asyncio.Task[None] | None = None
 
     def resource(self, role: str) -> str:
         """Return the name of the resource for a role (``tile``, ``slide``, ``any``)."""
         return f"{self.name}-{role}"
 
     async def setup(self, worker: Worker) -> None:
-        """Check the worker, make its (still closed) context, grant it tasks and tell the client."""
+        """Check the worker and tell the client; what takes long goes on behind this, so that nobody waits for the slowest."""
         # Python collects garbage once more at exit: half a second over torch's objects, for nothing. On a busy machine Dask
         # would run out of patience and kill the worker.
         atexit.register(gc.freeze)
-        folder_name, config, terms, device = self._args
+        folder_name, config, terms, _ = self._args
         folder = RunFolder(Path(local_path(folder_name, config.schedule.path_map)))
         reasons = await asyncio.to_thread(objections, terms, folder, config)
-        role = "tile"
-        if not reasons:
-            declared = set(worker.state.total_resources)
-            role = "slide" if "CPU" in declared and "GPU" not in declared else "tile"
-            self.context = WorkerContext(folder, local_config(config), terms.digest, device if role == "tile" else "cpu")
-            # without a nanny nobody would start the worker anew, and one that is a thread would take its program with it
-            timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
-            self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)
-            await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
-            _wake(worker)
+        if reasons:
+            await self._tell(worker, refused="; ".join(reasons))
+            return
+        await self._tell(worker, preparing=True)
+        self._preparing = asyncio.create_task(self._get_ready(worker, folder))
+
+    async def _get_ready(self, worker: Worker, folder: RunFolder) -> None:
+        """Prepare the kernels, make the (still closed) context, and take tasks."""
+        _, config, terms, device = self._args
+        declared = set(worker.state.total_resources)
+        role = "slide" if "CPU" in declared and "GPU" not in declared else "tile"
+        own_device = device if role == "tile" else "cpu"
+        work = asyncio.ensure_future(asyncio.to_thread(prepare_kernels, own_device))
+        await asyncio.wait({work})  # raises nothing: an error is this worker's refusal
+        err = work.exception()
+        if err is not None:
+            await self._tell(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
+            return
+        self.context = WorkerContext(folder, local_config(config), terms.digest, own_device)
+        # without a nanny nobody would start the worker anew, and one that is a thread would take its program with it
+        timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
+        self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)
+        await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
+        _wake(worker)
+        await self._tell(worker, role=role, **dataclasses.asdict(work.result()))
+
+    async def _tell(self, worker: Worker, **found: Any) -> None:
         name = str(worker.name)
         self.verdict = {"worker": worker.address, "name": name if "://" not in name else "", "host": platform.node()}
-        self.verdict |= {"role": role, "refused": "; ".join(reasons)}
+        self.verdict |= {"refused": "", **found}
         await worker.scheduler.log_event(topic=self.name, msg=self.verdict)
 
     async def teardown(self, worker: Worker) -> None:
         """Close handles when the worker leaves or the run ends."""
+        if self._preparing is not None:
+            self._preparing.cancel()
         if self.presence is not None:
             self.presence.close()
             self.presence = None
@@ -133,8 +156,8 @@ class WorkerSetup(WorkerPlugin):
                 await worker.set_resources(**{self.resource(r): 0 for r in ("tile", "slide", "any")})
 
 
-def verdict_of(setup: str, dask_worker: Worker) -> dict[str, str]:
-    """Return what the setup of that name found at a worker; empty while it is not done (run on the worker by the client)."""
+def verdict_of(setup: str, dask_worker: Worker) -> dict[str, Any]:
+    """Return what the setup of that name found at a worker; empty while it knows nothing (run on the worker by the client)."""
     plugin: Any = dask_worker.plugins.get(setup)
     return dict(getattr(plugin, "verdict", {}))
 

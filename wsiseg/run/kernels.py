@@ -1,0 +1,106 @@
+"""The CPU kernels of a run, compiled (or loaded) before the first tile: no tile pays for it, whatever the cache is worth.
+
+What is called here is what a tile calls, through the same doors and with the same kinds of arrays, on a picture of 64 px; so
+each kernel is compiled for the types that it will meet. ``tests/run/test_run_kernels.py`` has whole
+runs compile nothing afterwards.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.normalize import normalize
+from wsiseg.read import read_working
+from wsiseg.separate import SeparateParams, separate
+from wsiseg.types import Box, SlideMeta, Stain
+from wsiseg.vectorize import tile_stats, vectorize
+
+__all__ = ["Prepared", "prepare_kernels"]
+
+SIDE_PX = 64
+
+_PARAMS = SeparateParams(
+    center_threshold=16000,
+    material_threshold=2000,
+    marker_radius_px=3,
+    compactness_q256=512,
+    merge_depth=1,
+    seed_recall=True,
+    min_area_px=20,
+    max_area_px=2000,
+)
+
+_STAINS = (
+    Stain("reinhard", (0.0, 0.1, 0.0, 1.0, 1.0, 1.0)),
+    Stain("macenko", (0.65, 0.70, 0.29, 0.07, 0.99, 0.11, 1.9, 1.0)),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What it took: wall seconds, signatures compiled and loaded from disk, and the folder that keeps them (empty: none)."""
+
+    seconds: float = 0.0
+    compiled: int = 0
+    loaded: int = 0
+    folder: str = ""
+
+
+def prepare_kernels(device: str = "cpu") -> Prepared:
+    """Compile what tiles will need in this process, or load what an earlier process compiled.
+
+    Of the processes of one machine that share a cache one compiles while the others wait for it. On a GPU only pixels are
+    resampled on the host.
+    """
+    start = time.perf_counter()
+    try:
+        from wsiseg.backend import _cpu_jit
+    except ImportError:  # no numba: NumPy does what can be done without
+        return Prepared()
+    from wsiseg.read import _cpu_resample  # noqa: F401 - the first kernel: it says where machine code is kept
+
+    before = _cpu_jit.compiled_so_far()
+    with _cpu_jit.one_at_a_time():
+        rgb = read_working(_Slide(), Box(0, 0, SIDE_PX, SIDE_PX), 0.5)  # type: ignore[arg-type]
+        if device == "cpu":
+            _compute(rgb)
+    now = _cpu_jit.compiled_so_far()
+    seconds = time.perf_counter() - start
+    return Prepared(round(seconds, 3), now.compiled - before.compiled, now.loaded - before.loaded, now.folder)
+
+
+def _compute(rgb: npt.NDArray[np.uint8]) -> None:
+    for stain in _STAINS:
+        normalize(rgb, stain)
+    prob = _picture()
+    read = Box(0, 0, SIDE_PX, SIDE_PX)
+    instances = separate(prob, _PARAMS)
+    vectorize(instances, prob, read, read)
+    for core in (read, read.padded(-8)):  # with and without a halo: arrays of two layouts
+        tile_stats(prob, instances, read, core)
+
+
+def _picture() -> npt.NDArray[np.uint8]:
+    """Paint two touching nuclei, one that is too small, and one without a peak: every step has something to do."""
+    y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
+    prob = np.zeros((2, SIDE_PX, SIDE_PX), np.uint8)
+    for cx, cy, radius, peak in ((18, 18, 8, 250), (32, 18, 8, 250), (50, 50, 2, 250), (16, 48, 7, 0)):
+        distance = np.hypot(x - cx, y - cy)
+        prob[0] = np.maximum(prob[0], np.clip(peak - 20 * distance, 0, 255).astype(np.uint8))
+        prob[1] = np.maximum(prob[1], np.where(distance <= radius, 230, 0).astype(np.uint8))
+    return prob
+
+
+class _Slide:
+    """A white slide of which no file exists."""
+
+    meta = SlideMeta("kernels", "", 4 * SIDE_PX, 4 * SIDE_PX, 0.25, "user", level_downsamples=(1.0,))
+
+    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> Any:
+        """Return white pixels."""
+        return np.full((h, w, 3), 255, np.uint8)

@@ -1,0 +1,200 @@
+"""How much of this machine a run may really use: cores and memory by affinity, control groups and the batch system.
+
+A container or a job sees all cores and all memory of its host. What it is given stands in control groups: in version 2
+``cpu.max`` and ``memory.max``, in version 1 ``cpu.cfs_quota_us`` and ``memory.limit_in_bytes``, of its own group and of each
+group above it; the tightest counts. Kubernetes' limits are such groups. Batch systems that do not confine their jobs
+say in variables what a job was given.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+__all__ = ["Limits", "default_workers", "local_limits", "oom_kills", "usable_cores"]
+
+WORKER_BYTES = int(1.6 * 2**30)
+"""What a CPU worker needs with tiles of the default size: 1.20 GiB in int8 and 1.59 GiB in fp32 were measured at the most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """``cores`` and ``memory_bytes`` that may be used, and what sets each of them (empty: the machine itself)."""
+
+    cores: int
+    cores_by: str
+    memory_bytes: int
+    memory_by: str
+
+
+def local_limits(
+    root: Path = Path("/"),
+    environment: Mapping[str, str] = os.environ,
+    affinity: int | None = None,
+    total_bytes: int | None = None,
+) -> Limits:
+    """Return what this process may use.
+
+    Parameters
+    ----------
+    root
+        Where ``proc`` and the control groups are found: ``/``.
+    environment
+        Of this process.
+    affinity, total_bytes
+        Cores and memory before any limit; ``None``: asked of the system.
+    """
+    if affinity is None:
+        affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    if total_bytes is None:
+        total_bytes = int(psutil.virtual_memory().total)
+    cores = [(float(affinity), "")]
+    memory = [(float(total_bytes), "")]
+    for version, controller, group in _groups(root):
+        if controller == "cpu" and (quota := _quota(group, version)) is not None:
+            cores.append((max(1, math.ceil(quota - 1e-9)), f"CPU quota of {quota:g} in {_shown(group, root)}"))
+        if controller == "memory":
+            names = ("memory.max", "memory.high") if version == 2 else ("memory.limit_in_bytes",)
+            memory += [(n, f"{name} of {_shown(group, root)}") for name in names if (n := _number(group / name)) is not None]
+    for name, number in _job_cores(environment):
+        cores.append((number, name))
+    for name, number in _job_memory(environment, min(cores)[0]):
+        memory.append((number, name))
+    least_cores, least_memory = min(cores, key=lambda c: c[0]), min(memory, key=lambda m: m[0])
+    return Limits(int(least_cores[0]), least_cores[1], int(least_memory[0]), least_memory[1])
+
+
+def usable_cores() -> int:
+    """Return the cores that this process may really use (affinity, quota and job, not the machine's total)."""
+    return local_limits().cores
+
+
+def default_workers(wanted: int = 0, limits: Limits | None = None) -> tuple[int, str]:
+    """Return how many CPU workers there will be, and in words why not one a core (empty: one a core, or as ``wanted``)."""
+    if wanted:
+        return wanted, ""
+    limits = limits or local_limits()
+    fit = max(1, limits.memory_bytes // WORKER_BYTES)
+    if fit >= limits.cores:
+        return limits.cores, ""
+    by = f" ({limits.memory_by})" if limits.memory_by else ""
+    return fit, (
+        f"{fit} of {limits.cores} workers: {limits.memory_bytes / 2**30:.1f} GiB of memory{by} "
+        f"at {WORKER_BYTES / 2**30:.1f} GiB each; --workers sets another number"
+    )
+
+
+def oom_kills(root: Path = Path("/")) -> tuple[int, str]:
+    """Return how many processes were ended for want of memory so far, and who counts: this control group, else the kernel."""
+    for version, controller, group in _groups(root):
+        if controller != "memory":
+            continue
+        counted = _fields(group / ("memory.events" if version == 2 else "memory.oom_control"))
+        if "oom_kill" in counted:
+            return counted["oom_kill"], f"control group {_shown(group, root)}"
+    return _fields(root / "proc/vmstat").get("oom_kill", 0), "kernel"
+
+
+def _groups(root: Path) -> Iterator[tuple[int, str, Path]]:
+    """Yield (version, controller, folder) of this process's groups, each followed by those above it."""
+    own: dict[str, str] = {}
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, path = [*line.split(":", 2), "", ""][:3]
+        for name in controllers.split(",") if number != "0" else [""]:
+            own[name] = path
+    for line in _lines(root / "proc/self/mountinfo"):
+        left, _, right = line.partition(" - ")
+        fields, kinds = left.split(), right.split()
+        if len(fields) < 5 or len(kinds) < 3 or kinds[0] not in ("cgroup", "cgroup2"):
+            continue
+        mount = root / _unescaped(fields[4]).lstrip("/")
+        wanted = [""] if kinds[0] == "cgroup2" else [c for c in ("cpu", "memory") if c in kinds[2].split(",")]
+        for controller in wanted:
+            if controller in own:
+                for group in _chain(mount, _unescaped(fields[3]), own[controller]):
+                    if controller:
+                        yield 1, controller, group
+                    else:
+                        yield 2, "cpu", group
+                        yield 2, "memory", group
+
+
+def _chain(mount: Path, mounted: str, path: str) -> Iterator[Path]:
+    """Yield a group's folder and those above it up to the mount; ``mounted`` is the group that the mount shows at its top."""
+    parts = [p for p in path.split("/") if p]
+    top = [p for p in mounted.split("/") if p]
+    # in a container the mount shows the container's own group, and the path may be told as the host has it or from outside
+    parts = parts[len(top) :] if parts[: len(top)] == top else []
+    if ".." in parts:
+        parts = []
+    for n in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:n])
+
+
+def _quota(group: Path, version: int) -> float | None:
+    """Return the cores that a group's CPU time is worth; ``None``: no limit."""
+    if version == 2:
+        words = (_lines(group / "cpu.max") or [""])[0].split()
+        quota, period = (words[0], words[1] if len(words) > 1 else "100000") if words else ("", "")
+    else:
+        quota, period = ((_lines(group / f"cpu.cfs_{n}_us") or [""])[0].strip() for n in ("quota", "period"))
+    if not (quota.isdecimal() and period.isdecimal()) or int(quota) <= 0 or int(period) <= 0:  # "max", or -1
+        return None
+    return int(quota) / int(period)
+
+
+def _number(file: Path) -> int | None:
+    text = (_lines(file) or [""])[0].strip()
+    return int(text) if text.isdecimal() and int(text) > 0 else None
+
+
+def _fields(file: Path) -> dict[str, int]:
+    pairs = (line.split() for line in _lines(file))
+    return {p[0]: int(p[1]) for p in pairs if len(p) == 2 and p[1].isdecimal()}
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _unescaped(text: str) -> str:
+    """Return a path of mountinfo as it is: blanks and the like are written there in octal."""
+    for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        text = text.replace(code, char)
+    return text
+
+
+def _shown(group: Path, root: Path) -> str:
+    return "/" + group.relative_to(root).as_posix()
+
+
+_CORES_OF_JOBS = (
+    ("SLURM_JOB_ID", ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE")),
+    ("PBS_JOBID", ("NCPUS", "PBS_NCPUS", "PBS_NUM_PPN")),
+    ("LSB_JOBID", ("LSB_DJOB_NUMPROC",)),
+    ("JOB_ID", ("NSLOTS",)),
+)
+"""By the variable that says that this is a job: which ones say its cores, the first that is there counts."""
+
+
+def _job_cores(environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:
+    for job, names in _CORES_OF_JOBS:
+        if environment.get(job):
+            given = [(n, int(environment[n])) for n in names if environment.get(n, "").isdecimal() and int(environment[n]) > 0]
+            yield from given[:1]
+
+
+def _job_memory(environment: Mapping[str, str], cores: float) -> Iterator[tuple[str, int]]:
+    if environment.get("SLURM_JOB_ID"):
+        for name, times in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", int(cores))):
+            text = environment.get(name, "")
+            if text.isdecimal() and int(text) > 0:  # MiB; 0 is all of the node's
+                yield name, int(text) * times * 2**20

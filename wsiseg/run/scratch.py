@@ -1,0 +1,43 @@
+"""A place for temporary files where the machine has none: a folder of the run, for as long as the run goes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsiseg.backend.caches import place_caches
+
+__all__ = ["temporary_files"]
+
+
+@contextlib.contextmanager
+def temporary_files(folder: Path) -> Iterator[None]:
+    """Have this process and those it starts make temporary files in ``folder`` where no other folder takes them.
+
+    Raises
+    ------
+    OSError
+        Nor does ``folder``.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        pass
+    else:
+        yield
+        return
+    own = folder / f".tmp-{platform.node()}-{os.getpid()}"
+    own.mkdir(mode=0o700, parents=True, exist_ok=True)
+    tempfile.tempdir = os.environ["TMPDIR"] = str(own.absolute())
+    place_caches()
+    try:
+        yield
+    finally:
+        tempfile.tempdir = None
+        del os.environ["TMPDIR"]
+        shutil.rmtree(own, ignore_errors=True)
