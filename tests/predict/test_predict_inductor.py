@@ -10,7 +10,7 @@ import torch
 
 from wsiseg.config import PredictConfig
 from wsiseg.errors import BackendUnavailableError
-from wsiseg.predict import build_net, model_from_net, predict, resolve_engine
+from wsiseg.predict import build_net, machine, model_from_net, predict, resolve_engine
 from wsiseg.types import Box
 
 CARD = {"name": "t", "sha256": "", "mpp": 0.25, "stain_method": "none", "licence": "", "separate_defaults": {}}
@@ -39,7 +39,7 @@ def test_auto_compiles_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> No
         (True, None, "bf16", "eager"),
         (True, "/usr/bin/g++", "fp32", "eager"),
     ):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda amx=amx: amx, raising=False)
+        monkeypatch.setattr(machine, "cpu_has", lambda feature, amx=amx: amx)
         monkeypatch.setattr(shutil, "which", lambda name, compiler=compiler: compiler)
         assert resolve_engine("auto", precision, "cpu") == expected  # type: ignore[arg-type]
     monkeypatch.setattr(shutil, "which", lambda name: None)

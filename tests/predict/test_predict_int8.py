@@ -21,6 +21,7 @@ from wsiseg.predict import (
     build_net,
     is_quantizable,
     load_weights,
+    machine,
     model_from_net,
     predict,
     resolve_engine,
@@ -138,8 +139,9 @@ def test_what_cannot_run_in_int8_says_so(net: UNet) -> None:
 
 
 def test_auto_takes_int8_only_where_bytes_multiply_natively(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: True, raising=False)
+    monkeypatch.setattr(machine, "cpu_has", lambda feature: feature == "vnni")
     assert resolve_precision("auto", "cpu", int8=True) == "int8"
     assert resolve_precision("auto", "cpu", int8=False) in ("bf16", "fp32")
-    monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False, raising=False)
-    assert resolve_precision("auto", "cpu", int8=True) in ("bf16", "fp32")
+    monkeypatch.setattr(machine, "cpu_has", lambda feature: False)
+    assert resolve_precision("auto", "cpu", int8=True) == "fp32"
+    assert resolve_precision("int8", "cpu", int8=True) == "int8", "exact all the same"

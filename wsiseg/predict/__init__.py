@@ -6,10 +6,11 @@ and int8 do not depend on how the slide was cut into boxes. Weights are safetens
 
 from __future__ import annotations
 
+from wsiseg.predict.arithmetic import arithmetic_of, machine_id
 from wsiseg.predict.engine import Model, load_model, model_from_net, predict
 from wsiseg.predict.machine import device_report, resolve_engine, resolve_precision, tune_malloc
 from wsiseg.predict.nets import NETS, NetSpec, UNet, build_net, fold_batch_norm, half_field_wpx, macs_per_px
-from wsiseg.predict.quantize import activation_ranges, is_quantizable
+from wsiseg.predict.quantize import QUANTIZATION, activation_ranges, is_quantizable
 from wsiseg.predict.weights import DEFAULT_WEIGHTS, as_stored, load_weights, save_weights, weights_path
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Model",
     "NETS",
     "NetSpec",
+    "QUANTIZATION",
     "UNet",
     "activation_ranges",
+    "arithmetic_of",
     "as_stored",
     "build_net",
     "device_report",
@@ -27,6 +30,7 @@ __all__ = [
     "is_quantizable",
     "load_model",
     "load_weights",
+    "machine_id",
     "macs_per_px",
     "model_from_net",
     "predict",

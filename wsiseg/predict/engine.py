@@ -65,6 +65,8 @@ class Model:
         ``fp32``, ``bf16`` or ``int8``, and ``eager`` or ``inductor``: how it computes here.
     window
         Useful side of its windows: shrinks where a device's memory is short.
+    logits, graph
+        uint8 (H, W, 3) and margin -> logits (1, 2, h, w), and -> maps uint8 (2, h, w): ``graph`` as the engine runs it.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Model:
     window: Window
     tta: int
     spec: NetSpec
+    logits: Callable[[torch.Tensor, int], torch.Tensor] = field(repr=False)
     graph: Callable[[torch.Tensor, int], torch.Tensor] = field(repr=False)
 
     def input_box(self, box: Box) -> Box:
@@ -136,6 +139,7 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         window=Window(max(config.window_wpx, 256) if config.window_wpx else usual_wpx),
         tta=config.tta,
         spec=net.spec,
+        logits=logits,
         graph=graph,
     )
 

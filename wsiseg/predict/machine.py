@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import os
+import platform
 import shutil
 import sys
 import time
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import nn
 
 from wsiseg.errors import BackendUnavailableError
+from wsiseg.predict.quantize import sums_are_exact
 
-__all__ = ["Engine", "Precision", "device_report", "resolve_engine", "resolve_precision", "tune_malloc"]
+__all__ = [
+    "Engine",
+    "Precision",
+    "cpu_has",
+    "device_report",
+    "processor_name",
+    "resolve_engine",
+    "resolve_precision",
+    "tune_malloc",
+]
 
 Precision = Literal["fp32", "bf16", "int8"]
 Engine = Literal["eager", "inductor", "graph"]
+Feature = Literal["avx2", "avx512", "vnni", "bf16", "amx"]
+
+_CAPS = {
+    "avx2": ("AVX2", "AVX512", "AVX10"),
+    "avx512": ("AVX512", "AVX10"),
+    "vnni": ("VNNI", "AVX512_CORE_BF16", "AVX512_CORE_FP16", "AMX", "AVX10"),
+    "bf16": ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AMX", "AVX10"),
+    "amx": ("AMX",),
+}
+"""What a value of ONEDNN_MAX_CPU_ISA must hold to leave a feature in use."""
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: str, *, int8: bool = False) -> Precision:
@@ -26,12 +50,14 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
     ``auto`` is, on a CPU, int8 where the weights have it (``int8``) and the processor multiplies bytes natively (VNNI, AMX);
     else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it
     is bf16, else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however busy it
-    is. ``wsiseg doctor`` shows the gain.
+    is. ``wsiseg doctor`` shows the gain. int8 can be asked for wherever its sums are exact, which is tried out: without VNNI it
+    gives the same maps as with it, at a third of the speed of fp32.
 
     Raises
     ------
     BackendUnavailableError
-        When ``device`` is ``cuda`` and there is none, or int8 is asked for and the device, the torch or the weights have none.
+        When ``device`` is ``cuda`` and there is none, or int8 is asked for and the device, the torch or the weights have none,
+        or the processor would round its sums.
     """
     if device.startswith("cuda"):
         if not torch.cuda.is_available():
@@ -39,13 +65,14 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
         if wanted == "int8":
             raise BackendUnavailableError("precision int8 runs on the CPU only. Use --precision bf16 with --device cuda.")
         if wanted == "auto":
-            return "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+            return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
         return wanted
-    if wanted == "int8" and not (int8 and _can_int8()):
-        lacks = "this torch has no quantized convolution" if int8 else "these weights have no int8 ranges"
-        raise BackendUnavailableError(f"precision is int8, but {lacks}. Use --precision bf16 or fp32.")
+    if wanted == "int8":
+        lacks = _int8_obstacle() if int8 else "these weights have no int8 ranges"
+        if lacks:
+            raise BackendUnavailableError(f"precision is int8, but {lacks}. Use --precision bf16 or fp32.")
     if wanted == "auto":
-        return "int8" if int8 and _can_int8() and _native_int8() else "bf16" if _native_bf16() else "fp32"
+        return "int8" if int8 and cpu_has("vnni") and not _int8_obstacle() else "bf16" if cpu_has("bf16") else "fp32"
     return wanted
 
 
@@ -74,8 +101,7 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precis
         return "eager"
     if wanted != "auto":
         return wanted
-    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return "inductor" if amx and compiler and precision == "bf16" and device == "cpu" else "eager"
+    return "inductor" if cpu_has("amx") and compiler and precision == "bf16" and device == "cpu" else "eager"
 
 
 def tune_malloc() -> bool:
@@ -95,15 +121,49 @@ def tune_malloc() -> bool:
     return all(mallopt(option, value) == 1 for option, value in settings)
 
 
+def cpu_has(feature: Feature) -> bool:
+    """Return whether this processor has a feature and oneDNN may use it: ONEDNN_MAX_CPU_ISA can forbid it.
+
+    ``vnni`` stands for any instruction that multiplies bytes and sums to 32 bits, ``bf16`` for bf16 dot products.
+    """
+    cap = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
+    if cap not in ("", "ALL", "DEFAULT") and not any(part in cap for part in _CAPS[feature]):
+        return False
+    probes = {
+        "avx2": ("_is_avx2_supported",),
+        "avx512": ("_is_avx512_supported",),
+        "vnni": ("_is_vnni_supported", "_is_amx_tile_supported"),
+        "bf16": ("_is_avx512_bf16_supported", "_is_amx_tile_supported"),
+        "amx": ("_is_amx_tile_supported",),
+    }
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    if feature == "vnni" and capabilities.get("avx_vnni"):
+        return True  # what processors without AVX-512 have in its place
+    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes[feature])
+
+
+def processor_name(device: str = "cpu") -> str:
+    """Return the processor that computes, what of it torch uses, and torch's version, for people."""
+    if device.startswith("cuda"):
+        return f"{torch.cuda.get_device_name(device)} (torch {torch.__version__})"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), name)
+    features: tuple[Feature, ...] = ("avx2", "avx512", "vnni", "bf16", "amx")
+    used = " ".join(f.upper() for f in features if cpu_has(f)) or "no AVX2"
+    capped = "" if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else ", ATen without AVX"
+    return f"{name} ({used}{capped}; torch {torch.__version__})"
+
+
 def device_report() -> list[tuple[str, bool, str]]:
     """Return one (name, usable, detail) per way of computing, for ``wsiseg doctor``."""
     cpu = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
-    if _native_bf16():
+    if cpu_has("bf16"):
         cpu += f", native bf16 ({_bf16_gain():.1f} times fp32)"
     else:
-        cpu += ", no native bf16: fp32"
-    cpu += ", native int8" if _native_int8() else ", no native int8"
-    rows = [("device cpu", True, cpu)]
+        cpu += ", no native bf16"
+    rows = [("device cpu", True, f"{cpu}: auto is {resolve_precision('auto', 'cpu', int8=True)}"), _int8_report()]
     if torch.cuda.is_available():
         rows += [(f"device cuda:{i}", True, torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
     else:
@@ -111,18 +171,19 @@ def device_report() -> list[tuple[str, bool, str]]:
     return rows
 
 
-def _can_int8() -> bool:
-    return hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()
+def _int8_report() -> tuple[str, bool, str]:
+    obstacle = _int8_obstacle()
+    if obstacle:
+        return "int8", False, f"{obstacle}: a run in int8 refuses this machine"
+    speed = "native, fast" if cpu_has("vnni") else "not native: a third of the speed of fp32, for runs that must agree"
+    return "int8", True, f"exact: the same maps as on other processors; {speed}"
 
 
-def _native_int8() -> bool:
-    """Whether bytes are multiplied and summed to 32 bits in one instruction; without it sums of pairs saturate at 16 bits."""
-    return bool(getattr(torch.cpu, "_is_vnni_supported", lambda: False)())
-
-
-def _native_bf16() -> bool:
-    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
-    return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
+def _int8_obstacle() -> str:
+    """Say what keeps int8 from computing here what it computes elsewhere; empty: nothing does."""
+    if not (hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()):
+        return "this torch has no quantized convolution"
+    return "" if sums_are_exact() else f"this processor rounds its sums ({processor_name()})"
 
 
 @cache

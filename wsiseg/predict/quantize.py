@@ -1,14 +1,18 @@
-"""The network in 8-bit integers: unsigned activations, signed kernels, 32-bit sums, by oneDNN's quantized convolution.
+"""The network in integers: unsigned 8-bit activations, signed 7-bit kernels, 32-bit sums, by oneDNN's quantized convolution.
 
 Twice the speed of bf16 where the processor multiplies bytes natively (VNNI, AMX), and, as integer sums do not depend on their
-order, maps that do not depend on windows or threads to the last bit. Activations are scaled per channel: a scale of a channel
+order, maps that do not depend on windows, threads or processor to the last bit: without VNNI a processor adds pairs of products
+in 16 bits, which 7-bit kernels never fill. Activations are scaled per channel: a scale of a channel
 goes into the kernel that makes it and into the kernel that reads it (as in Nagel et al. 2019, arXiv:1906.04721, section 4.1),
-so all channels share one scale in the arithmetic itself. Kernels are scaled per output channel.
+so all channels share one scale in the arithmetic itself. Kernels are scaled per output channel and rounded such that the errors
+of a kernel's elements add up to about nothing (the data-free steps of SQuant, Guo et al. 2022, arXiv:2202.07471): neighboring
+pixels are alike, so what counts is the sum. That more than makes up for the eighth bit (``benchmarks/precision.py``).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +24,21 @@ from torch.nn import functional
 from wsiseg.errors import WeightsError
 from wsiseg.predict.nets import NetSpec, UNet, fold_batch_norm, shaved, spare_px
 
-__all__ = ["QuantizedUNet", "activation_ranges", "is_quantizable"]
+__all__ = [
+    "KERNEL_MAX",
+    "QUANTIZATION",
+    "QuantizedUNet",
+    "activation_ranges",
+    "is_quantizable",
+    "sums_are_exact",
+    "whole_kernel",
+]
+
+KERNEL_MAX = 64
+"""Largest kernel element: two products, 2 x 255 x 64, stay below 2**15."""
+
+QUANTIZATION = "kernels of 7 bits, even sums"
+"""How numbers are rounded here, part of a run's digest: another way gives other maps."""
 
 _QUANTILE = 0.9999
 """Of a channel's absolute values over an image: what lies above is clipped. Tissue of other laboratories needs the room."""
@@ -182,8 +200,8 @@ class _Convolution:
         bias = bias - (kernel.double().sum((2, 3)) * zero).sum(1).float()
         out = torch.ones_like(bias) if out_scale is None else out_scale
         kernel, self.bias = kernel / out[:, None, None, None], bias / out
-        self.scale = (kernel.abs().amax((1, 2, 3)) / 127).clamp_min(1e-12)
-        whole = (kernel / self.scale[:, None, None, None]).round().clamp(-127, 127).to(torch.int8)
+        self.scale = (kernel.abs().amax((1, 2, 3)) / KERNEL_MAX).clamp_min(1e-12)
+        whole = whole_kernel(kernel / self.scale[:, None, None, None])
         self.pad = [kernel.shape[2] // 2] * 2
         self.packed = torch.ops.onednn.qconv_prepack(whole, self.scale, 1.0, 0, [1, 1], self.pad, [1, 1], 1, None)
         self.kernel_zero = torch.zeros(len(bias), dtype=torch.int64)
@@ -197,6 +215,65 @@ class _Convolution:
             1.0, self.zero, self.dtype, self.after, [], "",
         )  # fmt: skip
         return out
+
+
+def whole_kernel(kernel: torch.Tensor) -> torch.Tensor:
+    """Round a kernel such that errors cancel: first within each (h, w), then within each output channel.
+
+    Where rounding leaves a sum of about n, the n elements that were rounded farthest in that direction go to the other side.
+
+    Parameters
+    ----------
+    kernel
+        float (out, in, h, w), -``KERNEL_MAX`` to ``KERNEL_MAX``.
+
+    Returns
+    -------
+    int8 (out, in, h, w)
+        Each element within 1 of the given one; never beyond ``KERNEL_MAX``.
+    """
+    exact = (kernel.double() * _FINE).round().to(torch.int64)  # integers: their sums are the same in any order
+    whole = exact.div(_FINE, rounding_mode="floor")
+    whole += (exact - whole * _FINE) * 2 >= _FINE
+    if kernel.shape[2:].numel() > 1:
+        whole = _even(exact.flatten(2), whole.flatten(2)).view_as(exact)
+    return _even(exact.flatten(1), whole.flatten(1)).view_as(exact).clamp(-KERNEL_MAX, KERNEL_MAX).to(torch.int8)
+
+
+_FINE = 2**24
+"""Kernel elements are counted in this part of a whole step while errors are added up."""
+
+
+@cache
+def sums_are_exact() -> bool:
+    """Return whether oneDNN sums bytes exactly on this processor, for the largest activations and kernels that there are.
+
+    The oracle is NumPy's 64-bit integers. A processor (or a oneDNN) that rounds or saturates on the way gives other maps.
+    """
+    rng = np.random.default_rng(0)
+    for inner, side in ((12, 3), (48, 3), (64, 1)):
+        kernel = rng.choice((-KERNEL_MAX, KERNEL_MAX), (32, inner, side, side))
+        kernel[0], kernel[1] = KERNEL_MAX, -KERNEL_MAX
+        x = rng.choice((0, 255), (inner, 24, 24), p=(0.2, 0.8))
+        x[:, :12] = 255
+        windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), *[(side // 2,) * 2] * 2)), (side, side), (1, 2))
+        expected = np.tensordot(kernel, windows, ((1, 2, 3), (0, 3, 4)))
+        layer = _Convolution(torch.from_numpy(kernel).float(), torch.zeros(32), torch.ones(inner), torch.zeros(inner), None)
+        layer.dtype = torch.float32
+        found = layer(torch.from_numpy(x.astype(np.uint8))[None].contiguous(memory_format=torch.channels_last))
+        if not np.array_equal(found[0].numpy().astype(np.int64), expected):
+            return False
+    return True
+
+
+def _even(exact: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+    """Change elements by 1 such that the error of each sum over the last axis is at most 1/2."""
+    error = whole * _FINE - exact
+    total = error.sum(-1, keepdim=True)
+    n = (total.abs() + _FINE // 2).div(_FINE, rounding_mode="floor")
+    toward = error * total.sign()
+    place = toward.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return whole - total.sign() * ((place < n) & (toward > 0))
 
 
 def _convolutions(block: nn.Module) -> list[nn.Conv2d]:

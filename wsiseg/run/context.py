@@ -162,6 +162,14 @@ class WorkerContext:
         if self._readers is not None:
             self._readers.close()
 
+    def arithmetic(self) -> dict[str, str]:
+        """Return what tells the maps that this worker computes from those of another processor."""
+        from wsiseg.predict import arithmetic_of
+
+        model = self.model
+        with self.turn():
+            return arithmetic_of(model)
+
     def facts(self) -> dict[str, object]:
         """Return what this worker would compute with: part of the run's digest."""
         return {
@@ -169,6 +177,7 @@ class WorkerContext:
             "weights_sha256": self.model.sha256,
             "precision": self.model.precision,
             "engine": self.model.engine,
+            **({"quantization": _quantization()} if self.model.precision == "int8" else {}),
             "mpp_model": self.model.mpp,
             "stain_method": self.stain_aim.method,
             **({"stain_aim": list(self.stain_aim.params)} if self.stain_aim.params else {}),
@@ -183,3 +192,9 @@ class WorkerContext:
     def _open_slide(self, slide_id: str) -> tuple[SlideJob, Slide]:
         job = load_job(self.folder, slide_id)
         return job, open_job_slide(job, self.config)
+
+
+def _quantization() -> str:
+    from wsiseg.predict import QUANTIZATION
+
+    return QUANTIZATION
