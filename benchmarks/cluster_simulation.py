@@ -58,6 +58,8 @@ FACTS = {
     "stain_method": "none",
     "separate": {},
     "licence": "none",
+    "arithmetic": {"digest": "0" * 16, "device": "cpu", "processor": "none", "host": "none"},
+    "machine": "none",
 }
 
 
@@ -111,7 +113,7 @@ def install_stand_ins(mode: dict[str, Any]) -> None:
         replaced["done_before"] = lambda *_: None
     for name, function in replaced.items():
         setattr(tasks, name, function)
-    worker.objections = lambda *_: []
+    worker.objections = worker.processor_objections = lambda *_: []
     WorkerContext.model = property(lambda self: None)  # type: ignore[assignment]
 
 

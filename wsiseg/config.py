@@ -212,6 +212,9 @@ class ScheduleConfig:
     tile_timeout_s
         Most seconds for one tile (or for opening or finishing one slide): a worker that hangs longer is ended and replaced, and
         the tile tried again; 0: no limit.
+    any_processor
+        Let processors whose maps differ in their last bits (bf16; fp32 without AVX2) work on one run all the same. They are
+        recorded in ``run.json``.
     metrics_file
         Counters in Prometheus' text format are kept here, for its node exporter.
     """
@@ -234,6 +237,7 @@ class ScheduleConfig:
     task_s: float = _free(1.0)
     retries: int = _free(2)
     tile_timeout_s: float = _free(1800.0)
+    any_processor: bool = _free(False)
     metrics_file: str = _free("")
 
     @property

@@ -18,6 +18,7 @@ __all__ = [
     "FEATURES",
     "FINISHED_STATUSES",
     "GOOD_STATUSES",
+    "LATER",
     "NUCLEI",
     "SCHEMA_VERSION",
     "SLIDES",
@@ -141,6 +142,8 @@ SLIDES: tuple[Column, ...] = (
     Column("reader", "string", "", "what decoded the pixels"),
     Column("reader_note", "string", "", "why a faster reader was not used"),
     Column("stain", "string", "", "stain normalization and its fitted numbers"),
+    Column("precision", "string", "", "arithmetic of the network: fp32, bf16 or int8 (empty: not recorded, or imported)"),
+    Column("precision_choice", "string", "", "automatic (by the processor) or chosen (by the user)"),
     Column("seconds_read", "float64", "s", "time reading, summed over tiles"),
     Column("seconds_normalize", "float64", "s", "time normalizing"),
     Column("seconds_predict", "float64", "s", "time in the network"),
@@ -152,6 +155,9 @@ SLIDES: tuple[Column, ...] = (
     Column("error", "string", "", "why the slide failed or is suspect (empty: neither)"),
 )
 """One row per slide."""
+
+LATER = ("precision", "precision_choice")
+"""Columns of ``SLIDES`` that tables of earlier versions lack: they are read as empty."""
 
 ERRORS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),

@@ -209,8 +209,10 @@ def cohort(runs: tuple[Path, ...], out: Path) -> None:
     """
     from wsiseg.run.convert import make_cohort
 
-    made = make_cohort(runs, out)
-    click.echo(f"{out}: {len(made):,} slides")
+    made, precisions, warning = make_cohort(runs, out)
+    click.echo(f"{out}: {len(made):,} slides ({', '.join(f'{n:,} in {name}' for name, n in sorted(precisions.items()))})")
+    if warning:
+        click.echo(f"warning: {warning}", err=True)
 
 
 COMMANDS = (export_command, import_command, query, features, cohort)

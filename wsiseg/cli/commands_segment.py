@@ -235,7 +235,7 @@ def _plain_progress(p: Any) -> None:
 
 
 def print_summary(summary: RunSummary) -> None:
-    """Print the five lines that end a run, and each failure with its reason."""
+    """Print the lines that end a run, and each failure with its reason."""
     from wsiseg.run.suspect import count_by_status, nothing_found
 
     rows = summary.rows
@@ -252,6 +252,7 @@ def print_summary(summary: RunSummary) -> None:
     kernels = f", {summary.kernels_s:.1f} of them preparing CPU kernels" if summary.kernels_s else ""
     console.print(f"time       {summary.seconds:.1f} s in all{kernels}; worker seconds: {spent}")
     console.print(f"weights    {summary.weights}")
+    console.print(f"precision  {summary.precision}")
     console.print(f"run        {summary.out}")
     for host, reason in summary.hosts_aside.items():
         console.print(f"put aside  {host}: {reason}")

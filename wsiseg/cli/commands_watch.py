@@ -63,6 +63,8 @@ def _print_status(run: Path, now: RunStatus) -> None:
     console.print(f"slides     {parts}, of {total}")
     console.print(f"tiles      {now.tiles_done:,} done" + (f", {now.tiles_failed:,} failed" if now.tiles_failed else ""))
     console.print(f"nuclei     {now.nuclei:,} in {now.tissue_mm2:,.1f} mm² of finished slides")
+    if now.precision:
+        console.print(f"precision  {now.precision}")
     if now.mm2_per_s is not None:
         left = "" if now.eta_s is None else f", about {_duration(now.eta_s)} left"
         console.print(f"rate       {now.mm2_per_s:.3g} mm²/s, {now.slides_per_h:.3g} slides an hour{left}")

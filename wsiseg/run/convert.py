@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,6 +33,7 @@ from wsiseg.export import (
     write_spatialdata,
 )
 from wsiseg.read import tissue_cells
+from wsiseg.run.arithmetic import mixed_precision_note
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.maps import tissue_of
 from wsiseg.tables import atomic_path
@@ -182,9 +184,22 @@ def slides_without_table(run: Path) -> list[str]:
     return sorted(p.stem for p in (run / "slides").glob("*.json") if not folder.table(p.stem).is_file())
 
 
-def make_cohort(runs: Sequence[Path], out: Path) -> list[Path]:
-    """Lay the tables of runs out by cohort and slide (see ``wsiseg.export.write_cohort``); return the files."""
-    return write_cohort(runs, out)
+def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, int], str]:
+    """Lay the tables of runs out by cohort and slide (see ``wsiseg.export.write_cohort``).
+
+    Returns
+    -------
+    files, slides by precision, warning
+        The precision of an imported or older run is ``unknown``; the warning says what it means that there are several.
+    """
+    made = write_cohort(runs, out)
+    slides: Counter[str] = Counter()
+    records: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        record = RunFolder(run).read_run() or {}
+        records[str(run)] = record
+        slides[record.get("results", {}).get("predict.precision", "unknown")] += len(list((run / "nuclei").glob("*.parquet")))
+    return made, dict(slides), mixed_precision_note(records)
 
 
 def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[str, str]]:

@@ -134,6 +134,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         events=_summed_events(headers),
         suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
     )
+    row |= _precision_of(context)
     record = {
         "digest": context.digest,
         "row": row,
@@ -154,6 +155,11 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     if not bad and not context.config.write.keep_parts:
         shutil.rmtree(context.folder.parts(slide_id), ignore_errors=True)
     return row
+
+
+def _precision_of(context: WorkerContext) -> dict[str, str]:
+    choice = str((context.folder.read_run() or {}).get("precision_choice", ""))
+    return {"precision": context.config.predict.precision, "precision_choice": choice}
 
 
 def _summed_events(headers: Sequence[PartHeader]) -> dict[str, int]:

@@ -30,6 +30,7 @@ from typing import Any
 from wsiseg import __version__
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, InputError, OutputInUseError, OutputMismatchError
+from wsiseg.run.arithmetic import with_processor
 from wsiseg.tables import atomic_create_bytes, atomic_write_bytes
 
 __all__ = ["RunFolder"]
@@ -99,14 +100,61 @@ class RunFolder:
             raise FormatError(f"{self.run_json} is not a wsiseg run record. Choose another --out.")
         return record
 
-    def claim(self, config: RunConfig, facts: dict[str, Any], note: dict[str, Any]) -> str:
+    def claim(
+        self,
+        config: RunConfig,
+        facts: dict[str, Any],
+        note: dict[str, Any],
+        arithmetic: dict[str, str] | None = None,
+        precision_choice: str = "",
+    ) -> str:
         """Record this run's result-changing settings, or check them against the folder's; return the digest.
+
+        Parameters
+        ----------
+        arithmetic
+            Of the processor that computes, from ``wsiseg.predict.arithmetic_of``.
+        precision_choice
+            ``automatic`` or ``chosen``; the folder's stays as it is.
 
         Raises
         ------
         OutputMismatchError
-            The folder was written with settings that give other results; the message names each differing field.
+            The folder was written with settings that give other results, or by a processor that computes other maps; the
+            message names what differs.
         """
+        with self._record_held():
+            digest = self._claimed(config, facts, note, arithmetic, precision_choice)
+        return digest or self.claim(config, facts, note, arithmetic, precision_choice)
+
+    def add_processor(self, arithmetic: dict[str, str], *, accept: bool) -> None:
+        """Record a processor that joins the run. ``OutputMismatchError``: it computes other maps, which is not accepted."""
+        with self._record_held():
+            record = self.read_run()
+            if record is None:
+                return
+            known = record.get("processors", [])
+            now = with_processor(known, arithmetic, record["results"].get("predict.precision", ""), accept=accept)
+            if now != known:
+                atomic_write_bytes(self.run_json, json.dumps({**record, "processors": now}, indent=1, sort_keys=True).encode())
+
+    @contextlib.contextmanager
+    def _record_held(self) -> Iterator[None]:
+        """Hold ``run.json`` for a change: shards and workers may want to make one at once."""
+        with (self.root / ".run-json.lock").open("a") as handle:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _claimed(
+        self,
+        config: RunConfig,
+        facts: dict[str, Any],
+        note: dict[str, Any],
+        arithmetic: dict[str, str] | None,
+        precision_choice: str,
+    ) -> str:
+        """As ``claim``; empty where another shard was quicker, whose settings then count."""
         results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
         digest = config.digest(**facts)
         old = self.read_run()
@@ -122,6 +170,10 @@ class RunFolder:
                 + "\n".join(lines)
                 + "\nRun with the folder's settings to resume it, or choose another --out."
             )
+        processors: list[dict[str, str]] = old.get("processors", []) if old is not None else []
+        if arithmetic is not None:
+            accept = config.schedule.any_processor
+            processors = with_processor(processors, arithmetic, config.predict.precision, accept=accept)
         host = {"name": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
         record = {
             "wsiseg": __version__,
@@ -129,15 +181,18 @@ class RunFolder:
             "results": results,
             "config": config.as_dict(),
             "host": host,
+            "processors": processors,
+            "precision_choice": precision_choice,
             **note,
         }
         if old is not None:
             record["created"] = old.get("created", record.get("created"))
+            record["precision_choice"] = old.get("precision_choice", precision_choice)
         text = json.dumps(record, indent=1, sort_keys=True, default=str).encode()
         if old is not None:
             atomic_write_bytes(self.run_json, text)
-        elif not atomic_create_bytes(self.run_json, text):  # another shard was quicker: its settings count
-            return self.claim(config, facts, note)
+        elif not atomic_create_bytes(self.run_json, text):
+            return ""
         return digest
 
     @contextlib.contextmanager

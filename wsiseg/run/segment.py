@@ -18,6 +18,7 @@ from wsiseg import __version__
 from wsiseg.config import RunConfig
 from wsiseg.errors import DuplicateSlideError, InputError, OutputMismatchError, SchedulerLostError, one_line, plain_text
 from wsiseg.log import log
+from wsiseg.run.arithmetic import precision_text
 from wsiseg.run.cluster import connect
 from wsiseg.run.crew import ANSWER_S, Crew
 from wsiseg.run.devices import compute_device
@@ -50,6 +51,7 @@ class RunSummary:
 
     ``hosts_aside`` names the hosts that were given no more work for a time, and why.
     ``left_out`` says in lines what was beside the slides and not taken, and what else the user should know of them.
+    ``precision`` says in which the network computed, and who chose it.
     """
 
     out: Path
@@ -62,6 +64,7 @@ class RunSummary:
     hosts_aside: dict[str, str] = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     kernels_s: float = 0.0
+    precision: str = ""
 
     @property
     def ok(self) -> bool:
@@ -141,7 +144,8 @@ def segment(
     seconds = time.perf_counter() - start
     told = (*(f"left out   {line}" for line in left_out[0]), *(f"note       {line}" for line in left_out[1]))
     done = (progress.mm2_done, digest, weights, watch.hosts_aside, told, progress.kernels_s)
-    return RunSummary(folder.root, ordered, errors, seconds, *done)
+    precision = precision_text(folder.read_run() or {})
+    return RunSummary(folder.root, ordered, errors, seconds, *done, precision)
 
 
 def _rows(
@@ -164,9 +168,10 @@ def _rows(
                     watch.event("connected", scheduler=client.scheduler.address, dashboard=link)
                     progress.message = f"dashboard  {link}" if link else ""
                     on_progress(progress)
-                pinned, facts, licence = _claimed(client, folder, config, note)
+                pinned, facts, who = _claimed(client, folder, config, note)
                 digest = pinned.digest(**facts)
-                setup = WorkerSetup(str(folder.root), pinned, Terms(__version__, digest, facts), pinned.schedule.device)
+                terms = Terms(__version__, digest, facts, who["machine"])
+                setup = WorkerSetup(str(folder.root), pinned, terms, pinned.schedule.device)
                 crew = Crew(client, setup, *_tellers(progress, on_progress, watch))
                 crew.join()
                 give_up = 0.0
@@ -175,7 +180,7 @@ def _rows(
                 drive = Drive(crew, folder, pinned, digest, constants, progress, on_progress, watch, rows)
                 drive.run([s for s in slides if s.slide_id not in rows])
                 crew.leave()
-                return rows, digest, f"{facts['weights']}: {licence}"
+                return rows, digest, f"{facts['weights']}: {who['licence']}"
         except (SchedulerLostError, CancelledError, CommClosedError, InputError, TimeoutError) as err:
             lost = not isinstance(err, InputError)
             if not config.schedule.remote or not (lost or give_up):
@@ -216,26 +221,27 @@ def _tellers(
 
 def _claimed(
     client: Client, folder: RunFolder, config: RunConfig, note: dict[str, Any]
-) -> tuple[RunConfig, dict[str, Any], str]:
-    """Pin what ``auto`` means and claim the folder; return the pinned config, the workers' facts and the weights' licence."""
+) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
+    """Pin what ``auto`` means and claim the folder; return the pinned config, the workers' facts and what is no result.
+
+    The last are the weights' ``licence``, and the ``arithmetic`` and name of the ``machine`` that was asked.
+    """
     asked = config
-    config, facts = _resolve(client, folder, asked)
-    licence = str(facts.pop("licence"))
+    choice = "automatic" if asked.predict.precision == "auto" else "chosen"
+    config, facts, who = _resolve(client, folder, asked)
     try:
-        folder.claim(config, facts, note)
+        folder.claim(config, facts, note, who["arithmetic"], choice)
     except OutputMismatchError:
-        again, facts = _resolve(
-            client, folder, asked
-        )  # another shard, on another kind of machine, was quicker: its choice counts
+        # another shard, on another kind of machine, was quicker: its choice counts
+        again, facts, who = _resolve(client, folder, asked)
         if again == config:
             raise
         config = again
-        licence = str(facts.pop("licence"))
-        folder.claim(config, facts, note)
-    return config, facts, licence
+        folder.claim(config, facts, note, who["arithmetic"], choice)
+    return config, facts, who
 
 
-def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any]]:
+def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
     """Pin what ``auto`` means (a resumed run keeps the folder's choice) and return it with the worker's facts."""
     remote = config.schedule.remote
     workers = fitting_workers(client) if remote else []
@@ -248,7 +254,8 @@ def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunC
             config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, **{name: stored}))
     facts: dict[str, Any] = _asked(client, workers, worker_facts, str(folder.root), config, config.schedule.device)
     predict = dataclasses.replace(config.predict, precision=facts.pop("precision"), engine=facts.pop("engine"))
-    return dataclasses.replace(config, predict=predict), facts
+    who = {name: facts.pop(name) for name in ("licence", "arithmetic", "machine")}
+    return dataclasses.replace(config, predict=predict), facts, who
 
 
 def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:

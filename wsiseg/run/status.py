@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.errors import FormatError
+from wsiseg.run.arithmetic import precision_text
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.presence import read_workers
 from wsiseg.run.watch import COUNTS, read_inputs
@@ -42,6 +43,8 @@ class RunStatus:
         In finished tables.
     mm2_per_s, slides_per_h, eta_s
         Of the clients that live or ended last, by their own steady clocks; None where there is nothing to tell from.
+    precision
+        In which the network computes, and who chose it.
     counts
         Retries, worker deaths, hangs and reconnects.
     clients, workers
@@ -63,6 +66,7 @@ class RunStatus:
     clients: list[dict[str, Any]]
     workers: list[dict[str, Any]]
     rows: dict[str, dict[str, Any]] = field(repr=False, default_factory=dict)
+    precision: str = ""
 
 
 def slide_records(folder: RunFolder) -> Iterator[tuple[str, dict[str, Any] | None]]:
@@ -100,7 +104,8 @@ def run_status(root: Path) -> RunStatus:
     """
     folder = RunFolder(root)
     inputs = read_inputs(folder)
-    if not inputs and folder.read_run() is None:
+    record = folder.read_run()
+    if not inputs and record is None:
         raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
     rows = {slide_id: record["row"] for slide_id, record in slide_records(folder) if record is not None}
     begun = {p.name: sum(1 for _ in p.glob("*.parquet")) for p in (root / "parts").glob("*") if p.is_dir()}
@@ -125,6 +130,7 @@ def run_status(root: Path) -> RunStatus:
         clients=clients,
         workers=[{**w, "age_s": _age_s(folder.workers / f"{w['id']}.json")} for w in read_workers(folder.workers)],
         rows=rows,
+        precision=precision_text(record or {}),
     )
 
 

@@ -57,10 +57,13 @@ class Answer:
 
 
 def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
-    """Return what this worker would compute with."""
+    """Return what this worker would compute with: facts, and who it is (``arithmetic``, ``machine``)."""
+    from wsiseg.predict import machine_id
+
     root = Path(local_path(folder, config.schedule.path_map))
     context = WorkerContext(RunFolder(root), local_config(config), "", device)
-    return {**context.facts(), "licence": context.model.licence}
+    who = {"arithmetic": context.arithmetic(), "machine": machine_id(device)}
+    return {**context.facts(), "licence": context.model.licence, **who}
 
 
 def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, aim: Stain) -> Answer:

@@ -17,7 +17,7 @@ from wsiseg.run.finish import file_sha256
 from wsiseg.run.folder import RunFolder
 from wsiseg.run.status import slide_records
 from wsiseg.run.watch import read_inputs
-from wsiseg.schema import ERRORS, NUCLEI, SLIDE_STATUSES, SLIDES
+from wsiseg.schema import ERRORS, LATER, NUCLEI, SLIDE_STATUSES, SLIDES
 from wsiseg.summarize import read_slides_table
 from wsiseg.tables import read_table_meta
 
@@ -90,7 +90,8 @@ def verify_run(root: Path) -> Verdict:
 def _check_record(folder: RunFolder, slide_id: str, record: dict[str, Any], digest: str) -> Iterator[Finding]:
     where = f"slides/{slide_id}.json"
     row = record["row"]
-    if set(row) != {c.name for c in SLIDES} or row.get("slide_id") != slide_id or row.get("status") not in SLIDE_STATUSES:
+    whole = set(row) | set(LATER) == {c.name for c in SLIDES}
+    if not whole or row.get("slide_id") != slide_id or row.get("status") not in SLIDE_STATUSES:
         yield Finding(where, "is not the record of this slide. Remove it and run the same command again.")
         return
     if "imported" not in record and record.get("digest") != digest and row["status"] != "failed":
@@ -173,6 +174,7 @@ def _check_summaries(folder: RunFolder, records: dict[str, dict[str, Any]]) -> I
 
 
 def _same_row(a: dict[str, Any], b: dict[str, Any]) -> bool:
+    a, b = ({**dict.fromkeys(LATER, ""), **row} for row in (a, b))
     return set(a) == set(b) and all(a[k] == b[k] or (a[k] in (None, "") and b[k] in (None, "")) for k in a)
 
 

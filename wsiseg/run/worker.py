@@ -26,7 +26,7 @@ from wsiseg.run.kernels import prepare_kernels
 from wsiseg.run.locate import local_config, local_path
 from wsiseg.run.presence import Presence
 
-__all__ = ["Terms", "WorkerSetup", "at_work", "objections", "verdict_of"]
+__all__ = ["Terms", "WorkerSetup", "at_work", "objections", "processor_objections", "verdict_of"]
 
 PLENTY = 1e9
 """Amount of each resource that a worker is granted: they say where a task may run, threads say how many."""
@@ -34,11 +34,15 @@ PLENTY = 1e9
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What all workers of a run must agree on: version, facts (weights sha256, ...) and the digest over them and the config."""
+    """What all workers of a run must agree on: version, facts (weights sha256, ...) and the digest over them and the config.
+
+    ``machine`` is the one whose processor was compared with the run's already (``wsiseg.predict.machine_id``).
+    """
 
     wsiseg: str
     digest: str
     facts: dict[str, Any]
+    machine: str = ""
 
 
 def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
@@ -77,6 +81,21 @@ def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
         there = "no run" if record is None else f"the run {record.get('digest')}"
         found.append(f"run folder: the run's is {terms.digest}, this worker finds {there} in {folder.root} (see --path-map)")
     return found
+
+
+def processor_objections(terms: Terms, context: WorkerContext) -> list[str]:
+    """Return why this process must not compute tiles of a run: its network cannot be loaded, or gives other maps here.
+
+    Where other maps are accepted (``schedule.any_processor``) the processor is put on record instead.
+    """
+    from wsiseg.predict import machine_id
+
+    try:
+        if machine_id(context.device) != terms.machine or not terms.machine:
+            context.folder.add_processor(context.arithmetic(), accept=context.config.schedule.any_processor)
+    except (WsisegError, OSError, RuntimeError) as err:
+        return [one_line(err)]
+    return []
 
 
 class WorkerSetup(WorkerPlugin):
@@ -128,7 +147,13 @@ class WorkerSetup(WorkerPlugin):
         if err is not None:
             await self._tell(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
             return
-        self.context = WorkerContext(folder, local_config(config), terms.digest, own_device)
+        context = WorkerContext(folder, local_config(config), terms.digest, own_device)
+        reasons = await asyncio.to_thread(processor_objections, terms, context) if role == "tile" else []
+        if reasons:
+            context.close()
+            await self._tell(worker, refused="; ".join(reasons))
+            return
+        self.context = context
         # without a nanny nobody would start the worker anew, and one that is a thread would take its program with it
         timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
         self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)

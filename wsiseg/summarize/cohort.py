@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.errors import FormatError
-from wsiseg.schema import ERRORS, SCHEMA_VERSION, SLIDES, Column
+from wsiseg.schema import ERRORS, LATER, SCHEMA_VERSION, SLIDES, Column
 from wsiseg.tables import arrow_schema, atomic_path, atomic_write_bytes
 from wsiseg.tables.arrow import META_KEY
 
@@ -24,10 +24,11 @@ def write_slides_table(rows: Sequence[Row], path: str | Path) -> None:
     Raises
     ------
     ValueError
-        A row's fields are not exactly those of ``wsiseg.schema.SLIDES``.
+        A row's fields are not exactly those of ``wsiseg.schema.SLIDES``; those in ``LATER`` may be left out.
     OSError
         As the system gave it.
     """
+    rows = [_completed(row) for row in rows]
     _write_parquet(rows, SLIDES, Path(path))
     names = [c.name for c in SLIDES]
     text = io.StringIO(newline="")
@@ -58,17 +59,24 @@ def read_slides_table(path: str | Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    names = [c.name for c in SLIDES]
     try:
-        table = pq.read_table(str(path), columns=[c.name for c in SLIDES], partitioning=None)
+        there = set(pq.read_schema(str(path)).names)
+        table = pq.read_table(str(path), columns=[n for n in names if n in there], partitioning=None)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as err:
         raise FormatError(f"{path}: expected a table of slide statistics, but it cannot be read ({err}).") from err
-    missing = sorted({c.name for c in SLIDES} - set(table.column_names))
+    missing = sorted(set(names) - set(LATER) - set(table.column_names))
     if missing:
         raise FormatError(f"{path}: expected a table of slide statistics, but it lacks the columns {missing}.")
-    rows: list[dict[str, Any]] = table.to_pylist()
-    return rows
+    return [_completed(row) for row in table.to_pylist()]
+
+
+def _completed(row: Row) -> dict[str, Any]:
+    """Return a row with the columns that earlier versions did not have, in the schema's order."""
+    filled = {**dict.fromkeys(LATER, ""), **row}
+    return {c.name: filled.pop(c.name) for c in SLIDES if c.name in filled} | filled
 
 
 def _write_parquet(rows: Sequence[Row], columns: Sequence[Column], path: Path) -> None:
