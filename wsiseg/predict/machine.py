@@ -145,7 +145,8 @@ def cpu_has(feature: Feature) -> bool:
 def processor_name(device: str = "cpu") -> str:
     """Return the processor that computes, what of it torch uses, and torch's version, for people."""
     if device.startswith("cuda"):
-        return f"{torch.cuda.get_device_name(device)} (torch {torch.__version__})"
+        name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no CUDA device"
+        return f"{name} (torch {torch.__version__})"
     name = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
