@@ -133,8 +133,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         table_name=f"nuclei/{slide_id}.parquet",
         events=_summed_events(headers),
         suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
-    )
-    row |= _precision_of(context)
+    ) | _precision_of(context)
     record = {
         "digest": context.digest,
         "row": row,
