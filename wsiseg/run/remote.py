@@ -164,7 +164,9 @@ def answer_of(client: Client, function: Callable[..., T], *args: Any, **options:
 
 
 def fitting_workers(client: Client) -> list[str]:
-    """Return the addresses of workers that have this version of wsiseg, one a machine, waiting until there is a worker at all.
+    """Return the addresses of workers that have this version of wsiseg, waiting until there is a worker at all.
+
+    First one of each machine, then the others: who asks them in turn soon comes to another machine.
 
     Raises
     ------
@@ -178,9 +180,10 @@ def fitting_workers(client: Client) -> list[str]:
             told = True
         time.sleep(0.5)
     versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s")
-    good = {urlsplit(address).hostname: str(address) for address, version in versions.items() if version == __version__}
+    good = [str(address) for address, version in versions.items() if version == __version__]
     if good:
-        return list(good.values())
+        firsts = list({urlsplit(address).hostname: address for address in good}.values())
+        return [*firsts, *(address for address in good if address not in firsts)]
     lines = [f"  {a}: {one_line(v) if isinstance(v, BaseException) else v}" for a, v in sorted(versions.items())]
     raise InputError(
         f"Every worker of the scheduler was refused: the run has wsiseg version {__version__}, the workers have\n"
