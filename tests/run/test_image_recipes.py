@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import re
 import shlex
 import subprocess
 import tomllib
+from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -18,6 +21,7 @@ from wsiseg.cli import main
 
 DOCKERFILE = ROOT / "Dockerfile"
 IMAGE = ROOT / "scripts" / "image"
+CLUSTER = ROOT / "scripts" / "cluster"
 DECIDED_BY_THE_PROGRAM = re.compile(r"(NUMBA|XDG|TORCH|TORCHINDUCTOR|TRITON|CUPY|MPL|CUDA)\w*(CACHE|CONFIG|HOME)\w*|HOME")
 
 
@@ -98,9 +102,51 @@ def wsiseg_takes(words: list[str]) -> None:
     assert "no such file" in result.output, result.output
 
 
+def dask_takes(words: list[str]) -> None:
+    command = importlib.import_module(f"distributed.cli.dask_{words[0]}").main
+    known = {name for p in command.params for name in (*p.opts, *p.secondary_opts)}
+    assert {w for w in words[1:] if w.startswith("-")} <= known
+
+
 def test_what_the_comments_of_the_images_call_exists() -> None:
     text = DOCKERFILE.read_text() + (IMAGE / "wsiseg.def").read_text()
     calls = re.findall(r"^#.*?(?:wsiseg|\.sif) (segment [^#\n]*)", text, re.MULTILINE)
     assert len(calls) == 2
     for call in calls:
         wsiseg_takes(shlex.split(call.partition("  ")[0]))
+
+
+def pods(name: str) -> list[dict[str, Any]]:
+    yaml = pytest.importorskip("yaml")
+    documents = yaml.safe_load_all((CLUSTER / name).read_text())
+    return [d["spec"]["template"]["spec"] for d in documents if "template" in d["spec"]]
+
+
+@pytest.mark.parametrize("name", ["kubernetes_shards.yaml", "kubernetes_dask.yaml"])
+def test_pods_run_as_nobody_special_on_a_root_that_is_read_only(name: str) -> None:
+    for pod in pods(name):
+        assert pod["securityContext"]["runAsNonRoot"] is True
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+        for container in pod["containers"]:
+            assert container["securityContext"] == {
+                "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+            }  # fmt: skip
+            assert not [e["name"] for e in container.get("env", []) if DECIDED_BY_THE_PROGRAM.fullmatch(e["name"])]
+            volume = {m["mountPath"]: m["name"] for m in container["volumeMounts"]}
+            (tmp,) = [v for v in pod["volumes"] if v["name"] == volume["/tmp"]]
+            assert "emptyDir" in tmp, "a root that cannot be written to needs a place for temporary files"
+            assert container["workingDir"] == "/tmp"
+
+
+def test_what_the_pods_call_exists(tmp_path: Path) -> None:
+    for name in ("ca.pem", "cert.pem", "key.pem"):
+        (tmp_path / name).touch()
+    called = []
+    for name in ("kubernetes_shards.yaml", "kubernetes_dask.yaml"):
+        for container in (c for pod in pods(name) for c in pod["containers"]):
+            words = [w.replace("/tls/", f"{tmp_path}/") for w in container["args"]]
+            if container.get("command") == ["/bin/sh", "-c"]:
+                words = shlex.split(words[0].replace("$((JOB_COMPLETION_INDEX + 1))", "1").removeprefix("exec "))
+            called.append(words[:2])
+            (dask_takes if words[0] == "dask" else wsiseg_takes)(words[1:])
+    assert called == [["wsiseg", "segment"], ["dask", "scheduler"], ["dask", "worker"], ["wsiseg", "segment"]]
