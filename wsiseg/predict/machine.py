@@ -51,7 +51,7 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
     else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it
     is bf16, else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however busy it
     is. ``wsiseg doctor`` shows the gain. int8 can be asked for wherever its sums are exact, which is tried out: without VNNI it
-    gives the same maps as with it, at a third of the speed of fp32.
+    gives the same maps as with it, with AVX2 alone at a third to two thirds of the speed of fp32.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def _int8_report() -> tuple[str, bool, str]:
     obstacle = _int8_obstacle()
     if obstacle:
         return "int8", False, f"{obstacle}: a run in int8 refuses this machine"
-    speed = "native, fast" if cpu_has("vnni") else "not native: a third of the speed of fp32, for runs that must agree"
+    speed = "native, fast" if cpu_has("vnni") else "not native: slower than fp32 with AVX2 alone, for runs that must agree"
     return "int8", True, f"exact: the same maps as on other processors; {speed}"
 
 
