@@ -31,13 +31,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsiseg.config import PredictConfig, RunConfig
+from wsiseg.datasets import Sample, list_samples, load_sample
+from wsiseg.datasets.samples import MODEL_MPP
 from wsiseg.normalize import fit_stain, normalize
+from wsiseg.pipeline import map_image
 from wsiseg.predict import NETS, NetSpec, as_stored, build_net, load_model, macs_per_px, model_from_net, tune_malloc
 from wsiseg.predict.weights import load_weights
-from wsiseg.run.scoring import map_image
-from wsiseg.run.validation import fit_separation, predict_samples, score_table
-from wsiseg.train import AugmentConfig, LoopConfig, LossConfig, PatchSource, Sample, fit, list_samples, load_sample
-from wsiseg.train.data import MODEL_MPP
+from wsiseg.train import AugmentConfig, LoopConfig, LossConfig, PatchSource, fit
+from wsiseg.train.validation import fit_separation, predict_samples, score_table
 
 NETS["lean_stem1"] = NetSpec((8, 24, 48, 96, 192), (2, 2, 2, 2, 2), (2, 2, 2, 2), stem=1)
 NETS["lean_stem4"] = NetSpec((64, 128, 256), (2, 3, 3), (3, 2), stem=4)

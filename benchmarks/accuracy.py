@@ -6,7 +6,7 @@
 Each set is a folder of ``<id>.png`` + ``<id>.labels.png`` + ``INFO.json`` (as ``wsiseg datasets convert`` writes). By default
 only the images that no shipped weights were trained on are scored (``--split validation``). Every method gets the same file, on
 one thread; seconds are CPU seconds (``time.process_time``) from the file on disk to instances, after a warm-up outside the
-clock. Ours are the product's stages in the product's order (``wsiseg.run.scoring.segment_image``): the polygons are scored.
+clock. Ours are the product's stages in the product's order (``wsiseg.pipeline.segment_image``): the polygons are scored.
 
 Rows (a method on a set) that are finished stay in the folder STATE with their label images, so a stopped run goes on with the
 same command; a row is done again where weights, precision, test-time augmentation or images are others. ``--only research``,
@@ -44,7 +44,10 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import machine
-from wsiseg.evaluate import (
+from wsiseg.datasets import Sample, list_samples, load_sample
+from wsiseg.evaluate import null_for_nan
+from wsiseg.labels import read_labels, write_labels
+from wsiseg.metrics import (
     Scores,
     contingency,
     failures,
@@ -52,13 +55,10 @@ from wsiseg.evaluate import (
     hou_summary,
     instance_scores,
     mean_scores,
-    null_for_nan,
     paired_test,
     pooled_scores,
     scores_of,
 )
-from wsiseg.labels import read_labels, write_labels
-from wsiseg.train import Sample, list_samples, load_sample
 
 NOMINAL_MPP = 0.25  # what every method is told where a set states no mpp (DSB2018)
 RIVALS = ("classical", "instanseg")
@@ -114,8 +114,9 @@ def make_ours(name: str, precision: str) -> tuple[Method, dict[str, Any]]:
     import torch
 
     from wsiseg.config import PredictConfig, RunConfig
+    from wsiseg.evaluate.scoring import model_facts
+    from wsiseg.pipeline import segment_image
     from wsiseg.predict import load_model, tune_malloc
-    from wsiseg.run.scoring import model_facts, segment_image
 
     torch.set_num_threads(1)
     tune_malloc()

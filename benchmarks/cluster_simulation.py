@@ -229,7 +229,7 @@ def simulated(
     import pyarrow.parquet  # noqa: F401 - the last tables need it: else the run would seem to grow at its end
 
     from wsiseg.config import RunConfig, ScheduleConfig
-    from wsiseg.run.manifest import SlideInput
+    from wsiseg.results.manifest import SlideInput
     from wsiseg.run.segment import segment
 
     mode = {

@@ -30,11 +30,11 @@ import pyarrow.parquet as pq
 
 from benchmarks._machine import save
 from wsiseg.config import ReadConfig, RunConfig, ScheduleConfig
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import collect_slides
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.doctor import demo_slide
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import SlideJob, prepare_slide, tiles_of
-from wsiseg.run.manifest import collect_slides
 from wsiseg.run.tile import segment_tile
 from wsiseg.types import Box, Tile
 

@@ -56,7 +56,7 @@ def make(folder: Path, n: int) -> Path:
 
 def ours_geojson(table: Path, out: Path) -> int:
     from wsiseg.export.qupath import write_geojson
-    from wsiseg.export.source import open_nuclei
+    from wsiseg.tables.source import open_nuclei
 
     return write_geojson(open_nuclei(table), out).n_nuclei
 
@@ -73,7 +73,7 @@ def ours_read_geojson(path: Path, out: Path) -> int:
 
 def ours_quip(table: Path, out: Path) -> int:
     from wsiseg.export.quip import write_quip
-    from wsiseg.export.source import open_nuclei
+    from wsiseg.tables.source import open_nuclei
 
     return write_quip(open_nuclei(table), out).n_nuclei
 
@@ -89,22 +89,22 @@ def ours_read_quip(folder: Path, out: Path) -> int:
 
 
 def ours_anndata(table: Path, out: Path) -> int:
-    from wsiseg.export.source import open_nuclei
     from wsiseg.export.spatial import write_anndata
+    from wsiseg.tables.source import open_nuclei
 
     return write_anndata(open_nuclei(table), out).n_nuclei
 
 
 def ours_spatialdata(table: Path, out: Path) -> int:
-    from wsiseg.export.source import open_nuclei
     from wsiseg.export.spatial import write_spatialdata
+    from wsiseg.tables.source import open_nuclei
 
     return write_spatialdata(open_nuclei(table), out).n_nuclei
 
 
 def ours_maps(table: Path, out: Path) -> int:
-    from wsiseg.export.maps import write_maps
-    from wsiseg.export.source import open_nuclei
+    from wsiseg.tables.source import open_nuclei
+    from wsiseg.write.maps import write_maps
 
     return write_maps(open_nuclei(table), out).n_nuclei
 

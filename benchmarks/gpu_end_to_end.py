@@ -36,11 +36,11 @@ from benchmarks._machine import RESULTS, machine
 from benchmarks.synthetic_slide import make_slide
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig, ScheduleConfig
 from wsiseg.errors import WsisegError
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run import tile as tile_module
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
-from wsiseg.run.manifest import SlideInput
 from wsiseg.types import PolygonBatch, Tile
 
 HOST_STAGES = ("read", "write")

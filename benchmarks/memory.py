@@ -22,11 +22,11 @@ from PIL import Image
 
 from benchmarks._machine import save
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.finish import finish_slide, tiles_to_do
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import segment_tile
 
 SLIDE = Path(__file__).resolve().parents[1] / "tests" / "data" / "CMU-1-Small-Region.svs"

@@ -4,8 +4,8 @@
 
 Thresholds are chosen on pairs (network, set) of which the network has seen no image of the set: ``research`` on cpm16, ``open``
 on cpm16 and monuseg, and short trainings, each without one set (--left-out), on the set that it lacks. The score is the mean
-over sets, each with the same weight, of the mean of PQ and AJI (``wsiseg.run.validation.set_means``). Maps are predicted once,
-as ``wsiseg segment`` predicts them, and kept in STATE with the short trainings; all the rest is separation of these maps.
+over sets, each with the same weight, of the mean of PQ and AJI (``wsiseg.train.validation.set_means``). Maps are predicted
+once, as ``wsiseg segment`` predicts them, and kept in STATE with the short trainings; all the rest is separation of these maps.
 
 The three kinds of rule that are compared (markers and watershed are the same):
 
@@ -41,13 +41,13 @@ from skimage.measure import label
 
 from benchmarks._machine import save
 from wsiseg.config import PredictConfig, RunConfig, SeparateConfig
-from wsiseg.evaluate import Scores, instance_scores, paired_test
+from wsiseg.datasets import list_samples, load_sample
+from wsiseg.metrics import Scores, instance_scores, paired_test
+from wsiseg.pipeline import ImageMaps, map_image, separate_maps
 from wsiseg.predict import load_model
-from wsiseg.run.scoring import ImageMaps, map_image, separate_maps
-from wsiseg.run.training import TrainConfig, train_samples
-from wsiseg.run.validation import OPERATING_POINT, Judged, fit_separation, set_means
 from wsiseg.separate import resolve_params, separate
-from wsiseg.train import list_samples, load_sample
+from wsiseg.train.training import TrainConfig, train_samples
+from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, set_means
 from wsiseg.types import Box
 
 TRAINED = ("monuseg", "tnbc", "dsb2018_he", "consep")

@@ -33,6 +33,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsiseg.config import PredictConfig, SeparateConfig
+from wsiseg.datasets import Sample, list_samples, load_sample
 from wsiseg.predict import load_model, predict
 from wsiseg.qc.estimate import odds_weight, order_key
 from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, patch_features
@@ -48,7 +49,6 @@ from wsiseg.qc.predict_quality import (
 )
 from wsiseg.separate import resolve_params, separate
 from wsiseg.tables import atomic_write_bytes
-from wsiseg.train import Sample, list_samples, load_sample
 from wsiseg.types import Box
 from wsiseg.vectorize import vectorize
 

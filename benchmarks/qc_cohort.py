@@ -25,11 +25,11 @@ from _machine import save
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsiseg.qc import MarkLog
+from wsiseg.qc.patch_pictures import make_patches
+from wsiseg.qc.prediction import predict_run
+from wsiseg.qc.report_run import write_report
+from wsiseg.qc.runs import find_run_outliers, grade_run, load_run
 from wsiseg.read import TissueMask, open_slide
-from wsiseg.run.qc import find_run_outliers, grade_run, load_run
-from wsiseg.run.qc_patches import make_patches
-from wsiseg.run.qc_predict import predict_run
-from wsiseg.run.qc_report import write_report
 from wsiseg.schema import ERRORS, NUCLEI, SLIDES
 from wsiseg.tables import arrow_schema, hilbert_key, wkb_polygons
 

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks._machine import RESULTS
+from wsiseg.datasets import list_samples, load_sample
 from wsiseg.read import ArraySlide, fit_tissue, tissue_window
-from wsiseg.train import list_samples, load_sample
 from wsiseg.types import Box
 
 SIDES_PX = (0, 250, 256, 512)

@@ -40,9 +40,7 @@ def encoded_tiles(level: np.ndarray, side: int) -> Iterator[bytes]:
     for row in range(rows):
         for column in range(columns):
             tile = np.ascontiguousarray(padded[row * side : (row + 1) * side, column * side : (column + 1) * side])
-            encoded = imagecodecs.jpeg8_encode(
-                tile, level=QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420"
-            )
+            encoded = imagecodecs.jpeg8_encode(tile, level=QUALITY, colorspace="rgb", outcolorspace="ycbcr", subsampling="420")
             yield bytes(encoded)
 
 
@@ -70,13 +68,22 @@ def main() -> None:
     common = {"tile": (side, side), "photometric": "ycbcr", "compression": "jpeg", "metadata": None, "software": False}
     with tifffile.TiffWriter(args.target) as out:
         out.write(
-            iter(tiles), shape=pixels.shape, dtype=np.uint8, subsampling=(2, 2),
-            description=f"{head}{width}x{height} [0,0 {width}x{height}] (256x256) JPEG/RGB Q=80|{facts}", **common,
+            iter(tiles),
+            shape=pixels.shape,
+            dtype=np.uint8,
+            subsampling=(2, 2),
+            description=f"{head}{width}x{height} [0,0 {width}x{height}] (256x256) JPEG/RGB Q=80|{facts}",
+            **common,
         )
         size = f"{coarse.shape[1]}x{coarse.shape[0]}"
         out.write(
-            encoded_tiles(coarse, side), shape=coarse.shape, dtype=np.uint8, subsampling=(2, 2), subfiletype=1,
-            description=f"{head}{width}x{height} [0,0 {width}x{height}] (256x256) -> {size} JPEG/RGB Q=80|{facts}", **common,
+            encoded_tiles(coarse, side),
+            shape=coarse.shape,
+            dtype=np.uint8,
+            subsampling=(2, 2),
+            subfiletype=1,
+            description=f"{head}{width}x{height} [0,0 {width}x{height}] (256x256) -> {size} JPEG/RGB Q=80|{facts}",
+            **common,
         )
     print(f"{args.target}: {width} x {height} px, {args.target.stat().st_size / 1e6:.2f} MB")
 

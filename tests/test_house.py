@@ -15,24 +15,31 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wsiseg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-STAGES = {"read", "normalize", "predict", "separate", "vectorize", "write", "summarize", "qc", "export", "evaluate", "train"}
 FOUNDATION = {"config", "types", "errors", "log"}
-SHARED = {"backend", "coordinates", "label_arrays", "labels", "tables", "schema"} | FOUNDATION
+LOWER = {"backend", "coordinates", "labels", "tables", "schema"} | FOUNDATION
+DATA = {"metrics", "datasets"}
+STEPS = {"read", "normalize", "predict", "separate", "vectorize", "write", "summarize"}
+SHARED = {"results", "cluster", "pipeline"}
+TASKS = {"run", "qc", "export", "evaluate", "train"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
     "types": {"errors"},
     "log": {"errors"},
     "schema": {"config", "types", "errors"},
-    "tables": {"schema", "config", "types", "errors"},
-    "cellpose_seg": {"errors"},
-    "label_arrays": {"cellpose_seg", "errors"},
-    "labels": {"label_arrays", "config", "types", "errors"},
     "coordinates": {"types", "errors"},
+    "labels": {"config", "types", "errors"},
+    "tables": {"schema", "labels", "config", "types", "errors"},
     "backend": {"config", "types", "errors"},
-    **dict.fromkeys(STAGES, SHARED),
-    "run": STAGES | SHARED,
-    "cli": {"run", "config", "errors", "log"},
+    "metrics": {"labels", "errors"},
+    "datasets": {"tables", "labels", "errors"},
+    **dict.fromkeys(STEPS, LOWER),  # a step never imports another step
+    "pipeline": STEPS | LOWER,
+    "cluster": LOWER,
+    "results": STEPS | LOWER,
+    **dict.fromkeys(TASKS, SHARED | STEPS | DATA | LOWER),  # a task never imports another task
+    "papers": TASKS | SHARED | STEPS | DATA | LOWER,
+    "cli": {"papers", "results", "cluster", "datasets", "coordinates", "config", "errors", "log"} | TASKS,
     "demo": set(),
     "__init__": {"export"},  # wsiseg.read_nuclei, loaded when asked for
     "__main__": {"cli"},
@@ -41,12 +48,12 @@ DOORS: dict[str, tuple[str, ...]] = {
     "cupy": ("backend/cuda.py", "read/cuslide.py"),
     "cupyx": ("backend/cuda.py", "read/cuslide.py"),
     "cucim": ("backend/cuda.py", "read/cuslide.py"),
-    "torch": ("predict/", "train/", "backend/dlpack.py", "run/training.py"),
+    "torch": ("predict/", "train/", "backend/dlpack.py"),
     "openslide": ("read/openslide.py",),
     "pydicom": ("read/dicom.py",),
-    "dask": ("run/",),
-    "distributed": ("run/",),
-    "zarr": ("write/maps.py", "read/array.py", "export/", "train/"),
+    "dask": ("run/", "cluster/"),
+    "distributed": ("run/", "cluster/"),
+    "zarr": ("write/maps.py", "read/array.py", "export/", "datasets/"),
 }
 
 

@@ -26,10 +26,11 @@ import numpy as np
 
 from benchmarks._machine import machine
 from benchmarks.papers._page import fill
-from wsiseg.run.synth import RefineConfig, SynthConfig, make_synthetic, reference_shapes, refine_synthetic
-from wsiseg.run.training import TrainConfig, train_samples
-from wsiseg.train import LoopConfig, list_samples, load_sample
+from wsiseg.datasets import list_samples, load_sample
+from wsiseg.train import LoopConfig
 from wsiseg.train.synth import fit_shapes
+from wsiseg.train.synthesis import RefineConfig, SynthConfig, make_synthetic, reference_shapes, refine_synthetic
+from wsiseg.train.training import TrainConfig, train_samples
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "papers"

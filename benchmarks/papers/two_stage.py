@@ -21,11 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from benchmarks._machine import machine
 from benchmarks.papers._page import fill
 from wsiseg.config import PredictConfig, SeparateConfig
+from wsiseg.pipeline import separate_maps
 from wsiseg.predict import load_model, load_weights, macs_per_px
-from wsiseg.run.scoring import separate_maps
-from wsiseg.run.training import TrainConfig, train_samples, training_samples
-from wsiseg.run.validation import predict_samples
 from wsiseg.separate import resolve_params
+from wsiseg.train.training import TrainConfig, train_samples, training_samples
+from wsiseg.train.validation import predict_samples
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers"
 SCORES = ("dice", "aji", "pq", "sq", "dq")
@@ -116,7 +116,7 @@ def draw(rows: dict[str, dict[str, Any]], args: argparse.Namespace, path: Path) 
         (judged,) = predict_samples(model, [sample])
         labels = separate_maps(judged.maps, resolve_params(SeparateConfig(), model.separate_defaults, judged.maps.mpp))
         window = (slice(0, 256), slice(0, 256))
-        from wsiseg.train import load_sample
+        from wsiseg.datasets import load_sample
 
         rgb = load_sample(sample)[0][window].copy()
         rgb[find_boundaries(judged.truth[window], mode="inner")] = (0, 160, 0)

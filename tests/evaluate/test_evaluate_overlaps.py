@@ -11,9 +11,10 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiseg.evaluate import evaluate_paths, instance_scores
+from wsiseg.evaluate import evaluate_paths
 from wsiseg.evaluate.inputs import draw_rings, load_rings
 from wsiseg.labels import write_labels
+from wsiseg.metrics import instance_scores
 
 
 def write(path: Path, shapes: list) -> Path:

@@ -10,16 +10,9 @@ import numpy as np
 import pytest
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import (
-    SCORE_NAMES,
-    compare_runs,
-    evaluate_paths,
-    evaluation_table,
-    instance_scores,
-    load_instances,
-    write_evaluation,
-)
+from wsiseg.evaluate import compare_runs, evaluate_paths, evaluation_table, load_instances, write_evaluation
 from wsiseg.labels import write_labels
+from wsiseg.metrics import SCORE_NAMES, instance_scores
 
 
 def grid(seed, side=300, shift=0):

@@ -19,12 +19,12 @@ from tests.export.tables import SLIDE_ID
 from tests.run.conftest import SLIDE
 from wsiseg.errors import DuplicateSlideError, FormatError, InputError, MissingMppError
 from wsiseg.export.cellvit import read_cellvit
+from wsiseg.export.convert import ExportOptions, export_tables, query_run
 from wsiseg.export.geojson import read_geojson
+from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.export.incoming import Provenance, Source, safe_name
 from wsiseg.export.labelmap import label_windows
-from wsiseg.export.source import open_nuclei
-from wsiseg.run.convert import ExportOptions, export_tables, query_run
-from wsiseg.run.convert_in import ImportOptions, import_files
+from wsiseg.tables.source import open_nuclei
 from wsiseg.types import Box
 
 
@@ -179,8 +179,8 @@ def test_a_run_of_imports_has_statistics_queries_and_exports(table_path: Path, t
 
 def test_with_its_slide_an_import_has_tissue_and_can_be_judged(tmp_path: Path) -> None:
     from wsiseg.evaluate import load_instances
-    from wsiseg.run.qc import find_run_outliers, load_run
-    from wsiseg.run.qc_patches import make_patches
+    from wsiseg.qc.patch_pictures import make_patches
+    from wsiseg.qc.runs import find_run_outliers, load_run
 
     labels = np.zeros((2967, 2220), np.int32)
     y, x = np.mgrid[:2967, :2220]
@@ -264,7 +264,7 @@ def test_any_bytes_are_json_or_refused(tmp_path_factory: pytest.TempPathFactory,
 
 
 def test_slide_id_is_the_real_slides_name() -> None:
-    from wsiseg.run.convert_in import _stem
+    from wsiseg.export.imports import _stem
 
     assert _stem(f"{SLIDE_ID}.svs") == SLIDE_ID
     assert _stem("x_cell_detection.geojson") == "x"

@@ -131,8 +131,8 @@ def test_command_line(run: Path, cli: click.Group, tmp_path: Path) -> None:
 
 def test_the_command_lines_formats_are_those_of_the_code() -> None:
     from wsiseg.cli.commands_convert import EXPORTS, IMPORTS
-    from wsiseg.run.convert import EXPORT_FORMATS
-    from wsiseg.run.convert_in import IMPORT_FORMATS
+    from wsiseg.export.convert import EXPORT_FORMATS
+    from wsiseg.export.imports import IMPORT_FORMATS
 
     assert sorted(EXPORTS) == sorted(EXPORT_FORMATS)
     assert sorted(IMPORTS) == sorted(IMPORT_FORMATS)

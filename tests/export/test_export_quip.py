@@ -20,8 +20,8 @@ from wsiseg.errors import FormatError, InputError
 from wsiseg.export.incoming import Flag, Provenance, Source
 from wsiseg.export.marks import read_marks, write_marks
 from wsiseg.export.quip import read_quip, write_quip
-from wsiseg.export.source import open_nuclei
 from wsiseg.export.table import Imported, write_imported_table
+from wsiseg.tables.source import open_nuclei
 
 NAME = re.compile(r"^(\d+)_(\d+)_(\d+)_(\d+)_([\d.]+)_(\d+)-features\.csv$")
 ALGMETA_KEYS = [

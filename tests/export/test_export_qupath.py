@@ -18,9 +18,9 @@ from wsiseg.errors import FormatError
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Provenance, Source
 from wsiseg.export.qupath import write_geojson
-from wsiseg.export.source import Selection, open_nuclei
 from wsiseg.export.table import write_imported_table
 from wsiseg.export.text import NAMESPACE
+from wsiseg.tables.source import Selection, open_nuclei
 from wsiseg.types import Box
 
 

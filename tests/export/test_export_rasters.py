@@ -19,13 +19,13 @@ from PIL import Image
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Provenance, Source
-from wsiseg.export.maps import MAP_NAMES, maps_are_of, read_maps, slide_maps, write_maps
 from wsiseg.export.raster import write_label_image, write_ome_labels
-from wsiseg.export.regions import rasterize_region
-from wsiseg.export.source import open_nuclei
 from wsiseg.export.table import write_imported_table
 from wsiseg.read import TissueMask, tissue_cells, tissue_frac
+from wsiseg.tables.regions import rasterize_region
+from wsiseg.tables.source import open_nuclei
 from wsiseg.types import Box, SlideMeta
+from wsiseg.write.maps import MAP_NAMES, maps_are_of, read_maps, slide_maps, write_maps
 
 REGION = Box(2000, 2000, 900, 700)
 

@@ -25,10 +25,10 @@ from wsiseg.export.annstore import FEATURES
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Provenance, Source
-from wsiseg.export.source import Selection, open_nuclei, with_features
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.table import write_imported_table
 from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
+from wsiseg.tables.source import Selection, open_nuclei, with_features
 from wsiseg.types import Box
 
 REGION = Selection(Box(2000, 2000, 3000, 3000))

@@ -20,11 +20,12 @@ from wsiseg import read_nuclei
 from wsiseg.cli.commands_convert import COMMANDS
 from wsiseg.config import WriteConfig
 from wsiseg.errors import FormatError, InputError
-from wsiseg.export import Selection, open_nuclei, query, with_features, write_csv, write_geojson
+from wsiseg.export import query, write_csv, write_geojson
 from wsiseg.read import open_slide, read_working
 from wsiseg.run.features import FeatureOptions, measure_features, measure_run
 from wsiseg.schema import DERIVED, FEATURES
 from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors
+from wsiseg.tables import Selection, open_nuclei, with_features
 from wsiseg.types import Box, Instances, Tile, TileStats
 from wsiseg.vectorize import vectorize
 from wsiseg.write import write_nuclei_table, write_part
@@ -176,7 +177,7 @@ def test_results_do_not_depend_on_the_windows(scaled_run: tuple[Path, float], la
 
 
 def test_slanted_and_overlapping_polygons_do_not_depend_on_the_windows(tmp_path: Path) -> None:
-    from wsiseg.run.convert_in import ImportOptions, import_files
+    from wsiseg.export.imports import ImportOptions, import_files
 
     rng = np.random.default_rng(5)
     features = []

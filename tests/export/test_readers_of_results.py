@@ -25,9 +25,9 @@ from scipy.io import savemat
 
 from wsiseg.errors import FormatError
 from wsiseg.evaluate import evaluate_paths, load_instances
+from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.labels import read_label_file, split_components
 from wsiseg.read import ArraySlide, tissue_from_file
-from wsiseg.run.convert_in import ImportOptions, import_files
 
 
 def square(x: float, y: float = 30, r: float = 8) -> list[list[float]]:
@@ -180,7 +180,7 @@ def test_packing_and_encoding_are_told_by_the_bytes(tmp_path: Path, name: str) -
     [("a.json.snappy", "a"), ("b_seg.npy", "b"), ("c.npz", "c"), ("d.ndjson", "d"), ("e_cell_detection.geojson.gz", "e")],
 )
 def test_a_slide_is_named_after_its_file(name: str, slide_id: str) -> None:
-    from wsiseg.run.convert_in import _stem
+    from wsiseg.export.imports import _stem
 
     assert _stem(name) == slide_id
 

@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from tests.export.test_features import blobs, make_run
 from tests.run.conftest import SLIDE
 from wsiseg.cli import main
-from wsiseg.export import open_nuclei, query, write_geojson, write_quip
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.maps import make_maps
+from wsiseg.export import query, write_geojson, write_quip
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.maps import make_maps
+from wsiseg.tables import open_nuclei
 
 RECIPES = Path(__file__).resolve().parents[2] / "wsiseg/export/RECIPES.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.DOTALL)

@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError
 from wsiseg.read.mpp import resolve_mpp
-from wsiseg.run.manifest import collect_slides
+from wsiseg.results.manifest import collect_slides
 from wsiseg.run.status import group_errors, run_status
 from wsiseg.run.verify import verify_run
 
@@ -287,7 +287,7 @@ import_seed = st.integers(0, 2**32 - 1)
 
 def import_case(seed: object, scratch: Path) -> Outcome:
     """Damaged GeoJSON or CSV of other tools: a run folder or a refusal, and nothing written beside it."""
-    from wsiseg.run.convert_in import ImportOptions, import_files
+    from wsiseg.export.imports import ImportOptions, import_files
 
     rng = random.Random(int(seed))  # type: ignore[call-overload]
     inside = scratch / "in"
@@ -318,7 +318,7 @@ def import_case(seed: object, scratch: Path) -> Outcome:
 
 
 def import_formats() -> tuple[str, ...]:
-    from wsiseg.run.convert_in import IMPORT_FORMATS
+    from wsiseg.export.imports import IMPORT_FORMATS
 
     return IMPORT_FORMATS
 
@@ -461,8 +461,8 @@ def small_run(folder: Path, run_here: Callable[..., object]) -> Path:
     import openslide
     from PIL import Image
 
-    from wsiseg.run.qc import load_run
-    from wsiseg.run.qc_patches import make_patches
+    from wsiseg.qc.patch_pictures import make_patches
+    from wsiseg.qc.runs import load_run
 
     with openslide.OpenSlide(SLIDE) as slide:
         slide.read_region((1000, 1200), 0, (300, 260)).convert("RGB").save(folder / "tissue.png")
@@ -479,8 +479,8 @@ def review_server(root: Path) -> Iterator[tuple[int, str]]:
     """Serve a run's review page; yield its port and the cookie of one who may come in."""
     import threading
 
-    from wsiseg.run.qc import load_run
-    from wsiseg.run.qc_review import open_review
+    from wsiseg.qc.review_run import open_review
+    from wsiseg.qc.runs import load_run
 
     server, shelf = open_review(load_run(root), "fuzz")
     with server:

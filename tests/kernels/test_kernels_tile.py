@@ -21,10 +21,10 @@ from tests.kernels.fake_cupy import FakeArray, FakeOutOfMemoryError, fake_cupy
 from tests.kernels.host import on_host
 from wsiseg.backend import cuda, register_backend
 from wsiseg.config import NormalizeConfig, PredictConfig, ReadConfig, RunConfig
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import run_tile
 from wsiseg.types import PolygonBatch, Stain
 from wsiseg.write import read_part
@@ -120,7 +120,7 @@ from wsiseg.backend import cuda, register_backend
 from wsiseg.config import RunConfig
 from wsiseg.run import tile as tile_module
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
 from wsiseg.run.job import load_job, tiles_of
 import wsiseg.predict.gpu as gpu
 from wsiseg.predict import load_model

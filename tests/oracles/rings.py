@@ -53,10 +53,17 @@ def rings_of_rows(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.n
     n, side = left.shape
     rows = np.arange(side, dtype=np.int32)
     full = right > left
-    down = np.stack([np.stack([right, np.broadcast_to(rows, left.shape)], -1),
-                     np.stack([right, np.broadcast_to(rows + 1, left.shape)], -1)], 2).reshape(n, 2 * side, 2)
-    up = np.stack([np.stack([left, np.broadcast_to(rows + 1, left.shape)], -1),
-                   np.stack([left, np.broadcast_to(rows, left.shape)], -1)], 2)[:, ::-1].reshape(n, 2 * side, 2)
+    down = np.stack(
+        [
+            np.stack([right, np.broadcast_to(rows, left.shape)], -1),
+            np.stack([right, np.broadcast_to(rows + 1, left.shape)], -1),
+        ],
+        2,
+    ).reshape(n, 2 * side, 2)
+    up = np.stack(
+        [np.stack([left, np.broadcast_to(rows + 1, left.shape)], -1), np.stack([left, np.broadcast_to(rows, left.shape)], -1)],
+        2,
+    )[:, ::-1].reshape(n, 2 * side, 2)
     points = np.concatenate([down, up], 1)
     keep = np.concatenate([np.repeat(full, 2, 1), np.repeat(full[:, ::-1], 2, 1)], 1)
     owner = np.repeat(np.arange(n), keep.sum(1))
@@ -114,8 +121,15 @@ def nuclei(seed: int, n: int, extent_wpx: int, shapes: int = 4096) -> PolygonBat
     return PolygonBatch(xy, offsets, _columns(rng, left, right, base_xy, base_offsets, pick, corner))
 
 
-def _columns(rng: np.random.Generator, left: np.ndarray, right: np.ndarray, xy: np.ndarray, offsets: np.ndarray,
-             pick: np.ndarray, corner: np.ndarray) -> dict[str, np.ndarray]:
+def _columns(
+    rng: np.random.Generator,
+    left: np.ndarray,
+    right: np.ndarray,
+    xy: np.ndarray,
+    offsets: np.ndarray,
+    pick: np.ndarray,
+    corner: np.ndarray,
+) -> dict[str, np.ndarray]:
     width = (right - left).astype(np.float64)
     area = width.sum(1)
     rows = np.arange(SIDE) + 0.5
@@ -124,8 +138,11 @@ def _columns(rng: np.random.Generator, left: np.ndarray, right: np.ndarray, xy: 
     var_x = (width * ((right + left) / 2 - cx[:, None]) ** 2 + width**3 / 12).sum(1) / area
     cov = (width * (rows - cy[:, None]) * ((right + left) / 2 - cx[:, None])).sum(1) / area
     spread = np.sqrt((var_x - var_y) ** 2 + 4 * cov**2)
-    crack = np.add.reduceat(np.abs(np.diff(xy, axis=0, append=xy[-1:])).sum(1)
-                            * (np.arange(len(xy)) != np.repeat(offsets[1:] - 1, np.diff(offsets))), offsets[:-1])
+    crack = np.add.reduceat(
+        np.abs(np.diff(xy, axis=0, append=xy[-1:])).sum(1)
+        * (np.arange(len(xy)) != np.repeat(offsets[1:] - 1, np.diff(offsets))),
+        offsets[:-1],
+    )
     seed = corner + SIDE // 2
     n = len(pick)
     return {

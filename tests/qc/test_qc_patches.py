@@ -17,8 +17,8 @@ from scipy.stats import chisquare
 
 from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.qc import contour_png, inner_mask, patch_id, read_picture, sample_patches, write_pack
-from wsiseg.run.qc import load_run
-from wsiseg.run.qc_patches import make_patches
+from wsiseg.qc.patch_pictures import make_patches
+from wsiseg.qc.runs import load_run
 from wsiseg.types import Box
 
 FRAME = (10.0, 10.0, 0.0, 0.0)

@@ -17,11 +17,11 @@ pytest.importorskip("uvicorn", reason="the review page needs the extra 'review'"
 from wsiseg.cli.commands_qc import qc
 from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.qc import FEATURES, MarkLog, load_quality, read_marks
+from wsiseg.qc.patch_pictures import make_patches
+from wsiseg.qc.prediction import by_suspicion, predict_run, stored_prediction
 from wsiseg.qc.review import ReviewSession, patch_queue
-from wsiseg.run.qc import grade_run, load_run
-from wsiseg.run.qc_patches import make_patches
-from wsiseg.run.qc_predict import by_suspicion, predict_run, stored_prediction
-from wsiseg.run.qc_review import open_review
+from wsiseg.qc.review_run import open_review
+from wsiseg.qc.runs import grade_run, load_run
 
 
 def table(run, name: str) -> list[dict]:

@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 from wsiseg.qc import MarkLog, ShareEstimate, TailRule, find_outliers, grade_slides
+from wsiseg.qc.patch_pictures import make_patches
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
-from wsiseg.run.qc import find_run_outliers, load_run
-from wsiseg.run.qc_patches import make_patches
-from wsiseg.run.qc_report import write_report
+from wsiseg.qc.report_run import write_report
+from wsiseg.qc.runs import find_run_outliers, load_run
 
 
 def rows_of(n: int) -> list[dict[str, Any]]:

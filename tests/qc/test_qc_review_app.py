@@ -23,9 +23,9 @@ pytest.importorskip("starlette", reason="the review page needs the extra 'review
 pytest.importorskip("uvicorn", reason="the review page needs the extra 'review'")
 
 from wsiseg.errors import FormatError, InputError, OutputInUseError
-from wsiseg.run.qc import TailRule, find_run_outliers, grade_run, load_run
-from wsiseg.run.qc_patches import make_patches
-from wsiseg.run.qc_review import open_review
+from wsiseg.qc.patch_pictures import make_patches
+from wsiseg.qc.review_run import open_review
+from wsiseg.qc.runs import TailRule, find_run_outliers, grade_run, load_run
 
 
 class Page:

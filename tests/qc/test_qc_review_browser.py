@@ -18,8 +18,8 @@ import pytest
 pytest.importorskip("starlette", reason="the review page needs the extra 'review'")
 pytest.importorskip("uvicorn", reason="the review page needs the extra 'review'")
 
-from wsiseg.run.qc import TailRule, find_run_outliers, grade_run, load_run
-from wsiseg.run.qc_patches import make_patches
+from wsiseg.qc.patch_pictures import make_patches
+from wsiseg.qc.runs import TailRule, find_run_outliers, grade_run, load_run
 
 ROOT = Path(__file__).resolve().parents[2]
 SHOTS = os.environ.get("WSISEG_SCREENSHOTS", "")

@@ -303,7 +303,7 @@ def test_two_scenes_are_refused_and_side_images_are_not(tmp_path):
 @pytest.mark.parametrize("planes", [True, False])
 def test_pyramids_of_odd_layouts(tmp_path, where, planes):
     path = tmp_path / ("s.ome.tif" if planes else "s.tif")
-    full = (PLANES if planes else RGB.astype(np.uint16) * 16)
+    full = PLANES if planes else RGB.astype(np.uint16) * 16
     half = full[:, ::2, ::2] if planes else full[::2, ::2]
     options = {"photometric": "minisblack" if planes else "rgb", **TILED}
     if planes and where == "pages":

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from tests.run.conftest import environment, run_here
 from tests.run.hosts import Hosts as Machines
 from tests.run.hosts import reached
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder, PrepareDone, Task
 from wsiseg.run.hosts import LONGEST_REST_S, MOST_HOSTS, REST_S, STRIKES, Hosts, Thing
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.presence import Death
 from wsiseg.run.status import run_status
 from wsiseg.run.verify import verify_run

@@ -20,12 +20,12 @@ from wsiseg.config import RunConfig
 from wsiseg.coordinates import Ground, check_fit, mpp_note, parse_frame
 from wsiseg.errors import FormatError, InputError
 from wsiseg.evaluate import evaluate_paths
+from wsiseg.export.convert import ExportOptions, export_tables
+from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.read import ArraySlide, open_slide, tissue_from_file, tissue_px_in
-from wsiseg.run.convert import ExportOptions, export_tables
-from wsiseg.run.convert_in import ImportOptions, import_files
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput, collect_slides
 from wsiseg.run.job import prepare_slide
-from wsiseg.run.manifest import SlideInput, collect_slides
 from wsiseg.types import Box, Stain
 
 NM = 500  # of a px

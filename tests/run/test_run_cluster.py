@@ -20,7 +20,7 @@ import pytest
 from tests.run.conftest import ROOT, environment, run_here, wsiseg
 from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.errors import ConfigError
-from wsiseg.run.locate import local_path
+from wsiseg.results.locate import local_path
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32")
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="certificates are made with openssl")
@@ -184,7 +184,7 @@ def test_only_workers_that_do_not_fit(cluster: Cluster, crop_png: Path, tmp_path
 
 def run_cli(*args: str | Path) -> subprocess.CompletedProcess[str]:
     """As ``wsiseg``, but giving a scheduler only a moment to answer."""
-    code = "import wsiseg.run.remote as r; r.CONNECT_S = 2; from wsiseg.cli import main; main()"
+    code = "import wsiseg.cluster.remote as r; r.CONNECT_S = 2; from wsiseg.cli import main; main()"
     command = [sys.executable, "-c", code, *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
 

@@ -12,11 +12,11 @@ from PIL import Image
 from tests.export.test_features import blobs, make_run
 from tests.run.conftest import SLIDE
 from wsiseg.cli import main
-from wsiseg.export import MAP_NAMES, MapLevel, maps_are_of
-from wsiseg.run.density import VIRIDIS, Density, density_picture, nice_ceil, tissue_density
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.maps import maps_path, slide_maps_of
+from wsiseg.export.density import VIRIDIS, Density, density_picture, nice_ceil, tissue_density
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.maps import maps_path, slide_maps_of
 from wsiseg.tables import read_nuclei
+from wsiseg.write import MAP_NAMES, MapLevel, maps_are_of
 
 
 def level(count: np.ndarray, tissue: np.ndarray, cell_px: int = 32) -> MapLevel:

@@ -13,10 +13,12 @@ from PIL import Image
 from tests.run.conftest import run_here
 from wsiseg.cli import main
 from wsiseg.config import PredictConfig, RunConfig
-from wsiseg.evaluate import instance_scores, load_instances, paired_test
+from wsiseg.evaluate import load_instances
+from wsiseg.evaluate.scoring import choose_samples, summarize_images
 from wsiseg.labels import read_labels, write_labels
+from wsiseg.metrics import instance_scores, paired_test
+from wsiseg.pipeline import segment_image
 from wsiseg.predict import load_model
-from wsiseg.run.scoring import choose_samples, segment_image, summarize_images
 
 MPP = 0.499
 
@@ -144,9 +146,9 @@ def test_unknown_scale_is_said(data: Path, crop_rgb: np.ndarray, found: np.ndarr
 
 
 def test_nothing_scored_is_nan_not_an_error() -> None:
-    from wsiseg.evaluate import Scores
-    from wsiseg.run.scoring import ImageResult
-    from wsiseg.train import Sample
+    from wsiseg.datasets import Sample
+    from wsiseg.evaluate.scoring import ImageResult
+    from wsiseg.metrics import Scores
 
     sample = Sample("x", "new", "g", "", "", None, False)
     summary = summarize_images([ImageResult(sample, Scores(), (), {"matched": 0}, 1.0, 0.0)])

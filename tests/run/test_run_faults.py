@@ -25,7 +25,7 @@ from PIL import Image
 
 from tests.run.conftest import SLIDE, environment, run_here
 from wsiseg.cli import main
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
 from wsiseg.tables import atomic
 
 # fp32: what auto means is found by a timing, which may come out otherwise in another run

@@ -7,8 +7,8 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder, PrepareDone, Task
-from wsiseg.run.manifest import SlideInput
 from wsiseg.types import Box, Tile, TileOutcome
 
 

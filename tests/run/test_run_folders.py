@@ -19,8 +19,8 @@ from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
 from wsiseg.read import open_slide
 from wsiseg.read.files import plain_name, slide_files
 from wsiseg.read.slide import content_digest, fingerprint
-from wsiseg.run.listing import group_skipped, list_folder
-from wsiseg.run.manifest import Found, find_slides
+from wsiseg.results.listing import group_skipped, list_folder
+from wsiseg.results.manifest import Found, find_slides
 
 WHITE = np.full((300, 280, 3), 235, np.uint8)
 

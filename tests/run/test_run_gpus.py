@@ -14,14 +14,14 @@ from click.testing import CliRunner
 from distributed import Client
 
 import wsiseg.backend.gpus as gpus
-import wsiseg.run.devices as devices
+import wsiseg.cluster.devices as devices
 from wsiseg.backend.gpus import DriverReport, driver_report
 from wsiseg.cli import main
+from wsiseg.cluster.connect import connect
+from wsiseg.cluster.devices import compute_device, gpu_environments, gpu_obstacle, threads_of_worker
+from wsiseg.cluster.gpu_workers import gpu_cluster
 from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.errors import BackendUnavailableError, ConfigError, InputError
-from wsiseg.run.cluster import connect
-from wsiseg.run.devices import compute_device, gpu_environments, gpu_obstacle, threads_of_worker
-from wsiseg.run.gpu_cluster import gpu_cluster
 
 TWO = DriverReport(("NVIDIA H200", "NVIDIA H200"), (150 * 2**30, 150 * 2**30), "")
 NONE = DriverReport((), (), "no NVIDIA driver here (libcuda.so.1 is missing)")
@@ -143,7 +143,7 @@ def test_worker_processes_start_with_their_gpu(driver: Any, monkeypatch: pytest.
     driver(TWO)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "dask_cuda", None)
-    monkeypatch.setattr("wsiseg.run.gpu_cluster.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("wsiseg.cluster.gpu_workers.importlib.util.find_spec", lambda name: None)
     config = RunConfig(schedule=ScheduleConfig(device="cuda", threads_per_worker=2))
     with connect(config) as client:
         assert isinstance(client, Client)
@@ -158,7 +158,7 @@ def test_dask_cuda_is_used_where_it_is_installed(driver: Any, monkeypatch: pytes
     module = ModuleType("dask_cuda")
     module.__dict__["LocalCUDACluster"] = lambda **options: asked.update(options) or "cluster"
     monkeypatch.setitem(sys.modules, "dask_cuda", module)
-    monkeypatch.setattr("wsiseg.run.gpu_cluster.importlib.util.find_spec", lambda name: object())
+    monkeypatch.setattr("wsiseg.cluster.gpu_workers.importlib.util.find_spec", lambda name: object())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert gpu_cluster(ScheduleConfig(device="cuda", gpus="1,0"), 16) == "cluster"
     assert (asked["CUDA_VISIBLE_DEVICES"], asked["threads_per_worker"]) == (["1", "0"], 8)

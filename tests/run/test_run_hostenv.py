@@ -19,9 +19,9 @@ from PIL import Image
 
 from tests.run.conftest import ROOT, environment, wsiseg
 from tests.run.test_run_limits import cgroup
+from wsiseg.cluster.remote import connect_remote, dashboard_link
 from wsiseg.config import ScheduleConfig
 from wsiseg.errors import ConfigError, InputError
-from wsiseg.run.remote import connect_remote, dashboard_link
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--workers", "1")
 READ_ALL = ("--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search")

@@ -14,10 +14,10 @@ from scipy import ndimage
 from wsiseg.config import RunConfig, SeparateConfig
 from wsiseg.labels import write_labels
 from wsiseg.predict import build_net
-from wsiseg.run.presets import MODELS
-from wsiseg.run.training import TrainConfig, train_from_toml
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train import make_targets
+from wsiseg.train.presets import MODELS
+from wsiseg.train.training import TrainConfig, train_from_toml
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 PUBLISHED = {"center_threshold_frac": 0.07, "material_threshold_frac": 0.33, "compactness": 1.0}

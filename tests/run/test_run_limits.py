@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.run.conftest import environment
-from wsiseg.run.limits import WORKER_BYTES, Limits, default_workers, local_limits, oom_kills
+from wsiseg.cluster.limits import WORKER_BYTES, Limits, default_workers, local_limits, oom_kills
 
 GIB = 2**30
 V2 = "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -165,7 +165,7 @@ def cgroup(controller: str, settings: dict[str, str]) -> Iterator[Path]:
 def test_a_real_quota() -> None:
     settings = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "100000", "cpu.max": "100000 100000"}
     with cgroup("cpu", settings) as group:
-        code = "from wsiseg.run.limits import local_limits; print(local_limits(environment={}, affinity=64))"
+        code = "from wsiseg.cluster.limits import local_limits; print(local_limits(environment={}, affinity=64))"
         shell = f"echo $$ > {group}/cgroup.procs && exec {sys.executable} -c '{code}'"
         done = subprocess.run(["sh", "-c", shell], capture_output=True, text=True, env=environment(), check=True, timeout=120)
     assert "cores=1," in done.stdout

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
-from wsiseg.run.manifest import SlideInput, collect_slides, slide_id_of
+from wsiseg.results.manifest import SlideInput, collect_slides, slide_id_of
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from tests.run.conftest import environment, run_here
 from wsiseg.config import PredictConfig, RunConfig, ScheduleConfig
 from wsiseg.errors import OutputMismatchError
 from wsiseg.predict.machine import cpu_has
-from wsiseg.run.arithmetic import mixed_precision_note, precision_text, with_processor
+from wsiseg.results.arithmetic import mixed_precision_note, precision_text, with_processor
+from wsiseg.results.folder import RunFolder
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.worker import Terms, processor_objections
 from wsiseg.summarize import read_slides_table
 

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from tests.run.conftest import run_here
+from wsiseg.datasets import list_samples
 from wsiseg.errors import ConfigError, FormatError
 from wsiseg.labels import read_labels, write_labels
-from wsiseg.run.ranking import RankOptions, rank_datasets
-from wsiseg.run.unified import UnifyOptions, unify
-from wsiseg.train import list_samples
+from wsiseg.papers.ranking import RankOptions, rank_datasets
+from wsiseg.papers.unified import UnifyOptions, unify
 
 SETS = ("alpha", "beta", "gamma")
 TILES = UnifyOptions(SETS, test_tiles=2, side=64)

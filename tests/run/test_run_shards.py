@@ -13,8 +13,8 @@ from PIL import Image
 
 from tests.run.conftest import run_here
 from wsiseg.errors import FormatError, InputError, OutputInUseError
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.manifest import SlideInput
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.segment import _sweep
 from wsiseg.run.shards import Shard, merge_shards
 

@@ -14,8 +14,8 @@ from PIL import Image
 
 from tests.run.conftest import run_here
 from wsiseg.errors import SlideOpenError
-from wsiseg.run import staging
-from wsiseg.run.staging import drop_finished, prefetch, staged
+from wsiseg.results import staging
+from wsiseg.results.staging import drop_finished, prefetch, staged
 
 PLENTY = 10**9
 

@@ -11,10 +11,11 @@ from click.testing import CliRunner
 from PIL import Image
 
 from wsiseg.cli.main import main
+from wsiseg.datasets import list_samples
 from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.labels import rasterize_rings, read_labels, write_labels
-from wsiseg.run.synth import RefineConfig, SynthConfig, make_synthetic, read_cohort, reference_shapes, refine_synthetic
-from wsiseg.train import PatchSource, list_samples
+from wsiseg.train import PatchSource
+from wsiseg.train.synthesis import RefineConfig, SynthConfig, make_synthetic, read_cohort, reference_shapes, refine_synthetic
 
 
 def picture(seed: int, side: int = 160) -> tuple[np.ndarray, np.ndarray]:

@@ -22,12 +22,12 @@ from tests.run.conftest import SLIDE, environment, wsiseg
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
 from wsiseg.errors import TileReadError
 from wsiseg.read import open_slide, read_working
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.finish import finish_slide
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.handles import OpenSlides
 from wsiseg.run.job import prepare_slide, tiles_of
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.readers import ReaderPool
 from wsiseg.run.tile import run_tile
 from wsiseg.types import Box, Stain
@@ -154,7 +154,7 @@ def test_readers_die_with_their_worker(tmp_path: Path) -> None:
 import os, numpy as np
 from pathlib import Path
 from wsiseg.config import RunConfig
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
 from wsiseg.run.readers import ReaderPool
 from wsiseg.types import Box
 pool = ReaderPool(RunFolder(Path({str(tmp_path)!r})), RunConfig(), 1)

@@ -13,11 +13,11 @@ import shapely
 
 from tests.run.conftest import SLIDE
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.finish import finish_slide
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import segment_tile
 from wsiseg.types import Stain
 

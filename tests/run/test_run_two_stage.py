@@ -14,11 +14,11 @@ from tests.run.test_run_tiling import nuclei_at
 from tests.train.test_train_run import write_data
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
 from wsiseg.normalize import fit_stain
+from wsiseg.pipeline import segment_image
 from wsiseg.predict import load_model, load_weights, predict
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.manifest import SlideInput
-from wsiseg.run.scoring import segment_image
-from wsiseg.run.training import TrainConfig, train_from_toml
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
+from wsiseg.train.training import TrainConfig, train_from_toml
 from wsiseg.types import Box, Stain
 
 CONFIG = """
@@ -99,7 +99,9 @@ def test_its_weights_segment_and_no_tile_shows(weights: Path, monkeypatch: pytes
         np.testing.assert_array_equal(maps(part), whole[:, part.y : part.y + part.h, part.x : part.x + part.w])
 
     asked = []
-    monkeypatch.setattr("wsiseg.run.scoring.fit_stain", lambda method, rgb, mask, aim: asked.append((method, aim)) or Stain())
+    monkeypatch.setattr(
+        "wsiseg.pipeline.image.fit_stain", lambda method, rgb, mask, aim: asked.append((method, aim)) or Stain()
+    )
     found = segment_image(rgb, 0.25, model, RunConfig())
     assert asked == [("macenko", tuple(model.card["stain_reference"]["params"]))], "what the card says"
     assert found.max() > 3
@@ -130,7 +132,7 @@ def test_a_small_crop_is_normalized_as_in_training(
 ) -> None:
     """No tissue mask stands between: it may find nothing in a crop, and the network would see colors that it never saw."""
     seen = []
-    monkeypatch.setattr("wsiseg.run.scoring.normalize", lambda rgb, stain: seen.append(stain.method) or rgb)
+    monkeypatch.setattr("wsiseg.pipeline.window.normalize", lambda rgb, stain: seen.append(stain.method) or rgb)
     model = load_model(PredictConfig(weights=str(weights), precision="fp32"))
     for part in (crop_rgb[:128, :128], crop_rgb[200:328, 300:428]):
         segment_image(np.ascontiguousarray(part), 0.25, model, RunConfig())

@@ -19,11 +19,11 @@ import pytest
 
 from tests.run.conftest import ROOT, run_here
 from wsiseg.log import EventLog, log
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.records import read_inputs
 from wsiseg.run.presence import Presence, deaths, read_workers
 from wsiseg.run.status import group_errors, run_status
 from wsiseg.run.verify import verify_run
-from wsiseg.run.watch import read_inputs
 
 
 @pytest.fixture(scope="module")

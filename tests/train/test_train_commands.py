@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from wsiseg.cli.main import main
-from wsiseg.train import list_samples
+from wsiseg.datasets import list_samples
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from wsiseg.datasets import Sample, make_folds
 from wsiseg.errors import ConfigError
-from wsiseg.run.crossval import cross_validate
-from wsiseg.train import Sample, make_folds
+from wsiseg.train.crossval import cross_validate
 
 
 def sample(image_id: str, dataset: str, group: str, organ: str = "") -> Sample:

@@ -13,7 +13,7 @@ from PIL import Image
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
 from wsiseg.predict import load_model, load_weights
-from wsiseg.run.training import TrainConfig, train_from_toml
+from wsiseg.train.training import TrainConfig, train_from_toml
 
 CONFIG = """
 name = "small"

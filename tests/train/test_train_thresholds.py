@@ -11,13 +11,13 @@ from scipy import ndimage
 
 from tests.train.test_train_run import config_file, write_data
 from wsiseg.config import PredictConfig
+from wsiseg.datasets import Sample, list_samples
 from wsiseg.errors import ConfigError
+from wsiseg.pipeline import ImageMaps
 from wsiseg.predict import load_model
 from wsiseg.predict.weights import SHIPPED_DIR
-from wsiseg.run.scoring import ImageMaps
-from wsiseg.run.training import TrainConfig, train_from_toml
-from wsiseg.run.validation import OPERATING_POINT, Judged, fit_separation, predict_samples, score_separation, set_means
-from wsiseg.train import Sample, list_samples
+from wsiseg.train.training import TrainConfig, train_from_toml
+from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, predict_samples, score_separation, set_means
 from wsiseg.types import Box
 
 HALO = 8

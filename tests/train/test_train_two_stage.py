@@ -11,12 +11,13 @@ import torch
 from PIL import Image
 
 from tests.train.test_train_run import write_data
+from wsiseg.datasets import list_samples
 from wsiseg.errors import ConfigError
-from wsiseg.run.presets import separation_by_size, with_model
-from wsiseg.run.scoring import ImageMaps
-from wsiseg.run.training import TrainConfig
-from wsiseg.run.validation import Judged
-from wsiseg.train import LossConfig, choose_reference, histogram_difference, list_samples, two_head_loss
+from wsiseg.pipeline import ImageMaps
+from wsiseg.train import LossConfig, choose_reference, histogram_difference, two_head_loss
+from wsiseg.train.presets import separation_by_size, with_model
+from wsiseg.train.training import TrainConfig
+from wsiseg.train.validation import Judged
 from wsiseg.types import Box
 
 

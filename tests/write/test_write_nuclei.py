@@ -75,9 +75,7 @@ def covering(path: Path) -> np.ndarray:
 
 def rings_by_id(batches: list[PolygonBatch]) -> dict[int, np.ndarray]:
     return {
-        int(i): b.xy[b.ring_offsets[k] : b.ring_offsets[k + 1]]
-        for b in batches
-        for k, i in enumerate(b.columns["nucleus_id"])
+        int(i): b.xy[b.ring_offsets[k] : b.ring_offsets[k + 1]] for b in batches for k, i in enumerate(b.columns["nucleus_id"])
     }
 
 
@@ -419,9 +417,7 @@ def test_full_disk_keeps_the_old_table(tmp_path: Path) -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(out), *map(str, parts)], cwd=ROOT, preexec_fn=limit, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code, str(out), *map(str, parts)], cwd=ROOT, preexec_fn=limit, check=False)
     assert done.returncode not in (0, 1), os.strerror(done.returncode)
     assert out.read_bytes() == b"old"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["p", "t.parquet"]

@@ -49,8 +49,8 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     wsiseg export RUN --to qupath --out folder
     wsiseg export RUN/nuclei/SLIDE.parquet --to qupath --region 20000,20000,4000,4000 -o window.geojson
     """
-    from wsiseg.run.convert import ExportOptions, export_tables, slides_without_table
-    from wsiseg.run.overlay import parse_region
+    from wsiseg.export.convert import ExportOptions, export_tables, slides_without_table
+    from wsiseg.export.overlay import parse_region
 
     chosen = ExportOptions(region=parse_region(region), **options)
     written, empty, failed = 0, [], 0
@@ -111,7 +111,7 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
     wsiseg import TCIA/luad_polygon/SLIDE.svs --from quip --cohort LUAD --out RUN
     wsiseg import cells.json --from cellvit --slide SLIDE.svs --out RUN
     """
-    from wsiseg.run.convert_in import ImportOptions, import_files
+    from wsiseg.export.imports import ImportOptions, import_files
 
     for done in import_files(files, fmt, out, ImportOptions(**options)):
         click.echo(f"{done.slide_id}: {done.n_nuclei:,} nuclei")
@@ -141,7 +141,7 @@ def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
     """
-    from wsiseg.run.convert import query_run
+    from wsiseg.export.convert import query_run
 
     table, units = query_run(run, sql, out)
     if out is not None:
@@ -207,7 +207,7 @@ def cohort(runs: tuple[Path, ...], out: Path) -> None:
     wsiseg cohort RUN_LUAD RUN_BRCA -o COHORT
     wsiseg query COHORT "select cohort, count(*) n, avg(area_um2) area_um2 from nuclei group by all"
     """
-    from wsiseg.run.convert import make_cohort
+    from wsiseg.export.convert import make_cohort
 
     made, precisions, warning = make_cohort(runs, out)
     click.echo(f"{out}: {len(made):,} slides ({', '.join(f'{n:,} in {name}' for name, n in sorted(precisions.items()))})")

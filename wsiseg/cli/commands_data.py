@@ -38,13 +38,13 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: 
     if folds is not None and cv is None:
         raise click.UsageError("--folds belongs to --cv organ or --cv patient.")
     if cv is not None:
-        from wsiseg.run.crossval import cross_validate
+        from wsiseg.train.crossval import cross_validate
 
         done = cross_validate(config, "organ" if cv == "organ" else "patient", folds or 0, model=model)
         print_table(*done.table())
         click.echo(f"folder: {done.folder}")
         return
-    from wsiseg.run.training import train_from_toml
+    from wsiseg.train.training import train_from_toml
 
     click.echo(f"run folder: {train_from_toml(config, model=model, resume=resume)}")
 
@@ -58,7 +58,7 @@ def datasets() -> None:
 @click.argument("root", type=_FOLDER)
 def stats(root: Path) -> None:
     """Facts of every set under ROOT: images, nuclei, tile size, resolution, organs, licence."""
-    from wsiseg.run.evaluate import dataset_table
+    from wsiseg.evaluate.reports import dataset_table
 
     print_table(*dataset_table(root))
 
@@ -72,7 +72,7 @@ def stats(root: Path) -> None:
 @click.option("--name", default="", help="Name to record.")
 def convert(source: Path, out: Path, format_name: str, mpp: float | None, licence: str, name: str) -> None:
     """Convert the published set in SOURCE to the unified layout in OUT (RGB png, label png, INFO.json)."""
-    from wsiseg.run.evaluate import convert_dataset
+    from wsiseg.evaluate.reports import convert_dataset
 
     for line in convert_dataset(source, out, format_name, mpp, licence, name):
         click.echo(line)
@@ -90,7 +90,7 @@ def patches(root: Path, out: Path, sets: str, patch: int) -> None:
     Example:  wsiseg datasets patches nuclei nuclei.zarr --sets tnbc,consep
               WSISEG_DATA=nuclei.zarr wsiseg train scripts/train_open.toml
     """
-    from wsiseg.run.datasets import write_patches
+    from wsiseg.datasets.prepare import write_patches
 
     for line in write_patches(root, out, tuple(name for name in sets.split(",") if name), patch):
         click.echo(line)
@@ -110,7 +110,7 @@ def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
     \b
     Example:  wsiseg datasets masks cryonuseg --out cryonuseg_masks
     """
-    from wsiseg.run.datasets import write_auxiliary_masks
+    from wsiseg.datasets.prepare import write_auxiliary_masks
 
     click.echo(write_auxiliary_masks(source, out, w0, sigma2))
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from wsiseg.cli.options import build_config, segment_options, slide_options
 
 if TYPE_CHECKING:
-    from wsiseg.run.manifest import Found
+    from wsiseg.results.manifest import Found
 
 __all__ = ["COMMANDS"]
 
@@ -35,8 +35,8 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
     """
     from wsiseg.config import ReadConfig
     from wsiseg.errors import InputError
+    from wsiseg.results.manifest import find_slides
     from wsiseg.run.inspect import slide_info
-    from wsiseg.run.manifest import find_slides
 
     console = Console(highlight=False, soft_wrap=True)
     bad = 0
@@ -75,8 +75,8 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
     Example: wsiseg plan slides/
     """
     config = build_config(options.pop("config_file"), options)
+    from wsiseg.results.manifest import find_slides
     from wsiseg.run.inspect import plan as make_plan
-    from wsiseg.run.manifest import find_slides
 
     given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask", "frame")}
     found = find_slides(slides, **given)
@@ -111,7 +111,7 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
 
 def _print_left_out(console: Console, found: Found) -> None:
     """Print what folders hold beside the slides, by reason, and what else the user should know of the slides."""
-    from wsiseg.run.listing import group_skipped
+    from wsiseg.results.listing import group_skipped
 
     for group in group_skipped(found.skipped):
         console.print(f"left out   {group}", markup=False)
@@ -156,12 +156,12 @@ def overlay(
             raise click.UsageError(
                 "--density shows the whole slide, plain beside colored: leave --region and --side-by-side out."
             )
-        from wsiseg.run.density import density_png
+        from wsiseg.export.density import density_png
 
         density_png(run, slide_id, out, path_map)
         click.echo(f"{out}: nuclei per mm² of the whole slide")
         return
-    from wsiseg.run.overlay import overlay_png, parse_region
+    from wsiseg.export.overlay import overlay_png, parse_region
 
     shown = overlay_png(run, slide_id, out, parse_region(region), side_by_side=side_by_side, path_map=path_map)
     click.echo(f"{out}: level-0 region {shown.x},{shown.y},{shown.w},{shown.h}")

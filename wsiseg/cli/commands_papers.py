@@ -51,9 +51,9 @@ def rank(
     wsiseg rank SETS --out ranking --network lean --network two-stage --stain macenko
     wsiseg rank SETS --out ranking --network none --predictions hovernext=hn/ --predictions cellvit=cv/
     """
-    from wsiseg.run.ranking import RankOptions, rank_datasets
-    from wsiseg.run.scoring import annotated_sets
-    from wsiseg.run.unified import UnifyOptions
+    from wsiseg.evaluate.scoring import annotated_sets
+    from wsiseg.papers.ranking import RankOptions, rank_datasets
+    from wsiseg.papers.unified import UnifyOptions
 
     others = [p.partition("=") for p in predictions]
     for name, equals, folder in others:

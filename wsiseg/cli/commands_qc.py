@@ -72,7 +72,7 @@ def outliers(
     Ranked in each cohort: nucleus count, density and mean nuclear area (both sides), spread of nuclear area (upper side).
     Run it again after the review: where many of a cohort's flagged slides were unacceptable, it widens the tails there.
     """
-    from wsiseg.run.qc import TailRule, find_run_outliers, load_run
+    from wsiseg.qc.runs import TailRule, find_run_outliers, load_run
 
     rule = TailRule(
         tail_frac,
@@ -120,9 +120,9 @@ def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str
     """
     from rich.progress import Progress
 
-    from wsiseg.run.qc import load_run
-    from wsiseg.run.qc_patches import make_patches
-    from wsiseg.run.qc_predict import predict_run
+    from wsiseg.qc.patch_pictures import make_patches
+    from wsiseg.qc.prediction import predict_run
+    from wsiseg.qc.runs import load_run
 
     loaded = load_run(run, path_map)
     with Progress(transient=True) as bar:
@@ -156,8 +156,8 @@ def predict(run: Path, worst: int) -> None:
     """
     from rich.progress import Progress
 
-    from wsiseg.run.qc import load_run
-    from wsiseg.run.qc_predict import predict_run
+    from wsiseg.qc.prediction import predict_run
+    from wsiseg.qc.runs import load_run
 
     loaded = load_run(run)
     with Progress(transient=True) as bar:
@@ -227,8 +227,8 @@ def review(
     wsiseg qc review my-run --reviewer ann --open
     wsiseg qc review my-run --reviewer bob --second-opinion 0.1
     """
-    from wsiseg.run.qc import load_run
-    from wsiseg.run.qc_review import open_review, parse_share
+    from wsiseg.qc.review_run import open_review, parse_share
+    from wsiseg.qc.runs import load_run
 
     server, shelf = open_review(
         load_run(run, path_map),
@@ -258,7 +258,7 @@ def grade(run: Path) -> None:
     Not adequate of the patches judged:
       Best 0 %   Good to 6.67 %   Adequate to 13.3 %   Problematic to 20 %   Unacceptable above, or the slide failed
     """
-    from wsiseg.run.qc import cohort_summary, grade_run, load_run
+    from wsiseg.qc.runs import cohort_summary, grade_run, load_run
 
     summary = grade_run(load_run(run))
     _, groups = cohort_summary(summary.grades)
@@ -288,8 +288,8 @@ def grade(run: Path) -> None:
 @PATH_MAP
 def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
     """Write one HTML file about RUN that opens anywhere, offline."""
-    from wsiseg.run.qc import load_run
-    from wsiseg.run.qc_report import write_report
+    from wsiseg.qc.report_run import write_report
+    from wsiseg.qc.runs import load_run
 
     path = write_report(load_run(run, path_map), out, max_thumbnails=thumbnails, max_patches=n_patches)
     click.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")

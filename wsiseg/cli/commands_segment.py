@@ -24,7 +24,7 @@ from wsiseg.cli.options import build_config, cluster_options, segment_options, s
 
 if TYPE_CHECKING:
     from wsiseg.config import RunConfig
-    from wsiseg.run.manifest import Found
+    from wsiseg.results.manifest import Found
     from wsiseg.run.segment import RunSummary
     from wsiseg.run.shards import Shard
 
@@ -89,7 +89,7 @@ def segment(
     Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
     What failed, again: wsiseg segment --retry-failed --out RUN
     """
-    from wsiseg.run.manifest import Found, find_slides
+    from wsiseg.results.manifest import Found, find_slides
     from wsiseg.run.retry import config_of_run, slides_to_retry
     from wsiseg.run.shards import Shard
 
@@ -110,8 +110,8 @@ def segment(
 
 def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool:
     """Measure the features of a run's slides here, one process a worker; return whether all could be."""
+    from wsiseg.cluster.limits import usable_cores
     from wsiseg.run.features import FeatureOptions, measure_run
-    from wsiseg.run.limits import usable_cores
 
     options = FeatureOptions(path_map=config.schedule.path_map, workers=config.schedule.workers or usable_cores())
     slide_ids = [r["slide_id"] for r in summary.rows if (out / "nuclei" / f"{r['slide_id']}.parquet").is_file()]
@@ -153,9 +153,9 @@ def merge(run: Path) -> None:
 def demo(out: Path, workers: int | None) -> None:
     """Segment the real slide that ships with wsiseg, draw an overlay, and say where everything is."""
     config = build_config(None, {"workers": workers})
+    from wsiseg.export.overlay import overlay_png
+    from wsiseg.results.manifest import find_slides
     from wsiseg.run.doctor import demo_slide
-    from wsiseg.run.manifest import find_slides
-    from wsiseg.run.overlay import overlay_png
 
     found = find_slides([str(demo_slide())], cohort="demo")
     summary = run_segment(found, out, config, quiet=False)
@@ -173,7 +173,7 @@ def demo(out: Path, workers: int | None) -> None:
 
 def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shard: Shard | None = None) -> RunSummary:
     """Run the main job with a progress display where there is a terminal."""
-    from wsiseg.run.listing import group_skipped
+    from wsiseg.results.listing import group_skipped
     from wsiseg.run.segment import segment as run
 
     note = {

@@ -43,7 +43,7 @@ def make(reference: Path, cohort: Path, out: Path, images: int, patch: int, over
     \b
     Example:  wsiseg synth make nuclei/tnbc colon_tiles --out nuclei/synth_colon --images 500
     """
-    from wsiseg.run.synth import SynthConfig, make_synthetic
+    from wsiseg.train.synthesis import SynthConfig, make_synthetic
 
     made = make_synthetic(reference, cohort, out, SynthConfig(images, patch, overlap_max, seed))
     click.echo(f"{made.n_images} images, {made.n_nuclei} nuclei -> {made.out}")
@@ -82,7 +82,7 @@ def refine(
     \b
     Example:  wsiseg synth refine nuclei/synth_colon colon_tiles --out nuclei/refined_colon --steps 20000 --device cuda
     """
-    from wsiseg.run.synth import RefineConfig, refine_synthetic
+    from wsiseg.train.synthesis import RefineConfig, refine_synthetic
 
     config = RefineConfig(steps=steps, batch=batch, crop_px=crop, width=width, seed=seed, device=device)
     made, weights = refine_synthetic(synthetic, cohort, out, config, task=task, resume=resume)

@@ -17,9 +17,9 @@ import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.contingency import contingency
-from wsiseg.evaluate.failures import ABSENT, MERGED, OUTLINE, SPLIT, failures
-from wsiseg.evaluate.metrics import scores_of
+from wsiseg.metrics.contingency import contingency
+from wsiseg.metrics.failures import ABSENT, MERGED, OUTLINE, SPLIT, failures
+from wsiseg.metrics.scores import scores_of
 from wsiseg.tables import atomic_path
 
 __all__ = ["Crop", "draw_gallery"]

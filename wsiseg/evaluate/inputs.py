@@ -186,9 +186,7 @@ def draw_rings(
     return Instances(layers[0] if len(layers) == 1 else np.stack(layers), None, tuple(rings.tally.lines()))
 
 
-def _drawn(
-    xy: Float, rings: Rings, shape: tuple[int, int], order: Int, outline: bool
-) -> npt.NDArray[np.int32]:
+def _drawn(xy: Float, rings: Rings, shape: tuple[int, int], order: Int, outline: bool) -> npt.NDArray[np.int32]:
     """Draw some polygons in an order; a label is the polygon's number in the file, from 1."""
     place = np.full(len(rings), -1, np.int64)
     place[order] = np.arange(len(order))

@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.agreement import paired_test
-from wsiseg.evaluate.metrics import Scores, instance_scores
+from wsiseg.metrics.agreement import paired_test
+from wsiseg.metrics.scores import Scores, instance_scores
 
 __all__ = ["ObserverPair", "Reading", "compare_observers", "observer_cells", "observer_rows", "observer_tests"]
 

@@ -16,12 +16,12 @@ import numpy.typing as npt
 
 from wsiseg.coordinates import parse_frame
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.agreement import CountAgreement, PairedTest, count_agreement, paired_test
-from wsiseg.evaluate.hou2020 import HouPatch, HouScores, hou_patches, hou_summary
 from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem
-from wsiseg.evaluate.metrics import Scores, instance_scores, mean_scores, pooled_scores
 from wsiseg.evaluate.pairs import Placing, load_pair
 from wsiseg.labels import read_labels
+from wsiseg.metrics.agreement import CountAgreement, PairedTest, count_agreement, paired_test
+from wsiseg.metrics.hou2020 import HouPatch, HouScores, hou_patches, hou_summary
+from wsiseg.metrics.scores import Scores, instance_scores, mean_scores, pooled_scores
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = [

@@ -13,14 +13,11 @@ from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, safe_name
 from wsiseg.export.labelmap import LabelWindow, class_names, incoming_of_batch, label_windows, open_label_map
-from wsiseg.export.maps import MAP_NAMES, MapLevel, SlideMaps, map_cell_px, maps_are_of, read_maps, slide_maps, write_maps
 from wsiseg.export.marks import read_marks, write_marks
 from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
 from wsiseg.export.quip import read_quip, write_quip
 from wsiseg.export.qupath import write_geojson
 from wsiseg.export.raster import write_label_image, write_ome_labels
-from wsiseg.export.regions import rasterize_region
-from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks, open_nuclei, with_features
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.table import Imported, write_imported_table
 from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_store
@@ -36,41 +33,27 @@ READERS: dict[str, Reader] = {
 """Readers of polygon files by format; label images go through ``open_label_map`` and ``label_windows``."""
 
 __all__ = [
-    "Exported",
     "Flag",
     "Imported",
     "Incoming",
     "LabelWindow",
-    "MAP_NAMES",
-    "MapLevel",
-    "NucleiFile",
     "Provenance",
     "READERS",
     "Reader",
-    "Selection",
-    "SlideMaps",
     "Source",
     "class_names",
     "incoming_of_batch",
-    "iter_chunks",
     "label_windows",
-    "map_cell_px",
-    "maps_are_of",
     "nuclei_dataset",
     "open_label_map",
-    "open_nuclei",
     "query",
-    "rasterize_region",
     "read_annotation_store",
     "read_cellvit",
     "read_geojson",
-    "read_maps",
     "read_marks",
     "read_nuclei",
     "read_quip",
     "safe_name",
-    "slide_maps",
-    "with_features",
     "write_anndata",
     "write_annotation_store",
     "write_cohort",
@@ -79,7 +62,6 @@ __all__ = [
     "write_geopackage",
     "write_imported_table",
     "write_label_image",
-    "write_maps",
     "write_marks",
     "write_ome_labels",
     "write_quip",

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.export.libraries import optional
-from wsiseg.export.source import Chunk, NucleiFile, Selection, iter_chunks
+from wsiseg.tables.source import Chunk, NucleiFile, Selection, iter_chunks
 
 __all__ = ["FEATURES", "OBS", "write_anndata_store"]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from wsiseg.errors import EmptyExportError, InputError
 from wsiseg.export.libraries import optional
-from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 from wsiseg.export.text import concat, decimal_text, join_rings
 from wsiseg.tables import atomic_file, atomic_path, wkb_polygons
+from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 
 __all__ = ["MAX_ROIS", "write_csv", "write_geopackage", "write_roi_zip"]
 

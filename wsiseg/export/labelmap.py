@@ -1,6 +1,6 @@
 """Label images (StarDist, HoVer-NeXt, Cellpose, ...) as windows; and windows' polygons as nuclei of a slide.
 
-Tracing labels is the vectorize stage's work, which ``wsiseg.run.convert`` puts between the two halves of this module.
+Tracing labels is the vectorize stage's work, which ``wsiseg.export.convert`` puts between the two halves of this module.
 """
 
 from __future__ import annotations

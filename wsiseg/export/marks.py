@@ -18,11 +18,11 @@ import numpy.typing as npt
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export.geojson import CHUNK_NUCLEI
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, from_rings
-from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 from wsiseg.export.text import concat, join_rings, number_text, text_bytes
 from wsiseg.tables import atomic_path
 from wsiseg.tables.jsonstream import iter_lines
 from wsiseg.tables.outlines import polygons_of
+from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.export.columns import companion_of, read_columns
 from wsiseg.export.libraries import optional
+from wsiseg.tables.columns import companion_of, read_columns
 from wsiseg.tables.features import DERIVED_SQL, FEATURE_NAMES
 from wsiseg.types import Box
 

@@ -19,10 +19,10 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, closed
-from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 from wsiseg.export.text import concat, decimal_text, join_rings, text_bytes
 from wsiseg.tables import atomic_folder
 from wsiseg.tables.outlines import MAX_COORDINATE_PX
+from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 
 if TYPE_CHECKING:
     import pyarrow as pa

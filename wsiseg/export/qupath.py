@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wsiseg.export.repair import repaired
-from wsiseg.export.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 from wsiseg.export.text import concat, decimal_text, join_rings, nucleus_uuids, number_text, text_bytes
 from wsiseg.tables import atomic_path
+from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 
 if TYPE_CHECKING:
     import pyarrow as pa

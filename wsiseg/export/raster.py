@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError
-from wsiseg.export.ome import OME_VERSION, multiscales
-from wsiseg.export.regions import rasterize_region
-from wsiseg.export.source import Exported, NucleiFile
 from wsiseg.labels import write_labels
 from wsiseg.tables import atomic_folder
+from wsiseg.tables.regions import rasterize_region
+from wsiseg.tables.source import Exported, NucleiFile
 from wsiseg.types import Box
+from wsiseg.write.ome import OME_VERSION, multiscales
 
 __all__ = ["write_label_image", "write_ome_labels"]
 

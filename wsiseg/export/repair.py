@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.export.source import Chunk
+from wsiseg.tables.source import Chunk
 
 __all__ = ["invalid_rings", "repaired"]
 

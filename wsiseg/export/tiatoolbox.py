@@ -18,9 +18,9 @@ import numpy as np
 from wsiseg.errors import FormatError
 from wsiseg.export.geojson import CHUNK_NUCLEI
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, from_rings
-from wsiseg.export.source import Exported, NucleiFile, Selection, iter_chunks
 from wsiseg.export.text import nucleus_uuids
 from wsiseg.tables import atomic_path, wkb_polygons
+from wsiseg.tables.source import Exported, NucleiFile, Selection, iter_chunks
 
 __all__ = ["read_annotation_store", "write_annotation_store"]
 

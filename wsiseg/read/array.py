@@ -147,9 +147,7 @@ def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size
         whole = [
             v for v in levels[1:] if w % max(v.shape[1], 1) == 0 and v.shape[0] * (w // v.shape[1]) == h and v.shape[1] < w
         ]
-        found = resolve_mpp(
-            {}, user_mpp=mpp, vendor="zarr", where=f"Zarr array {path}", claims=_zarr_claims(image, attributes)
-        )
+        found = resolve_mpp({}, user_mpp=mpp, vendor="zarr", where=f"Zarr array {path}", claims=_zarr_claims(image, attributes))
         return ArraySlide(
             levels[0],
             mpp=found.value,

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.backend import device_number, pinned_empty
+from wsiseg.cluster.devices import MAX_THREADS, compute_device
 from wsiseg.config import RunConfig
+from wsiseg.pipeline import stain_aim
 from wsiseg.read import read_working
 from wsiseg.read.slide import Slide
-from wsiseg.run.devices import MAX_THREADS, compute_device
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
 from wsiseg.run.handles import OpenSlides
 from wsiseg.run.job import SlideJob, load_job, open_job_slide
 from wsiseg.run.readers import ReaderPool, can_share_memory
@@ -28,16 +29,10 @@ from wsiseg.types import Box, Stain
 if TYPE_CHECKING:  # the client knows a context but never computes: it starts without torch
     from wsiseg.predict import Model
 
-__all__ = ["WorkerContext", "compute_device", "stain_aim"]
+__all__ = ["WorkerContext", "compute_device"]
 
 MAX_OPEN_SLIDES = 3
 """Open handles a worker keeps: tiles arrive slide by slide, so few are needed and memory stays flat."""
-
-
-def stain_aim(model: Model, config: RunConfig) -> Stain:
-    """Return what slides are normalized to: what the config says, or (``auto``) what the weights were trained for."""
-    method = config.normalize.method
-    return model.stain_aim if method == "auto" else Stain(method)
 
 
 class WorkerContext:

@@ -16,14 +16,14 @@ import psutil
 from wsiseg import __version__
 from wsiseg.backend.cuda import cuda_report, free_bytes
 from wsiseg.backend.gpus import driver_report
+from wsiseg.cluster.devices import gpu_environments, gpu_obstacle, threads_of_worker
+from wsiseg.cluster.limits import default_workers, local_limits, usable_cores
 from wsiseg.config import PredictConfig, ReadConfig, ScheduleConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
 from wsiseg.predict import NETS, device_report, load_model
 from wsiseg.predict.memory import plan_device
 from wsiseg.read.report import reader_report
-from wsiseg.run.devices import gpu_environments, gpu_obstacle, threads_of_worker
 from wsiseg.run.kernels import prepare_kernels
-from wsiseg.run.limits import default_workers, local_limits, usable_cores
 from wsiseg.separate import resolve_params, separate
 from wsiseg.types import Box
 from wsiseg.vectorize import vectorize

@@ -14,12 +14,12 @@ from distributed.client import Future
 from wsiseg.config import RunConfig
 from wsiseg.errors import SchedulerLostError, one_line
 from wsiseg.log import log
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.crew import ANSWER_S, LOOK_S, Crew
 from wsiseg.run.feed import MOST_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.finish import record_failed_slide
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.hosts import STRIKES, Thing
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
 from wsiseg.types import Stain, Tile, TileOutcome

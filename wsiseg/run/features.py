@@ -19,17 +19,16 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError, SlideOpenError, WsisegError
-from wsiseg.export import open_nuclei
 from wsiseg.labels import rasterize_rings
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, read_working, stain_sample, working_size
 from wsiseg.read.slide import Slide
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.records import slide_record
-from wsiseg.run.reopen import reopen_slide
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.records import slide_record
+from wsiseg.results.reopen import reopen_slide
 from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
 from wsiseg.summarize.features import NEIGHBOR_UM
-from wsiseg.tables import read_nuclei, read_table_meta, wkb_rings
+from wsiseg.tables import open_nuclei, read_nuclei, read_table_meta, wkb_rings
 from wsiseg.tables.features import features_path, table_fingerprint
 from wsiseg.types import Box
 from wsiseg.write import write_features_table

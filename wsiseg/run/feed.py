@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from wsiseg.run.manifest import SlideInput
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.presence import Death
 from wsiseg.types import Tile, TileOutcome
 

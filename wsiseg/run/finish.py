@@ -14,13 +14,13 @@ from wsiseg import __version__
 from wsiseg.errors import FormatError, SlideOpenError, plain_text
 from wsiseg.read import working_size
 from wsiseg.read.slide import content_digest, fingerprint
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import local_path
+from wsiseg.results.manifest import SlideInput
+from wsiseg.results.maps import make_maps
+from wsiseg.results.reopen import other_content
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
-from wsiseg.run.locate import local_path
-from wsiseg.run.manifest import SlideInput
-from wsiseg.run.maps import make_maps
-from wsiseg.run.reopen import other_content
 from wsiseg.run.suspect import suspicion
 from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide

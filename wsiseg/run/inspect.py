@@ -9,17 +9,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from wsiseg.cluster.devices import compute_device
+from wsiseg.cluster.limits import default_workers
 from wsiseg.config import RunConfig
 from wsiseg.errors import TileReadError, WsisegError, plain_text
 from wsiseg.log import log
 from wsiseg.read import fit_tissue, open_slide, scale_for, tissue_frac, working_size
 from wsiseg.read.slide import layout_words
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.devices import compute_device
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import prepare_slide, tiles_of
-from wsiseg.run.limits import default_workers
-from wsiseg.run.manifest import SlideInput
 from wsiseg.run.tile import run_tile
 from wsiseg.types import Box, Tile
 

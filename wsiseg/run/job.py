@@ -15,9 +15,9 @@ from wsiseg.errors import FormatError, SlideOpenError
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_cells, tissue_from_file
 from wsiseg.read.slide import Slide, content_digest, fingerprint
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.locate import local_path, slide_file
-from wsiseg.run.manifest import SlideInput
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import local_path, slide_file
+from wsiseg.results.manifest import SlideInput
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, SlideMeta, Stain, Tile
@@ -72,9 +72,7 @@ def asked_of(slide_input: SlideInput) -> dict[str, Any]:
     return {"mpp": slide_input.mpp, "tissue_mask_sha256": mask, **named}
 
 
-def prepare_slide(
-    slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain
-) -> SlideJob:
+def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain) -> SlideJob:
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
     Where the slide's file, mpp or mask is no longer what the stored constants and tiles were made from, they are removed, the

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wsiseg.run.exits import word_of
+from wsiseg.cluster.exits import word_of
 
 __all__ = ["Death", "Presence", "deaths", "read_workers", "sweep_workers"]
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 from wsiseg.config import RunConfig
 from wsiseg.errors import TileReadError, WsisegError, one_line
 from wsiseg.read import read_working
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.folder import RunFolder
 from wsiseg.run.handles import OpenSlides
 from wsiseg.run.job import load_job, open_job_slide
 from wsiseg.types import Box

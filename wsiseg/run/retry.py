@@ -8,10 +8,10 @@ from pathlib import Path
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import ConfigError, InputError
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.manifest import SlideInput
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
+from wsiseg.results.records import read_inputs
 from wsiseg.run.status import slide_records
-from wsiseg.run.watch import read_inputs
 from wsiseg.schema import FINISHED_STATUSES
 
 __all__ = ["config_of_run", "slides_to_retry"]

@@ -15,23 +15,24 @@ from distributed import CancelledError, Client
 from distributed.comm import CommClosedError
 
 from wsiseg import __version__
+from wsiseg.cluster.connect import connect
+from wsiseg.cluster.devices import compute_device
+from wsiseg.cluster.remote import answer_of, dashboard_link, fitting_workers
 from wsiseg.config import RunConfig
 from wsiseg.errors import DuplicateSlideError, InputError, OutputMismatchError, SchedulerLostError, one_line, plain_text
 from wsiseg.log import log
-from wsiseg.run.arithmetic import precision_text
-from wsiseg.run.cluster import connect
+from wsiseg.results.arithmetic import precision_text
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import absolute_inputs
+from wsiseg.results.manifest import SlideInput, require_plain_names
+from wsiseg.results.records import read_inputs
 from wsiseg.run.crew import ANSWER_S, Crew
-from wsiseg.run.devices import compute_device
 from wsiseg.run.drive import Drive, Progress
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.locate import absolute_inputs
-from wsiseg.run.manifest import SlideInput, require_plain_names
-from wsiseg.run.remote import answer_of, dashboard_link, fitting_workers
 from wsiseg.run.scratch import temporary_files
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.suspect import all_good
 from wsiseg.run.tasks import worker_facts
-from wsiseg.run.watch import Watch, read_inputs
+from wsiseg.run.watch import Watch
 from wsiseg.run.worker import Terms, WorkerSetup
 from wsiseg.tables import sweep_partials
 from wsiseg.types import Stain
@@ -87,7 +88,7 @@ def segment(
     Parameters
     ----------
     slides
-        From ``wsiseg.run.manifest.collect_slides``.
+        From ``wsiseg.results.manifest.collect_slides``.
     out
         Run folder; made if missing, resumed if it holds a run with the same result-changing settings.
     shard

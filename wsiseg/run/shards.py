@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.errors import FormatError, InputError, OutputInUseError
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.manifest import SlideInput
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
 from wsiseg.summarize import write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
 

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.errors import FormatError
-from wsiseg.run.arithmetic import precision_text
-from wsiseg.run.folder import RunFolder
+from wsiseg.results.arithmetic import precision_text
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.records import read_inputs
 from wsiseg.run.presence import read_workers
-from wsiseg.run.watch import COUNTS, read_inputs
+from wsiseg.run.watch import COUNTS
 from wsiseg.schema import ERRORS, SLIDE_STATUSES, SLIDES
 
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]

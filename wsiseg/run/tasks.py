@@ -17,14 +17,14 @@ from distributed import Status, get_worker
 from wsiseg.config import RunConfig
 from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, MissingMppError, WsisegError, one_line
 from wsiseg.log import log
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import local_config, local_path
+from wsiseg.results.manifest import SlideInput
+from wsiseg.results.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.job import SlideJob, prepare_slide
-from wsiseg.run.locate import local_config, local_path
-from wsiseg.run.manifest import SlideInput
-from wsiseg.run.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.tile import run_tile
 from wsiseg.run.worker import at_work
 from wsiseg.types import Stain, Tile, TileOutcome

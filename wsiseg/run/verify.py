@@ -13,16 +13,15 @@ import numpy as np
 
 from wsiseg.errors import FormatError, WsisegError, one_line
 from wsiseg.read import TissueMask
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.records import read_inputs
 from wsiseg.run.finish import file_sha256
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.status import slide_records
-from wsiseg.run.watch import read_inputs
 from wsiseg.schema import ERRORS, LATER, NUCLEI, SLIDE_STATUSES, SLIDES
 from wsiseg.summarize import read_slides_table
 from wsiseg.tables import read_table_meta
 
 __all__ = ["Finding", "Verdict", "verify_run"]
-
 
 
 @dataclass(frozen=True, slots=True)

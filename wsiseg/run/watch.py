@@ -20,18 +20,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from wsiseg.config import RunConfig
 from wsiseg.log import EventLog, log
-from wsiseg.run.folder import RunFolder
-from wsiseg.run.manifest import SlideInput
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.manifest import SlideInput
+from wsiseg.results.records import read_inputs
 from wsiseg.run.presence import Death, deaths, sweep_workers
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["COUNTS", "Totals", "Watch", "read_inputs"]
+__all__ = ["COUNTS", "Totals", "Watch"]
 
 BEAT_S = 5.0
 """Between two renewals of the progress file."""
@@ -188,17 +188,3 @@ def _add_inputs(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
 def _absolute(slide: SlideInput) -> SlideInput:
     mask = os.path.abspath(slide.tissue_mask) if slide.tissue_mask else ""
     return dataclasses.replace(slide, path=os.path.abspath(slide.path), tissue_mask=mask)
-
-
-def read_inputs(folder: RunFolder) -> dict[str, SlideInput]:
-    """Return every slide that this run folder was ever asked for, by id, as it was last given; broken lines are left out."""
-    found: dict[str, SlideInput] = {}
-    try:
-        text = Path(folder.inputs).read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return found
-    for line in text.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            raw = json.loads(line)
-            found[str(raw["slide_id"])] = SlideInput(**raw)
-    return found

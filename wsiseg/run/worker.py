@@ -20,10 +20,10 @@ from distributed import Status, Worker, WorkerPlugin, get_worker
 from wsiseg import __version__
 from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError, one_line
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import local_config, local_path
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.folder import RunFolder
 from wsiseg.run.kernels import prepare_kernels
-from wsiseg.run.locate import local_config, local_path
 from wsiseg.run.presence import Presence
 
 __all__ = ["Terms", "WorkerSetup", "at_work", "objections", "processor_objections", "verdict_of"]

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsiseg.datasets.samples import Sample, load_sample, magnification
 from wsiseg.errors import ConfigError
 from wsiseg.train.augment import AugmentConfig, Look, augment_color, cut_patch, degrade, look_of, restain
 from wsiseg.train.augment_batch import PixelBank, StainStatistics, augment_batch
-from wsiseg.train.data import Sample, load_sample, magnification
 from wsiseg.train.targets import CenterKind, make_targets
 
 __all__ = ["Batch", "PatchSource"]

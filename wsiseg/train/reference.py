@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsiseg.datasets.samples import Sample, load_sample
 from wsiseg.errors import ConfigError
-from wsiseg.train.data import Sample, load_sample
 
 __all__ = ["choose_reference", "histogram_difference"]
 

@@ -5,8 +5,24 @@ which tiles were done, not on the clock, not on where the files stand.
 """
 
 from wsiseg.write.features import write_features_table
+from wsiseg.write.maps import MAP_NAMES, MapLevel, SlideMaps, map_cell_px, maps_are_of, read_maps, slide_maps, write_maps
 from wsiseg.write.nuclei import TableSummary, write_nuclei_table
 from wsiseg.write.parts import PartHeader, read_part, read_part_header, write_part
 
-__all__ = ["PartHeader", "TableSummary", "read_part", "read_part_header", "write_features_table", "write_nuclei_table",
-           "write_part"]  # fmt: skip
+__all__ = [
+    "MAP_NAMES",
+    "MapLevel",
+    "PartHeader",
+    "SlideMaps",
+    "TableSummary",
+    "map_cell_px",
+    "maps_are_of",
+    "read_maps",
+    "read_part",
+    "read_part_header",
+    "slide_maps",
+    "write_features_table",
+    "write_maps",
+    "write_nuclei_table",
+    "write_part",
+]

@@ -3,7 +3,7 @@
 Comes in: label images whose nuclei have the shapes to draw, and pictures of the tissue to look like. Goes out: pictures, labels
 and, once refined, a weight each. After Hou et al. 2019, "Robust Histopathology Image Analysis: to Label or to Synthesize?"
 (CVPR): random polygons (``shapes``, ``place``), textures of real patches (``paint``), a refiner trained against a discriminator
-(``nets``, ``refine``), and weights from what the discriminator says. ``wsiseg.run.synth`` makes sets of it.
+(``nets``, ``refine``), and weights from what the discriminator says. ``wsiseg.train.synthesis`` makes sets of it.
 """
 
 from __future__ import annotations

@@ -1,0 +1,91 @@
+"""Dask: a local cluster or an existing one."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from typing import Any
+
+import dask
+from distributed import Client, LocalCluster
+
+from wsiseg.cluster.devices import threads_of_worker
+from wsiseg.cluster.exits import heard_of
+from wsiseg.cluster.gpu_workers import gpu_cluster
+from wsiseg.cluster.limits import default_workers, usable_cores
+from wsiseg.cluster.remote import QUIET_DASK, connect_remote
+from wsiseg.config import RunConfig, ScheduleConfig
+from wsiseg.log import log
+
+__all__ = ["connect"]
+
+
+@contextlib.contextmanager
+def connect(config: RunConfig) -> Iterator[Client]:
+    """Yield a Dask client: of ``schedule.scheduler``, or of a local cluster: a process a core, or (``device`` cuda) a GPU.
+
+    On the CPU one thread each: torch and numba stages scale by processes, and a dead worker loses one tile.
+    """
+    for name in ("", ".nanny", ".worker", ".scheduler", ".core", ".client", ".batched", ".comm"):
+        # its comings and goings are not the user's; failures are outcomes
+        logging.getLogger(f"distributed{name}").setLevel(logging.CRITICAL)
+    if config.schedule.remote:
+        with connect_remote(config.schedule) as client:
+            yield client
+        return
+    settings = {
+        "distributed.worker.memory.target": False,  # tiles leave nothing in Dask's store: its spilling has nothing to do
+        "distributed.worker.memory.spill": False,
+        "distributed.worker.memory.pause": False,
+        "distributed.worker.memory.terminate": False,
+        "distributed.scheduler.allowed-failures": 0,  # the client counts: it knows what a dead worker was at
+        "distributed.comm.timeouts.connect": "60s",
+        **QUIET_DASK,
+        # one thread per process, before torch and numba start in it
+        "distributed.nanny.pre-spawn-environ": {
+            "OMP_NUM_THREADS": 1,
+            "MKL_NUM_THREADS": 1,
+            "OPENBLAS_NUM_THREADS": 1,
+            "NUMBA_NUM_THREADS": 1,
+            "MALLOC_TRIM_THRESHOLD_": 2147483647,
+        },
+    }
+    with dask.config.set(settings), heard_of(), contextlib.ExitStack() as stack:
+        with _interrupts_held():
+            cluster = stack.enter_context(_cluster(config.schedule))
+        yield stack.enter_context(Client(cluster, set_as_default=False))
+
+
+def _cluster(config: ScheduleConfig) -> Any:
+    if config.device == "cuda":
+        return gpu_cluster(config, usable_cores())
+    n_workers, why = default_workers(config.workers)
+    if why:
+        log.warning("%s", why)
+    return LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=threads_of_worker(config, "cpu", n_workers, usable_cores()),
+        processes=True,
+        # no dashboard; its port else would be 8787, and a second run on the machine would complain of the first
+        scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
+        silence_logs=50,
+        host="127.0.0.1",
+        memory_limit=0,
+    )
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold back Ctrl-C in this thread until the block ends; threads and processes started in it never see one.
+
+    A terminal sends Ctrl-C to every process: workers would die with tracebacks instead of being closed by the client.
+    """
+    resource_tracker.ensure_running()  # its start, with the first process otherwise, would let Ctrl-C through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

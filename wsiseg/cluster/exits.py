@@ -1,0 +1,104 @@
+"""How workers of this machine ended: the signal, and whether the kernel ended processes for want of memory meanwhile.
+
+Dask says it in its nannies' log, which is all that is known: a worker process that was killed cannot say anything itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+from wsiseg.cluster.limits import oom_kills
+
+__all__ = ["heard_of", "last_end", "memory_note", "word_of"]
+
+_SAID = re.compile(r"Worker process (\d+) (?:was killed by signal (\d+)|exited with status (\d+))")
+
+NANNY_S = 1.0
+"""How long a nanny may take to say how its worker ended, s."""
+
+FEWER = "for want of memory: use fewer --workers or a smaller --tile"
+
+
+class _Ends(logging.Handler):
+    """Keeps what the nannies of this process say about ended workers."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.by_pid: dict[int, int] = {}
+        self.oom_before = oom_kills()[0]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take a line of the log."""
+        said = _SAID.search(record.getMessage())
+        if said:
+            pid, number, status = said.groups()
+            self.by_pid[int(pid)] = -int(number) if number else int(status)
+
+
+_ENDS: list[_Ends] = []
+
+
+@contextlib.contextmanager
+def heard_of() -> Iterator[None]:
+    """Listen, while the block runs, to how workers of this process's cluster end."""
+    nanny = logging.getLogger("distributed.nanny")
+    level, propagate = nanny.level, nanny.propagate
+    ends = _Ends()
+    _ENDS.append(ends)
+    nanny.addHandler(ends)
+    nanny.setLevel(logging.INFO)
+    nanny.propagate = False  # what it says is not for the user
+    try:
+        yield
+    finally:
+        nanny.removeHandler(ends)
+        nanny.setLevel(level)
+        nanny.propagate = propagate
+        _ENDS.remove(ends)
+
+
+def word_of(pid: int) -> str:
+    """Return how the worker process of that number ended, such as ``was killed by signal 9 (SIGKILL)``; empty: unknown."""
+    if not _waited_for(lambda: any(pid in e.by_pid for e in _ENDS)):
+        return ""
+    code = next(e.by_pid[pid] for e in reversed(_ENDS) if pid in e.by_pid)
+    if code >= 0:
+        return f"ended with status {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = "unknown"
+    return f"was killed by signal {-code} ({name})" + (memory_note() if -code == signal.SIGKILL else "")
+
+
+def last_end() -> str:
+    """Return how the worker that ended last did; empty: none is known."""
+    _waited_for(lambda: any(e.by_pid for e in _ENDS))
+    pid = next((list(e.by_pid)[-1] for e in reversed(_ENDS) if e.by_pid), None)
+    return "" if pid is None else word_of(pid)
+
+
+def _waited_for(known: Callable[[], bool]) -> bool:
+    """Wait until something is known, but not for long: a nanny hears of an end a moment after the scheduler does."""
+    end = time.monotonic() + (NANNY_S if _ENDS else 0.0)
+    while not known():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def memory_note() -> str:
+    """Say, as the end of a sentence, that processes were ended for want of memory since the run began, or that it may be so."""
+    if not _ENDS:
+        return ""
+    count, by = oom_kills()
+    more = count - _ENDS[-1].oom_before
+    if more > 0:
+        return f"; the {by} ended {more} process{'es' if more > 1 else ''} meanwhile {FEWER}"
+    return ""

@@ -1,0 +1,50 @@
+"""One worker process for each GPU (or several), each seeing its own GPU alone, set before anything is imported in it."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import Any
+
+from distributed import Nanny, Scheduler, SpecCluster
+
+from wsiseg.cluster.devices import gpu_environments, threads_of_worker
+from wsiseg.config import ScheduleConfig
+
+__all__ = ["gpu_cluster"]
+
+_HOST = "127.0.0.1"
+_NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{_HOST}:0"}
+
+
+def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
+    """Return a cluster on this machine's GPUs: dask-cuda's where it is installed and each GPU has one worker, else a plain one.
+
+    Raises
+    ------
+    BackendUnavailableError, InputError
+        As ``wsiseg.cluster.devices.gpu_environments``.
+    """
+    environments = gpu_environments(config)
+    threads = threads_of_worker(config, "cuda", len(environments), cores)
+    if config.workers_per_gpu == 1 and importlib.util.find_spec("dask_cuda") is not None:
+        return _dask_cuda(environments, threads)
+    workers = {
+        k: {"cls": Nanny, "options": {"nthreads": threads, "env": env, "host": _HOST, "memory_limit": 0, "dashboard": False}}
+        for k, env in enumerate(environments)
+    }
+    scheduler = {"cls": Scheduler, "options": {"host": _HOST, "port": 0, **_NO_DASHBOARD}}
+    return SpecCluster(workers=workers, scheduler=scheduler, silence_logs=50)
+
+
+def _dask_cuda(environments: list[dict[str, str]], threads: int) -> Any:
+    """Return dask-cuda's cluster, which also binds workers to the cores near their GPU; its memory limits are left to us."""
+    return importlib.import_module("dask_cuda").LocalCUDACluster(
+        CUDA_VISIBLE_DEVICES=[env["CUDA_VISIBLE_DEVICES"] for env in environments],
+        threads_per_worker=threads,
+        memory_limit=0,
+        device_memory_limit=0,
+        host=_HOST,
+        scheduler_kwargs=_NO_DASHBOARD,
+        silence_logs=50,
+    )

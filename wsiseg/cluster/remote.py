@@ -1,0 +1,198 @@
+"""A scheduler of others -> a client of it, and the first look at its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import ssl
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from http import HTTPStatus
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+import dask
+from distributed import Client, KilledWorker
+from distributed.security import Security
+
+from wsiseg import __version__
+from wsiseg.cluster.exits import last_end
+from wsiseg.config import ScheduleConfig
+from wsiseg.errors import InputError, WorkersLostError, one_line
+from wsiseg.log import log
+
+__all__ = ["QUIET_DASK", "answer_of", "connect_remote", "dashboard_link", "fitting_workers"]
+
+QUIET_DASK = {
+    "distributed.admin.low-level-log-length": 20,
+    "distributed.admin.log-length": 100,
+    "distributed.diagnostics.computations.max-history": 1,
+    "distributed.worker.profile.enabled": False,
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.admin.tick.interval": "500ms",
+}
+"""For Dask, which else remembers the last 1000 messages of every connection with all the tiles in them, and 10,000 events; and
+in every worker looks at its threads 100 times a second, at its event loop 50 times and at the machine's counters twice."""
+
+T = TypeVar("T")
+
+TRIES = 3
+"""How many workers may end while they load the network before the run gives up."""
+
+LOOK_S = 2.0
+"""How long a dashboard may take to answer, s."""
+
+CONNECT_S = 20
+"""How long a scheduler may take to answer, s."""
+
+
+@contextlib.contextmanager
+def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
+    """Yield a client of the scheduler that the config names.
+
+    Raises
+    ------
+    InputError
+        Nothing answers there, or not with these certificates.
+    """
+    where = config.scheduler or config.scheduler_file
+    if config.scheduler_file and not Path(config.scheduler_file).is_file():
+        raise InputError(f"--scheduler-file {config.scheduler_file}: no such file. Has the scheduler been started?")
+    _check_tls(config)
+    security = None
+    if config.tls_ca:
+        security = Security(
+            tls_ca_file=config.tls_ca,
+            tls_client_cert=config.tls_cert,
+            tls_client_key=config.tls_key,
+            require_encryption=True,
+        )
+    try:
+        with dask.config.set(QUIET_DASK):
+            client = Client(
+                config.scheduler or None,
+                scheduler_file=config.scheduler_file or None,
+                security=security,
+                timeout=f"{CONNECT_S}s",
+                set_as_default=False,
+            )
+    except (OSError, TimeoutError, ValueError, TypeError) as err:
+        tls = " With tls:// the scheduler's authority must be that of --tls-ca." if where.startswith("tls://") else ""
+        raise InputError(
+            f"No Dask scheduler answers at {where!r} ({one_line(err)}). Start one with 'dask scheduler', or leave --scheduler "
+            f"away to use this machine.{tls}"
+        ) from err
+    with client:
+        yield client
+
+
+def _check_tls(config: ScheduleConfig) -> None:
+    """Raise ``InputError`` at once where the address and the certificates do not belong together."""
+    address = config.scheduler
+    if config.scheduler_file:
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+            address = str(json.loads(Path(config.scheduler_file).read_text(encoding="utf-8")).get("address", ""))
+    given = {"--tls-ca": config.tls_ca, "--tls-cert": config.tls_cert, "--tls-key": config.tls_key}
+    for option, file in given.items():
+        if file and not os.access(file, os.R_OK):
+            raise InputError(f"{option} {file}: no such file, or it cannot be read.")
+    if not address.startswith("tls://"):
+        if any(given.values()) and "://" in address:
+            raise InputError(
+                f"Certificates are given ({', '.join(o for o, f in given.items() if f)}) but the scheduler's address is "
+                f"{address}: it talks without TLS. Start it with --protocol tls, or leave the certificates away."
+            )
+        return
+    known = {"--tls-ca": "ca-file", "--tls-cert": "client.cert", "--tls-key": "client.key"}
+    missing = [o for o, f in given.items() if not f and not dask.config.get(f"distributed.comm.tls.{known[o]}", None)]
+    if missing:
+        raise InputError(
+            f"The scheduler {address} talks TLS, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: "
+            "--tls-ca, --tls-cert and --tls-key name PEM files, as scripts/cluster/make_certificates.sh makes them."
+        )
+
+
+def dashboard_link(client: Client) -> str:
+    """Return the address of the scheduler's dashboard; empty where none answers.
+
+    The scheduler names one even where it was started without: only the page itself tells.
+    """
+    if "dashboard" not in client.scheduler_info().get("services", {}):
+        return ""
+    link = str(client.dashboard_link)
+    plain = ssl.create_default_context()
+    plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE  # nothing is sent and nothing believed
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=plain))
+    try:
+        with direct.open(link, timeout=LOOK_S) as page:
+            found = page.status == HTTPStatus.OK and b"Dask needs" not in page.read(1000)  # bokeh, to show one
+    except (OSError, ValueError, HTTPException):
+        return ""
+    return link if found else ""
+
+
+def answer_of(client: Client, function: Callable[..., T], *args: Any, **options: Any) -> T:
+    """Return what a worker answers; where it ends over it, another one, or the one in its place, is asked.
+
+    Raises
+    ------
+    WorkersLostError
+        ``TRIES`` workers ended; the message says how.
+    """
+    for attempt in range(1, TRIES + 1):
+        try:
+            answer: T = client.submit(function, *args, pure=False, **options).result()
+            return answer
+        except KilledWorker as err:
+            how = last_end() or "ended"
+            if attempt == TRIES:
+                raise WorkersLostError(
+                    f"{TRIES} workers ended one after the other while they loaded the network; the last one, at "
+                    f"{err.last_worker.address}, {how}. If memory is short, use fewer "
+                    "--workers; 'wsiseg doctor' loads the network by itself."
+                ) from err
+            log.warning("a worker %s while it loaded the network; trying again (%d of %d)", how, attempt + 1, TRIES)
+            while not set(client.nthreads(callback_timeout=f"{CONNECT_S}s")) - {err.last_worker.address}:
+                time.sleep(0.1)  # the one in its place: what is handed out before it is there may wait for ever
+            if "workers" in options:
+                options["workers"] = fitting_workers(client)
+    raise AssertionError("unreachable")
+
+
+def fitting_workers(client: Client) -> list[str]:
+    """Return the addresses of workers that have this version of wsiseg, waiting until there is a worker at all.
+
+    First one of each machine, then the others: who asks them in turn soon comes to another machine.
+
+    Raises
+    ------
+    InputError
+        There are workers, and none of them has it; the message names what each has.
+    """
+    told = False
+    while not client.nthreads(callback_timeout=f"{CONNECT_S}s"):
+        if not told:
+            log.warning("no worker has joined the scheduler yet; waiting. Ctrl-C stops")
+            told = True
+        time.sleep(0.5)
+    versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s")
+    good = [str(address) for address, version in versions.items() if version == __version__]
+    if good:
+        firsts = list({urlsplit(address).hostname: address for address in good}.values())
+        return [*firsts, *(address for address in good if address not in firsts)]
+    lines = [f"  {a}: {one_line(v) if isinstance(v, BaseException) else v}" for a, v in sorted(versions.items())]
+    raise InputError(
+        f"Every worker of the scheduler was refused: the run has wsiseg version {__version__}, the workers have\n"
+        + "\n".join(lines)
+        + "\nInstall one version everywhere."
+    )
+
+
+def _version() -> str:
+    import wsiseg
+
+    return wsiseg.__version__

@@ -1,0 +1,21 @@
+"""Annotated sets of images: other people's layouts converted to one, samples by patient, splits, patch stores, auxiliary masks.
+
+Comes in: folders of published sets. Goes out: ``Sample`` (an image and its label image), folds, Zarr patch stores.
+"""
+
+from __future__ import annotations
+
+from wsiseg.datasets.samples import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample, store_patches
+from wsiseg.datasets.splits import Fold, FoldKind, make_folds
+
+__all__ = [
+    "Fold",
+    "FoldKind",
+    "Sample",
+    "VALIDATION_GROUPS",
+    "group_of",
+    "list_samples",
+    "load_sample",
+    "make_folds",
+    "store_patches",
+]

@@ -1,0 +1,375 @@
+"""``wsiseg evaluate`` and ``wsiseg datasets``: files named by the user -> tables of scores and facts."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from wsiseg.config import RunConfig
+from wsiseg.errors import FormatError
+from wsiseg.evaluate.gallery import Crop, draw_gallery
+from wsiseg.evaluate.paths import Evaluation, compare_runs, evaluate_paths, evaluation_table, null_for_nan, write_evaluation
+from wsiseg.metrics import HouPatch, hou_cells, hou_rows
+from wsiseg.tables import atomic_write_bytes
+
+if TYPE_CHECKING:  # torch: files are scored without it
+    from wsiseg.evaluate.scoring import ImageResult, SetScores
+
+__all__ = [
+    "Report",
+    "TableText",
+    "convert_dataset",
+    "dataset_table",
+    "organs_of",
+    "paired_cells",
+    "score_files",
+    "score_sets",
+    "write_json",
+]
+
+_CARD_SCORES = ("dice", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1")
+CROP_SIDE_PX = 160
+MAX_NOTES = 40
+
+
+@dataclass(frozen=True, slots=True)
+class TableText:
+    """A table as it is printed."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+
+
+@dataclass(slots=True)
+class Report:
+    """What a command prints: tables, then sentences."""
+
+    tables: list[TableText] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+def score_files(
+    pred: Path,
+    truth: Path,
+    *,
+    out: Path | None,
+    compare: Path | None,
+    images: bool,
+    ignore: Path | None = None,
+    scale: float = 1.0,
+    origin: tuple[float, float] = (0.0, 0.0),
+    vertices: Literal["auto", "edge", "center"] = "auto",
+    missing: Literal["error", "empty", "skip"] = "error",
+    protocol: str = "",
+    groups: Path | None = None,
+    annotators: Sequence[Path] = (),
+    frame: str = "auto",
+    components: bool = False,
+) -> Report:
+    """Score PRED against TRUTH, by every score or by the protocol ``hou2020``.
+
+    Parameters
+    ----------
+    compare
+        Another run's predictions for a paired test on PQ.
+    groups
+        CSV of images with their cancer type and WSI group (``hou2020``).
+    annotators
+        More truths of the same images: each is scored against TRUTH, as annotator against annotator (``hou2020``).
+
+    Raises
+    ------
+    FormatError
+        Nothing pairs, or a file is unreadable or of another size.
+    """
+    options: dict[str, Any] = {
+        "ignore": ignore, "scale": scale, "origin": origin, "vertices": vertices, "missing": missing, "frame": frame,
+        "components": components,
+    }  # fmt: skip
+    scores = evaluate_paths(pred, truth, **options)
+    report = Report()
+    if protocol == "hou2020":
+        others = {f"{p.name} - {truth.name}": evaluate_paths(p, truth, **{**options, "missing": "skip"}) for p in annotators}
+        report.tables.append(_hou_report(scores, _image_facts(groups, [truth]), others, out))
+    else:
+        report.tables.append(TableText("", *evaluation_table(scores, images)))
+        if out is not None:
+            write_evaluation(scores, out)
+    report.lines += [f"note: {note}" for note in scores.notes[:MAX_NOTES]]
+    if len(scores.notes) > MAX_NOTES:
+        report.lines.append(f"note: and {len(scores.notes) - MAX_NOTES:,} more of this kind")
+    if compare is not None:
+        test = compare_runs(scores, evaluate_paths(compare, truth, **options))
+        report.lines.append(
+            f"PQ of {pred} minus {compare}: mean {test.mean_difference:+.4f}, median {test.median_difference:+.4f} over "
+            f"{test.n} images; two-sided Wilcoxon signed-rank p = {test.p_value:.3g}"
+        )
+    return report
+
+
+def score_sets(
+    root: Path,
+    config: RunConfig,
+    *,
+    sets: Sequence[str] = (),
+    split: Literal["validation", "train", "all"] = "validation",
+    limit: int = 0,
+    mpp: float | None = None,
+    by: Literal["set", "patient", "image"] = "set",
+    protocol: str = "",
+    groups: Path | None = None,
+    against: str = "",
+    gallery: Path | None = None,
+    crops: int = 8,
+    labels_out: Path | None = None,
+    out: Path | None = None,
+    on_line: Callable[[str], None] = lambda line: None,
+) -> Report:
+    """Segment and score annotated sets with the network that a config names: ``wsiseg evaluate --data``.
+
+    ``score_model`` says what ``mpp`` and ``labels_out`` mean; ``against`` names other weights for a paired test on the same
+    images; ``gallery`` receives the worst ``crops`` windows, at most one an image; ``out`` a JSON of all numbers.
+
+    Raises
+    ------
+    FormatError, WeightsError
+        No such set or weights.
+    """
+    from wsiseg.evaluate.scoring import choose_samples, compare_weights, machine_facts, score_model
+
+    samples = choose_samples(root, sets, split, limit)
+    done = score_model(
+        samples, config, mpp=mpp, labels_out=labels_out, crop_side=CROP_SIDE_PX if gallery else 0,
+        on_image=lambda sample: on_line(f"{sample.dataset} {sample.image_id}"),
+    )  # fmt: skip
+    report = Report()
+    tree: dict[str, Any] = {
+        "command": _command(config, sets, split, limit, mpp, against, protocol, groups),
+        "machine": machine_facts(),
+        "model": done.facts,
+        "split": split,
+        **_results_tree(done),
+    }
+    if protocol == "hou2020":
+        facts = _image_facts(groups, [root / name for name in done.sets()])
+        patches = _with_facts([p for i in done.images for p in i.patches], facts)
+        rows = hou_rows(patches)
+        tree.update(hou2020=rows, patches=[dataclasses.asdict(p) for p in patches])
+        report.tables.append(TableText("Hou et al. 2020", *hou_cells(rows)))
+    else:
+        report.tables.append(_set_table(done, split, by))
+    report.lines += _notes(done, mpp)
+    if against:
+        other = score_model(samples, dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=against)))
+        tests = compare_weights(done, other)
+        tree["against"] = {"model": other.facts, **_results_tree(other), "tests": tests}
+        report.tables += [_set_table(other, split, by), _test_table(done, other, tests)]
+    if gallery is not None:
+        report.lines.append(f"worst windows: {draw_gallery(_worst_of_each(done.crops, crops), gallery)}")
+    if out is not None:
+        write_json(out, tree)
+        report.lines.append(f"scores: {out}")
+    return report
+
+
+def write_json(path: Path, tree: dict[str, Any]) -> None:
+    """Write a tree of plain values, nan as null; the file appears complete or not at all. ``FormatError``: not ``.json``."""
+    if path.suffix.lower() != ".json":
+        raise FormatError(f"{path}: these scores are written as .json, not {path.suffix!r}.")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, (json.dumps(null_for_nan(tree), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def dataset_table(root: Path) -> tuple[list[str], list[list[str]]]:
+    """Return headings and rows of facts about the annotated sets in a folder. Raises ``FormatError`` where there is none."""
+    from wsiseg.datasets.formats import STATS_COLUMNS, dataset_stats
+
+    return list(STATS_COLUMNS), [[str(row[c]) for c in STATS_COLUMNS] for row in dataset_stats(root)]
+
+
+def convert_dataset(source: Path, out: Path, format_name: str, mpp: float | None, licence: str, name: str) -> list[str]:
+    """Convert a public set to the unified layout; return lines that say what was done.
+
+    Raises
+    ------
+    FormatError
+        The source is of no known format, or broken.
+    """
+    from wsiseg.datasets.formats import convert
+
+    done = convert(format_name, source, out, mpp=mpp, licence=licence, name=name)
+    lines = [f"{done.format}: {done.n_images} images, {done.n_nuclei} nuclei -> {done.out}"]
+    if done.empty_images:
+        lines.append(f"without nuclei: {done.empty_images}")
+    return lines + [str(note) for note in done.notes]
+
+
+def _command(
+    config: RunConfig, sets: Sequence[str], split: str, limit: int, mpp: float | None, against: str, protocol: str,
+    groups: Path | None,
+) -> str:  # fmt: skip
+    """Return the command that repeats a scoring, without this machine's paths."""
+    predict = config.predict
+    words = ["wsiseg evaluate --data ROOT", f"--weights {Path(predict.weights).name}", f"--split {split}"]
+    optional = {
+        "sets": ",".join(sets),
+        "tta": predict.tta if predict.tta != 1 else "",
+        "precision": predict.precision if predict.precision != "auto" else "",
+        "limit": limit,
+        "mpp": mpp,
+        "against": Path(against).name if against else "",
+        "protocol": protocol,
+        "groups": groups.name if groups else "",
+    }
+    return " ".join([*words, *(f"--{name} {value}" for name, value in optional.items() if value)])
+
+
+def _worst_of_each(crops: Sequence[tuple[float, str, Crop]], n: int) -> list[Crop]:
+    """Return the worst crop of each set, then the second worst of each ...: one hard set must not fill the picture."""
+    ranked = []
+    for name in dict.fromkeys(name for _, name, _ in crops):
+        own = sorted((c for c in crops if c[1] == name), key=lambda c: c[0])
+        ranked += [(place, pq, crop) for place, (pq, _, crop) in enumerate(own)]
+    return [crop for _, _, crop in sorted(ranked, key=lambda c: c[:2])[:n]]
+
+
+def _results_tree(done: SetScores) -> dict[str, Any]:
+    from wsiseg.evaluate.scoring import summarize_images
+
+    by_set = done.sets()
+    patients = {
+        name: {
+            group: summarize_images([i for i in images if i.sample.group == group])["mean"]
+            for group in sorted({i.sample.group for i in images})
+        }
+        for name, images in by_set.items()
+    }
+    rows = [
+        {"set": i.sample.dataset, "patient": i.sample.group, "image": i.sample.image_id, **i.scores.as_dict(), **i.kinds}
+        for i in done.images
+    ]
+    return {"sets": {name: summarize_images(images) for name, images in by_set.items()}, "patients": patients, "images": rows}
+
+
+def _set_table(done: SetScores, split: str, by: str) -> TableText:
+    """Return a row a set (or patient, or image), then the mean of the sets' rows."""
+    from wsiseg.evaluate.scoring import summarize_images
+
+    headings = ["set", "images", "patients", "nuclei", "found", "Dice", "AJI", "AJI+", "PQ", "PQ 95 %", "SQ", "DQ", "precision",
+                "recall", "F1", "count r", "MAE%", "Mpx/CPU s"]  # fmt: skip
+    sets = done.sets()
+    parts: dict[str, list[ImageResult]] = dict(sets)
+    if by != "set":
+        parts = {}
+        for image in done.images:
+            key = image.sample.group if by == "patient" else image.sample.image_id
+            parts.setdefault(f"{image.sample.dataset} {key}", []).append(image)
+    rows = [_summary_cells(name, summarize_images(images)) for name, images in parts.items()]
+    if len(sets) > 1:
+        each = [summarize_images(images)["mean"] for images in sets.values()]
+        means = {k: sum(e[k] for e in each) / len(each) for k in _CARD_SCORES}
+        cells = {h: f"{means[k]:.3f}" for h, k in zip([h for h in headings[5:15] if h != "PQ 95 %"], _CARD_SCORES, strict=True)}
+        rows.append(["mean of sets", *(cells.get(h, "") for h in headings[1:])])
+    facts = done.facts
+    title = f"{facts['weights']} ({facts['sha256'][:12]}, {facts['precision']}, tta {facts['tta']}), {split} images"
+    return TableText(title, headings, rows)
+
+
+def _summary_cells(name: str, s: dict[str, Any]) -> list[str]:
+    def cell(value: float, digits: int = 3) -> str:
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+    low, high = s["pq_interval"]
+    scores = {k: cell(s["mean"][k]) for k in _CARD_SCORES}
+    interval = "-" if math.isnan(low) else f"{low:.2f}-{high:.2f}"
+    counts = s["hou2020"]["counts"]
+    texts = [*(scores[k] for k in _CARD_SCORES[:4]), interval, *(scores[k] for k in _CARD_SCORES[4:])]
+    return [
+        name, str(s["images"]), str(s["patients"]), str(s["nuclei"]), str(s["found"]), *texts,
+        cell(counts["pearson_r"]), cell(counts["mae_percent"], 1), cell(s["mpx_per_cpu_s"], 2),
+    ]  # fmt: skip
+
+
+def _notes(done: SetScores, mpp: float | None) -> list[str]:
+    """Say what a reader of the table must know: training images in it, unknown scale, licence."""
+    lines = [f"weights {done.facts['weights']}: {done.facts['licence']}"]
+    trained = set(done.facts["trained_on"])
+    for name, images in done.sets().items():
+        learned = sum(not i.sample.validation for i in images) if name in trained else 0
+        if learned:
+            lines.append(f"{name}: {learned} of {len(images)} images were trained on; no measure of unseen tissue")
+        elif name not in trained:
+            lines.append(f"{name}: these weights were not trained on this set")
+        unknown = sum(i.sample.mpp is None for i in images)
+        if unknown:
+            used = f"taken as {mpp} um/px (--mpp)" if mpp else "used at their own pixels; --mpp says otherwise"
+            lines.append(f"{name}: {unknown} of {len(images)} images state no microns per pixel: {used}")
+    return lines
+
+
+def _test_table(a: SetScores, b: SetScores, tests: Sequence[dict[str, Any]]) -> TableText:
+    title = f"{a.facts['weights']} minus {b.facts['weights']}, image by image (two-sided Wilcoxon signed-rank)"
+    return TableText(
+        title, ["set", "score", "images", "mean", "median", "p"], [paired_cells(t, ("set", "score")) for t in tests]
+    )
+
+
+def paired_cells(test: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+    """Return the text cells of a paired test: the named fields, then images, mean and median difference, p."""
+    differences = (f"{test[k]:+.4f}" for k in ("mean_difference", "median_difference"))
+    return [*(str(test[k]) for k in names), str(test["n"]), *differences, f"{test['p_value']:.3g}"]
+
+
+def _hou_report(
+    scores: Evaluation, facts: Mapping[str, tuple[str, str]], others: Mapping[str, Evaluation], out: Path | None
+) -> TableText:
+    rows = hou_rows(_with_facts(scores.patches, facts), {name: other.patches for name, other in others.items()})
+    if out is not None:
+        write_json(out, {"protocol": "hou2020", "rows": rows, "patches": [dataclasses.asdict(p) for p in scores.patches]})
+    return TableText("Hou et al. 2020", *hou_cells(rows))
+
+
+def _with_facts(patches: Sequence[HouPatch], facts: Mapping[str, tuple[str, str]]) -> list[HouPatch]:
+    return [
+        dataclasses.replace(p, cancer_type=facts.get(p.image, ("", ""))[0], wsi_group=facts.get(p.image, ("", ""))[1])
+        for p in patches
+    ]
+
+
+def _image_facts(table: Path | None, folders: Sequence[Path]) -> dict[str, tuple[str, str]]:
+    """Return (cancer type, WSI group) by image: of a CSV ``image,cancer_type,wsi_group``, else the organ in ``INFO.json``."""
+    if table is None:
+        organs = {image: organ for folder in folders for image, organ in organs_of(folder).items()}
+        return {image: (organ, "") for image, organ in organs.items()}
+    try:
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, UnicodeDecodeError, csv.Error) as err:
+        raise FormatError(f"{table}: {err}") from err
+    if not rows or not {"image", "cancer_type"} <= set(rows[0]):
+        raise FormatError(
+            f"{table}: expected columns image, cancer_type and optionally wsi_group, got {list(rows[0]) if rows else []}."
+        )
+    return {r["image"]: (r["cancer_type"] or "", (r.get("wsi_group") or "").lower()) for r in rows}
+
+
+def organs_of(folder: Path) -> dict[str, str]:
+    """Return the organ of each image that the ``INFO.json`` of a set states; empty where there is none."""
+    info = folder / "INFO.json"
+    if not info.is_file():
+        return {}
+    try:
+        tree = json.loads(info.read_text(encoding="utf-8"))
+        organs = tree.get("organs") or []
+        one = organs[0] if len(organs) == 1 and organs != ["not stated"] else ""
+        stated = {p.name.removesuffix(".labels.png"): one for p in folder.glob("*.labels.png")} if one else {}
+        return {**stated, **{str(k): str(v) for k, v in tree.get("organ_per_image", {}).items()}}
+    except (OSError, ValueError, AttributeError) as err:
+        raise FormatError(f"{info}: {err}") from err

@@ -1,0 +1,255 @@
+"""A network on annotated sets, segmented as slides are: scores by set, patient and image, for ``wsiseg evaluate --data``."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsiseg import __version__
+from wsiseg.cluster.devices import compute_device
+from wsiseg.config import RunConfig
+from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
+from wsiseg.errors import FormatError
+from wsiseg.evaluate.gallery import Crop
+from wsiseg.labels import write_labels
+from wsiseg.metrics import (
+    HouPatch,
+    Scores,
+    contingency,
+    failures,
+    hou_patches,
+    hou_summary,
+    mean_scores,
+    paired_test,
+    pooled_scores,
+    scores_of,
+    worst_windows,
+)
+from wsiseg.pipeline import segment_image
+from wsiseg.predict import Model, load_model, tune_malloc
+from wsiseg.separate import resolve_params
+
+__all__ = [
+    "ImageResult",
+    "SetScores",
+    "annotated_sets",
+    "choose_samples",
+    "compare_weights",
+    "machine_facts",
+    "model_facts",
+    "score_model",
+    "summarize_images",
+]
+
+Split = Literal["validation", "train", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResult:
+    """One scored image: what went right and wrong in it, and CPU seconds from its file to its instances."""
+
+    sample: Sample
+    scores: Scores
+    patches: tuple[HouPatch, ...]
+    kinds: dict[str, int]
+    mpx: float
+    cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetScores:
+    """Results of one network on all chosen images, in order, and crops of its worst windows with their PQ and set."""
+
+    facts: dict[str, Any]
+    images: tuple[ImageResult, ...]
+    crops: list[tuple[float, str, Crop]] = field(default_factory=list)
+
+    def sets(self) -> dict[str, list[ImageResult]]:
+        """Return the results by set, sets in order of appearance."""
+        out: dict[str, list[ImageResult]] = {}
+        for image in self.images:
+            out.setdefault(image.sample.dataset, []).append(image)
+        return out
+
+
+def annotated_sets(root: Path) -> list[str]:
+    """Return the names of the sets in a folder (those with INFO.json and label images). Raises ``FormatError``: none."""
+    found = sorted(p.parent.name for p in root.glob("*/INFO.json") if next(p.parent.glob("*.labels.png"), None))
+    if not found:
+        raise FormatError(
+            f"{root}: no annotated set here. Expected folders with INFO.json, <id>.png and <id>.labels.png; "
+            "'wsiseg datasets convert' makes them."
+        )
+    return found
+
+
+def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0) -> list[Sample]:
+    """Return the images of a split; a set without held-out patients of its own is whole in every split.
+
+    Raises
+    ------
+    FormatError
+        A set is not there, or nothing is left.
+    """
+    known = annotated_sets(root)
+    for name in sets:
+        if name not in known:
+            raise FormatError(f"{root}: no set {name!r}. It has: {', '.join(known)}.")
+    chosen: list[Sample] = []
+    for name in sets or known:
+        own = [
+            s
+            for s in list_samples(root, (name,))
+            if split == "all" or name not in VALIDATION_GROUPS or s.validation == (split == "validation")
+        ]
+        chosen += own[:limit] if limit else own
+    if not chosen:
+        raise FormatError(f"{root}: no image in split {split!r} of {', '.join(sets or known)}.")
+    return chosen
+
+
+def score_model(
+    samples: Sequence[Sample],
+    config: RunConfig,
+    *,
+    mpp: float | None = None,
+    labels_out: Path | None = None,
+    crop_side: int = 0,
+    on_image: Callable[[Sample], None] = lambda sample: None,
+) -> SetScores:
+    """Segment and score images with one network.
+
+    Parameters
+    ----------
+    mpp
+        Microns per pixel of images whose set states none; ``None``: such images are used at their own pixels.
+    labels_out
+        Folder that receives the instances as ``<set>/<id>.labels.png``.
+    crop_side
+        Side of the worst windows kept for a gallery, px; 0: none.
+
+    Raises
+    ------
+    WeightsError, FormatError
+    """
+    tune_malloc()
+    model = load_model(config.predict, compute_device(config))
+    rgb, _ = load_sample(samples[0])
+    segment_image(rgb[:256, :256], model.mpp, model, config)  # what is compiled on first use is no image's cost
+    images: list[ImageResult] = []
+    crops: list[tuple[float, str, Crop]] = []
+    for sample in samples:
+        on_image(sample)
+        start = time.process_time()
+        rgb, truth = load_sample(sample)
+        labels = segment_image(rgb, sample.mpp or mpp or model.mpp, model, config, sample.image_id)
+        spent = time.process_time() - start
+        table = contingency(labels, truth)
+        patches = hou_patches(labels, truth, sample.image_id)
+        kinds = failures(table).counts()
+        images.append(ImageResult(sample, scores_of(table), tuple(patches), kinds, truth.size / 1e6, spent))
+        if labels_out is not None:
+            folder = labels_out / sample.dataset
+            folder.mkdir(parents=True, exist_ok=True)
+            write_labels(folder / f"{sample.image_id}.labels.png", labels)
+        crops += list(_worst_crops(sample, rgb, truth, labels, crop_side)) if crop_side else []
+    return SetScores(model_facts(model, config), tuple(images), crops)
+
+
+def _worst_crops(
+    sample: Sample, rgb: NDArray[np.uint8], truth: NDArray[np.int32], labels: NDArray[np.int32], side: int
+) -> Iterator[tuple[float, str, Crop]]:
+    for w in worst_windows(labels, truth, side):
+        window = (slice(w.y, w.y + w.side), slice(w.x, w.x + w.side))
+        title = f"{sample.dataset}  {sample.image_id}  x {w.x} y {w.y}"
+        yield w.pq, sample.dataset, Crop(title, rgb[window].copy(), truth[window].copy(), labels[window].copy())
+
+
+def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
+    """Return means over images, pooled scores, Hou et al.'s counts, failures, patients and speed of some images.
+
+    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ when whole patients are drawn anew (2,000 draws,
+    fixed seed): images of one patient are not independent.
+    """
+    scores = [i.scores for i in images]
+    patches = [p for i in images for p in i.patches]
+    groups = [i.sample.group for i in images]
+    mpx, cpu_s = sum(i.mpx for i in images), sum(i.cpu_s for i in images)
+    return {
+        "images": len(images),
+        "patients": len({(i.sample.dataset, i.sample.group) for i in images}),
+        "nuclei": sum(s.n_truth for s in scores),
+        "found": sum(s.n_pred for s in scores),
+        "mean": mean_scores(scores),
+        "pq_interval": _patient_interval([s.pq for s in scores], groups),
+        "pooled": pooled_scores(scores).as_dict(),
+        "hou2020": asdict(hou_summary(patches)),
+        "failures": {k: sum(i.kinds[k] for i in images) for k in images[0].kinds},
+        "mpx": mpx,
+        "cpu_s": cpu_s,
+        "mpx_per_cpu_s": mpx / cpu_s if cpu_s else math.nan,
+    }
+
+
+def _patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
+    kept = [(v, g) for v, g in zip(values, groups, strict=True) if not math.isnan(v)]
+    names = sorted({g for _, g in kept})
+    if len(names) < 2:
+        return math.nan, math.nan
+    sums = np.array([sum(v for v, g in kept if g == n) for n in names])
+    sizes = np.array([sum(g == n for _, g in kept) for n in names])
+    drawn = np.random.default_rng(0).multinomial(len(names), np.full(len(names), 1 / len(names)), draws)
+    low, high = np.quantile((drawn @ sums) / (drawn @ sizes), (0.025, 0.975))
+    return float(low), float(high)
+
+
+def compare_weights(a: SetScores, b: SetScores) -> list[dict[str, Any]]:
+    """Test two networks on the same images (two-sided Wilcoxon signed-rank on a - b): a row a set and score, then all sets."""
+    rows = []
+    of_b = {(i.sample.dataset, i.sample.image_id): i.scores for i in b.images}
+    groups = {**a.sets(), "all images": list(a.images)}
+    for name, images in groups.items():
+        for score in ("pq", "aji", "dice"):
+            first = [getattr(i.scores, score) for i in images]
+            second = [getattr(of_b[i.sample.dataset, i.sample.image_id], score) for i in images]
+            rows.append({"set": name, "score": score, **asdict(paired_test(first, second))})
+    return rows
+
+
+def model_facts(model: Model, config: RunConfig) -> dict[str, Any]:
+    """Return what says which network scored, and how it computed."""
+    return {
+        "weights": model.name,
+        "sha256": model.sha256,
+        "licence": model.licence,
+        "trained_on": list(model.card.get("data", {}).get("sets", [])),
+        "precision": model.precision,
+        "engine": model.engine,
+        "device": model.device,
+        "tta": model.tta,
+        "separate": asdict(resolve_params(config.separate, model.separate_defaults, model.mpp)),
+        "wsiseg_version": __version__,
+    }
+
+
+def machine_facts() -> dict[str, Any]:
+    """Return the processor, usable cores, Python and library versions that figures of speed were taken on."""
+    cpu = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), cpu)
+    except OSError:
+        pass
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    versions = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "numba")}
+    return {"cpu": cpu, "cores": cores, "system": platform.system(), "python": platform.python_version(), "versions": versions}

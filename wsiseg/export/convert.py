@@ -1,0 +1,214 @@
+"""``wsiseg export`` and ``wsiseg query``: tables of a run -> other formats, and answers to SQL."""
+
+from __future__ import annotations
+
+import datetime
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from wsiseg.errors import EmptyExportError, FormatError, InputError
+from wsiseg.export import query
+from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
+from wsiseg.export.marks import write_marks
+from wsiseg.export.query import write_cohort
+from wsiseg.export.quip import write_quip
+from wsiseg.export.qupath import write_geojson
+from wsiseg.export.raster import write_label_image, write_ome_labels
+from wsiseg.export.spatial import write_anndata, write_spatialdata
+from wsiseg.export.tiatoolbox import write_annotation_store
+from wsiseg.read import tissue_cells
+from wsiseg.results.arithmetic import mixed_precision_note
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.maps import tissue_of
+from wsiseg.tables import Exported, NucleiFile, Selection, atomic_path, open_nuclei, with_features
+from wsiseg.types import Box
+from wsiseg.write import write_maps
+
+__all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "make_cohort", "query_run", "slides_without_table"]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """What ``wsiseg export`` can be told besides what and where.
+
+    Attributes
+    ----------
+    region, sample
+        See ``wsiseg.export.Selection``.
+    frame
+        Origin of QuPath GeoJSON.
+    centroids
+        Points instead of polygons (QuPath GeoJSON).
+    tile_px
+        Side of QuIP tiles, level-0 px.
+    cell_px
+        Side of a map's cell, level-0 px.
+    features
+        Features as further columns (measurements): derived ones, and those that ``wsiseg features`` made.
+    overwrite
+        Replace an output that is there.
+    """
+
+    region: Box | None = None
+    sample: int | None = None
+    frame: Literal["bounds", "slide"] = "bounds"
+    centroids: bool = False
+    tile_px: int = 4000
+    cell_px: int = 32
+    features: bool = False
+    overwrite: bool = False
+    executed: datetime.datetime | None = None
+
+    @property
+    def selection(self) -> Selection:
+        """Return region and sample as a selection."""
+        return Selection(self.region, self.sample)
+
+
+Writer = Callable[[NucleiFile, Path, ExportOptions], Exported]
+
+
+def _maps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    mask = tissue_of(RunFolder(s.path.parent.parent), s.path.stem)
+    tissue = None if mask is None else partial(tissue_cells, mask)
+    return write_maps(s, p, o.region, cell_px=o.cell_px, tissue=tissue, overwrite=o.overwrite)
+
+
+def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_geojson(s, p, o.selection, origin=o.frame, geometry="centroid" if o.centroids else "polygon")
+
+
+EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
+    "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection)),
+    "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
+    "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
+    "imagej": (".zip", lambda s, p, o: write_roi_zip(s, p, o.selection)),
+    "labels-png": (".png", lambda s, p, o: write_label_image(s, p, o.region)),
+    "labels-tiff": (".tif", lambda s, p, o: write_label_image(s, p, o.region)),
+    "maps": (".maps.zarr", _maps),
+    "marks": (".json.gz", lambda s, p, o: write_marks(s, p, o.selection)),
+    "ome-zarr": (".labels.zarr", lambda s, p, o: write_ome_labels(s, p, o.region, overwrite=o.overwrite)),
+    "quip": ("", lambda s, p, o: write_quip(s, p, o.selection, tile_px=o.tile_px, executed=o.executed, overwrite=o.overwrite)),
+    "qupath": (".geojson.gz", _qupath),
+    "spatialdata": (".spatialdata.zarr", lambda s, p, o: write_spatialdata(s, p, o.selection, overwrite=o.overwrite)),
+    "tiatoolbox": (".db", lambda s, p, o: write_annotation_store(s, p, o.selection)),
+}
+"""Formats of ``wsiseg export``: the file ending, and what writes it."""
+
+NO_SAMPLE = frozenset(("labels-png", "labels-tiff", "ome-zarr", "maps"))
+
+
+def export_tables(
+    target: Path, to: str, out: Path, options: ExportOptions | None = None, *, slide_ids: Sequence[str] = ()
+) -> Iterator[Exported]:
+    """Write a slide's table, or all of a run, in another format; yield what was written, slide by slide.
+
+    Parameters
+    ----------
+    target
+        A polygon table, or a run folder.
+    to
+        A key of ``EXPORT_FORMATS``.
+    out
+        For one slide: the file (``.zarr`` folder) to write, or an existing folder. For several, and for ``quip``: a folder.
+    slide_ids
+        Slides of the run; default all.
+
+    Raises
+    ------
+    InputError
+        Unknown format or slide, an output that is there already, or an option that the format has no use for.
+    FormatError
+        The one table cannot be read; one of several is yielded with its ``error``.
+    EmptyExportError
+        The one table holds no nucleus and the format knows no empty file; one of several is yielded as ``empty``.
+    """
+    options = options or ExportOptions()
+    if to not in EXPORT_FORMATS:
+        raise InputError(f"Expected one of the formats {', '.join(sorted(EXPORT_FORMATS))}, got {to!r}.")
+    if options.sample is not None and to in NO_SAMPLE:
+        raise InputError(f"{to} draws all nuclei of a region: leave --sample out.")
+    tables = _tables(target, slide_ids)
+    suffix, write = EXPORT_FORMATS[to]
+    into_folder = to == "quip" or len(tables) > 1 or (out.is_dir() and out.suffix != ".zarr")
+    for table in tables:
+        try:
+            source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
+        except FormatError as err:
+            if len(tables) == 1:
+                raise
+            yield Exported(table, 0, error=str(err))
+            continue
+        path = out if to == "quip" else out / f"{table.stem}{suffix}" if into_folder else out
+        if path.is_file() and not options.overwrite:
+            raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield write(source, path, options)
+        except EmptyExportError as err:
+            if len(tables) == 1:
+                raise
+            yield Exported(table, 0, empty=str(err))
+
+
+def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
+    if target.is_file():
+        return [target]
+    found = {p.stem: p for p in sorted((target / "nuclei").glob("*.parquet"))}
+    if not found:
+        raise InputError(f"{target}: expected a polygon table or a run folder with nuclei/*.parquet.")
+    unknown = [s for s in slide_ids if s not in found]
+    if unknown:
+        raise InputError(f"{target}: no slide {unknown[0]!r} in this run. It has: {', '.join(list(found)[:20])}.")
+    return [found[s] for s in slide_ids] if slide_ids else list(found.values())
+
+
+def slides_without_table(run: Path) -> list[str]:
+    """Return the slides that a run decided without making a table: it could not use them."""
+    folder = RunFolder(run)
+    return sorted(p.stem for p in (run / "slides").glob("*.json") if not folder.table(p.stem).is_file())
+
+
+def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, int], str]:
+    """Lay the tables of runs out by cohort and slide (see ``wsiseg.export.write_cohort``).
+
+    Returns
+    -------
+    files, slides by precision, warning
+        The precision of an imported or older run is ``unknown``; the warning says what it means that there are several.
+    """
+    made = write_cohort(runs, out)
+    slides: Counter[str] = Counter()
+    records: dict[str, dict[str, Any]] = {}
+    for run in runs:
+        record = RunFolder(run).read_run() or {}
+        records[str(run)] = record
+        slides[record.get("results", {}).get("predict.precision", "unknown")] += len(list((run / "nuclei").glob("*.parquet")))
+    return made, dict(slides), mixed_precision_note(records)
+
+
+def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[str, str]]:
+    """Return (Arrow table, unit of each column that has one) of a question to a run; write it to ``out`` too, if named.
+
+    Raises
+    ------
+    InputError
+        See ``wsiseg.export.query``; or ``out`` is neither ``.csv`` nor ``.parquet``.
+    """
+    if out is not None and out.suffix not in (".csv", ".parquet"):
+        raise InputError(f"Expected an output .csv or .parquet, got {out}.")
+    table, units = query(run, sql)
+    if out is not None:
+        import pyarrow.parquet as pq
+        from pyarrow import csv
+
+        with atomic_path(out) as temporary:
+            if out.suffix == ".csv":
+                csv.write_csv(table, str(temporary))
+            else:
+                pq.write_table(table, str(temporary), compression="zstd")
+    return table, units

@@ -1,0 +1,147 @@
+"""A run and a slide -> a picture: tissue with the outline of every nucleus."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
+
+from wsiseg.errors import InputError
+from wsiseg.read import read_working
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.records import slide_record
+from wsiseg.results.reopen import reopen_slide
+from wsiseg.tables import atomic_path, read_nuclei
+from wsiseg.types import Box
+
+__all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "picture_text"]
+
+OUTLINE_RGB = (70, 255, 130)
+"""A green that stands out on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
+
+MAX_PICTURE_PX = 4096
+
+
+def picture_text(slide_id: str) -> PngInfo:
+    """Return the text by which a folder of slides knows our pictures from its own (see ``wsiseg.results.listing``)."""
+    text = PngInfo()
+    text.add_itxt("wsiseg:picture", f"nuclei of slide {slide_id}")
+    return text
+
+
+def parse_region(text: str) -> Box | None:
+    """Return the box of ``"x,y,w,h"`` (level-0 px); None for an empty text. Raises ``InputError`` for anything else."""
+    if not text:
+        return None
+    try:
+        x, y, w, h = (int(v) for v in text.split(","))
+    except ValueError as err:
+        raise InputError(f"Expected a region as x,y,w,h in whole level-0 pixels, got {text!r}.") from err
+    return Box(x, y, w, h)
+
+
+def load_region(table: Path, region: Box) -> list[Any]:
+    """Return the shapely polygons of a table that meet ``region`` (level-0 px); only the row groups around it are read."""
+    import shapely
+
+    found = read_nuclei(table, region, ["geometry"])
+    return list(shapely.from_wkb(found["geometry"].to_numpy(zero_copy_only=False)))
+
+
+def densest_region(table: Path, width_px: int, height_px: int) -> Box:
+    """Return the level-0 box of the given size that holds the most nuclei, on a grid of half its size."""
+    columns = read_nuclei(table, columns=["cx", "cy"])
+    cx, cy = (np.asarray(columns[c], dtype=np.float64) for c in ("cx", "cy"))
+    if cx.size == 0:
+        return Box(0, 0, width_px, height_px)
+    step_x, step_y = max(1, width_px // 2), max(1, height_px // 2)
+    gx, gy = (cx // step_x).astype(np.int64), (cy // step_y).astype(np.int64)
+    counts = np.zeros((int(gy.max()) + 2, int(gx.max()) + 2), np.int64)
+    np.add.at(counts, (gy, gx), 1)
+    windows = counts[:-1, :-1] + counts[1:, :-1] + counts[:-1, 1:] + counts[1:, 1:]
+    row, column = np.unravel_index(int(windows.argmax()), windows.shape)
+    return Box(int(column) * step_x, int(row) * step_y, width_px, height_px)
+
+
+def overlay_png(
+    run: Path,
+    slide_id: str,
+    out: Path,
+    region: Box | None = None,
+    *,
+    outlines: bool = True,
+    side_by_side: bool = False,
+    path_map: Sequence[str] = (),
+) -> Box:
+    """Write a PNG of a region of a slide with nuclear outlines; return the level-0 region shown.
+
+    Parameters
+    ----------
+    region
+        Level-0 px; ``None``: the densest 1600 x 1000 px. A large region is drawn from a coarser level, at most 4096 px wide.
+    side_by_side
+        Show the same region without outlines beside it.
+    path_map
+        As ``schedule.path_map``: where slides that were moved are now.
+
+    Raises
+    ------
+    InputError
+        The slide is not in the run, the region does not meet the slide, or ``out`` does not end in ``.png``.
+    SlideOpenError
+        The slide file is gone, or another one.
+    """
+    if out.suffix.lower() != ".png":
+        raise InputError(f"Expected a picture file that ends in .png, got {out}.")
+    folder = RunFolder(run)
+    record = slide_record(folder, slide_id)
+    row = record["row"]
+    table = folder.table(slide_id)
+    if not table.is_file():
+        raise InputError(f"Slide {slide_id} has no polygon table in {run}: {row.get('error') or 'not finished yet'}.")
+    if region is None:
+        region = densest_region(table, 1600, 1000)
+        x, y = (max(0, min(v, row[side] - n)) for v, side, n in ((region.x, "width_px", 1600), (region.y, "height_px", 1000)))
+        region = Box(x, y, region.w, region.h)  # no white margin where the slide ends
+    if region.w <= 0 or region.h <= 0:
+        raise InputError(f"Expected --region x,y,w,h with w and h above 0 level-0 px, got {region.w} x {region.h}.")
+    if region.x1 <= 0 or region.y1 <= 0 or region.x >= row["width_px"] or region.y >= row["height_px"]:
+        raise InputError(
+            f"Region {region.x},{region.y},{region.w},{region.h} lies outside slide {slide_id}, which is "
+            f"{row['width_px']} x {row['height_px']} level-0 px."
+        )
+    slide = reopen_slide(folder, slide_id, record, path_map)
+    try:
+        zoom = min(1.0, MAX_PICTURE_PX / max(region.w, region.h))
+        size = max(1, round(region.w * zoom)), max(1, round(region.h * zoom))
+        window = Box(round(region.x * zoom), round(region.y * zoom), *size)
+        rgb = read_working(slide, window, zoom)
+    finally:
+        slide.close()
+    picture = draw_outlines(rgb, load_region(table, region), region, zoom) if outlines else rgb
+    if side_by_side:
+        gap = np.full((rgb.shape[0], 8, 3), 255, np.uint8)
+        picture = np.concatenate([rgb, gap, picture], axis=1)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as partial:
+        Image.fromarray(picture).save(partial, format="PNG", pnginfo=picture_text(slide_id))
+    return region
+
+
+def draw_outlines(rgb: NDArray[np.uint8], polygons: list[Any], region: Box, zoom: float) -> NDArray[np.uint8]:
+    """Return a copy of ``rgb`` (uint8 (H, W, 3)) with polygon outlines (level-0 px) of a region that it shows at ``zoom``."""
+    scale = 2  # drawn at twice the size, then halved: smooth lines
+    height, width = rgb.shape[:2]
+    canvas = Image.fromarray(rgb).resize((width * scale, height * scale), Image.Resampling.BILINEAR)
+    draw = ImageDraw.Draw(canvas)
+    factor = zoom * scale
+    width_px = max(2, round(1.5 * scale * min(1.0, zoom * 1.5)))
+    for polygon in polygons:
+        ring = (np.asarray(polygon.exterior.coords) - (region.x, region.y)) * factor
+        draw.line([(float(x), float(y)) for x, y in ring], fill=OUTLINE_RGB, width=width_px)
+    return np.asarray(canvas.resize((width, height), Image.Resampling.BOX))

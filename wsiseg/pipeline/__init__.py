@@ -1,0 +1,23 @@
+"""The steps of one window in their order: normalize, predict, separate, vectorize. Told once, used by every task.
+
+Comes in: pixels and the slide's constants. Goes out: probability maps, instances, polygons. Tiles of slides, pictures segmented
+from Python, scores on annotated images and the fitting of thresholds all go through ``window_maps`` and ``window_nuclei``.
+"""
+
+from __future__ import annotations
+
+from wsiseg.pipeline.image import ImageMaps, image_nuclei, map_image, segment_image, separate_maps
+from wsiseg.pipeline.window import StageClock, WindowNuclei, stain_aim, window_maps, window_nuclei
+
+__all__ = [
+    "ImageMaps",
+    "StageClock",
+    "WindowNuclei",
+    "image_nuclei",
+    "map_image",
+    "segment_image",
+    "separate_maps",
+    "stain_aim",
+    "window_maps",
+    "window_nuclei",
+]

@@ -1,0 +1,228 @@
+"""``wsiseg qc patches``: a run folder -> random patches of every slide, their pictures, and what they say about themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import ConfigError, FormatError, WsisegError
+from wsiseg.labels import rasterize_rings
+from wsiseg.qc import patch_features
+from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS
+from wsiseg.qc.patches import (
+    LAYER_ZOOM,
+    PATCH_MPP,
+    PATCH_PX,
+    PATCHES,
+    PATCHES_PER_SLIDE,
+    Patch,
+    contour_png,
+    inner_mask,
+    pack_names,
+    patch_id,
+    rgb_png,
+    sample_patches,
+    write_pack,
+)
+from wsiseg.qc.release import read_rows, write_rows
+from wsiseg.qc.runs import QcRun, open_row_slide
+from wsiseg.read import TissueMask, read_working, scale_for
+from wsiseg.read.tissue import MARGIN_UM as TISSUE_MARGIN_UM
+from wsiseg.schema import Column
+from wsiseg.tables import atomic_write_bytes, read_nuclei, wkb_rings
+from wsiseg.types import Box
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["FEATURE_COLUMNS", "PatchSummary", "make_patches", "nuclei_of_patch", "picture_features"]
+
+MPP_TOLERANCE_FRAC = 0.10
+"""A slide within this of 0.25 um is shown in its own pixels, as the run segmented it."""
+
+FEATURE_COLUMNS: tuple[Column, ...] = (
+    Column("patch_id", "string", "", "patch"),
+    *(Column(name, "float64", "", "see wsiseg.qc.patch_features") for name in FEATURES),
+)
+"""``RUN/qc/features.parquet``."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatchSummary:
+    """What ``make_patches`` did: slides with patches, patches in the index, those made now, and what failed (slide, reason)."""
+
+    slides: int
+    patches: int
+    made: int
+    failed: list[tuple[str, str]]
+
+
+def make_patches(
+    run: QcRun,
+    per_slide: int = PATCHES_PER_SLIDE,
+    *,
+    more: int = 0,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> PatchSummary:
+    """Draw and render random patches of every segmented slide; patches that are there already are left alone.
+
+    Parameters
+    ----------
+    per_slide
+        Patches a slide, unless it has more already.
+    more
+        Patches to add to every slide beyond what it has.
+    seed
+        Another seed gives another sample; only for a run without patches.
+    progress
+        Called with (slides done, slides).
+
+    Raises
+    ------
+    ConfigError
+        The numbers are impossible, or the seed differs from that of the patches there.
+    """
+    if per_slide < 1 or more < 0:
+        raise ConfigError(f"Expected at least one patch a slide and none less, got {per_slide} and {more} more.")
+    _same_seed(run, seed)
+    old: dict[str, list[dict[str, Any]]] = {}
+    for entry in read_rows(run.qc / "patches.parquet"):
+        old.setdefault(entry["slide_id"], []).append(entry)
+    slides = [r for r in run.rows if r["status"] != "failed" and r.get("n_nuclei")]
+    from wsiseg.cluster.limits import usable_cores
+
+    made, failed, index, done = 0, [], [], 0
+    with ThreadPoolExecutor(max_workers=max(1, min(8, usable_cores()))) as pool:
+        jobs = {
+            r["slide_id"]: pool.submit(
+                _slide_patches, run, r, max(per_slide, len(old.get(r["slide_id"], ()))) + more, seed, old.get(r["slide_id"], [])
+            )
+            for r in slides
+        }
+        for slide_id, job in jobs.items():
+            entries, n_made, error = job.result()
+            index += entries
+            made += n_made
+            if error:
+                failed.append((slide_id, error))
+            done += 1
+            if progress is not None:
+                progress(done, len(slides))
+    index.sort(key=lambda e: e["patch_id"])
+    if made:
+        features = {r["patch_id"]: r for r in read_rows(run.qc / "features.parquet")}
+        features |= {e["patch_id"]: e for e in index if FEATURES[0] in e}
+        write_rows(run.qc / "features.parquet", FEATURE_COLUMNS, [features[i] for i in sorted(features)])
+    write_rows(run.qc / "patches.parquet", PATCHES, index)
+    return PatchSummary(len({e["slide_id"] for e in index}), len(index), made, failed)
+
+
+def _same_seed(run: QcRun, seed: int) -> None:
+    path = run.qc / "patches.json"
+    if path.is_file():
+        try:
+            stored = json.loads(path.read_text(encoding="utf-8"))
+            same = (stored["seed"], stored["run"]) == (seed, run.digest)
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise FormatError(f"{path} is unreadable ({err}). Remove {run.qc} to start QC anew.") from err
+        if not same:
+            raise ConfigError(
+                f"{run.qc} holds patches of seed {stored['seed']} of run {stored['run']}, asked for seed {seed} of run "
+                f"{run.digest}. "
+                "Marks belong to those patches: use that seed, or move the qc folder away."
+            )
+        return
+    run.qc.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(path, json.dumps({"seed": seed, "run": run.digest}).encode())
+
+
+def _slide_patches(
+    run: QcRun, row: dict[str, Any], n: int, seed: int, old: list[dict[str, Any]]
+) -> tuple[list[dict[str, Any]], int, str]:
+    """Return the index rows of a slide, how many patches were rendered now, and what went wrong."""
+    slide_id = row["slide_id"]
+    file = f"patches/{slide_id}.zip"
+    zoom = scale_for(row["mpp"], PATCH_MPP, MPP_TOLERANCE_FRAC)
+    side = max(1, round(PATCH_PX / zoom))
+    entries: list[dict[str, Any]] = []
+    have = {e["patch_id"]: e for e in old if e["file"]}
+    try:
+        drawn = _draw_patches(run, row, side, n, seed)
+        names = [patch_id(run.digest, slide_id, p.number) for p in drawn]
+        if drawn and all(name in have for name in names) and {f"{name}.png" for name in names} <= pack_names(run.qc / file):
+            return [have[name] for name in names], 0, ""
+        base = {"slide_id": slide_id, "cohort": row.get("cohort") or "", "side_px": side, "zoom": zoom}
+        entries = [
+            {**base, "patch_id": name, "number": p.number, "x_px": p.box.x, "y_px": p.box.y, "file": file, "error": ""}
+            for name, p in zip(names, drawn, strict=True)
+        ]
+        if entries:
+            write_pack(run.qc / file, _render_slide(run, row, entries))
+    except (WsisegError, OSError, ValueError, KeyError) as err:
+        reason = " ".join(str(err).split()) or type(err).__name__
+        stored = [have.get(e["patch_id"], {**e, "file": "", "error": reason}) for e in entries]
+        return stored or old, 0, reason
+    return entries, len(entries), "" if entries else "no segmented tissue to draw patches from"
+
+
+def _draw_patches(run: QcRun, row: dict[str, Any], side_px: int, n: int, seed: int) -> list[Patch]:
+    tissue = TissueMask.load(run.folder.tissue_png(row["slide_id"]))
+    frame = (tissue.px_w, tissue.px_h, tissue.x0, tissue.y0)
+    size = (row["width_px"], row["height_px"])
+    mask = inner_mask(tissue.mask, tissue.px_w, tissue.px_h, TISSUE_MARGIN_UM / row["mpp"])
+    return sample_patches(row["slide_id"], mask, frame, size, side_px, n, seed=seed, excluded=_failed_tiles(run, row))
+
+
+def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
+    """Return the level-0 boxes of tiles that were not segmented."""
+    if not row.get("tiles_failed"):
+        return []
+    record = json.loads(run.folder.slide_json(row["slide_id"]).read_text(encoding="utf-8"))
+    side = round(run.record["config"]["read"]["tile_wpx"] / row["scale"])
+    return [Box(e["x_px"], e["y_px"], side, side) for e in record["errors"] if e["tile_id"] >= 0]
+
+
+def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
+    """Return the pictures of a slide's patches; fill ``n_nuclei`` and the features of their rows."""
+    pictures: list[tuple[str, bytes]] = []
+    slide = open_row_slide(run, row)
+    try:
+        for e in entries:
+            zoom = e["zoom"]
+            window = Box(round(e["x_px"] * zoom), round(e["y_px"] * zoom), PATCH_PX, PATCH_PX)
+            nuclei = nuclei_of_patch(run, e)
+            e["n_nuclei"] = nuclei.num_rows
+            rgb = read_working(slide, window, zoom)
+            xy, offsets = wkb_rings(nuclei["geometry"])
+            origin = (window.x / zoom, window.y / zoom)
+            pictures.append((f"{e['patch_id']}.png", rgb_png(rgb)))
+            layer = contour_png(xy, offsets, origin, zoom * LAYER_ZOOM, PATCH_PX * LAYER_ZOOM)
+            pictures.append((f"{e['patch_id']}.contours.png", layer))
+            e |= dict(zip(FEATURES, picture_features(rgb, nuclei, e).tolist(), strict=True))
+    finally:
+        slide.close()
+    return pictures
+
+
+def nuclei_of_patch(run: QcRun, entry: dict[str, Any]) -> pa.Table:
+    """Return the nuclei that meet a patch, with what its picture and its features need."""
+    region = Box(entry["x_px"], entry["y_px"], entry["side_px"], entry["side_px"])
+    return read_nuclei(run.folder.table(entry["slide_id"]), region, ["geometry", "cx", "cy", *NUCLEUS_COLUMNS])
+
+
+def picture_features(rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any]) -> npt.NDArray[np.float64]:
+    """Return the features of a patch from its picture and the nuclei that meet it; a nucleus is of it by its centroid."""
+    zoom, side = entry["zoom"], entry["side_px"]
+    xy, offsets = wkb_rings(nuclei["geometry"])
+    origin = np.array([round(entry["x_px"] * zoom), round(entry["y_px"] * zoom)], np.float64)
+    labels = rasterize_rings(xy * zoom - origin, offsets, rgb.shape[:2])
+    x, y = (np.asarray(nuclei[k], np.float64) - entry[f"{k[1]}_px"] for k in ("cx", "cy"))
+    own = (x >= 0) & (x < side) & (y >= 0) & (y < side)
+    return patch_features(rgb, labels, {k: np.asarray(nuclei[k])[own] for k in NUCLEUS_COLUMNS})

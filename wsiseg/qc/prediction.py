@@ -1,0 +1,305 @@
+"""``wsiseg qc predict``: patches of a run -> how likely each is to be found bad, and each slide's estimated bad share."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import InputError, WsisegError
+from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
+from wsiseg.qc.marks import PATCH_MARKS, Mark, decide, read_all_marks
+from wsiseg.qc.patch_features import FEATURES
+from wsiseg.qc.patch_pictures import FEATURE_COLUMNS, nuclei_of_patch, picture_features
+from wsiseg.qc.patches import read_picture
+from wsiseg.qc.predict_quality import (
+    MIN_JUDGED,
+    QualityModel,
+    apply_calibration,
+    auc,
+    brier,
+    calibration,
+    calibration_error,
+    load_quality,
+    recalibrate,
+)
+from wsiseg.qc.release import csv_bytes, read_rows, write_rows
+from wsiseg.qc.review.queues import in_share, parse_share
+from wsiseg.qc.runs import QcRun
+from wsiseg.schema import Column
+from wsiseg.tables import atomic_write_bytes
+
+__all__ = ["Prediction", "by_suspicion", "predict_run", "stored_prediction"]
+
+FALLBACK = "open"
+"""Network whose quality model judges runs of weights that have none of their own (trained elsewhere, or imported)."""
+
+PREDICTED: tuple[Column, ...] = (
+    Column("patch_id", "string", "", "patch"),
+    Column("slide_id", "string", "", "slide"),
+    Column("fail_prob", "float64", "1", "probability to be found not adequate, by the model as it ships"),
+    Column(
+        "fail_prob_run", "float64", "1", "the same after calibration to this run's reviewers; equal where they judged too few"
+    ),
+)
+"""``RUN/qc/predicted.parquet``."""
+
+PREDICTED_SLIDES: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "slide"),
+    Column("cohort", "string", "", "cohort of the slide"),
+    Column("n_patches", "int32", "", "patches with a prediction, without those found unsure"),
+    Column("n_judged", "int32", "", "of them judged adequate or not"),
+    Column("bad_frac_estimate", "float64", "1", "bad share: judged patches as judged, the others as predicted"),
+    Column("bad_frac_estimate_low", "float64", "1", "lower end of its 95 % interval"),
+    Column("bad_frac_estimate_high", "float64", "1", "upper end of its 95 % interval"),
+)
+"""``RUN/qc/predicted_slides.parquet`` and ``.csv``."""
+
+ORDER: tuple[Column, ...] = (
+    Column("patch_id", "string", "", "patch"),
+    Column("fail_prob", "float64", "1", "prediction when the order was fixed"),
+    Column("key", "float64", "", "place in the order: small first"),
+)
+"""``RUN/qc/order.parquet``: fixed when a review by suspicion begins, for what was judged rests on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """Predicted quality of a run.
+
+    Attributes
+    ----------
+    fail_prob
+        Of each patch, after this run's own calibration where there is one.
+    slides
+        Estimated bad share of each slide with patches.
+    cohorts
+        Bad share of each cohort, corrected for a review by suspicion; only cohorts of which enough was judged so.
+    facts
+        What the report says about the model: network, licence, notes, held-out figures; ``own`` holds those of this run's
+        reviewers (patches, auc, brier, calibration_error, calibration, offset, slope) where they judged enough.
+    failed
+        (patch, reason) of patches without features.
+    """
+
+    fail_prob: Mapping[str, float]
+    slides: Mapping[str, ShareEstimate]
+    cohorts: Mapping[str, ShareEstimate]
+    facts: Mapping[str, Any]
+    failed: Sequence[tuple[str, str]] = ()
+
+
+def predict_run(run: QcRun, *, progress: Callable[[int, int], None] | None = None) -> Prediction:
+    """Predict the quality of all patches of a run and write the tables; features are made where they are missing.
+
+    The slide files are not needed: stored pictures and polygon tables are.
+
+    Parameters
+    ----------
+    progress
+        Called with (slides done, slides) while features are made.
+
+    Raises
+    ------
+    InputError
+        The run has no patches.
+    FormatError
+        A table or marks file is damaged or of another run.
+    """
+    index = [e for e in read_rows(run.qc / "patches.parquet") if e["file"]]
+    if not index:
+        raise InputError(f"Run {run.folder.root} has no patches to predict. Run `wsiseg qc patches` first.")
+    features, failed = _features(run, index, progress)
+    known = [e for e in index if e["patch_id"] in features]
+    prediction = _predict(run, known, np.array([features[e["patch_id"]] for e in known]).reshape(-1, len(FEATURES)), failed)
+    rows = [
+        {"slide_id": s, "cohort": run.row(s).get("cohort") or "", "n_patches": e.n_patches, "n_judged": e.n_judged}
+        | {"bad_frac_estimate": e.share, "bad_frac_estimate_low": e.low, "bad_frac_estimate_high": e.high}
+        for s, e in sorted(prediction.slides.items())
+    ]
+    write_rows(run.qc / "predicted_slides.parquet", PREDICTED_SLIDES, rows)
+    names = [c.name for c in PREDICTED_SLIDES]
+    atomic_write_bytes(run.qc / "predicted_slides.csv", csv_bytes(names, [[r[n] for n in names] for r in rows]))
+    return prediction
+
+
+def stored_prediction(run: QcRun) -> Prediction | None:
+    """Return the prediction brought up to the marks of now, from stored features alone; None where there are none."""
+    index = {e["patch_id"]: e for e in read_rows(run.qc / "patches.parquet") if e["file"]}
+    rows = [r for r in read_rows(run.qc / "features.parquet") if r["patch_id"] in index]
+    if not rows:
+        return None
+    features = np.array([[r[name] for name in FEATURES] for r in rows], np.float64)
+    return _predict(run, [index[r["patch_id"]] for r in rows], features, [], write=False)
+
+
+def _features(
+    run: QcRun, index: Sequence[dict[str, Any]], progress: Callable[[int, int], None] | None
+) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
+    """Return the features of all patches, making and storing those that are missing, and what could not be made."""
+    found = {r["patch_id"]: [r[name] for name in FEATURES] for r in read_rows(run.qc / "features.parquet")}
+    todo: dict[str, list[dict[str, Any]]] = {}
+    for e in index:
+        if e["patch_id"] not in found:
+            todo.setdefault(e["slide_id"], []).append(e)
+    failed: list[tuple[str, str]] = []
+    if not todo:
+        return found, failed
+    from wsiseg.cluster.limits import usable_cores
+
+    with ThreadPoolExecutor(max_workers=max(1, min(8, usable_cores()))) as pool:
+        jobs = [pool.submit(_slide_features, run, entries) for entries in todo.values()]
+        for done, job in enumerate(jobs, start=1):
+            made, wrong = job.result()
+            found |= made
+            failed += wrong
+            if progress is not None:
+                progress(done, len(jobs))
+    rows = [{"patch_id": i, **dict(zip(FEATURES, found[i], strict=True))} for i in sorted(found)]
+    write_rows(run.qc / "features.parquet", FEATURE_COLUMNS, rows)
+    return found, failed
+
+
+def _slide_features(run: QcRun, entries: Sequence[dict[str, Any]]) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
+    from PIL import Image
+
+    made, failed = {}, []
+    for e in entries:
+        try:
+            with Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.png"))) as image:
+                rgb = np.asarray(image.convert("RGB"))
+            made[e["patch_id"]] = picture_features(rgb, nuclei_of_patch(run, e), e).tolist()
+        except (WsisegError, OSError) as err:
+            failed.append((e["patch_id"], " ".join(str(err).split())))
+    return made, failed
+
+
+def _predict(
+    run: QcRun,
+    index: Sequence[dict[str, Any]],
+    features: npt.NDArray[np.float64],
+    failed: Sequence[tuple[str, str]],
+    *,
+    write: bool = True,
+) -> Prediction:
+    model, notes = _model_of(run)
+    ids = [e["patch_id"] for e in index]
+    score = model.predict(features) if ids else np.zeros(0)
+    marks = read_all_marks(run.marks, run.digest, "patches")
+    words = decide(marks, PATCH_MARKS[0], PATCH_MARKS[1])
+    fit, own = _own_calibration(ids, score, words)
+    tuned = apply_calibration(score, fit)
+    if write:
+        columns = zip(index, score.tolist(), tuned.tolist(), strict=True)
+        rows = [
+            {"patch_id": e["patch_id"], "slide_id": e["slide_id"], "fail_prob": p, "fail_prob_run": q} for e, p, q in columns
+        ]
+        write_rows(run.qc / "predicted.parquet", PREDICTED, rows)
+    by_slide: dict[str, list[int]] = {}
+    for i, e in enumerate(index):
+        by_slide.setdefault(e["slide_id"], []).append(i)
+    slides = {
+        s: predicted_share(tuned[at], [words.get(ids[i], "") for i in at], model.group_spread) for s, at in by_slide.items()
+    }
+    facts = {**model.facts, "notes": notes, "n_judged": own.pop("n_judged"), "own": own}
+    fail_prob = dict(zip(ids, tuned.tolist(), strict=True))
+    return Prediction(fail_prob, slides, _corrected_cohorts(run, index, marks, words), facts, failed)
+
+
+def _model_of(run: QcRun) -> tuple[QualityModel, list[str]]:
+    """Return the quality model of a run's network, and what limits it."""
+    results = run.record.get("results") or {}
+    name, sha = str(results.get("weights") or ""), str(results.get("weights_sha256") or "")
+    model = load_quality(name)
+    if model is None:
+        other = load_quality(FALLBACK)
+        if other is None:
+            raise InputError(f"No quality model for network weights {name!r} ships with this installation.")
+        note = (
+            f"No quality model was fitted for the weights {name or '(unknown)'}: that of {FALLBACK!r} is used. Trust its order "
+            f"more than its probabilities, and judge {MIN_JUDGED} patches or more, so that it is calibrated."
+        )
+        return other, [note]
+    if sha and model.facts.get("network_sha256") not in ("", sha):
+        note = f"The quality model was fitted to another version of the weights {name!r}: trust its order more than its"
+        return model, [f"{note} probabilities."]
+    return model, []
+
+
+def _own_calibration(
+    ids: Sequence[str], score: npt.NDArray[np.float64], words: Mapping[str, str]
+) -> tuple[tuple[float, float] | None, dict[str, Any]]:
+    """Return the calibration to this run's reviewers, and the figures of the model as it ships against their marks."""
+    judged = [i for i, name in enumerate(ids) if words.get(name) in PATCH_MARKS[:2]]
+    p, bad = score[judged], np.array([words[ids[i]] == PATCH_MARKS[1] for i in judged], np.bool_)
+    facts: dict[str, Any] = {"n_judged": len(judged)}
+    fit = recalibrate(p, bad)
+    if len(judged) >= MIN_JUDGED:
+        bins = calibration(p, bad, min(10, len(judged) // 15))
+        facts |= {"patches": len(judged), "brier": brier(p, bad), "calibration_error": calibration_error(p, bad, len(bins))}
+        facts |= {"auc": None if math.isnan(auc(p, bad)) else auc(p, bad), "calibration": bins}
+    if fit is not None:
+        facts |= {"offset": fit[0], "slope": fit[1]}
+    return fit, facts
+
+
+# --- a review by suspicion ----------------------------------------------------------------------------------------------------
+
+
+def by_suspicion(run: QcRun, ids: Sequence[str]) -> list[str]:
+    """Return patches in the tilted order (see ``wsiseg.qc.estimate``): fixed on first use, patches made later are added.
+
+    Patches without a prediction are taken as even odds.
+    """
+    rows = {r["patch_id"]: r for r in read_rows(run.qc / "order.parquet")}
+    new = [i for i in ids if i not in rows]
+    if new:
+        prob = predict_run(run).fail_prob
+        for i in new:
+            p = prob.get(i, 0.5)
+            rows[i] = {"patch_id": i, "fail_prob": p, "key": order_key(i, float(odds_weight(p)))}
+        write_rows(run.qc / "order.parquet", ORDER, [rows[i] for i in sorted(rows)])
+    return sorted(ids, key=lambda i: (rows[i]["key"], i))
+
+
+def _corrected_cohorts(
+    run: QcRun, index: Sequence[dict[str, Any]], marks: Mapping[str, Mapping[str, Mark]], words: Mapping[str, str]
+) -> dict[str, ShareEstimate]:
+    """Return the corrected bad share of each cohort, and of all as ``""`` where there are several."""
+    order = {r["patch_id"]: r for r in read_rows(run.qc / "order.parquet")}
+    here = [e for e in index if e["patch_id"] in order]
+    if not here:
+        return {}
+    by_order: set[str] = set()
+    other: set[str] = set()
+    parts: set[str] = set()
+    for by_item in marks.values():
+        for item, mark in by_item.items():
+            if mark.order.startswith("predicted"):
+                by_order.add(item)
+                parts.add(mark.order.removeprefix("predicted").strip() or "1/1")
+            elif mark.order != "second":
+                other.add(item)
+    ids = [e["patch_id"] for e in here]
+    divided = {part: [i for i in ids if in_share(i, parse_share(part))] for part in sorted(parts)}
+    keys = {i: order[i]["key"] for i in ids}
+    tilted = {i: words[i] for i in by_order - other if i in words}
+    inside, tau = reached(keys, tilted, words, divided)
+    prob = np.array([order[i]["fail_prob"] for i in ids])
+    weight, limit = odds_weight(prob), np.array([tau.get(i, 0.0) for i in ids])
+    ordered = np.array([i in inside for i in ids], np.bool_)
+    said = ["" if i in tilted and i not in inside else words.get(i, "") for i in ids]
+    cohorts = np.array([e["cohort"] or "(none)" for e in here])
+    out = {}
+    for name in ["All", *sorted(set(cohorts.tolist()))]:
+        at = np.flatnonzero((cohorts == name) | (name == "All"))
+        found = corrected_share(prob[at], weight[at], [said[i] for i in at], ordered[at], limit[at])
+        if found is not None and ordered[at].any():
+            out[name] = found
+    return out

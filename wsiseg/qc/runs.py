@@ -1,0 +1,220 @@
+"""Quality control of a finished run: outliers, patch pictures, grades. What needs slides and tables together is composed here.
+
+::
+
+    RUN/qc/outliers.parquet, .csv      what the outlier rule says of every slide
+    RUN/qc/patches.parquet             index of the random patches
+    RUN/qc/patches/<slide_id>.zip      their pictures
+    RUN/qc/features.parquet            what those say about their segmentation
+    RUN/qc/predicted.parquet           probability of each patch to be found not adequate
+    RUN/qc/predicted_slides.parquet    estimated bad share of each slide
+    RUN/qc/order.parquet               the order of a review by suspicion, once one was begun
+    RUN/qc/marks/<reviewer>.jsonl      what reviewers said
+    RUN/qc/grades.parquet, *.csv       grades, the release's three CSV files, summaries, agreement
+    RUN/qc/thumbs/<slide_id>.jpg       thumbnails for the report
+    RUN/qc/report.html                 the report
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg.errors import FormatError, InputError
+from wsiseg.qc.agreement import Agreement, reviewer_agreement
+from wsiseg.qc.grades import SlideGrade, cohort_summary, grade_slides
+from wsiseg.qc.marks import PATCH_MARKS, SLIDE_MARKS, Mark, decide, read_all_marks
+from wsiseg.qc.outliers import OUTLIERS, OutlierRow, TailRule, find_outliers
+from wsiseg.qc.release import csv_bytes, read_rows, write_release, write_rows
+from wsiseg.read import Slide
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.records import slide_record
+from wsiseg.results.reopen import reopen_slide
+from wsiseg.tables import atomic_write_bytes
+
+__all__ = [
+    "GradeSummary",
+    "QcRun",
+    "TailRule",
+    "cohort_summary",
+    "find_run_outliers",
+    "grade_run",
+    "load_run",
+    "open_row_slide",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class QcRun:
+    """A finished run, as QC sees it: one row of statistics a slide."""
+
+    folder: RunFolder
+    digest: str
+    record: dict[str, Any]
+    rows: list[dict[str, Any]]
+    path_map: tuple[str, ...] = ()
+
+    @property
+    def qc(self) -> Path:
+        """Return the folder of everything that QC makes."""
+        return self.folder.root / "qc"
+
+    @property
+    def marks(self) -> Path:
+        """Return the folder of reviewers' marks."""
+        return self.qc / "marks"
+
+    def row(self, slide_id: str) -> dict[str, Any]:
+        """Return one slide's row. Raises ``InputError`` where the run has no such slide."""
+        for row in self.rows:
+            if row["slide_id"] == slide_id:
+                return row
+        raise InputError(f"Run {self.folder.root} has no slide {slide_id!r}.")
+
+
+def load_run(run: Path, path_map: Sequence[str] = ()) -> QcRun:
+    """Read what QC needs of a run folder. ``path_map`` says where slides that were moved are now, as ``schedule.path_map``.
+
+    Raises
+    ------
+    InputError
+        Not a run folder, or a run without statistics or without a single polygon table.
+    FormatError
+        A file of it is damaged.
+    """
+    folder = RunFolder(run)
+    record = folder.read_run()
+    if record is None:
+        raise InputError(f"{run} is not a run folder (it has no run.json). Expected what `wsiseg segment --out` made.")
+    rows = read_rows(run / "slides.parquet")
+    if not rows:
+        raise InputError(f"Run {run} has no slide statistics (slides.parquet) yet. Let `wsiseg segment` finish first.")
+    _check_names(rows, run)
+    if not any(folder.table(r["slide_id"]).is_file() for r in rows):
+        raise InputError(
+            f"Run {run} has no polygon table in {run / 'nuclei'}, so there is nothing to judge. Run `wsiseg segment` again."
+        )
+    return QcRun(folder, str(record.get("digest", "")), record, rows, tuple(path_map))
+
+
+def _check_names(rows: Sequence[dict[str, Any]], run: Path) -> None:
+    for row in rows:
+        slide_id = row.get("slide_id")
+        if not isinstance(slide_id, str) or not slide_id or Path(slide_id).name != slide_id or slide_id in (".", ".."):
+            raise FormatError(
+                f"{run / 'slides.parquet'}: {slide_id!r} cannot be a slide id: it would lie outside the run folder."
+            )
+    twice = [name for name, n in Counter(r["slide_id"] for r in rows).items() if n > 1]
+    if twice:
+        raise FormatError(f"{run / 'slides.parquet'} holds slide {twice[0]!r} more than once. Run `wsiseg segment` again.")
+
+
+def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
+    """Open the slide file of a row.
+
+    Raises
+    ------
+    SlideOpenError
+        It is gone, or another file than the one that was segmented.
+    InputError
+        It never opened.
+    FormatError
+        The slide's record is damaged.
+    """
+    slide_id = row["slide_id"]
+    stored = slide_record(run.folder, slide_id) if run.folder.slide_json(slide_id).is_file() else {}
+    return reopen_slide(run.folder, slide_id, {"row": row, "file": stored.get("file")}, run.path_map)
+
+
+# --- outliers -----------------------------------------------------------------------------------------------------------------
+
+
+def slide_verdicts(run: QcRun) -> dict[str, str]:
+    """Return what reviewers, taken together, said of slides."""
+    return decide(read_all_marks(run.marks, run.digest, "slides"), SLIDE_MARKS[0], SLIDE_MARKS[1])
+
+
+def find_run_outliers(run: QcRun, rule: TailRule | None = None) -> list[OutlierRow]:
+    """Apply the outlier rule to a run and write ``qc/outliers.parquet`` and ``.csv``; return a row for every slide."""
+    found = find_outliers(run.rows, rule, slide_verdicts(run))
+    rows = [
+        {**row, "round": o.round, "tails": " ".join(o.tails), "reasons": "; ".join(o.reasons), "note": o.note}
+        for row, o in zip(run.rows, found, strict=True)
+    ]
+    write_rows(run.qc / "outliers.parquet", OUTLIERS, rows)
+    names = [c.name for c in OUTLIERS]
+    atomic_write_bytes(run.qc / "outliers.csv", csv_bytes(names, [[r.get(n) for n in names] for r in rows]))
+    return found
+
+
+# --- grades -------------------------------------------------------------------------------------------------------------------
+
+
+def _begun_by_suspicion(patches: Mapping[str, Sequence[str]], marks: Mapping[str, Mapping[str, Mark]]) -> set[str]:
+    """Return slides of which a review in the order ``predicted`` has judged some patches, but not all."""
+    shown = [(item, mark.order) for by_item in marks.values() for item, mark in by_item.items()]
+    fair = {item for item, order in shown if order == "random"}
+    tilted = {item for item, order in shown if order.startswith("predicted")} - fair
+    return {s for s, ids in patches.items() if not tilted.isdisjoint(ids) and not (fair | tilted).issuperset(ids)}
+
+
+@dataclass(frozen=True, slots=True)
+class GradeSummary:
+    """A graded run: grades, agreement of reviewers, and the files written."""
+
+    grades: list[SlideGrade]
+    agreement: list[Agreement]
+    files: list[Path]
+
+
+def grade_run(run: QcRun, *, write: bool = True) -> GradeSummary:
+    """Turn all reviewers' marks into grades and write the release tables.
+
+    Raises
+    ------
+    InputError
+        The run has no patches.
+    FormatError
+        A marks file is damaged or of another run.
+    """
+    index = read_rows(run.qc / "patches.parquet")
+    if not index:
+        raise InputError(
+            f"Run {run.folder.root} has no patches to grade. Run `wsiseg qc patches` and `wsiseg qc review` first."
+        )
+    patches: dict[str, list[str]] = {}
+    for e in index:
+        patches.setdefault(e["slide_id"], []).append(e["patch_id"])
+    marks = read_all_marks(run.marks, run.digest, "patches")
+    known = {e["patch_id"] for e in index}
+    for reviewer, by_item in marks.items():
+        foreign = next((i for i in by_item if i not in known), None)
+        if foreign is not None:
+            raise FormatError(
+                f"{run.marks / reviewer}.jsonl marks patch {foreign}, which this run does not have. Move the file away."
+            )
+    slide_marks = read_all_marks(run.marks, run.digest, "slides")
+    verdicts = decide(slide_marks, SLIDE_MARKS[0], SLIDE_MARKS[1])
+    flags = {r["slide_id"]: (r["round"], r["reasons"]) for r in read_rows(run.qc / "outliers.parquet")}
+    slides = [(r["slide_id"], r.get("cohort") or "", r["status"]) for r in run.rows]
+    unfair = _begun_by_suspicion(patches, marks)
+    grades = grade_slides(slides, patches, decide(marks, PATCH_MARKS[0], PATCH_MARKS[1]), verdicts, flags, unfair)
+    words = {who: {i: m.mark for i, m in by_item.items()} for who, by_item in marks.items()}
+    agreement = reviewer_agreement(words, PATCH_MARKS[:2])
+    if not write:
+        return GradeSummary(grades, agreement, [])
+    comments: dict[str, str] = {}
+    for by_item in slide_marks.values():
+        for item, mark in by_item.items():
+            if mark.comment:
+                comments[item] = f"{comments[item]} | {mark.comment}" if item in comments else mark.comment
+    files = write_release(run.qc, grades, {r["slide_id"]: r for r in run.rows}, comments)
+    if agreement:
+        names = [f.name for f in dataclasses.fields(Agreement)]
+        atomic_write_bytes(run.qc / "agreement.csv", csv_bytes(names, [dataclasses.astuple(a) for a in agreement]))
+        files.append(run.qc / "agreement.csv")
+    return GradeSummary(grades, agreement, files)

@@ -1,0 +1,243 @@
+"""The run folder: the only state of a run.
+
+::
+
+    RUN/run.json                     versions, config, weights, host; what a resume is checked against
+    RUN/nuclei/<slide_id>.parquet    one GeoParquet table a slide
+    RUN/maps/<slide_id>.zarr         density, mean area, material and tissue fraction as an OME-Zarr pyramid
+    RUN/features/<slide_id>.parquet  what ``wsiseg features`` measured, row by row the table's nuclei
+    RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
+    RUN/slides/<slide_id>.tissue.png tissue mask as used
+    RUN/slides.parquet, slides.csv   one row a slide
+    RUN/errors.parquet               what failed and why
+    RUN/parts/<slide_id>/            tiles done so far; removed when the slide is complete
+    RUN/workers/                     what each worker is at (see ``wsiseg.run.presence``)
+    RUN/inputs.jsonl, log.jsonl, progress/   what the run tells of itself (see ``wsiseg.run.watch``)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from wsiseg import __version__
+from wsiseg.config import RunConfig
+from wsiseg.errors import FormatError, InputError, OutputInUseError, OutputMismatchError
+from wsiseg.results.arithmetic import with_processor
+from wsiseg.tables import atomic_create_bytes, atomic_write_bytes
+
+__all__ = ["RunFolder"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """Paths of one run and the rules about them."""
+
+    root: Path
+
+    def table(self, slide_id: str) -> Path:
+        """Return the polygon table of a slide."""
+        return self.root / "nuclei" / f"{slide_id}.parquet"
+
+    def slide_json(self, slide_id: str) -> Path:
+        """Return the JSON of a slide's facts and statistics."""
+        return self.root / "slides" / f"{slide_id}.json"
+
+    def job_json(self, slide_id: str) -> Path:
+        """Return the JSON of a slide's constants while it is in work."""
+        return self.parts(slide_id) / "job.json"
+
+    def tissue_png(self, slide_id: str) -> Path:
+        """Return the tissue mask as used."""
+        return self.root / "slides" / f"{slide_id}.tissue.png"
+
+    def parts(self, slide_id: str) -> Path:
+        """Return the folder of a slide's finished tiles."""
+        return self.root / "parts" / slide_id
+
+    def part(self, slide_id: str, tile_id: int) -> Path:
+        """Return the part file of one tile."""
+        return self.parts(slide_id) / f"{tile_id:06d}.parquet"
+
+    @property
+    def workers(self) -> Path:
+        """Return the folder in which workers say what they are at."""
+        return self.root / "workers"
+
+    @property
+    def inputs(self) -> Path:
+        """Return the list of all slides that this run was asked for."""
+        return self.root / "inputs.jsonl"
+
+    @property
+    def run_json(self) -> Path:
+        """Return the run record."""
+        return self.root / "run.json"
+
+    def create(self) -> None:
+        """Make the folders."""
+        for name in ("nuclei", "slides", "parts"):
+            (self.root / name).mkdir(parents=True, exist_ok=True)
+
+    def read_run(self) -> dict[str, Any] | None:
+        """Return the run record, or None where there is none. Raises ``FormatError`` for a broken one."""
+        try:
+            record = json.loads(self.run_json.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as err:
+            raise FormatError(
+                f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder anew."
+            ) from err
+        if not isinstance(record, dict) or "results" not in record:
+            raise FormatError(f"{self.run_json} is not a wsiseg run record. Choose another --out.")
+        return record
+
+    def claim(
+        self,
+        config: RunConfig,
+        facts: dict[str, Any],
+        note: dict[str, Any],
+        arithmetic: dict[str, str] | None = None,
+        precision_choice: str = "",
+    ) -> str:
+        """Record this run's result-changing settings, or check them against the folder's; return the digest.
+
+        Parameters
+        ----------
+        arithmetic
+            Of the processor that computes, from ``wsiseg.predict.arithmetic_of``.
+        precision_choice
+            ``automatic`` or ``chosen``; the folder's stays as it is.
+
+        Raises
+        ------
+        OutputMismatchError
+            The folder was written with settings that give other results, or by a processor that computes other maps; the
+            message names what differs.
+        """
+        with self._record_held():
+            digest = self._claimed(config, facts, note, arithmetic, precision_choice)
+        return digest or self.claim(config, facts, note, arithmetic, precision_choice)
+
+    def add_processor(self, arithmetic: dict[str, str], *, accept: bool) -> None:
+        """Record a processor that joins the run. ``OutputMismatchError``: it computes other maps, which is not accepted."""
+        with self._record_held():
+            record = self.read_run()
+            if record is None:
+                return
+            known = record.get("processors", [])
+            now = with_processor(known, arithmetic, record["results"].get("predict.precision", ""), accept=accept)
+            if now != known:
+                atomic_write_bytes(self.run_json, json.dumps({**record, "processors": now}, indent=1, sort_keys=True).encode())
+
+    @contextlib.contextmanager
+    def _record_held(self) -> Iterator[None]:
+        """Hold ``run.json`` for a change: shards and workers may want to make one at once."""
+        with (self.root / ".run-json.lock").open("a") as handle:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _claimed(
+        self,
+        config: RunConfig,
+        facts: dict[str, Any],
+        note: dict[str, Any],
+        arithmetic: dict[str, str] | None,
+        precision_choice: str,
+    ) -> str:
+        """As ``claim``; empty where another shard was quicker, whose settings then count."""
+        results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
+        digest = config.digest(**facts)
+        old = self.read_run()
+        if old is not None and old["results"] != results:
+            both = sorted(set(old["results"]) | set(results))
+            lines = [
+                f"  {k}: folder has {old['results'].get(k)!r}, this run asks {results.get(k)!r}"
+                for k in both
+                if old["results"].get(k) != results.get(k)
+            ]
+            raise OutputMismatchError(
+                f"Output folder {self.root} was made with settings that give other results:\n"
+                + "\n".join(lines)
+                + "\nRun with the folder's settings to resume it, or choose another --out."
+            )
+        processors: list[dict[str, str]] = old.get("processors", []) if old is not None else []
+        if arithmetic is not None:
+            accept = config.schedule.any_processor
+            processors = with_processor(processors, arithmetic, config.predict.precision, accept=accept)
+        host = {"name": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
+        record = {
+            "wsiseg": __version__,
+            "digest": digest,
+            "results": results,
+            "config": config.as_dict(),
+            "host": host,
+            "processors": processors,
+            "precision_choice": precision_choice,
+            **note,
+        }
+        if old is not None:
+            record["created"] = old.get("created", record.get("created"))
+            record["precision_choice"] = old.get("precision_choice", precision_choice)
+        text = json.dumps(record, indent=1, sort_keys=True, default=str).encode()
+        if old is not None:
+            atomic_write_bytes(self.run_json, text)
+        elif not atomic_create_bytes(self.run_json, text):
+            return ""
+        return digest
+
+    @contextlib.contextmanager
+    def exclusive(self, shard: str = "") -> Iterator[None]:
+        """Hold the folder for one client; a second one raises ``OutputInUseError``, a folder that cannot be ``InputError``.
+
+        Shards (``shard``: such as ``3-of-8``) hold it together, each its own name for itself; a run without shards, or a merge,
+        only gets it when no shard lives. Advisory locks on open files: the kernel drops them when the process dies, so a killed
+        run leaves nothing stale.
+        """
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._locked(".in-use", fcntl.LOCK_SH if shard else fcntl.LOCK_EX))
+            if shard:
+                held.enter_context(self._locked(f".in-use-{shard}", fcntl.LOCK_EX))
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self, name: str, kind: int) -> Iterator[None]:
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            handle = _open_lock(self.root / name)
+        except OSError as err:
+            raise InputError(
+                f"Run folder {self.root} cannot be written to: {err.strerror or err}. Choose another --out."
+            ) from err
+        try:
+            try:
+                fcntl.flock(handle, kind | fcntl.LOCK_NB)
+            except BlockingIOError as err:
+                raise OutputInUseError(
+                    f"Another wsiseg run is writing to {self.root}. Wait for it, stop it, or choose another --out."
+                ) from err
+            except OSError:
+                pass  # a file system without locks (some network mounts): parts are atomic and deterministic, sharing is safe
+            yield
+        finally:
+            os.close(handle)
+
+
+def _open_lock(path: Path) -> int:
+    """Open a lock file, made with the rights that the umask leaves: a colleague of the group may go on with the run.
+
+    One that somebody else made without those rights is opened for reading, which is enough for a lock.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except PermissionError:
+        return os.open(path, os.O_RDONLY)

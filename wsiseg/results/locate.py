@@ -1,0 +1,61 @@
+"""Where a worker finds what the client named: under another prefix, or as a copy on its own disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from wsiseg.config import RunConfig
+from wsiseg.results.manifest import SlideInput
+from wsiseg.results.staging import staged
+
+__all__ = ["absolute_inputs", "local_config", "local_path", "slide_file"]
+
+
+def local_path(path: str, path_map: Sequence[str]) -> str:
+    """Return a path as this machine has it: the first ``FROM=TO`` pair that leads to a file or folder, else the path itself.
+
+    Where nothing is there at all, the first pair's answer is returned, so that the error names where it should have been.
+    """
+    mapped = []
+    for pair in path_map:
+        prefix, _, target = pair.partition("=")
+        prefix = prefix.rstrip("/")
+        if path == prefix or path.startswith(prefix + "/"):
+            mapped.append(target.rstrip("/") + path[len(prefix) :] or "/")
+    return next((p for p in [*mapped, path] if os.path.exists(p)), mapped[0] if mapped else path)
+
+
+def local_config(config: RunConfig) -> RunConfig:
+    """Return the config with the weights as this machine has them."""
+    weights = local_path(config.predict.weights, config.schedule.path_map)
+    return dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=weights))
+
+
+def slide_file(path: str, slide_id: str, config: RunConfig) -> str:
+    """Return the file to open for a slide on this machine, copied to the staging folder first where there is one.
+
+    Raises
+    ------
+    SlideOpenError
+        The slide could not be copied.
+    """
+    found = local_path(path, config.schedule.path_map)
+    if not config.schedule.stage:
+        return found
+    return str(staged(Path(found), slide_id, Path(config.schedule.stage), int(config.schedule.stage_gb * 1e9)))
+
+
+def absolute_inputs(slides: Sequence[SlideInput], config: RunConfig) -> tuple[list[SlideInput], RunConfig]:
+    """Return slides and config without relative paths: workers elsewhere have another working folder."""
+
+    def absolute(path: str) -> str:
+        return os.path.abspath(path) if path else ""
+
+    weights = config.predict.weights
+    if weights.endswith(".safetensors"):
+        config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=absolute(weights)))
+    there = [dataclasses.replace(s, path=absolute(s.path), tissue_mask=absolute(s.tissue_mask)) for s in slides]
+    return there, config

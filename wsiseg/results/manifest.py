@@ -1,0 +1,226 @@
+"""What the user names on the command line -> the list of slides, and what was left out.
+
+A SLIDE argument is a file, a folder (searched with all below it), a glob, or a manifest (``.csv``, ``.tsv``, ``.parquet``): see
+``wsiseg.results.manifest_file``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsiseg.coordinates import parse_frame
+from wsiseg.errors import DuplicateSlideError, InputError, plain_text
+from wsiseg.read.dicom import dicom_facts, dicom_folder_series, may_be_dicom
+from wsiseg.read.files import MAX_ID_BYTES, plain_name, slide_id_of
+from wsiseg.results.listing import SLIDE_SUFFIXES, Listing, Skipped, group_skipped, list_files, list_folder
+from wsiseg.results.manifest_file import MANIFEST_SUFFIXES, read_manifest
+from wsiseg.results.slide_input import SlideInput
+
+__all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names", "slide_id_of"]
+
+
+@dataclass(slots=True)
+class Found:
+    """What SLIDE arguments lead to: slides, what was left out and why, and what else the user should know."""
+
+    slides: list[SlideInput] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def collect_slides(
+    inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
+) -> list[SlideInput]:
+    """Return the slides of ``find_slides``, which see."""
+    return find_slides(inputs, cohort=cohort, mpp=mpp, tissue_mask=tissue_mask, frame=frame).slides
+
+
+def find_slides(
+    inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
+) -> Found:
+    """Resolve SLIDE arguments to slides, in the order given (folders and globs sorted by path).
+
+    Every DICOM series is one slide. Slides of one folder argument that share a name in different subfolders get ids that begin
+    with these: ``patientA__scan``.
+
+    Parameters
+    ----------
+    inputs
+        Files, folders, globs or manifests.
+    cohort, mpp, tissue_mask
+        Values for slides whose manifest row gives none. ``tissue_mask`` is a file for one slide, or a folder that holds
+        ``<slide_id>.png`` or ``<slide_id>.geojson``.
+    frame
+        Where coordinates of the tissue masks lie, for slides whose manifest row gives none (see ``wsiseg.coordinates``).
+
+    Raises
+    ------
+    InputError
+        Nothing is there, or a name matches no slide.
+    DuplicateSlideError
+        Two slides share one id: their outputs would overwrite each other.
+    ManifestError
+        A manifest without a ``path`` column, or with an unusable value.
+    """
+    found = Found()
+    for name in inputs:
+        _expand(name, found, cohort=cohort, mpp=mpp)
+    if not found.slides:
+        left = "".join(f"\n  left out: {group}" for group in group_skipped(found.skipped))
+        raise InputError(
+            f"No slide found in {', '.join(inputs) or 'an empty list'}. Name a file, folder, glob or manifest.{left}"
+        )
+    _one_slide_a_series(found)
+    require_plain_names(found.slides)
+    _take_once(found)
+    if tissue_mask:
+        found.slides = [_with_mask(s, tissue_mask, n_slides=len(found.slides)) for s in found.slides]
+    found.slides = [dataclasses.replace(s, frame=s.frame or frame) if s.tissue_mask else s for s in found.slides]
+    for s in found.slides:
+        parse_frame(s.frame)
+    return found
+
+
+def require_plain_names(slides: Iterable[SlideInput]) -> None:
+    """Raise ``InputError`` where a slide's id cannot be the name of a file in a run folder: ``..`` would lead out of it."""
+    for s in slides:
+        name = s.slide_id
+        if name in ("", ".", "..") or plain_name(name) != name:
+            raise InputError(
+                f"{plain_text(s.path)[:200]}: expected a plain name of at most {MAX_ID_BYTES} bytes for the slide, got "
+                f"{plain_text(name)[:80]!r}."
+            )
+
+
+def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> None:
+    if not name.strip():
+        raise InputError("An empty SLIDE argument (an unset shell variable?). Name a file, folder, glob or manifest.")
+    path = Path(name)
+    if path.is_dir() and path.suffix.lower() != ".zarr":
+        _add_listing(list_folder(path), found, path, cohort=cohort, mpp=mpp)
+    elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        manifest = read_manifest(path, cohort=cohort, mpp=mpp)
+        require_plain_names(manifest.slides)
+        found.slides += [_one_of_folder(s) for s in manifest.slides]
+        found.notes += manifest.notes
+    elif path.exists():
+        found.slides.append(SlideInput(slide_id_of(path), name, cohort, mpp))
+    else:
+        _add_matches(name, found, cohort=cohort, mpp=mpp)
+
+
+def _add_listing(listing: Listing, found: Found, folder: Path, *, cohort: str, mpp: float | None) -> None:
+    """Add what a folder holds; slides of one name in different subfolders are named after these."""
+    found.skipped += listing.skipped
+    if not listing.slides:
+        left = "".join(f"\n  left out: {group}" for group in group_skipped(listing.skipped))
+        raise InputError(
+            f"Folder {plain_text(str(folder))} holds no slide, nor do the folders in it. Expected files ending in "
+            f"{', '.join(sorted(SLIDE_SUFFIXES))}, or DICOM files (name a file outright to try another ending).{left}"
+        )
+    ids = [slide_id_of(p) for p in listing.slides]
+    times = Counter(ids)
+    for path, slide_id in zip(listing.slides, ids, strict=True):
+        parents = path.parent.relative_to(folder).parts if path != folder else ()
+        full = plain_name("__".join([*parents, slide_id])) if times[slide_id] > 1 else slide_id
+        found.slides.append(SlideInput(full, str(path), cohort, mpp))
+    for slide_id, n in times.items():
+        if n > 1:
+            named = [s.slide_id for s in found.slides[-len(ids) :]]
+            given = [new for new, old in zip(named, ids, strict=True) if old == slide_id]
+            found.notes.append(f"{n} slides are called {slide_id!r}; their ids are {', '.join(given[:5])}{', ...' * (n > 5)}")
+
+
+def _add_matches(pattern: str, found: Found, *, cohort: str, mpp: float | None) -> None:
+    """Add what a glob matches: files of the ending that it names, else by the rules of a folder; folders with all in them."""
+    matches = sorted(glob.glob(pattern, recursive=True))
+    if not matches:
+        raise InputError(f"{plain_text(pattern)}: no such file, and no file matches it as a pattern.")
+    ending = os.path.splitext(pattern)[1]
+    outright = bool(ending) and not glob.has_magic(ending) and not may_be_dicom(pattern)
+    files = [m for m in matches if not os.path.isdir(m)]
+    if outright:
+        found.slides += [SlideInput(slide_id_of(f), f, cohort, mpp) for f in files]
+    elif files:
+        listing = list_files(files)
+        found.skipped += listing.skipped
+        found.slides += [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in listing.slides]
+    if "**" in pattern.split(os.sep):
+        return  # what the folders hold matches by itself
+    for folder in (m for m in matches if os.path.isdir(m)):
+        listing = list_folder(Path(folder))
+        found.skipped += listing.skipped
+        found.slides += [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in listing.slides]
+
+
+def _one_of_folder(slide: SlideInput) -> SlideInput:
+    """Return a manifest's slide that is a folder as the one slide in it. Raises ``InputError`` where it holds several."""
+    path = Path(slide.path)
+    if not path.is_dir() or path.suffix.lower() == ".zarr" or len(dicom_folder_series(path)) == 1:
+        return slide
+    inside = list_folder(path).slides
+    if len(inside) > 1:
+        raise InputError(
+            f"{slide.origin}: folder {plain_text(slide.path)} holds {len(inside)} slides, expected one. Give each a row of "
+            f"its own, such as {plain_text(str(inside[0]))}."
+        )
+    return dataclasses.replace(slide, path=str(inside[0])) if inside else slide
+
+
+def _one_slide_a_series(found: Found) -> None:
+    """Leave out files of a DICOM series of which another file was named: ``*.dcm`` names every level and the label."""
+    of: dict[tuple[str, str], list[tuple[int, SlideInput]]] = {}
+    for s in found.slides:
+        facts = dicom_facts(s.path) if may_be_dicom(os.path.basename(s.path)) and os.path.isfile(s.path) else None
+        if facts is not None and facts.whole_slide:
+            rank = facts.columns_px * facts.rows_px if facts.is_volume else -1
+            of.setdefault((os.path.dirname(os.path.abspath(s.path)), facts.series), []).append((rank, s))
+    drop = set()
+    for members in of.values():
+        _, best = max(members, key=lambda m: m[0])
+        for _, s in members:
+            if s is not best and not s.origin:
+                drop.add(id(s))
+                found.skipped.append(Skipped(s.path, "file of a DICOM series that is taken as one slide already"))
+    found.slides = [s for s in found.slides if id(s) not in drop]
+
+
+def _take_once(found: Found) -> None:
+    """Leave out slides that were named twice. Raises ``DuplicateSlideError`` where two differ and share an id."""
+    first: dict[str, SlideInput] = {}
+    for s in found.slides:
+        one = first.setdefault(s.slide_id, s)
+        if one is s:
+            continue
+        same = os.path.realpath(one.path) == os.path.realpath(s.path)
+        if not same or (one.cohort, one.mpp, one.tissue_mask, one.frame) != (s.cohort, s.mpp, s.tissue_mask, s.frame):
+            a, b = (f"{plain_text(x.path)}{f' ({x.origin})' if x.origin else ''}" for x in (one, s))
+            raise DuplicateSlideError(
+                f"Two slides share the name {s.slide_id!r}: {a} and {b}. Outputs are named by slide: rename one, give each "
+                "its own id in a manifest (column slide_id), or run them into two output folders."
+            )
+        found.skipped.append(Skipped(s.path, "named twice"))
+    found.slides = list(first.values())
+
+
+def _with_mask(slide: SlideInput, mask: str, *, n_slides: int) -> SlideInput:
+    if slide.tissue_mask:
+        return slide
+    path = Path(mask)
+    if path.is_dir():
+        for suffix in (".png", "_mask_use.png", ".geojson", ".json", ".geojson.gz"):
+            candidate = path / f"{slide.slide_id}{suffix}"
+            if candidate.is_file():
+                return dataclasses.replace(slide, tissue_mask=str(candidate))
+        raise InputError(f"Slide {slide.slide_id}: --tissue-mask folder {mask} holds no {slide.slide_id}.png or .geojson.")
+    if not path.is_file():
+        raise InputError(f"--tissue-mask {mask}: no such file or folder.")
+    if n_slides > 1:
+        raise InputError(f"--tissue-mask {mask} is one file but {n_slides} slides are given. Give a folder of masks.")
+    return dataclasses.replace(slide, tissue_mask=str(path))

@@ -1,0 +1,196 @@
+"""A manifest -> slides: a CSV, TSV or Parquet table with one row a slide.
+
+Columns: ``path``, and optional ``slide_id``, ``cohort``, ``mpp``, ``tissue_mask`` and ``frame`` (of the mask). Column names of
+two widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``. Relative paths
+count from the manifest's folder, then from the working folder; where both lead to a file, neither is taken. CSV may be
+separated by comma, semicolon, tab or bar, as its header says, in UTF-8 with or without its mark, or UTF-16.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from wsiseg.errors import ManifestError, plain_text
+from wsiseg.read.files import plain_name, slide_id_of
+from wsiseg.results.slide_input import SlideInput
+
+__all__ = ["MANIFEST_SUFFIXES", "Manifest", "read_manifest"]
+
+MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".parquet"))
+
+_ALIASES = {"wsi": "path", "slide": "path", "file": "path", "wsi_mpp": "mpp", "cancer_type": "cohort", "mask": "tissue_mask"}
+_COLUMNS = frozenset({"path", "slide_id", "cohort", "mpp", "tissue_mask", "frame"})
+
+
+@dataclass(slots=True)
+class Manifest:
+    """The slides of a manifest, in its order, and what the user should know of it."""
+
+    slides: list[SlideInput] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> Manifest:
+    """Read a manifest; ``cohort`` and ``mpp`` are for rows that give none.
+
+    A file that is not there stays in the list, so that it is a failure of the run with its line, and is noted.
+
+    Raises
+    ------
+    ManifestError
+        It cannot be read, has no column ``path``, or a row that cannot be understood; the message names the line.
+    """
+    out = Manifest()
+    missing: list[str] = []
+    without: list[str] = []
+    unused: set[str] = set()
+    for line, raw in _rows(path):
+        where = f"Manifest {plain_text(str(path))}, {line}"
+        row = _named(raw, where, unused)
+        if "path" not in row:
+            has = sorted(map(str, raw))
+            raise ManifestError(f"Manifest {plain_text(str(path))}: expected a column 'path' (or 'wsi'), got {has}.")
+        text = _text(row["path"])
+        if not text:
+            if any(_text(v) for v in row.values()):
+                without.append(line)
+            continue
+        slide, there = _beside(path, text, where)
+        if not there:
+            missing.append(f"{line} ({plain_text(text)})")
+        mask = _text(row.get("tissue_mask"))
+        given = _text(row.get("slide_id"))
+        if given and plain_name(given) != given:
+            raise ManifestError(f"{where}: expected a plain name as slide_id, got {plain_text(given)[:80]!r}.")
+        out.slides.append(
+            SlideInput(
+                given or slide_id_of(slide),
+                slide,
+                _text(row.get("cohort")) or cohort.strip(),
+                _mpp_value(row.get("mpp"), f"{where} ({plain_text(text)})") or mpp,
+                _beside(path, mask, where)[0] if mask else "",
+                _text(row.get("frame")),
+                where,
+            )
+        )
+    if not out.slides:
+        raise ManifestError(f"Manifest {plain_text(str(path))} names no slide.")
+    for what, lines in (("names a file that is not there", missing), ("has no path and is left out", without)):
+        if lines:
+            many = f"{len(lines)} times, such as " if len(lines) > 3 else ""
+            out.notes.append(f"Manifest {plain_text(str(path))} {what}: {many}{', '.join(lines[:3])}")
+    if unused:
+        out.notes.append(f"Manifest {plain_text(str(path))}: columns without a use here: {', '.join(sorted(unused))}")
+    return out
+
+
+def _named(raw: dict[Any, Any], where: str, unused: set[str]) -> dict[str, Any]:
+    """Return a row under our column names; other columns are added to ``unused``."""
+    row: dict[str, Any] = {}
+    for key, value in raw.items():
+        name = str(key).strip().lower()
+        name = _ALIASES.get(name, name)
+        if name not in _COLUMNS:
+            unused.add(str(key).strip())
+        elif _text(row.get(name)) and _text(value) and _text(row[name]) != _text(value):
+            raise ManifestError(f"{where}: two columns say {name}: {_text(row[name])!r} and {_text(value)!r}. Keep one.")
+        elif not _text(row.get(name)):
+            row[name] = value
+    return row
+
+
+def _text(value: object) -> str:
+    return "" if value is None or value != value else str(value).strip()  # NaN: an empty cell of a pandas column
+
+
+def _beside(manifest: Path, text: str, where: str) -> tuple[str, bool]:
+    """Return the path that a cell means, and whether something is there."""
+    beside = os.path.join(manifest.parent, text)
+    if os.path.isabs(text) or not os.path.exists(text):
+        return beside, os.path.exists(beside)
+    if not os.path.exists(beside):
+        return text, True
+    if os.path.basename(text) not in ("", ".", "..") and not os.path.samefile(text, beside):
+        raise ManifestError(
+            f"{where}: {plain_text(text)!r} is a file beside the manifest, and another one in the working folder. "
+            "Write the whole path."
+        )
+    return beside, True
+
+
+def _rows(path: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
+    """Yield (line or row, as text; the row) of a manifest."""
+    if path.suffix.lower() == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        try:
+            rows = pq.read_table(path, partitioning=None).to_pylist()
+        except (pa.ArrowException, OSError) as err:
+            raise ManifestError(f"Manifest {plain_text(str(path))} is not a readable Parquet file: {err}") from err
+        yield from ((f"row {k}", row) for k, row in enumerate(rows, start=1))
+        return
+    text = _decoded(path)
+    skipped, separator = 0, _delimiter(text, path)
+    if text[:4].lower() == "sep=":  # Excel's own first line
+        skipped, separator, text = 1, text[4], text.partition("\n")[2]
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
+    header: list[str] = []
+    end = skipped  # line in which the row before ended: a quoted field may hold line breaks
+    try:
+        for fields in reader:
+            line, end = f"line {end + 1}", skipped + reader.line_num
+            if not any(f.strip() for f in fields):
+                continue
+            if not header:
+                header = fields
+                continue
+            if len(fields) > len(header) and any(f.strip() for f in fields[len(header) :]):
+                raise ManifestError(
+                    f"Manifest {plain_text(str(path))}, {line}: expected {len(header)} fields as in the header, got "
+                    f"{len(fields)}. A path that holds the separator stands in double quotes."
+                )
+            yield line, dict(zip(header, fields, strict=False))
+    except csv.Error as err:
+        raise ManifestError(f"Manifest {plain_text(str(path))}, line {skipped + reader.line_num}: {err}") from err
+
+
+def _decoded(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as err:
+        raise ManifestError(f"Manifest {plain_text(str(path))}: cannot be read: {err.strerror or err}") from err
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as err:
+        line = data.count(b"\n", 0, err.start) + 1
+        what = f"{err.reason}, byte {data[err.start]:#04x}"
+        raise ManifestError(
+            f"Manifest {plain_text(str(path))}, line {line}: is not UTF-8 text ({what}). Save it as 'CSV UTF-8'."
+        ) from err
+
+
+def _delimiter(text: str, path: Path) -> str:
+    """Return what separates the columns: what stands in the header; a table of one column has a comma, or a tab in a TSV."""
+    header = text.split("\n", 1)[0]
+    usual = "\t" if path.suffix.lower() == ".tsv" else ","
+    return max(usual + ",;\t|", key=header.count) if any(c in header for c in ",;\t|") else usual
+
+
+def _mpp_value(value: object, where: str) -> float | None:
+    text = _text(value)
+    if not text:
+        return None
+    try:
+        mpp = float(text.replace(",", "."))  # 0,25 in a table separated by semicolons
+    except ValueError as err:
+        raise ManifestError(f"{where}: expected mpp in um/px, got {value!r}.") from err
+    if not 0.01 < mpp < 100:
+        raise ManifestError(f"{where}: expected mpp between 0.01 and 100 um/px, got {value!r}.")
+    return mpp

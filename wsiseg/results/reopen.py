@@ -1,0 +1,106 @@
+"""A slide of a run, opened once more: it must be the file that was segmented, wherever it lies now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from wsiseg.errors import InputError, SlideOpenError, plain_text
+from wsiseg.log import log
+from wsiseg.read import Slide, fingerprint, open_slide
+from wsiseg.read.slide import content_digest
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import local_path
+from wsiseg.results.records import read_inputs
+
+__all__ = ["file_facts", "other_content", "reopen_slide", "slide_place"]
+
+
+def file_facts(path: str | Path) -> dict[str, Any]:
+    """Return what a run stores of a slide's file: whole path, size, time of change, and digest (see ``content_digest``).
+
+    Raises
+    ------
+    SlideOpenError
+        It cannot be read.
+    """
+    size_bytes, mtime_ns = fingerprint(path)
+    whole = os.path.abspath(path)
+    return {"path": whole, "size_bytes": size_bytes, "mtime_ns": mtime_ns, "content": content_digest(path)}
+
+
+def other_content(file: dict[str, Any], path: str | Path) -> str:
+    """Return how a file differs from the one that ``file_facts`` was made of; empty: it is that one, or a copy of it.
+
+    Raises
+    ------
+    SlideOpenError
+        It cannot be read.
+    """
+    size_bytes, _ = fingerprint(path)
+    content = content_digest(path)
+    if (size_bytes, content) == (file.get("size_bytes"), file.get("content")):
+        return ""
+    if os.path.isfile(path) and (os.path.getsize(path), content_digest(path, alone=True)) == (
+        file.get("size_bytes"),
+        file.get("content"),
+    ):
+        return ""  # a slide of several files, of a run that knew the first one only
+    if size_bytes != file.get("size_bytes"):
+        return f"it has {size_bytes} bytes, the one that was segmented had {file.get('size_bytes')}"
+    return f"its bytes have the digest {content}, those of the one that was segmented {file.get('content')}"
+
+
+def slide_place(folder: RunFolder, slide_id: str, record: dict[str, Any], path_map: Sequence[str] = ()) -> str:
+    """Return where the slide of a record lies now: where it was, where ``path_map`` leads, or where a later run found it.
+
+    Never a path that depends on the working folder: runs of older versions stored what was typed.
+
+    Raises
+    ------
+    SlideOpenError
+        It is not there.
+    """
+    stored = str((record.get("file") or {}).get("path") or record["row"].get("path") or "")
+    listed = read_inputs(folder).get(slide_id)
+    tried = [local_path(p, path_map) for p in (stored, listed.path if listed else "") if p]
+    tried = list(dict.fromkeys(p for p in tried if os.path.isabs(p)))
+    for path in tried:
+        if os.path.exists(path):
+            return path
+    if not tried:
+        raise SlideOpenError(
+            f"Slide {slide_id}: run {folder.root} stores the path {plain_text(stored)!r} without the folder that it counts "
+            f"from. Name its place with --path-map {plain_text(stored)}=/whole/path."
+        )
+    raise SlideOpenError(
+        f"Slide {slide_id}: {plain_text(tried[0])} is not there. If slides were moved, name their place with "
+        "--path-map FROM=TO."
+    )
+
+
+def reopen_slide(folder: RunFolder, slide_id: str, record: dict[str, Any], path_map: Sequence[str] = ()) -> Slide:
+    """Open the slide of a record (``RUN/slides/<slide_id>.json``).
+
+    Raises
+    ------
+    InputError
+        The run could not use the slide.
+    SlideOpenError
+        It is not there, cannot be opened, or is another file than the one that was segmented.
+    """
+    row = record["row"]
+    if row.get("mpp") is None:
+        raise InputError(f"Slide {slide_id} could not be used by the run: {row.get('error') or 'no reason recorded'}.")
+    path = slide_place(folder, slide_id, record, path_map)
+    file = record.get("file") or {}
+    if not file.get("content"):
+        log.warning("slide %s: the run stores no digest of it, so nobody checks that %s is it", slide_id, plain_text(path))
+    elif why := other_content(file, path):
+        raise SlideOpenError(
+            f"Slide {slide_id}: {plain_text(path)} is another file than the one that was segmented: {why}. Its pixels do not "
+            "belong to the nuclei of this run. Put the slide back, name its place with --path-map FROM=TO, or segment it anew."
+        )
+    return open_slide(path, mpp=row["mpp"], cohort=row.get("cohort") or "")

@@ -1,0 +1,276 @@
+"""``wsiseg train config.toml``: data, network, loop, thresholds, scores and export in one run folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsiseg import __version__
+from wsiseg.config import PredictConfig, RunConfig
+from wsiseg.datasets import Sample, list_samples, load_sample
+from wsiseg.datasets.samples import MODEL_MPP
+from wsiseg.errors import ConfigError
+from wsiseg.log import log
+from wsiseg.normalize import fit_stain
+from wsiseg.pipeline import map_image
+from wsiseg.predict import (
+    UNet,
+    activation_ranges,
+    as_stored,
+    build_net,
+    is_quantizable,
+    load_model,
+    load_weights,
+    model_from_net,
+    save_weights,
+)
+from wsiseg.train.augment_batch import StainStatistics
+from wsiseg.train.batches import PatchSource
+from wsiseg.train.config import AugmentOn, TrainConfig, plain_config
+from wsiseg.train.curves import draw_curves
+from wsiseg.train.distributed import own_device, rank_and_size
+from wsiseg.train.loop import fit
+from wsiseg.train.presets import HOU_SEPARATION, separation_by_size
+from wsiseg.train.reference import choose_reference
+from wsiseg.train.validation import OPERATING_POINT, fit_separation, in_reference_stain, predict_samples, score_table
+from wsiseg.types import Stain
+
+__all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "train_samples", "training_samples"]
+
+DATA_ROOT_ENV = "WSISEG_DATA"
+
+
+def train_from_toml(
+    path: Path, *, model: str = "", resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None
+) -> Path:
+    """Train as a config file says and return the run folder; ``model`` names a published recipe (``run.presets``).
+
+    The folder receives the curve, checkpoints, ``scores.json`` and ``weights/<name>.safetensors`` with its card.
+
+    Raises
+    ------
+    ConfigError
+        For an unusable config, or a folder that holds a run already when ``resume`` is not set.
+    FormatError
+        When the data are not in the unified layout.
+    """
+    config = TrainConfig.from_toml(path, model)
+    run_dir = path.parent / config.out
+    train_samples(config, training_samples(config), run_dir, base=path.parent, resume=resume, on_line=on_line)
+    return run_dir
+
+
+def training_samples(config: TrainConfig) -> list[Sample]:
+    """Return all images of a config's sets; ``ConfigError`` where it is not said where they are."""
+    return list_samples(_data_root(config), tuple(config.sets))
+
+
+def train_samples(
+    config: TrainConfig,
+    samples: list[Sample],
+    run_dir: Path,
+    *,
+    base: Path = Path(),
+    resume: bool = False,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Train on some images, judge by those of them with ``validation``, and return the card of the weights.
+
+    ``base`` is the folder of the config file, from which a relative ``init`` counts. Of several processes (torchrun) the first
+    scores and writes; the others return an empty card.
+
+    Raises
+    ------
+    ConfigError
+        As ``train_from_toml``.
+    """
+    seen = [s for s in samples if not s.validation]
+    held_out = [s for s in samples if s.validation] if config.validate else []
+    aim, _ = _stain_aim(config, seen)
+    source = PatchSource(
+        seen,
+        config.sets,
+        config.center,
+        config.augment,
+        config.patch_px,
+        config.border_weight,
+        config.touching,
+        batched_on=own_device(config.loop.device) if _batched(config) else None,
+        stain_of=_stain_statistics if _mixes_stains(config) else None,
+        prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
+        teacher=_teacher(config, base),
+        teacher_share=config.teacher_share,
+    )
+    net = _begun(config, base)
+    rank, ranks = rank_and_size()
+
+    def validate(candidate: torch.nn.Module, step: int) -> dict[str, float]:
+        return _quick_scores(candidate, held_out, config, aim, step)
+
+    best = fit(
+        net,
+        lambda step: source.batch(ranks * config.loop.batch, config.loop.seed, step, rank, ranks),
+        config.loop,
+        run_dir,
+        validate=validate if held_out else None,
+        resume=resume,
+        on_line=on_line,
+    )
+    if rank > 0:
+        return {}
+    draw_curves(run_dir / "curve.jsonl", run_dir / "curve.png")
+    return export_weights(best, config, [*seen, *held_out], run_dir / "weights")
+
+
+def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
+    """Measure the int8 ranges, fit thresholds, score, and write weights and card; return the card.
+
+    Thresholds suit tissue of sets that the network has not seen: fitted on ``config.fit_sets``, or ``OPERATING_POINT``. Scores
+    are those of the held-out images, none of which has a part in what it judges; without held-out images there are none.
+    """
+    assert isinstance(net, UNet)
+    held_out, seen = [s for s in samples if s.validation], [s for s in samples if not s.validation]
+    aim, reference = _stain_aim(config, seen)
+    card: dict[str, Any] = {
+        "name": config.name,
+        "mpp": MODEL_MPP,
+        "stain_method": config.stain,
+        "licence": config.licence,
+        "data": {"sets": sorted(config.sets), "validation_images": [s.image_id for s in held_out]},
+        "separate_defaults": HOU_SEPARATION if config.separation == "hou43" else dict(OPERATING_POINT),
+        "scores": {},
+        "training": plain_config(config),
+        "wsiseg_version": __version__,
+    }
+    stored = as_stored(net)
+    if reference:
+        card["stain_reference"] = reference
+    if is_quantizable(stored.spec):
+        stored.ranges = activation_ranges(stored.eval(), _calibration_images(seen, aim))
+    if held_out or config.fit_sets or config.separation == "nucleus-size":
+        state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
+        model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
+        if config.fit_sets:
+            judged = predict_samples(model, list_samples(_data_root(config), tuple(config.fit_sets)))
+            card["separate_defaults"], reached = fit_separation(judged)
+            log.info("thresholds %s reach a mean of PQ and AJI of %.4f", card["separate_defaults"], reached)
+        elif config.separation == "nucleus-size":
+            by_size = separation_by_size(predict_samples(model, _spread(seen)), MODEL_MPP)
+            card["separate_defaults"], card["mean_nucleus_diameter_px"] = by_size
+        if held_out:
+            card["scores"] = score_table(predict_samples(model, held_out), card["separate_defaults"])
+            card["scored_in"] = model.precision
+        ranges, stored = stored.ranges, build_net(config.net)
+        stored.load_state_dict(state)
+        stored.ranges = ranges
+    return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
+
+
+def _begun(config: TrainConfig, folder: Path) -> UNet:
+    torch.manual_seed(config.loop.seed)
+    net = build_net(config.net)
+    if config.init:
+        held, card = load_weights(_weights_from(config.init, folder))
+        if card["net"] != config.net:
+            raise ConfigError(
+                f"training {config.name}: init {config.init!r} is a {card['net']!r} network, net is {config.net!r}."
+            )
+        net.load_state_dict(held.state_dict())
+    return net
+
+
+def _teacher(config: TrainConfig, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
+    if not config.teacher:
+        return None
+    model = load_model(PredictConfig(weights=_weights_from(config.teacher, folder), tta=8))
+    return lambda rgb: map_image(rgb, model.mpp, model, RunConfig()).inner
+
+
+def _weights_from(stated: str, folder: Path) -> str:
+    """Return a name that ships as it is, and a path as counted from the config file's folder."""
+    return str(folder / stated) if stated.endswith(".safetensors") else stated
+
+
+def _spread(samples: list[Sample]) -> list[Sample]:
+    """Return up to twelve images of each set, evenly over its list: enough for the size of nuclei."""
+    chosen: list[Sample] = []
+    for dataset in dict.fromkeys(s.dataset for s in samples):
+        mine = [s for s in samples if s.dataset == dataset]
+        chosen += mine[:: max(1, len(mine) // 12)][:12]
+    return chosen
+
+
+def _data_root(config: TrainConfig) -> str:
+    root = config.data_root or os.environ.get(DATA_ROOT_ENV, "")
+    if not root:
+        raise ConfigError(
+            f"training {config.name}: no data. Set data_root in its config or the environment variable {DATA_ROOT_ENV}."
+        )
+    return root
+
+
+def _calibration_images(seen: list[Sample], aim: Stain) -> Iterator[NDArray[np.uint8]]:
+    """Yield crops of two dozen training images, evenly over the sets' lists."""
+    for sample in seen[:: max(1, len(seen) // 24)]:
+        yield in_reference_stain(load_sample(sample)[0], aim)[:512, :512]
+
+
+def _stain_aim(config: TrainConfig, seen: list[Sample]) -> tuple[Stain, dict[str, Any]]:
+    """Return what images are normalized to, and what the card says of it (nothing where they are not)."""
+    if config.stain == "none":
+        return Stain(), {}
+    if config.stain_reference == "published":
+        return Stain(config.stain), {"aims_at": "HERef and maxCRef of Macenko et al.'s published code"}
+    chosen, difference = choose_reference(seen)
+    rgb = load_sample(chosen)[0]
+    aim = fit_stain(config.stain, rgb, np.ones(rgb.shape[:2], np.bool_))
+    if not aim.params:
+        raise ConfigError(f"The stain reference {chosen.dataset} {chosen.image_id} does not hold two stains; use published.")
+    image = {"set": chosen.dataset, "image": chosen.image_id, "histogram_difference": round(difference, 4)}
+    return aim, {"aims_at": "the training image whose nuclei and background differ most in gray", **image, "params": aim.params}
+
+
+def _mixes_stains(config: TrainConfig) -> bool:
+    return config.augment.macenko_mix_p + config.augment.reinhard_mix_p > 0
+
+
+def _batched(config: TrainConfig) -> bool:
+    if config.augment_on not in get_args(AugmentOn):
+        raise ConfigError(
+            f"training config: expected augment_on to be one of {get_args(AugmentOn)}, got {config.augment_on!r}."
+        )
+    if config.augment_on == "patch" and _mixes_stains(config):
+        raise ConfigError('training config: macenko_mix_p and reinhard_mix_p need augment_on = "batch" (or "auto").')
+    wanted = config.loop.device.startswith("cuda") or _mixes_stains(config) or rank_and_size()[1] > 1
+    return config.augment_on == "batch" or (config.augment_on == "auto" and wanted)
+
+
+def _stain_statistics(rgb: NDArray[np.uint8]) -> StainStatistics:
+    everywhere = np.ones(rgb.shape[:2], np.bool_)
+    return StainStatistics(fit_stain("macenko", rgb, everywhere).params, fit_stain("reinhard", rgb, everywhere).params)
+
+
+def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, aim: Stain, step: int) -> dict[str, float]:
+    """Mean PQ per set at ``OPERATING_POINT``: enough to see a curve."""
+    assert isinstance(net, UNet)
+    copy = build_net(config.net)
+    copy.load_state_dict(net.state_dict())
+    card = {
+        "name": config.name,
+        "sha256": "",
+        "mpp": MODEL_MPP,
+        "stain_method": aim.method,
+        "stain_reference": {"params": aim.params},
+        "licence": "",
+        "separate_defaults": {},
+    }
+    table = score_table(predict_samples(model_from_net(copy, card, PredictConfig()), held_out), OPERATING_POINT)
+    log.info("step %d: %s", step, json.dumps({name: row["pq"] for name, row in table.items()}))
+    return {f"pq_{name}": row["pq"] for name, row in table.items()}
