@@ -36,10 +36,11 @@ def score(data: Path, weights: str) -> dict[str, dict[str, Any]]:
     import torch
 
     from wsiseg.config import PredictConfig, RunConfig
-    from wsiseg.evaluate import contingency, scores_of
+    from wsiseg.datasets import load_sample
+    from wsiseg.evaluate.scoring import choose_samples
+    from wsiseg.metrics import contingency, scores_of
+    from wsiseg.pipeline import segment_image
     from wsiseg.predict import load_model, tune_malloc
-    from wsiseg.run.scoring import choose_samples, segment_image
-    from wsiseg.train import load_sample
 
     torch.set_num_threads(1)
     tune_malloc()
