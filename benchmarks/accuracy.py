@@ -4,9 +4,11 @@
         --picture benchmarks/results/disagreements.jpg --tile-slide SLIDE.svs
 
 Each set is a folder of ``<id>.png`` + ``<id>.labels.png`` + ``INFO.json`` (as ``wsiseg datasets convert`` writes). By default
-only the images that no shipped weights were trained on are scored (``--split validation``). Every method gets the same file, on
-one thread; seconds are CPU seconds (``time.process_time``) from the file on disk to instances, after a warm-up outside the
-clock. Ours are the product's stages in the product's order (``wsiseg.pipeline.segment_image``): the polygons are scored.
+only images that no shipped weights were trained on are scored (``--split validation``): held-out patients, and all of cpm16.
+``pq_interval`` is the 95 % bootstrap interval of the mean PQ when whole patients are drawn anew. Every method gets the same
+file, on one thread; seconds are CPU seconds (``time.process_time``) from the file on disk to instances, after a warm-up
+outside the clock. Ours are the product's stages in the product's order (``wsiseg.pipeline.segment_image``): the polygons
+are scored.
 
 Rows (a method on a set) that are finished stay in the folder STATE with their label images, so a stopped run goes on with the
 same command; a row is done again where weights, precision, test-time augmentation or images are others. ``--only research``,
@@ -44,8 +46,9 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import machine
-from wsiseg.datasets import Sample, list_samples, load_sample
+from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
 from wsiseg.evaluate import null_for_nan
+from wsiseg.evaluate.scoring import patient_interval
 from wsiseg.labels import read_labels, write_labels
 from wsiseg.metrics import (
     Scores,
@@ -151,7 +154,8 @@ def version(package: str) -> str:
 def choose(root: Path, datasets: list[str], split: str, limit: int) -> dict[str, list[Sample]]:
     chosen: dict[str, list[Sample]] = {}
     for dataset in datasets:
-        samples = [s for s in list_samples(root, (dataset,)) if split == "all" or s.validation]
+        whole = split == "all" or dataset not in VALIDATION_GROUPS  # a set that no weights were trained on
+        samples = [s for s in list_samples(root, (dataset,)) if whole or s.validation]
         chosen[dataset] = samples[:limit] if limit else samples
     return chosen
 
@@ -201,6 +205,7 @@ def read_row(folder: Path, samples: list[Sample]) -> dict[str, Any]:
     seconds = sum(row["cpu_s"])
     return {
         "mean": mean_scores(scores),
+        "pq_interval": patient_interval([s.pq for s in scores], [s.group for s in samples]),
         "pooled": pooled_scores(scores).as_dict(),
         "hou2020": asdict(hou_summary(patches)),
         "failures": {k: sum(n[k] for n in kinds) for k in kinds[0]},
@@ -338,7 +343,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default=os.environ.get("WSISEG_DATA"), help="folder of sets (or its parent with nuclei/)")
     parser.add_argument("--state", type=Path, required=True, help="folder of finished rows and label images")
-    parser.add_argument("--datasets", nargs="+", default=["monuseg", "tnbc", "consep", "dsb2018_he"])
+    parser.add_argument("--datasets", nargs="+", default=["monuseg", "tnbc", "consep", "dsb2018_he", "cpm16"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="the first is compared with the others")
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD[:SET]", help="compute these rows now")
     parser.add_argument("--split", choices=["validation", "all"], default="validation")
@@ -424,7 +429,7 @@ def write(args: argparse.Namespace, sets: dict[str, dict[str, Any]], tiles: dict
     def short(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: short(v) for k, v in value.items()}
-        if isinstance(value, list):
+        if isinstance(value, list | tuple):
             return [short(v) for v in value]
         return round(value, 5) if isinstance(value, float) and math.isfinite(value) else value
 

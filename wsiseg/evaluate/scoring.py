@@ -47,6 +47,7 @@ __all__ = [
     "compare_weights",
     "machine_facts",
     "model_facts",
+    "patient_interval",
     "score_model",
     "summarize_images",
 ]
@@ -191,7 +192,7 @@ def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
         "nuclei": sum(s.n_truth for s in scores),
         "found": sum(s.n_pred for s in scores),
         "mean": mean_scores(scores),
-        "pq_interval": _patient_interval([s.pq for s in scores], groups),
+        "pq_interval": patient_interval([s.pq for s in scores], groups),
         "pooled": pooled_scores(scores).as_dict(),
         "hou2020": asdict(hou_summary(patches)),
         "failures": {k: sum(i.kinds[k] for i in images) for k in images[0].kinds},
@@ -201,7 +202,8 @@ def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
     }
 
 
-def _patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
+def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
+    """Return the 95 % percentile bootstrap interval of a mean when whole patients are drawn anew; nan of fewer than two."""
     kept = [(v, g) for v, g in zip(values, groups, strict=True) if not math.isnan(v)]
     names = sorted({g for _, g in kept})
     if len(names) < 2:
