@@ -1,7 +1,8 @@
 """Ours, a classical floor and InstanSeg's trained brightfield model on annotated sets, in one run.
 
     python benchmarks/accuracy.py --data SETS --state STATE --out benchmarks/results/accuracy.json \\
-        --picture benchmarks/results/disagreements.jpg --tile-slide SLIDE.svs
+        --picture benchmarks/results/disagreements.jpg --cost-picture benchmarks/results/accuracy_cost.png \\
+        --tile-slide SLIDE.svs
 
 Each set is a folder of ``<id>.png`` + ``<id>.labels.png`` + ``INFO.json`` (as ``wsiseg datasets convert`` writes). By default
 only images that no shipped weights were trained on are scored (``--split validation``): held-out patients, and all of cpm16.
@@ -313,6 +314,27 @@ def draw_disagreements(path: Path, state: Path, names: list[str], sets: dict[str
     sheet.save(path, quality=80, optimize=True)
 
 
+def draw_cost(path: Path, sets: dict[str, dict[str, Any]], names: list[str]) -> None:
+    """Draw PQ against CPU seconds per Mpx: a small dot a set, a large one their mean; methods that have every set."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    for k, name in enumerate(n for n in names if all(n in tree["methods"] for tree in sets.values())):
+        rows = [tree["methods"][name] for tree in sets.values()]
+        cost = sum(r["speed"]["cpu_seconds"] for r in rows) / sum(r["speed"]["mpx"] for r in rows)
+        pq = [r["mean"]["pq"] for r in rows]
+        axis.plot([cost] * len(pq), pq, ".", color=f"C{k}", alpha=0.5)
+        axis.plot(cost, sum(pq) / len(pq), "o", color=f"C{k}", ms=9, label=f"{name}  {sum(pq) / len(pq):.3f}")
+    axis.set(xscale="log", xlabel="CPU seconds per Mpx, from file to instances, one thread", ylabel="PQ", title=", ".join(sets))
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    figure.savefig(path, dpi=90)
+    plt.close(figure)
+
+
 def report(name: str, dataset: str, n: int, row: dict[str, Any]) -> None:
     counts = row["hou2020"]["counts"]
     scores = "  ".join(f"{k} {row['mean'][k]:.3f}" for k in SHOWN)
@@ -354,6 +376,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tile-side", type=int, default=3000, help="its side, px (InstanSeg: minutes above 3000)")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--picture", type=Path, help="largest disagreements on --picture-sets")
+    parser.add_argument("--cost-picture", type=Path, help="PQ against CPU seconds per Mpx")
     parser.add_argument("--picture-sets", nargs="+", default=["tnbc", "dsb2018_he"], help="sets that may be shown")
     args = parser.parse_args()
     if not args.data:
@@ -399,6 +422,8 @@ def main() -> int:
     rows = {m: args.state / m / f"tile_{args.tile_side}.json" for m in args.methods}
     tiles = {m: json.loads(path.read_text()) for m, path in rows.items() if path.is_file()}
     write(args, sets, tiles)
+    if args.cost_picture and sets:
+        draw_cost(args.cost_picture, sets, args.methods)
     names = [m for m in args.methods if not m.endswith("_tta8")]
     names = [m for m in names if all((args.state / m / d / "row.json").is_file() for d in args.picture_sets)]
     if args.picture and len(names) > 1 and set(names) & set(RIVALS):

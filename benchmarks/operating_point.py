@@ -3,8 +3,8 @@
     python -m benchmarks.operating_point --data SETS --state STATE [--steps 600] [--left-out tnbc ...]
 
 Thresholds are chosen on pairs (network, set) of which the network has seen no image of the set: ``research`` on cpm16, ``open``
-on cpm16 and monuseg, and short trainings, each without one set (--left-out), on the set that it lacks. The score is the mean
-over sets, each with the same weight, of the mean of PQ and AJI (``wsiseg.train.validation.set_means``). Maps are predicted
+on cpm16 and monuseg, and short trainings, each without one set (--left-out), on that set's held-out patients. The score is the
+mean over sets, each with the same weight, of the mean of PQ and AJI (``wsiseg.train.validation.set_means``). Maps are predicted
 once, as ``wsiseg segment`` predicts them, and kept in STATE with the short trainings; all the rest is separation of these maps.
 
 The three kinds of rule that are compared (markers and watershed are the same):
@@ -89,11 +89,13 @@ def weights_of(network: str, args: argparse.Namespace) -> str:
     return str(file)
 
 
-def maps_of(network: str, dataset: str, args: argparse.Namespace) -> list[Judged]:
-    """Return the maps of a set's images, predicted once and kept."""
+def maps_of(network: str, dataset: str, args: argparse.Namespace, *, held_out_only: bool = False) -> list[Judged]:
+    """Return the maps of a set's images, or of its held-out patients, predicted once and kept."""
     judged, model = [], None
     folder = args.state / "maps" / network / dataset
     for sample in list_samples(args.data, (dataset,)):
+        if held_out_only and not sample.validation:
+            continue
         rgb, truth = load_sample(sample)
         file = folder / f"{sample.image_id}.npz"
         if not file.is_file():
@@ -210,7 +212,7 @@ def held_out(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Iterator[tu
     for network in ("research", "open"):
         rows: dict[str, Any] = {}
         for dataset in (*TRAINED, "cpm16"):
-            judged = [j for j in maps_of(network, dataset, args) if j.sample.validation or dataset == "cpm16"]
+            judged = maps_of(network, dataset, args, held_out_only=dataset in TRAINED)
             first, second = (scored(judged, fixed(t)) for t in (BEFORE[network], chosen))
             rows[dataset] = {
                 **{f"{k}_before": float(np.nanmean([getattr(s, k) for s in first])) for k in ("pq", "aji")},
@@ -241,7 +243,10 @@ def main() -> None:
     args = parser.parse_args()
     args.data, args.state = Path(args.data), args.state.resolve()
     unseen = (*UNSEEN, *((f"no_{s}", s) for s in args.left_out))
-    pairs = {f"{network} on {dataset}": maps_of(network, dataset, args) for network, dataset in unseen}
+    pairs = {
+        f"{network} on {dataset}": maps_of(network, dataset, args, held_out_only=network.startswith("no_"))
+        for network, dataset in unseen
+    }
     walked, reached = fit_separation([j for judged in pairs.values() for j in judged])
     print("walk", walked, round(reached, 4), flush=True)
     chosen = dict(OPERATING_POINT)
