@@ -1,8 +1,9 @@
-"""Slides through OpenSlide: every format it knows, and the arbiter of what a pixel is."""
+"""Slides read by OpenSlide: every format it knows. Its pixels are the reference for all other readers."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def detect_vendor(path: Path) -> str | None:
 
 
 class OpenSlideSlide:
-    """A slide read by OpenSlide, with a bounded tile cache of its own.
+    """A slide read by OpenSlide, with a bounded tile cache of its own. Threads may read it at the same time.
 
     Parameters
     ----------
@@ -69,6 +70,7 @@ class OpenSlideSlide:
         layout: str = "",
     ) -> None:
         self._cache_bytes = cache_bytes
+        self._replacing = threading.Lock()
         self._file, self._handle = _open_any(path)
         handle = self._handle
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
@@ -128,24 +130,37 @@ class OpenSlideSlide:
 
     def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         downsample = self.meta.level_downsamples[level]
+        window = (round(x * downsample), round(y * downsample)), level, (w, h)
+        handle = self._handle
         try:
-            image = self._handle.read_region((round(x * downsample), round(y * downsample)), level, (w, h))
+            return over_white(np.asarray(handle.read_region(*window)))
+        except openslide.OpenSlideError:
+            self._replace(handle)
+        # A handle that has failed once answers every later call with the same error. Where threads share it, the error may be
+        # that of another thread's window, so this window is read again by a handle that no other thread has.
+        try:
+            return over_white(np.asarray(self._opened().read_region(*window)))
         except openslide.OpenSlideError as err:
-            self._reopen()
             raise TileReadError(
                 f"slide {self.meta.slide_id} ({self.meta.path}): window x={x} y={y} w={w} h={h} of level {level} cannot be "
-                f"decoded: {err}. The file is damaged there; copy it anew from its source if you can."
+                f"decoded: {err}. The file is damaged there; copy it again from its source if you can."
             ) from err
-        return over_white(np.asarray(image))
 
-    def _reopen(self) -> None:
-        # An OpenSlide handle that once failed answers every later call with the same error.
-        self._handle.close()
+    def _replace(self, failed: openslide.OpenSlide) -> None:
+        """Put a new handle in the place of a failed one, unless another thread has done so."""
+        with self._replacing:
+            if self._handle is failed:
+                # The failed handle is not closed here: other threads may be reading with it, and closing would free the memory
+                # that they use. It closes itself when the last of them lets go of it.
+                self._handle = self._opened()
+
+    def _opened(self) -> openslide.OpenSlide:
         try:
-            self._handle = openslide.OpenSlide(self._file)
+            handle = openslide.OpenSlide(self._file)
         except (openslide.OpenSlideError, OSError) as err:
             raise TileReadError(f"slide {self.meta.slide_id} ({self.meta.path}): cannot be opened again: {err}") from err
-        self._handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
+        handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
+        return handle
 
     def thumbnail(self, max_side_px: int) -> RGB:
         """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""

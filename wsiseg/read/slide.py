@@ -34,7 +34,12 @@ _READERS = ("auto", "cucim", "cucim-gpu", "openslide")
 
 
 class Slide(Protocol):
-    """An open slide. Not shared between threads; each worker process opens its own."""
+    """An open slide.
+
+    Threads of one process may share it: ``read_level`` and ``thumbnail`` may run at the same time, and a window that cannot be
+    decoded fails for the thread that asked for it alone. ``close`` only when no thread reads (``wsiseg.run.handles`` counts
+    them). Processes do not share it: each opens its own.
+    """
 
     meta: SlideMeta
     level_sizes_px: tuple[tuple[int, int], ...]

@@ -26,7 +26,7 @@ class OpenSlides:
     """At most ``most`` slides, besides those that are being read at the moment; the least recently used one goes first.
 
     Tiles arrive slide by slide, so few are needed and memory stays flat. One slide is opened once however many threads ask
-    for it; readers may be used by several threads at once.
+    for it; the threads then read it at the same time (see ``wsiseg.read.slide.Slide``).
     """
 
     def __init__(self, opener: Callable[[str], tuple[SlideJob, Slide]], most: int) -> None:
@@ -55,7 +55,7 @@ class OpenSlides:
             _close(closing)
 
     def forget(self, slide_id: str) -> None:
-        """Have a slide opened anew by the next who asks: its reader may be left in an error state."""
+        """Close a slide as soon as no thread reads it; the next ``lease`` opens it again."""
         with self._lock:
             entry = self._entries.pop(slide_id, None)
             if entry is None:
@@ -67,7 +67,9 @@ class OpenSlides:
 
     def close(self) -> None:
         """Close all slides."""
-        for slide_id in list(self._entries):
+        with self._lock:
+            slide_ids = list(self._entries)
+        for slide_id in slide_ids:
             self.forget(slide_id)
 
     def _take(self, slide_id: str) -> _Entry:
