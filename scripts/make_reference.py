@@ -1,0 +1,90 @@
+"""Write docs/commands.md and docs/tables.md from the program itself.
+
+    python scripts/make_reference.py [--check]
+
+``--check`` writes nothing and ends with 1 where a page is not what the program says.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import click
+
+from wsiseg import schema
+from wsiseg.cli.main import main as wsiseg
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+NOTE = "<!-- written by scripts/make_reference.py: change the program, then run it -->\n"
+
+TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
+    ("Nuclei", "`RUN/nuclei/<slide_id>.parquet`: GeoParquet 1.1 in Hilbert order, one row a nucleus.", schema.NUCLEI),
+    ("Features on reading", "Made of stored columns by `wsiseg.read_nuclei(..., columns=[...])`: no file.", schema.DERIVED),
+    ("Features", "`RUN/features/<slide_id>.parquet` of `wsiseg features`, row for row the nuclei.", schema.FEATURES),
+    ("Slides", "`RUN/slides.parquet` and `slides.csv`: one row a slide.", schema.SLIDES),
+    ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
+)
+
+
+def commands(command: click.Command, path: str) -> Iterator[tuple[str, str]]:
+    """Yield (name, help text as the terminal shows it) of a command and all below it."""
+    # a fixed width, and no color: the same text on every machine
+    context = click.Context(command, info_name=path, terminal_width=110, max_content_width=110, color=False)
+    yield path, command.get_help(context)
+    if isinstance(command, click.Group):
+        for name in sorted(command.commands):
+            yield from commands(command.commands[name], f"{path} {name}")
+
+
+def commands_page() -> str:
+    """Return the page of all commands."""
+    parts = [NOTE, "# Commands\n"]
+    for name, text in commands(wsiseg, "wsiseg"):
+        parts.append(f"## {name}\n\n```text\n{text.rstrip()}\n```\n")
+    return "\n".join(parts)
+
+
+def run_folder() -> str:
+    """Return the list of a run folder's files, as the module that owns them tells it."""
+    from wsiseg.results import folder
+
+    return (folder.__doc__ or "").split("::", 1)[1].strip("\n")
+
+
+def tables_page() -> str:
+    """Return the page of files and columns."""
+    parts = [NOTE, "# Files of a run, and their columns\n"]
+    parts.append(f"```text\n{run_folder()}\n```\n")
+    parts.append(
+        "Coordinates are level-0 pixels: origin at the top-left corner of pixel (0, 0), x right, y down. Every Parquet file "
+        "carries unit and meaning of a column in its field metadata.\n"
+    )
+    for title, text, columns in TABLES:
+        rows = [f"| `{c.name}` | {c.arrow} | {c.unit} | {c.meaning} |" for c in columns]
+        parts.append("\n".join([f"## {title}\n", text, "", "| column | type | unit | meaning |", "|---|---|---|---|", *rows, ""]))
+    return "\n".join(parts)
+
+
+def main() -> int:
+    """Write the pages, or check them."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--check", action="store_true", help="write nothing; end with 1 where a page is out of date")
+    check = parser.parse_args().check
+    stale = []
+    for name, text in (("commands.md", commands_page()), ("tables.md", tables_page())):
+        path = DOCS / name
+        if path.is_file() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(name)
+        if not check:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        sys.stderr.write(f"{'out of date' if check else 'written'}: {', '.join(stale)}\n")
+    return int(check and bool(stale))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
