@@ -48,8 +48,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import machine
 from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
-from wsiseg.evaluate import null_for_nan
-from wsiseg.evaluate.scoring import patient_interval
+from wsiseg.evaluation import null_for_nan
+from wsiseg.evaluation.scoring import patient_interval
 from wsiseg.labels import read_labels, write_labels
 from wsiseg.metrics import (
     Scores,
@@ -118,7 +118,7 @@ def make_ours(name: str, precision: str) -> tuple[Method, dict[str, Any]]:
     import torch
 
     from wsiseg.config import PredictConfig, RunConfig
-    from wsiseg.evaluate.scoring import model_facts
+    from wsiseg.evaluation.scoring import model_facts
     from wsiseg.pipeline import segment_image
     from wsiseg.predict import load_model, tune_malloc
 

@@ -37,7 +37,7 @@ def score(data: Path, weights: str) -> dict[str, dict[str, Any]]:
 
     from wsiseg.config import PredictConfig, RunConfig
     from wsiseg.datasets import load_sample
-    from wsiseg.evaluate.scoring import choose_samples
+    from wsiseg.evaluation.scoring import choose_samples
     from wsiseg.metrics import contingency, scores_of
     from wsiseg.pipeline import segment_image
     from wsiseg.predict import load_model, tune_malloc

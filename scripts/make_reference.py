@@ -64,7 +64,9 @@ def tables_page() -> str:
     )
     for title, text, columns in TABLES:
         rows = [f"| `{c.name}` | {c.arrow} | {c.unit} | {c.meaning} |" for c in columns]
-        parts.append("\n".join([f"## {title}\n", text, "", "| column | type | unit | meaning |", "|---|---|---|---|", *rows, ""]))
+        parts.append(
+            "\n".join([f"## {title}\n", text, "", "| column | type | unit | meaning |", "|---|---|---|---|", *rows, ""])
+        )
     return "\n".join(parts)
 
 

@@ -4,6 +4,7 @@ set -euo pipefail
 source "$(dirname "$0")/_venv.sh"
 install_wsiseg ".[dev]"
 "$VENV/bin/ruff" check wsiseg tests benchmarks scripts
+"$VENV/bin/ruff" format --check --quiet wsiseg tests benchmarks scripts
 "$VENV/bin/mypy"
 "$VENV/bin/python" -m pytest -n "${WSISEG_TEST_PROCESSES:-auto}" --dist loadfile "$@"
 

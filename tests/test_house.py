@@ -20,7 +20,7 @@ LOWER = {"backend", "coordinates", "labels", "tables", "schema"} | FOUNDATION
 DATA = {"metrics", "datasets"}
 STEPS = {"read", "normalize", "predict", "separate", "vectorize", "write", "summarize"}
 SHARED = {"results", "cluster", "pipeline"}
-TASKS = {"run", "qc", "export", "evaluate", "train"}
+TASKS = {"run", "qc", "export", "evaluation", "train"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "config": {"errors"},
@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "papers": TASKS | SHARED | STEPS | DATA | LOWER,
     "cli": {"papers", "results", "cluster", "datasets", "coordinates", "config", "errors", "log"} | TASKS,
     "demo": set(),
-    "__init__": {"export"},  # wsiseg.read_nuclei, loaded when asked for
+    "library": TASKS | SHARED | STEPS | DATA | LOWER,
+    "__init__": {"library"},  # the functions for Python, loaded when asked for
     "__main__": {"cli"},
 }
 DOORS: dict[str, tuple[str, ...]] = {

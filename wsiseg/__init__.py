@@ -1,21 +1,38 @@
 """Whole-slide images in, one spatially indexed nucleus polygon table per slide out, graded.
 
-Importing this package loads no heavy library (torch, cupy, openslide, dask, pyarrow).
+Importing this package loads no heavy library (torch, cupy, openslide, dask, pyarrow); its functions do, when first used.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsiseg.library import evaluate, label_image, open_slide, read_nuclei, read_slides, segment, segment_image
 
 __version__ = "0.1.0"
 
-__all__ = ["__version__", "read_nuclei"]
+__all__ = [
+    "__version__",
+    "evaluate",
+    "label_image",
+    "open_slide",
+    "read_nuclei",
+    "read_slides",
+    "segment",
+    "segment_image",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Load ``read_nuclei`` (and with it pyarrow) when it is first asked for."""
-    if name == "read_nuclei":
-        from wsiseg.export import read_nuclei
+    """Load the functions of ``wsiseg.library`` when one is first asked for."""
+    if name in __all__:
+        from wsiseg import library
 
-        return read_nuclei
+        return getattr(library, name)
     raise AttributeError(f"module 'wsiseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names that may be asked for."""
+    return sorted(__all__)

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._machine import machine
 from benchmarks.papers._page import fill
-from wsiseg.evaluate.observer_folders import observer_report
+from wsiseg.evaluation.observer_folders import observer_report
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers"
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.papers._page import fill
 from wsiseg.config import PredictConfig, RunConfig
-from wsiseg.evaluate.reports import score_sets
+from wsiseg.evaluation.reports import score_sets
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results" / "papers"

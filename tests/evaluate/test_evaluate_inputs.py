@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import load_instances
+from wsiseg.evaluation import load_instances
 from wsiseg.labels import compact_labels, rasterize_rings, read_labels, split_components, write_labels
 
 shapely = pytest.importorskip("shapely")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from wsiseg.cli import main
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import Reading, compare_observers, observer_cells, observer_rows, observer_tests
+from wsiseg.evaluation import Reading, compare_observers, observer_cells, observer_rows, observer_tests
 from wsiseg.labels import write_labels
 
 PLACES = ((10, 10), (10, 40), (40, 10))

@@ -11,8 +11,8 @@ import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiseg.evaluate import evaluate_paths
-from wsiseg.evaluate.inputs import draw_rings, load_rings
+from wsiseg.evaluation import evaluate_paths
+from wsiseg.evaluation.inputs import draw_rings, load_rings
 from wsiseg.labels import write_labels
 from wsiseg.metrics import instance_scores
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import compare_runs, evaluate_paths, evaluation_table, load_instances, write_evaluation
+from wsiseg.evaluation import compare_runs, evaluate_paths, evaluation_table, load_instances, write_evaluation
 from wsiseg.labels import write_labels
 from wsiseg.metrics import SCORE_NAMES, instance_scores
 

@@ -178,7 +178,7 @@ def test_a_run_of_imports_has_statistics_queries_and_exports(table_path: Path, t
 
 
 def test_with_its_slide_an_import_has_tissue_and_can_be_judged(tmp_path: Path) -> None:
-    from wsiseg.evaluate import load_instances
+    from wsiseg.evaluation import load_instances
     from wsiseg.qc.patch_pictures import make_patches
     from wsiseg.qc.runs import find_run_outliers, load_run
 

@@ -24,7 +24,7 @@ from scipy import sparse
 from scipy.io import savemat
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import evaluate_paths, load_instances
+from wsiseg.evaluation import evaluate_paths, load_instances
 from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.labels import read_label_file, split_components
 from wsiseg.read import ArraySlide, tissue_from_file

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import Crop, draw_gallery
-from wsiseg.evaluate.gallery import PRED_RGB, TRUTH_RGB
+from wsiseg.evaluation import Crop, draw_gallery
+from wsiseg.evaluation.gallery import PRED_RGB, TRUTH_RGB
 from wsiseg.metrics import FAILURE_KINDS, contingency, failures, instance_scores, worst_windows
 
 

@@ -19,7 +19,7 @@ from wsiseg.cli import main
 from wsiseg.config import RunConfig
 from wsiseg.coordinates import Ground, check_fit, mpp_note, parse_frame
 from wsiseg.errors import FormatError, InputError
-from wsiseg.evaluate import evaluate_paths
+from wsiseg.evaluation import evaluate_paths
 from wsiseg.export.convert import ExportOptions, export_tables
 from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.read import ArraySlide, open_slide, tissue_from_file, tissue_px_in

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.run.conftest import run_here
 from wsiseg.cli import main
 from wsiseg.config import PredictConfig, RunConfig
-from wsiseg.evaluate import load_instances
-from wsiseg.evaluate.scoring import choose_samples, summarize_images
+from wsiseg.evaluation import load_instances
+from wsiseg.evaluation.scoring import choose_samples, summarize_images
 from wsiseg.labels import read_labels, write_labels
 from wsiseg.metrics import instance_scores, paired_test
 from wsiseg.pipeline import segment_image
@@ -147,7 +147,7 @@ def test_unknown_scale_is_said(data: Path, crop_rgb: np.ndarray, found: np.ndarr
 
 def test_nothing_scored_is_nan_not_an_error() -> None:
     from wsiseg.datasets import Sample
-    from wsiseg.evaluate.scoring import ImageResult
+    from wsiseg.evaluation.scoring import ImageResult
     from wsiseg.metrics import Scores
 
     sample = Sample("x", "new", "g", "", "", None, False)

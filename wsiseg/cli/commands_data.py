@@ -58,7 +58,7 @@ def datasets() -> None:
 @click.argument("root", type=_FOLDER)
 def stats(root: Path) -> None:
     """Facts of every set under ROOT: images, nuclei, tile size, resolution, organs, licence."""
-    from wsiseg.evaluate.reports import dataset_table
+    from wsiseg.evaluation.reports import dataset_table
 
     print_table(*dataset_table(root))
 
@@ -72,7 +72,7 @@ def stats(root: Path) -> None:
 @click.option("--name", default="", help="Name to record.")
 def convert(source: Path, out: Path, format_name: str, mpp: float | None, licence: str, name: str) -> None:
     """Convert the published set in SOURCE to the unified layout in OUT (RGB png, label png, INFO.json)."""
-    from wsiseg.evaluate.reports import convert_dataset
+    from wsiseg.evaluation.reports import convert_dataset
 
     for line in convert_dataset(source, out, format_name, mpp, licence, name):
         click.echo(line)

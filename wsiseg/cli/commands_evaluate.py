@@ -12,7 +12,7 @@ from wsiseg.cli.commands_data import print_table
 from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, build_config
 
 if TYPE_CHECKING:
-    from wsiseg.evaluate.reports import Report
+    from wsiseg.evaluation.reports import Report
 
 __all__ = ["COMMANDS"]
 
@@ -83,7 +83,7 @@ def files(pred: Path, truth: Path, summary: bool, origin: str, protocol: str | N
     wsiseg evaluate predicted/ truth/ --out scores.csv
     wsiseg evaluate predicted/ truth/ --protocol hou2020 --groups slides.csv --annotator second_reader/
     """
-    from wsiseg.evaluate.reports import score_files
+    from wsiseg.evaluation.reports import score_files
 
     try:
         x, y = (float(v) for v in origin.split(","))
@@ -130,7 +130,7 @@ def model(root: Path, sets: str, config_file: Path | None, protocol: str | None,
     wsiseg evaluate --data SETS --sets tnbc,consep --by patient --tta 8 --out scores.json
     wsiseg evaluate --data SETS --weights my.safetensors --against default --gallery worst.png
     """
-    from wsiseg.evaluate.reports import score_sets
+    from wsiseg.evaluation.reports import score_sets
 
     names = [n.strip() for n in sets.split(",") if n.strip()]
     config = build_config(config_file, {k: options.pop(k) for k in ("weights", "tta", "precision")})
@@ -161,7 +161,7 @@ def observers(readings: tuple[str, ...], images: Path | None, organs: Path | Non
     wsiseg evaluate observers biologist=A bioinformatician=B biologist=A_again --images pictures/
     wsiseg evaluate observers truth/ ours/ other_model/ --out agreement.json
     """
-    from wsiseg.evaluate.observer_folders import observer_report
+    from wsiseg.evaluation.observer_folders import observer_report
 
     _print(observer_report(readings, images=images, organs=organs, out=out))
 

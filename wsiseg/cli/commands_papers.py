@@ -51,7 +51,7 @@ def rank(
     wsiseg rank SETS --out ranking --network lean --network two-stage --stain macenko
     wsiseg rank SETS --out ranking --network none --predictions hovernext=hn/ --predictions cellvit=cv/
     """
-    from wsiseg.evaluate.scoring import annotated_sets
+    from wsiseg.evaluation.scoring import annotated_sets
     from wsiseg.papers.ranking import RankOptions, rank_datasets
     from wsiseg.papers.unified import UnifyOptions
 

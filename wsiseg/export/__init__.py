@@ -14,7 +14,7 @@ from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, safe_name
 from wsiseg.export.labelmap import LabelWindow, class_names, incoming_of_batch, label_windows, open_label_map
 from wsiseg.export.marks import read_marks, write_marks
-from wsiseg.export.query import nuclei_dataset, query, read_nuclei, write_cohort
+from wsiseg.export.query import nuclei_dataset, query, read_nuclei, read_slides, write_cohort
 from wsiseg.export.quip import read_quip, write_quip
 from wsiseg.export.qupath import write_geojson
 from wsiseg.export.raster import write_label_image, write_ome_labels
@@ -53,6 +53,7 @@ __all__ = [
     "read_marks",
     "read_nuclei",
     "read_quip",
+    "read_slides",
     "safe_name",
     "write_anndata",
     "write_annotation_store",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.dataset as ds
 
-__all__ = ["column_units", "nuclei_dataset", "query", "read_nuclei", "write_cohort"]
+__all__ = ["column_units", "nuclei_dataset", "query", "read_nuclei", "read_slides", "write_cohort"]
 
 GRADES = "qc/grades.parquet"
 
@@ -81,6 +81,33 @@ def read_nuclei(
             pa.concat_tables(parts, promote_options="default") if parts else pa.table({"slide_id": pa.array([], pa.string())})
         )
     return _geo_frame(table) if as_geopandas else table
+
+
+def read_slides(run: str | Path) -> pa.Table:
+    """Return a run's statistics, one row a slide, the columns of ``wsiseg.schema.SLIDES``.
+
+    Raises
+    ------
+    InputError
+        The folder has no such table (yet): it is written when the run ends.
+    FormatError
+        The table cannot be read.
+
+    Examples
+    --------
+    >>> import wsiseg
+    >>> wsiseg.read_slides("RUN").to_pandas()[["slide_id", "n_nuclei"]]  # doctest: +SKIP
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = Path(run) / "slides.parquet"
+    if not path.is_file():
+        raise InputError(f"{path}: no such table. A run writes it at its end ('wsiseg status {run}' says how far it is).")
+    try:
+        return pq.read_table(str(path), partitioning=None)
+    except (OSError, pa.ArrowException) as err:
+        raise FormatError(f"{path}: expected a table of slide statistics, but it cannot be read ({err}).") from err
 
 
 def nuclei_dataset(run: str | Path) -> ds.Dataset:

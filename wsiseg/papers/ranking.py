@@ -21,8 +21,8 @@ from wsiseg.config import PredictConfig, RunConfig
 from wsiseg.datasets import Sample, list_samples, load_sample
 from wsiseg.datasets.samples import MODEL_MPP
 from wsiseg.errors import FormatError
-from wsiseg.evaluate import instance_files, load_instances, null_for_nan
-from wsiseg.evaluate.scoring import machine_facts
+from wsiseg.evaluation import instance_files, load_instances, null_for_nan
+from wsiseg.evaluation.scoring import machine_facts
 from wsiseg.labels import write_labels
 from wsiseg.metrics import paired_test
 from wsiseg.papers.rank_figure import draw_ranking

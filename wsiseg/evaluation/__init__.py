@@ -7,9 +7,9 @@ Goes out: ``Scores`` an image, their mean and pooled summary, tables of them, th
 
 from __future__ import annotations
 
-from wsiseg.evaluate.gallery import Crop, draw_gallery
-from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, load_instances
-from wsiseg.evaluate.observers import (
+from wsiseg.evaluation.gallery import Crop, draw_gallery
+from wsiseg.evaluation.inputs import INSTANCE_SUFFIXES, load_instances
+from wsiseg.evaluation.observers import (
     ObserverPair,
     Reading,
     compare_observers,
@@ -17,7 +17,7 @@ from wsiseg.evaluate.observers import (
     observer_rows,
     observer_tests,
 )
-from wsiseg.evaluate.paths import (
+from wsiseg.evaluation.paths import (
     Evaluation,
     compare_runs,
     evaluate_paths,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from wsiseg.coordinates import LEAST_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.inputs import Instances, Rings, Vertices, draw_rings, load_label_image, load_rings
+from wsiseg.evaluation.inputs import Instances, Rings, Vertices, draw_rings, load_label_image, load_rings
 from wsiseg.labels import LABEL_SUFFIXES
 
 __all__ = ["Pair", "Placing", "load_pair"]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.inputs import load_instances
-from wsiseg.evaluate.observers import Reading, compare_observers, observer_cells, observer_rows, observer_tests
-from wsiseg.evaluate.paths import instance_files
-from wsiseg.evaluate.reports import Report, TableText, organs_of, paired_cells, write_json
+from wsiseg.evaluation.inputs import load_instances
+from wsiseg.evaluation.observers import Reading, compare_observers, observer_cells, observer_rows, observer_tests
+from wsiseg.evaluation.paths import instance_files
+from wsiseg.evaluation.reports import Report, TableText, organs_of, paired_cells, write_json
 from wsiseg.labels import LABEL_SUFFIXES
 
 __all__ = ["observer_report"]

@@ -16,8 +16,8 @@ import numpy.typing as npt
 
 from wsiseg.coordinates import parse_frame
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.inputs import INSTANCE_SUFFIXES, instance_stem
-from wsiseg.evaluate.pairs import Placing, load_pair
+from wsiseg.evaluation.inputs import INSTANCE_SUFFIXES, instance_stem
+from wsiseg.evaluation.pairs import Placing, load_pair
 from wsiseg.labels import read_labels
 from wsiseg.metrics.agreement import CountAgreement, PairedTest, count_agreement, paired_test
 from wsiseg.metrics.hou2020 import HouPatch, HouScores, hou_patches, hou_summary

@@ -20,7 +20,7 @@ from wsiseg.cluster.devices import compute_device
 from wsiseg.config import RunConfig
 from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.gallery import Crop
+from wsiseg.evaluation.gallery import Crop
 from wsiseg.labels import write_labels
 from wsiseg.metrics import (
     HouPatch,

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError
-from wsiseg.evaluate.gallery import Crop, draw_gallery
-from wsiseg.evaluate.paths import Evaluation, compare_runs, evaluate_paths, evaluation_table, null_for_nan, write_evaluation
+from wsiseg.evaluation.gallery import Crop, draw_gallery
+from wsiseg.evaluation.paths import Evaluation, compare_runs, evaluate_paths, evaluation_table, null_for_nan, write_evaluation
 from wsiseg.metrics import HouPatch, hou_cells, hou_rows
 from wsiseg.tables import atomic_write_bytes
 
 if TYPE_CHECKING:  # torch: files are scored without it
-    from wsiseg.evaluate.scoring import ImageResult, SetScores
+    from wsiseg.evaluation.scoring import ImageResult, SetScores
 
 __all__ = [
     "Report",
@@ -142,7 +142,7 @@ def score_sets(
     FormatError, WeightsError
         No such set or weights.
     """
-    from wsiseg.evaluate.scoring import choose_samples, compare_weights, machine_facts, score_model
+    from wsiseg.evaluation.scoring import choose_samples, compare_weights, machine_facts, score_model
 
     samples = choose_samples(root, sets, split, limit)
     done = score_model(
@@ -241,7 +241,7 @@ def _worst_of_each(crops: Sequence[tuple[float, str, Crop]], n: int) -> list[Cro
 
 
 def _results_tree(done: SetScores) -> dict[str, Any]:
-    from wsiseg.evaluate.scoring import summarize_images
+    from wsiseg.evaluation.scoring import summarize_images
 
     by_set = done.sets()
     patients = {
@@ -260,7 +260,7 @@ def _results_tree(done: SetScores) -> dict[str, Any]:
 
 def _set_table(done: SetScores, split: str, by: str) -> TableText:
     """Return a row a set (or patient, or image), then the mean of the sets' rows."""
-    from wsiseg.evaluate.scoring import summarize_images
+    from wsiseg.evaluation.scoring import summarize_images
 
     headings = ["set", "images", "patients", "nuclei", "found", "Dice", "AJI", "AJI+", "PQ", "PQ 95 %", "SQ", "DQ", "precision",
                 "recall", "F1", "count r", "MAE%", "Mpx/CPU s"]  # fmt: skip
