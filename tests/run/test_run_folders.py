@@ -508,7 +508,7 @@ def test_empty_slides_stop_no_export(crop_png: Path, tmp_path: Path) -> None:
         done = run_here("export", run, "--to", to, "--out", tmp_path / to)
         assert done.exit_code == 0, done.output
         assert (tmp_path / to / f"b_full.{ending}").exists()
-        assert f"{to} knows no empty file: {len(empty)} ({', '.join(empty)})" in done.output
+        assert f"{to} has no empty files: {len(empty)} ({', '.join(empty)})" in done.output
         assert "could not use the slide" in done.output
         assert "e_cut" in done.output
         assert not list((tmp_path / to).glob("a_white*"))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP
+from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, RenamedOption
 
 __all__ = ["COMMANDS"]
 
@@ -24,17 +24,22 @@ PATH = click.Path(path_type=Path)
 @click.option("--to", required=True, type=click.Choice(EXPORTS), help="Format to write.")
 @click.option("-o", "--out", required=True, type=PATH, help="File for one slide; folder for several, and for quip.")
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
-@click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid lies there, level-0 pixels.")
-@click.option("--sample", type=click.IntRange(1), help="At most so many nuclei, the same ones every time.")
-@click.option("--frame", "--origin", "frame", type=click.Choice(["bounds", "slide"]), default="bounds", show_default=True,
+@click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid lies in this window, level-0 pixels.")
+@click.option("--sample", type=click.IntRange(1), help="At most this many nuclei, the same ones every time.")
+@click.option("--frame", cls=RenamedOption, old_names=["--origin"], type=click.Choice(["bounds", "slide"]), default="bounds",
+              show_default=True,
               help="qupath: count from the scanned area, as QuPath does, or from the slide's corner.")  # fmt: skip
 @click.option("--centroids", is_flag=True, help="qupath: points instead of polygons, a tenth of the size.")
-@click.option("--tile", "tile_px", type=click.IntRange(64), default=4000, show_default=True, help="quip: side of a tile, px.")
-@click.option("--cell", "cell_px", type=click.IntRange(4), default=32, show_default=True, help="maps: side of a cell, px.")
-@click.option("--features", is_flag=True, help="Add features: eccentricity, circularity, and what wsiseg features made.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that is there.")
+@click.option("--tile-px", cls=RenamedOption, old_names=["--tile"], type=click.IntRange(64), default=4000, show_default=True,
+              help="quip: side of a tile, level-0 pixels.")  # fmt: skip
+@click.option("--cell-px", cls=RenamedOption, old_names=["--cell"], type=click.IntRange(4), default=32, show_default=True,
+              help="maps: side of a cell, level-0 pixels.")  # fmt: skip
+@click.option(
+    "--features", is_flag=True, help="Add features: eccentricity, circularity, and those that wsiseg features measured."
+)
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:
-    """Write the nuclei of a run (or of one table) as another tool reads them.
+    """Write the nuclei of a run (or of one table) in the format of another tool.
 
     \b
     qupath       GeoJSON detections (.geojson.gz)      spatialdata  SpatialData store (.zarr)
@@ -68,19 +73,24 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
         click.echo(f"{done.path}: {done.n_nuclei:,} nuclei{more}")
     without = slides_without_table(target) if target.is_dir() and not slide_ids else []
     for why, names in (
-        (f"there is no nucleus and {to} knows no empty file", empty),
+        (f"they have no nuclei and {to} has no empty files", empty),
         (f"the run could not use the slide (wsiseg errors {target})", without),
     ):
         if names:
-            click.echo(f"not written, for {why}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})")
+            click.echo(
+                f"not written, because {why}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})"
+            )
     sys.exit(0 if written and not failed else 1)
 
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
 @click.option("--from", "fmt", required=True, type=click.Choice(IMPORTS), help="What wrote the files.")
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to make or add to.")
-@click.option("--slide", default="", metavar="SLIDE", help="The slide file: gives mpp, size, bounds and tissue.")
+@click.option(
+    "-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to make or add to."
+)
+@click.option("--slide-file", "slide", cls=RenamedOption, old_names=["--slide"], default="", metavar="SLIDE",
+              help="The slide of these nuclei: gives mpp, size, bounds and tissue.")  # fmt: skip
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel, where the file does not say.")
 @click.option("--width", "width_px", type=click.IntRange(1), help="Slide width, level-0 pixels.")
 @click.option("--height", "height_px", type=click.IntRange(1), help="Slide height, level-0 pixels.")
@@ -88,13 +98,14 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 @click.option("--cohort", default="", help="Cohort (cancer type) of the slides.")
 @click.option("--scale", type=float, help="File pixels per level-0 pixel.  [1]")
 @click.option("--label-mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of a label image.")
-@click.option("--frame", "--origin", "frame", default="auto", metavar="FRAME", help=FRAME_HELP.format("coordinates"))
+@click.option("--frame", cls=RenamedOption, old_names=["--origin"], default="auto", metavar="FRAME",
+              help=FRAME_HELP.format("coordinates"))  # fmt: skip
 @click.option("--components", is_flag=True, help=COMPONENTS_HELP)
 @click.option("--dx", type=float, default=0.0, help="Level-0 pixels added to x.")
 @click.option("--dy", type=float, default=0.0, help="Level-0 pixels added to y.")
 @click.option("--classes", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="hovernext: class_inst.json.")
-@click.option("--fix-edge-tiles", is_flag=True, help="quip: rescale the edge tiles of the time before 7 December 2019.")
-@click.option("--strict", is_flag=True, help="Refuse polygons that cross themselves instead of flagging them.")
+@click.option("--fix-edge-tiles", is_flag=True, help="quip: rescale edge tiles of releases before 7 December 2019.")
+@click.option("--strict", is_flag=True, help="Refuse polygons that cross themselves instead of only flagging them.")
 def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any) -> None:
     """Make a run folder of other tools' segmentations, so that qc, evaluate, query and export work on them.
 
@@ -104,12 +115,12 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
     qupath      GeoJSON of any tool, JSON lines too     cellvit     cells.json, also .snappy
     hovernet    json of HoVer-Net                       labels      StarDist, Cellpose (also _seg.npy), masks
 
-    Label images are .tif .png .npy .npz .mat .zarr; text may be packed (.gz, .zip). What is no nucleus is left out and counted;
-    what is odd about a polygon stands in the column import_flags. Nothing is changed without a word.
+    Label images are .tif .png .npy .npz .mat .zarr; text may be compressed (.gz, .zip). Objects that are not nuclei are left
+    out and counted; problems of a polygon are recorded in the column import_flags; every repair is reported.
 
     \b
     wsiseg import TCIA/luad_polygon/SLIDE.svs --from quip --cohort LUAD --out RUN
-    wsiseg import cells.json --from cellvit --slide SLIDE.svs --out RUN
+    wsiseg import cells.json --from cellvit --slide-file SLIDE.svs --out RUN
     """
     from wsiseg.export.imports import ImportOptions, import_files
 
@@ -120,11 +131,11 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
         for name, n in done.skipped.items():
             click.echo(f"  left out, {name}: {n:,}")
         for name, n in done.repaired.items():
-            click.echo(f"  mended, {name}: {n:,}")
+            click.echo(f"  repaired, {name}: {n:,}")
         for note in done.notes:
             click.echo(f"  note: {note}")
         if not done.n_nuclei and done.skipped:
-            click.echo("  warning: nothing in the file is the outline of a nucleus", err=True)
+            click.echo("  warning: the file holds no outline of a nucleus", err=True)
     click.echo(f"run folder: {out}")
 
 
@@ -136,7 +147,9 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
 )
 @click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
 def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
-    """Ask SQL of a run's tables: views nuclei, features, slides, errors, grades. RUN may be a folder of wsiseg cohort.
+    """Run an SQL query over the tables of RUN, which may also be a folder made by wsiseg cohort.
+
+    Views: nuclei, features, slides, errors, grades.
 
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
@@ -162,20 +175,23 @@ def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; may be repeated.")
-@click.option("--stain", type=click.Choice(["ruifrok", "macenko"]), default="ruifrok", show_default=True,
-              help="Stain vectors: Ruifrok and Johnston's, the same for all slides, or fitted to each slide.")  # fmt: skip
-@click.option("--no-pixels", is_flag=True, help="Leave optical densities out: the slides need not be there.")
-@click.option("--path-map", multiple=True, metavar="FROM=TO", help="Slides that were under FROM are now under TO.")
+@click.option("--stain-vectors", "stain", cls=RenamedOption, old_names=["--stain"], type=click.Choice(["ruifrok", "macenko"]),
+              default="ruifrok", show_default=True,
+              help="Those of Ruifrok and Johnston, the same for all slides, or fitted to each by Macenko.")  # fmt: skip
+@click.option("--no-pixels", is_flag=True, help="Leave optical densities out; the slide files are then not needed.")
+@click.option(
+    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO. Repeatable."
+)
 @click.option("--tile", "tile_wpx", type=click.IntRange(64, 16384), default=2048, show_default=True,
-              help="Side of the windows read, px; results do not depend on it.")  # fmt: skip
+              help="Side of the windows read, pixels at the model's resolution; results do not depend on it.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
-@click.option("--overwrite", is_flag=True, help="Measure anew what is there already.")
+@click.option("--overwrite", is_flag=True, help="Measure again slides that have been measured.")
 def features(run: Path, slide_ids: tuple[str, ...], no_pixels: bool, **options: Any) -> None:
-    """Measure per nucleus what the main run leaves out: stain, solidity, neighbors.
+    """Measure further features of every nucleus of RUN: stain, solidity, neighbors.
 
-    Written to RUN/features/SLIDE_ID.parquet, row by row the nuclei of the slide's table; wsiseg query (view features), wsiseg
-    export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and the like need no
-    measuring: they are there at once.
+    They are written to RUN/features/SLIDE_ID.parquet, in the row order of the slide's table; wsiseg query (view features),
+    wsiseg export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and the like need
+    no measuring: they are derived from the table.
 
     \b
     wsiseg features RUN
@@ -198,7 +214,7 @@ def features(run: Path, slide_ids: tuple[str, ...], no_pixels: bool, **options: 
 )
 @click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make.")
 def cohort(runs: tuple[Path, ...], out: Path) -> None:
-    """Lay the tables of several runs out as one dataset: OUT/cohort=.../slide_id=.../nuclei.parquet.
+    """Arrange the tables of several runs as one dataset: OUT/cohort=.../slide_id=.../nuclei.parquet.
 
     Files are hard links where possible, so nothing is stored twice. DuckDB, pyarrow, Polars and Spark read the folder as one
     table with the columns cohort and slide_id.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -15,7 +16,7 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 @click.command()
 @click.argument("config", type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--resume", is_flag=True, help="Go on from the run folder's last checkpoint.")
+@click.option("--resume", is_flag=True, help="Continue from the run folder's last checkpoint.")
 @click.option("--cv", type=click.Choice(["organ", "patient"]), help="Cross-validate, leaving out organs or groups of patients.")
 @click.option("--folds", type=click.IntRange(2), help="Folds of --cv.  [one per organ, 5 of patients]")
 @click.option(
@@ -24,12 +25,12 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: str) -> None:
     """Train the two-head network as CONFIG (TOML) says; curves, checkpoints and the model card go to its run folder.
 
-    With --cv one run a fold goes to OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation over
-    folds) to the screen; the same command goes on where it was stopped.
+    With --cv one run per fold goes to OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation over
+    folds) to the screen; the same command resumes it.
 
     --model two-stage: the two U-Nets of Mahbod et al. 2019, one for the nuclei and one for a distance map, after Macenko
     normalization. --model hou43: the 43 convolutions of Hou et al. 2020 and their thresholds; `wsiseg synth` makes synthetic
-    images as theirs. Weights are used as any others: `wsiseg segment FOLDER --out RUN --weights FILE`.
+    images by their method. The weights are used as any others: `wsiseg segment FOLDER --out RUN --weights FILE`.
 
     \b
     Several GPUs:  torchrun --nproc-per-node 4 -m wsiseg train CONFIG    (device = "cuda" in its [loop])
@@ -51,13 +52,13 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: 
 
 @click.group()
 def datasets() -> None:
-    """Annotated data sets: convert public formats to one layout, and say what is in them."""
+    """Annotated data sets: convert public formats to one layout, and show what they hold."""
 
 
 @datasets.command()
 @click.argument("root", type=_FOLDER)
 def stats(root: Path) -> None:
-    """Facts of every set under ROOT: images, nuclei, tile size, resolution, organs, licence."""
+    """List every set under ROOT: images, nuclei, tile size, resolution, organs, licence."""
     from wsiseg.evaluation.reports import dataset_table
 
     print_table(*dataset_table(root))
@@ -65,42 +66,48 @@ def stats(root: Path) -> None:
 
 @datasets.command()
 @click.argument("source", type=_FOLDER)
-@click.argument("out", type=click.Path(file_okay=False, path_type=Path))
+@click.argument("old_out", required=False, metavar="", type=click.Path(file_okay=False, path_type=Path))
+@click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.  [required]")
 @click.option("--format", "format_name", default="auto", show_default=True, help="Name of the published format.")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel where the set states none.")
 @click.option("--licence", default="", help="Licence to record.")
 @click.option("--name", default="", help="Name to record.")
-def convert(source: Path, out: Path, format_name: str, mpp: float | None, licence: str, name: str) -> None:
-    """Convert the published set in SOURCE to the unified layout in OUT (RGB png, label png, INFO.json)."""
+def convert(source: Path, old_out: Path | None, out: Path | None, format_name: str, **facts: Any) -> None:
+    """Convert the published set in SOURCE to the unified layout (RGB png, label png, INFO.json).
+
+    \b
+    Example:  wsiseg datasets convert downloads/TNBC --out nuclei/tnbc
+    """
     from wsiseg.evaluation.reports import convert_dataset
 
-    for line in convert_dataset(source, out, format_name, mpp, licence, name):
+    for line in convert_dataset(source, _one_out(out, old_out), format_name, **facts):
         click.echo(line)
 
 
 @datasets.command()
 @click.argument("root", type=_FOLDER)
-@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("old_out", required=False, metavar="", type=click.Path(path_type=Path))
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="Zarr store to write.  [required]")
 @click.option("--sets", default="", metavar="A,B", help="Folders of ROOT to take.  [all that have an INFO.json]")
 @click.option("--patch", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
-def patches(root: Path, out: Path, sets: str, patch: int) -> None:
-    """Write the sets under ROOT as patches in one sharded Zarr v3 store OUT, which training reads in place of the folder.
+def patches(root: Path, old_out: Path | None, out: Path | None, sets: str, patch: int) -> None:
+    """Write the sets under ROOT as patches in one sharded Zarr v3 store, which training reads in place of the folder.
 
     \b
-    Example:  wsiseg datasets patches nuclei nuclei.zarr --sets tnbc,consep
+    Example:  wsiseg datasets patches nuclei --out nuclei.zarr --sets tnbc,consep
               WSISEG_DATA=nuclei.zarr wsiseg train scripts/train_open.toml
     """
     from wsiseg.datasets.prepare import write_patches
 
-    for line in write_patches(root, out, tuple(name for name in sets.split(",") if name), patch):
+    for line in write_patches(root, _one_out(out, old_out), tuple(name for name in sets.split(",") if name), patch):
         click.echo(line)
 
 
-@datasets.command()
+@datasets.command(short_help="Write CryoNuSeg's auxiliary masks of a set.")
 @click.argument("source", metavar="SET", type=_FOLDER)
-@click.option("--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
 @click.option("--w0", type=click.FloatRange(0), default=10.0, show_default=True, help="Height of the border weight.")
-@click.option("--sigma2", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Its variance, px^2.")
+@click.option("--sigma2", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Its variance, px².")
 def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
     """Write CryoNuSeg's auxiliary masks (Mahbod et al. 2021) of SET, in that set's folders.
 
@@ -113,6 +120,13 @@ def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
     from wsiseg.datasets.prepare import write_auxiliary_masks
 
     click.echo(write_auxiliary_masks(source, out, w0, sigma2))
+
+
+def _one_out(out: Path | None, old_out: Path | None) -> Path:
+    """Return the path given by --out, or as the last argument, as earlier versions took it."""
+    if (out is None) == (old_out is None):
+        raise click.UsageError("Missing option '-o' / '--out'." if out is None else f"Got --out and a second path, {old_out}.")
+    return out or old_out or Path()
 
 
 def print_table(headings: list[str], rows: list[list[str]], title: str = "") -> None:

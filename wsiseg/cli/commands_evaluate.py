@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsiseg.cli.commands_data import print_table
-from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, build_config
+from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, RenamedOption, build_config, default_of
 
 if TYPE_CHECKING:
     from wsiseg.evaluation.reports import Report
@@ -33,10 +33,22 @@ class _ByArguments(click.Group):
     """`evaluate PRED TRUTH` and `evaluate --data ROOT` name no subcommand: which is meant follows from the arguments."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+        named = bool(args) and args[0] in self.commands and not self._is_pred(ctx, args)
+        if args and not named and args[0] not in ctx.help_option_names:
             data = any(a == "--data" or a.startswith("--data=") for a in args)
             args = ["model" if data else "files", *args]
         return super().parse_args(ctx, args)
+
+    def _is_pred(self, ctx: click.Context, args: list[str]) -> bool:
+        """Return whether the name of a subcommand is PRED: a path of that name exists, and the line reads as PRED TRUTH."""
+        if not Path(args[0]).exists():
+            return False
+        parser = self.commands["files"].make_parser(click.Context(self.commands["files"], parent=ctx, info_name="files"))
+        try:
+            found, more, _ = parser.parse_args(list(args))
+        except click.UsageError:  # such as an option of the subcommand
+            return False
+        return isinstance(found.get("truth"), str) and "=" not in found["truth"] and not more
 
 
 @click.group(cls=_ByArguments)
@@ -50,34 +62,38 @@ def evaluate() -> None:
     wsiseg evaluate --protocol hou2020 PRED TRUTH   the validation tables of Hou et al. 2020
     wsiseg evaluate observers anna=A ben=B anna=C   inter- and intra-observer agreement per organ
 
-    `wsiseg evaluate files --help`, `... model --help` and `... observers --help` say more.
+    `wsiseg evaluate files --help`, `... model --help` and `... observers --help` list the options. A file or folder that is
+    called files, model or observers may be PRED: `wsiseg evaluate model TRUTH` scores the folder `model` if there is one.
     """
 
 
 @evaluate.command()
 @click.argument("pred", type=_EXISTING)
 @click.argument("truth", type=_EXISTING)
-@click.option("--out", type=_NEW_FILE, help="Write scores per image (.csv, .parquet or .json; a protocol: .json).")
+@click.option("-o", "--out", type=_NEW_FILE, help="Write scores per image (.csv, .parquet or .json; a protocol: .json).")
 @click.option("--compare", type=_EXISTING, metavar="PRED2", help="Another run's predictions: paired Wilcoxon test on PQ.")
 @click.option("--ignore", type=_EXISTING, help="Mask (or folder of masks): pixels that count for neither side.")
 @click.option(
     "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Label px per polygon px."
 )
-@click.option("--origin", default="0,0", metavar="X,Y", help="Polygon coordinates of the label image's corner.  [0,0]")
+@click.option("--corner", cls=RenamedOption, old_names=["--origin"], default="0,0", show_default=True, metavar="X,Y",
+              help="Polygon coordinates of the label image's top-left corner.")  # fmt: skip
 @click.option("--frame", default="auto", metavar="FRAME", help=FRAME_HELP.format("polygons of other tools"))
 @click.option("--components", is_flag=True, help=COMPONENTS_HELP)
-@click.option("--vertices", type=click.Choice(["auto", "edge", "center"]), default="auto", help="Where polygon vertices lie.")
-@click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", help="A truth without prediction.")
+@click.option("--vertices", type=click.Choice(["auto", "edge", "center"]), default="auto", show_default=True,
+              help="Whether polygon vertices are pixel edges or pixel centers.")  # fmt: skip
+@click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", show_default=True,
+              help="What to do with a truth that has no prediction.")  # fmt: skip
 @click.option("--summary", is_flag=True, help="Only the summary, not a row per image.")
 @_PROTOCOL
 @_GROUPS
 @click.option("--annotator", "annotators", type=_EXISTING, multiple=True, help="Another truth, scored against TRUTH (hou2020).")
-def files(pred: Path, truth: Path, summary: bool, origin: str, protocol: str | None, **options: Any) -> None:
+def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | None, **options: Any) -> None:
     """Score PRED against TRUTH: Dice, DICE_2, AJI, AJI+, PQ (SQ, DQ), F1 over IoU, counts.
 
     Each is a file or a folder (paired by name) of label images (png, tif, npy, npz, mat), wsiseg tables, GeoJSON, cells.json of
-    CellViT or HoVer-Net, or QuIP CSV. What is no nucleus is left out and counted; polygons given twice are two detections.
-    Negative pixels of a label image are not annotated and count for neither side.
+    CellViT or HoVer-Net, or QuIP CSV. Objects that are not nuclei are left out and counted; polygons given
+    twice are two detections. Negative pixels of a label image are not annotated and count for neither side.
 
     \b
     wsiseg evaluate predicted/ truth/ --out scores.csv
@@ -86,44 +102,47 @@ def files(pred: Path, truth: Path, summary: bool, origin: str, protocol: str | N
     from wsiseg.evaluation.reports import score_files
 
     try:
-        x, y = (float(v) for v in origin.split(","))
+        x, y = (float(v) for v in corner.split(","))
     except ValueError as err:
-        raise click.BadParameter(f"expected X,Y, got {origin!r}", param_hint="--origin") from err
+        raise click.BadParameter(f"expected X,Y, got {corner!r}", param_hint="--corner") from err
     _print(score_files(pred, truth, images=not summary, origin=(x, y), protocol=protocol or "", **options))
 
 
 @evaluate.command()
 @click.option("--data", "root", type=_FOLDER, required=True, help="Folder of sets, as `wsiseg datasets convert` writes them.")
 @click.option("--sets", default="", metavar="A,B", help="Which sets.  [all in the folder]")
-@click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]")
+@click.option("--weights", default=None, help=f"default, open, research, or a .safetensors file.  [{default_of('weights')}]")
 @click.option(
     "--split",
     type=click.Choice(["validation", "train", "all"]),
     default="validation",
     show_default=True,
-    help="Held-out patients, those that shipped weights learned from, or all. Sets without held-out patients are always whole.",
+    help="Held-out patients, those that the shipped weights were trained on, or all. Sets without held-out patients are used "
+    "whole.",
 )
-@click.option("--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations.")
-@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default=None, help="Arithmetic.  [auto]")
+@click.option("--tta", type=click.Choice(["1", "8"]), default=None,
+              help=f"Test-time augmentation: mean over 8 flips and rotations.  [{default_of('tta')}: none]")  # fmt: skip
+@click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default=None,
+              help=f"Arithmetic of the network, as for `wsiseg segment`.  [{default_of('precision')}]")  # fmt: skip
 @click.option("--config", "config_file", type=_FILE, help="TOML file with options of any stage, as for `wsiseg segment`.")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of sets that state none.  [their own pixels]")
 @click.option(
     "--by", type=click.Choice(["set", "patient", "image"]), default="set", show_default=True, help="Rows of the table."
 )
-@click.option("--limit", type=click.IntRange(1), default=None, help="At most so many images a set, for a first look.")
+@click.option("--limit", type=click.IntRange(1), default=None, help="At most this many images per set, for a quick look.")
 @click.option("--against", default="", metavar="WEIGHTS", help="Other weights on the same images, with a paired Wilcoxon test.")
 @click.option("--gallery", type=_NEW_FILE, metavar="PICTURE", help="Draw the worst windows, marked (.png or .jpg).")
 @click.option("--crops", type=click.IntRange(1), default=8, show_default=True, help="How many windows the gallery shows.")
 @click.option(
     "--labels", "labels_out", type=click.Path(file_okay=False, path_type=Path), help="Write instances as label images."
 )
-@click.option("--out", type=_NEW_FILE, help="Write every number, the weights and the machine (.json).")
+@click.option("-o", "--out", type=_NEW_FILE, help="Write every number, the weights and the machine (.json).")
 @_PROTOCOL
 @_GROUPS
 def model(root: Path, sets: str, config_file: Path | None, protocol: str | None, limit: int | None, **options: Any) -> None:
     """Segment annotated images as slides are segmented, and score them: one table.
 
-    Means are over images; the interval draws whole patients anew. Count r and MAE% are those of Hou et al. 2020.
+    Means are over images; the 95 % interval is a bootstrap over patients. Count r and MAE% are those of Hou et al. 2020.
 
     \b
     wsiseg evaluate --data SETS
@@ -150,12 +169,12 @@ def model(root: Path, sets: str, config_file: Path | None, protocol: str | None,
 @click.argument("readings", nargs=-1, required=True, metavar="[NAME=]FOLDER...")
 @click.option("--images", type=_FOLDER, help="The pictures, where only outlines (ImageJ ROIs) say what was drawn.")
 @click.option("--organs", type=_FILE, help="CSV image,organ.  [INFO.json; names like Human_<Organ>_01]")
-@click.option("--out", type=_NEW_FILE, help="Write rows, tests and scores per image (.json).")
+@click.option("-o", "--out", type=_NEW_FILE, help="Write rows, tests and scores per image (.json).")
 def observers(readings: tuple[str, ...], images: Path | None, organs: Path | None, out: Path | None) -> None:
     """Compare several drawings of the same images: Dice, AJI and PQ per organ, mean ± sd, as CryoNuSeg's tables.
 
     A folder holds label images, polygon files, or ImageJ ROI sets (<id>.zip, or folders of .roi). Two folders under one name
-    are two readings of one person: intra-observer. The first of a pair stands as truth.
+    are two readings of one person: intra-observer. The first of a pair is taken as truth.
 
     \b
     wsiseg evaluate observers biologist=A bioinformatician=B biologist=A_again --images pictures/

@@ -18,17 +18,17 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS"]
 
 
-@click.command()
+@click.command(short_help="Show size, levels, tissue, microns per pixel and reader of each SLIDE.")
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none.")
 def info(slides: tuple[str, ...], mpp: float | None) -> None:
-    """Say what wsiseg knows of each SLIDE: size, levels, samples, tissue, microns per pixel and where they come from, reader.
+    """Show what wsiseg knows of each SLIDE: size, levels, samples, tissue, microns per pixel and where they come from, reader.
 
     Pixels are read as H&E colour of 8 bits: three samples, interleaved, in planes or in pages that OME-XML names; palettes,
     CMYK and alpha (over white) too, upright as the orientation tag says. Of integers with more bits the upper 8 of those in use
     are taken: the bits that the file declares, else the fewest of 8, 10, 12, 14 or 16 that hold the slide's brightest sample.
-    Floats are 0..1 if the brightest is at most 1.5, else 0..255. Gray is no H&E colour and is refused, as are stacks and
-    fluorescence. Microns per pixel outside 0.1 to 2 must be confirmed with --mpp.
+    Floats are 0..1 if the brightest is at most 1.5, else 0..255. Gray images, stacks and fluorescence are refused: they are not
+    H&E colour. Microns per pixel outside 0.1 to 2 must be confirmed with --mpp.
 
     \b
     Example: wsiseg info slides/*.svs
@@ -140,7 +140,9 @@ def doctor() -> None:
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file to write.")
 @click.option("--side-by-side", is_flag=True, help="Show the tissue without outlines beside it.")
 @click.option("--density", is_flag=True, help="The whole slide with nuclei per mm² in color instead of outlines.")
-@click.option("--path-map", multiple=True, metavar="FROM=TO", help="Slides that were under FROM are now under TO.")
+@click.option(
+    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO. Repeatable."
+)
 def overlay(
     run: Path, slide_id: str, region: str, out: Path, side_by_side: bool, density: bool, path_map: tuple[str, ...]
 ) -> None:

@@ -13,7 +13,9 @@ from rich.table import Table
 __all__ = ["COMMANDS"]
 
 RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-PATH_MAP = click.option("--path-map", multiple=True, metavar="FROM=TO", help="Slides that were under FROM are now under TO.")
+PATH_MAP = click.option(
+    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO. Repeatable."
+)
 
 
 @click.group()
@@ -22,8 +24,8 @@ def qc() -> None:
 
     \b
     wsiseg qc outliers RUN        slides that stand out in their cohort
-    wsiseg qc patches RUN         15 random patches a slide
-    wsiseg qc predict RUN         which of them will be found bad
+    wsiseg qc patches RUN         15 random patches per slide
+    wsiseg qc predict RUN         which of them a reviewer will find bad
     wsiseg qc review RUN          judge them in the browser, by keys
     wsiseg qc grade RUN           grades and tables from all marks
     wsiseg qc report RUN          one HTML file that shows it all
@@ -48,7 +50,7 @@ def qc() -> None:
     type=click.Choice(["ceil", "floor", "nearest"]),
     default="ceil",
     show_default=True,
-    help="How many slides 2 % of a small cohort are: of 20, ceil shows 1 on each side, floor none.",
+    help="How a fraction of a small cohort becomes a number of slides: 2 % of 20 are 1 on each side by ceil, none by floor.",
 )
 @click.option("--min-slides", type=int, default=5, show_default=True, help="Smaller cohorts are not ranked.")
 @click.option(
@@ -108,14 +110,14 @@ def outliers(
 
 @qc.command()
 @RUN
-@click.option("--per-slide", type=click.IntRange(1, 1000), default=15, show_default=True, help="Patches a slide.")
-@click.option("--more", type=click.IntRange(0, 1000), default=0, help="Patches to add to every slide beyond what it has.")
+@click.option("--per-slide", type=click.IntRange(1, 1000), default=15, show_default=True, help="Patches per slide.")
+@click.option("--more", type=click.IntRange(0, 1000), default=0, help="Patches to add to those that each slide has.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws another sample.")
 @PATH_MAP
 def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str, ...]) -> None:
     """Draw random patches of 64 µm from the segmented tissue of every slide of RUN and store their pictures.
 
-    The same run and seed give the same patches; those that are there are left alone. Their quality is predicted, too (see
+    The same run and seed give the same patches; existing ones are kept. Their quality is predicted too (see
     `wsiseg qc predict`).
     """
     from rich.progress import Progress
@@ -149,7 +151,7 @@ def predict(run: Path, worst: int) -> None:
 
     From the network's margins, the shapes it drew, blur, and how the outlines sit on the picture; slide files are not needed.
     Judged patches count as judged, and once 30 are judged the probabilities are fitted to the reviewers. Run it again after a
-    review; `review --order predicted` shows suspects first, and `report` shows the calibration.
+    review; `review --order predicted` shows the likely bad ones first, and `report` shows the calibration.
 
     \b
     wsiseg qc predict my-run --worst 20
@@ -189,13 +191,13 @@ def predict(run: Path, worst: int) -> None:
 @click.option("--reviewer", required=True, help="Whose marks these are; one file each.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine.  [any free one]")
 @click.option(
-    "--share", default="1/1", show_default=True, metavar="K/N", help="Of N reviewers who divide the patches, the K-th."
+    "--share", default="1/1", show_default=True, metavar="K/N", help="This reviewer's part of the patches: the K-th of N."
 )
 @click.option(
     "--second-opinion",
     type=click.FloatRange(0, 1),
     default=0.0,
-    help="Judge this share of the patches that others have judged, to measure agreement.",
+    help="Judge this fraction of the patches that others have judged, to measure agreement.",
 )
 @click.option(
     "--order",
@@ -205,7 +207,13 @@ def predict(run: Path, worst: int) -> None:
     help="predicted: patches that look bad tend to come first. Random stays the default, because then any part of a review "
     "is a fair sample from which slides can be graded.",
 )
-@click.option("--slide", "slides", multiple=True, metavar="SLIDE_ID", help="Slides of the slide queue.  [the flagged ones]")
+@click.option(
+    "--slide",
+    "slides",
+    multiple=True,
+    metavar="SLIDE_ID",
+    help="Only this slide in the slide queue; may be repeated.  [the flagged ones]",
+)
 @click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
 @PATH_MAP
 def review(
@@ -255,7 +263,7 @@ def grade(run: Path) -> None:
     """Grade the slides of RUN from all reviewers' marks.
 
     \b
-    Not adequate of the patches judged:
+    Grade by the share of judged patches that are not adequate:
       Best 0 %   Good to 6.67 %   Adequate to 13.3 %   Problematic to 20 %   Unacceptable above, or the slide failed
     """
     from wsiseg.qc.runs import cohort_summary, grade_run, load_run
@@ -287,7 +295,7 @@ def grade(run: Path) -> None:
 )
 @PATH_MAP
 def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
-    """Write one HTML file about RUN that opens anywhere, offline."""
+    """Write one HTML file about RUN that opens in any browser, offline."""
     from wsiseg.qc.report_run import write_report
     from wsiseg.qc.runs import load_run
 

@@ -20,7 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from wsiseg.cli.options import build_config, cluster_options, segment_options, slide_options
+from wsiseg.cli.options import build_config, cluster_options, default_of, segment_options, slide_options
 
 if TYPE_CHECKING:
     from wsiseg.config import RunConfig
@@ -34,31 +34,38 @@ __all__ = ["COMMANDS"]
 @click.command()
 @click.argument("slides", nargs=-1, metavar="SLIDE...")
 @click.option(
-    "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder; resumed if it exists."
+    "-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder; resumed if it exists."
 )
 @segment_options
 @slide_options
 @cluster_options
 @click.option(
-    "--shard", default="", metavar="I/N", help="Do the I-th of N shares of the slides, for job arrays, e.g. 3/8.  [all]"
+    "--shard", default="", metavar="I/N", help="Process only part I of N of the slides, for job arrays, e.g. 3/8.  [all]"
 )
-@click.option("--retries", type=click.IntRange(0), default=None, help="More tries for a tile that failed.  [2]")
 @click.option(
-    "--retry-failed", is_flag=True, help="Do only slides of RUN that failed, wholly or in part; SLIDE... need not be given."
+    "--retries", type=click.IntRange(0), default=None, help=f"Further tries of a tile that failed.  [{default_of('retries')}]"
+)
+@click.option(
+    "--retry-failed",
+    is_flag=True,
+    help="Process only slides of --out that failed, wholly or in part; SLIDE... may be left out.",
 )
 @click.option(
     "--tile-timeout",
     type=click.FloatRange(0),
     default=None,
     metavar="SECONDS",
-    help="A tile that takes longer hangs: its worker is ended and replaced, the tile tried again; 0: no limit.  [1800]",
+    help="If a tile takes longer, its worker is killed and replaced and the tile is tried again; 0: no limit.  "
+    f"[{default_of('tile_timeout')}]",
 )
 @click.option(
-    "--metrics-file", default="", type=click.Path(dir_okay=False), help="Keep counters here in Prometheus' text format."
+    "--metrics-file", default="", type=click.Path(dir_okay=False), help="Write counters to this file in Prometheus text format."
 )
 @click.option("--keep-parts", is_flag=True, default=None, help="Keep per-tile files after a slide is complete.")
 @click.option(
-    "--features", is_flag=True, help="Then measure stain, solidity and neighbors of each nucleus: see wsiseg features."
+    "--features",
+    is_flag=True,
+    help="Afterwards measure stain, solidity and neighbors of each nucleus, as wsiseg features does.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
 def segment(
@@ -66,9 +73,9 @@ def segment(
 ) -> None:
     """Segment every nucleus of SLIDE... into the run folder --out.
 
-    SLIDE is a slide file, a folder (searched with all below it; every DICOM series is a slide), a glob in quotes, or a manifest
-    (CSV, TSV, Parquet) with a column `path` and optional `slide_id`, `cohort`, `mpp`, `tissue_mask`, `frame`. What a
-    folder holds and is not taken is named at the end, and in RUN/log.jsonl.
+    SLIDE is a slide file, a folder (searched with its subfolders; every DICOM series is a slide), a glob in quotes, or a
+    manifest (CSV, TSV, Parquet) with a column `path` and optional `slide_id`, `cohort`, `mpp`, `tissue_mask`, `frame`. Files
+    of a folder that are not segmented are listed at the end and in RUN/log.jsonl.
 
     \b
     RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table a slide
@@ -79,8 +86,8 @@ def segment(
     A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad
     slide or tile never stops the rest.
 
-    A slide without a nucleus is named at the end with the reason. Blank glass has the status `empty`; any other is `suspect`
-    and makes the exit code 1. Neither is done again, but where another --mpp or --tissue-mask is given.
+    A slide without a nucleus is listed at the end with the reason. Blank glass has the status `empty`; any other is `suspect`
+    and makes the exit code 1. A resumed run does neither again, unless another --mpp or --tissue-mask is given.
 
     \b
     One machine:        wsiseg segment slides/ --out RUN
@@ -126,8 +133,8 @@ def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool
 def merge(run: Path) -> None:
     """Write the tables of RUN after all its shards have ended: slides.parquet, slides.csv, errors.parquet.
 
-    The last shard does this by itself; merge is for when it could not, and it says which slides and shards are missing. The
-    result is the folder that one run without --shard would have left.
+    The last shard does this by itself. Use merge if it could not: it names the slides and shards that are missing. The result
+    equals that of one run without --shard.
 
     \b
     Example: wsiseg merge RUN
@@ -147,7 +154,7 @@ def merge(run: Path) -> None:
 
 @click.command()
 @click.option(
-    "--out", default="demo-out", type=click.Path(file_okay=False, path_type=Path), help="Run folder.", show_default=True
+    "-o", "--out", default="demo-out", type=click.Path(file_okay=False, path_type=Path), help="Run folder.", show_default=True
 )
 @click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
 def demo(out: Path, workers: int | None) -> None:

@@ -26,16 +26,20 @@ RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_t
 @click.option("--slides", "by_slide", is_flag=True, help="A table of the slides with the seconds of each stage.")
 @click.option("--json", "as_json", is_flag=True, help="Everything as JSON, for programs.")
 @click.option(
-    "--every", type=click.FloatRange(0.2), default=None, metavar="SECONDS", help="Look again and again. Ctrl-C stops."
+    "--every",
+    type=click.FloatRange(0.2),
+    default=None,
+    metavar="SECONDS",
+    help="Print again at this interval. Ctrl-C stops.",
 )
 def status(run: Path, by_slide: bool, as_json: bool, every: float | None) -> None:
-    """Say how the run in folder RUN stands: slides, tiles, rate, time left, workers.
+    """Show the state of the run in folder RUN: slides, tiles, rate, time left, workers.
 
-    It reads files only, so it works on any machine that sees the folder, while the run goes or after it.
+    It reads files only, so it works on any machine that sees the folder, during the run or after it.
 
     \b
     wsiseg status RUN                 a few lines
-    wsiseg status RUN --every 10      the same, again and again
+    wsiseg status RUN --every 10      the same every 10 s
     wsiseg status RUN --slides        where the time went, slide by slide
     """
     from wsiseg.run.status import run_status
@@ -119,9 +123,9 @@ def _print_slides(now: RunStatus) -> None:
 @RUN
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def errors(run: Path, as_json: bool) -> None:
-    """Say what failed or is suspect in RUN, grouped, and what to do about each group.
+    """List what failed or is suspect in RUN, grouped, and what to do about each group.
 
-    Exit code 1 where something failed or is suspect, 0 where nothing is. After mending the cause of a failure:
+    Exit code 1 where something failed or is suspect, 0 where nothing is. After removing the cause of a failure:
 
     \b
     wsiseg segment --retry-failed --out RUN

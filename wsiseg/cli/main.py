@@ -30,12 +30,12 @@ __all__ = ["main"]
 
 EXIT_CODES = """\b
 Exit codes:
-  0    all slides segmented; those without nuclei are blank glass
+  0    all slides segmented; slides without nuclei are blank glass
   1    some slides or tiles failed (see errors.parquet in the run folder), or slides are suspect: without nuclei, though not
        blank; wsiseg errors RUN says which and what to do
   2    the command could not be understood or started
   130  stopped with Ctrl-C; the same command resumes
-  143  stopped with SIGTERM, as schedulers do it before they take a machine away; the same command resumes
+  143  stopped with SIGTERM, which schedulers send before they take a machine away; the same command resumes
 """
 
 
@@ -80,10 +80,10 @@ def main(verbose: int) -> None:
     \b
     First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER
     Main job:        wsiseg segment FOLDER --out RUN
-    While it goes:   wsiseg status RUN;  wsiseg errors RUN;  wsiseg verify RUN
+    While it runs:   wsiseg status RUN;  wsiseg errors RUN;  wsiseg verify RUN
     See the result:  wsiseg overlay RUN SLIDE_ID -o picture.png
     Trust it:        wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
-    Take it along:   wsiseg export RUN --to qupath -o FOLDER
+    For other tools: wsiseg export RUN --to qupath -o FOLDER
     """
     if threading.current_thread() is threading.main_thread():  # signals are the main thread's
         for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, signal.default_int_handler)):
@@ -97,7 +97,7 @@ def main(verbose: int) -> None:
     logging.getLogger("wsiseg").setLevel(level)
 
 
-for _room in (
+for _module in (
     commands_segment,
     commands_look,
     commands_qc,
@@ -108,5 +108,5 @@ for _room in (
     commands_synth,
     commands_watch,
 ):
-    for _command in _room.COMMANDS:
+    for _command in _module.COMMANDS:
         main.add_command(_command)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,15 +11,45 @@ import click
 
 from wsiseg.config import RunConfig
 
-__all__ = ["COMPONENTS_HELP", "FRAME_HELP", "build_config", "cluster_options", "segment_options", "slide_options"]
+__all__ = [
+    "COMPONENTS_HELP",
+    "DEVICES",
+    "FRAME_HELP",
+    "RenamedOption",
+    "build_config",
+    "cluster_options",
+    "default_of",
+    "segment_options",
+    "slide_options",
+]
+
+DEVICES = click.Choice(["auto", "cpu", "cuda"])
+
 
 FRAME_HELP = (
-    "Where {} lie on the slide: auto|slide|bounds, then px|um|mpp=UM|down=N. bounds: counted from the scanned area, as QuPath "
-    "does.  [auto: bounds for QuPath's objects, else slide]"
+    "What {} count from and in: an origin (auto|slide|bounds) and a unit (px|um|mpp=UM|down=N) with a comma, e.g. bounds,um. "
+    "bounds is the corner of the scanned area, as in QuPath.  [auto: bounds for QuPath's objects, else slide; px]"
 )
 COMPONENTS_HELP = "Each connected part of a label image is a nucleus (masks of classes)."
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class RenamedOption(click.Option):
+    """An option that still answers to the names of earlier versions (``old_names``), which its help does not show."""
+
+    def __init__(self, declarations: Sequence[str], *, old_names: Sequence[str], **attributes: Any) -> None:
+        super().__init__([*declarations, *old_names], **attributes)
+        self._old_names = frozenset(old_names)
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its help, without the old names."""
+        every, self.opts = self.opts, [name for name in self.opts if name not in self._old_names]
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.opts = every
+
 
 _FIELDS = {
     "tile": ("read", "tile_wpx"),
@@ -52,28 +82,39 @@ _FIELDS = {
     "metrics_file": ("schedule", "metrics_file"),
     "keep_parts": ("write", "keep_parts"),
 }
+_DEFAULTS = RunConfig()
+
+
+def default_of(option: str) -> str:
+    """Return the default of a command-line option as help shows it: its value in ``RunConfig``."""
+    stage, field = _FIELDS[option]
+    value = getattr(getattr(_DEFAULTS, stage), field)
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def slide_options(function: F) -> F:
     """Add the options that say what a slide is."""
-    for option in (
-        click.option(
-            "--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."
-        ),
-        click.option("--cohort", default="", help="Cohort (cancer type) of all slides; a manifest column wins."),
-        click.option(
-            "--tissue-mask",
-            default="",
-            metavar="PATH",
-            help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson.",
-        ),
-        click.option("--frame", default="", metavar="FRAME", help=FRAME_HELP.format("the tissue mask's coordinates")),
-        click.option(
-            "--reader",
-            type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),
-            default=None,
-            help="What decodes pixels.  [auto: the fastest of those with equal pixels; cucim-gpu's differ a little]",
-        ),
+    for option in reversed(
+        (
+            click.option(
+                "--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."
+            ),
+            click.option("--cohort", default="", help="Cohort (cancer type) of all slides; a manifest column wins."),
+            click.option(
+                "--tissue-mask",
+                default="",
+                metavar="PATH",
+                help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson.",
+            ),
+            click.option("--frame", default="", metavar="FRAME", help=FRAME_HELP.format("the tissue mask's coordinates")),
+            click.option(
+                "--reader",
+                type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),
+                default=None,
+                help=f"Library that decodes pixels.  [{default_of('reader')}: the fastest whose pixels equal OpenSlide's; "
+                "those of cucim-gpu differ slightly]",
+            ),
+        )
     ):
         function = option(function)
     return function
@@ -81,61 +122,88 @@ def slide_options(function: F) -> F:
 
 def segment_options(function: F) -> F:
     """Add the options of the main job."""
-    for option in (
-        click.option(
-            "--config",
-            "config_file",
-            type=click.Path(exists=True, dir_okay=False, path_type=Path),
-            help="TOML file with any option of any stage; options on the command line win.",
-        ),
-        click.option("--tile", type=int, default=None, help="Side of a tile, pixels at the model's resolution.  [4000]"),
-        click.option(
-            "--stain",
-            type=click.Choice(["auto", "none", "reinhard", "macenko"]),
-            default=None,
-            help="Stain normalization.  [auto: what the weights were trained for]",
-        ),
-        click.option("--weights", default=None, help="default, open, research, or a .safetensors file.  [default]"),
-        click.option(
-            "--engine",
-            type=click.Choice(["auto", "eager", "inductor", "graph"]),
-            default=None,
-            help="How torch runs the network on the CPU.  [auto: compiled where the processor has AMX]",
-        ),
-        click.option(
-            "--precision",
-            type=click.Choice(["auto", "fp32", "bf16", "int8"]),
-            default=None,
-            help="Arithmetic of the network. int8 gives the same results on every x86 CPU: 10 Mpx/s a core with VNNI, but "
-            "0.4 to 0.8 with AVX2 alone; fp32 on every one with AVX2: 1.1 to 1.7; bf16 on processors of one kind.  "
-            "[auto: int8 with VNNI or AMX, else bf16 where native, else fp32; see run.json]",
-        ),
-        click.option(
-            "--tta", type=click.Choice(["1", "8"]), default=None, help="Test-time augmentation: 8 flips and rotations."
-        ),
-        click.option("--min-area-um2", type=click.FloatRange(0), default=None, help="Smallest nucleus kept."),
-        click.option(
-            "--min-material",
-            type=click.FloatRange(0, 1),
-            default=None,
-            help="Least mean material of a nucleus (column material_prob / 255).  [fitted: 0.6 to 0.7]",
-        ),
-        click.option("--max-area-um2", type=click.FloatRange(0), default=None, help="Largest nucleus kept.  [1000]"),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default=None,
-            help="Where tiles are computed.  [auto: a GPU where PyTorch and CuPy can use one, see wsiseg doctor]",
-        ),
-        click.option("--gpus", default=None, metavar="0,1", help="Numbers of the GPUs to use.  [all]"),
-        click.option("--workers-per-gpu", type=click.IntRange(1, 16), default=None, help="Worker processes on each GPU.  [1]"),
-        click.option(
-            "--threads-per-worker",
-            type=click.IntRange(0, 64),
-            default=None,
-            help="Tiles in work at once in a worker process.  [1 on the CPU; on a GPU its share of the cores, 16 at most]",
-        ),
-        click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]"),
+    for option in reversed(
+        (
+            click.option(
+                "--config",
+                "config_file",
+                type=click.Path(exists=True, dir_okay=False, path_type=Path),
+                help="TOML file with any option of any stage; options on the command line win.",
+            ),
+            click.option(
+                "--tile",
+                type=int,
+                default=None,
+                help=f"Side of a tile, pixels at the model's resolution.  [{default_of('tile')}]",
+            ),
+            click.option(
+                "--stain",
+                type=click.Choice(["auto", "none", "reinhard", "macenko"]),
+                default=None,
+                help=f"Stain normalization.  [{default_of('stain')}: as the weights were trained]",
+            ),
+            click.option(
+                "--weights", default=None, help=f"default, open, research, or a .safetensors file.  [{default_of('weights')}]"
+            ),
+            click.option(
+                "--engine",
+                type=click.Choice(["auto", "eager", "inductor", "graph"]),
+                default=None,
+                help=f"How PyTorch runs the network on the CPU.  [{default_of('engine')}: compiled if the processor has AMX]",
+            ),
+            click.option(
+                "--precision",
+                type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+                default=None,
+                help="Arithmetic of the network. int8 gives the same results on every x86 CPU: 10 Mpx/s a core with VNNI, but "
+                "0.4 to 0.8 with AVX2 alone; fp32 on every one with AVX2: 1.1 to 1.7; bf16 on processors of one kind.  "
+                f"[{default_of('precision')}: int8 with VNNI or AMX, else bf16 where native, else fp32; see run.json]",
+            ),
+            click.option(
+                "--tta",
+                type=click.Choice(["1", "8"]),
+                default=None,
+                help=f"Test-time augmentation: mean over 8 flips and rotations.  [{default_of('tta')}: none]",
+            ),
+            click.option(
+                "--min-area-um2",
+                type=click.FloatRange(0),
+                default=None,
+                help="Smallest nucleus kept.  [fitted for the weights]",
+            ),
+            click.option(
+                "--min-material",
+                type=click.FloatRange(0, 1),
+                default=None,
+                help="Drop nuclei of lower mean material probability (material_prob / 255).  [fitted for the weights]",
+            ),
+            click.option(
+                "--max-area-um2",
+                type=click.FloatRange(0),
+                default=None,
+                help=f"Largest nucleus kept.  [{default_of('max_area_um2')}]",
+            ),
+            click.option(
+                "--device",
+                type=DEVICES,
+                default=None,
+                help=f"Where tiles are computed.  [{default_of('device')}: a GPU if usable, see wsiseg doctor]",
+            ),
+            click.option("--gpus", default=None, metavar="0,1", help="Numbers of the GPUs to use.  [all]"),
+            click.option(
+                "--workers-per-gpu",
+                type=click.IntRange(1, 16),
+                default=None,
+                help=f"Worker processes on each GPU.  [{default_of('workers_per_gpu')}]",
+            ),
+            click.option(
+                "--threads-per-worker",
+                type=click.IntRange(0, 64),
+                default=None,
+                help="Tiles that a worker process handles at once.  [1 on the CPU; on a GPU its share of cores, at most 16]",
+            ),
+            click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]"),
+        )
     ):
         function = option(function)
     return function
@@ -144,38 +212,43 @@ def segment_options(function: F) -> F:
 def cluster_options(function: F) -> F:
     """Add the options of a run on more than this machine."""
     pem = click.Path(exists=True, dir_okay=False)
-    for option in (
-        click.option(
-            "--scheduler", default="", metavar="ADDRESS", help="Dask scheduler, tcp:// or tls://host:8786.  [this machine]"
-        ),
-        click.option(
-            "--scheduler-file",
-            type=click.Path(dir_okay=False),
-            help="JSON file that 'dask scheduler --scheduler-file' wrote, instead of an address.",
-        ),
-        click.option("--tls-ca", type=pem, help="Certificate of the authority, for tls://.  [Dask's configuration]"),
-        click.option("--tls-cert", type=pem, help="This client's certificate, for tls://."),
-        click.option("--tls-key", type=pem, help="This client's key, for tls://."),
-        click.option(
-            "--path-map",
-            multiple=True,
-            metavar="FROM=TO",
-            help="Slides, masks, weights and run folder that begin with FROM here begin with TO on the workers. Repeatable.",
-        ),
-        click.option(
-            "--any-processor",
-            is_flag=True,
-            default=None,
-            help="Let machines whose processor computes other last bits work on one run too (bf16); else they are refused.",
-        ),
-        click.option(
-            "--stage",
-            type=click.Path(file_okay=False),
-            help="Folder on the workers' own disk: slides are copied there, once a host, for their time in work.",
-        ),
-        click.option(
-            "--stage-gb", type=click.FloatRange(0, min_open=True), default=None, help="Most that --stage holds.  [100]"
-        ),
+    for option in reversed(
+        (
+            click.option(
+                "--scheduler", default="", metavar="ADDRESS", help="Dask scheduler, tcp:// or tls://host:8786.  [this machine]"
+            ),
+            click.option(
+                "--scheduler-file",
+                type=click.Path(dir_okay=False),
+                help="JSON file that 'dask scheduler --scheduler-file' wrote, instead of an address.",
+            ),
+            click.option("--tls-ca", type=pem, help="Certificate of the authority, for tls://.  [Dask's configuration]"),
+            click.option("--tls-cert", type=pem, help="This client's certificate, for tls://."),
+            click.option("--tls-key", type=pem, help="This client's key, for tls://."),
+            click.option(
+                "--path-map",
+                multiple=True,
+                metavar="FROM=TO",
+                help="Paths that begin with FROM here (slides, masks, weights, run) begin with TO on workers; repeatable.",
+            ),
+            click.option(
+                "--any-processor",
+                is_flag=True,
+                default=None,
+                help="Allow machines whose processors compute slightly different maps (bf16) in one run.  [refused]",
+            ),
+            click.option(
+                "--stage",
+                type=click.Path(file_okay=False),
+                help="Folder on each worker's own disk; slides are copied there while they are processed, once per host.",
+            ),
+            click.option(
+                "--stage-gb",
+                type=click.FloatRange(0, min_open=True),
+                default=None,
+                help=f"Size limit of the --stage folder, GB.  [{default_of('stage_gb')}]",
+            ),
+        )
     ):
         function = option(function)
     return function

@@ -108,7 +108,7 @@ def _on_image(rings: Rings, path: Path, shape: tuple[int, int], placing: Placing
     """Return what to tell of polygons beside the label image. A window of a slide (an origin) leaves most of them out."""
     ground = Ground(shape[1], shape[0])
     at = (_firsts(rings) - np.asarray(placing.origin)) * placing.scale
-    what = f"{path}: polygons on a label image of {shape[1]} x {shape[0]} px (--scale, --origin)"
+    what = f"{path}: polygons on a label image of {shape[1]} x {shape[0]} px (--scale, --corner)"
     if placing.origin == (0.0, 0.0):
         return check_fit(at, ground, (1.0, 0.0, 0.0), what)
     try:

@@ -151,7 +151,7 @@ def _unmet(scores: Scores, name: str) -> list[str]:
         return []
     met = "no two share a pixel" if scores.both_px == 0 else f"none match, {scores.both_px:,} px are shared"
     text = f"{name}: of {scores.n_pred:,} predicted and {scores.n_truth:,} true nuclei {met}: "
-    return [text + "are both of the same image, frame and scale (--frame, --origin, --scale)?"]
+    return [text + "are both of the same image, frame and scale (--frame, --corner, --scale)?"]
 
 
 def compare_runs(a: Evaluation, b: Evaluation, score: str = "pq") -> PairedTest:

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsiseg.errors import ConfigError
 
-__all__ = ["Team", "own_device", "rank_and_size", "team_of"]
+__all__ = ["Team", "own_device", "rank_and_size", "team_of", "training_device"]
 
 _PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 validates
 
@@ -29,6 +29,13 @@ _PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 
 def rank_and_size() -> tuple[int, int]:
     """Return this process's rank and the number of processes, as torchrun states them; (0, 1) without it."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def training_device(name: str) -> str:
+    """Return the device that ``auto`` means for training (``cuda`` if PyTorch can use a GPU, else ``cpu``); others as given."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def own_device(device: str) -> torch.device:
