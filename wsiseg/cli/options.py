@@ -122,6 +122,10 @@ def slide_options(function: F) -> F:
 
 def segment_options(function: F) -> F:
     """Add the options of the main job."""
+    return _result_options(_compute_options(function))
+
+
+def _result_options(function: F) -> F:
     for option in reversed(
         (
             click.option(
@@ -183,6 +187,15 @@ def segment_options(function: F) -> F:
                 default=None,
                 help=f"Largest nucleus kept.  [{default_of('max_area_um2')}]",
             ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _compute_options(function: F) -> F:
+    for option in reversed(
+        (
             click.option(
                 "--device",
                 type=DEVICES,
