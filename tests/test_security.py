@@ -32,7 +32,7 @@ WALL_CLOCK = {
     "datetime.datetime.utcnow",
     "time.localtime",
 }
-MAY_TELL_THE_TIME = {"log.py", "run/status.py", "run/qc_report.py", "qc/marks.py", "cli/commands_segment.py"}
+MAY_TELL_THE_TIME = {"log.py", "run/status.py", "qc/report_run.py", "qc/marks.py", "cli/commands_segment.py"}
 """Where a date is written down or an age is shown. Deadlines, rates and retries use the steady clock."""
 
 

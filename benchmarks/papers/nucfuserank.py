@@ -1,7 +1,7 @@
 r"""NucFuseRank (Torbati et al. 2026) on the sets at hand: a finished `wsiseg rank` -> JSON, figure and page.
 
     wsiseg rank SETS --out RANKING --sets consep,dsb2018_he,monuseg,tnbc --network tiny --network lean_w16 --steps 200 \
-        --batch 4 --patch 128 --train-tiles 60 --stain macenko
+        --batch 4 --patch 128 --train-tiles 60 --with-macenko
     python benchmarks/papers/nucfuserank.py RANKING
 
 writes ``benchmarks/results/papers/nucfuserank.json`` and ``.png``. What it means: ``nucfuserank.md`` beside this file.
@@ -43,7 +43,7 @@ def main() -> int:
         f"wsiseg rank SETS --out RANKING --sets {','.join(t['sets'])} "
         + " ".join(f"--network {n}" for n in o["networks"])
         + f" --steps {o['steps']} --batch {o['batch']} --patch {o['patch_px']} --train-tiles {t['train_tiles']}"
-        + (" --stain macenko" if o["macenko"] else "")
+        + (" --with-macenko" if o["macenko"] else "")
     )
     out = {"command": command, "published_pq_percent": PUBLISHED, **tree, "machine": machine()}
     (RESULTS / "nucfuserank.json").write_text(json.dumps(out, indent=1, ensure_ascii=False) + "\n")

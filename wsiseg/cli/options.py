@@ -122,7 +122,7 @@ def slide_options(function: F) -> F:
 
 def segment_options(function: F) -> F:
     """Add the options of the main job."""
-    return _result_options(_compute_options(function))
+    return _result_options(_size_options(_compute_options(function)))
 
 
 def _result_options(function: F) -> F:
@@ -169,6 +169,15 @@ def _result_options(function: F) -> F:
                 default=None,
                 help=f"Test-time augmentation: mean over 8 flips and rotations.  [{default_of('tta')}: none]",
             ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def _size_options(function: F) -> F:
+    for option in reversed(
+        (
             click.option(
                 "--min-area-um2",
                 type=click.FloatRange(0),
