@@ -231,6 +231,19 @@ def test_parts_and_companions_of_slides_are_no_slides(tmp_path: Path) -> None:
     }
 
 
+def test_pictures_of_every_ending_that_opens_are_taken_but_not_beside_their_slide(tmp_path: Path) -> None:
+    for name in ("a.bmp", "b.WEBP", "c.svs", "c.bmp", "d.tif", "d_anno.bmp", "e.webp", "e_label.webp", "f.jp2", "g.gif"):
+        touch(tmp_path / name)
+    found = find_slides([str(tmp_path)])
+    assert ids(found) == ["a", "b", "c", "d", "e"]
+    assert reasons(found) == {
+        "thumbnail, label, mask or overlay of a slide of that name": 3,
+        "ending .jp2, not taken from a folder (name a file outright to try it)": 1,
+        "ending .gif, not taken from a folder (name a file outright to try it)": 1,
+    }
+    assert ids(find_slides([str(tmp_path / "*.jp2")])) == ["f"]
+
+
 def test_thousands_of_files_become_a_few_lines(tmp_path: Path) -> None:
     for k in range(3000):
         (tmp_path / f"{k:04d}.json").touch()

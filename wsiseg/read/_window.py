@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["RGB", "over_white", "read_on_white"]
+__all__ = ["ALL_TRANSPARENT", "RGB", "hides_all", "over_white", "read_on_white"]
 
 RGB: TypeAlias = npt.NDArray[np.uint8]
+
+ALL_TRANSPARENT = (
+    "its alpha sample is 0 (transparent) everywhere, and would hide the picture beneath it. Expected 255 where the picture "
+    "shows; save it without alpha."
+)
 
 
 def read_on_white(
@@ -36,6 +41,11 @@ def read_on_white(
     if x1 > x0 and y1 > y0:
         canvas[y0 - y : y1 - y, x0 - x : x1 - x] = read(x0, y0, x1 - x0, y1 - y0)
     return canvas
+
+
+def hides_all(colours: npt.NDArray[Any], alpha: npt.NDArray[Any]) -> bool:
+    """Return whether alpha is 0 throughout over colours that are not flat: it was left unset when the picture was written."""
+    return bool(alpha.size) and not alpha.any() and bool(colours.min() != colours.max())
 
 
 def over_white(rgba: npt.NDArray[np.uint8]) -> RGB:

@@ -12,7 +12,7 @@ import numpy as np
 from wsiseg.errors import SlideOpenError
 from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._mpp_text import MppClaim
-from wsiseg.read._window import RGB, over_white
+from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white
 from wsiseg.read.array import ArraySlide
 from wsiseg.read.mpp import resolve_mpp, tag_claim
 
@@ -99,7 +99,7 @@ def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
                 _refuse_size(path, *image.size, size_bytes)
                 held = _refuse_mode(path, image)
                 properties = _resolution(image)
-                pixels = _upright_rgb(image)
+                pixels = _upright_rgb(path, image, held)
                 if " of 16 bits" in held and pixels.size and pixels.min() < 255 and pixels.max() < _BRIGHT_U8:
                     raise SlideOpenError(
                         f"image {path}: {held}: no sample has more than {8 + int(pixels.max()).bit_length()} in use, "
@@ -148,6 +148,12 @@ def _refuse_mode(path: Path, image: Image) -> str:
     if frames > 1 and image.format not in ("MPO", "TIFF"):  # an MPO's others are previews; TIFFs were judged before
         raise SlideOpenError(f"image {path}: holds {frames} frames, expected one picture. Save each as a file of its own.")
     bits = 16 if image.format == "PNG" and _png_bits(path) == 16 else 8
+    deep = _jpeg2000_bits(path) if image.format == "JPEG2000" else 8
+    if deep > 8:
+        raise SlideOpenError(
+            f"image {path}: {_COLOUR_HELD.get(mode, '3 samples')} of {deep} bits, JPEG2000: Pillow does not bring them to 8 "
+            "bits without error. Convert it to 8 bits, or to a TIFF of 16."
+        )
     return f"{_COLOUR_HELD.get(mode, '3 samples')} of {bits} bits, {image.format}"
 
 
@@ -156,14 +162,31 @@ def _png_bits(path: Path) -> int:
         return int(stream.read(25)[24])
 
 
-def _upright_rgb(image: Image) -> RGB:
-    """Decode: uint8 (h, w, 3), turned as the EXIF or TIFF orientation says, alpha over white."""
+def _jpeg2000_bits(path: Path) -> int:
+    """Return the bits of the first sample by the codestream's SIZ marker (ISO 15444-1, A.5.1), 8 where there is none."""
+    with path.open("rb") as stream:
+        head = stream.read(1 << 20)
+    at = head.find(b"\xff\x4f\xff\x51")
+    return (head[at + 42] & 0x7F) + 1 if 0 <= at < len(head) - 42 else 8
+
+
+def _upright_rgb(path: Path, image: Image, held: str) -> RGB:
+    """Decode: uint8 (h, w, 3), turned as the EXIF or TIFF orientation says, alpha over white.
+
+    Raises
+    ------
+    SlideOpenError
+        Alpha is 0 throughout.
+    """
     from PIL import ImageOps
 
     see_through = image.mode in _ALPHA_MODES or "transparency" in image.info
     upright = ImageOps.exif_transpose(image)
     if see_through:
-        return over_white(np.asarray(upright.convert("RGBA")))
+        rgba = np.asarray(upright.convert("RGBA"))
+        if hides_all(rgba[..., :3], rgba[..., 3]):
+            raise SlideOpenError(f"image {path}: {held}: {ALL_TRANSPARENT}")
+        return over_white(rgba)
     return np.asarray(upright.convert("RGB"))
 
 

@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 RGB, MINISBLACK, PALETTE, CMYK, YCBCR = 2, 1, 3, 5, 6
+_MASK_PAGE, _MASK = 4, 4  # bit of NewSubfileType, and photometric interpretation, of a transparency mask
 _MAX_PAGES = 200  # looked at: a stack of more is refused by its first ones already
 _SIDE_IMAGES = re.compile(r"label|macro|thumb|overview|preview|barcode|slide ?image", re.IGNORECASE)
 _NAMES = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
@@ -60,6 +61,8 @@ class TiffPicture:
         Bits that carry the value, where the file says so and they are fewer than the container has; else 0.
     image
         Which OME image it is.
+    palette_bits
+        16, or 8 where a writer put colors of 8 bits into a palette.
     """
 
     levels: tuple[tuple[Any, ...], ...]
@@ -71,6 +74,7 @@ class TiffPicture:
     declared_bits: int = 0
     image: int = 0
     texts: tuple[str, ...] = field(default=())
+    palette_bits: int = 16
 
     @property
     def page(self) -> Any:
@@ -110,7 +114,9 @@ def is_tiff(head: bytes) -> bool:
 
 
 def picture_of(tiff: tifffile.TiffFile) -> TiffPicture:
-    """Find the picture of a TIFF: OME-TIFF's largest image, else the first page with what belongs to it.
+    """Find the picture of a TIFF: OME-TIFF's largest image, else the largest page with what belongs to it.
+
+    A thumbnail may stand before it. Transparency masks, and pictures of less than a quarter of its px, do not count.
 
     Raises
     ------
@@ -120,35 +126,64 @@ def picture_of(tiff: tifffile.TiffFile) -> TiffPicture:
         found = _ome_picture(tiff)
         if found is not None:
             return found
-    first = tiff.pages[0]
-    alike, reduced = [first], []
-    for page in _further_pages(tiff):
-        if (page.imagewidth, page.imagelength) == (first.imagewidth, first.imagelength):
+    pages = list(_pages(tiff))
+    first = max(pages, key=lambda page: int(page.imagewidth) * int(page.imagelength))  # of equal ones the first
+    size = int(first.imagewidth), int(first.imagelength)
+    alike, reduced, others = [], [], []
+    for page in pages:
+        w, h = int(page.imagewidth), int(page.imagelength)
+        if (w, h) == size:
             alike.append(page)
         elif page.is_reduced and _reduced(page, first):
             reduced.append(page)
-    texts = (str(first.description or ""),)
-    labels = tuple(str(name).strip() for name in (tiff.imagej_metadata or {}).get("Labels", ())) if tiff.is_imagej else ()
-    if len(alike) == 3 and first.samplesperpixel == 1 and [_NAMES.get(n.lower()) for n in labels] == [0, 1, 2]:
-        return TiffPicture((tuple(alike),), 3, labels, declared_bits=_declared(first), texts=texts)
+        elif 4 * w * h >= size[0] * size[1] and not page.is_reduced and not _coarser(w, h, *size):
+            others.append(f"{w} x {h} px")
+    texts = tuple(dict.fromkeys((str(first.description or ""), str(pages[0].description or ""))))
+    names = _imagej_channels(tiff) if len(alike) == 3 and first.samplesperpixel == 1 else ()
+    if names:
+        return TiffPicture((tuple(alike),), 3, names, declared_bits=_declared(first), texts=texts)
     stack = (f"{len(alike)} pages of {first.imagewidth} x {first.imagelength} px",) if len(alike) > 1 else ()
     levels = [(first,), *((page,) for page in [*(first.pages or []), *reduced] if _reduced(page, first))]
     return TiffPicture(
         tuple(sorted(levels, key=lambda pages: -pages[0].imagewidth)),
         int(first.samplesperpixel),
         stack=stack,
+        others=tuple(others),
         declared_bits=_declared(first),
         texts=texts,
+        palette_bits=8 if int(first.photometric) == PALETTE and np.asarray(first.colormap).max(initial=0) <= 255 else 16,
     )
 
 
-def _further_pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    for k in range(1, _MAX_PAGES):
+def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
+    """Yield the pages that may show the picture: the first, and others that are no transparency mask and hold samples."""
+    for k in range(_MAX_PAGES):
         try:
             page = tiff.pages[k]
         except IndexError:
             return
-        yield page.aspage() if not isinstance(page, tifffile.TiffPage) else page
+        page = page.aspage() if not isinstance(page, tifffile.TiffPage) else page
+        is_mask = int(page.subfiletype) & _MASK_PAGE or int(page.photometric) == _MASK
+        if k == 0 or (not is_mask and page.imagewidth and page.imagelength):
+            yield page
+
+
+def _imagej_channels(tiff: tifffile.TiffFile) -> tuple[str, ...]:
+    """Return names of the three pages of an ImageJ file that are red, green and blue; empty: they are something else.
+
+    They are if labels say so, or if they are the three channels of a composite whose lookup tables, if it brings any, run to
+    pure red, green and blue. Whether that is a picture in transmitted light its brightness tells.
+    """
+    facts = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
+    labels = tuple(str(name).strip() for name in facts.get("Labels", ()))
+    if [_NAMES.get(name.lower()) for name in labels] == [0, 1, 2]:
+        return labels
+    if facts.get("channels") != 3 or facts.get("slices", 1) != 1 or facts.get("frames", 1) != 1:
+        return ()
+    tables = [tuple(int(v) for v in np.asarray(table)[:, -1]) for table in facts.get("LUTs", ())]
+    if facts.get("mode") in ("composite", "color") and [_PURE.get(top) for top in tables] in ([], [0, 1, 2]):
+        return ("red", "green", "blue")
+    return ()
 
 
 def _reduced(page: Any, first: Any) -> bool:
@@ -257,6 +292,8 @@ def is_plain(picture: TiffPicture, *, opaque: bool = True) -> bool:
         return False
     if picture.samples == int(page.samplesperpixel) == 3 and int(page.photometric) in (RGB, YCBCR):
         return picture.orientation == 1 or not opaque
+    if picture.palette_bits == 8:
+        return False  # Pillow takes 16
     few = {RGB: 4, CMYK: 4, PALETTE: 1}.get(int(page.photometric), 0)
     return not opaque and picture.samples == few and int(page.planarconfig) == 1
 

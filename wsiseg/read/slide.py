@@ -197,7 +197,7 @@ def _tiff_facts(p: Path, vendor: str | None) -> tuple[TiffPicture | None, tuple[
     if picture is None or vendor in (None, "generic-tiff"):
         return picture, claims
     if vendor == "aperio":  # its thumbnail, label and focal planes are pages of their own, and OpenSlide knows them
-        return dataclasses.replace(picture, stack=()), ()
+        return dataclasses.replace(picture, stack=(), others=()), ()
     return None, claims
 
 

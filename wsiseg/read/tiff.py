@@ -20,7 +20,7 @@ import tifffile
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
 from wsiseg.read._hostile import DECODER_ERRORS, refuse_absurd_size
 from wsiseg.read._thumbnail import level_thumbnail
-from wsiseg.read._window import RGB, over_white, read_on_white
+from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white, read_on_white
 from wsiseg.read.layout import (
     CMYK,
     MINISBLACK,
@@ -39,6 +39,8 @@ from wsiseg.types import SlideMeta
 __all__ = ["TiffSlide", "refuse_layout"]
 
 _TURNED, _MIRRORED_X, _MIRRORED_Y = (5, 6, 7, 8), (2, 3, 6, 7), (3, 4, 7, 8)
+_PREMULTIPLIED, _UNASSOCIATED = 1, 2  # TIFF's ExtraSamples
+_ALPHA_KINDS = (_PREMULTIPLIED, _UNASSOCIATED)
 _SAMPLED_SEGMENTS, _SAMPLED_PX = 64, 2**24
 
 
@@ -116,21 +118,20 @@ class TiffSlide:
         turned = self._orientation in _TURNED
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple((h, w) if turned else (w, h) for w, h in stored)
         self._order = colour_order(picture.channels, picture.colours) or (0, 1, 2)
+        coloured = int(picture.page.samplesperpixel) > 3 and int(picture.page.photometric) != CMYK
+        kinds = [int(kind) for kind in picture.page.extrasamples] if coloured else []
+        self._alpha = next(((3 + k, kind) for k, kind in enumerate(kinds) if kind in _ALPHA_KINDS), (0, 0))
         self._depth, seen = Depth(), self._sampled()
         try:
             self._depth = depth_of(seen, picture.declared_bits if seen.dtype.kind == "u" else 0)
         except ValueError as err:
             raise SlideOpenError(f"{path}: {picture.words}: {err}. Convert it to 8 bits.") from err
-        if int(picture.page.photometric) == MINISBLACK and not looks_bright(self._shown(seen)):
-            raise SlideOpenError(
-                f"{path}: {picture.words}: no pixel is bright in all three samples, as glass and stained tissue are. Expected "
-                "H&E colour; is it fluorescence? If it is colour, save it with photometric RGB."
-            )
+        self._refuse_dark(path, seen)
         facts = {**properties, **resolution_tags(picture.page)}
         found = resolve_mpp(facts, user_mpp=mpp, vendor=vendor, where=f"slide {path}", claims=mpp_claims(picture))
         width_px, height_px = self.level_sizes_px[0]
         words = [picture.words, *([self._depth.words] if seen.dtype != np.uint8 else [])]
-        if picture.samples > 3 and int(picture.page.photometric) != CMYK and picture.page.extrasamples[:1] not in ((1,), (2,)):
+        if picture.samples > 3 and int(picture.page.photometric) != CMYK and not self._alpha[1]:
             words.append(f"{picture.samples - 3} further sample(s) ignored")
         self.meta = SlideMeta(
             slide_id=slide_id,
@@ -149,6 +150,23 @@ class TiffSlide:
             mtime_ns=mtime_ns,
         )  # fmt: skip
 
+    def _refuse_dark(self, path: Path, seen: npt.NDArray[Any]) -> None:
+        """Raise ``SlideOpenError`` where samples (n, channels) of the slide are darker than any brightfield, or transparent."""
+        picture, (alpha, kind) = self._picture, self._alpha
+        if kind and hides_all(seen[..., :3], seen[..., alpha]):
+            raise SlideOpenError(f"{path}: {picture.words}: {ALL_TRANSPARENT}")
+        told = seen.dtype == np.uint8 or picture.declared_bits > 0  # how bright a sample is: by the file, not fitted
+        if (told and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen)):
+            return
+        deep = "" if told else (
+            f" The brightest sample is {seen.max():g}, so {self._depth.words}, but 99 % lie below {np.percentile(seen, 99):g}: "
+            "it may have been written with fewer bits, and hold a few wrong pixels. Convert it to 8 bits."
+        )  # fmt: skip
+        raise SlideOpenError(
+            f"{path}: {picture.words}: no pixel is bright in all three samples, as glass and stained tissue are. Expected "
+            f"H&E colour; is it fluorescence? If it is colour, save it with photometric RGB.{deep}"
+        )
+
     def _sampled(self) -> npt.NDArray[Any]:
         """Return samples (n, channels): all of the coarsest level where it is small, else of segments spread evenly over it."""
         level = len(self.level_sizes_px) - 1
@@ -157,7 +175,7 @@ class TiffSlide:
         plane = -(-len(page.dataoffsets) // (1 if int(page.planarconfig) == 1 else int(page.samplesperpixel)))
         rows = page.tilelength if page.is_tiled else page.rowsperstrip
         columns = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
-        if page.dtype == np.uint8 and int(page.photometric) != MINISBLACK:
+        if page.dtype == np.uint8 and int(page.photometric) != MINISBLACK and not self._alpha[1]:
             wanted = range(1)  # nothing to fit: it only proves that the compression can be decoded
         elif page.imagewidth * page.imagelength <= _SAMPLED_PX:
             wanted = range(plane)
@@ -263,16 +281,15 @@ class TiffSlide:
         """Turn samples (..., channels) into RGB."""
         page = self._picture.page
         if int(page.photometric) == PALETTE:
-            colours = (np.asarray(page.colormap).T >> 8).astype(np.uint8)
+            colours = (np.asarray(page.colormap).T >> (self._picture.palette_bits - 8)).astype(np.uint8)
             return np.ascontiguousarray(colours[values[..., 0]])
         if int(page.photometric) == CMYK:
             return cmyk_to_rgb(to_u8(values[..., :4], self._depth))
-        kinds = [int(kind) for kind in page.extrasamples] if int(page.samplesperpixel) > 3 else []
-        alpha = next((3 + k for k, kind in enumerate(kinds) if kind in (1, 2)), None)
-        if alpha is None:
+        alpha, kind = self._alpha
+        if not kind:
             return np.ascontiguousarray(to_u8(values[..., list(self._order)], self._depth))
         rgba = to_u8(values[..., [*self._order, alpha]], self._depth)
-        if kinds[alpha - 3] == 2:
+        if kind == _UNASSOCIATED:
             return over_white(rgba)
         return np.minimum(rgba[..., :3].astype(np.uint16) + (255 - rgba[..., 3:]), 255).astype(np.uint8)  # premultiplied
 

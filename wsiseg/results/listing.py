@@ -20,7 +20,7 @@ from wsiseg.read.files import vms_parts
 
 __all__ = ["SLIDE_SUFFIXES", "Listing", "Skipped", "SkippedGroup", "group_skipped", "list_files", "list_folder"]
 
-PICTURES = frozenset({".png", ".jpg", ".jpeg"})
+PICTURES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
 
 SLIDE_SUFFIXES = (
     frozenset({".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"})
@@ -31,16 +31,16 @@ SLIDE_SUFFIXES = (
 _RASTERS = PICTURES | {".tif", ".tiff"}
 _UNFINISHED = frozenset({".partial", ".part", ".crdownload", ".download", ".filepart", ".opdownload", ".aria2", ".tmp"})
 _NO_READER = frozenset(
-    {".vsi", ".isyntax", ".i2syntax", ".zvi", ".lif", ".lsm", ".nd2", ".oir", ".ets", ".mds", ".kfb", ".sdpc", ".tmap", ".jp2"}
+    {".vsi", ".isyntax", ".i2syntax", ".zvi", ".lif", ".lsm", ".nd2", ".oir", ".ets", ".mds", ".kfb", ".sdpc", ".tmap"}
     | {".ecw", ".ims", ".afi", ".ndpis", ".fsx"}
 )
 """Endings of slides that neither OpenSlide nor Pillow reads."""
 
-_MAY_OPEN = frozenset({".qptiff", ".btf", ".tf2", ".tf8", ".bmp", ".gif", ".webp", ".ome", ".stk", ".flex", ".bigtiff"})
+_MAY_OPEN = frozenset({".qptiff", ".btf", ".tf2", ".tf8", ".gif", ".jp2", ".j2k", ".ome", ".stk", ".flex", ".bigtiff"})
 """Endings under which a slide may stand that a reader opens all the same."""
 
 _SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
-_BESIDE = r"(thumb(nail)?|label(ed|s)?|macro|overview|preview|masks?|overlay|density|annotations?|tissue|gt)"
+_BESIDE = r"(thumb(nail)?|label(ed|s)?|macro|overview|preview|masks?|overlay|density|anno(tations?)?|tissue|gt)"
 _COMPANION = re.compile(rf"^(.+?)[ ._-]+{_BESIDE}$", re.IGNORECASE)
 _COMPANION_FOLDER = re.compile(rf"^({_BESIDE}s?|ground[ _-]?truth)$", re.IGNORECASE)
 _RUN_FOLDERS = frozenset({"nuclei", "slides", "maps", "features", "parts", "workers", "progress", "qc", "shards"})
