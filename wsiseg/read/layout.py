@@ -180,8 +180,9 @@ def _imagej_channels(tiff: tifffile.TiffFile) -> tuple[str, ...]:
         return labels
     if facts.get("channels") != 3 or facts.get("slices", 1) != 1 or facts.get("frames", 1) != 1:
         return ()
-    tables = [tuple(int(v) for v in np.asarray(table)[:, -1]) for table in facts.get("LUTs", ())]
-    if facts.get("mode") in ("composite", "color") and [_PURE.get(top) for top in tables] in ([], [0, 1, 2]):
+    brightest = [np.asarray(table)[:, -1] for table in facts.get("LUTs", ())]
+    colours = [_PURE.get((int(r), int(g), int(b))) for r, g, b in brightest]
+    if facts.get("mode") in ("composite", "color") and (not colours or colours == [0, 1, 2]):
         return ("red", "green", "blue")
     return ()
 
