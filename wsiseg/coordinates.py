@@ -31,7 +31,7 @@ __all__ = [
     "FRAME_GRAMMAR",
     "Frame",
     "Ground",
-    "LEAST_INSIDE_FRAC",
+    "MIN_INSIDE_FRAC",
     "Origin",
     "check_fit",
     "ground_of",
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 FRAME_GRAMMAR = "[auto|slide|bounds][,px|,um|,mpp=UM|,down=N]"
-LEAST_INSIDE_FRAC = 0.02
+MIN_INSIDE_FRAC = 0.02
 """With a smaller share than this inside the slide, coordinates are refused: they are another slide's, or of another frame."""
 WARN_OUTSIDE_FRAC = 0.01
 MPP_TOLERANCE_FRAC = 0.02
@@ -179,7 +179,7 @@ def check_fit(xy: Float, ground: Ground, placed: tuple[float, float, float], wha
         f"{what}: {1 - inside:.1%} of {n or len(xy):,} lie outside {known}; in the file x goes from {low[0]:g} to {high[0]:g}, "
         f"y from {low[1]:g} to {high[1]:g}, read {used}. {_hint(xy, ground, inside)}"
     )
-    if inside < LEAST_INSIDE_FRAC:
+    if inside < MIN_INSIDE_FRAC:
         raise FormatError(text)
     return [text]
 

@@ -482,7 +482,7 @@ def review_server(root: Path) -> Iterator[tuple[int, str]]:
     from wsiseg.qc.review_run import open_review
     from wsiseg.qc.runs import load_run
 
-    server, shelf = open_review(load_run(root), "fuzz")
+    server, slide_cache = open_review(load_run(root), "fuzz")
     with server:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -501,4 +501,4 @@ def review_server(root: Path) -> Iterator[tuple[int, str]]:
         yield server.port, cookie
         server.stop()
         thread.join(20)
-        shelf.close()
+        slide_cache.close()

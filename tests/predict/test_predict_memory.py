@@ -16,8 +16,8 @@ from wsiseg.errors import TileComputeError
 from wsiseg.predict import NETS, build_net, fold_batch_norm, model_from_net, predict
 from wsiseg.predict.graphs import CapturedGraph
 from wsiseg.predict.memory import (
-    LEAST_WINDOW_WPX,
-    MOST_AT_ONCE,
+    MAX_AT_ONCE,
+    MIN_WINDOW_WPX,
     SEPARATE_BYTES_PER_PX,
     Window,
     activation_bytes_per_px,
@@ -54,10 +54,10 @@ def test_plan_fits_and_grows_with_memory(free: int, tile: int, itemsize: int) ->
     plan = plan_device(free, spec, itemsize, tile, halo)
     need = SEPARATE_BYTES_PER_PX * tile**2 + activation_bytes_per_px(spec, itemsize) * (plan.window_wpx + 2 * halo) ** 2
     assert plan.window_wpx % 16 == 0
-    assert plan.window_wpx >= min(LEAST_WINDOW_WPX, tile)
+    assert plan.window_wpx >= min(MIN_WINDOW_WPX, tile)
     assert plan.window_wpx < tile + 16
-    assert 1 <= plan.batch <= MOST_AT_ONCE
-    if plan.window_wpx > LEAST_WINDOW_WPX:
+    assert 1 <= plan.batch <= MAX_AT_ONCE
+    if plan.window_wpx > MIN_WINDOW_WPX:
         assert plan.batch * need <= free
     more = plan_device(2 * free, spec, itemsize, tile, halo)
     assert more.window_wpx >= plan.window_wpx
@@ -66,7 +66,7 @@ def test_plan_fits_and_grows_with_memory(free: int, tile: int, itemsize: int) ->
 def test_plan_of_known_cards() -> None:
     """A whole tile of the product's size several times over on an H200, one at a time on a card of 8 GiB, parts on one of 2."""
     spec = NETS["lean"]
-    assert plan_device(120 * GIB, spec, 2, 4128, 112).batch == MOST_AT_ONCE
+    assert plan_device(120 * GIB, spec, 2, 4128, 112).batch == MAX_AT_ONCE
     assert plan_device(120 * GIB, spec, 2, 4128, 112).window_wpx == 4128
     assert plan_device(7 * GIB, spec, 2, 4128, 112).window_wpx == 4128
     assert 256 < plan_device(2 * GIB, spec, 2, 4128, 112).window_wpx < 4128
@@ -77,8 +77,8 @@ def test_window_is_halved_once_for_all_threads() -> None:
     assert window.halve(2048) == 1024
     assert window.halve(2048) == 1024  # another thread had tried the old side
     assert window.halve(1024) == 512
-    assert window.halve(300) == LEAST_WINDOW_WPX
-    assert window.halve(LEAST_WINDOW_WPX) is None
+    assert window.halve(300) == MIN_WINDOW_WPX
+    assert window.halve(MIN_WINDOW_WPX) is None
 
 
 class SmallMemory:

@@ -111,13 +111,13 @@ def test_a_review_by_suspicion_is_fixed_corrected_and_graded_only_when_whole(mak
     ids = [r["patch_id"] for r in table(run, "patches")]
     order = by_suspicion(run, ids)
     assert sorted(order) == sorted(ids)
-    server, shelf = open_review(run, "ann", order="predicted")
+    server, slide_cache = open_review(run, "ann", order="predicted")
     session: ReviewSession = server._session
     assert session.items("patches") == order
     for k in range(10):
         session.mark("patches", session.state("patches")["next"][0], ("adequate", "not_adequate")[k % 3 == 0])
     server.__exit__(None, None, None)
-    shelf.close()
+    slide_cache.close()
     assert {m.order for m in read_marks(run.marks / "ann.jsonl", run.digest)} == {"predicted"}
     assert by_suspicion(run, ids) == order  # marks change predictions, not the order that a review rests on
     grades = {g.slide_id: g for g in grade_run(run).grades}
@@ -144,12 +144,12 @@ def test_patches_made_later_join_the_order_and_a_second_opinion_follows_it(make_
     assert [i for i in more if i in first] == first
     assert len(more) == 10
     judge(run, dict.fromkeys(more[:4], "adequate"), "predicted")
-    server, shelf = open_review(run, "bob", order="predicted", second_opinion_frac=1.0)
+    server, slide_cache = open_review(run, "bob", order="predicted", second_opinion_frac=1.0)
     session: ReviewSession = server._session
     assert session.items("patches") == patch_queue(more, (), more[:4], second_opinion_frac=1.0) == more[:4]
     session.mark("patches", more[0], "not_adequate")
     server.__exit__(None, None, None)
-    shelf.close()
+    slide_cache.close()
     assert json.loads((run.marks / "bob.jsonl").read_text())["order"] == "second"
 
 

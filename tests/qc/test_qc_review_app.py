@@ -62,7 +62,7 @@ class Page:
 
 @contextlib.contextmanager
 def serving(root: Path, reviewer: str = "ann", **kw: Any) -> Iterator[Page]:
-    server, shelf = open_review(load_run(root), reviewer, **kw)
+    server, slide_cache = open_review(load_run(root), reviewer, **kw)
     with server:
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()
@@ -75,7 +75,7 @@ def serving(root: Path, reviewer: str = "ann", **kw: Any) -> Iterator[Page]:
         yield page
         server.stop()
         thread.join(20)
-        shelf.close()
+        slide_cache.close()
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from tests.run.hosts import Hosts as Machines
 from tests.run.hosts import reached
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder, PrepareDone, Task
-from wsiseg.run.hosts import LONGEST_REST_S, MOST_HOSTS, REST_S, STRIKES, Hosts, Thing
+from wsiseg.run.hosts import LONGEST_REST_S, MAX_HOSTS, REST_S, STRIKES, Hosts, WorkItem
 from wsiseg.run.presence import Death
 from wsiseg.run.status import run_status
 from wsiseg.run.verify import verify_run
@@ -51,7 +51,7 @@ def hosts(clock: Clock) -> Hosts:
     return found
 
 
-def slide(k: int) -> Thing:
+def slide(k: int) -> WorkItem:
     return ("prepare", f"s{k}", -1)
 
 
@@ -140,7 +140,7 @@ def test_a_bad_slide_puts_nobody_aside_and_is_not_tried_everywhere(clock: Clock)
         tries += 1
         if not hosts.may_be_done(slide(1), there):
             break
-    assert tries == MOST_HOSTS, "nobody has opened anything yet: any of them may be blind"
+    assert tries == MAX_HOSTS, "nobody has opened anything yet: any of them may be blind"
     for worker in there:
         hosts.succeeded(worker, slide(99))
     hosts.failed(there[0], slide(2), "not a slide", STRIKES)

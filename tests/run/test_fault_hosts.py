@@ -15,7 +15,7 @@ from distributed import Client
 
 from tests.run.conftest import environment, run_here
 from tests.run.hosts import Hosts, reached, wait_for_parts
-from wsiseg.run import crew as crews
+from wsiseg.run import worker_pool
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--engine", "eager")
 SLOW = [{"do": "slow", "at": "tile", "seconds": 0.7, "times": 99}]
@@ -65,13 +65,13 @@ def test_a_scheduler_that_never_answers_is_given_up(tmp_path: Path, monkeypatch:
     """A connection may be dead with nobody told: then a question would be waited for for ever."""
     with Hosts(tmp_path / "hosts") as hosts, Client(reached(hosts), set_as_default=False, timeout="60s") as client:
         client.wait_for_workers(1, timeout=120)
-        monkeypatch.setattr(crews, "ANSWER_S", 2.0)
-        crew = crews.Crew(client, SimpleNamespace(name="nobody's run"))  # type: ignore[arg-type]
-        assert crew.look() == 0, "a worker that was not accepted does no tiles"
+        monkeypatch.setattr(worker_pool, "ANSWER_S", 2.0)
+        pool = worker_pool.WorkerPool(client, SimpleNamespace(name="nobody's run"))  # type: ignore[arg-type]
+        assert pool.look() == 0, "a worker that was not accepted does no tiles"
         hosts.client_link.freeze()
-        crew._looked = -crews.LOOK_S
+        pool._looked = -worker_pool.LOOK_S
         with pytest.raises(TimeoutError):
-            crew.look()
+            pool.look()
         hosts.client_link.heal()
-        crew._looked = -crews.LOOK_S
-        assert crew.look() == 0
+        pool._looked = -worker_pool.LOOK_S
+        assert pool.look() == 0

@@ -18,7 +18,7 @@ from wsiseg.predict.machine import cpu_has
 from wsiseg.results.arithmetic import mixed_precision_note, precision_text, with_processor
 from wsiseg.results.folder import RunFolder
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.worker import Terms, processor_objections
+from wsiseg.run.worker import RunRequirements, processor_objections
 from wsiseg.summarize import read_slides_table
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--workers", "1", "--engine", "eager")
@@ -108,18 +108,18 @@ def test_a_worker_with_other_maps_is_refused_or_recorded(tmp_path: Path) -> None
     folder.create()
     config = RunConfig(predict=PredictConfig(weights="open", precision="fp32"))
     folder.claim(config, {}, {}, A, "chosen")
-    terms = Terms("", "", {}, "another machine")
-    found = processor_objections(terms, WorkerContext(folder, config, ""))
+    requirements = RunRequirements("", "", {}, "another machine")
+    found = processor_objections(requirements, WorkerContext(folder, config, ""))
     assert len(found) == 1
     assert A["processor"] in found[0]
     assert "other" not in str(folder.read_run())
     open_to_all = RunConfig(predict=config.predict, schedule=ScheduleConfig(any_processor=True))
-    assert processor_objections(terms, WorkerContext(folder, open_to_all, "")) == []
+    assert processor_objections(requirements, WorkerContext(folder, open_to_all, "")) == []
     record = folder.read_run()
     assert record is not None
     assert record["processors"][0]["digest"] == A["digest"]
     assert len(record["processors"]) == 2
-    assert processor_objections(terms, WorkerContext(folder, config, "")) == [], "it is on record now"
+    assert processor_objections(requirements, WorkerContext(folder, config, "")) == [], "it is on record now"
 
 
 def test_processors_are_told_apart_by_their_maps_only() -> None:

@@ -14,7 +14,7 @@ import torch
 from wsiseg.errors import ConfigError
 from wsiseg.predict import build_net
 from wsiseg.train import Batch, LoopConfig, fit
-from wsiseg.train.distributed import team_of
+from wsiseg.train.distributed import process_group
 
 STEPS = 6
 REPORT_EVERY = 2
@@ -96,7 +96,7 @@ def lines(folder: Path) -> list[dict[str, float]]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("team")
+    root = tmp_path_factory.mktemp("group")
     train(root / "one")
     two_processes(root / "two", free_port())
     two_processes(root / "cut", free_port(), stop_after=4)
@@ -132,5 +132,5 @@ def test_a_resumed_team_ends_where_an_uninterrupted_one_does(runs: dict[str, Pat
 
 def test_one_gpu_is_not_for_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="cuda:1"), team_of("cuda:1"):
+    with pytest.raises(ConfigError, match="cuda:1"), process_group("cuda:1"):
         pass

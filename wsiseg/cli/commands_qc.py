@@ -238,7 +238,7 @@ def review(
     from wsiseg.qc.review_run import open_review, parse_share
     from wsiseg.qc.runs import load_run
 
-    server, shelf = open_review(
+    server, slide_cache = open_review(
         load_run(run, path_map),
         reviewer,
         port=port,
@@ -254,7 +254,7 @@ def review(
         try:
             server.run()
         finally:
-            shelf.close()
+            slide_cache.close()
 
 
 @qc.command()

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.coordinates import LEAST_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
+from wsiseg.coordinates import MIN_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
 from wsiseg.errors import FormatError
 from wsiseg.evaluation.inputs import Instances, Rings, Vertices, draw_rings, load_label_image, load_rings
 from wsiseg.labels import LABEL_SUFFIXES
 
 __all__ = ["Pair", "Placing", "load_pair"]
 
-LEAST_OVERLAP_FRAC = 0.5
+MIN_OVERLAP_FRAC = 0.5
 """Of two polygon files the one with the smaller reach should lie in the reach of the other; below this it is told."""
 
 
@@ -131,12 +131,12 @@ def _on_each_other(placed: dict[Path, Rings], files: dict[Path, Rings], ground: 
     if not len(one) or not len(two):
         return notes
     within = max(_share_within(one, two), _share_within(two, one))
-    if within >= LEAST_OVERLAP_FRAC:
+    if within >= MIN_OVERLAP_FRAC:
         return notes
     reach = " and ".join(f"{p} x {_reach(r, 0)}, y {_reach(r, 1)}" for p, r in placed.items())
     text = f"only {within:.1%} of the one file's polygons lie in the reach of the other's: {reach} level-0 px. "
     text += _hint(files, placed, ground)
-    if within < LEAST_INSIDE_FRAC:
+    if within < MIN_INSIDE_FRAC:
         raise FormatError(text)
     return [*notes, text]
 
@@ -161,7 +161,7 @@ def _hint(files: dict[Path, Rings], placed: dict[Path, Rings], ground: Ground | 
     for text in ("slide", "bounds", "slide,um", "bounds,um"):
         factor, dx, dy = parse_frame(text).on(ground)
         moved = dataclasses.replace(files[foreign[0]], xy=files[foreign[0]].xy * factor + np.array([dx, dy]))
-        if max(_share_within(moved, other), _share_within(other, moved)) > LEAST_OVERLAP_FRAC:
+        if max(_share_within(moved, other), _share_within(other, moved)) > MIN_OVERLAP_FRAC:
             fitting.append(f"--frame {text}")
     return f"They would meet with {' or with '.join(fitting)}." if fitting else "Are both of the same slide (--frame)?"
 

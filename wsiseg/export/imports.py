@@ -91,7 +91,7 @@ class _Slide:
     tissue: TissueMask | None = None
 
 
-LEAST_ON_TISSUE = 0.5
+MIN_ON_TISSUE = 0.5
 """Of nuclei that lie where they should nearly all are on tissue; a smaller share than this is told."""
 _ENDINGS = (
     ".geojson.gz", ".json.gz", ".json.snappy", ".geojson", ".json", ".zarr", ".zip", ".db", ".tiff", ".tif", ".png", ".npy",
@@ -243,7 +243,7 @@ def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[
     inside = (at >= 0).all(axis=1) & (at < (w, h)).all(axis=1)
     on_tissue = float(found.mask[at[inside, 1], at[inside, 0]].sum()) / len(xy)
     share = slide.tissue_px / (slide.meta.width_px * slide.meta.height_px)
-    if on_tissue >= LEAST_ON_TISSUE:
+    if on_tissue >= MIN_ON_TISSUE:
         return []
     text = f"{path}: only {on_tissue:.1%} of {len(xy):,} nuclei lie on tissue, which covers {share:.1%} of the slide: "
     return [text + "are they of another slide or another frame (--frame)?"]

@@ -27,7 +27,7 @@ FAILURE_KINDS: tuple[str, ...] = ("matched", "merged", "split", "outline", "miss
 """Keys of ``Failures.counts``: true nuclei by kind (the first five), and predictions that meet nothing."""
 
 _OUTLINE_IOU = 0.1
-_LEAST_NUCLEI = 12  # a window with fewer whole nuclei, true and predicted together, says little about a method
+_MIN_NUCLEI = 12  # a window with fewer whole nuclei, true and predicted together, says little about a method
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,7 +88,7 @@ def worst_windows(pred: npt.NDArray[Any], truth: npt.NDArray[Any], side: int = 1
         for x in _starts(truth.shape[1], side, step):
             window = (slice(y, y + side), slice(x, x + side))
             scores = scores_of(contingency(pred[window], truth[window]))
-            if _whole_nuclei(pred[window]) + _whole_nuclei(truth[window]) >= _LEAST_NUCLEI:
+            if _whole_nuclei(pred[window]) + _whole_nuclei(truth[window]) >= _MIN_NUCLEI:
                 found.append(WorstWindow(x, y, side, scores.pq, scores.n_truth, scores.n_pred))
     chosen: list[WorstWindow] = []
     for window_found in sorted(found, key=lambda w: w.pq):

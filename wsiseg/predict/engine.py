@@ -39,7 +39,7 @@ memory bus, and a smaller window follows the tissue more closely: with both core
 _INT8_WINDOW_WPX = 2080
 """Bytes load the bus less: over a whole slide with its tissue mask 13 % faster than 1040 px, with both cores at work."""
 
-_LEAST_WPX = 112
+_MIN_WPX = 112
 """Torch computes small layers by other code than large ones, which differs in the last bit: windows stay above that size."""
 
 _CUT_WPX = 256
@@ -303,9 +303,9 @@ def _run_at_one_size(model: Model, pixels: Array) -> Array:
 
 
 def _aligned(box: Box, multiple: int) -> Box:
-    """Grow a box outward until its edges lie on multiples and its sides reach ``_LEAST_WPX``."""
+    """Grow a box outward until its edges lie on multiples and its sides reach ``_MIN_WPX``."""
     x, y = box.x // multiple * multiple, box.y // multiple * multiple
-    w, h = (-(-max(end, start + _LEAST_WPX) // multiple) * multiple - start for start, end in ((x, box.x1), (y, box.y1)))
+    w, h = (-(-max(end, start + _MIN_WPX) // multiple) * multiple - start for start, end in ((x, box.x1), (y, box.y1)))
     return Box(x, y, w, h)
 
 

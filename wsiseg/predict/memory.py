@@ -9,9 +9,9 @@ from wsiseg.predict.nets import NetSpec
 
 __all__ = ["DevicePlan", "Window", "activation_bytes_per_px", "plan_device"]
 
-LEAST_WINDOW_WPX = 256
+MIN_WINDOW_WPX = 256
 """Smallest useful side of a window: below it nearly all of the work is the halo's."""
-MOST_AT_ONCE = 3
+MAX_AT_ONCE = 3
 """Tiles on a device at once: one uploads, one computes, one is traced. More would only hold memory."""
 SEPARATE_BYTES_PER_PX = 56
 """Of a tile on the device besides the network: pixels 3, maps 2, and what separate and vectorize hold at once (41), in bytes
@@ -41,7 +41,7 @@ class Window:
     """
 
     side_wpx: int
-    least_wpx: int = LEAST_WINDOW_WPX
+    least_wpx: int = MIN_WINDOW_WPX
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def halve(self, failed_wpx: int) -> int | None:
@@ -107,7 +107,7 @@ def plan_device(free_bytes: int, spec: NetSpec, itemsize: int, tile_wpx: int, ha
     post = SEPARATE_BYTES_PER_PX * tile_wpx**2
     per_px = WORKSPACE * activation_bytes_per_px(spec, itemsize)
     side = -(-tile_wpx // 16) * 16
-    while side > LEAST_WINDOW_WPX and post + per_px * (side + 2 * halo_wpx) ** 2 > free_bytes:
-        side = max(LEAST_WINDOW_WPX, side // 32 * 16)
+    while side > MIN_WINDOW_WPX and post + per_px * (side + 2 * halo_wpx) ** 2 > free_bytes:
+        side = max(MIN_WINDOW_WPX, side // 32 * 16)
     need = post + per_px * (side + 2 * halo_wpx) ** 2
-    return DevicePlan(side, max(1, min(MOST_AT_ONCE, int(free_bytes // need))))
+    return DevicePlan(side, max(1, min(MAX_AT_ONCE, int(free_bytes // need))))

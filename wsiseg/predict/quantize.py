@@ -1,12 +1,18 @@
 """The network in integers: unsigned 8-bit activations, signed 7-bit kernels, 32-bit sums, by oneDNN's quantized convolution.
 
-Twice the speed of bf16 where the processor multiplies bytes natively (VNNI, AMX), and, as integer sums do not depend on their
-order, maps that do not depend on windows, threads or processor to the last bit: without VNNI a processor adds pairs of products
-in 16 bits, which 7-bit kernels never fill. Activations are scaled per channel: a scale of a channel
-goes into the kernel that makes it and into the kernel that reads it (as in Nagel et al. 2019, arXiv:1906.04721, section 4.1),
-so all channels share one scale in the arithmetic itself. Kernels are scaled per output channel and rounded such that the errors
-of a kernel's elements add up to about nothing (the data-free steps of SQuant, Guo et al. 2022, arXiv:2202.07471): neighboring
-pixels are alike, so what counts is the sum. That more than makes up for the eighth bit (``benchmarks/precision.py``).
+It is twice as fast as bf16 on processors that multiply bytes natively (VNNI, AMX). Integer sums do not depend on their order,
+so the maps do not depend on windows, threads or processor, to the last bit. A processor without VNNI adds pairs of products in
+16 bits, which would saturate with 8-bit kernels; with 7-bit kernels it never does.
+
+Activations are scaled per channel. The scale of a channel is multiplied into the kernel that produces it and into the kernel
+that reads it (Nagel et al. 2019, arXiv:1906.04721, section 4.1), so the arithmetic itself has one scale for all channels.
+Kernels are scaled per output channel and rounded such that the errors of a kernel's elements sum to about zero (the data-free
+steps of SQuant, Guo et al. 2022, arXiv:2202.07471): neighboring pixels are similar, so the error of the sum is what matters.
+The gain exceeds the loss of the eighth bit (``benchmarks/precision.py``).
+
+How a convolution becomes integers (``_Convolution``): with x = scale (q - zero) for an input byte q,
+``w x + b = (w scale) q + (b - w scale zero)``: a kernel that reads bytes, and a bias. Dividing both by the output's scale gives
+the output byte directly, and oneDNN rounds and clips it.
 """
 
 from __future__ import annotations
@@ -38,16 +44,18 @@ KERNEL_MAX = 64
 """Largest kernel element: two products, 2 x 255 x 64, stay below 2**15."""
 
 QUANTIZATION = "kernels of 7 bits, even sums"
-"""How numbers are rounded here, part of a run's digest: another way gives other maps."""
+"""Name of the rounding rule, part of a run's digest: another rule gives other maps."""
 
 _QUANTILE = 0.9999
-"""Of a channel's absolute values over an image: what lies above is clipped. Tissue of other laboratories needs the room."""
+"""Quantile of a channel's absolute values over an image that becomes its range; larger values are clipped. It is close to 1,
+as tissue of other laboratories reaches larger values than the calibration images."""
 
-_LEAST_SHARE = 0.1
-"""A channel's range is at least this share of its layer's largest, so that a silent channel is not blown up."""
+_MIN_SHARE = 0.1
+"""A channel's range is at least this share of its layer's largest, so that noise of a channel that is
+nearly zero is not amplified."""
 
 _ZERO = 128
-"""Byte that stands for 0 in a transposed convolution's output, which has both signs."""
+"""Byte for the value 0 in the output of a transposed convolution, which has both signs."""
 
 
 def is_quantizable(spec: NetSpec) -> bool:
@@ -98,7 +106,7 @@ def activation_ranges(net: UNet, images: Iterable[NDArray[np.uint8]]) -> dict[st
     finally:
         for handle in handles:
             handle.remove()
-    return {name: torch.maximum(high, high.max() * _LEAST_SHARE).clamp_min(1e-6) for name, high in seen.items()}
+    return {name: torch.maximum(high, high.max() * _MIN_SHARE).clamp_min(1e-6) for name, high in seen.items()}
 
 
 class QuantizedUNet:
@@ -132,10 +140,10 @@ class QuantizedUNet:
         self.up: list[_Convolution] = []
         self.merge: list[list[_Convolution]] = []
         stem = net.spec.stem
-        # here an unshuffled pixel is (row, column, color), in torch (color, row, column)
+        # the stem reads squares of stem x stem pixels: here in the order (row, column, color), in torch (color, row, column)
         order = torch.arange(3 * stem**2).view(3, stem, stem).permute(1, 2, 0).flatten()
         first = net.down[0][0].weight.detach().float()[:, order]
-        scale, zero = torch.full((len(order),), 1 / 127.5), torch.full((len(order),), 127.5)
+        scale, zero = torch.full((len(order),), 1 / 127.5), torch.full((len(order),), 127.5)  # the network sees rgb / 127.5 - 1
         skips: list[torch.Tensor] = []
         for k, block in enumerate(net.down):
             kernels = [first if k == 0 and j == 0 else c.weight.detach().float() for j, c in enumerate(_convolutions(block))]
@@ -144,15 +152,15 @@ class QuantizedUNet:
             skips.append(scale)
             zero = torch.zeros_like(scale)
         skips.pop()
-        for k, (rise, block) in enumerate(zip(net.up, net.merge, strict=True)):
-            risen = ranges[f"up.{k}"] / (255 - _ZERO)
-            # a 2x2 transposed convolution of stride 2 is four 1x1 convolutions, one per place in the square
-            kernel = rise.weight.detach().float().permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
-            bias = rise.bias.detach().float().repeat(4)
-            self.up.append(_Convolution(kernel, bias, scale, zero, risen.repeat(4), signed=True))
+        for k, (upward, block) in enumerate(zip(net.up, net.merge, strict=True)):
+            up_scale = ranges[f"up.{k}"] / (255 - _ZERO)
+            # a 2x2 transposed convolution of stride 2 is four 1x1 convolutions, one for each pixel of the 2x2 square
+            kernel = upward.weight.detach().float().permute(2, 3, 1, 0).flatten(0, 2)[:, :, None, None]
+            bias = upward.bias.detach().float().repeat(4)
+            self.up.append(_Convolution(kernel, bias, scale, zero, up_scale.repeat(4), signed=True))
             skip = skips.pop()
-            scale = torch.cat([risen, skip])
-            zero = torch.cat([torch.full_like(risen, _ZERO), torch.zeros_like(skip)])
+            scale = torch.cat([up_scale, skip])
+            zero = torch.cat([torch.full_like(up_scale, _ZERO), torch.zeros_like(skip)])
             kernels = [c.weight.detach().float() for c in _convolutions(block)]
             layers, scale = _chain(block, kernels, scale, zero, ranges, f"merge.{k}")
             self.merge.append(layers)
@@ -168,14 +176,15 @@ class QuantizedUNet:
                 x = layer(x)
             if level < len(self.down) - 1:
                 skips.append(x)
+                # 2x2 max pooling
                 rows = torch.maximum(x[:, :, 0::2], x[:, :, 1::2])
                 x = torch.maximum(rows[:, :, :, 0::2], rows[:, :, :, 1::2])
         cropped = 0
         for step, (up, layers) in enumerate(zip(self.up, self.merge, strict=True)):
             x, cropped = up(x), 2 * cropped
-            crop = max(0, spare_px(self.spec, step, margin) - cropped) // 2  # px before the rise, two after it
+            crop = max(0, spare_px(self.spec, step, margin) - cropped) // 2  # px before upsampling, twice as many after it
             cropped += 2 * crop
-            x = _risen_beside(shaved(x, crop), shaved(skips.pop(), cropped))
+            x = _upsampled_and_skip(shaved(x, crop), shaved(skips.pop(), cropped))
             for layer in layers:
                 x = layer(x)
         return functional.pixel_shuffle(shaved(self.head(x), margin // self.spec.stem - cropped), self.spec.stem)
@@ -195,8 +204,8 @@ class _Convolution:
         signed: bool = False,
     ) -> None:
         kernel = kernel * scale[None, :, None, None]
-        # a zero other than 0 goes into the bias; at the window's border, where px are padded with byte 0, that is not so, but
-        # px there are inside the halo and are dropped
+        # The zero point of the input goes into the bias. At the window's border oneDNN pads with byte 0 instead of the zero
+        # point, so px there are wrong; they lie in the halo and are dropped.
         bias = bias - (kernel.double().sum((2, 3)) * zero).sum(1).float()
         out = torch.ones_like(bias) if out_scale is None else out_scale
         kernel, self.bias = kernel / out[:, None, None, None], bias / out
@@ -220,7 +229,8 @@ class _Convolution:
 def whole_kernel(kernel: torch.Tensor) -> torch.Tensor:
     """Round a kernel such that errors cancel: first within each (h, w), then within each output channel.
 
-    Where rounding leaves a sum of about n, the n elements that were rounded farthest in that direction go to the other side.
+    If the rounding errors of a group sum to about n, the n elements with the largest error in that direction are rounded the
+    other way.
 
     Parameters
     ----------
@@ -241,14 +251,14 @@ def whole_kernel(kernel: torch.Tensor) -> torch.Tensor:
 
 
 _FINE = 2**24
-"""Kernel elements are counted in this part of a whole step while errors are added up."""
+"""Fixed-point fraction in which kernel elements are held while errors are summed, so that sums are exact in any order."""
 
 
 @cache
 def sums_are_exact() -> bool:
-    """Return whether oneDNN sums bytes exactly on this processor, for the largest activations and kernels that there are.
+    """Return whether oneDNN sums bytes exactly on this processor, for the largest possible activations and kernels.
 
-    The oracle is NumPy's 64-bit integers. A processor (or a oneDNN) that rounds or saturates on the way gives other maps.
+    The reference is 64-bit integers in NumPy. A processor (or a oneDNN) that rounds or saturates would give other maps.
     """
     rng = np.random.default_rng(0)
     for inner, side in ((12, 3), (48, 3), (64, 1)):
@@ -288,7 +298,7 @@ def _chain(
     ranges: dict[str, torch.Tensor],
     name: str,
 ) -> tuple[list[_Convolution], torch.Tensor]:
-    """Return a block's convolutions and the scale of what the last of them gives."""
+    """Return a block's convolutions and the scale of the last one's output."""
     layers = []
     for j, (kernel, convolution) in enumerate(zip(kernels, _convolutions(block), strict=True)):
         assert convolution.bias is not None
@@ -299,14 +309,14 @@ def _chain(
 
 
 def _unshuffled(rgb: torch.Tensor) -> torch.Tensor:
-    """uint8 (H, W, 3) -> uint8 (1, 12, H / 2, W / 2) channels-last, two bytes at a time."""
+    """uint8 (H, W, 3) -> uint8 (1, 12, H / 2, W / 2) channels-last, moved as 16-bit words."""
     height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
     pairs = rgb.contiguous().view(-1).view(torch.int16).view(height, 2, width, 3).permute(0, 2, 1, 3)
     return pairs.reshape(height, width, 6).view(torch.uint8)[None].permute(0, 3, 1, 2)
 
 
-def _risen_beside(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """Spread four 1x1 results over their 2x2 squares and put the skip's channels behind, eight bytes at a time."""
+def _upsampled_and_skip(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
+    """Spread four 1x1 results over their 2x2 squares and append the skip's channels; moved as 64-bit words."""
     x, skip = (t.permute(0, 2, 3, 1)[0].view(torch.int64) for t in (x, skip))
     height, width, words = x.shape[0], x.shape[1], x.shape[2] // 4
     out = torch.empty((2 * height, 2 * width, words + skip.shape[2]), dtype=torch.int64)

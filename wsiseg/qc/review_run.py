@@ -28,14 +28,14 @@ from wsiseg.read import Slide
 from wsiseg.tables import read_nuclei, wkb_rings
 from wsiseg.types import Box
 
-__all__ = ["SlideShelf", "make_source", "open_review", "parse_share"]
+__all__ = ["SlideCache", "make_source", "open_review", "parse_share"]
 
 TILE_PX = 256
 JPEG_QUALITY = 88
 MAX_OPEN_SLIDES = 4
 
 
-class SlideShelf:
+class SlideCache:
     """Open slides for the page: a few at a time, one thread in each at a time."""
 
     def __init__(self, run: QcRun) -> None:
@@ -106,7 +106,7 @@ def jpeg(picture: Any, quality: int = JPEG_QUALITY) -> bytes:
     return buffer.getvalue()
 
 
-def make_source(run: QcRun, shelf: SlideShelf, packs: dict[str, str], reasons: dict[str, list[str]]) -> ReviewSource:
+def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], reasons: dict[str, list[str]]) -> ReviewSource:
     """Return the page's pictures of a run.
 
     Parameters
@@ -126,7 +126,7 @@ def make_source(run: QcRun, shelf: SlideShelf, packs: dict[str, str], reasons: d
         row = run.row(slide_id)
         facts: dict[str, Any] = {"slide_id": slide_id, "cohort": row.get("cohort") or "", "reasons": reasons.get(slide_id, [])}
         try:
-            with shelf.slide(slide_id) as slide:
+            with slide_cache.slide(slide_id) as slide:
                 meta = slide.meta
         except (WsisegError, OSError) as err:
             return {**facts, "error": f"The slide cannot be shown, judge by its patches or answer unsure. {err}"}
@@ -140,7 +140,7 @@ def make_source(run: QcRun, shelf: SlideShelf, packs: dict[str, str], reasons: d
         except FileNotFoundError:
             return np.empty((0, 2)), np.zeros(1, np.int64)  # a slide without segmentation has none to draw
 
-    return ReviewSource(picture, info, shelf.tile, nuclei)
+    return ReviewSource(picture, info, slide_cache.tile, nuclei)
 
 
 def open_review(
@@ -152,7 +152,7 @@ def open_review(
     second_opinion_frac: float = 0.0,
     slides: Sequence[str] | None = None,
     order: str = "random",
-) -> tuple[ReviewServer, SlideShelf]:
+) -> tuple[ReviewServer, SlideCache]:
     """Return a server, ready to ``run``, of a reviewer's queues.
 
     Parameters
@@ -195,12 +195,12 @@ def open_review(
     tilted = "predicted" if share == (1, 1) else f"predicted {share[0]}/{share[1]}"
     shown_by = "second" if second_opinion_frac > 0 else tilted if order == "predicted" else "random"
     log = MarkLog(run.marks, reviewer, run.digest, shown_by)
-    shelf = SlideShelf(run)
+    slide_cache = SlideCache(run)
     reasons = {r["slide_id"]: [t for t in (r["reasons"] or r["note"] or "").split("; ") if t] for r in outliers}
-    source = make_source(run, shelf, {e["patch_id"]: e["file"] for e in index}, reasons)
+    source = make_source(run, slide_cache, {e["patch_id"]: e["file"] for e in index}, reasons)
     session = ReviewSession(log, {"patches": queue, "slides": shown})
     try:
-        return ReviewServer(session, source, port=port, title=Path(run.folder.root).name), shelf
+        return ReviewServer(session, source, port=port, title=Path(run.folder.root).name), slide_cache
     except WsisegError:
         session.close()
         raise

@@ -16,18 +16,18 @@ from wsiseg.errors import SchedulerLostError, one_line
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
-from wsiseg.run.crew import ANSWER_S, LOOK_S, Crew
-from wsiseg.run.feed import MOST_RETURNS, Feeder, PrepareDone, Task
+from wsiseg.run.feed import MAX_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.finish import record_failed_slide
-from wsiseg.run.hosts import STRIKES, Thing
+from wsiseg.run.hosts import STRIKES, WorkItem
 from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
+from wsiseg.run.worker_pool import ANSWER_S, LOOK_S, WorkerPool
 from wsiseg.types import Stain, Tile, TileOutcome
 
 __all__ = ["Drive", "Progress"]
 
 LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
-"""What the log says of a slide that is closed, beside its tiles and seconds."""
+"""Fields of a finished slide that go to the log, besides its tiles and seconds."""
 
 
 @dataclass(slots=True)
@@ -47,11 +47,17 @@ class Progress:
 
 
 class Drive:
-    """One run: hands out what the feeder says and takes what comes back."""
+    """One run, seen from the client: submits the tasks that the feeder chooses and takes their results.
+
+    Decisions are made elsewhere: ``Feeder`` says which task is next and when a tile is given up, ``Hosts`` which workers may
+    run it, ``WorkerPool`` which workers there are. This class connects them to Dask. A task can end in four ways: with a result
+    (``_take_tiles``, ``_take_prepared``, ``_close_slide``), with a ``Failure`` that the task caught (``_take_failure``),
+    without a result because its worker died (``_take_lost``), or cancelled because every worker that it was bound to is gone.
+    """
 
     def __init__(
         self,
-        crew: Crew,
+        pool: WorkerPool,
         folder: RunFolder,
         config: RunConfig,
         digest: str,
@@ -61,12 +67,12 @@ class Drive:
         watch: Watch,
         rows: dict[str, dict[str, Any]],
     ) -> None:
-        self.crew = crew
-        self.client = crew.client
+        self.pool = pool
+        self.client = pool.client
         self.folder = folder
         self.config = config
         self.digest = digest
-        self.constants = constants  # the model's mpp, what slides are normalized to
+        self.constants = constants  # the model's mpp, and the stain that slides are normalized to
         self.progress = progress
         self.on_progress = on_progress
         self.watch = watch
@@ -74,13 +80,13 @@ class Drive:
         self.rows = rows  # by slide id; those of an earlier connection stay
         self.inputs: dict[str, SlideInput] = {}
         self.tile_mm2: dict[str, float] = {}
-        self.unopened: dict[str, SlideInput] = {}  # a host that comes later may be able to open them
+        self.unopened: dict[str, SlideInput] = {}  # failed to open; a host that connects later may be able to
         self.hosts_seen = 0
         self.there_seen: dict[str, int] = {}
-        self.recalled: set[Future] = set()  # tasks bound to workers that are gone
+        self.recalled: set[Future] = set()  # cancelled here, because the workers that they were bound to are gone
 
     def run(self, slides: Sequence[SlideInput]) -> None:
-        """Run all slides; their statistics rows stand in ``rows`` then.
+        """Run all slides; afterwards ``rows`` holds their statistics.
 
         Raises
         ------
@@ -94,23 +100,23 @@ class Drive:
         feeder = Feeder(
             slides, limit=1, retries=schedule.retries, in_flight=schedule.in_flight_per_worker, task_s=schedule.task_s
         )
-        flying: dict[Future, tuple[Task, frozenset[str]]] = {}
+        submitted: dict[Future, tuple[Task, frozenset[str]]] = {}
         ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
         while not feeder.done():
             feeder.limit = max(1, self._look()) * schedule.in_flight_per_worker
             self._reopen(feeder)
-            self._recall(flying)
+            self._recall(submitted)
             while (task := feeder.next_task()) is not None:
                 future, chosen = self._submit(task, feeder)
-                flying[future] = task, chosen
+                submitted[future] = task, chosen
                 future.add_done_callback(ready.put)
-            try:
+            try:  # wake up at least every LOOK_S, as workers may have joined or left without any task ending
                 future = ready.get(timeout=LOOK_S)
             except queue.Empty:
                 continue
-            self._take(flying.pop(future)[0], future, feeder)
+            self._take(submitted.pop(future)[0], future, feeder)
             self.on_progress(self.progress)
-        self._tell_of_hosts()
+        self._report_hosts()
         if schedule.stage:
             self.client.run(end_staging, schedule.stage, on_error="ignore")
 
@@ -120,39 +126,39 @@ class Drive:
                 f"The Dask scheduler is gone (connection {self.client.status}). Finished tiles are kept: start a scheduler and "
                 "run the same command again."
             )
-        self._tell_of_hosts()
+        self._report_hosts()
         try:
-            return self.crew.look()
+            return self.pool.look()
         except (OSError, TimeoutError) as err:
             raise SchedulerLostError(
                 f"The Dask scheduler does not answer ({one_line(err)}). Finished tiles are kept: run the same command again."
             ) from err
 
-    def _tell_of_hosts(self) -> None:
-        hosts = self.crew.hosts
+    def _report_hosts(self) -> None:
+        hosts = self.pool.hosts
         for text in hosts.news:
             log.warning("%s", text)
         hosts.news.clear()
         self.watch.hosts_aside |= hosts.aside
 
-    def _recall(self, flying: Mapping[Future, tuple[Task, frozenset[str]]]) -> None:
-        """Take back tasks of which all workers that they are bound to are gone: nobody would ever take them."""
-        there = self.crew.there
+    def _recall(self, submitted: Mapping[Future, tuple[Task, frozenset[str]]]) -> None:
+        """Cancel tasks whose allowed workers are all gone: Dask would keep them waiting for ever."""
+        there = self.pool.there
         if there is self.there_seen:
             return
         self.there_seen = there
-        for future in [f for f, (_, chosen) in flying.items() if chosen and not chosen & there.keys()]:
+        for future in [f for f, (_, chosen) in submitted.items() if chosen and not chosen & there.keys()]:
             if future not in self.recalled:
                 self.recalled.add(future)
                 future.cancel()
 
     def _reopen(self, feeder: Feeder) -> None:
-        """Give slides that could not be opened to hosts that came since."""
-        hosts = self.crew.hosts
+        """Hand slides that could not be opened to hosts that have connected since."""
+        hosts = self.pool.hosts
         if len(hosts) == self.hosts_seen:
             return
         self.hosts_seen = len(hosts)
-        able = self.crew.able("prepare")
+        able = self.pool.able("prepare")
         for slide_id in [s for s in self.unopened if hosts.may_be_done(("prepare", s, -1), able)]:
             log.warning("slide %s: tried again on a host that came later", slide_id)
             feeder.add(self.unopened.pop(slide_id))
@@ -160,9 +166,9 @@ class Drive:
             self.progress.slides_done -= 1
 
     def _submit(self, task: Task, feeder: Feeder) -> tuple[Future, frozenset[str]]:
-        """Hand out a task; return it and the workers that it is bound to (none: any)."""
-        name = self.crew.setup.name
-        options = {"pure": False, "retries": 0, **self.crew.options(task.kind, _things(task))}
+        """Submit a task; return its future and the workers that it is bound to (empty: any)."""
+        name = self.pool.setup.name
+        options = {"pure": False, "retries": 0, **self.pool.options(task.kind, _items(task))}
         bound = frozenset(options.get("workers", ()))
         if task.kind == "prepare":
             return self.client.submit(
@@ -181,29 +187,29 @@ class Drive:
         error = future.exception()
         if error is not None:
             if future.cancelled():
-                self._look()  # the scheduler may be gone
+                self._look()  # raises if the scheduler is gone
             self._take_lost(task, str(future.key), one_line(error)[:500], feeder)
             return
         answer = _fetched(future)
         if task.kind == "tiles":
-            self._take_tiles(task, self.crew.hosts.took_tiles(answer.worker, answer.result), feeder)
+            self._take_tiles(task, self.pool.hosts.took_tiles(answer.worker, answer.result), feeder)
         elif isinstance(answer.result, Failure):
             self._take_failure(task, answer.worker, answer.result, feeder)
         elif task.kind == "prepare":
-            if answer.result.row is None:  # else nothing was opened
-                self.crew.hosts.succeeded(answer.worker, *_things(task))
+            if answer.result.row is None:  # with a row the slide was finished earlier and was not opened now
+                self.pool.hosts.succeeded(answer.worker, *_items(task))
             self._take_prepared(task, answer.result, feeder)
         else:
-            self.crew.hosts.succeeded(answer.worker, *_things(task))
+            self.pool.hosts.succeeded(answer.worker, *_items(task))
             feeder.finished()
             self._close_slide(task.slide_id, answer.result)
 
     def _take_failure(self, task: Task, worker: str, failure: Failure, feeder: Feeder) -> None:
-        """Take a slide that could not be prepared or finished: another host tries it, where there is one that may succeed."""
-        hosts, (thing,) = self.crew.hosts, _things(task)
-        if not failure.fact:
-            hosts.failed(worker, thing, failure.reason, STRIKES)  # it was tried more than once there
-            if hosts.may_be_done(thing, self.crew.able(task.kind)):
+        """Take a slide that could not be prepared or finished: another host tries it, if one is left that may succeed."""
+        hosts, (item,) = self.pool.hosts, _items(task)
+        if not failure.fact:  # a fact about the file (such as no mpp) is the same on every host
+            hosts.failed(worker, item, failure.reason, STRIKES)  # the task itself tried more than once
+            if hosts.may_be_done(item, self.pool.able(task.kind)):
                 self.watch.counts["retries"] += 1
                 where = " ".join(hosts.where(worker))
                 log.warning("slide %s: trying again on another host than %s (%s)", task.slide_id, where, failure.reason)
@@ -212,28 +218,28 @@ class Drive:
             if task.kind == "prepare":
                 self.unopened[task.slide_id] = task.payload
         (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
-        reasons = hosts.failures(thing) or [(worker, failure.reason)]
-        # a host whose disk is full says that of every slide
+        reasons = hosts.failures(item) or [(worker, failure.reason)]
+        # a full disk is a fault of one host, so another reason says more about the slide
         worker, reason = next((r for r in reversed(reasons) if not full_disk(r[1])), reasons[-1])
         self._close_slide(task.slide_id, reason, worker=worker, attempts=len(reasons))
 
     def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
-        """Take a task without a result: its worker died, or left, or could not even begin."""
-        deaths = self.watch.blamed(key)
-        self.crew.hosts.took_deaths(deaths)
+        """Take a task without a result: its worker died or left, or could not start the task."""
+        deaths = self.watch.deaths_at(key)
+        self.pool.hosts.took_deaths(deaths)
         self.watch.counts["retries"] += 1
         if task.kind == "tiles":
             log.warning(
                 "slide %s: %d tiles lost (%s)", task.slide_id, len(task.payload), deaths[0].reason if deaths else reason
             )
             by_id = {tile.tile_id: tile for tile, _ in task.payload}
-            guilty = {d.tile_id: d for d in deaths if d.kind == "tile"}
-            for outcome in feeder.tiles_lost(task, guilty, reason, self._elsewhere(task)):
+            died_at = {d.tile_id: d for d in deaths if d.kind == "tile"}
+            for outcome in feeder.tiles_lost(task, died_at, reason, self._elsewhere(task)):
                 self._count(by_id[outcome.tile_id], outcome)
             return
         self.lost[task.kind, task.slide_id] += 1
-        patience = self.config.schedule.retries if deaths else MOST_RETURNS
-        elsewhere = self.crew.hosts.may_be_done(_things(task)[0], self.crew.able(task.kind))
+        patience = self.config.schedule.retries if deaths else MAX_RETURNS
+        elsewhere = self.pool.hosts.may_be_done(_items(task)[0], self.pool.able(task.kind))
         if self.lost[task.kind, task.slide_id] <= patience or elsewhere:
             log.warning(
                 "slide %s: %s was lost (%s); trying again", task.slide_id, task.kind, deaths[0].reason if deaths else reason
@@ -248,7 +254,7 @@ class Drive:
     def _take_prepared(self, task: Task, result: PrepareDone, feeder: Feeder) -> None:
         feeder.prepared(result)
         if result.note:
-            log.warning("slide %s is done anew: %s", task.slide_id, result.note)
+            log.warning("slide %s is done again from the start: %s", task.slide_id, result.note)
         for warning in result.warnings:
             log.warning("slide %s: %s", task.slide_id, warning)
         if result.row is not None:
@@ -265,8 +271,8 @@ class Drive:
     def _take_tiles(self, task: Task, outcomes: list[TileOutcome], feeder: Feeder) -> None:
         elsewhere = self._elsewhere(task)
         for outcome in outcomes:
-            thing = ("tile", outcome.slide_id, outcome.tile_id)
-            everywhere = all(full_disk(reason) for _, reason in self.crew.hosts.failures(thing))
+            item = ("tile", outcome.slide_id, outcome.tile_id)
+            everywhere = all(full_disk(reason) for _, reason in self.pool.hosts.failures(item))
             if outcome.tile_id not in elsewhere and everywhere:
                 _stop_on_full_disk(outcome.error, self.folder)
         final = feeder.tiles_done(task, outcomes, elsewhere)
@@ -279,17 +285,17 @@ class Drive:
             log.warning("slide %s, tile %d: trying again %s", tile.slide_id, tile.tile_id, where)
 
     def _elsewhere(self, task: Task) -> frozenset[int]:
-        """Return which tiles of a task failed, and are to be tried on another host before they are given up."""
-        hosts, able = self.crew.hosts, self.crew.able("tiles")
-        return frozenset(thing[2] for thing in _things(task) if hosts.may_be_done(thing, able))
+        """Return the failed tiles of a task that another host should try before they are given up."""
+        hosts, able = self.pool.hosts, self.pool.able("tiles")
+        return frozenset(item[2] for item in _items(task) if hosts.may_be_done(item, able))
 
     def _count(self, tile: Tile, outcome: TileOutcome) -> None:
-        """Add a tile that is decided to the totals."""
+        """Add a tile that is done or given up to the totals."""
         self.progress.tiles_done += 1
         self.progress.nuclei += outcome.n_nuclei
         self.progress.mm2_done += tile.core.w * tile.core.h * tile.tissue_frac * self.tile_mm2[tile.slide_id]
         if outcome.status == "failed":
-            self.crew.hosts.forget(("tile", tile.slide_id, tile.tile_id))
+            self.pool.hosts.forget(("tile", tile.slide_id, tile.tile_id))
             self.progress.tiles_failed += 1
             facts = {"slide_id": tile.slide_id, "tile_id": tile.tile_id, "attempts": outcome.attempts}
             facts |= {"host": outcome.host, "worker": outcome.worker}
@@ -302,7 +308,7 @@ class Drive:
             _stop_on_full_disk(result, self.folder)
             slide = self.inputs[slide_id]
             result += f" ({slide.origin})" if slide.origin else ""
-            at = self.crew.hosts.where(worker)
+            at = self.pool.hosts.where(worker)
             log.error("slide %s: %s%s", slide_id, result, f" (on {at[0]}, worker {at[1]})" if at[0] else "")
             result = record_failed_slide(self.folder, slide, self.digest, result, attempts, at)
         self.rows[slide_id] = result
@@ -314,14 +320,14 @@ class Drive:
             self.watch.event("slide_closed", level=level, **facts)
 
 
-def _things(task: Task) -> list[Thing]:
+def _items(task: Task) -> list[WorkItem]:
     if task.kind == "tiles":
         return [("tile", task.slide_id, tile.tile_id) for tile, _ in task.payload]
     return [(task.kind, task.slide_id, -1)]
 
 
 def _fetched(future: Future) -> Answer:
-    """Return what a finished task returned; ``SchedulerLostError`` where it does not arrive."""
+    """Return the result of a finished task. Raises ``SchedulerLostError`` if it does not arrive."""
     try:
         return future.result(timeout=ANSWER_S)
     except TimeoutError as err:
@@ -332,7 +338,7 @@ def _fetched(future: Future) -> Answer:
 
 
 def _stop_on_full_disk(reason: str, folder: RunFolder) -> None:
-    """Raise ``OSError`` where a reason says that nothing can be stored: every further tile would be computed for nothing."""
+    """Raise ``OSError`` if the reason is a full disk: the results of further tiles could not be stored."""
     number = full_disk(reason)
     if number:
         raise OSError(number, os.strerror(number), str(folder.root))

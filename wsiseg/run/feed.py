@@ -1,8 +1,12 @@
-"""Which task next: a plain state machine over slides and tiles that knows nothing of Dask.
+"""Decide which task is next: a state machine over slides and tiles that does not depend on Dask.
 
 A slide is prepared (constants, list of tiles to do), its tiles run in any order, then it is finished. The feeder keeps a
-bounded number of tasks in the air, hands out short tiles several at once, prepares so many slides ahead that no worker waits
-for one, and gives a failed tile a few more tries.
+bounded number of tasks in flight, batches short tiles into one task, prepares enough slides ahead that no worker waits for one,
+and tries a failed tile a few more times.
+
+A slide goes through: ``_slides`` (to be prepared) -> ``_open`` (tiles to do) -> ``_finish`` (all tiles decided) -> done. A tile
+of an open slide is in ``waiting`` (not tried, or lost without suspicion), ``alone`` (failed: tried again in a task of its own),
+``_suspects`` or ``_last_tries`` (a worker may have died of it), or in flight (``running``).
 """
 
 from __future__ import annotations
@@ -21,17 +25,17 @@ __all__ = ["Feeder", "PrepareDone", "Task"]
 
 TaskKind = Literal["prepare", "tiles", "finish"]
 
-MOST_TILES = 64
-"""Tiles in one task at most: what a dying worker may have to do again stays small."""
+MAX_TILES = 64
+"""Most tiles in one task: bounds what is lost if a worker dies."""
 
-MOST_RETURNS = 20
-"""Times that a tile is handed out again because its worker was lost, when nothing says that the worker was at it."""
+MAX_RETURNS = 20
+"""Most times that a tile is handed out again after its worker was lost, when no record says that the worker was doing it."""
 
-LEAST_TILE_S = 1e-3
-"""No tile is taken to be shorter, s."""
+MIN_TILE_S = 1e-3
+"""Lower bound for the measured duration of a tile, s."""
 
 FIRST_GUESS_TILES = 8
-"""Tiles that a slide is taken to have before the first one is known."""
+"""Assumed number of tiles per slide until the first slide has been prepared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class PrepareDone:
 
 @dataclass(slots=True)
 class _Open:
-    """A slide in work: tiles to hand out, those to hand out alone, and how many are out."""
+    """A slide in progress: tiles to hand out, tiles to hand out alone, and the number in flight."""
 
     waiting: deque[tuple[Tile, int]]
     alone: deque[tuple[Tile, int]] = field(default_factory=deque)
@@ -71,11 +75,11 @@ class _Open:
 class Feeder:
     """Hands out tasks and takes their results.
 
-    A tile at which a worker died is a suspect, and so is every tile that ran in that process at the time. Suspects go into the
-    air one at a time. One that has used up its tries in company is given a last one with nothing else in the air: what then
-    dies is guilty, and nothing innocent is ever given up.
+    A tile during which a worker died is a suspect, and so is every tile that ran in that process at the time. At most one
+    suspect is in flight at a time. A suspect that has used up its tries is tried a last time with no other task in flight: if
+    the worker dies again, that tile is the cause and is given up. So a tile is never given up because of another.
 
-    ``limit`` is the most tasks in the air and may be changed at any time; ``in_flight`` says how many of them a worker has;
+    ``limit`` is the most tasks in flight and may be changed at any time; ``in_flight`` says how many of them a worker has;
     tiles are batched until a task takes about ``task_s`` seconds (0: one tile a task).
     """
 
@@ -91,8 +95,8 @@ class Feeder:
         self._finish: deque[Task] = deque()
         self._suspects: deque[tuple[Tile, int]] = deque()
         self._last_tries: deque[tuple[Tile, int]] = deque()
-        self._last_try_in_air = False
-        self._suspect_in_air: Task | None = None
+        self._last_try_in_flight = False
+        self._suspect_in_flight: Task | None = None
         self._returns: Counter[tuple[str, int]] = Counter()
         self._preparing = 0
         self._running = 0
@@ -110,21 +114,21 @@ class Feeder:
         return self._slides[0] if self._slides else None
 
     def next_task(self) -> Task | None:
-        """Return the next task, or None while enough is in the air."""
-        if self._running >= max(1, self.limit) or self._last_try_in_air:
+        """Return the next task, or None while enough tasks are in flight."""
+        if self._running >= max(1, self.limit) or self._last_try_in_flight:
             return None
         if self._last_tries:
             if self._running:
-                return None
-            self._last_try_in_air = True
-            self._suspect_in_air = self._suspect_task(self._last_tries)
-            return self._suspect_in_air
+                return None  # wait until nothing else is in flight
+            self._last_try_in_flight = True
+            self._suspect_in_flight = self._suspect_task(self._last_tries)
+            return self._suspect_in_flight
         if self._finish:
             self._running += 1
             return self._finish.popleft()
-        if self._suspects and self._suspect_in_air is None:
-            self._suspect_in_air = self._suspect_task(self._suspects)
-            return self._suspect_in_air
+        if self._suspects and self._suspect_in_flight is None:
+            self._suspect_in_flight = self._suspect_task(self._suspects)
+            return self._suspect_in_flight
         if self._slides and self._expected() < self._wanted() and self._preparing < max(1, self.limit // self._in_flight):
             slide = self._slides.popleft()
             self._preparing += 1
@@ -156,20 +160,20 @@ class Feeder:
         self._preparing -= 1
 
     def add(self, slide: SlideInput) -> None:
-        """Take a slide once more whose preparing had failed: somebody else may open it."""
+        """Add a slide again that could not be prepared: another host may be able to open it."""
         self._slides.append(slide)
 
     def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome], elsewhere: Collection[int] = ()) -> list[bool]:
-        """Take the outcomes of a tiles task, in its order; return for each False where the tile will be tried again.
+        """Take the outcomes of a tiles task, in its order; return for each whether it is final (else it is tried again).
 
-        ``elsewhere`` names the tiles that another host has yet to try, whatever their number of tries.
+        ``elsewhere`` holds the ids of tiles that another host should try, regardless of the number of tries.
         """
-        state = self._landed(task)
+        state = self._no_longer_in_flight(task)
         final = []
         for (tile, _), outcome in zip(task.payload, outcomes, strict=True):
             state.running -= 1
             if outcome.status == "done":
-                self._tile_s.add(max(LEAST_TILE_S, sum(outcome.seconds.values())))
+                self._tile_s.add(max(MIN_TILE_S, sum(outcome.seconds.values())))
             spent = outcome.attempts > self._retries and tile.tile_id not in elsewhere
             final.append(outcome.status != "failed" or spent)
             if not final[-1]:
@@ -185,20 +189,20 @@ class Feeder:
     ) -> list[TileOutcome]:
         """Take the loss of a tiles task with its worker; return the outcomes of tiles that are given up.
 
-        ``deaths`` says at which of its tiles (by id) workers died. What merely waited there goes back without having
-        used up a try. Where nobody is known to be guilty, all of them are suspects, and given up for ``reason`` at the end of
-        much patience. ``elsewhere`` names the tiles that another host has yet to try.
+        ``deaths`` says during which of its tiles (by id) workers died. Tiles that only waited in the task are handed out again
+        without having used up a try. If no death is recorded, all tiles of the task are suspects, and are given up for
+        ``reason`` after ``MAX_RETURNS`` losses. ``elsewhere`` holds the ids of tiles that another host should try.
         """
-        was_suspect = task is self._suspect_in_air
-        state = self._landed(task)
+        was_suspect = task is self._suspect_in_flight
+        state = self._no_longer_in_flight(task)
         given_up: list[TileOutcome] = []
         for tile, attempt in task.payload:
             state.running -= 1
             self._returns[tile.slide_id, tile.tile_id] += 1
             death = deaths.get(tile.tile_id)
             spent = death is not None and attempt > self._retries
-            guilty = spent and death is not None and death.alone and tile.tile_id not in elsewhere
-            if guilty or self._returns[tile.slide_id, tile.tile_id] > MOST_RETURNS:
+            is_cause = spent and death is not None and death.alone and tile.tile_id not in elsewhere
+            if is_cause or self._returns[tile.slide_id, tile.tile_id] > MAX_RETURNS:
                 why = death.reason if death else reason
                 given_up.append(TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, why, attempt))
             elif death or was_suspect or not deaths:
@@ -212,7 +216,7 @@ class Feeder:
         return given_up
 
     def again(self, task: Task) -> None:
-        """Take back a prepare or finish task whose worker was lost: it will be handed out once more."""
+        """Take back a prepare or finish task whose worker was lost: it is handed out again."""
         self._running -= 1
         if task.kind == "prepare":
             self._preparing -= 1
@@ -220,11 +224,11 @@ class Feeder:
         else:
             self._finish.append(task)
 
-    def _landed(self, task: Task) -> _Open:
+    def _no_longer_in_flight(self, task: Task) -> _Open:
         self._running -= 1
-        if task is self._suspect_in_air:
-            self._suspect_in_air = None
-            self._last_try_in_air = False
+        if task is self._suspect_in_flight:
+            self._suspect_in_flight = None
+            self._last_try_in_flight = False
         return self._open[task.slide_id]
 
     def _suspect_task(self, suspects: deque[tuple[Tile, int]]) -> Task:
@@ -244,8 +248,8 @@ class Feeder:
             return (state.alone.popleft(),)
         n = 1
         if self._tile_s.value > 0:
-            n = min(MOST_TILES, math.ceil(self._task_s / self._tile_s.value))
-        if not self._slides and not self._preparing:  # the last tiles of a run are shared by all
+            n = min(MAX_TILES, math.ceil(self._task_s / self._tile_s.value))
+        if not self._slides and not self._preparing:  # near the end of a run the last tiles are spread over all workers
             n = min(n, self._waiting // max(1, self.limit))
         return tuple(state.waiting.popleft() for _ in range(min(max(1, n), len(state.waiting))))
 
@@ -253,7 +257,7 @@ class Feeder:
         return self._waiting + self._preparing * max(1.0, self._slide_tiles.value)
 
     def _wanted(self) -> float:
-        """Return how many tiles must be at hand: a task for all, and what they do while the next slide is being prepared."""
+        """Return how many tiles must be available: enough to keep all workers busy while the next slide is prepared."""
         if self._tile_s.value <= 0:
             return self.limit
         per_worker = max(1.0, self._task_s / self._tile_s.value) * self._in_flight + self._prepare_s.value / self._tile_s.value
@@ -267,13 +271,13 @@ class Feeder:
 
 
 class _Mean:
-    """A mean in which what came lately counts more."""
+    """A running mean; after 100 values, recent ones count more."""
 
     def __init__(self, first: float = 0.0) -> None:
         self.value = first
         self._n = 0
 
     def add(self, value: float) -> None:
-        """Take one more value."""
+        """Add a value."""
         self._n += 1
         self.value += (value - self.value) / min(self._n, 100)

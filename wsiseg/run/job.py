@@ -26,7 +26,7 @@ __all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide"
 
 
 COMPARED_SIDE = 512
-LEAST_COMMON_FRAC = 0.1
+MIN_COMMON_FRAC = 0.1
 """Of a given mask and the tissue found, the smaller lies at least so much in the other, or the user is told."""
 
 
@@ -116,7 +116,7 @@ def _given_tissue(slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnin
     whole = Box(0, 0, meta.width_px, meta.height_px)
     masks = [tissue_cells(mask, whole, cell) > 0.5 * cell**2 for mask in (given, fit_tissue(slide))]
     both, given_n, found_n = (int(m.sum()) for m in (masks[0] & masks[1], *masks))
-    if given_n and found_n and both < LEAST_COMMON_FRAC * min(given_n, found_n):
+    if given_n and found_n and both < MIN_COMMON_FRAC * min(given_n, found_n):
         warnings.append(
             f"tissue mask {slide_input.tissue_mask}: it covers {given_n / masks[0].size:.1%} of the slide, and "
             f"{both / given_n:.1%} of that shows tissue, while {found_n / masks[0].size:.1%} of the slide does. Is it of "

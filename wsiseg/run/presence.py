@@ -1,12 +1,12 @@
-"""What every worker is at, on disk, and a deadline that also ends a hang inside a C library.
+"""What every worker is doing, on disk, and a deadline that also ends a hang inside a C library.
 
-A worker overwrites one small file in place, ``RUN/workers/<id>.json``, when it begins and ends something. If it dies the file
-stays and names what it died in, so that what merely waited in the same worker is not blamed. No fsync: the file outlives its
-process, and where the whole host dies with it nobody is blamed.
+A worker overwrites one small file in place, ``RUN/workers/<id>.json``, when it begins and ends something. If it dies, the
+file remains and names the work in progress, so that tasks that only waited in the same worker are not held responsible. No
+fsync: the file outlives its process; if the whole host dies, no tile is held responsible.
 
-A hang inside OpenSlide or a network mount cannot be interrupted from Python, not even by a thread of it where the library holds
-the interpreter's lock. ``faulthandler`` watches from a thread in C, writes where every thread stands, and ends the process; the
-worker's nanny starts another.
+A hang inside OpenSlide or a network mount cannot be interrupted from Python, not even by another Python thread if the library
+holds the interpreter's lock. ``faulthandler`` watches from a C thread, writes the stack of every thread, and ends the process;
+the worker's nanny starts another.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """A worker that died at something; ``tile_id`` is -1 for the whole slide, ``reason`` says how, in one line.
+    """The death of a worker and its work at the time; ``tile_id`` is -1 for the whole slide, ``reason`` is one line.
 
-    ``alone``: nothing else of the run was going on in that process, so nothing else can have killed it. ``worker`` is its
+    ``alone``: the process did nothing else of the run, so this work is what killed it. ``worker`` is its
     address in the cluster.
     """
 
@@ -57,7 +57,7 @@ class Presence:
     worker_id
         Unique to this start of the worker.
     timeout_s
-        Most seconds that one thing may take before the process ends itself; 0: no limit.
+        Most seconds that one piece of work may take before the process is ended; 0: no limit.
     address
         Of the worker in its cluster.
     """
@@ -68,10 +68,10 @@ class Presence:
         self._timeout_s = timeout_s
         self._address = address
         self._lock = threading.Lock()
-        self._at: dict[int, tuple[float, dict[str, Any]]] = {}  # by thread: when it must end, and what it is
+        self._at: dict[int, tuple[float, dict[str, Any]]] = {}  # by thread: deadline, and what it does
         self._done = 0
         self._file = self._trace = -1
-        with contextlib.suppress(OSError):  # a full or read-only disk: the tile's own writing says so better
+        with contextlib.suppress(OSError):  # a full or read-only disk: writing the tile will report it
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
             self._trace = os.open(self.path.with_suffix(".trace"), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
@@ -79,7 +79,7 @@ class Presence:
 
     @contextlib.contextmanager
     def busy(self, task: str, kind: str, slide_id: str, tile_id: int = -1) -> Iterator[None]:
-        """Say what this thread is at while the block runs; past the deadline the process ends."""
+        """Record what this thread does while the block runs; past the deadline the process ends."""
         me = threading.get_ident()
         entry = {"task": task, "kind": kind, "slide_id": slide_id, "tile_id": tile_id}
         with self._lock:
@@ -96,7 +96,7 @@ class Presence:
                 self._watch()
 
     def close(self) -> None:
-        """Take the files away: this worker ended well."""
+        """Remove the files: this worker ends normally."""
         with self._lock:
             if self._timeout_s and self._at:
                 faulthandler.cancel_dump_traceback_later()
@@ -124,7 +124,7 @@ class Presence:
             os.pwrite(self._file, data.ljust(os.fstat(self._file).st_size or 512), 0)
 
     def _watch(self) -> None:
-        """Set the one timer of the process to the first deadline."""
+        """Set the timer of the process to the earliest deadline."""
         if not self._timeout_s:
             return
         if not self._at:
@@ -135,7 +135,7 @@ class Presence:
 
 
 def read_workers(folder: Path) -> list[dict[str, Any]]:
-    """Return what the workers' files say, each with ``id``; files that are half written or gone are left out."""
+    """Return the records of the workers' files, each with ``id``; incomplete and vanished files are left out."""
     found: list[dict[str, Any]] = []
     for path in sorted(folder.glob("*.json")):
         try:
@@ -147,7 +147,7 @@ def read_workers(folder: Path) -> list[dict[str, Any]]:
 
 
 def deaths(folder: Path, task: str) -> list[Death]:
-    """Return what workers were really at in ``task`` when they died. Call it for a task whose workers are known to be dead."""
+    """Return the work in progress of ``task`` in workers that died. Call it for a task whose workers are known to be dead."""
     found: list[Death] = []
     for record in read_workers(folder):
         for entry in record["at"]:
@@ -168,7 +168,7 @@ def _reason(trace: Path, record: dict[str, Any]) -> str:
     if not text.startswith("Timeout"):
         here = record["host"] == platform.node()
         return f"WorkerDied: the {where} {(word_of(int(record['pid'])) if here else '') or 'was killed or crashed'} at it"
-    # most recent call first: the first line of ours is where it hangs; run/ only leads there
+    # Most recent call first, so the first line of wsiseg is where it hangs.
     places = [m for m in _PLACE.findall(text) if not m[0].startswith("wsiseg/run/presence")]
     inner = f", in {places[0][0]}:{places[0][1]} {places[0][2]}" if places else ""
     return f"TileTimeout: no end within {record['timeout_s']:g} s{inner}; the {where} was ended (--tile-timeout)"

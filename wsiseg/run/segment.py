@@ -26,20 +26,20 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import absolute_inputs
 from wsiseg.results.manifest import SlideInput, require_plain_names
 from wsiseg.results.records import read_inputs
-from wsiseg.run.crew import ANSWER_S, Crew
 from wsiseg.run.drive import Drive, Progress
 from wsiseg.run.scratch import temporary_files
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.suspect import all_good
 from wsiseg.run.tasks import worker_facts
 from wsiseg.run.watch import Watch
-from wsiseg.run.worker import Terms, WorkerSetup
+from wsiseg.run.worker import RunRequirements, WorkerSetup
+from wsiseg.run.worker_pool import ANSWER_S, WorkerPool
 from wsiseg.tables import sweep_partials
 from wsiseg.types import Stain
 
 __all__ = ["Progress", "RunSummary", "segment"]
 
-MOST_ASKED = 8
+MAX_ASKED = 8
 """Workers, each of another host, that are asked what they would compute with until one answers."""
 
 RECONNECT_S = 600.0
@@ -171,16 +171,16 @@ def _rows(
                     on_progress(progress)
                 pinned, facts, who = _claimed(client, folder, config, note)
                 digest = pinned.digest(**facts)
-                terms = Terms(__version__, digest, facts, who["machine"])
-                setup = WorkerSetup(str(folder.root), pinned, terms, pinned.schedule.device)
-                crew = Crew(client, setup, *_tellers(progress, on_progress, watch))
-                crew.join()
+                requirements = RunRequirements(__version__, digest, facts, who["machine"])
+                setup = WorkerSetup(str(folder.root), pinned, requirements, pinned.schedule.device)
+                pool = WorkerPool(client, setup, *_pool_callbacks(progress, on_progress, watch))
+                pool.join()
                 give_up = 0.0
                 aim = Stain(facts["stain_method"], tuple(facts.get("stain_aim", ())))
                 constants = (float(facts["mpp_model"]), aim)
-                drive = Drive(crew, folder, pinned, digest, constants, progress, on_progress, watch, rows)
+                drive = Drive(pool, folder, pinned, digest, constants, progress, on_progress, watch, rows)
                 drive.run([s for s in slides if s.slide_id not in rows])
-                crew.leave()
+                pool.leave()
                 return rows, digest, f"{facts['weights']}: {who['licence']}"
         except (SchedulerLostError, CancelledError, CommClosedError, InputError, TimeoutError) as err:
             lost = not isinstance(err, InputError)
@@ -200,10 +200,10 @@ def _rows(
             time.sleep(1.0)
 
 
-def _tellers(
+def _pool_callbacks(
     progress: Progress, on_progress: Callable[[Progress], None], watch: Watch
 ) -> tuple[Callable[[str], None], Callable[[dict[str, Any]], None]]:
-    """Return how a crew says something to the user, and what is done with a worker that became ready."""
+    """Return the callbacks of a worker pool: for messages to the user, and for workers that become ready."""
 
     def tell(text: str) -> None:
         progress.message = text
@@ -213,7 +213,7 @@ def _tellers(
         watch.event("worker_ready", **{k: facts[k] for k in ("worker", "host", "seconds", "compiled", "loaded", "folder")})
         progress.kernels_s = max(progress.kernels_s, float(facts["seconds"]))
         if facts["compiled"]:
-            kept = f"kept in {facts['folder']}" if facts["folder"] else "by every worker anew: no folder can be written to"
+            kept = f"kept in {facts['folder']}" if facts["folder"] else "compiled again by every worker: no folder is writable"
             took = f"compiled on {facts['host']} in {facts['seconds']:.1f} s"
             tell(f"prepared   {facts['compiled']} CPU kernels {took}, {kept}")
 
@@ -223,9 +223,9 @@ def _tellers(
 def _claimed(
     client: Client, folder: RunFolder, config: RunConfig, note: dict[str, Any]
 ) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
-    """Pin what ``auto`` means and claim the folder; return the pinned config, the workers' facts and what is no result.
+    """Resolve what ``auto`` means and claim the folder; return the resolved config, the workers' facts, and further facts.
 
-    The last are the weights' ``licence``, and the ``arithmetic`` and name of the ``machine`` that was asked.
+    The last do not affect results: the weights' ``licence``, and the ``arithmetic`` and name of the ``machine`` that was asked.
     """
     asked = config
     choice = "automatic" if asked.predict.precision == "auto" else "chosen"
@@ -261,7 +261,7 @@ def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunC
 
 def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
     """Return what the first of some workers answers that can (none: any worker); one whose library or GPU is broken cannot."""
-    for address in workers[:MOST_ASKED]:
+    for address in workers[:MAX_ASKED]:
         future = client.submit(function, *args, workers=[address], pure=False)
         error: BaseException | None
         while True:

@@ -105,8 +105,8 @@ class Watch:
         """Add a line to the log."""
         self._log.event(event, **fields)
 
-    def blamed(self, task: str) -> list[Death]:
-        """Return what workers were at when they died in a task, and count it."""
+    def deaths_at(self, task: str) -> list[Death]:
+        """Return what workers were doing when they died in a task; count and log each."""
         found = deaths(self._folder.workers, task)
         for death in found:
             kind = "hangs" if death.reason.startswith("TileTimeout") else "worker_deaths"

@@ -26,15 +26,15 @@ from wsiseg.run.context import WorkerContext
 from wsiseg.run.kernels import prepare_kernels
 from wsiseg.run.presence import Presence
 
-__all__ = ["Terms", "WorkerSetup", "at_work", "objections", "processor_objections", "verdict_of"]
+__all__ = ["RunRequirements", "WorkerSetup", "at_work", "objections", "processor_objections", "verdict_of"]
 
-PLENTY = 1e9
-"""Amount of each resource that a worker is granted: they say where a task may run, threads say how many."""
+UNLIMITED = 1e9
+"""Amount of each Dask resource granted to a worker. Resources say where a task may run; threads limit how many run."""
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """What all workers of a run must agree on: version, facts (weights sha256, ...) and the digest over them and the config.
+class RunRequirements:
+    """What a worker must have to join a run: version, facts (weights sha256, ...) and the digest over them and the config.
 
     ``machine`` is the one whose processor was compared with the run's already (``wsiseg.predict.machine_id``).
     """
@@ -45,12 +45,12 @@ class Terms:
     machine: str = ""
 
 
-def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
-    """Return why this process must not work for a run; each reason names what the run has and what is here.
+def objections(requirements: RunRequirements, folder: RunFolder, config: RunConfig) -> list[str]:
+    """Return why this process must not work for a run; each reason states what the run has and what was found here.
 
     Parameters
     ----------
-    terms
+    requirements
         As the client and the run's first worker found them.
     folder
         The run folder as this machine has it.
@@ -58,9 +58,9 @@ def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
         As the client has it.
     """
     found = []
-    if terms.wsiseg != __version__:
-        found.append(f"wsiseg version: the run has {terms.wsiseg}, this worker {__version__}")
-    wanted = str(terms.facts.get("weights_sha256", ""))
+    if requirements.wsiseg != __version__:
+        found.append(f"wsiseg version: the run has {requirements.wsiseg}, this worker {__version__}")
+    wanted = str(requirements.facts.get("weights_sha256", ""))
     try:
         from wsiseg.predict import weights_path
 
@@ -70,28 +70,30 @@ def objections(terms: Terms, folder: RunFolder, config: RunConfig) -> list[str]:
     except (OSError, WsisegError) as err:
         found.append(f"weights sha256: the run has {wanted[:16]}, this worker none ({one_line(err)})")
     if not found:  # the digest follows from both, and its own difference is only of interest where they agree
-        digest = config.digest(**terms.facts)
-        if digest != terms.digest:
-            found.append(f"config digest: the run has {terms.digest}, this worker {digest}")
+        digest = config.digest(**requirements.facts)
+        if digest != requirements.digest:
+            found.append(f"config digest: the run has {requirements.digest}, this worker {digest}")
     try:
         record = folder.read_run()
     except WsisegError as err:
         return [*found, one_line(err)]
-    if record is None or record.get("digest") != terms.digest:
+    if record is None or record.get("digest") != requirements.digest:
         there = "no run" if record is None else f"the run {record.get('digest')}"
-        found.append(f"run folder: the run's is {terms.digest}, this worker finds {there} in {folder.root} (see --path-map)")
+        found.append(
+            f"run folder: the run's is {requirements.digest}, this worker finds {there} in {folder.root} (see --path-map)"
+        )
     return found
 
 
-def processor_objections(terms: Terms, context: WorkerContext) -> list[str]:
+def processor_objections(requirements: RunRequirements, context: WorkerContext) -> list[str]:
     """Return why this process must not compute tiles of a run: its network cannot be loaded, or gives other maps here.
 
-    Where other maps are accepted (``schedule.any_processor``) the processor is put on record instead.
+    If other maps are accepted (``schedule.any_processor``), the processor is recorded in ``run.json`` instead.
     """
     from wsiseg.predict import machine_id
 
     try:
-        if machine_id(context.device) != terms.machine or not terms.machine:
+        if machine_id(context.device) != requirements.machine or not requirements.machine:
             context.folder.add_processor(context.arithmetic(), accept=context.config.schedule.any_processor)
     except (WsisegError, OSError, RuntimeError) as err:
         return [one_line(err)]
@@ -103,16 +105,16 @@ class WorkerSetup(WorkerPlugin):
 
     A worker that passes prepares its kernels and is then granted Dask resources in this run's name, and every task asks for
     one: ``tile`` by workers that compute, ``slide`` by those that were started for reading and writing only (``--resources
-    CPU=1`` beside ``GPU=1`` ones), ``any`` by both. So a refused worker gets no task of this run, and may well work for
-    another. The name is the run's own: runs of one config into two folders may share a cluster, at once or one after the other.
+    CPU=1`` beside ``GPU=1`` ones), ``any`` by both. So a refused worker gets no task of this run but may work for
+    another. The name is unique to the run: runs of one config into two folders may share a cluster.
     """
 
-    def __init__(self, folder: str, config: RunConfig, terms: Terms, device: str) -> None:
+    def __init__(self, folder: str, config: RunConfig, requirements: RunRequirements, device: str) -> None:
         self.name = f"wsiseg-{uuid.uuid4().hex}"
-        self._args = (folder, config, terms, device)
+        self._args = (folder, config, requirements, device)
         self.verdict: dict[str, Any] = {}
-        """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, and ``refused`` (why, or nothing),
-        ``preparing`` (it is not there yet), ``role``, and what its kernels took (``wsiseg.run.kernels.Prepared``)."""
+        """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, ``refused`` (the reason, or empty),
+        ``preparing`` (not ready yet), ``role``, and how its kernels were prepared (``wsiseg.run.kernels.Prepared``)."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -122,13 +124,16 @@ class WorkerSetup(WorkerPlugin):
         return f"{self.name}-{role}"
 
     async def setup(self, worker: Worker) -> None:
-        """Check the worker and tell the client; what takes long goes on behind this, so that nobody waits for the slowest."""
-        # Python collects garbage once more at exit: half a second over torch's objects, for nothing. On a busy machine Dask
-        # would run out of patience and kill the worker.
+        """Check the worker, report to the client, and start the preparation of its kernels.
+
+        The preparation runs in the background, since Dask waits for the setup of all workers.
+        """
+        # Python collects garbage once more at exit, which takes half a second over torch's objects. On a busy machine Dask
+        # would time out and kill the worker.
         atexit.register(gc.freeze)
-        folder_name, config, terms, _ = self._args
+        folder_name, config, requirements, _ = self._args
         folder = RunFolder(Path(local_path(folder_name, config.schedule.path_map)))
-        reasons = await asyncio.to_thread(objections, terms, folder, config)
+        reasons = await asyncio.to_thread(objections, requirements, folder, config)
         if reasons:
             await self._tell(worker, refused="; ".join(reasons))
             return
@@ -137,27 +142,27 @@ class WorkerSetup(WorkerPlugin):
 
     async def _get_ready(self, worker: Worker, folder: RunFolder) -> None:
         """Prepare the kernels, make the (still closed) context, and take tasks."""
-        _, config, terms, device = self._args
+        _, config, requirements, device = self._args
         declared = set(worker.state.total_resources)
         role = "slide" if "CPU" in declared and "GPU" not in declared else "tile"
         own_device = device if role == "tile" else "cpu"
         work = asyncio.ensure_future(asyncio.to_thread(prepare_kernels, own_device))
-        await asyncio.wait({work})  # raises nothing: an error is this worker's refusal
+        await asyncio.wait({work})  # does not raise: an error refuses this worker
         err = work.exception()
         if err is not None:
             await self._tell(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
             return
-        context = WorkerContext(folder, local_config(config), terms.digest, own_device)
-        reasons = await asyncio.to_thread(processor_objections, terms, context) if role == "tile" else []
+        context = WorkerContext(folder, local_config(config), requirements.digest, own_device)
+        reasons = await asyncio.to_thread(processor_objections, requirements, context) if role == "tile" else []
         if reasons:
             context.close()
             await self._tell(worker, refused="; ".join(reasons))
             return
         self.context = context
-        # without a nanny nobody would start the worker anew, and one that is a thread would take its program with it
+        # Without a nanny nothing would restart a killed worker, and a worker that is a thread would kill its whole process.
         timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
         self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)
-        await worker.set_resources(**{self.resource(r): PLENTY for r in (role, "any")})
+        await worker.set_resources(**{self.resource(r): UNLIMITED for r in (role, "any")})
         _wake(worker)
         await self._tell(worker, role=role, **dataclasses.asdict(work.result()))
 
@@ -188,10 +193,10 @@ def verdict_of(setup: str, dask_worker: Worker) -> dict[str, Any]:
 
 
 def _wake(worker: Worker) -> None:
-    """Have the scheduler look again at tasks that no worker could take.
+    """Make the scheduler look again at tasks that no worker could take.
 
-    It looks when a worker joins or goes on after a pause, not when one is granted resources. The worker that takes the place of
-    a dead one joins first and is granted them here: what was handed out in between would wait for ever.
+    It looks when a worker joins or resumes after a pause, not when a worker is granted resources. A restarted worker joins
+    first and is granted its resources here: tasks submitted in between would wait for ever.
     """
     if worker.status == Status.running:
         worker.status = Status.paused
@@ -202,9 +207,9 @@ Busy = Callable[[str, str, int], contextlib.AbstractContextManager[None]]
 
 
 def at_work(setup: str) -> tuple[WorkerContext, Busy]:
-    """Return this worker's context of a run, by the name of its ``WorkerSetup``, and how to say what it is at (inside a task).
+    """Return this worker's context of a run, by the name of its ``WorkerSetup``, and a function that records its work.
 
-    ``with busy(kind, slide_id, tile_id):`` names the work for as long as the block runs, and puts a deadline to it.
+    Call it inside a task. ``with busy(kind, slide_id, tile_id):`` records the work while the block runs, with a deadline.
     """
     worker = get_worker()
     plugin: Any = worker.plugins[setup]

@@ -3,9 +3,12 @@
 Components are flooded one by one in a small padded frame of their own, so that the work stays in cache and needs no border
 tests. A frame is cleared run by run after use: time and memory follow the mask's area, not the components' bounding boxes.
 
-Sequential form of the fixed point: pixels leave the queue in ascending state, and since extension is monotone and never lowers
-a state, the first value a pixel gets is its least. So each pixel is written once, and when it leaves the queue the neighbour
-with the least state already has its label.
+The state of a pixel is (level, steps): the lowest level over which a path from a marker can reach it, and the number of steps
+on that level. A 32-bit word holds the level above ``STEP_BITS`` bits of steps, so comparing words compares states.
+
+Sequential form of the fixed point: pixels leave the queue in ascending state, and extending a path never lowers its state, so
+the first state that a pixel gets is its smallest. Each pixel is therefore written once, and when it leaves the queue the
+neighbour with the smallest state already has its label.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ STEP_BITS = 18
 STEP_LAST = (1 << STEP_BITS) - 1
 LEVELS = 1 << 14
 UNREACHED = (LEVELS - 1) << STEP_BITS
-"""Plus a pixel's height: in the mask, without a state yet. No state is as great, since heights end below LEVELS - 1."""
+"""Added to a pixel's height: the pixel is in the mask and has no state yet. Larger than every state, as heights stay below
+LEVELS - 1."""
 OUTSIDE = 0xFFFFFFFF
+"""Not in the mask."""
 
 
 class Runs(NamedTuple):
-    """The mask: run r covers ``rx0[r] <= x < rx1[r]`` of row ``ry[r]`` in the component named by its least run ``root[r]``.
+    """The mask: run r covers ``rx0[r] <= x < rx1[r]`` of row ``ry[r]`` in the component whose first run is ``root[r]``.
 
     ``component`` is the root under each marker.
     """
@@ -98,13 +103,13 @@ def group(keys: I32, slot: I32, n_slots: Int) -> tuple[I64, I64]:
 def distance_term(markers: I64, table: U16, out: U16) -> None:
     """``out`` = ``table`` at the squared distance to the nearest marker.
 
-    The table never falls, so the least entry over all markers near by is the nearest one's: a stamp per marker, no distances
-    kept.
+    The table never decreases with distance, so the smallest entry over all markers is that of the nearest: the square of table
+    entries around each marker is combined by minimum, and no distances are stored.
     """
     H, W = out.shape
     R = DISTANCE_REACH_PX
     out[:] = table[R * R]
-    stamp = np.empty((2 * R, 2 * R), np.uint16)  # from -R to R - 1: at +R only the cut value is left
+    stamp = np.empty((2 * R, 2 * R), np.uint16)  # -R to R - 1: at R the table has its last value already
     for dy in range(2 * R):
         for dx in range(2 * R):
             stamp[dy, dx] = table[min(R * R, (dy - R) * (dy - R) + (dx - R) * (dx - R))]
@@ -124,15 +129,15 @@ def flood_frame(state: U32, label: I32, following: I32, head: I32, order: I32, p
 
     ``head[level]`` starts the linked list of pixels that enter at that level with 0 steps; the seeds are already in.
     """
-    waiting = n_seeds
-    done = 0
+    waiting = n_seeds  # pixels in the lists of ``head``
+    done = 0  # ``order[done:tail]``: pixels of this level that are not yet processed
     tail = 0
     while waiting > 0:
         while head[level] < 0:
             level += 1
         i = head[level]
         head[level] = -1
-        while i >= 0:
+        while i >= 0:  # move the list of this level to ``order``
             order[tail] = i
             tail += 1
             waiting -= 1
@@ -143,7 +148,7 @@ def flood_frame(state: U32, label: I32, following: I32, head: I32, order: I32, p
             s = np.int64(state[i])
             a, b = np.int64(state[i - pitch]), np.int64(state[i - 1])
             c, d = np.int64(state[i + 1]), np.int64(state[i + pitch])
-            if label[i] == 0:
+            if label[i] == 0:  # take the label of the neighbour with the smallest state; a tie goes up, left, right, down
                 least, source = a, i - pitch
                 if b < least:
                     least, source = b, i - 1
@@ -152,16 +157,18 @@ def flood_frame(state: U32, label: I32, following: I32, head: I32, order: I32, p
                 if d < least:
                     source = i + pitch
                 label[i] = label[source]
+            # give a state to each neighbour without one: a higher pixel starts its own level with 0 steps and waits in that
+            # list; a pixel at or below this level continues it with one more step
             for j, t in ((i - pitch, a), (i - 1, b), (i + 1, c), (i + pitch, d)):
                 if t < UNREACHED or t == OUTSIDE:
                     continue
-                f = t - UNREACHED
+                f = t - UNREACHED  # the height of pixel j
                 if f > level:
                     state[j] = f << STEP_BITS
                     following[j] = head[f]
                     head[f] = j
                     waiting += 1
-                elif s & STEP_LAST != STEP_LAST:
+                elif s & STEP_LAST != STEP_LAST:  # else the steps would overflow into the level
                     state[j] = s + 1
                     order[tail] = j
                     tail += 1
@@ -201,7 +208,7 @@ def fill_frame(state: U32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32, m
 
 @jit
 def empty_frame(labels: I32, state: U32, label: I32, frame: I64, runs: I64, ry: I32, rx0: I32, rx1: I32) -> None:
-    """Copy a component's labels to the window and leave its frame clean."""
+    """Copy a component's labels to the window and clear its frame for the next component."""
     for r in runs:
         y, x0 = ry[r], rx0[r]
         o = (y - frame[0]) * frame[3] + x0 - frame[1]
@@ -232,10 +239,10 @@ def flood_all(
     members, start = group(root, slot, n_slots)
     seeds, seed_start = group(component, slot, n_slots)
     frame, area = frame_sizes(members, start, ry, rx0, rx1)
-    room = (frame[:, 2] * frame[:, 3]).max()
-    state = np.full(room, OUTSIDE, np.uint32)
-    label = np.zeros(room, np.int32)
-    following = np.empty(room, np.int32)
+    frame_px = (frame[:, 2] * frame[:, 3]).max()  # one buffer, large enough for every component
+    state = np.full(frame_px, OUTSIDE, np.uint32)
+    label = np.zeros(frame_px, np.int32)
+    following = np.empty(frame_px, np.int32)
     order = np.empty(area.max(), np.int32)
     head = np.full(LEVELS, -1, np.int32)
     for s in range(n_slots):
@@ -298,7 +305,9 @@ def extents(labels: I32, material: U8, n: Int, ry: I32, rx0: I32, rx1: I32) -> t
 def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
     """Return the area inside the outer crack ring of label ``k`` whose first pixel in raster order is (y0, x0)."""
     H, W = labels.shape
-    y, x, heading, total = y0, x0, 0, 0  # east, south, west, north; the label lies on the right
+    # Walk the ring along pixel edges, headings 0 to 3 for east, south, west, north, with the label on the right-hand side. The
+    # area is the sum of x over edges going south minus edges going north (shoelace formula).
+    y, x, heading, total = y0, x0, 0, 0
     while True:
         if heading == 0:
             x += 1
@@ -313,9 +322,9 @@ def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
         right_y, right_x = y - (heading >= 2), x - (heading == 1 or heading == 2)
         left_y, left_x = y - (heading == 0 or heading == 3), x - (heading >= 2)
         if 0 <= left_y < H and 0 <= left_x < W and labels[left_y, left_x] == k:
-            heading = (heading + 3) & 3
+            heading = (heading + 3) & 3  # turn left: the pixel ahead on the left belongs to the label
         elif not (0 <= right_y < H and 0 <= right_x < W and labels[right_y, right_x] == k):
-            heading = (heading + 1) & 3
+            heading = (heading + 1) & 3  # turn right: no pixel of the label lies ahead
         if y == y0 and x == x0 and heading == 0:
             return total
 
@@ -326,7 +335,7 @@ def within_limits(
 ) -> npt.NDArray[np.bool_]:
     """Return for labels 1..n whether their hole-filled area and their mean material lie within the limits (step 10).
 
-    The ring is walked only where neither the label's own area nor its bounding box decides.
+    The ring is walked only if neither the label's pixel count nor its bounding box decides.
     """
     keep = np.zeros(area.size - 1, np.bool_)
     for k in range(1, area.size):

@@ -21,7 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsiseg.errors import ConfigError
 
-__all__ = ["Team", "own_device", "rank_and_size", "team_of", "training_device"]
+__all__ = ["ProcessGroup", "own_device", "rank_and_size", "process_group", "training_device"]
 
 _PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 validates
 
@@ -39,7 +39,7 @@ def training_device(name: str) -> str:
 
 
 def own_device(device: str) -> torch.device:
-    """Return this process's device: of several on ``cuda`` each takes its own GPU. Raises ``ConfigError`` as ``team_of``."""
+    """Return this process's device: of several on ``cuda`` each takes its own GPU. See ``process_group`` for errors."""
     rank, size = rank_and_size()
     place = torch.device(device)
     if size == 1 or place.type != "cuda":
@@ -50,7 +50,7 @@ def own_device(device: str) -> torch.device:
 
 
 @dataclass(frozen=True, slots=True)
-class Team:
+class ProcessGroup:
     """The processes of one run, seen from one of them."""
 
     rank: int
@@ -63,7 +63,7 @@ class Team:
         return self.rank == 0
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """Return what to call for the forward pass: the network itself, or one whose gradients are averaged over the team."""
+        """Return what to call for the forward pass: the network itself, or one whose gradients are averaged over the group."""
         if self.size == 1:
             return net
         shared: nn.Module = net
@@ -72,7 +72,7 @@ class Team:
         else:
             for module in net.modules():
                 if type(module) is nn.BatchNorm2d:
-                    module.__class__ = _TeamBatchNorm  # torch's own synchronized form is for GPUs alone
+                    module.__class__ = _GroupBatchNorm  # torch's own synchronized form is for GPUs alone
         return DistributedDataParallel(shared, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
@@ -95,8 +95,8 @@ class Team:
 
 
 @contextmanager
-def team_of(device: str) -> Iterator[Team]:
-    """Join the processes that torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``), or be a team of one.
+def process_group(device: str) -> Iterator[ProcessGroup]:
+    """Join the processes that torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``), or be a group of one.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def team_of(device: str) -> Iterator[Team]:
     rank, size = rank_and_size()
     place = own_device(device)
     if size == 1:
-        yield Team(0, 1, place)
+        yield ProcessGroup(0, 1, place)
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
@@ -119,7 +119,7 @@ def team_of(device: str) -> Iterator[Team]:
     if mine:
         distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
-        yield Team(rank, size, place)
+        yield ProcessGroup(rank, size, place)
     finally:
         if mine:
             # The group's threads end with its last holder. One that still runs when Python shuts down is ended by force as soon
@@ -144,7 +144,7 @@ class _Sum(torch.autograd.Function):
         return total
 
 
-class _TeamBatchNorm(nn.BatchNorm2d):
+class _GroupBatchNorm(nn.BatchNorm2d):
     """Batch normalization over the patches of all processes (equal numbers in each)."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

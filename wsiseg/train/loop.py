@@ -24,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from wsiseg.errors import ConfigError
 from wsiseg.train.batches import Batch
-from wsiseg.train.distributed import Team, team_of
+from wsiseg.train.distributed import ProcessGroup, process_group
 from wsiseg.train.losses import LossConfig, two_head_loss
 
 __all__ = ["LoopConfig", "fit", "learning_rate_factor"]
@@ -108,32 +108,32 @@ def fit(
         When the folder holds a run and ``resume`` is not set, or the loss is no longer a number.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
-    with team_of(config.device) as team:
-        state = _LoopState(net, config, team)
+    with process_group(config.device) as group:
+        state = _LoopState(net, config, group)
         if (run_dir / "checkpoint.pt").exists():
             if not resume:
                 raise ConfigError(f"{run_dir} holds a training run already. Resume it, or choose another folder.")
             state.load(run_dir / "checkpoint.pt")
-        team.agree(state.step)
-        if team.writes:
+        group.agree(state.step)
+        if group.writes:
             _trim_curve(run_dir / "curve.jsonl", state.step)
         last = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
         started, sums = time.perf_counter(), _Running()
         while state.step < last:
             sums.add(state.advance(next_batch(state.step), config))
             if state.step % config.report_every == 0 or state.step == config.steps:
-                line = {"step": state.step, "lr": state.rate, **sums.means(team)}
+                line = {"step": state.step, "lr": state.rate, **sums.means(group)}
                 line["seconds"] = round(time.perf_counter() - started, 1)
                 if not math.isfinite(line["loss"]):
                     raise ConfigError(
                         f"Training diverged before step {state.step}: loss {line['loss']}. Lower the learning rate."
                     )
-                if team.writes:
+                if group.writes:
                     _report(state, config, run_dir, line, validate, on_line)
                 sums = _Running()
-        if team.writes:
+        if group.writes:
             state.save(run_dir)
-        team.agree(state.step)
+        group.agree(state.step)
         state.leave_team()
         return state.ema.eval()
 
@@ -157,11 +157,11 @@ def _report(
 class _LoopState:
     """What a checkpoint holds: weights, their average, the optimizer and the step."""
 
-    def __init__(self, net: nn.Module, config: LoopConfig, team: Team) -> None:
-        net = net.to(team.device, memory_format=torch.channels_last)
-        self.device = team.device
+    def __init__(self, net: nn.Module, config: LoopConfig, group: ProcessGroup) -> None:
+        net = net.to(group.device, memory_format=torch.channels_last)
+        self.device = group.device
         self.ema = copy.deepcopy(net).eval().requires_grad_(requires_grad=False)
-        self.forward: nn.Module = team.wrap(net.train())
+        self.forward: nn.Module = group.wrap(net.train())
         self.net: nn.Module = self.forward.module if isinstance(self.forward, DistributedDataParallel) else self.forward
         decay = [p for p in net.parameters() if p.ndim > 1]
         plain = [p for p in net.parameters() if p.ndim <= 1]
@@ -199,7 +199,7 @@ class _LoopState:
                 mine.copy_(theirs[name])
 
     def leave_team(self) -> None:
-        """Let go of the wrapper that talks to the other processes: it must not outlive the team (``team_of``)."""
+        """Let go of the wrapper that talks to the other processes: it must not outlive the group (``process_group``)."""
         self.forward = self.net
 
     def save(self, run_dir: Path) -> None:
@@ -230,10 +230,10 @@ class _Running:
         self.names, self.n = list(terms), self.n + 1
         self.sums = values if self.sums is None else self.sums + values
 
-    def means(self, team: Team) -> dict[str, Any]:
+    def means(self, group: ProcessGroup) -> dict[str, Any]:
         if self.sums is None:
             return {}
-        return dict(zip(self.names, (team.mean(self.sums) / self.n).tolist(), strict=True))
+        return dict(zip(self.names, (group.mean(self.sums) / self.n).tolist(), strict=True))
 
 
 def _save_whole(content: dict[str, Any], path: Path) -> None:

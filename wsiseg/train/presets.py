@@ -38,7 +38,7 @@ MODELS: dict[str, dict[str, Any]] = {
 }
 """Options under the names of a training TOML."""
 
-_LEAST_PX = 20  # Hou et al. 2020 and Mahbod et al. 2019 drop smaller objects
+_MIN_PX = 20  # Hou et al. 2020 and Mahbod et al. 2019 drop smaller objects
 
 HOU_SEPARATION: dict[str, Any] = {
     "center_threshold_frac": 0.07,
@@ -46,7 +46,7 @@ HOU_SEPARATION: dict[str, Any] = {
     "marker_radius_wpx": 1,
     "compactness": 1.0,
     "merge_depth_frac": 0.07,
-    "min_area_um2": _LEAST_PX * 0.25**2,
+    "min_area_um2": _MIN_PX * 0.25**2,
 }
 """Thresholds of Hou et al. 2020, as near as this separation comes to theirs (``benchmarks/papers/hou43.md`` says how near)."""
 
@@ -80,7 +80,7 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
         where nothing was found.
     """
     areas = [_object_areas(j.maps.inner[1] >= 128) for j in judged]
-    kept = np.concatenate([a[a >= _LEAST_PX] for a in areas]) if areas else np.zeros(0)
+    kept = np.concatenate([a[a >= _MIN_PX] for a in areas]) if areas else np.zeros(0)
     diameter = float(2 * np.sqrt(kept.mean() / np.pi)) if len(kept) else 0.0
     return {
         "center_threshold_frac": 0.25,  # of a map squeezed by the sigmoid: 0.22 of the distance
@@ -88,7 +88,7 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
         "marker_radius_wpx": int(np.clip(round(diameter / 4), 1, 32)),
         "compactness": 0.0,
         "merge_depth_frac": 0.1,
-        "min_area_um2": _LEAST_PX * mpp**2,
+        "min_area_um2": _MIN_PX * mpp**2,
     }, diameter
 
 

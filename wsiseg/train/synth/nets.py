@@ -14,7 +14,7 @@ from torch.nn import functional
 __all__ = ["Discriminator", "Refiner"]
 
 _LEAK = 0.2
-_MOST_CHANGE = 0.5  # of a color, on the scale of -1 to 1
+_MAX_CHANGE = 0.5  # of a color, on the scale of -1 to 1
 
 
 class Refiner(nn.Module):
@@ -42,7 +42,7 @@ class Refiner(nn.Module):
         up = functional.interpolate(self.coarse(self.pool(middle)), scale_factor=2.0)
         middle = self.to_middle(torch.cat([up, middle], 1))
         fine = self.to_fine(torch.cat([functional.interpolate(middle, scale_factor=2.0), fine], 1))
-        return x + _MOST_CHANGE * torch.tanh(self.last(fine))
+        return x + _MAX_CHANGE * torch.tanh(self.last(fine))
 
 
 class Discriminator(nn.Module):

@@ -130,33 +130,33 @@ def train_refiner(
     """
     _check(synthetic, real, config.crop_px)
     run_dir.mkdir(parents=True, exist_ok=True)
-    duel = _Duel(config, task)
+    pair = _AdversarialPair(config, task)
     checkpoint = run_dir / "refiner.pt"
     if checkpoint.exists():
         if not resume:
             raise ConfigError(f"{run_dir} holds a refiner already. Resume it, or choose another folder.")
-        duel.load(checkpoint)
-    last = config.steps if stop_after is None else min(config.steps, duel.step + stop_after)
+        pair.load(checkpoint)
+    last = config.steps if stop_after is None else min(config.steps, pair.step + stop_after)
     curve = run_dir / "curve.jsonl"
     lines = curve.read_text(encoding="utf-8").splitlines() if curve.exists() else []
-    kept = [text for text in lines if json.loads(text)["step"] <= duel.step]
-    while duel.step < last:
-        line = duel.advance(*_batch(synthetic, real, config, duel.step))
-        if duel.step % config.report_every == 0 or duel.step == last:
+    kept = [text for text in lines if json.loads(text)["step"] <= pair.step]
+    while pair.step < last:
+        line = pair.advance(*_batch(synthetic, real, config, pair.step))
+        if pair.step % config.report_every == 0 or pair.step == last:
             kept.append(json.dumps(line))
             with atomic_path(curve) as partial:
                 partial.write_text("".join(f"{text}\n" for text in kept), encoding="utf-8")
-            duel.save(checkpoint)
+            pair.save(checkpoint)
             if on_line is not None:
                 on_line(line)
-    return duel.refiner.eval(), duel.discriminator.eval()
+    return pair.refiner.eval(), pair.discriminator.eval()
 
 
 def load_refiner(path: Path, width: int, device: str = "cpu") -> tuple[Refiner, Discriminator]:
     """Return the two networks of a checkpoint; ``ConfigError`` when it is of another width."""
-    duel = _Duel(RefineConfig(width=width, device=device), None)
-    duel.load(path)
-    return duel.refiner.eval(), duel.discriminator.eval()
+    pair = _AdversarialPair(RefineConfig(width=width, device=device), None)
+    pair.load(path)
+    return pair.refiner.eval(), pair.discriminator.eval()
 
 
 @torch.no_grad()
@@ -170,7 +170,7 @@ def refine_and_weigh(refiner: Refiner, discriminator: Discriminator, rgb: Rgb) -
     return pixels.cpu().numpy(), float(importance_weights(np.array([logit]))[0])
 
 
-class _Duel:
+class _AdversarialPair:
     """What a checkpoint holds: two networks, two optimizers and the step."""
 
     def __init__(self, config: RefineConfig, task: nn.Module | None) -> None:

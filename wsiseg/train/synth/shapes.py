@@ -17,7 +17,7 @@ VERTICES = 32
 """Corners of a drawn polygon."""
 
 _WAVES = np.arange(3, 7)  # waves along an outline: one is a shift, two are the ellipse's own
-_LEAST_PX = 20  # smaller objects are no nuclei (Hou et al. 2020)
+_MIN_PX = 20  # smaller objects are no nuclei (Hou et al. 2020)
 _ABSORBED = 1.25  # what the refitted ellipse takes back of the waves (measured on drawn outlines)
 
 
@@ -89,7 +89,7 @@ def fit_shapes(images: Iterable[NDArray[np.integer]], square_px: int = 256) -> S
     rows, touching, density = [], [], []
     for labels in images:
         table, flags = shape_table(labels)
-        whole = ~flags[:, 0] & (table[:, 0] >= _LEAST_PX)
+        whole = ~flags[:, 0] & (table[:, 0] >= _MIN_PX)
         rows.append(table[whole, :3])
         touching.append(flags[whole, 1])
         h, w = labels.shape
@@ -98,7 +98,7 @@ def fit_shapes(images: Iterable[NDArray[np.integer]], square_px: int = 256) -> S
         density.append(counts.ravel() * (down * across / (h * w) * 1e6))
     nuclei = np.concatenate(rows) if rows else np.zeros((0, 3))
     if len(nuclei) < 10:
-        raise InputError(f"Expected a reference with at least 10 whole nuclei of {_LEAST_PX} px or more, got {len(nuclei)}.")
+        raise InputError(f"Expected a reference with at least 10 whole nuclei of {_MIN_PX} px or more, got {len(nuclei)}.")
     return ShapeStatistics(nuclei, np.concatenate(density), float(np.concatenate(touching).mean()))
 
 
@@ -122,7 +122,7 @@ def draw_outlines(statistics: ShapeStatistics, n: int, rng: np.random.Generator)
     rows = statistics.nuclei[rng.integers(len(statistics.nuclei), size=n)]
     known = np.stack([np.log(statistics.nuclei[:, 0]), *statistics.nuclei[:, 1:].T])
     jitter = rng.standard_normal((3, n)) * (0.1 * known.std(1))[:, None]
-    area = np.maximum(rows[:, 0] * np.exp(jitter[0]), _LEAST_PX)
+    area = np.maximum(rows[:, 0] * np.exp(jitter[0]), _MIN_PX)
     ratio = np.clip(rows[:, 1] + jitter[1], 0.1, 1)
     outside = np.clip(rows[:, 2] + jitter[2], 0, 0.25) * _ABSORBED
     t = np.arange(VERTICES) * (2 * np.pi / VERTICES)

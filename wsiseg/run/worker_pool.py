@@ -1,4 +1,4 @@
-"""Who works for a run: workers that were accepted or refused, and which of them may get a task."""
+"""The workers of a run: which were accepted or refused, and which of them may get a task."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from distributed import Client
 
 from wsiseg.errors import InputError, one_line
 from wsiseg.log import log
-from wsiseg.run.hosts import Hosts, Thing
+from wsiseg.run.hosts import Hosts, WorkItem
 from wsiseg.run.worker import WorkerSetup, verdict_of
 
-__all__ = ["Crew"]
+__all__ = ["WorkerPool"]
 
 LOOK_S = 2.0
-"""How often the client asks who is there, s."""
+"""Interval at which the client asks which workers are connected, s."""
 
 ASK_S = 0.5
-"""How long the client waits for workers to speak before it asks them, and between its questions at the start, s."""
+"""How long the client waits for workers to report before it asks them, and the interval of its questions at the start, s."""
 
 ANSWER_S = 60.0
-"""How long the scheduler may take to answer, s: a connection may be dead with nobody told."""
+"""How long the scheduler may take to answer, s: a broken connection may raise no error."""
 
 PATIENCE_S = 30.0
-"""How long no worker may be there before the user is told, s."""
+"""The user is warned when no worker has been connected for this long, s."""
 
 PREPARING_S = 4.0
-"""Workers that take longer than this to prepare their kernels are compiling them, and the user is told, s."""
+"""Workers that take longer than this to prepare their kernels are compiling them; the user is then told so, s."""
 
 LONGEST_PREPARING_S = 600.0
-"""How long all workers may be preparing before the run goes on as if none were there, s."""
+"""How long all workers may be preparing before the run continues as if none were connected, s."""
 
 
-class Crew:
-    """Who works for a run: workers that were accepted, what each may do, and who was refused and why."""
+class WorkerPool:
+    """The workers of a run: those that were accepted, what each may do, and those that were refused, with the reason."""
 
     def __init__(
         self,
@@ -59,11 +59,11 @@ class Crew:
         self.there: dict[str, int] = {}  # accepted workers and their threads, as last seen
         self._looked = -LOOK_S
         self._seen = time.monotonic()
-        self._told = False
+        self._warned = False
         self.threads = 0
 
     def join(self) -> None:
-        """Have every worker, those that come later too, checked and set up.
+        """Have every worker checked and set up, also those that connect later.
 
         Raises
         ------
@@ -77,7 +77,8 @@ class Crew:
         start = time.monotonic()
         told = False
         while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
-            # the events come by another way than the answer; a refusal comes sooner than a worker that loads its libraries
+            # Workers report through scheduler events, which may arrive later than the answer of register_plugin. A refusal
+            # arrives sooner than the acceptance of a worker, which loads its libraries first.
             waited = time.monotonic() - start
             compiling = bool(self._preparing) and not self._roles
             patience = LONGEST_PREPARING_S if compiling else PATIENCE_S if answers and not self._roles else LOOK_S
@@ -96,7 +97,7 @@ class Crew:
             )
 
     def look(self) -> int:
-        """Return how many tiles the accepted workers do at once, asked anew every few seconds."""
+        """Return how many tiles the accepted workers process at once; the scheduler is asked every ``LOOK_S`` seconds."""
         while not self._ready.empty():
             self._on_ready(self._ready.get())
         now = time.monotonic()
@@ -109,20 +110,20 @@ class Crew:
             working = self.hosts.working(self.there)
             self.threads = sum(self.there[a] for a in working if roles[a] == "tile")
             if self.threads:
-                self._seen, self._told = now, False
-            elif not self._told and now - self._seen > PATIENCE_S:
-                self._told = True
+                self._seen, self._warned = now, False
+            elif not self._warned and now - self._seen > PATIENCE_S:
+                self._warned = True
                 why = "no worker is ready yet: kernels are still compiled" if self._preparing else "no worker is there"
                 log.warning("%s; waiting for one. Ctrl-C stops; the same command resumes", why)
         return self.threads
 
     def able(self, kind: str) -> list[str]:
-        """Return the workers, of those seen last, that a kind of task may go to."""
+        """Return the workers, of those connected at the last look, that may run a kind of task."""
         return [a for a in self.there if kind != "tiles" or self._roles[a] == "tile"]
 
-    def options(self, kind: str, things: Sequence[Thing]) -> dict[str, Any]:
-        """Return what a task must ask for: a role and, where some hosts are to be avoided, one of certain workers."""
-        chosen = self.hosts.choose(things, self.able(kind))
+    def options(self, kind: str, items: Sequence[WorkItem]) -> dict[str, Any]:
+        """Return a task's Dask options: a resource for its role and, if some hosts are to be avoided, the workers allowed."""
+        chosen = self.hosts.choose(items, self.able(kind))
         if kind == "tiles":
             role = "tile"
         else:
@@ -132,38 +133,38 @@ class Crew:
         return asked if chosen is None else {**asked, "workers": sorted(chosen)}
 
     def leave(self) -> None:
-        """Let the workers go: a cluster of others outlives this run."""
+        """Remove this run's setup from the workers: a shared cluster outlives the run."""
         self.client.unsubscribe_topic(self.setup.name)
-        _worker_error(self.client.unregister_worker_plugin, self.setup.name)  # one that never had it says so
+        _worker_error(self.client.unregister_worker_plugin, self.setup.name)  # a worker without it raises, which is fine here
 
     def _everyone(self) -> dict[str, int]:
         there: dict[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
         return there
 
     def _ask(self, everyone: Iterable[str]) -> None:
-        """Ask workers that were not heard of: an event that is sent before the scheduler knows of our interest is lost."""
+        """Ask workers that have not reported: an event sent before the scheduler knew of our subscription is lost."""
         silent = [a for a in everyone if a not in self._roles and a not in self.refused]
         if silent:
             try:
                 answers = self.client.run(
                     verdict_of, self.setup.name, workers=silent, on_error="return", callback_timeout=ANSWER_S
                 )
-            except TimeoutError:  # a worker that hangs from the start must not hold up those that work
+            except TimeoutError:  # a worker that hangs at its start must not delay the others
                 log.warning("%d workers do not answer: %s", len(silent), ", ".join(silent[:4]))
                 return
             for address, answer in answers.items():
                 if isinstance(answer, dict) and answer:
-                    self._hear(answer)
-                elif isinstance(answer, Exception) and not isinstance(answer, OSError):  # not a link that was cut
+                    self._take_answer(answer)
+                elif isinstance(answer, Exception) and not isinstance(answer, OSError):  # which would be a lost connection
                     host = urlsplit(address).hostname or address
-                    self._hear(
+                    self._take_answer(
                         {"worker": address, "host": host, "refused": f"wsiseg cannot be loaded there: {one_line(answer)}"}
                     )
 
     def _event(self, event: tuple[float, dict[str, Any]]) -> None:
-        self._hear(event[1])
+        self._take_answer(event[1])
 
-    def _hear(self, message: dict[str, Any]) -> None:
+    def _take_answer(self, message: dict[str, Any]) -> None:
         address = message["worker"]
         if address in self._roles or address in self.refused:
             return
@@ -182,12 +183,15 @@ class Crew:
 
 
 def _worker_error(ask: Callable[..., Any], *args: Any) -> BaseException | None:
-    """Ask all workers for something; return what one of them raised, whatever it was: it cannot even load what it is sent.
+    """Send a request to all workers; return the exception that one of them raised, of any type, else ``None``.
+
+    A worker without this wsiseg cannot unpickle the request, so what it raises may be anything. A thread of its own keeps the
+    exception as a value.
 
     Raises
     ------
     OSError
-        The link to the scheduler is lost.
+        The connection to the scheduler is lost.
     """
     with ThreadPoolExecutor(1) as pool:
         error = pool.submit(ask, *args).exception()
