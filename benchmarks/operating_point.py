@@ -3,9 +3,10 @@
     python -m benchmarks.operating_point --data SETS --state STATE [--steps 600] [--left-out tnbc ...]
 
 Thresholds are chosen on pairs (network, set) of which the network has seen no image of the set: ``research`` on cpm16, ``open``
-on cpm16 and monuseg, and short trainings, each without one set (--left-out), on that set's held-out patients. The score is the
-mean over sets, each with the same weight, of the mean of PQ and AJI (``wsiseg.train.validation.set_means``). Maps are predicted
-once, as ``wsiseg segment`` predicts them, and kept in STATE with the short trainings; all the rest is separation of these maps.
+on cpm16 and monuseg. The score is the mean over sets, each with the same weight, of the mean of PQ and AJI
+(``wsiseg.train.validation.set_means``). Maps are predicted once, as ``wsiseg segment`` predicts them, and kept in STATE; all
+the rest is separation of them. ``left_out`` is a check that had no part in the choice: short trainings, each without one set
+(--left-out), and what levels of the threshold do on that set's held-out patients.
 
 The three kinds of rule that are compared (markers and watershed are the same):
 
@@ -39,7 +40,7 @@ import numpy as np
 from scipy import ndimage
 from skimage.measure import label
 
-from benchmarks._machine import save
+from benchmarks._machine import RESULTS, save
 from wsiseg.config import PredictConfig, RunConfig, SeparateConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.metrics import Scores, instance_scores, paired_test
@@ -234,52 +235,56 @@ def rounded(value: Any) -> Any:
     return round(float(value), 4) if isinstance(value, float | np.floating) else value
 
 
+def rules_on(pairs: Mapping[str, list[Judged]], chosen: Mapping[str, Any], *, short: bool) -> dict[str, Any]:
+    """Return a row a rule; ``short``: thresholds before and chosen, and levels of one threshold alone."""
+    rules = {f"before, thresholds of {name}": fixed(thresholds) for name, thresholds in BEFORE.items()}
+    rules["chosen"] = fixed(chosen)
+    for level in LEVELS:
+        for least in (chosen["min_material_frac"],) if short else LEAST:
+            changed = {**chosen, "material_threshold_frac": level, "min_material_frac": least}
+            rules[f"fixed {level:.2f}, least mean {least:.2f}"] = fixed(changed)
+    if not short:
+        rules |= {f"slide {ratio:.2f}": per_slide(chosen, ratio) for ratio in (1.0, 1.05, 1.1, 1.15, 1.2)}
+        rules |= {f"nucleus {share:.2f}": per_nucleus(chosen, share) for share in (0.25, 0.3, 0.35, 0.4, 0.45, 0.5)}
+    table = {}
+    for name, rule in rules.items():
+        table[name] = row_of(pairs, rule)
+        print(name, *(round(table[name][k], 4) for k in ("score", "pq", "aji")), flush=True)
+    return table
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=os.environ.get("WSISEG_DATA"), required="WSISEG_DATA" not in os.environ)
     parser.add_argument("--state", type=Path, required=True, help="folder of short trainings and maps; what is there is kept")
     parser.add_argument("--steps", type=int, default=600, help="of a short training")
     parser.add_argument("--left-out", nargs="*", choices=TRAINED[1:], default=TRAINED[1:], help="sets to leave out in turn")
+    parser.add_argument("--only-left-out", action="store_true", help="the other sections stay as the results file has them")
     args = parser.parse_args()
     args.data, args.state = Path(args.data), args.state.resolve()
-    unseen = (*UNSEEN, *((f"no_{s}", s) for s in args.left_out))
-    pairs = {
-        f"{network} on {dataset}": maps_of(network, dataset, args, held_out_only=network.startswith("no_"))
-        for network, dataset in unseen
-    }
-    walked, reached = fit_separation([j for judged in pairs.values() for j in judged])
-    print("walk", walked, round(reached, 4), flush=True)
     chosen = dict(OPERATING_POINT)
-    table: dict[str, Any] = {}
-
-    def add(name: str, rule: Rule) -> None:
-        table[name] = row_of(pairs, rule)
-        print(name, *(round(table[name][k], 4) for k in ("score", "pq", "aji")), flush=True)
-
-    for before, thresholds in BEFORE.items():
-        add(f"before, thresholds of {before}", fixed(thresholds))
-    add("chosen", fixed(chosen))
-    add("walk", fixed(walked))
-    for level in LEVELS:
-        for least in LEAST:
-            changed = {**chosen, "material_threshold_frac": level, "min_material_frac": least}
-            add(f"fixed {level:.2f}, least mean {least:.2f}", fixed(changed))
-    for ratio in (1.0, 1.05, 1.1, 1.15, 1.2):
-        add(f"slide {ratio:.2f}", per_slide(chosen, ratio))
-    for share in (0.25, 0.3, 0.35, 0.4, 0.45, 0.5):
-        add(f"nucleus {share:.2f}", per_nucleus(chosen, share))
-    result = {
-        "command": f"python -m benchmarks.operating_point --data SETS --state STATE --steps {args.steps}"
-        + (f" --left-out {' '.join(args.left_out)}" if tuple(args.left_out) != TRAINED[1:] else ""),
-        "score": "mean over sets (equal weight) of the mean of PQ and AJI, on pairs of network and set not trained on",
-        "chosen": chosen,
-        "walk": {"thresholds": walked, "score": reached},
-        "rules": table,
-        "shift": {name: shift_of(judged) for name, judged in pairs.items()},
-        "held_out": dict(held_out(args, chosen)),
-        "networks": {n: facts_of(n, args) for n in dict.fromkeys(n for n, _ in unseen)},
-    }
-    save("operating_point", rounded(result))
+    left_out = {f"no_{s} on {s}": maps_of(f"no_{s}", s, args, held_out_only=True) for s in args.left_out}
+    result: dict[str, Any] = {}
+    if args.only_left_out:
+        result = json.loads((RESULTS / "operating_point.json").read_text(encoding="utf-8"))
+    else:
+        pairs = {f"{network} on {dataset}": maps_of(network, dataset, args) for network, dataset in UNSEEN}
+        walked, reached = fit_separation([j for judged in pairs.values() for j in judged])
+        result = {
+            "score": "mean over sets (equal weight) of the mean of PQ and AJI, on pairs of network and set not trained on",
+            "chosen": chosen,
+            "walk": {"thresholds": walked, "score": reached},
+            "rules": rules_on(pairs, chosen, short=False),
+            "shift": {name: shift_of(judged) for name, judged in pairs.items()},
+            "held_out": dict(held_out(args, chosen)),
+            "networks": {n: facts_of(n, args) for n in ("research", "open")},
+        }
+    result["left_out"] = rules_on(left_out, chosen, short=True) if left_out else {}
+    result["shift"] |= {name: shift_of(judged) for name, judged in left_out.items()}
+    result["networks"] |= {f"no_{s}": facts_of(f"no_{s}", args) for s in args.left_out}
+    named = f" --left-out {' '.join(args.left_out)} --steps {args.steps}"
+    command = {"command": "python -m benchmarks.operating_point --data SETS --state STATE" + named}
+    save("operating_point", rounded({**command, **{k: v for k, v in result.items() if k not in ("machine", "command")}}))
 
 
 def facts_of(network: str, args: argparse.Namespace) -> dict[str, Any]:
