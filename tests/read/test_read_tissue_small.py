@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiseg.read import ArraySlide, SlideSurvey, open_slide, survey_slide, tissue_window
-from wsiseg.read.tissue import _grown, tissue_of_thumbnail
+from wsiseg.read import ArraySlide, SlideSurvey, TissueMask, open_slide, survey_slide, tissue_window, unscanned_window
+from wsiseg.read.tissue import grown, tissue_of_thumbnail
 from wsiseg.types import Box
 
 ROOT = Path(__file__).parents[2]
@@ -195,7 +195,7 @@ def test_growth_is_by_distance(radius: int) -> None:
     mask[0, 0] = True
     v, u = np.mgrid[:40, :60]
     near = np.any([(v - y) ** 2 + (u - x) ** 2 <= radius * radius for y, x in np.argwhere(mask)], axis=0)
-    np.testing.assert_array_equal(_grown(mask, radius), near)
+    np.testing.assert_array_equal(grown(mask, radius), near)
 
 
 @pytest.mark.parametrize(
@@ -206,3 +206,34 @@ def test_the_color_of_the_lamp_does_not_move_the_mask(lamp: tuple[float, ...]) -
     tinted = np.clip(np.rint(rgb * np.array(lamp)), 0, 255).astype(np.uint8)
     same = tissue_of_thumbnail(rgb, 8.0) == tissue_of_thumbnail(tinted, 8.0)
     assert same.mean() > 0.98
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0, 0.5])
+def test_black_counts_as_unscanned_off_the_tissue_and_at_its_rim_only(scale: float) -> None:
+    mask = np.zeros((40, 60), np.uint8)
+    mask[10:30, 15:50] = 1
+    tissue = TissueMask(mask, 16.0, 16.0, has_unscanned=True)
+    assert unscanned_window(TissueMask(mask, 16.0, 16.0), Box(0, 0, 9, 9), scale) is None
+    for x, y, w, h in ((0, 0, 960, 640), (200, 130, 90, 70), (300, 240, 50, 40), (-90, -70, 200, 150), (900, 600, 300, 200)):
+        box = Box(int(x * scale), int(y * scale), int(w * scale), int(h * scale))
+        got = unscanned_window(tissue, box, scale)
+        v, u = (np.mgrid[: box.h, : box.w] + 0.5) / scale
+        row, column = np.floor((v + box.y / scale) / 16), np.floor((u + box.x / scale) / 16)
+        deep = (row >= 12) & (row < 28) & (column >= 17) & (column < 48)  # 2 mask px and more from where there is none
+        np.testing.assert_array_equal(got, ~deep)
+    again = TissueMask.load(tissue.to_png())
+    assert again.has_unscanned
+    assert not TissueMask.load(TissueMask(mask, 16.0, 16.0).to_png()).has_unscanned
+    np.testing.assert_array_equal(again.mask, mask)
+
+
+@pytest.mark.parametrize("shape", [(1, 1200), (1200, 1), (9, 1500), (1, 1), (3, 200)])
+def test_a_slide_thinner_than_a_mask_px_shows_what_it_shows(shape: tuple[int, int]) -> None:
+    """The white beyond its edge once made a row of tissue 90 % glass."""
+    tissue = np.random.default_rng(0).integers(-20, 20, (*shape, 1)) + np.asarray((180, 110, 160))
+    found = survey(tissue.astype(np.uint8), 0.5)
+    assert found.tissue_frac > 0.9
+    assert not found.is_blank
+    glass = survey(np.full((*shape, 3), 243, np.uint8), 0.5)
+    assert glass.tissue_frac == 0
+    assert glass.is_blank

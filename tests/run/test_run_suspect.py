@@ -131,3 +131,18 @@ def test_a_folder_of_small_tiles_gives_the_nuclei_of_all(crop_rgb: np.ndarray, t
     assert {r["status"] for r in rows(tmp_path / "out").values()} == {"done"}
     for row in rows(tmp_path / "out").values():
         assert row["tissue_mm2"] == pytest.approx((128 * 0.5e-3) ** 2, rel=0.01)
+
+
+@pytest.mark.parametrize("ending", ["png", "jpg"])
+def test_black_where_nothing_was_scanned_costs_no_nucleus_beside_it(crop_rgb: np.ndarray, tmp_path: Path, ending: str) -> None:
+    """As from the same tissue amid white: the network finds less beside black, which converters leave in its place."""
+    tissue = crop_rgb[:400, :400]
+    for name, value in (("white", 255), ("black", 0)):
+        canvas = np.full((900, 1000, 3), value, np.uint8)
+        canvas[203:603, 305:705] = tissue  # on no px of the mask
+        Image.fromarray(canvas).save(tmp_path / f"{name}.{ending}", **({"quality": 90} if ending == "jpg" else {}))
+    done = run_here("segment", f"{tmp_path}/*.{ending}", "--out", tmp_path / "out", *ARGS)
+    assert done.exit_code == 0, done.output
+    n = {name: row["n_nuclei"] for name, row in rows(tmp_path / "out").items()}
+    assert n["white"] > 100
+    assert abs(n["black"] - n["white"]) < 0.05 * n["white"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from wsiseg.config import RunConfig
 from wsiseg.normalize import fit_stain
 from wsiseg.pipeline.window import stain_aim, window_maps, window_nuclei
-from wsiseg.read import ArraySlide, fit_tissue, read_working, scale_for, tissue_window, working_size
+from wsiseg.read import ArraySlide, fit_tissue, read_working, scale_for, tissue_window, unscanned_window, working_size
 from wsiseg.separate import SeparateParams, resolve_params
 from wsiseg.types import Box, PolygonBatch
 from wsiseg.vectorize import rasterize
@@ -77,8 +77,9 @@ def map_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfi
     core = Box(0, 0, *working_size(slide.meta, scale))
     box = core.padded(config.read.halo_wpx)
     window = model.input_box(box)
-    tissue = tissue_window(fit_tissue(slide), box, scale)
-    prob = window_maps(model, read_working(slide, window, scale), box, stain, tissue)
+    mask = fit_tissue(slide)
+    tissue, unscanned = tissue_window(mask, box, scale), unscanned_window(mask, window, scale)
+    prob = window_maps(model, read_working(slide, window, scale), box, stain, tissue, unscanned=unscanned)
     return ImageMaps(np.asarray(prob), core, config.read.halo_wpx, scale, mpp / scale, rgb.shape[:2])
 
 

@@ -11,6 +11,7 @@ from wsiseg.backend import memory_errors, to_device, to_host
 from wsiseg.config import RunConfig
 from wsiseg.log import log
 from wsiseg.normalize import normalize
+from wsiseg.read import UNSCANNED_MAX
 from wsiseg.separate import SeparateParams, separate
 from wsiseg.types import Box, Instances, PolygonBatch, Stain
 from wsiseg.vectorize import vectorize
@@ -70,6 +71,7 @@ def window_maps(
     tissue: Array | None,
     device: str = "cpu",
     *,
+    unscanned: Array | None = None,
     clock: StageClock | None = None,
     events: Counter[str] | None = None,
 ) -> Array:
@@ -85,6 +87,9 @@ def window_maps(
         The slide's stain transformation.
     tissue : bool (H, W) or None
         Where maps are wanted; elsewhere they may be 0. ``None``: everywhere.
+    unscanned : bool (h, w) or None
+        Where plain black means that nothing was scanned (``wsiseg.read.unscanned_window``); it is taken for white, as what lies
+        outside the slide. ``None``: nowhere.
     clock, events
         Receive seconds of ``normalize`` and ``predict``, and what was done otherwise for want of memory.
 
@@ -97,11 +102,23 @@ def window_maps(
 
     clock = clock or StageClock()
     window = model.input_box(box)
-    rgb = normalize(to_device(rgb, device), stain)
+    rgb = to_device(rgb, device)
+    if unscanned is not None:
+        rgb = _white_for_black(rgb, to_device(unscanned, device))
+    rgb = normalize(rgb, stain)
     clock.lap("normalize")
     prob = predict(model, rgb, window, box, None if tissue is None else to_device(tissue, device), events)
     clock.lap("predict")
     return prob
+
+
+def _white_for_black(rgb: Array, where: Array) -> Array:
+    """Return uint8 (h, w, 3) with white for what is plain black ``where`` bool (h, w): beside black the network finds less."""
+    for k in range(3):
+        where = where & (rgb[..., k] <= UNSCANNED_MAX)
+    rgb = rgb.copy()
+    rgb[where] = 255
+    return rgb
 
 
 def window_nuclei(

@@ -7,21 +7,14 @@ reads any window of it, white outside, the same bits for a px whichever window a
 from wsiseg.read.array import ArraySlide
 from wsiseg.read.grid import tile_grid
 from wsiseg.read.mask_files import tissue_from_file
+from wsiseg.read.mask_window import tissue_cells, tissue_frac, tissue_px_in, tissue_window, unscanned_window
 from wsiseg.read.sample import stain_sample
 from wsiseg.read.slide import Slide, fingerprint, open_slide, read_on_device, slide_id_of
-from wsiseg.read.tissue import (
-    SlideSurvey,
-    TissueMask,
-    fit_tissue,
-    survey_slide,
-    tissue_cells,
-    tissue_frac,
-    tissue_px_in,
-    tissue_window,
-)
+from wsiseg.read.tissue import UNSCANNED_MAX, SlideSurvey, TissueMask, fit_tissue, survey_slide
 from wsiseg.read.working import read_working, scale_for, working_size
 
 __all__ = [
+    "UNSCANNED_MAX",
     "ArraySlide",
     "Slide",
     "SlideSurvey",
@@ -41,5 +34,6 @@ __all__ = [
     "tissue_from_file",
     "tissue_px_in",
     "tissue_window",
+    "unscanned_window",
     "working_size",
 ]

@@ -41,6 +41,8 @@ def level_thumbnail(slide: LevelReader, max_side_px: int) -> RGB:
 def block_means(slide: LevelReader, level: int, block_px: int) -> RGB:
     """Return the rounded mean of every ``block_px`` square of a level, white where a block leaves the slide.
 
+    A slide thinner than a block is as if it went on: the white beyond it would turn a row of tissue into glass.
+
     Returns
     -------
     uint8 (ceil(height / block_px), ceil(width / block_px), 3)
@@ -52,7 +54,7 @@ def block_means(slide: LevelReader, level: int, block_px: int) -> RGB:
     area = block_px * block_px
     for row in range(0, rows, step):
         n = min(step, rows - row)
-        strip = slide.read_level(level, 0, row * block_px, columns * block_px, n * block_px)
+        strip = _strip(slide, level, row * block_px, columns * block_px, n * block_px, block_px)
         if block_px == 1:
             out[row : row + n] = strip
             continue
@@ -60,3 +62,12 @@ def block_means(slide: LevelReader, level: int, block_px: int) -> RGB:
         sums = sums.reshape(n, columns, block_px, 3).sum(axis=2, dtype=np.uint32)
         out[row : row + n] = (sums + area // 2) // area
     return out
+
+
+def _strip(slide: LevelReader, level: int, y: int, w: int, h: int, block_px: int) -> RGB:
+    """Read whole rows, the last px of a slide that is thinner than a block repeated up to its end."""
+    width_px, height_px = slide.level_sizes_px[level]
+    if min(width_px, height_px) >= block_px:
+        return slide.read_level(level, 0, y, w, h)
+    thin_w, thin_h = (size if size < block_px else side for size, side in ((width_px, w), (height_px, h)))
+    return np.pad(slide.read_level(level, 0, y, thin_w, thin_h), ((0, h - thin_h), (0, w - thin_w), (0, 0)), mode="edge")

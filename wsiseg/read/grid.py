@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from wsiseg.errors import ConfigError
-from wsiseg.read.tissue import TissueMask, tissue_frac
+from wsiseg.read.mask_window import tissue_frac
+from wsiseg.read.tissue import TissueMask
 from wsiseg.read.working import working_size
 from wsiseg.types import Box, SlideMeta, Tile
 

@@ -6,8 +6,9 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.read._window import RGB
+from wsiseg.read.mask_window import tissue_window
 from wsiseg.read.slide import Slide
-from wsiseg.read.tissue import TissueMask, tissue_window
+from wsiseg.read.tissue import TissueMask
 from wsiseg.read.working import read_working, working_size
 from wsiseg.types import Box
 

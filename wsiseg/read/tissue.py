@@ -6,7 +6,7 @@ import io
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -15,18 +15,15 @@ from wsiseg.errors import FormatError
 from wsiseg.read._thumbnail import block_means, thumbnail_plan
 from wsiseg.read._window import RGB
 from wsiseg.read.slide import Slide
-from wsiseg.types import Box
 
 __all__ = [
+    "UNSCANNED_MAX",
     "SlideSurvey",
     "TissueMask",
     "fit_tissue",
+    "grown",
     "pen_marks",
     "survey_slide",
-    "tissue_cells",
-    "tissue_frac",
-    "tissue_px_in",
-    "tissue_window",
 ]
 
 THUMBNAIL_UM = 8.0
@@ -60,7 +57,7 @@ MAX_HOLE_UM2 = 50_000.0
 MARGIN_UM = 40.0
 """Dilation: at least three nuclei, so that none at a border is lost."""
 
-_TEXT_KEY = "wsiseg:tissue"
+_TEXT_KEY, _TEXT_UNSCANNED = "wsiseg:tissue", "wsiseg:unscanned"
 
 _Mask = npt.NDArray[np.bool_]
 
@@ -77,6 +74,8 @@ class TissueMask:
         Level-0 px per mask px.
     x0, y0
         Level-0 px of the top-left corner of mask px (0, 0). Outside the mask there is no tissue.
+    has_unscanned
+        Whether the slide has areas of plain black where nothing was scanned.
     """
 
     mask: npt.NDArray[np.uint8]
@@ -84,6 +83,7 @@ class TissueMask:
     px_h: float
     x0: float = 0.0
     y0: float = 0.0
+    has_unscanned: bool = False
 
     def to_png(self) -> bytes:
         """Return the mask as PNG (255 tissue) that carries its own place; the same mask gives the same bytes."""
@@ -91,6 +91,8 @@ class TissueMask:
 
         info = PngImagePlugin.PngInfo()
         info.add_text(_TEXT_KEY, " ".join(float(v).hex() for v in (self.px_w, self.px_h, self.x0, self.y0)))
+        if self.has_unscanned:
+            info.add_text(_TEXT_UNSCANNED, "1")
         buffer = io.BytesIO()
         Image.fromarray(self.mask * np.uint8(255)).save(buffer, "PNG", pnginfo=info)
         return buffer.getvalue()
@@ -109,13 +111,14 @@ class TissueMask:
         where = "tissue mask" if isinstance(source, bytes) else f"tissue mask {source}"
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-                place = image.info.get(_TEXT_KEY)
+                place, black = image.info.get(_TEXT_KEY), _TEXT_UNSCANNED in image.info
                 pixels = np.asarray(image.convert("L"))
         except (OSError, SyntaxError, ValueError) as err:
             raise FormatError(f"{where}: not a readable PNG: {err}") from err
         if not isinstance(place, str):
             raise FormatError(f"{where}: no text {_TEXT_KEY!r} that tells its place. Expected a mask written by wsiseg.")
-        return cls((pixels > 0).astype(np.uint8), *(float.fromhex(v) for v in place.split()))
+        px_w, px_h, x0, y0 = (float.fromhex(v) for v in place.split())
+        return cls((pixels > 0).astype(np.uint8), px_w, px_h, x0, y0, black)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,7 +170,7 @@ def survey_slide(slide: Slide) -> SlideSurvey:
     px_w, px_h = block * meta.width_px / level_w, block * meta.height_px / level_h
     areas = _areas(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
     fracs = (float(area.mean()) for area in areas)
-    return SlideSurvey(TissueMask(areas[0].astype(np.uint8), px_w, px_h), *fracs)
+    return SlideSurvey(TissueMask(areas[0].astype(np.uint8), px_w, px_h, has_unscanned=bool(areas[3].any())), *fracs)
 
 
 def tissue_of_thumbnail(rgb: RGB, um_per_px: float) -> npt.NDArray[np.uint8]:
@@ -190,7 +193,7 @@ def _areas(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, _Mask, _Mask]:
     chroma = _chroma(balanced)
     colored, dark, light = _stained(balanced, chroma, ~void, um_per_px)
     near_px = max(1, round(SPOT_MARGIN_UM / um_per_px))
-    near_spots = _grown(_spots(balanced, chroma, um_per_px), near_px)
+    near_spots = grown(_spots(balanced, chroma, um_per_px), near_px)
     ink = _ink(rgb, balanced, void, MIN_SPECK_UM2 / px_um2)
     glass = light & ~colored & ~ink & ~void
     found = (colored | dark) & ~ink & ~void
@@ -198,13 +201,13 @@ def _areas(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, _Mask, _Mask]:
     large = _without_small((found | near_spots) & ~ink & ~void, speck_px)
     if not large.any():
         return large, glass, ink, void
-    found = (found | ~_grown(~near_spots, near_px)) & large  # what lies between spots, and no rim around them
+    found = (found | ~grown(~near_spots, near_px)) & large  # what lies between spots, and no rim around them
     hole_px = MAX_HOLE_UM2 / px_um2
     if not _without_small((glass & ~found) | void, hole_px).any():
         found = ~ink & ~void
     found = ~_without_small(~found, hole_px) & ~ink & ~void
-    grown = _grown(found, max(1, round(MARGIN_UM / um_per_px)))
-    return grown & ~((ink | void) & ~found), glass, ink, void
+    wide = grown(found, max(1, round(MARGIN_UM / um_per_px)))
+    return wide & ~((ink | void) & ~found), glass, ink, void
 
 
 def _stained(
@@ -255,12 +258,12 @@ def _ink(rgb: RGB, balanced: npt.NDArray[np.int16], void: _Mask, min_px: float) 
     """Return True on pen marks and their faint borders; a px that touches what was not scanned is half black, and no ink."""
     from scipy import ndimage
 
-    ink = _without_small(pen_marks(rgb) & ~_grown(void, 2), min_px)  # single px are JPEG noise, or pigment
+    ink = _without_small(pen_marks(rgb) & ~grown(void, 2), min_px)  # single px are JPEG noise, or pigment
     if not ink.any():
         return ink
     # Ink fades out: what is greener than any H&E and touches ink belongs to it.
     faint = balanced[..., 1] - balanced[..., 0] > 6
-    return _grown(ndimage.binary_propagation(ink, mask=ink | faint), 2)
+    return grown(ndimage.binary_propagation(ink, mask=ink | faint), 2)
 
 
 def pen_marks(rgb: RGB) -> npt.NDArray[np.bool_]:
@@ -310,7 +313,7 @@ def _without_small(mask: npt.NDArray[np.bool_], min_px: float) -> npt.NDArray[np
     return kept
 
 
-def _grown(mask: _Mask, radius_px: int) -> _Mask:
+def grown(mask: _Mask, radius_px: int) -> _Mask:
     """Return True within ``radius_px`` of a True px."""
     from scipy import ndimage
 
@@ -320,71 +323,3 @@ def _grown(mask: _Mask, radius_px: int) -> _Mask:
         v, u = np.mgrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]
         return cast("_Mask", ndimage.binary_dilation(mask, u * u + v * v <= radius_px * radius_px))
     return cast("_Mask", ndimage.distance_transform_edt(~mask) <= radius_px)
-
-
-def tissue_frac(tissue: TissueMask, box: Box, scale: float = 1.0) -> float:
-    """Return which fraction of a box is tissue, exactly (mask px that the box cuts count by area).
-
-    Parameters
-    ----------
-    tissue
-        The slide's mask.
-    box
-        In working px at ``scale`` working px per level-0 px; at the default 1.0, level-0 px. Outside the mask: no tissue.
-    """
-    area = box.w * box.h / (scale * scale)
-    if area <= 0:
-        return 0.0
-    y = _cover(box.y / scale, box.y1 / scale, tissue.y0, tissue.px_h, tissue.mask.shape[0])
-    x = _cover(box.x / scale, box.x1 / scale, tissue.x0, tissue.px_w, tissue.mask.shape[1])
-    covered = float(y[1] @ tissue.mask[y[0]][:, x[0]].astype(np.float64) @ x[1])
-    return min(1.0, covered / area)
-
-
-def tissue_px_in(tissue: TissueMask, box: Box, scale: float = 1.0) -> int:
-    """Return how many px of a box (working px at ``scale``) are tissue: its exact tissue area, rounded to whole px."""
-    return round(tissue_frac(tissue, box, scale) * box.w * box.h)
-
-
-def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[np.float64]:
-    """Return the exact tissue area of each square cell of a grid over ``region``, level-0 px^2, float64 (H, W).
-
-    Cells begin at the region's corner; those at its right and lower end are cut there. Cells of twice the side have the sum.
-    """
-    ends = []
-    axes = ((region.y, region.h, tissue.y0, tissue.px_h), (region.x, region.w, tissue.x0, tissue.px_w))
-    for (start, length, origin, px), n in zip(axes, tissue.mask.shape, strict=True):
-        borders = start + np.minimum(np.arange(-(-length // cell_px) + 1) * cell_px, length)
-        ends.append(np.clip((borders - origin) / px, 0, n))
-    strip = 256  # a mask has up to 4096 px a side: in strips, so that its sums never stand in memory whole
-    width = tissue.mask.shape[1]
-    rows = np.concatenate([_between(tissue.mask[:, k : k + strip], ends[0]) for k in range(0, width, strip)], axis=1)
-    cells = np.concatenate([_between(rows[k : k + strip].T, ends[1]).T for k in range(0, len(rows), strip)])
-    return cells * (tissue.px_w * tissue.px_h)
-
-
-def _between(values: npt.NDArray[Any], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the integral of columns of px between following places ``at`` (px), float64 (len(at) - 1, w)."""
-    total = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0, dtype=np.float64)])
-    whole = np.minimum(at.astype(np.int64), len(values) - 1)
-    integral = total[whole] + (at - whole)[:, None] * values[whole]  # linear between whole px
-    return np.diff(integral, axis=0)
-
-
-def tissue_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArray[np.bool_]:
-    """Return bool (box.h, box.w): whether the center of each px of a box (working px at ``scale``) is on tissue."""
-    y = np.floor(((np.arange(box.y, box.y1) + 0.5) / scale - tissue.y0) / tissue.px_h).astype(np.int64)
-    x = np.floor(((np.arange(box.x, box.x1) + 0.5) / scale - tissue.x0) / tissue.px_w).astype(np.int64)
-    h, w = tissue.mask.shape
-    inside_y, inside_x = (y >= 0) & (y < h), (x >= 0) & (x < w)
-    rows = tissue.mask[np.clip(y, 0, h - 1)][:, np.clip(x, 0, w - 1)] > 0
-    window: npt.NDArray[np.bool_] = rows & inside_y[:, None] & inside_x[None, :]
-    return window
-
-
-def _cover(lo: float, hi: float, origin: float, px: float, n: int) -> tuple[slice, npt.NDArray[np.float64]]:
-    """Return which mask px an interval of level-0 px touches, and by which length each (level-0 px)."""
-    first = min(max(math.floor((lo - origin) / px), 0), n)
-    last = min(max(math.ceil((hi - origin) / px), first), n)
-    edges = origin + px * np.arange(first, last + 1)
-    return slice(first, last), np.maximum(np.minimum(edges[1:], hi) - np.maximum(edges[:-1], lo), 0.0)

@@ -9,7 +9,7 @@ from typing import Any
 from wsiseg.errors import one_line
 from wsiseg.log import log
 from wsiseg.pipeline import StageClock, window_maps, window_nuclei
-from wsiseg.read import read_on_device, tissue_window
+from wsiseg.read import read_on_device, tissue_window, unscanned_window
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.job import SlideJob
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
@@ -52,7 +52,8 @@ def _compute(
         with context.slide(tile.slide_id) as (_, slide):
             rgb = read_on_device(slide, model.input_box(tile.read))
         clock.lap("read")
-    prob = window_maps(model, rgb, tile.read, job.stain, tissue, context.device, clock=clock, events=events)
+    black = unscanned_window(job.tissue, model.input_box(tile.read), job.scale)
+    prob = window_maps(model, rgb, tile.read, job.stain, tissue, context.device, unscanned=black, clock=clock, events=events)
     found = window_nuclei(prob, tile.read, tile.core, context.separate_params(job.mpp_working), clock=clock, events=events)
     stats = tile_stats(found.prob, found.instances, tile.read, tile.core, tissue)
     clock.lap("vectorize")
