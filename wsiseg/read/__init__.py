@@ -14,11 +14,11 @@ from wsiseg.read.tissue import UNSCANNED_MAX, SlideSurvey, TissueMask, fit_tissu
 from wsiseg.read.working import read_working, scale_for, working_size
 
 __all__ = [
-    "UNSCANNED_MAX",
     "ArraySlide",
     "Slide",
     "SlideSurvey",
     "TissueMask",
+    "UNSCANNED_MAX",
     "fingerprint",
     "fit_tissue",
     "open_slide",
