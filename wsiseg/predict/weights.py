@@ -1,7 +1,7 @@
 """Weights on disk: a ``.safetensors`` file and, beside it, the ``.json`` card that says what it is.
 
 The card holds the network's name, the file's sha256, the working resolution, the stain normalization it was trained for, the
-separation thresholds fitted on validation data, the licence, the data and the scores.
+separation thresholds, the licence, the data and the scores.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def cross_validate(
     ``model`` names a published recipe (``run.presets``).
 
     The folder ``<out>/cv-<by>`` receives ``folds.json`` (config and members), a run folder a fold with ``scores.json``, and
-    ``table.json``. In each fold thresholds are fitted on its training images.
+    ``table.json``. Thresholds are fitted on the config's ``fit_sets``, or are ``OPERATING_POINT``; none on a fold's images.
 
     Raises
     ------
