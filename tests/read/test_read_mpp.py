@@ -274,3 +274,22 @@ def test_hostile_texts_are_no_statement(tmp_path):
     bomb = '<?xml version="1.0"?><!DOCTYPE x [<!ENTITY a "aaaa">]><OME>&a;</OME>'
     with pytest.raises(MissingMppError):
         open_slide(write(tmp_path / "s.tif", description=bomb))
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize(
+    "text", ['{"mpp": 0.25}', '{"objective": 40, "mpp": 0.25, "site": "A"}', "appmag=40|mpp=0.25", "MPP: 0,25;x=1"]
+)
+def test_mpp_as_scripts_write_it(tmp_path, text, tiled):
+    path, pixels = tmp_path / "s.tif", np.full((70, 80, 3), 200, np.uint8)
+    tifffile.imwrite(path, pixels, photometric="rgb", metadata=None, description=text, **({"tile": (64, 64)} if tiled else {}))
+    slide = open_slide(path)
+    assert slide.meta.mpp == 0.25
+
+
+def test_an_aperio_text_that_openslide_cannot_split_still_states_its_mpp(tmp_path):
+    text = "Aperio Image Library v12\r\n80x70 [0,0 80x70] (64x64)\nAppMag = 20\nMPP = 0.31"
+    pixels = np.full((70, 80, 3), 200, np.uint8)
+    tifffile.imwrite(tmp_path / "s.svs", pixels, photometric="rgb", metadata=None, description=text, tile=(64, 64))
+    slide = open_slide(tmp_path / "s.svs")
+    assert (slide.meta.vendor, slide.meta.mpp) == ("aperio", 0.31)

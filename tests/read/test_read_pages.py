@@ -158,3 +158,46 @@ def test_jpeg_2000_of_more_than_8_bits_is_refused(tmp_path, bits, ending):
     else:
         with pytest.raises(SlideOpenError, match=f"3 samples of {bits} bits, JPEG2000"):
             open_slide(path, mpp=0.5)
+
+
+def ome_xml(names, width, height):
+    planes = "".join(
+        f'<TiffData FirstC="{k}" FirstT="0" FirstZ="0" IFD="0" PlaneCount="1">'
+        f'<UUID FileName="{name}">urn:uuid:{k}</UUID></TiffData>'
+        for k, name in enumerate(names)
+    )
+    channels = "".join(f'<Channel ID="Channel:0:{k}" SamplesPerPixel="1"/>' for k in range(len(names)))
+    return (
+        '<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06" UUID="urn:uuid:{}"><Image ID="Image:0"><Pixels '
+        f'ID="Pixels:0" DimensionOrder="XYCZT" Type="uint8" SizeX="{width}" SizeY="{height}" SizeC="{len(names)}" SizeZ="1" '
+        f'SizeT="1" PhysicalSizeX="0.25" PhysicalSizeY="0.25">{channels}{planes}</Pixels></Image></OME>'
+    )
+
+
+def test_an_ome_tiff_of_a_file_a_channel_is_refused_beside_its_fellows_and_alone(tmp_path):
+    """Read by the places of the first file, every channel would be that one's: gray, in silence."""
+    names = [f"s_{colour}.ome.tif" for colour in ("red", "green", "blue")]
+    text = ome_xml(names, W, H)
+    for k, name in enumerate(names):
+        xml = text.replace("urn:uuid:{}", f"urn:uuid:{k}")
+        tifffile.imwrite(tmp_path / name, PLANES[k], photometric="minisblack", metadata=None, description=xml, tile=(64, 64))
+    for name in names:
+        with pytest.raises(SlideOpenError, match=r"pages lie in several files .*s_blue.*s_green.*s_red"):
+            open_slide(tmp_path / name)
+    (tmp_path / names[1]).unlink()
+    (tmp_path / names[2]).unlink()
+    with pytest.raises(SlideOpenError, match=r"1 sample of 8 bits.*gray"):
+        open_slide(tmp_path / names[0])
+
+
+@pytest.mark.parametrize("kind", ["ome pages", "imagej"])
+@pytest.mark.parametrize("kept", [0.4, 0.9])
+def test_pages_that_were_not_copied_whole_are_called_truncated(tmp_path, kind, kept):
+    path = tmp_path / "s.tif"
+    if kind == "imagej":
+        tifffile.imwrite(path, PLANES, imagej=True, metadata={"axes": "CYX", "mode": "composite"})
+    else:
+        tifffile.imwrite(path, PLANES, photometric="minisblack", metadata={"axes": "CYX"}, ome=True, tile=(64, 64))
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(SlideOpenError, match=r"beyond the end of the file.*truncated"):
+        open_slide(path, mpp=0.5)

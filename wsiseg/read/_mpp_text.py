@@ -156,15 +156,14 @@ def _imagej(text: str, x_resolution: float | None, y_resolution: float | None) -
 
 
 def _aperio(text: str, width_px: int) -> Iterator[MppClaim]:
-    found = re.search(r"(?:^|[|\r\n;])\s*MPP\s*[=:]\s*([0-9][0-9.,eE+-]*)", text)
-    value = number(found[1]) if found else None
-    if value is None:
+    found = re.search(r'(?:^|[|\r\n;,{])\s*"?MPP"?\s*[=:]\s*([0-9][0-9.,e+-]*)', text, re.IGNORECASE)
+    if found is None or (value := number(found[1].rstrip(","))) is None:
         return
     # "46000x32914 [0,100 46000x32914] (256x256) -> 1024x732": a picture shrunk from the scan that the MPP belongs to
     shrunk = re.search(r"\[\d+,\d+ (\d+)x\d+\][^|]*->\s*(\d+)x\d+", text)
     if shrunk and int(shrunk[2]) == width_px:
         value *= int(shrunk[1]) / width_px
-    yield MppClaim("aperio", "Aperio text (MPP)", value, value)
+    yield MppClaim("aperio", "Aperio text (MPP)" if found[0].count("MPP") else f"text ({found[0].strip()})", value, value)
 
 
 def _vips(text: str, width_px: int) -> Iterator[MppClaim]:

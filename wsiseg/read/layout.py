@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tifffile
@@ -21,6 +21,7 @@ from wsiseg.read._mpp_text import MppClaim, claims_of_text, number, ome_images
 __all__ = [
     "TiffPicture",
     "colour_order",
+    "cut_short",
     "foreign_channels",
     "is_plain",
     "is_tiff",
@@ -57,6 +58,8 @@ class TiffPicture:
         Axes other than x, y and channel that are longer than 1, as ``Z 5``.
     others
         Sizes of further pictures of that size in the file.
+    files
+        Names of the files that hold its pages, where they are several.
     declared_bits
         Bits that carry the value, where the file says so and they are fewer than the container has; else 0.
     image
@@ -75,6 +78,7 @@ class TiffPicture:
     image: int = 0
     texts: tuple[str, ...] = field(default=())
     palette_bits: int = 16
+    files: tuple[str, ...] = ()
 
     @property
     def page(self) -> Any:
@@ -230,7 +234,11 @@ def _ome_picture(tiff: tifffile.TiffFile) -> TiffPicture | None:
     samples = planes * inside if len(levels[0]) == planes else int(first.samplesperpixel)
     declared = bits if 0 < bits < 8 * first.dtype.itemsize else _declared(first)
     texts = (text, str(first.description or ""))
-    return TiffPicture(tuple(levels), samples, names, colours, tuple(stack), tuple(others), declared, best, texts)
+    files = tuple(sorted({str(page.parent.filename) for page in levels[0]}))
+    return TiffPicture(
+        tuple(levels), samples, names, colours, tuple(stack), tuple(others), declared, best, texts,
+        files=files if len(files) > 1 else (),
+    )  # fmt: skip
 
 
 def _coarser(w: int, h: int, wide: int, high: int) -> bool:
@@ -304,6 +312,8 @@ def refusal(picture: TiffPicture) -> str:
     page, samples = picture.page, picture.samples
     photometric = int(page.photometric)
     one_a_sample = len(picture.channels) >= samples > 1  # else the name is of the picture as a whole
+    if picture.files:
+        return f"its pages lie in several files ({', '.join(picture.files)}): save them as one file of red, green and blue"
     if picture.stack:
         return f"it is a stack ({', '.join(picture.stack)}): save the plane to segment as a file of its own"
     if picture.others:
@@ -328,6 +338,25 @@ def refusal(picture: TiffPicture) -> str:
     if photometric == MINISBLACK and samples > 3 and colour_order(picture.channels, picture.colours) is None:
         return f"which of its {samples} samples are red, green and blue is not stated: save it with photometric RGB"
     return ""
+
+
+def cut_short(tiff: tifffile.TiffFile) -> str:
+    """Say what of a TIFF lies beyond its end (empty: nothing): a file that was not copied whole may look like another one."""
+    size = int(tiff.filehandle.size)
+    missing = n = 0
+    for k in range(_MAX_PAGES):
+        try:
+            page = tiff.pages[k]
+        except IndexError:
+            break
+        ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
+        missing, n = missing + int((ends > size).sum()), n + len(ends)
+    if missing:
+        return f"{missing} of {n} tiles or strips lie beyond the end of the file ({size} bytes)"
+    tiff.filehandle.seek(int(tiff.pages.next_page_offset or 0))  # where the place of a further page is written, 0 for none
+    order: Literal["little", "big"] = "little" if tiff.byteorder == "<" else "big"
+    beyond = int.from_bytes(tiff.filehandle.read(int(tiff.tiff.offsetsize)), order) >= size
+    return f"its next page would lie beyond the end of the file ({size} bytes)" if beyond else ""
 
 
 def mpp_claims(picture: TiffPicture) -> list[MppClaim]:

@@ -14,7 +14,7 @@ from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB
 from wsiseg.read.files import slide_files, slide_id_of
-from wsiseg.read.layout import TiffPicture, is_plain, is_tiff, mpp_claims, picture_of
+from wsiseg.read.layout import TiffPicture, cut_short, is_plain, is_tiff, mpp_claims, picture_of, refusal
 from wsiseg.read.tiff import TiffSlide, refuse_layout
 from wsiseg.types import Box, SlideMeta
 
@@ -197,7 +197,7 @@ def _tiff_facts(p: Path, vendor: str | None) -> tuple[TiffPicture | None, tuple[
     if picture is None or vendor in (None, "generic-tiff"):
         return picture, claims
     if vendor == "aperio":  # its thumbnail, label and focal planes are pages of their own, and OpenSlide knows them
-        return dataclasses.replace(picture, stack=(), others=()), ()
+        return dataclasses.replace(picture, stack=(), others=()), claims
     return None, claims
 
 
@@ -210,9 +210,13 @@ def _picture(p: Path) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
     try:
         with tifffile.TiffFile(p) as tiff:
             picture = picture_of(tiff)
-            return picture, tuple(mpp_claims(picture))
+            missing = cut_short(tiff) if refusal(picture) else ""
+            claims = tuple(mpp_claims(picture))
     except (*DECODER_ERRORS, tifffile.TiffFileError):
         return None, ()  # whichever reader opens it will say what is wrong
+    if missing:
+        raise SlideOpenError(f"{p}: {picture.words}: {missing}: truncated. Copy it anew from its source.")
+    return picture, claims
 
 
 def layout_words(path: str | Path) -> str:
