@@ -195,8 +195,8 @@ class ScheduleConfig:
     workers
         Worker processes on the CPU; 0: one per core. On GPUs there are ``workers_per_gpu`` for each.
     threads_per_worker
-        Tiles in work at once in a worker: one is read while another is computed and a third written. 0: one on the CPU, where
-        processes do it; on a GPU the worker's share of the cores, 16 at most.
+        Tiles that a worker processes at once: one is read while another is computed and a third written. 0: one on the CPU,
+        where processes do it; on a GPU the worker's share of the cores, 16 at most.
     device_memory_frac
         Share of a GPU's free memory that the workers on it may take together.
     scheduler, scheduler_file
@@ -206,7 +206,7 @@ class ScheduleConfig:
     path_map
         ``FROM=TO`` pairs: what begins with FROM here begins with TO on the workers.
     stage, stage_gb
-        Folder on each worker's machine that slides are copied to while they are in work, and how much it may hold, 10^9 bytes.
+        Folder on each worker's machine that slides are copied to while they are processed, and its size limit, 10^9 bytes.
     task_s
         Tiles are handed out in batches that take about this long, so that short tiles do not wait for the scheduler, s.
     tile_timeout_s
@@ -343,7 +343,7 @@ def _fits(value: object, hint: Any) -> bool:
 
 
 def _expected(hint: Any) -> str:
-    """Return an option's type in words."""
+    """Describe an option's type."""
     if typing.get_origin(hint) is Literal:
         return f"one of {list(typing.get_args(hint))}"
     if isinstance(hint, types.UnionType):

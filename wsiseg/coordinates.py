@@ -97,7 +97,7 @@ class Frame:
         Raises
         ------
         InputError
-            The unit is micrometres, and nobody knows how large the slide's px are.
+            The unit is micrometres, and the slide's microns per pixel are unknown.
         """
         factor = self.down
         if self.um_per_unit:

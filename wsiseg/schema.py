@@ -36,7 +36,7 @@ FINISHED_STATUSES = ("done", "empty", "suspect")
 """Of slides whose every tile is decided without a failure: the same settings give the same again."""
 
 GOOD_STATUSES = ("done", "empty")
-"""Of slides that need nobody's look: a run of these alone ends with exit code 0."""
+"""Status of slides that need no attention: a run of these alone ends with exit code 0."""
 
 
 @dataclass(frozen=True, slots=True)

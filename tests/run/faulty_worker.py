@@ -1,7 +1,7 @@
 """A Dask worker preload that breaks things on purpose, as WSISEG_FAULTS (JSON) says; each rule fires a given number of times.
 
 ``[{"do": "crash", "at": "tile", "tile": 4, "times": 1}]``, ``at`` in prepare, tile, finish, facts. What has fired is counted by
-files in the folder WSISEG_FAULTS_DIR, so that a worker that is started anew knows of it. WSISEG_HOST is the name of the machine
+files in the folder WSISEG_FAULTS_DIR, so that a worker that is restarted knows of it. WSISEG_HOST is the name of the machine
 that the worker takes itself to be on; rules with a ``host`` are for workers there.
 """
 

@@ -109,7 +109,7 @@ def test_damaged_tile_costs_that_tile_only(svs: tuple[Path, Path, int, bytes], t
         file.write(good)
     mended = run_here(*command)
     assert mended.exit_code == 0, mended.output
-    assert any("done anew: mtime_ns was" in w for w in warned), "the file is another, and that is said"
+    assert any("done again from the start: mtime_ns was" in w for w in warned), "the file is another, and that is said"
     clean = run_here(*command[:-1], tmp_path / "clean")
     assert clean.exit_code == 0
     assert (out / "nuclei/slide.parquet").read_bytes() == (tmp_path / "clean/nuclei/slide.parquet").read_bytes()
@@ -175,15 +175,15 @@ def test_other_mpp_or_mask_of_a_slide_is_done_anew_and_said(crop_png: Path, tmp_
     _, first = run(0.499, "")
     said, same = run(0.499, "")
     assert same == first
-    assert "anew" not in said
+    assert "from the start" not in said
     said, _ = run(0.45, "")
     assert "'mpp': 0.499" in said
-    assert "anew" in said
+    assert "from the start" in said
     half = np.zeros((54, 62), np.uint8)
     half[:, :20] = 255
     Image.fromarray(half).save(mask)
     said, fewer = run(0.499, str(mask))
-    assert "anew" in said
+    assert "from the start" in said
     assert 0 < fewer < first
 
 

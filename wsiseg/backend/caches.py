@@ -4,7 +4,7 @@ The first of these that can be written to: what the library's own variable names
 library's own choice (numba: ``__pycache__`` beside the source, else the user's cache folder; CuPy: the home folder); a folder
 of this user in the temporary folder. Caches hold code that is run, so that folder is taken only where it belongs to this user
 and nobody else can write to it. Without a home folder and an entry in passwd ``~`` stays what it is, and libraries would make a
-folder of that name wherever they are started: they are told of a place before they look.
+folder of that name wherever they are started: they are given a folder first.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ class CudaBackend:
             return out
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-        """Return a host array of any content in page-locked memory; it goes back to CuPy's pool when the array dies."""
+        """Return a host array of any content in page-locked memory; it returns to CuPy's pool when the array is freed."""
         with self._device():
             return _pinned(self._cupy, shape, np.dtype(dtype))
 
@@ -141,7 +141,7 @@ class _Pointer:
 
 
 def free_bytes(device_id: int) -> int:
-    """Return how much of a GPU's memory nobody holds."""
+    """Return how much of a GPU's memory is free."""
     cupy = _cupy()
     with cupy.cuda.Device(device_id):
         return int(cupy.cuda.runtime.memGetInfo()[0])
@@ -154,7 +154,7 @@ def use_allocator(allocate: Callable[[int, int], int], free: Callable[[int], Non
 
 
 def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return a host array in page-locked memory from CuPy's pool; it goes back when the array dies."""
+    """Return a host array in page-locked memory from CuPy's pool; it returns there when the array is freed."""
     count = int(np.prod(shape))
     if count == 0:
         return np.empty(shape, dtype)

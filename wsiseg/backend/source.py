@@ -1,4 +1,4 @@
-"""Where the kernels' text lies, and that text as one translation unit."""
+"""Where the kernels' source files are, and their text as one translation unit."""
 
 from __future__ import annotations
 

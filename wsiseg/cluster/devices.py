@@ -16,7 +16,7 @@ from wsiseg.log import log
 __all__ = ["compute_device", "gpu_environments", "gpu_obstacle", "threads_of_worker"]
 
 MAX_THREADS = 16
-"""Tiles in work at once in a GPU worker at most: each holds its pixels, 60 MB, and more do not keep a GPU busier."""
+"""Most tiles that a GPU worker processes at once: each holds its pixels, 60 MB, and more do not keep a GPU busier."""
 
 
 def compute_device(config: RunConfig) -> str:
@@ -79,7 +79,7 @@ def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os
 
 
 def threads_of_worker(config: ScheduleConfig, device: str, n_workers: int, cores: int) -> int:
-    """Return how many tiles a worker has in work at once."""
+    """Return how many tiles a worker processes at once."""
     if config.threads_per_worker:
         return config.threads_per_worker
     return 1 if device == "cpu" else max(2, min(MAX_THREADS, cores // n_workers))

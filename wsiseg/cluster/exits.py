@@ -84,7 +84,7 @@ def last_end() -> str:
 
 
 def _waited_for(known: Callable[[], bool]) -> bool:
-    """Wait until something is known, but not for long: a nanny hears of an end a moment after the scheduler does."""
+    """Wait briefly until the reason is known: a nanny notices the end of a worker slightly later than the scheduler."""
     end = time.monotonic() + (NANNY_S if _ENDS else 0.0)
     while not known():
         if time.monotonic() > end:

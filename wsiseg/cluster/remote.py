@@ -125,7 +125,7 @@ def dashboard_link(client: Client) -> str:
         return ""
     link = str(client.dashboard_link)
     plain = ssl.create_default_context()
-    plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE  # nothing is sent and nothing believed
+    plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE  # nothing is sent or read over this connection
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=plain))
     try:
         with direct.open(link, timeout=LOOK_S) as page:

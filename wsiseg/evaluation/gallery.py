@@ -1,8 +1,8 @@
 """The worst windows of a model as one picture: what a model card owes its reader.
 
-Each crop stands twice, plain and marked. True nuclei are outlined in one color, predicted ones in another; a sign in the middle
-says what went wrong: ``x`` missed, ``+`` extra, ``M`` merged, ``S`` split, ``o`` drawn wrong (see ``failures``). Signs, not
-colors alone, so that every eye can tell them.
+Each crop is shown twice, plain and marked. True nuclei are outlined in one color, predicted ones in another; a sign in the
+middle says what went wrong: ``x`` missed, ``+`` extra, ``M`` merged, ``S`` split, ``o`` drawn wrong (see ``failures``). Signs,
+not colors alone, so that every eye can tell them.
 """
 
 from __future__ import annotations

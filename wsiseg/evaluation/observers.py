@@ -2,7 +2,7 @@
 
 The tables of Mahbod et al. 2021 (CryoNuSeg, doi 10.1016/j.compbiomed.2021.104349): Dice (pixels), AJI and PQ as mean and
 standard deviation over the images of each organ and over all; *inter-observer* between two people, *intra-observer* between two
-readings of one. The first of a pair stands as truth, which matters for AJI alone. Pairs are compared by two-sided Wilcoxon
+readings of one. The first of a pair is taken as truth, which matters for AJI alone. Pairs are compared by two-sided Wilcoxon
 signed-rank tests on the images they share.
 """
 
@@ -58,7 +58,7 @@ def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | N
     Parameters
     ----------
     readings
-        At least two, in the order in which the earlier one stands as truth.
+        At least two, in the order in which the earlier one is taken as truth.
     organs
         Organ of each image; missing: ``"all"`` images alone are summarized.
 

@@ -17,7 +17,7 @@ from wsiseg.labels import LABEL_SUFFIXES
 __all__ = ["Pair", "Placing", "load_pair"]
 
 MIN_OVERLAP_FRAC = 0.5
-"""Of two polygon files the one with the smaller reach should lie in the reach of the other; below this it is told."""
+"""Of two polygon files the one with the smaller reach should lie in the reach of the other; below this the user is warned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +105,7 @@ def _firsts(rings: Rings) -> npt.NDArray[np.float64]:
 
 
 def _on_image(rings: Rings, path: Path, shape: tuple[int, int], placing: Placing) -> list[str]:
-    """Return what to tell of polygons beside the label image. A window of a slide (an origin) leaves most of them out."""
+    """Return the warnings about polygons beside the label image. A window of a slide (an origin) leaves most of them out."""
     ground = Ground(shape[1], shape[0])
     at = (_firsts(rings) - np.asarray(placing.origin)) * placing.scale
     what = f"{path}: polygons on a label image of {shape[1]} x {shape[0]} px (--scale, --corner)"
@@ -119,7 +119,7 @@ def _on_image(rings: Rings, path: Path, shape: tuple[int, int], placing: Placing
 
 
 def _on_each_other(placed: dict[Path, Rings], files: dict[Path, Rings], ground: Ground | None) -> list[str]:
-    """Return what to tell of two polygon files of which neither lies where the other does; refuse them if next to none."""
+    """Return the warnings about two polygon files of which neither lies where the other does; refuse them if next to none."""
     (a, one), (b, two) = placed.items()
     notes = []
     if one.ground is not None and two.ground is not None:
@@ -152,7 +152,7 @@ def _reach(rings: Rings, axis: int) -> str:
 
 
 def _hint(files: dict[Path, Rings], placed: dict[Path, Rings], ground: Ground | None) -> str:
-    """Return which frame of the foreign file would lay it on the table, if one does."""
+    """Return the frame of the other file that makes it fit the table, if there is one."""
     foreign = [p for p, r in files.items() if r.ground is None]
     if ground is None or len(foreign) != 1:
         return "Are both of the same slide and frame (--frame)?"

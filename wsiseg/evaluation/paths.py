@@ -54,7 +54,7 @@ class Evaluation:
     patches
         What ``hou`` is made of; ``HouPatch.image`` is of ``names``.
     notes
-        What was left out of files, mended, or does not fit: to be shown.
+        What was left out of files, repaired, or does not fit: to be shown.
     """
 
     names: tuple[str, ...]

@@ -179,8 +179,8 @@ def _worst_crops(
 def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
     """Return means over images, pooled scores, Hou et al.'s counts, failures, patients and speed of some images.
 
-    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ when whole patients are drawn anew (2,000 draws,
-    fixed seed): images of one patient are not independent.
+    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ over patients (drawn with
+    replacement) (2,000 draws, fixed seed): images of one patient are not independent.
     """
     scores = [i.scores for i in images]
     patches = [p for i in images for p in i.patches]
@@ -203,7 +203,7 @@ def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
 
 
 def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean when whole patients are drawn anew; nan of fewer than two."""
+    """Return the 95 % percentile bootstrap interval of a mean, drawing whole patients; nan of fewer than two."""
     kept = [(v, g) for v, g in zip(values, groups, strict=True) if not math.isnan(v)]
     names = sorted({g for _, g in kept})
     if len(names) < 2:

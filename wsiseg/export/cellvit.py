@@ -16,7 +16,7 @@ def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the cells of a CellViT (any generation) ``cells.json`` or a HoVer-Net ``.json``, also packed (gzip, zip, snappy).
 
     Contours and centroids are (x, y); a cell's ``type`` becomes ``class_name`` by the file's ``type_map``, which may map
-    numbers to names or names to numbers and stand anywhere in the file. Its ``type_prob`` stays unused, for it says how sure
+    numbers to names or names to numbers, anywhere in the file. Its ``type_prob`` stays unused, for it says how sure
     the class is, not the nucleus.
 
     Raises

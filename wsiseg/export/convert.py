@@ -174,7 +174,7 @@ def slides_without_table(run: Path) -> list[str]:
 
 
 def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, int], str]:
-    """Lay the tables of runs out by cohort and slide (see ``wsiseg.export.write_cohort``).
+    """Arrange the tables of runs by cohort and slide (see ``wsiseg.export.write_cohort``).
 
     Returns
     -------

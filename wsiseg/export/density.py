@@ -34,7 +34,7 @@ SMOOTH_UM = (25.0, 150.0)
 INK = (30, 30, 30)
 MARGIN_PX = 24
 MIN_ROOM_PX = 120
-"""Least room of a panel: what the color scale beside it needs."""
+"""Smallest height of a panel: that of the color scale beside it."""
 
 Array = NDArray[np.float64]
 

@@ -20,7 +20,7 @@ def read_geojson(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the polygons of a GeoJSON file of any shape and packing (see ``wsiseg.tables.outlines``).
 
     Every part of a MultiPolygon is a nucleus (CellViT puts a whole class into one). Of a QuPath cell the nucleus is taken.
-    Holes are filled and flagged. What is no nucleus is left out and counted.
+    Holes are filled and flagged. Objects that are not nuclei are left out and counted.
 
     Raises
     ------

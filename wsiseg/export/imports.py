@@ -92,7 +92,7 @@ class _Slide:
 
 
 MIN_ON_TISSUE = 0.5
-"""Of nuclei that lie where they should nearly all are on tissue; a smaller share than this is told."""
+"""Of nuclei that lie where they should nearly all are on tissue; below this share the user is warned."""
 _ENDINGS = (
     ".geojson.gz", ".json.gz", ".json.snappy", ".geojson", ".json", ".zarr", ".zip", ".db", ".tiff", ".tif", ".png", ".npy",
     ".npz", ".mat", ".snappy", ".geojsonl", ".geojsons", ".ndjson", ".jsonl", ".gz",
@@ -104,8 +104,8 @@ def import_files(paths: Sequence[Path], fmt: str, out: Path, options: ImportOpti
     """Make a run folder (or add to one) of other tools' files, one slide a file (or a folder, for QuIP).
 
     ``RUN/nuclei``, ``RUN/slides`` and ``slides.parquet`` are those of a segmented run, so ``qc``, ``evaluate``, ``query`` and
-    ``export`` work on them. Statistics that nobody measured are null: probabilities, and what needs the tissue area unless the
-    slide is given.
+    ``export`` work on them. Statistics that were not measured are null: probabilities, and what needs the tissue area unless
+    the slide is given.
 
     Raises
     ------
@@ -234,7 +234,7 @@ def _checked(chunks: Iterator[Incoming], path: Path, slide: _Slide, provenance: 
 
 
 def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[str]:
-    """Return what to tell of nuclei that lie where the slide shows no tissue: a frame that is off still fits into the slide."""
+    """Return the warnings about nuclei off the tissue: with a wrong frame they may still lie within the slide."""
     if slide.tissue is None or slide.meta is None or not slide.tissue.mask.any() or len(xy) == 0:
         return []
     found = slide.tissue

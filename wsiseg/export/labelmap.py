@@ -69,7 +69,7 @@ def open_label_map(path: Path, *, components: bool = False, notes: list[str] | N
     Raises
     ------
     FormatError
-        Not a label image, of absurd size, or of values that stand in so many parts that they are classes.
+        Not a label image, of absurd size, or whose values form so many parts that they are classes.
     """
     name = path.name.lower()
     if path.is_dir() or name.endswith(".zip"):

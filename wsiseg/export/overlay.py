@@ -22,7 +22,7 @@ from wsiseg.types import Box
 __all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "picture_text"]
 
 OUTLINE_RGB = (70, 255, 130)
-"""A green that stands out on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
+"""A green with high contrast on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
 
 MAX_PICTURE_PX = 4096
 

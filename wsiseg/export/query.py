@@ -135,7 +135,7 @@ def nuclei_dataset(run: str | Path) -> ds.Dataset:
 
 
 def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Lay the tables of runs out as ``out/cohort=<cohort>/slide_id=<slide>/nuclei.parquet``; return the files.
+    """Arrange the tables of runs as ``out/cohort=<cohort>/slide_id=<slide>/nuclei.parquet``; return the files.
 
     Files are hard links where the file system allows it, else copies: nothing is written twice without need. The folders' names
     are percent-encoded where a name holds ``/``, ``=`` or ``%``.

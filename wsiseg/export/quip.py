@@ -79,7 +79,7 @@ def write_quip(
     executed: datetime.datetime | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write ``out/<slide file>/`` as the QuIP release has it: a nucleus stands in the tile that holds its centroid.
+    """Write ``out/<slide file>/`` as the QuIP release has it: a nucleus is in the tile that holds its centroid.
 
     Parameters
     ----------
@@ -247,7 +247,7 @@ def _suspect(tile: QuipTile, xy: npt.NDArray[np.float64], offsets: npt.NDArray[n
 
 
 def _read_csv(path: Path, provenance: Provenance) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return rings as they stand in the file, those of three points or more."""
+    """Return rings as in the file, those of three points or more."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv

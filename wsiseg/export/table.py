@@ -43,7 +43,7 @@ OPTIONAL = ("center_prob", "material_prob", "class_name")
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import wrote: nuclei, how many have each flag, what was left out or mended, what else the user should know."""
+    """What an import wrote: nuclei, how many have each flag, what was left out or repaired, what else the user should know."""
 
     path: Path
     slide_id: str
@@ -64,7 +64,7 @@ def write_imported_table(
     Parameters
     ----------
     meta
-        The slide; ``meta.mpp`` gives the micrometre columns, and ``width_px, height_px`` may be 0 where nobody knows them.
+        The slide; ``meta.mpp`` gives the micrometre columns, and ``width_px, height_px`` may be 0 if they are unknown.
     provenance
         Filled by the reader while its chunks are drawn, then written into the file metadata under ``imported``.
     strict
@@ -109,7 +109,7 @@ def _with_area(nuclei: Incoming, provenance: Provenance) -> Incoming:
 
 
 def _with_size(meta: SlideMeta, kept: _Kept, provenance: Provenance) -> SlideMeta:
-    """Return the slide with the reach of its polygons as size, where nobody knows the size."""
+    """Return the slide with the reach of its polygons as size, if the size is unknown."""
     if meta.width_px > 0 and meta.height_px > 0:
         return meta
     provenance.notes.append("the slide's size is not known: width and height are the reach of its polygons")

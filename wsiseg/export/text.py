@@ -74,7 +74,7 @@ def join_rings(
 
 
 def concat(*pieces: Any) -> pa.StringArray:
-    """Return texts put together row by row; a plain ``str`` stands in every row."""
+    """Return texts put together row by row; a plain ``str`` is repeated in every row."""
     import pyarrow.compute as pc
 
     return pc.binary_join_element_wise(*pieces, "")

@@ -69,7 +69,7 @@ def write_annotation_store(source: NucleiFile, out: Path, selection: Selection |
             keys = nucleus_uuids(source.slide_id, chunk.column("nucleus_id")).to_pylist()
             texts = _properties(chunk.table.select([*names, *(c for c in ["class_name"] if c in source.columns)]))
             ids = range(done + 1, done + n + 1)
-            # sqlite3 takes rows of Python values: there is no array door into it
+            # sqlite3 takes rows of Python values: it takes no arrays
             db.executemany(
                 "INSERT INTO annotations VALUES (?, ?, 'Polygon', ?, ?, ?, ?, ?)",
                 zip(ids, keys, center, cy, (zlib.compress(w, ZLIB_LEVEL) for w in wkb), texts, area, strict=True),

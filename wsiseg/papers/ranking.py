@@ -60,7 +60,7 @@ class RankOptions:
     macenko
         Train and test each network once more on stain-normalized tiles.
     best
-        Fuse up to so many of the best sets; 0: all, 1: none.
+        Fuse up to this many of the best sets; 0: all, 1: none.
     least_px
         Objects with fewer px count on neither side.
     """
@@ -90,7 +90,7 @@ class Ranking:
 def rank_datasets(
     root: Path, out: Path, tiles: UnifyOptions, options: RankOptions, *, on_line: Tell = lambda line: None
 ) -> Ranking:
-    """Rank the sets under ``root``; what is finished in ``out`` is kept, so the same command goes on where it was stopped.
+    """Rank the sets under ``root``; what is finished in ``out`` is kept, so the same command resumes.
 
     ``out`` receives ``train/`` and ``test/`` (``run.unified``), ``models/``, ``predictions/``, and ``ranking.json``, ``.md``,
     ``.png`` and ``scores.csv``.
@@ -227,7 +227,7 @@ def _key(sets: Sequence[str]) -> str:
 
 
 def _curve(scores: Sequence[TileScore], network: str, order: Sequence[str]) -> list[tuple[int, float]]:
-    """Return (k, mean PQ) of what was trained on the k best sets; without those that nobody trained."""
+    """Return (k, mean PQ) of what was trained on the k best sets; leaving out those that were not trained."""
     points = [(k, mean_of(_of(scores, network, _key(order[:k])), "pq")) for k in range(1, len(order) + 1)]
     return [(k, v) for k, v in points if not math.isnan(v)]
 

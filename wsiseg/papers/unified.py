@@ -1,4 +1,4 @@
-"""Whatever annotated sets are at hand -> one unified training set and one unified test set of tiles, as files.
+"""Any annotated sets -> one unified training set and one unified test set of tiles, as files.
 
 ``train/<set>/`` and ``test/<set>/`` in the unified layout, so that any program can be trained and tested on them. No group
 (patient) is in both: sets with held-out groups of their own keep those, of others some are held out here.
@@ -37,7 +37,7 @@ class UnifyOptions:
     test_tiles
         Test tiles of each set (14 in the paper); sets with fewer give what they have.
     train_tiles
-        At most so many training tiles of each set; 0: all.
+        At most this many training tiles of each set; 0: all.
     side
         Side of a tile, px; a smaller image is one tile of its own size.
     exclude

@@ -1,6 +1,6 @@
 """Marks and predictions -> estimated bad shares that hold also where a review went by suspicion and stopped half-way.
 
-Who looks at suspects first and then counts finds a cohort worse than it is. Two things keep the count honest. The order
+Who looks at suspects first and then counts finds a cohort worse than it is. Two things keep the count unbiased. The order
 ``predicted`` is not plain worst-first but a random order tilted to suspects: patch i has key -ln(u) / w with u fixed and
 w the odds to fail (Efraimidis and Spirakis 2006, Inf. Process. Lett. 97:181). And the estimate weighs each judged patch by how
 likely it was to be reached: with tau the smallest key not yet judged, that is 1 - exp(-w tau) (rank conditioning, Cohen and

@@ -19,7 +19,7 @@ __all__ = ["GRADES", "GRADE_COLUMNS", "SlideGrade", "cohort_summary", "grade_of"
 
 GRADES = ("Best", "Good", "Adequate", "Problematic", "Unacceptable")
 UNGRADED = "Ungraded"
-"""Ours, not theirs: a slide whose patches nobody has judged yet."""
+"""Not in the paper: a slide without a judged patch."""
 
 _SAMPLED = 15
 _LIMITS = (0, 1, 2, 3)  # bad patches of 15 that still belong to Best, Good, Adequate, Problematic

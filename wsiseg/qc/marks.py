@@ -182,5 +182,5 @@ class MarkLog:
         return made
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self._handle)

@@ -131,7 +131,7 @@ def _same_seed(run: QcRun, seed: int) -> None:
             stored = json.loads(path.read_text(encoding="utf-8"))
             same = (stored["seed"], stored["run"]) == (seed, run.digest)
         except (OSError, ValueError, KeyError, TypeError) as err:
-            raise FormatError(f"{path} is unreadable ({err}). Remove {run.qc} to start QC anew.") from err
+            raise FormatError(f"{path} is unreadable ({err}). Remove {run.qc} to start QC again.") from err
         if not same:
             raise ConfigError(
                 f"{run.qc} holds patches of seed {stored['seed']} of run {stored['run']}, asked for seed {seed} of run "

@@ -1,4 +1,4 @@
-"""Features of patches -> the probability that a reviewer would find each not adequate, and how far to trust it.
+"""Features of patches -> the probability that a reviewer would find each not adequate, and how reliable it is.
 
 A ridge-penalized logistic regression: with few annotated patients, more flexible models follow the set an image is from rather
 than whether it failed (gradient-boosted trees and forests of the same features were no better on patients they had not seen).
@@ -183,7 +183,7 @@ def _terms(features: FloatArray, stain: FloatArray) -> FloatArray:
 
 
 def _design(terms: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
-    z = np.clip((terms - mean) / scale, -4, 4)  # one wild feature must not decide alone
+    z = np.clip((terms - mean) / scale, -4, 4)  # one extreme feature must not decide alone
     z[np.ix_(terms[:, _COUNT] == 0, _OF_A_NUCLEUS)] = 0.0  # no nucleus says nothing of nuclei, for good or bad
     return np.column_stack([z, np.ones(len(z))])
 

@@ -222,12 +222,12 @@ def _model_of(run: QcRun) -> tuple[QualityModel, list[str]]:
         if other is None:
             raise InputError(f"No quality model for network weights {name!r} ships with this installation.")
         note = (
-            f"No quality model was fitted for the weights {name or '(unknown)'}: that of {FALLBACK!r} is used. Trust its order "
-            f"more than its probabilities, and judge {MIN_JUDGED} patches or more, so that it is calibrated."
+            f"No quality model was fitted for the weights {name or '(unknown)'}: that of {FALLBACK!r} is used. Rely on its "
+            f"order more than its probabilities, and judge {MIN_JUDGED} patches or more, so that it is calibrated."
         )
         return other, [note]
     if sha and model.facts.get("network_sha256") not in ("", sha):
-        note = f"The quality model was fitted to another version of the weights {name!r}: trust its order more than its"
+        note = f"The quality model was fitted to another version of the weights {name!r}: rely on its order more than its"
         return model, [f"{note} probabilities."]
     return model, []
 

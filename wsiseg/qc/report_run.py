@@ -27,7 +27,7 @@ __all__ = ["write_report"]
 
 THUMBNAIL_PX = 300
 SHOW_ALL_SLIDES = 24
-"""A run of up to so many slides is shown whole, also those that give no cause to look."""
+"""A run of up to this many slides is shown with all slides, else only those with a reason to look."""
 PATCH_QUALITY = 80
 
 

@@ -45,7 +45,7 @@ class SlideCache:
 
     @contextmanager
     def slide(self, slide_id: str) -> Iterator[Slide]:
-        """Lend an open slide. Raises ``SlideOpenError`` where its file is gone."""
+        """Yield an open slide. Raises ``SlideOpenError`` where its file is gone."""
         while True:
             with self._lock:
                 if slide_id not in self._open:

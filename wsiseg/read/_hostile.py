@@ -1,4 +1,4 @@
-"""Files that lie: what decoders raise over damaged bytes, and sizes that no slide has."""
+"""Damaged files: what decoders raise over wrong bytes, and sizes that no slide has."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DECODER_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
     TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
-"""What Pillow, tifffile and cuCIM were seen to raise over mutated files (benchmarks/fuzz.py): they trust the numbers."""
+"""Errors that Pillow, tifffile and cuCIM raise over damaged files, as seen by benchmarks/fuzz.py."""
 
 MAX_SIDE_PX = 2**24
 MAX_SLIDE_PX = 2**40
@@ -29,7 +29,7 @@ def refuse_absurd_size(width_px: int, height_px: int, where: str, tile_px: int =
     if not ok:
         raise SlideOpenError(
             f"{where}: claims {width_px} x {height_px} px, expected 1 to {MAX_SIDE_PX} a side and at most {MAX_SLIDE_PX} in "
-            "all. The file is damaged; copy it anew from its source."
+            "all. The file is damaged; copy it again from its source."
         )
     if tile_px > MAX_TILE_PX:
         raise SlideOpenError(

@@ -90,7 +90,7 @@ def claims_of_text(
     x_resolution, y_resolution
         The resolution tags, px per unit: ImageJ writes its scale there and only the unit into the text.
     width_px
-        The picture's: a text that speaks of a larger one (an Aperio thumbnail, a shrunk libvips copy) is scaled, or not used.
+        The picture's: a text that describes a larger one (an Aperio thumbnail, a shrunk libvips copy) is scaled, or not used.
     image
         Which OME image the picture is.
     """

@@ -113,7 +113,7 @@ class ArraySlide:
         return level_thumbnail(self, max_side_px)
 
     def close(self) -> None:
-        """Let go of the arrays."""
+        """Release the arrays."""
         self._levels = ()
 
 

@@ -1,4 +1,4 @@
-"""The ladder that finds a slide's microns per pixel, or says that there is none.
+"""Find a slide's microns per pixel: the sources in their order, or an error that says that none states it.
 
 1. the user's value (``--mpp``, manifest column ``mpp``), whatever it is: it also confirms one that step 3 asks about;
 2. what the file states, most explicit first: the vendor's value as OpenSlide tells it, OME-XML, ImageJ, Aperio, libvips and
@@ -82,14 +82,14 @@ def objective_power(properties: Mapping[str, str]) -> float | None:
 def resolve_mpp(
     properties: Mapping[str, str], *, user_mpp: float | None, vendor: str, where: str, claims: Iterable[MppClaim] = ()
 ) -> Mpp:
-    """Climb the ladder of this module.
+    """Try the sources of this module in their order.
 
     Parameters
     ----------
     properties
         OpenSlide's property names and values; other readers bring the ``tiff.*`` ones at most.
     user_mpp
-        The user's um per level-0 px; wins over everything.
+        The user's um per level-0 px; has priority over all others.
     vendor
         OpenSlide's vendor; for ``generic-tiff`` its mpp comes from the resolution tags, so it is their statement.
     where

@@ -45,7 +45,7 @@ class OpenSlideSlide:
     slide_id, cohort, size_bytes, mtime_ns
         Passed on to ``meta``.
     mpp
-        The user's um per level-0 px, or ``None`` for the ladder of ``wsiseg.read.mpp``.
+        The user's um per level-0 px, or ``None`` for the sources of ``wsiseg.read.mpp``.
     cache_bytes
         Most bytes of decoded tiles kept.
     claims, layout

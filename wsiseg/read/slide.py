@@ -51,7 +51,7 @@ class Slide(Protocol):
         """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
 
 
 def fingerprint(path: str | Path) -> tuple[int, int]:
@@ -125,7 +125,7 @@ def open_slide(
     path
         A slide file, a plain image, a DICOM folder, or a Zarr array (folder ``*.zarr``).
     mpp
-        um per level-0 px that wins over what the file states.
+        um per level-0 px; has priority over what the file states.
     cohort
         The slide's cancer type or study, recorded.
     reader

@@ -219,7 +219,7 @@ class TiffSlide:
         except (*DECODER_ERRORS, tifffile.TiffFileError) as err:
             raise TileReadError(
                 f"{self._where}: window x={x} y={y} w={w} h={h} of level {level} cannot be decoded: {err}. "
-                "The file is damaged there; copy it anew from its source if you can."
+                "The file is damaged there; copy it again from its source if you can."
             ) from err
         rgb[absent] = 255
         if turned:
@@ -310,7 +310,7 @@ def _refuse_truncated(path: Path, pages: tuple[Any, ...], size_bytes: int) -> No
     if cut:
         raise SlideOpenError(
             f"{path}: {cut} of {len(ends)} tiles or strips lie beyond the end of the file ({size_bytes} bytes): truncated. "
-            "Copy it anew from its source."
+            "Copy it again from its source."
         )
 
 

@@ -64,7 +64,7 @@ def precision_text(record: Mapping[str, Any]) -> str:
 
 
 def mixed_precision_note(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say how runs (``run.json`` by name) that are laid together differ in precision; empty where they do not.
+    """Say how runs (``run.json`` by name) that are combined differ in precision; empty where they do not.
 
     The figures are those of ``benchmarks/precision.py``: validation images of four sets, both weights.
     """

@@ -51,7 +51,7 @@ class RunFolder:
         return self.root / "slides" / f"{slide_id}.json"
 
     def job_json(self, slide_id: str) -> Path:
-        """Return the JSON of a slide's constants while it is in work."""
+        """Return the JSON of a slide's constants while it is in progress."""
         return self.parts(slide_id) / "job.json"
 
     def tissue_png(self, slide_id: str) -> Path:
@@ -94,7 +94,7 @@ class RunFolder:
             return None
         except (OSError, ValueError) as err:
             raise FormatError(
-                f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder anew."
+                f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder again."
             ) from err
         if not isinstance(record, dict) or "results" not in record:
             raise FormatError(f"{self.run_json} is not a wsiseg run record. Choose another --out.")
@@ -235,7 +235,7 @@ class RunFolder:
 def _open_lock(path: Path) -> int:
     """Open a lock file, made with the rights that the umask leaves: a colleague of the group may go on with the run.
 
-    One that somebody else made without those rights is opened for reading, which is enough for a lock.
+    A lock file that another user made without those rights is opened for reading, which is enough for a lock.
     """
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

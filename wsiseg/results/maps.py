@@ -1,4 +1,4 @@
-"""The maps of a slide, ``RUN/maps/<slide_id>.zarr``: made with its table, and anew where missing or of another."""
+"""The maps of a slide, ``RUN/maps/<slide_id>.zarr``: made with its table, and made again if missing or of another table."""
 
 from __future__ import annotations
 

@@ -97,10 +97,14 @@ def reopen_slide(folder: RunFolder, slide_id: str, record: dict[str, Any], path_
     path = slide_place(folder, slide_id, record, path_map)
     file = record.get("file") or {}
     if not file.get("content"):
-        log.warning("slide %s: the run stores no digest of it, so nobody checks that %s is it", slide_id, plain_text(path))
+        log.warning(
+            "slide %s: the run stores no digest of it, so it cannot be checked that %s is the same file",
+            slide_id,
+            plain_text(path),
+        )
     elif why := other_content(file, path):
         raise SlideOpenError(
             f"Slide {slide_id}: {plain_text(path)} is another file than the one that was segmented: {why}. Its pixels do not "
-            "belong to the nuclei of this run. Put the slide back, name its place with --path-map FROM=TO, or segment it anew."
+            "belong to the nuclei of this run. Put the slide back, name its place with --path-map FROM=TO, or segment it again."
         )
     return open_slide(path, mpp=row["mpp"], cohort=row.get("cohort") or "")

@@ -1,6 +1,6 @@
-"""Slides on slow storage -> copies on the worker's own disk while they are in work.
+"""Slides on slow storage -> copies on the worker's own disk while they are processed.
 
-One copy a host: whoever of its workers comes first makes it (a lock on a file), the others wait; one copy at a time, so that
+One copy per host: its first worker makes it (a lock on a file), the others wait; one copy at a time, so that
 the folder never holds more than its bound. What does not fit is read where it is. A copy is dropped when its slide is finished,
 and all of them when the run ends. Slides of several files (VMS, a single file of a DICOM series) are read where they are; Mirax
 is copied with its folder.
@@ -66,7 +66,7 @@ def staged(source: Path, slide_id: str, root: Path, bound_bytes: int) -> Path:
             _copy(source, target)
         except OSError as err:
             if err.errno in _NO_ROOM:
-                log.warning("slide %s: no room for a copy in %s, read where it is", slide_id, root)
+                log.warning("slide %s: no space for a copy in %s, it is read in place", slide_id, root)
                 return source
             raise SlideOpenError(f"{source}: could not be copied to {root}: {err.strerror or err}") from err
         if not _is_copy(target, source):

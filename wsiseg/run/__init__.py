@@ -1,1 +1,1 @@
-"""Slides named by the user in -> a run folder with tables, statistics and errors out; the only room that composes stages."""
+"""Slides named by the user in -> a run folder with tables, statistics and errors out; the main job."""

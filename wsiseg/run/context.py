@@ -148,7 +148,7 @@ class WorkerContext:
         return self._params[mpp_working]
 
     def forget(self, slide_id: str) -> None:
-        """Close a slide's handle so that the next tile opens it anew."""
+        """Close a slide's handle so that the next tile opens it again."""
         self._slides.forget(slide_id)
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ def _kernels() -> Check:
     done = f"{prepared.compiled} compiled, {prepared.loaded} loaded in {prepared.seconds:.1f} s"
     if prepared.folder:
         return Check("CPU kernels", "ok", f"{done}; kept in {prepared.folder}")
-    why = "no folder can be written to: every worker of every run compiles them anew. Set NUMBA_CACHE_DIR to one that can"
+    why = "no folder can be written to: every worker of every run compiles them again. Set NUMBA_CACHE_DIR to one that can"
     return Check("CPU kernels", "note", f"{done}; {why}")
 
 
@@ -105,7 +105,7 @@ def _gpu() -> list[Check]:
         return [*checks, Check("GPU run", "note", f"device auto is the CPU here: {obstacle}")]
     workers = gpu_environments(ScheduleConfig())
     threads = threads_of_worker(ScheduleConfig(), "cuda", len(workers), usable_cores())
-    how = f"device auto is cuda: {len(workers)} workers, {threads} tiles in work in each"
+    how = f"device auto is cuda: {len(workers)} workers, {threads} tiles at once in each"
     plans = []
     for k, total in enumerate(driver.memory_bytes):
         free = free_bytes(k)

@@ -55,7 +55,7 @@ class FeatureOptions:
     workers
         Processes, one slide each.
     overwrite
-        Measure slides anew whose features fit their table.
+        Measure slides again even if their features fit their table.
     """
 
     stain: Literal["ruifrok", "macenko"] = "ruifrok"

@@ -177,7 +177,7 @@ def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
         changed = ", ".join(f"{name} was {old}, is {now[name]}" for name, old in file.items() if now[name] != old)
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {path} changed while the run was going on ({changed}). Its tiles may be of two files: "
-            "no table is made. Run the same command again: the slide is then started anew."
+            "no table is made. Run the same command again: the slide is then started again."
         )
 
 

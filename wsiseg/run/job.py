@@ -27,7 +27,7 @@ __all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide"
 
 COMPARED_SIDE = 512
 MIN_COMMON_FRAC = 0.1
-"""Of a given mask and the tissue found, the smaller lies at least so much in the other, or the user is told."""
+"""Smallest fraction of the smaller of two areas, given mask and found tissue, inside the other; below it the user is warned."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
     Where the slide's file, mpp or mask is no longer what the stored constants and tiles were made from, they are removed, the
-    slide is started anew and ``note`` says so: tiles of two versions never meet in one table.
+    slide is started again from nothing and ``note`` says so: tiles of two versions never meet in one table.
 
     Raises
     ------
@@ -154,14 +154,14 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
         slide.close()
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {job.meta.path} changed while the run was going on (size or time differ). "
-            "Run the same command again: the slide is then started anew."
+            "Run the same command again: the slide is then started again."
         )
     if job.meta.reader == "cucim-gpu" != slide.meta.reader:  # others give equal pixels
         note = slide.meta.reader_note
         slide.close()
         raise SlideOpenError(
             f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded, and this worker cannot do that ({note}). "
-            f"Go on where it was begun, or remove the slide's folder in parts/ to start it anew."
+            f"Go on where it was begun, or remove the slide's folder in parts/ to start it again."
         )
     return slide
 

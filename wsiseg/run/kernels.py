@@ -1,8 +1,8 @@
 """The CPU kernels of a run, compiled (or loaded) before the first tile: no tile pays for it, whatever the cache is worth.
 
-What is called here is what a tile calls, through the same doors and with the same kinds of arrays, on a picture of 64 px; so
-each kernel is compiled for the types that it will meet. ``tests/run/test_run_kernels.py`` has whole
-runs compile nothing afterwards.
+What is called here is what a tile calls, through the same functions and with the same kinds of arrays, on a picture of 64 px;
+so each kernel is compiled for the types that it will meet. ``tests/run/test_run_kernels.py`` has whole runs compile nothing
+afterwards.
 """
 
 from __future__ import annotations

@@ -270,7 +270,7 @@ def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any],
                 break
             except TimeoutError as err:
                 error = err
-                if address not in client.nthreads():  # it left, and nobody else may answer
+                if address not in client.nthreads():  # it left, and no other worker can answer
                     break
         if error is None or isinstance(error, CancelledError):
             return future.result()

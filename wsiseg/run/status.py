@@ -39,7 +39,7 @@ class RunStatus:
     slides
         Number of slides by ``wsiseg.schema.SLIDE_STATUSES``, ``in_work`` and ``waiting``.
     tiles_done, tiles_failed
-        Of all slides, those in work included.
+        Of all slides, including those in progress.
     nuclei, tissue_mm2
         In finished tables.
     mm2_per_s, slides_per_h, eta_s
@@ -216,17 +216,17 @@ _ADVICE = {
     "MissingMppError": "Give --mpp, or a manifest with a column mpp; then --retry-failed.",
     "ImplausibleMppError": "Give the true --mpp for these slides, or confirm the file's with it; then --retry-failed.",
     "AnisotropicMppError": "Give the right --mpp for these slides; then --retry-failed.",
-    "SlideOpenError": "Are the files there, readable and complete? Copy them anew from their source; then --retry-failed.",
-    "TileReadError": "These regions cannot be decoded: copy the files anew from their source; then --retry-failed.",
+    "SlideOpenError": "Are the files there, readable and complete? Copy them again from their source; then --retry-failed.",
+    "TileReadError": "These regions cannot be decoded: copy the files again from their source; then --retry-failed.",
     "FormatError": "A file of the run or a tissue mask is damaged: see the message; then --retry-failed.",
     "TileTimeout": "Reading or computing hung: check the storage, or give a longer --tile-timeout; then --retry-failed.",
     "WorkerDied": "The worker crashed or was killed at them each time. Out of memory: fewer --workers. A damaged file may "
-    "crash a decoder: copy it anew; then --retry-failed.",
+    "crash a decoder: copy it again; then --retry-failed.",
     "MemoryError": "Fewer --workers, then --retry-failed.",
     "OutOfMemoryError": "Fewer --workers-per-gpu, then --retry-failed.",
     "OSError": "Check the disk and the network mount; then --retry-failed.",
     "Suspect": "Look at the slides. Is the scale right (--mpp)? Does the mask fit (--tissue-mask)? Is it H&E? The same command "
-    "with the right ones does these slides anew.",
+    "with the right ones segments these slides again.",
     "KilledWorker": "Workers died at these tiles: see WorkerDied in RUN/log.jsonl; then --retry-failed.",
 }
 _OTHERWISE = "See RUN/log.jsonl; then --retry-failed. If it stays, it is a defect of wsiseg: report it with this message."

@@ -99,7 +99,7 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
 def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     """Do some tiles of a slide, each with its number of this try: a list of their outcomes in the same order.
 
-    A batch may be begun anew, after the worker that had it died or left: what that one finished is not done again. A worker
+    A batch may be started again after its worker died or left: what that one finished is not done again. A worker
     that is asked to leave ends the tile it is at.
     """
     context, busy = at_work(setup)
@@ -108,7 +108,7 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):
-            raise InterruptedError("the worker leaves")  # nobody waits for this answer: Dask has given the batch to another
+            raise InterruptedError("the worker leaves")  # the answer is not needed: Dask has given the batch to another worker
         done = done_before(tile, context) if len(batch) > 1 else None
         with busy("tile", tile.slide_id, tile.tile_id):
             outcomes.append(done or run_tile(tile, context, attempt))

@@ -67,6 +67,6 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
         outcome = segment_tile(tile, context)
     except Exception as err:  # noqa: BLE001 - the one place of the package: a tile never stops a run
         log.exception("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt)
-        context.forget(tile.slide_id)  # a reader may be left in an error state: open it anew
+        context.forget(tile.slide_id)  # a reader may be left in an error state: open it again
         return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(err)[:500], attempt)
     return dataclasses.replace(outcome, attempts=attempt)

@@ -106,7 +106,7 @@ def _check_record(folder: RunFolder, slide_id: str, record: dict[str, Any], dige
     if of_tiles is not None and of_tiles != row["n_nuclei"]:
         yield Finding(where, f"its tiles had {of_tiles} nuclei, the slide's row says {row['n_nuclei']}.")
     if row["table"] and not folder.table(slide_id).is_file():
-        yield Finding(row["table"], "is missing. Run the same command again: the slide is done anew.")
+        yield Finding(row["table"], "is missing. Run the same command again: the slide is segmented again.")
     if record.get("tissue_png"):
         try:
             TissueMask.load(folder.tissue_png(slide_id))
@@ -122,7 +122,7 @@ def _check_table(folder: RunFolder, slide_id: str, record: dict[str, Any]) -> tu
     import pyarrow.parquet as pq
 
     path, where = folder.table(slide_id), f"nuclei/{slide_id}.parquet"
-    redo = "Remove it and run the same command again: the slide is done anew."
+    redo = "Remove it and run the same command again: the slide is segmented again."
     found: list[Finding] = []
     stated = record.get("table_sha256")
     if stated and file_sha256(path) != stated:
@@ -151,7 +151,7 @@ def _check_table(folder: RunFolder, slide_id: str, record: dict[str, Any]) -> tu
 
 
 def _check_summaries(folder: RunFolder, records: dict[str, dict[str, Any]]) -> Iterator[Finding]:
-    redo = "Run the same command again: it is written anew."
+    redo = "Run the same command again: it is written again."
     if not (folder.root / "slides.parquet").is_file():
         if (folder.root / "slides.csv").is_file() or len(records) == len(read_inputs(folder)) > 0:
             yield Finding("slides.parquet", f"is missing. {redo}")

@@ -6,7 +6,7 @@
     RUN/log.jsonl                 what happened, lines of JSON
     RUN/progress/run.json         totals, renewed every few seconds; with shards one file for each
 
-Nothing here decides anything: a run goes on where these files cannot be written.
+These files do not control the run: it continues if they cannot be written.
 """
 
 from __future__ import annotations

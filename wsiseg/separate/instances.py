@@ -1,4 +1,4 @@
-"""The room's doors: check what arrives, then hand it to the code of the array's own kind."""
+"""Public functions: check the arguments, then call the code for the kind of array (NumPy or CuPy)."""
 
 from __future__ import annotations
 

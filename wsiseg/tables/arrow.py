@@ -23,7 +23,7 @@ BBOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
-    """Return the Arrow schema of a table; ``unit`` and ``description`` stand in each field's metadata.
+    """Return the Arrow schema of a table; ``unit`` and ``description`` are in each field's metadata.
 
     Parameters
     ----------

@@ -25,12 +25,12 @@ _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Lend a temporary path; when the block ends well its file becomes ``path`` in one step, otherwise it is removed.
+    """Yield a temporary path; when the block ends well its file becomes ``path`` in one step, otherwise it is removed.
 
     Parameters
     ----------
     path
-        Where the finished file shall stand; its folder must exist. A file already there is replaced.
+        Path of the finished file; its folder must exist. An existing file is replaced.
 
     Yields
     ------
@@ -88,7 +88,7 @@ def atomic_create_bytes(path: str | os.PathLike[str], data: bytes | memoryview) 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Lend an empty folder; when the block ends well it becomes ``path`` in one step, otherwise it is removed.
+    """Yield an empty folder; when the block ends well it becomes ``path`` in one step, otherwise it is removed.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Lend a path of the same name in a folder of its own, for writers that look at the ending; then as ``atomic_path``."""
+    """Yield a path of the same name in a folder of its own, for writers that look at the ending; then as ``atomic_path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.with_name(f".{path.name}.{os.getpid()}.partial")
     shutil.rmtree(folder, ignore_errors=True)

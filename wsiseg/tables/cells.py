@@ -27,7 +27,7 @@ def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tupl
     Parameters
     ----------
     facts
-        Filled with the other members of the file, wherever they stand in it, before the first cell is yielded.
+        Filled with the other members of the file, wherever they are in it, before the first cell is yielded.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tupl
 
 
 def _read_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Read what stands beside the cells, which may come after them: the whole file is passed over once without keeping it."""
+    """Read the members beside the cells, which may come after them: the whole file is passed over once without keeping it."""
     for _, item in iter_objects(path, ("cells", "nuc"), facts):
         if isinstance(item, dict) and item and item == facts:  # no such array: the one object itself
             return

@@ -94,6 +94,8 @@ def _rows(ids: Int, asked: Int, path: Path) -> Int:
     order = np.argsort(ids, kind="stable")
     at = np.searchsorted(ids[order], asked)
     if len(asked) and (at.max() >= len(ids) or (ids[order][at] != asked).any()):
-        raise FormatError(f"{features_path(path)}: a nucleus of {path} is not here. Make it anew: wsiseg features --overwrite.")
+        raise FormatError(
+            f"{features_path(path)}: a nucleus of {path} is missing in it. Measure again: wsiseg features --overwrite."
+        )
     rows: Int = order[at]
     return rows

@@ -96,7 +96,7 @@ def read_features(table: str | Path, names: Sequence[str] = FEATURE_NAMES) -> pa
     Raises
     ------
     FormatError
-        There is none, or it was made of another table: ``wsiseg features RUN`` makes it anew.
+        There is none, or it was made of another table: ``wsiseg features RUN`` measures it again.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["geo_metadata", "wkb_polygons", "wkb_rings"]
 
 WKB_HEADER = np.dtype([("little_endian", "u1"), ("kind", "<u4"), ("n_rings", "<u4"), ("n_points", "<u4")])
-"""What stands before the points of a WKB polygon with one ring: 13 bytes."""
+"""The bytes before the points of a WKB polygon with one ring: 13 bytes."""
 
 WKB_POLYGON = 3
 

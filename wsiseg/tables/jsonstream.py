@@ -1,4 +1,4 @@
-"""JSON files larger than memory: the objects of one array, one after the other, and what stands around it."""
+"""JSON files larger than memory: the objects of one array, one after the other, and the members around it."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ _SPACE = " \t\n\r\x1e"
 def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a file as text, unpacked if need be: gzip, the one file of a zip, snappy.
 
-    How it is packed is told by its first bytes, not by its name; raw snappy, which has none, by the ending ``.snappy``. Text is
-    UTF-8, or UTF-16 where it begins with a byte order mark.
+    How it is packed is recognized by its first bytes, not by its name; raw snappy, which has none, by the ending ``.snappy``.
+    Text is UTF-8, or UTF-16 where it begins with a byte order mark.
 
     Raises
     ------

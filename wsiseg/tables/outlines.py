@@ -1,7 +1,7 @@
 """What counts as a nucleus in another tool's file: one rule for all importers, for ``evaluate`` and for tissue masks.
 
 Left out and counted (``Tally.skipped``): objects without a geometry, empty geometries, points and lines, rings of fewer than
-three different points or without area, and objects that hold nuclei rather than being one. Mended and counted
+three different points or without area, and objects that hold nuclei rather than being one. Repaired and counted
 (``Tally.repaired``): open rings where the format asks for closed ones, trailing commas, numbers written as text. Only what
 cannot be understood is refused, and the message names it.
 """
@@ -25,7 +25,7 @@ __all__ = ["FLAT", "MAX_COORDINATE_PX", "MAX_RING_POINTS", "Outlined", "Tally", 
 
 Float = npt.NDArray[np.float64]
 Polygon = list[Float]
-"""Rings of one polygon, the outer one first: float64 (n, 2), as they stand in the file."""
+"""Rings of one polygon, the outer one first: float64 (n, 2), as in the file."""
 
 MAX_COORDINATE_PX = 2.0**31
 MAX_RING_POINTS = 1_000_000
@@ -50,7 +50,7 @@ _GEOMETRIES = frozenset(
 
 @dataclass(slots=True)
 class Tally:
-    """How much of a file was left out or mended, by reason."""
+    """How much of a file was left out or repaired, by reason."""
 
     skipped: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
@@ -68,7 +68,7 @@ class Tally:
     def lines(self) -> list[str]:
         """Return sentences' worth of counts: ``left out, empty geometries: 3``."""
         out = [f"left out, {reason}: {n:,}" for reason, n in sorted(self.skipped.items())]
-        return out + [f"mended, {what}: {n:,}" for what, n in sorted(self.repaired.items())]
+        return out + [f"repaired, {what}: {n:,}" for what, n in sorted(self.repaired.items())]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -121,7 +121,7 @@ def iter_outlined(
 def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list[Polygon]:
     """Return the polygons of a GeoJSON geometry, each part of a collection by itself.
 
-    Some may have no area yet: that is told of all polygons of a file at once (``flat_rings``, ``with_area``).
+    Some may have no area yet: that is determined for all polygons of a file at once (``flat_rings``, ``with_area``).
 
     Raises
     ------
@@ -161,7 +161,7 @@ def ring_of(points: Any, where: str, tally: Tally, *, closed: bool) -> Float | N
     Parameters
     ----------
     closed
-        Whether the format asks for the first point again at the end: rings without it are then counted as mended.
+        Whether the format asks for the first point again at the end: rings without it are then counted as repaired.
 
     Raises
     ------

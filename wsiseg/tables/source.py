@@ -34,7 +34,7 @@ class NucleiFile:
 
     ``imported`` is the provenance of a table that another tool's file became (empty: wsiseg segmented the slide), and
     ``step_px`` the lattice on which its coordinates lie (0: none, any float). ``columns`` are those that can be asked for, and
-    ``companion`` the file of those that stand beside the table (see ``with_features``).
+    ``companion`` the file of those stored beside the table (see ``with_features``).
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""Batches that depend on nothing but the seed and the step, so that a resumed run goes on as if it had never stopped."""
+"""Batches that depend on the seed and the step alone, so that a resumed run gives the same result as an unbroken one."""
 
 from __future__ import annotations
 

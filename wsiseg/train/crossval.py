@@ -44,7 +44,7 @@ class CrossValidation:
 def cross_validate(
     path: Path, by: FoldKind, folds: int = 0, *, model: str = "", on_line: Callable[[dict[str, Any]], None] | None = None
 ) -> CrossValidation:
-    """Train and score every fold; a fold that is done is not done again, and one that was stopped goes on.
+    """Train and score every fold; a fold that is done is not done again, and one that was stopped is resumed.
 
     ``model`` names a published recipe (``run.presets``).
 

@@ -15,7 +15,7 @@ from datetime import timedelta
 from typing import Any
 
 import torch
-import torch.distributed.nn  # takes the group of the day into its default arguments, for ever: before there is one
+import torch.distributed.nn  # before a process group exists: its default arguments keep the group of the time of import
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 

@@ -199,7 +199,7 @@ class _LoopState:
                 mine.copy_(theirs[name])
 
     def leave_team(self) -> None:
-        """Let go of the wrapper that talks to the other processes: it must not outlive the group (``process_group``)."""
+        """Release the wrapper that communicates with the other processes: it must not outlive the group (``process_group``)."""
         self.forward = self.net
 
     def save(self, run_dir: Path) -> None:

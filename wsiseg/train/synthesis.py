@@ -116,7 +116,7 @@ def reference_shapes(reference: Path, patch_px: int) -> tuple[ShapeStatistics, f
 def make_synthetic(reference: Path, cohort: Path, out: Path, config: SynthConfig) -> Conversion:
     """Write a synthetic set: nuclei shaped as the reference's in tissue that looks as the cohort's.
 
-    An interrupted call goes on where it stopped. Sizes follow microns per px where both sides state them.
+    The same call resumes after an interruption. Sizes follow microns per px where both sides state them.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""The room's doors: check what arrives, hand it to the kernels of the array's own kind, name the results."""
+"""Public functions: check the arguments, call the kernels for the kind of array, and name the results."""
 
 from __future__ import annotations
 

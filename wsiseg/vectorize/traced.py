@@ -1,4 +1,4 @@
-"""What either kind of kernels hands to the door: rings and integer sums of the owned nuclei, on the host."""
+"""What CPU and CUDA kernels return alike: rings and integer sums of the owned nuclei, on the host."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ class SlideMaps:
         Level-0 px of the cell covered by nuclei (each one's area spread evenly over its bounding box); px of the cell that lie
         in the region.
     tissue_px : float64 (H, W) or None
-        Level-0 px of the cell that are tissue; None: nobody said.
+        Level-0 px of the cell that are tissue; None: unknown.
     cell_px
         Side of a cell, level-0 px.
     """
@@ -74,7 +74,7 @@ class SlideMaps:
         return SlideMaps(sums[0].astype(np.int64), sums[1], sums[2], sums[3], 2 * self.cell_px, self.mpp, tissue)
 
     def stack(self, rows: slice = slice(None), columns: slice = slice(None)) -> npt.NDArray[np.float32]:
-        """Return float32 (4, h, w) as named by ``MAP_NAMES``; nan where there is nothing to average or nobody said."""
+        """Return float32 (4, h, w) as named by ``MAP_NAMES``; nan where there is nothing to average or unknown."""
         part = (rows, columns)
         count, valid = self.count[part], self.valid_px[part]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -209,7 +209,7 @@ def read_maps(path: str | Path, max_cells: int = MAX_CELLS) -> MapLevel:
         return MapLevel(values, cells[level], float(facts["mpp"]), int(facts["x"]), int(facts["y"]))
     except (OSError, KeyError, TypeError, ValueError) as err:
         raise FormatError(
-            f"{path}: expected the maps of a slide, made by wsiseg ({err!r}). Remove it to have it made anew."
+            f"{path}: expected the maps of a slide, made by wsiseg ({err!r}). Remove it; it is then made again."
         ) from err
 
 
@@ -274,7 +274,7 @@ def _spread(covered: Float, table: pa.Table, region: Box, cell_px: int) -> None:
             sides = [np.minimum(high[k], c + 1) - np.maximum(low[k], c) for k, c in enumerate((y, x))]
             hit = few & (sides[0] > 0) & (sides[1] > 0) & (y >= 0) & (y < height) & (x >= 0) & (x < width)
             np.add.at(covered, (y[hit], x[hit]), (density * sides[0] * sides[1])[hit])
-    for k in np.flatnonzero(~few).tolist():  # giants of other people's tables: a handful, each over many cells
+    for k in np.flatnonzero(~few).tolist():  # very large nuclei of imported tables: few, each over many cells
         edges = [np.arange(n) for n in covered.shape]
         sides = [np.clip(np.minimum(high[a, k], e + 1) - np.maximum(low[a, k], e), 0, None) for a, e in enumerate(edges)]
         covered += density[k] * np.outer(*sides)

@@ -1,7 +1,7 @@
 """Items to judge and pictures of them in -> a local web page, and marks appended to the reviewer's file out.
 
-``queues`` says who sees what and in which order, ``session`` holds one reviewer's work, ``app`` speaks HTTP (loopback only, a
-token, no foreign scripts), ``page.html``, ``review.js`` and ``review.css`` are the page.
+``queues`` decides what each reviewer sees and in which order, ``session`` holds one reviewer's work, ``app`` serves HTTP
+(loopback only, a token, no foreign scripts), ``page.html``, ``review.js`` and ``review.css`` are the page.
 """
 
 from wsiseg.qc.review.app import ReviewSource, create_app

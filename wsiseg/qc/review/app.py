@@ -226,7 +226,7 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 
 
 async def _our_error(request: Request, err: Exception) -> Response:
-    """Answer with one of our own errors as words; anything else is a bug and stays a 500 with its traceback on the console."""
+    """Answer with the message of a wsiseg error; anything else is a bug and stays a 500 with its traceback on the console."""
     return _json({"error": " ".join(str(err).split())}, 400 if isinstance(err, InputError) else 500)
 
 

@@ -140,5 +140,5 @@ class ReviewSession:
             return self._state(queue, n)
 
     def close(self) -> None:
-        """Let go of the marks file."""
+        """Close the marks file."""
         self._log.close()

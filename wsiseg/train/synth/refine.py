@@ -1,6 +1,6 @@
 """Synthetic and real pictures -> a refiner that makes the first look like the second, and a weight for each synthetic picture.
 
-Everything that a step draws comes from the seed and the step, so a resumed run goes on as if it had never stopped.
+Everything that a step draws comes from the seed and the step, so a resumed run gives the same result as one that never stopped.
 """
 
 from __future__ import annotations
