@@ -8,8 +8,6 @@ become a few files, and any reader of Zarr gets patch k as ``group["rgb"][k]``.
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.errors import FormatError
+from wsiseg.tables import atomic_folder
 
 __all__ = ["PATCH_PX", "is_patch_store", "read_patched", "stored_info", "write_patch_set", "writing_store"]
 
@@ -46,13 +45,8 @@ def writing_store(out: Path, fill: Callable[[Any], None], patch_px: int = PATCH_
 
     if out.exists():
         raise FormatError(f"{out} exists already. Give another name, or delete it.")
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    try:
+    with atomic_folder(out) as partial:
         fill(zarr.open_group(str(partial), mode="w", zarr_format=3, attributes={"kind": _KIND, "patch_px": patch_px}))
-        os.replace(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_patch_set(

@@ -6,7 +6,6 @@ scores it, training learns from it), so it lives below the stages.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.atomic import atomic_path
 from wsiseg.errors import FormatError
 from wsiseg.labels.arrays import LABEL_SUFFIXES, read_array
 
@@ -116,19 +116,15 @@ def write_labels(path: str | Path, labels: npt.NDArray[Any]) -> Path:
         raise FormatError(f"{path}: labels are written as .png (uint16) or .tif (uint32), not {path.suffix!r}.")
     if smallest < 0 or largest > limit:
         raise FormatError(f"{path}: ids {smallest} to {largest} do not fit 0 to {limit}; renumber them or write .tif.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{path.suffix}")
-    try:
+    with atomic_path(path) as partial:
         if path.suffix.lower() == ".png":
             from PIL import Image
 
-            Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint16)).save(temporary, optimize=False)
+            Image.fromarray(np.ascontiguousarray(labels, dtype=np.uint16)).save(partial, format="PNG", optimize=False)
         else:
             import tifffile
 
-            tifffile.imwrite(temporary, np.ascontiguousarray(labels, dtype=np.uint32), compression="zlib")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            tifffile.imwrite(partial, np.ascontiguousarray(labels, dtype=np.uint32), compression="zlib")
     return path
 
 

@@ -3,8 +3,7 @@
 Nothing here loads pyarrow until a table is really touched, so that the pixel stages run on a machine without it.
 """
 
-from wsiseg.tables.arrow import arrow_schema, read_table_meta
-from wsiseg.tables.atomic import (
+from wsiseg.atomic import (
     atomic_create_bytes,
     atomic_file,
     atomic_folder,
@@ -12,6 +11,7 @@ from wsiseg.tables.atomic import (
     atomic_write_bytes,
     sweep_partials,
 )
+from wsiseg.tables.arrow import arrow_schema, read_table_meta
 from wsiseg.tables.features import derived, features_path, read_features, table_fingerprint
 from wsiseg.tables.geo import geo_metadata, wkb_polygons, wkb_rings
 from wsiseg.tables.hilbert import hilbert_key

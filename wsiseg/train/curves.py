@@ -7,6 +7,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
+from wsiseg.tables import atomic_path
+
 __all__ = ["draw_curves"]
 
 _PANEL = (640, 300)
@@ -24,7 +26,8 @@ def draw_curves(curve: Path, picture: Path) -> None:
     draw = ImageDraw.Draw(image)
     _panel(draw, 0, lines, losses, "loss")
     _panel(draw, height, lines, [n for n in names if n not in losses], "validation")
-    image.save(picture)
+    with atomic_path(picture) as partial:
+        image.save(partial, format="PNG")
 
 
 def _panel(draw: ImageDraw.ImageDraw, top: int, lines: list[dict[str, float]], names: list[str], title: str) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from wsiseg.errors import ConfigError
+from wsiseg.tables import atomic_path, atomic_write_bytes
 from wsiseg.train.batches import Batch
 from wsiseg.train.distributed import ProcessGroup, process_group
 from wsiseg.train.losses import LossConfig, two_head_loss
@@ -237,9 +237,8 @@ class _Running:
 
 
 def _save_whole(content: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(content, partial)
-    os.replace(partial, path)
+    with atomic_path(path) as partial, partial.open("wb") as stream:  # torch would write the name of a path into the file
+        torch.save(content, stream)
 
 
 def _append(path: Path, line: dict[str, Any]) -> None:
@@ -251,4 +250,4 @@ def _trim_curve(path: Path, step: int) -> None:
     """Drop lines of steps that the checkpoint does not hold: they will be made again."""
     if path.exists():
         lines = [text for text in path.read_text(encoding="utf-8").splitlines() if json.loads(text)["step"] <= step]
-        path.write_text("".join(f"{text}\n" for text in lines), encoding="utf-8")
+        atomic_write_bytes(path, "".join(f"{text}\n" for text in lines).encode())

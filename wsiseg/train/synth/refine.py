@@ -219,8 +219,9 @@ class _AdversarialPair:
 
     def save(self, path: Path) -> None:
         nets = {"refiner": self.refiner.state_dict(), "discriminator": self.discriminator.state_dict()}
-        with atomic_path(path) as partial:
-            torch.save({**nets, "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step}, partial)
+        content = {**nets, "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step}
+        with atomic_path(path) as partial, partial.open("wb") as stream:  # torch would write the name of a path into the file
+            torch.save(content, stream)
 
     def load(self, path: Path) -> None:
         held = torch.load(path, map_location="cpu", weights_only=True)

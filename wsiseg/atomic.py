@@ -98,13 +98,12 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Remove it, choose another output, or ask to overwrite.")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    partial = _partial_of(path)
     partial.mkdir()
     try:
         yield partial
         if path.exists():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = partial.with_suffix(".old")
             os.replace(path, old)
             os.replace(partial, path)
             shutil.rmtree(old) if old.is_dir() else old.unlink()
@@ -118,11 +117,11 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a path of the same name in a folder of its own, for writers that look at the ending; then as ``atomic_path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    shutil.rmtree(folder, ignore_errors=True)
+    folder = _partial_of(path)
     folder.mkdir()
     try:
         yield folder / path.name
+        _sync_file(folder / path.name)
         os.replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -140,7 +139,7 @@ def sweep_partials(folder: str | os.PathLike[str]) -> int:
 
 
 def _partial_of(final: Path) -> Path:
-    # a number of the process alone would not do: processes of two hosts, of two containers even more so, share numbers
+    # The process id alone would not do: processes on two hosts, or in two containers, may have the same.
     return final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(3)}{PARTIAL_SUFFIX}")
 
 
