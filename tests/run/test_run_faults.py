@@ -24,9 +24,9 @@ from distributed import LocalCluster
 from PIL import Image
 
 from tests.run.conftest import SLIDE, environment, run_here
+from wsiseg import atomic
 from wsiseg.cli import main
 from wsiseg.results.folder import RunFolder
-from wsiseg.tables import atomic
 
 # fp32: what auto means is found by a timing, which may come out otherwise in another run
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32")
