@@ -215,7 +215,7 @@ def _picture(p: Path) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
     except (*DECODER_ERRORS, tifffile.TiffFileError):
         return None, ()  # whichever reader opens it will say what is wrong
     if missing:
-        raise SlideOpenError(f"{p}: {picture.words}: {missing}: truncated. Copy it anew from its source.")
+        raise SlideOpenError(f"{p}: {picture.words}: {missing}: truncated. Copy it again from its source.")
     return picture, claims
 
 
