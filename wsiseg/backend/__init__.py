@@ -1,4 +1,4 @@
-"""An array in -> the machine that can work on it out (host code or kernels): stages ask here, never ``if cupy``."""
+"""The code for an array's kind: host functions for NumPy, kernels for CuPy. Stages call this instead of testing for CuPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line in -> calls into ``run`` out; the only room that prints."""
+"""The command line: options are parsed here and tasks called. No other package prints."""
 
 from wsiseg.cli.main import main
 

@@ -1,7 +1,7 @@
 """Predicted instances + true instances -> scores: Dice, DICE_2, AJI, AJI+, PQ, F1 sweep, count agreement, tests between runs.
 
 Comes in: two label maps, or two files or folders of label images, polygon tables, GeoJSON or QuIP CSV; or several readings.
-Goes out: ``Scores`` an image, their mean and pooled summary, tables of them, the tables of published protocols (Hou et al.
+Goes out: ``Scores`` of each image, their mean and pooled summary, tables of them, the tables of published protocols (Hou et al.
 2020, observers of CryoNuSeg, data sets ranked as NucFuseRank ranks them), and the worst windows as a picture.
 """
 

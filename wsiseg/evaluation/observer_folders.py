@@ -1,4 +1,4 @@
-"""``wsiseg evaluate observers``: folders of several people's drawings -> how well they agree."""
+"""``wsiseg evaluate observers``: folders of several people's annotations -> their agreement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several people's (or programs') drawings of the same images -> how well they agree, per organ.
+"""Several people's (or programs') annotations of the same images -> their agreement, per organ.
 
 The tables of Mahbod et al. 2021 (CryoNuSeg, doi 10.1016/j.compbiomed.2021.104349): Dice (pixels), AJI and PQ as mean and
 standard deviation over the images of each organ and over all; *inter-observer* between two people, *intra-observer* between two

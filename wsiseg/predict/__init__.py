@@ -1,4 +1,4 @@
-"""RGB uint8 of a window -> uint8 (2, H, W) probability maps (0 center, 1 material): the float world begins and ends here.
+"""RGB uint8 of a window -> uint8 (2, H, W) probability maps (0 center, 1 material). Floating-point numbers occur here only.
 
 Comes in: pixels of ``model.input_box(box)``, white outside the slide. Goes out: the maps of ``box``, which in fp32
 and int8 do not depend on how the slide was cut into boxes. Weights are safetensors with a card beside them.

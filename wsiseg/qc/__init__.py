@@ -1,9 +1,9 @@
 """Slide statistics, patches and reviewers' marks -> flagged slides, graded slides and a report.
 
-The order of work: ``find_outliers`` (slides that stand out in their cohort), ``sample_patches`` (random places for a person to
-judge), ``patch_features`` and ``QualityModel`` (which of them will be found bad), ``review`` (the page on which they are
+The order of work: ``find_outliers`` (outlier slides of each cohort), ``sample_patches`` (random places for a person to
+judge), ``patch_features`` and ``QualityModel`` (which of them a reviewer will find bad), ``review`` (the page on which they are
 judged), ``grade_slides`` and ``write_release`` (groups of Hou et al. 2020), ``render_report`` (one HTML file that shows it
-all). Nothing here opens a slide: ``run/qc*.py`` hands in pixels and polygons.
+all). ``wsiseg.qc.runs`` and the modules that import it apply these to a run folder.
 """
 
 from wsiseg.qc.agreement import Agreement, cohen_kappa, reviewer_agreement

@@ -7,7 +7,7 @@ few nuclei and is none the worse for it.
 
 In a small cohort "2 % of the slides" is less than one. ``TailRule.rounding`` says what that means: ``ceil`` (the default)
 always shows the most extreme slide of each side to a person, which costs at most seven looks a cohort and can miss no lone
-failure; ``floor`` flags nobody below 50 slides. Cohorts under ``min_slides`` are not ranked at all, and every row says so.
+failure; ``floor`` flags no slide below 50. Cohorts under ``min_slides`` are not ranked at all, and every row says so.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class TailRule:
         Smaller cohorts are not ranked.
     method
         ``tails`` is the published rule. ``mad`` adds slides more than 3.5 robust standard deviations from the cohort's median,
-        ``mahalanobis`` slides that are far out in all statistics together; both work from 5 slides up and flag nobody in a
+        ``mahalanobis`` slides that are far out in all statistics together; both work from 5 slides up and flag no slide in a
         clean cohort, so they suit small ones.
     """
 

@@ -49,7 +49,7 @@ def library_version() -> str:
 
 
 def refusal(slide: OpenSlideSlide) -> str:
-    """Say in one line why ``CuImage`` shall not read a slide; empty: it may (apart from the probe in ``CuSlide``)."""
+    """Return in one line why ``CuImage`` shall not read a slide; empty: it may (apart from the probe in ``CuSlide``)."""
     try:
         import cucim  # noqa: F401
     except ImportError as err:
@@ -175,7 +175,7 @@ class CuSlide:
 
 
 def gpu_refusal(slide: OpenSlideSlide) -> str:
-    """Say in one line why the GPU shall not decode a slide; empty: it may (apart from the probe in ``GpuSlide``)."""
+    """Return in one line why the GPU shall not decode a slide; empty: it may (apart from the probe in ``GpuSlide``)."""
     reason = refusal(slide)
     if reason:
         return reason
@@ -190,8 +190,8 @@ def gpu_refusal(slide: OpenSlideSlide) -> str:
 class GpuSlide:
     """A slide whose JPEG tiles the GPU decodes; its pixels differ from OpenSlide's within a stated tolerance.
 
-    All pixels of the slide come from the GPU, those for thumbnails too, so that a pixel is the same whoever asks. A window that
-    the GPU cannot decode raises: another decoder's pixels in its place would depend on where tiles lie.
+    All pixels of the slide come from the GPU, those for thumbnails too, so that a pixel is the same in every window. A window
+    that the GPU cannot decode raises: another decoder's pixels in its place would depend on where tiles lie.
 
     Raises
     ------

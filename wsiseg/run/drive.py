@@ -1,4 +1,4 @@
-"""The client's side of a run: feed tasks to Dask, take their results, keep totals."""
+"""The client's side of a run: submit tasks to Dask, take their results, keep totals."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
         slide.close()
         raise SlideOpenError(
             f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded, and this worker cannot do that ({note}). "
-            f"Go on where it was begun, or remove the slide's folder in parts/ to start it again."
+            f"Continue where it was begun, or remove the slide's folder in parts/ to start it again."
         )
     return slide
 

@@ -1,7 +1,7 @@
 """Processes that read for one worker: cuCIM decodes a large region no faster in threads, while processes scale.
 
 A reader is a Python process with the read stage alone (no PyTorch, no GPU). It is asked by a line on its standard input and
-puts the pixels into memory that both see. When the worker dies, however it dies, the input ends and the reader with it.
+puts the pixels into memory that both see. When the worker ends for any reason, the reader's input ends and the reader exits.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class RunStatus:
     Attributes
     ----------
     state
-        ``running``, ``finished``, ``interrupted``, ``failed``, ``silent`` (no sign of life), or ``unknown`` (nothing says).
+        ``running``, ``finished``, ``interrupted``, ``failed``, ``silent`` (no update for a minute or more), or ``unknown``.
     slides
         Number of slides by ``wsiseg.schema.SLIDE_STATUSES``, ``in_work`` and ``waiting``.
     tiles_done, tiles_failed

@@ -20,7 +20,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def suspicion(job: SlideJob, config: RunConfig) -> str:
-    """Say in one line why a slide without nuclei may be one that was not understood; empty: it is plain glass.
+    """Return in one line why a slide without nuclei may be one that was not understood; empty: it is plain glass.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Table plumbing shared by every stage: columns of ``wsiseg.schema`` and arrays -> Arrow schemas, WKB, whole files on disk.
+"""Tables, shared by every stage: columns of ``wsiseg.schema`` and arrays -> Arrow schemas, WKB, whole files on disk.
 
-Nothing here loads pyarrow until a table is really touched, so that the pixel stages run on a machine without it.
+Nothing here loads pyarrow until a table is read or written, so that the pixel stages run on a machine without it.
 """
 
 from wsiseg.atomic import (

@@ -71,7 +71,7 @@ def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: 
     Returns
     -------
     TileStats
-        ``core_px``; ``tissue_px``; ``material_px``: labelled pixels (whoever owns the nucleus); sums of both raw maps.
+        ``core_px``; ``tissue_px``; ``material_px``: labelled pixels (of any owner); sums of both raw maps.
 
     Raises
     ------
