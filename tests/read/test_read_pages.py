@@ -201,3 +201,20 @@ def test_pages_that_were_not_copied_whole_are_called_truncated(tmp_path, kind, k
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
     with pytest.raises(SlideOpenError, match=r"beyond the end of the file.*truncated"):
         open_slide(path, mpp=0.5)
+
+
+@pytest.mark.parametrize("tiled", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "of_colours", "of_alpha"),
+    [(np.uint16, 16, 257), (np.uint16, 257, 257), (np.uint16, 1, 1), (np.float32, 1, 1 / 255), (np.float32, 1 / 255, 1 / 255)],
+    ids=["12 bits, alpha of 16", "16 bits", "8 bits", "0 to 255, alpha of 1", "0 to 1"],
+)
+def test_deep_alpha_has_a_range_of_its_own_and_may_be_partial(tmp_path, dtype, of_colours, of_alpha, tiled):
+    alpha = np.full((H, W, 1), 255, np.uint8)
+    alpha[:20] = 0
+    pixels = np.concatenate([RGB * dtype(of_colours), alpha * dtype(of_alpha)], axis=2).astype(dtype)
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"], **({"tile": (64, 64)} if tiled else {})}
+    tifffile.imwrite(tmp_path / "s.tif", pixels, **options)
+    got = shown(tmp_path / "s.tif")
+    assert (got[:20] == 255).all()
+    np.testing.assert_array_equal(got[20:], RGB[20:])

@@ -121,9 +121,13 @@ class TiffSlide:
         coloured = int(picture.page.samplesperpixel) > 3 and int(picture.page.photometric) != CMYK
         kinds = [int(kind) for kind in picture.page.extrasamples] if coloured else []
         self._alpha = next(((3 + k, kind) for k, kind in enumerate(kinds) if kind in _ALPHA_KINDS), (0, 0))
-        self._depth, seen = Depth(), self._sampled()
+        self._depth = self._alpha_depth = Depth()
+        seen = self._sampled()
         try:
-            self._depth = depth_of(seen, picture.declared_bits if seen.dtype.kind == "u" else 0)
+            colours = seen[..., list(self._order)] if picture.samples > 3 and int(picture.page.photometric) != CMYK else seen
+            self._depth = depth_of(colours, picture.declared_bits if seen.dtype.kind == "u" else 0)
+            if self._alpha[1]:  # writers leave it at 0 to 1, or at 65,535, beside colours of 0 to 255 or of 12 bits
+                self._alpha_depth = depth_of(seen[..., self._alpha[0]])
         except ValueError as err:
             raise SlideOpenError(f"{path}: {picture.words}: {err}. Convert it to 8 bits.") from err
         self._refuse_dark(path, seen)
@@ -156,7 +160,7 @@ class TiffSlide:
         if kind and hides_all(seen[..., :3], seen[..., alpha]):
             raise SlideOpenError(f"{path}: {picture.words}: {ALL_TRANSPARENT}")
         told = seen.dtype == np.uint8 or picture.declared_bits > 0  # how bright a sample is: by the file, not fitted
-        if (told and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen)):
+        if (told and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen[np.newaxis])):
             return
         deep = "" if told else (
             f" The brightest sample is {seen.max():g}, so {self._depth.words}, but 99 % lie below {np.percentile(seen, 99):g}: "
@@ -288,7 +292,8 @@ class TiffSlide:
         alpha, kind = self._alpha
         if not kind:
             return np.ascontiguousarray(to_u8(values[..., list(self._order)], self._depth))
-        rgba = to_u8(values[..., [*self._order, alpha]], self._depth)
+        shown = to_u8(values[..., list(self._order)], self._depth)
+        rgba = np.concatenate([shown, to_u8(values[..., alpha : alpha + 1], self._alpha_depth)], axis=-1)
         if kind == _UNASSOCIATED:
             return over_white(rgba)
         return np.minimum(rgba[..., :3].astype(np.uint16) + (255 - rgba[..., 3:]), 255).astype(np.uint8)  # premultiplied
