@@ -105,6 +105,6 @@ def reopen_slide(folder: RunFolder, slide_id: str, record: dict[str, Any], path_
     elif why := other_content(file, path):
         raise SlideOpenError(
             f"Slide {slide_id}: {plain_text(path)} is another file than the one that was segmented: {why}. Its pixels do not "
-            "belong to the nuclei of this run. Restore the slide, give its new path with --path-map FROM=TO, or segment it again."
+            "belong to this run's nuclei. Restore the slide, give its new path with --path-map FROM=TO, or segment it again."
         )
     return open_slide(path, mpp=row["mpp"], cohort=row.get("cohort") or "")

@@ -1,4 +1,4 @@
-"""What a worker process holds: the model, a few open slides and their constants, and turns on the device for its threads."""
+"""What a worker process holds: the model, a few open slides and their constants, and its threads' access to the device."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class WorkerContext:
         return self._slides.lease(slide_id)
 
     def decodes_on_device(self, job: SlideJob) -> bool:
-        """Return whether a slide's pixels are born on this worker's GPU: then they are read in a turn, by the slide itself."""
+        """Return whether a slide's pixels are decoded on this worker's GPU, and so are read by a thread that holds it."""
         return job.meta.reader == "cucim-gpu" and job.scale == 1.0 and self.device != "cpu"
 
     def pixels(self, job: SlideJob, slide: Slide, box: Box) -> npt.NDArray[np.uint8]:
@@ -158,7 +158,7 @@ class WorkerContext:
             self._readers.close()
 
     def arithmetic(self) -> dict[str, str]:
-        """Return what tells the maps that this worker computes from those of another processor."""
+        """Return the facts by which the maps of this worker's processor differ from those of another."""
         from wsiseg.predict import arithmetic_of
 
         model = self.model

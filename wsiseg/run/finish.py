@@ -1,4 +1,4 @@
-"""A slide's tiles are all decided: make its table and statistics, then drop its parts."""
+"""Finish a slide whose tiles are all decided: make its table and statistics, then remove its part files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str,
 
 
 def _same_file(file: dict[str, Any], path: str) -> bool:
-    """Return whether a slide is still the file that was segmented; one that was moved away since, or only copied, is."""
+    """Return whether a slide is still the file that was segmented; a file that was moved away or copied counts as the same."""
     try:
         return fingerprint(path) == (file.get("size_bytes"), file.get("mtime_ns")) or not other_content(file, path)
     except SlideOpenError:

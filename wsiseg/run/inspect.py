@@ -1,4 +1,4 @@
-"""Looks before a run: what a slide is, and what a run over slides would cost."""
+"""Checks before a run: facts of a slide, and the cost of a run over slides."""
 
 from __future__ import annotations
 

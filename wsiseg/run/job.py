@@ -55,7 +55,7 @@ class SlideJob:
 
 
 def asked_of(slide_input: SlideInput) -> dict[str, Any]:
-    """Return what the user gave for one slide that changes its results and stands in no config: mpp and tissue mask.
+    """Return what the user gave for one slide that changes its results and is in no config: mpp and tissue mask.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
 
 
 def _given_tissue(slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnings: list[str]) -> TissueMask:
-    """Read the user's mask; say so where it and what the slide shows as tissue hardly meet: it is of another frame or slide."""
+    """Read the user's mask; warn if it hardly overlaps the tissue found on the slide: its frame or slide may be wrong."""
     given = tissue_from_file(slide_input.tissue_mask, meta, slide_input.frame, warnings.append)
     cell = max(1, max(meta.width_px, meta.height_px) // COMPARED_SIDE)
     whole = Box(0, 0, meta.width_px, meta.height_px)
@@ -167,7 +167,7 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
 
 
 def _opened(path: str, slide_id: str, config: RunConfig, mpp: float | None, cohort: str, reader: str) -> Slide:
-    """Open a slide where this machine has it; name, size and time in its facts stay those of what the user named."""
+    """Open a slide at its path on this machine; its facts keep the name, size and time of the path that the user gave."""
     file = slide_file(path, slide_id, config)
     slide = open_slide(file, mpp=mpp, cohort=cohort, reader=reader, cache_bytes=config.read.cache_bytes)
     if file != path:

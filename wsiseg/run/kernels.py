@@ -1,4 +1,4 @@
-"""The CPU kernels of a run, compiled (or loaded) before the first tile: no tile pays for it, whatever the cache is worth.
+"""The CPU kernels of a run, compiled (or loaded from a cache) before the first tile, so that no tile waits for it.
 
 What is called here is what a tile calls, through the same functions and with the same kinds of arrays, on a picture of 64 px;
 so each kernel is compiled for the types that it will meet. ``tests/run/test_run_kernels.py`` has whole runs compile nothing
@@ -43,7 +43,7 @@ _STAINS = (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What it took: wall seconds, signatures compiled and loaded from disk, and the folder that keeps them (empty: none)."""
+    """What the preparation took: seconds, signatures compiled and loaded from disk, and the folder that keeps them (empty: none)."""
 
     seconds: float = 0.0
     compiled: int = 0

@@ -18,7 +18,7 @@ __all__ = ["config_of_run", "slides_to_retry"]
 
 
 def config_of_run(out: Path) -> RunConfig:
-    """Return the settings of a run as its folder records them, those of who does the work at their defaults.
+    """Return the settings of a run as its folder records them; settings of the schedule are at their defaults.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""A place for temporary files where the machine has none: a folder of the run, for as long as the run goes."""
+"""A folder of the run for temporary files, if the machine has no other, removed when the run ends."""
 
 from __future__ import annotations
 

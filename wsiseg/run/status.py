@@ -1,4 +1,4 @@
-"""How a run stands and what failed in it, from its folder alone: on any machine that sees the folder, while the run goes."""
+"""The state of a run and its failures, from its folder alone: on any machine that sees the folder, during the run too."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from wsiseg.schema import ERRORS, SLIDE_STATUSES, SLIDES
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]
 
 SILENT_S = 60.0
-"""A client renews its progress every few seconds; one that has not for so long is taken for dead."""
+"""A client rewrites its progress every few seconds; after this long without, it is taken for dead, s."""
 
 TIMED_STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 
 
 @dataclass(frozen=True, slots=True)
 class RunStatus:
-    """How a run stands.
+    """The state of a run.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ def _is_record(record: Any) -> bool:
 
 
 def run_status(root: Path) -> RunStatus:
-    """Return how the run in a folder stands.
+    """Return the state of the run in a folder.
 
     Raises
     ------
@@ -202,7 +202,7 @@ def _eta_s(clients: list[dict[str, Any]], rows: dict[str, dict[str, Any]], rate:
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Failures that say the same but for numbers and paths; ``hosts`` are those of the last tries, most failures first."""
+    """Failures whose messages differ only in numbers and paths; ``hosts`` are those of the last tries, most failures first."""
 
     kind: str
     message: str

@@ -1,4 +1,4 @@
-"""The three things that a Dask worker is asked to do: prepare a slide, do some of its tiles, finish it."""
+"""The three tasks of a Dask worker: prepare a slide, do some of its tiles, finish it."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ __all__ = ["Answer", "Failure", "end_staging", "finish_task", "full_disk", "prep
 T = TypeVar("T")
 
 FACTS = (MissingMppError, ImplausibleMppError, AnisotropicMppError)
-"""What is said of a slide, not of the machine that looked at it."""
+"""Errors that are facts of a slide: every machine would find the same."""
 
 FIRST_PAUSE_S = 0.2
-"""Before the second try of opening or finishing a slide; doubled before each further one."""
+"""Pause before the second try of opening or finishing a slide, s; doubled before each further one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a slide could not be prepared or finished, in one line; ``fact``: of the slide, so that no other host can help."""
+    """Why a slide could not be prepared or finished, in one line; ``fact``: a fact of the slide, the same on every host."""
 
     reason: str
     fact: bool = False
@@ -50,7 +50,7 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a task found, and the address of the worker that did it."""
+    """The result of a task, and the address of the worker that did it."""
 
     worker: str
     result: Any
@@ -134,7 +134,7 @@ def _answer(result: Any) -> Answer:
 
 
 def _persistently(work: Callable[[], T], retries: int) -> T:
-    """Do something that touches slow or far storage, again after a pause where it fails: one bad answer is not a bad slide."""
+    """Call a function that uses storage, and call it again after a pause if it fails: one failed read is not a bad slide."""
     for k in range(retries):
         try:
             return work()
@@ -149,7 +149,7 @@ def _persistently(work: Callable[[], T], retries: int) -> T:
 
 
 def full_disk(reason: str) -> int:
-    """Return the error number where a reason says that nothing can be stored, else 0."""
+    """Return the error number if a reason is a full disk or quota, else 0."""
     return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if os.strerror(n) in reason), 0)
 
 

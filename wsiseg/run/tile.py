@@ -1,4 +1,4 @@
-"""The whole story of a tile: read, normalize, predict, separate, vectorize, write, return an outcome."""
+"""All steps of a tile: read, normalize, predict, separate, vectorize, write, return an outcome."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
 def _compute(
     tile: Tile, job: SlideJob, rgb: Array | None, tissue: Array, context: WorkerContext, clock: StageClock
 ) -> tuple[PolygonBatch, TileStats, Counter[str]]:
-    """Pixels (``None``: the device decodes them) -> polygons, sums, and what was done otherwise for want of memory."""
+    """Pixels (``None``: the device decodes them) -> polygons, sums, and what was changed for lack of memory."""
     model = context.model
     events: Counter[str] = Counter()
     if rgb is None:
@@ -62,7 +62,7 @@ def _compute(
 
 
 def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcome:
-    """Segment one tile; whatever goes wrong becomes an outcome with its reason, never a stop of the run."""
+    """Segment one tile; any error becomes an outcome with its reason and does not stop the run."""
     try:
         outcome = segment_tile(tile, context)
     except Exception as err:  # noqa: BLE001 - the one place of the package: a tile never stops a run

@@ -1,4 +1,4 @@
-"""Is everything in a run folder whole, and does all of it agree? Every table is opened and read to its last row."""
+"""Check that all files of a run folder are complete and agree. Every table is opened and read to its last row."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was looked at and found."""
+    """What was checked and what was found."""
 
     slides: int
     tables: int

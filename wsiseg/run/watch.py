@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes: its log, its progress and counters as files that any machine can read.
+"""What a run records while it runs: its log, its progress and counters as files that any machine can read.
 
 ::
 
@@ -34,7 +34,7 @@ from wsiseg.tables import atomic_write_bytes
 __all__ = ["COUNTS", "Totals", "Watch"]
 
 BEAT_S = 5.0
-"""Between two renewals of the progress file."""
+"""Interval at which the progress file is rewritten, s."""
 
 
 class Totals(Protocol):
@@ -51,7 +51,7 @@ class Totals(Protocol):
 
 
 class Watch:
-    """The teller of one run; a context, whose end is the run's end.
+    """Recorder of one run; a context manager that ends with the run.
 
     Parameters
     ----------
@@ -78,7 +78,7 @@ class Watch:
         self._shared = bool(shard)
 
     def __enter__(self) -> Watch:
-        """Begin to tell."""
+        """Start recording."""
         with contextlib.suppress(OSError):
             (self._folder.root / "progress").mkdir(parents=True, exist_ok=True)
             if not self._shared:
@@ -92,7 +92,7 @@ class Watch:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, trace: TracebackType | None) -> None:
-        """Tell how it ended."""
+        """Record how the run ended."""
         self._ended.set()
         self._thread.join()
         stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, by SIGTERM
