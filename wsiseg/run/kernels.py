@@ -43,7 +43,7 @@ _STAINS = (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the preparation took: seconds, signatures compiled and loaded from disk, and the folder that keeps them (empty: none)."""
+    """What the preparation took: seconds, signatures compiled and loaded from disk, the folder that keeps them (or "")."""
 
     seconds: float = 0.0
     compiled: int = 0
