@@ -153,10 +153,42 @@ def test_slides_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) ->
     assert ids(found) == ["p1__scan", "other", "p2__scan"]
     assert "2 slides are called 'scan'" in found.notes[0]
     with pytest.raises(DuplicateSlideError, match=r"p1/scan.svs.*p2/scan.svs.*slide_id"):
-        find_slides([str(tmp_path / "p1"), str(tmp_path / "p2")])
+        find_slides([str(tmp_path / "p1" / "scan.svs"), str(tmp_path / "p2" / "scan.svs")])
+    apart = find_slides([str(tmp_path / "p1"), str(tmp_path / "p2")])
+    assert ids(apart) == ["p1__scan.svs", "other", "p2__scan.svs"]
     touch(tmp_path / "p2" / "other.tif")
-    with pytest.raises(DuplicateSlideError, match=r"other\.svs.*other\.tif"):
-        find_slides([str(tmp_path)])
+    found = find_slides([str(tmp_path)])
+    assert ids(found) == ["p1__scan", "p2__other.svs", "p2__other.tif", "p2__scan"]
+    assert found.notes[1] == "2 slides are called 'other'; their ids are p2__other.svs, p2__other.tif"
+    assert ids(find_slides([str(tmp_path / "*" / "*.svs")])) == ["p1__scan", "other", "p2__scan"]
+
+
+def test_slides_of_one_name_in_one_folder_keep_their_endings(tmp_path: Path) -> None:
+    """As a scan stands beside its DICOM; whatever else lies there, each file gets one id, the same at every listing."""
+    touch(tmp_path / "case.svs")
+    touch(tmp_path / "case.tif")
+    (tmp_path / "case.dicom").mkdir()
+    dicom_level(tmp_path / "case.dicom" / "a.dcm", WHITE, generate_uid())
+    assert ids(find_slides([str(tmp_path)])) == ["case.dicom", "case.svs", "case.tif"]
+    # a name that is what another one would be called
+    touch(tmp_path / "p1" / "case.svs")
+    touch(tmp_path / "p1__case.svs")
+    touch(tmp_path / f"{tmp_path.name}__case.svs")
+    both = [str(tmp_path), str(tmp_path / "p1")]
+    found = find_slides(both)
+    assert len(set(ids(found))) == len(found.slides) == 6
+    assert ids(find_slides(both)) == ids(found)
+    mixed = find_slides([str(tmp_path / "case.svs"), str(tmp_path)])
+    assert [s.path for s in mixed.slides if s.slide_id == "case"] == [str(tmp_path / "case.svs")], "named outright: not renamed"
+
+
+def test_slides_that_a_run_has_keep_their_ids(tmp_path: Path) -> None:
+    one, two = touch(tmp_path / "p1" / "scan.svs"), touch(tmp_path / "p2" / "scan.svs")
+    found = find_slides([str(tmp_path)], known={str(one): "scan"})
+    assert [(s.slide_id, s.path) for s in found.slides] == [("scan", str(one)), ("p2__scan", str(two))]
+    assert ids(find_slides([str(two)], known={str(two): "p2__scan"})) == ["p2__scan"]
+    rows = touch(tmp_path / "m.csv", f"path,slide_id\n{two},mine\n".encode())
+    assert ids(find_slides([str(rows)], known={str(two): "p2__scan"})) == ["mine"]
 
 
 def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -346,12 +378,18 @@ def test_run_pictures_among_slides_are_not_taken_for_slides(crop_png: Path, tmp_
     assert "left out   run folder of wsiseg: its pictures are no slides: 1" in again.output
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "left_out" and "tissue mask" in e["text"] for e in events) == 1
-    # a slide that the run holds under another id would be counted twice
+    # what comes later is told apart, and the slide that the run has keeps its id
     touch(slides / "p2" / "case.png", crop_png.read_bytes())
-    renamed = run_here("segment", slides, "--out", run, "--mpp", "0.499", "--workers", "1")
+    more = run_here("segment", slides, "--out", run, "--mpp", "0.499", "--workers", "1")
+    assert more.exit_code == 0
+    assert "2 slides are called 'case'; their ids are case, p2__case" in more.output
+    assert sorted(p.stem for p in (run / "nuclei").glob("*.parquet")) == ["case", "p2__case"]
+    # a slide that the run holds under another id would be counted twice
+    rows = touch(tmp_path / "m.csv", f"path,slide_id\n{slides / 'p1' / 'case.png'},other\n".encode())
+    renamed = run_here("segment", rows, "--out", run, "--mpp", "0.499", "--workers", "1")
     assert renamed.exit_code == 2
     assert "is slide 'case' in" in renamed.output
-    assert "'p1__case' now" in renamed.output
+    assert "'other' now" in renamed.output
 
 
 # --- manifests ----------------------------------------------------------------------------------------------------------------

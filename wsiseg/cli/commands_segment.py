@@ -97,13 +97,14 @@ def segment(
     What failed, again: wsiseg segment --retry-failed --out RUN
     """
     from wsiseg.results.manifest import Found, find_slides
+    from wsiseg.results.records import known_ids
     from wsiseg.run.retry import config_of_run, slides_to_retry
     from wsiseg.run.shards import Shard
 
     if not slides and not retry_failed:
         raise click.UsageError("Missing argument 'SLIDE...'.")
     given = {name: options[name] for name in ("cohort", "mpp", "tissue_mask", "frame")}
-    found = find_slides(slides, **given) if slides else Found()
+    found = find_slides(slides, **given, known=known_ids(out)) if slides else Found()
     if retry_failed:
         found.slides = slides_to_retry(out, found.slides, mpp=options["mpp"])
         options["mpp"] = None  # it is said of these slides, not of the run

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from wsiseg.read.dicom import dicom_facts, dicom_folder_series, may_be_dicom
 from wsiseg.read.files import MAX_ID_BYTES, plain_name, slide_id_of
 from wsiseg.results.listing import SLIDE_SUFFIXES, Listing, Skipped, group_skipped, list_files, list_folder
 from wsiseg.results.manifest_file import MANIFEST_SUFFIXES, read_manifest
+from wsiseg.results.naming import Listed, named_apart
 from wsiseg.results.slide_input import SlideInput
 
 __all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names", "slide_id_of"]
@@ -42,12 +42,18 @@ def collect_slides(
 
 
 def find_slides(
-    inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
+    inputs: Sequence[str],
+    *,
+    cohort: str = "",
+    mpp: float | None = None,
+    tissue_mask: str = "",
+    frame: str = "",
+    known: Mapping[str, str] | None = None,
 ) -> Found:
     """Resolve SLIDE arguments to slides, in the order given (folders and globs sorted by path).
 
-    Every DICOM series is one slide. Slides of one folder argument that share a name in different subfolders get ids that begin
-    with these: ``patientA__scan``.
+    Every DICOM series is one slide. Slides of folders and globs that share a name get ids that tell them apart:
+    ``patientA__scan``, ``scan.svs`` (see ``wsiseg.results.naming``).
 
     Parameters
     ----------
@@ -58,25 +64,30 @@ def find_slides(
         ``<slide_id>.png`` or ``<slide_id>.geojson``.
     frame
         Where coordinates of the tissue masks lie, for slides whose manifest row gives none (see ``wsiseg.coordinates``).
+    known
+        Ids by absolute path of slides that the run folder has: they keep them.
 
     Raises
     ------
     InputError
         Nothing is there, or a name matches no slide.
     DuplicateSlideError
-        Two slides share one id: their outputs would overwrite each other.
+        Two slides that were named outright, or in a manifest, share one id: their outputs would overwrite each other.
     ManifestError
         A manifest without a ``path`` column, or with an unusable value.
     """
     found = Found()
+    listed: list[SlideInput | Listed] = []
     for name in inputs:
-        _expand(name, found, cohort=cohort, mpp=mpp)
-    if not found.slides:
+        listed += _expand(name, found, cohort=cohort, mpp=mpp)
+    if not listed:
         left = "".join(f"\n  left out: {group}" for group in group_skipped(found.skipped))
         raise InputError(
             f"No slide found in {', '.join(inputs) or 'an empty list'}. Name a file, folder, glob or manifest.{left}"
         )
-    _one_slide_a_series(found)
+    listed = _one_slide_a_series(listed, found)
+    found.slides, notes = named_apart(listed, known)
+    found.notes += notes
     require_plain_names(found.slides)
     _take_once(found)
     if tissue_mask:
@@ -98,25 +109,29 @@ def require_plain_names(slides: Iterable[SlideInput]) -> None:
             )
 
 
-def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> None:
+def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> list[SlideInput | Listed]:
+    """Return the slides that one SLIDE argument leads to."""
     if not name.strip():
         raise InputError("An empty SLIDE argument (an unset shell variable?). Name a file, folder, glob or manifest.")
     path = Path(name)
     if path.is_dir() and path.suffix.lower() != ".zarr":
-        _add_listing(list_folder(path), found, path, cohort=cohort, mpp=mpp)
+        paths, base = _in_folder(path, found), path
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
         manifest = read_manifest(path, cohort=cohort, mpp=mpp)
         require_plain_names(manifest.slides)
-        found.slides += [_one_of_folder(s) for s in manifest.slides]
         found.notes += manifest.notes
+        return [_one_of_folder(s) for s in manifest.slides]
     elif path.exists():
-        found.slides.append(SlideInput(slide_id_of(path), name, cohort, mpp))
+        return [SlideInput(slide_id_of(path), name, cohort, mpp)]
     else:
-        _add_matches(name, found, cohort=cohort, mpp=mpp)
+        paths = _matches(name, found)
+        base = Path(os.path.commonpath([p.absolute().parent for p in paths])) if paths else path
+    return [Listed(SlideInput(slide_id_of(p), str(p), cohort, mpp), base) for p in paths]
 
 
-def _add_listing(listing: Listing, found: Found, folder: Path, *, cohort: str, mpp: float | None) -> None:
-    """Add what a folder holds; slides of one name in different subfolders are named after these."""
+def _in_folder(folder: Path, found: Found) -> list[Path]:
+    """Return the slides that a folder holds. Raises ``InputError`` where there is none."""
+    listing = list_folder(folder)
     found.skipped += listing.skipped
     if not listing.slides:
         left = "".join(f"\n  left out: {group}" for group in group_skipped(listing.skipped))
@@ -124,39 +139,26 @@ def _add_listing(listing: Listing, found: Found, folder: Path, *, cohort: str, m
             f"Folder {plain_text(str(folder))} holds no slide, nor do the folders in it. Expected files ending in "
             f"{', '.join(sorted(SLIDE_SUFFIXES))}, or DICOM files (name a file outright to try another ending).{left}"
         )
-    ids = [slide_id_of(p) for p in listing.slides]
-    times = Counter(ids)
-    for path, slide_id in zip(listing.slides, ids, strict=True):
-        parents = path.parent.relative_to(folder).parts if path != folder else ()
-        full = plain_name("__".join([*parents, slide_id])) if times[slide_id] > 1 else slide_id
-        found.slides.append(SlideInput(full, str(path), cohort, mpp))
-    for slide_id, n in times.items():
-        if n > 1:
-            named = [s.slide_id for s in found.slides[-len(ids) :]]
-            given = [new for new, old in zip(named, ids, strict=True) if old == slide_id]
-            found.notes.append(f"{n} slides are called {slide_id!r}; their ids are {', '.join(given[:5])}{', ...' * (n > 5)}")
+    return listing.slides
 
 
-def _add_matches(pattern: str, found: Found, *, cohort: str, mpp: float | None) -> None:
-    """Add what a glob matches: files of the ending that it names, else by the rules of a folder; folders with all in them."""
+def _matches(pattern: str, found: Found) -> list[Path]:
+    """Return what a glob matches: files of the ending that it names, else by the rules of a folder; folders with all in them."""
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise InputError(f"{plain_text(pattern)}: no such file, and no file matches it as a pattern.")
     ending = os.path.splitext(pattern)[1]
     outright = bool(ending) and not glob.has_magic(ending) and not may_be_dicom(pattern)
     files = [m for m in matches if not os.path.isdir(m)]
+    listings: list[Listing] = []
     if outright:
-        found.slides += [SlideInput(slide_id_of(f), f, cohort, mpp) for f in files]
+        listings.append(Listing([Path(f) for f in files]))
     elif files:
-        listing = list_files(files)
-        found.skipped += listing.skipped
-        found.slides += [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in listing.slides]
-    if "**" in pattern.split(os.sep):
-        return  # what the folders hold matches by itself
-    for folder in (m for m in matches if os.path.isdir(m)):
-        listing = list_folder(Path(folder))
-        found.skipped += listing.skipped
-        found.slides += [SlideInput(slide_id_of(p), str(p), cohort, mpp) for p in listing.slides]
+        listings.append(list_files(files))
+    if "**" not in pattern.split(os.sep):  # else what the folders hold matches by itself
+        listings += [list_folder(Path(m)) for m in matches if os.path.isdir(m)]
+    found.skipped += [s for listing in listings for s in listing.skipped]
+    return [p for listing in listings for p in listing.slides]
 
 
 def _one_of_folder(slide: SlideInput) -> SlideInput:
@@ -173,10 +175,11 @@ def _one_of_folder(slide: SlideInput) -> SlideInput:
     return dataclasses.replace(slide, path=str(inside[0])) if inside else slide
 
 
-def _one_slide_a_series(found: Found) -> None:
+def _one_slide_a_series(listed: Sequence[SlideInput | Listed], found: Found) -> list[SlideInput | Listed]:
     """Leave out files of a DICOM series of which another file was named: ``*.dcm`` names every level and the label."""
     of: dict[tuple[str, str], list[tuple[int, SlideInput]]] = {}
-    for s in found.slides:
+    slides = [s.slide if isinstance(s, Listed) else s for s in listed]
+    for s in slides:
         facts = dicom_facts(s.path) if may_be_dicom(os.path.basename(s.path)) and os.path.isfile(s.path) else None
         if facts is not None and facts.whole_slide:
             rank = facts.columns_px * facts.rows_px if facts.is_volume else -1
@@ -188,7 +191,7 @@ def _one_slide_a_series(found: Found) -> None:
             if s is not best and not s.origin:
                 drop.add(id(s))
                 found.skipped.append(Skipped(s.path, "file of a DICOM series that is taken as one slide already"))
-    found.slides = [s for s in found.slides if id(s) not in drop]
+    return [one for one, s in zip(listed, slides, strict=True) if id(s) not in drop]
 
 
 def _take_once(found: Found) -> None:

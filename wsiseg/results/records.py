@@ -11,7 +11,7 @@ from wsiseg.errors import FormatError, InputError
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.slide_input import SlideInput
 
-__all__ = ["read_inputs", "slide_record"]
+__all__ = ["known_ids", "read_inputs", "slide_record"]
 
 
 def slide_record(folder: RunFolder, slide_id: str) -> dict[str, Any]:
@@ -45,3 +45,10 @@ def read_inputs(folder: RunFolder) -> dict[str, SlideInput]:
             raw = json.loads(line)
             found[str(raw["slide_id"])] = SlideInput(**raw)
     return found
+
+
+def known_ids(out: Path) -> dict[str, str]:
+    """Return the ids of the slides that a run folder has, by absolute path; of two ids of one path that which has a table."""
+    folder = RunFolder(out.absolute())
+    inputs = read_inputs(folder)
+    return {inputs[i].path: i for i in sorted(inputs, key=lambda i: folder.table(i).is_file())}

@@ -1,0 +1,95 @@
+"""Slides of one name in several places, or with several endings -> an id for each.
+
+Ids come from paths alone, so that the same folder gives the same ids whenever it is listed; a run folder that has a slide
+already keeps its id, whatever has come since.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsiseg.read.files import plain_name
+from wsiseg.results.slide_input import SlideInput
+
+__all__ = ["Listed", "named_apart"]
+
+NAMED = 5
+"""Ids of slides of one name that are told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A slide that was found, not named: ``base`` is the folder in which was looked."""
+
+    slide: SlideInput
+    base: Path
+
+
+def named_apart(
+    slides: Sequence[SlideInput | Listed], known: Mapping[str, str] | None = None
+) -> tuple[list[SlideInput], list[str]]:
+    """Return the slides, those that were found and share an id told apart, and what to tell of it.
+
+    Where ids are equal, those of slides that were found get the folders below ``base`` before them (``p1__scan``); of slides in
+    one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of the
+    path is added. Ids of slides that the user named stay: where two of these are equal they are returned so.
+
+    Parameters
+    ----------
+    slides
+        In the order given.
+    known
+        Ids by absolute path of an earlier run: they are kept, also of slides named outright (not of rows of a manifest).
+    """
+    plain = [s.slide if isinstance(s, Listed) else s for s in slides]
+    keys = [(os.path.abspath(s.path), s.slide_id if s.origin else "") for s in plain]
+    steps: dict[tuple[str, str], list[str]] = {}
+    for one, s, key in zip(slides, plain, keys, strict=True):
+        old = None if s.origin else (known or {}).get(key[0])
+        if not isinstance(one, Listed) or old:
+            steps[key] = [old or s.slide_id]
+        else:
+            steps.setdefault(key, _ids(one))
+    at = dict.fromkeys(steps, 0)
+    while free := [key for key in _clashing({k: ids[at[k]] for k, ids in steps.items()}) if at[key] + 1 < len(steps[key])]:
+        for key in free:
+            at[key] += 1
+    ids = [steps[key][at[key]] for key in keys]
+    named = [dataclasses.replace(s, slide_id=new) if new != s.slide_id else s for s, new in zip(plain, ids, strict=True)]
+    return named, _notes(plain, named)
+
+
+def _ids(listed: Listed) -> list[str]:
+    """Return the ids that a slide may get, the shortest first."""
+    slide_id = listed.slide.slide_id
+    path, base = (Path(os.path.abspath(p)) for p in (listed.slide.path, listed.base))
+    parents = path.parent.relative_to(base).parts if path != base and path.is_relative_to(base) else ()
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
+    longer = ((*parents, slide_id), (*parents, path.name), (base.name, *parents, path.name), (f"{path.name}~{digest}",))
+    return list(dict.fromkeys([slide_id, *(plain_name("__".join(parts)) for parts in longer)]))
+
+
+def _clashing(ids: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:
+    """Return which slides share an id with a slide of another path."""
+    paths: dict[str, set[str]] = {}
+    for (path, _), slide_id in ids.items():
+        paths.setdefault(slide_id, set()).add(path)
+    return [key for key, slide_id in ids.items() if len(paths[slide_id]) > 1]
+
+
+def _notes(before: Sequence[SlideInput], after: Sequence[SlideInput]) -> list[str]:
+    renamed = {old.slide_id for old, new in zip(before, after, strict=True) if old.slide_id != new.slide_id}
+    out = []
+    for slide_id in dict.fromkeys(s.slide_id for s in before):
+        ids = list(dict.fromkeys(new.slide_id for old, new in zip(before, after, strict=True) if old.slide_id == slide_id))
+        if slide_id in renamed and len(ids) > 1:
+            more = ", ..." * (len(ids) > NAMED)
+            out.append(f"{len(ids)} slides are called {slide_id!r}; their ids are {', '.join(ids[:NAMED])}{more}")
+        elif slide_id in renamed:
+            out.append(f"the slide {slide_id!r} has the id {ids[0]!r}, as the run folder has it or to tell it from another")
+    return out
