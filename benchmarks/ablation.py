@@ -1,6 +1,6 @@
 """What each choice of the recipe is worth: short trainings that differ in one thing, scored on the held-out images.
 
-    WSISEG_DATA=<folder of sets> python benchmarks/ablation.py [--steps N] [--only NAME ...] [--list]
+    WSISEG_DATA=<folder with nuclei/> python benchmarks/ablation.py [--steps N] [--only NAME ...] [--list]
 
 Two protocols, told apart by ``start`` in each row, and compared only within one: ``warm`` rows continue from shipped weights
 (what does this change add to a trained network?), ``scratch`` rows start from the seed (the only fair one for another net or
@@ -134,7 +134,7 @@ def main() -> None:
         return
     root = os.environ.get("WSISEG_DATA")
     if not root:
-        sys.exit("Set WSISEG_DATA to the folder of the sets (monuseg, consep, tnbc, dsb2018_he).")
+        sys.exit("Set WSISEG_DATA to the folder that holds nuclei/ with the sets (monuseg, consep, tnbc, dsb2018_he).")
     tune_malloc()
     for name in options.only or ROWS:
         found = run_row(root, ROWS[name], options.steps)

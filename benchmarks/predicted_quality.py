@@ -1,6 +1,6 @@
 """Does what a run already knows foretell which patches fail? Fits the quality models that ship, and says what they are worth.
 
-    WSISEG_DATA=<folder of sets> python benchmarks/predicted_quality.py [--weights open research] [--quick]
+    WSISEG_DATA=<folder with nuclei/> python benchmarks/predicted_quality.py [--weights open research] [--quick]
 
 For each set of network weights: the images are those that its card names as validation images, which the network has not
 seen. Each is segmented as it is and under synthetic blur, stain shift, JPEG, fold and pen. A patch of 256 px fails where
@@ -33,7 +33,7 @@ from scipy import ndimage
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsiseg.config import PredictConfig, SeparateConfig
-from wsiseg.datasets import Sample, list_samples, load_sample
+from wsiseg.datasets import Sample, list_samples, load_sample, sets_folder
 from wsiseg.predict import load_model, predict
 from wsiseg.qc.estimate import odds_weight, order_key
 from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, patch_features
@@ -309,8 +309,7 @@ def main() -> None:
     write = not (options.no_save or options.quick)
     if not options.data:
         parser.error("give --data or set WSISEG_DATA")
-    data = Path(options.data)
-    data = data / "nuclei" if (data / "nuclei").is_dir() else data
+    data = sets_folder(options.data)
     samples = list_samples(data, tuple(s for s in SETS if (data / s).is_dir()))
     start = time.process_time()
     result: dict[str, Any] = {}

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks._machine import RESULTS
-from wsiseg.datasets import list_samples, load_sample
+from wsiseg.datasets import list_samples, load_sample, sets_folder
 from wsiseg.read import ArraySlide, fit_tissue, tissue_window
 from wsiseg.types import Box
 
@@ -96,7 +96,7 @@ def blank_pictures(seed: int = 0) -> dict[str, NDArray[np.uint8]]:
 def main() -> None:
     """Measure and write the result."""
     root = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ["WSISEG_DATA"])
-    sets = root / "nuclei" if (root / "nuclei").is_dir() else root
+    sets = sets_folder(root)
     found = annotated(sets)
     total = {
         side: {k: sum(s[side][k] for s in found.values()) for k in ("nuclei", "lost", "pictures", "with_nuclei_but_no_tissue")}

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._machine import machine
 from benchmarks.papers._page import fill
+from wsiseg.datasets import sets_folder
 from wsiseg.evaluation.observer_folders import observer_report
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers"
@@ -100,7 +101,7 @@ def main() -> int:
     methods = {m: json.loads(row.read_text())["key"]["facts"] for m, row in rows.items() if row.is_file()}
     if not methods:
         parser.error(f"{args.state} holds no finished row of monuseg; run benchmarks/accuracy.py first (see above)")
-    folders = {"annotator": args.data / "monuseg", **{m: rows[m].parent for m in methods}}
+    folders = {"annotator": sets_folder(args.data) / "monuseg", **{m: rows[m].parent for m in methods}}
     RESULTS.mkdir(parents=True, exist_ok=True)
     out = RESULTS / "cryonuseg.json"
     report = observer_report([f"{name}={folder}" for name, folder in folders.items()], out=out)

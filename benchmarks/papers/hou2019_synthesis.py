@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks._machine import machine
 from benchmarks.papers._page import fill
-from wsiseg.datasets import list_samples, load_sample
+from wsiseg.datasets import list_samples, load_sample, sets_folder
 from wsiseg.train import LoopConfig
 from wsiseg.train.synth import fit_shapes
 from wsiseg.train.synthesis import RefineConfig, SynthConfig, make_synthetic, reference_shapes, refine_synthetic
@@ -118,7 +118,7 @@ def main() -> int:
     parser.add_argument("--data", default=os.environ.get("WSISEG_DATA"), required="WSISEG_DATA" not in os.environ, type=Path)
     parser.add_argument("--work", required=True, type=Path)
     args = parser.parse_args()
-    data, work = args.data, args.work
+    data, work = sets_folder(args.data), args.work
     if not (work / "synth" / "INFO.json").exists():
         make_synthetic(data / REFERENCE, data / COHORT, work / "synth", SYNTH)
     arms = list(ARMS)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wsiseg.datasets import sets_folder
 from wsiseg.datasets.formats import STATS_COLUMNS, AnnotatedImage, dataset_stats, write_dataset
 from wsiseg.errors import FormatError
 from wsiseg.labels import read_labels
@@ -70,7 +71,7 @@ def test_what_cannot_be_written_says_why(tmp_path):
 
 @pytest.mark.skipif("WSISEG_DATA" not in os.environ, reason="needs the given data sets")
 def test_the_given_sets_have_the_nuclei_that_they_state():
-    root = Path(os.environ["WSISEG_DATA"])
+    root = sets_folder(os.environ["WSISEG_DATA"])
     rows = {row["dataset"]: row for row in dataset_stats(root)}
     for folder in root.iterdir():
         if (folder / "INFO.json").is_file():

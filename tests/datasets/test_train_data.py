@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsiseg.datasets import VALIDATION_GROUPS, group_of, list_samples, load_sample
+from wsiseg.datasets import VALIDATION_GROUPS, group_of, list_samples, load_sample, sets_folder
 from wsiseg.datasets.samples import magnification
 from wsiseg.errors import FormatError
+from wsiseg.evaluation.scoring import annotated_sets
 from wsiseg.train import Batch, PatchSource
 
 
@@ -116,6 +117,19 @@ def test_no_patient_is_on_both_sides() -> None:
         assert held_out == VALIDATION_GROUPS[dataset]
         assert not held_out & {s.group for s in mine if not s.validation}
         assert 0.1 < np.mean([s.validation for s in mine]) < 0.35
+
+
+def test_sets_are_found_beside_other_data(tmp_path: Path) -> None:
+    """WSISEG_DATA names the folder that holds nuclei/, slides/ and so on, or the folder of sets itself."""
+    (tmp_path / "nuclei").mkdir()
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "slides" / "INFO.json").write_text("{}")
+    write_set(tmp_path / "nuclei", "a", ["a_1", "a_2"])
+    assert sets_folder(tmp_path) == sets_folder(tmp_path / "nuclei") == tmp_path / "nuclei"
+    assert list_samples(tmp_path, ("a",)) == list_samples(tmp_path / "nuclei", ("a",))
+    assert annotated_sets(tmp_path) == ["a"]
+    write_set(tmp_path, "b", ["b_1"])
+    assert sets_folder(tmp_path) == tmp_path, "sets in the folder itself go before"
 
 
 def test_stated_groups_and_organs_go_before_ids(tmp_path: Path) -> None:

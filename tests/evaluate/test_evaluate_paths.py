@@ -166,7 +166,7 @@ def test_runs_compare_on_the_same_images(folders, tmp_path):
 
 @pytest.mark.skipif("WSISEG_DATA" not in os.environ, reason="needs the given data sets")
 def test_real_predictions_with_ambiguous_areas():
-    root = Path(os.environ["WSISEG_DATA"]).parent / "formats" / "nuc_eval_examples"
+    root = Path(os.environ["WSISEG_DATA"]) / "formats" / "nuc_eval_examples"
     got = evaluate_paths(root / "Prediction", root / "GT", ignore=root / "amb_masks")
     assert got.names == ("human_bladder_01", "human_bladder_02")
     for name, score in zip(got.names, got.scores, strict=True):

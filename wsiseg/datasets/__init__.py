@@ -5,7 +5,7 @@ Comes in: folders of published sets. Goes out: ``Sample`` (an image and its labe
 
 from __future__ import annotations
 
-from wsiseg.datasets.samples import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample, store_patches
+from wsiseg.datasets.samples import VALIDATION_GROUPS, Sample, group_of, list_samples, load_sample, sets_folder, store_patches
 from wsiseg.datasets.splits import Fold, FoldKind, make_folds
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "list_samples",
     "load_sample",
     "make_folds",
+    "sets_folder",
     "store_patches",
 ]

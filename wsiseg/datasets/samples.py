@@ -22,7 +22,8 @@ from wsiseg.datasets.patches import PATCH_PX, is_patch_store, read_patched, stor
 from wsiseg.errors import FormatError
 from wsiseg.labels import read_labels
 
-__all__ = ["VALIDATION_GROUPS", "Sample", "group_of", "list_samples", "load_sample", "magnification", "store_patches"]
+__all__ = ["VALIDATION_GROUPS", "Sample", "group_of", "list_samples", "load_sample", "magnification", "sets_folder",
+           "store_patches"]  # fmt: skip
 
 MODEL_MPP = 0.25
 
@@ -108,15 +109,26 @@ def group_of(dataset: str, image_id: str, info: Mapping[str, Any] | None = None)
     return parts[1] if dataset == "tnbc" else parts[-1]
 
 
+def sets_folder(root: str | Path) -> Path:
+    """Return the folder of sets: ``root``, or ``nuclei`` in it where it holds none itself, but slides and other data.
+
+    So ``WSISEG_DATA`` can name one folder for tests, training and benchmarks; a patch store is returned as it is.
+    """
+    folders = Path(root), Path(root) / "nuclei"
+    return next((f for f in folders if any(next(p.parent.glob("*.labels.*"), None) for p in f.glob("*/INFO.json"))), folders[0])
+
+
 def list_samples(root: str | Path, datasets: tuple[str, ...]) -> list[Sample]:
     """Return the images of several sets in a fixed order (set, then id), from a folder of sets or a patch store of them.
+
+    ``root`` may also be the folder that holds ``nuclei`` with the sets (``sets_folder``).
 
     Raises
     ------
     FormatError
         When a set, its ``INFO.json`` or an image's labels are missing.
     """
-    root = Path(root)
+    root = sets_folder(root)
     samples: list[Sample] = []
     for dataset in datasets:
         if is_patch_store(root):
@@ -173,7 +185,7 @@ def store_patches(root: str | Path, out: Path, datasets: tuple[str, ...] = (), p
     FormatError
         When ``out`` exists, ``root`` holds no set, or a set is broken.
     """
-    names = datasets or tuple(sorted(p.parent.name for p in Path(root).glob("*/INFO.json")))
+    names = datasets or tuple(sorted(p.parent.name for p in sets_folder(root).glob("*/INFO.json")))
     by_set = {name: list_samples(root, (name,)) for name in names}
     if not by_set:
         raise FormatError(f"{root}: no set (a folder with INFO.json) in it.")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from wsiseg import __version__
 from wsiseg.cluster.devices import compute_device
 from wsiseg.config import RunConfig
-from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
+from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample, sets_folder
 from wsiseg.errors import FormatError
 from wsiseg.evaluation.gallery import Crop
 from wsiseg.labels import write_labels
@@ -85,7 +85,7 @@ class SetScores:
 
 def annotated_sets(root: Path) -> list[str]:
     """Return the names of the sets in a folder (those with INFO.json and label images). Raises ``FormatError``: none."""
-    found = sorted(p.parent.name for p in root.glob("*/INFO.json") if next(p.parent.glob("*.labels.png"), None))
+    found = sorted(p.parent.name for p in sets_folder(root).glob("*/INFO.json") if next(p.parent.glob("*.labels.png"), None))
     if not found:
         raise FormatError(
             f"{root}: no annotated set here. Expected folders with INFO.json, <id>.png and <id>.labels.png; "

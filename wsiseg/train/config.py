@@ -35,7 +35,7 @@ class TrainConfig:
     out
         Run folder, relative to the config file.
     data_root
-        Folder of the sets in the unified layout; empty: the environment variable ``WSISEG_DATA``.
+        Folder of the sets in the unified layout, or of ``nuclei`` with them; empty: the environment variable ``WSISEG_DATA``.
     sets
         Sets and the share of patches that each gives.
     fit_sets

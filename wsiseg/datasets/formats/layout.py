@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.datasets.samples import sets_folder
 from wsiseg.errors import FormatError
 from wsiseg.labels import compact_labels, read_labels, write_labels
 from wsiseg.tables import atomic_path, atomic_write_bytes
@@ -140,7 +141,7 @@ def dataset_stats(root: str | Path) -> list[dict[str, Any]]:
     FormatError
         No set there, or a broken one.
     """
-    root = Path(root)
+    root = sets_folder(root)
     folders = [root] if (root / "INFO.json").is_file() else sorted(p.parent for p in root.glob("*/INFO.json"))
     if not folders:
         raise FormatError(f"{root}: no INFO.json here or one folder below; expected sets as 'wsiseg datasets convert' writes.")
