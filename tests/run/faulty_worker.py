@@ -50,6 +50,8 @@ def break_things(at: str, tile_id: int = -1) -> None:
             time.sleep(rule["seconds"])
         elif rule["do"] == "ImportError":
             raise ImportError("libopenslide.so.1: cannot open shared object file")
+        elif rule["do"] == "KeyError":
+            raise KeyError("a slide of a kind that nobody foresaw")
         elif rule["do"] == "clock":
             leap_clock(rule["seconds"])
         else:

@@ -111,3 +111,23 @@ def test_a_poisoned_tile_is_put_aside_and_only_it(crop_png: Path, clean: bytes, 
     assert (out / "nuclei/crop.parquet").read_bytes() == clean
     assert run_here("errors", out).output.strip() == "nothing failed"
     assert "Nothing failed" in run_here("segment", "--retry-failed", "--out", out).output
+
+
+@pytest.mark.parametrize("at", ["prepare", "finish"])
+def test_an_error_that_nobody_foresaw_is_tried_as_often_as_any_other(
+    at: str, crop_png: Path, clean: bytes, tmp_path: Path
+) -> None:
+    """It takes ``--retries`` tries, not the patience for workers that are lost; --retry-failed mends it."""
+    out = tmp_path / "out"
+    args = ("--workers", "1", "--retries", "2", "--out", out)
+    done = run_with([{"do": "KeyError", "at": at, "times": 99}], tmp_path, "segment", crop_png, *CROP, *args)
+    assert done.returncode == 1, done.stderr
+    assert len(list((tmp_path / "fired").iterdir())) == 3
+    (row,) = pq.read_table(out / "slides.parquet").to_pylist()
+    assert row["status"] == "failed"
+    (error,) = pq.read_table(out / "errors.parquet").to_pylist()
+    assert error["error"].startswith(
+        "KeyError: 'a slide of a kind that nobody foresaw' (an error of the program, in break_things of"
+    )
+    assert run_here("segment", "--retry-failed", "--out", out).exit_code == 0
+    assert (out / "nuclei/crop.parquet").read_bytes() == clean

@@ -60,8 +60,11 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
     failed = {s for s, row in rows.items() if row is None or row.get("status") not in FINISHED_STATUSES}
     if not failed:
         suspect = [s for s, row in rows.items() if row is not None and row.get("status") == "suspect"]
-        hint = f" {len(suspect)} slides are suspect, {suspect[0]} among them: name them with another --mpp or --tissue-mask."
-        raise InputError(f"Nothing failed in {out}.{hint if suspect else ''}")
+        text = f"Nothing failed in {out}."
+        if suspect:
+            text += f" {len(suspect)} slides are suspect, {suspect[0]} among them: "
+            text += "name them with another --mpp or --tissue-mask."
+        raise InputError(text)
     unknown = sorted(failed - set(known))
     if unknown:
         raise InputError(f"{out} does not record where slide {unknown[0]!r} was. Name the slides too: SLIDE... --retry-failed.")

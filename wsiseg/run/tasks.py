@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import os
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +26,8 @@ from wsiseg.results.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
-from wsiseg.run.job import SlideJob, prepare_slide
-from wsiseg.run.tile import run_tile
+from wsiseg.run.job import prepare_slide
+from wsiseg.run.tile import run_tile, tried
 from wsiseg.run.worker import at_work
 from wsiseg.types import Stain, Tile, TileOutcome
 
@@ -35,6 +37,9 @@ T = TypeVar("T")
 
 FACTS = (MissingMppError, ImplausibleMppError, AnisotropicMppError)
 """Errors that are facts of a slide: every machine would find the same."""
+
+FORESEEN = (WsisegError, OSError, ImportError)
+"""What files, storage and installations raise; of anything else the place in the code is told."""
 
 FIRST_PAUSE_S = 0.2
 """Pause before the second try of opening or finishing a slide, s; doubled before each further one."""
@@ -76,24 +81,20 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
     config = context.config
     slide = dataclasses.replace(slide, tissue_mask=local_path(slide.tissue_mask, config.schedule.path_map))
 
-    def prepare() -> SlideJob:
-        return prepare_slide(slide, context.folder, config, mpp_model, aim)
+    def prepare() -> PrepareDone:
+        row = finished_row(context.folder, slide, context.digest)
+        if row is not None:
+            return PrepareDone(slide.slide_id, row=row)
+        if config.schedule.stage:
+            _stage_ahead(ahead, context)
+        job = prepare_slide(slide, context.folder, config, mpp_model, aim)
+        todo, decided = tiles_to_do(job, context)
+        mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
+        seconds = time.perf_counter() - start
+        return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds, job.warnings)
 
     with busy("prepare", slide.slide_id, -1):
-        try:
-            row = finished_row(context.folder, slide, context.digest)
-            if row is not None:
-                return _answer(PrepareDone(slide.slide_id, row=row))
-            if config.schedule.stage:
-                _stage_ahead(ahead, context)
-            job = _persistently(prepare, config.schedule.retries)
-            todo, decided = tiles_to_do(job, context)
-        except (WsisegError, OSError, ImportError) as err:
-            return _answer(Failure(one_line(err), isinstance(err, FACTS)))
-    mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
-    seconds = time.perf_counter() - start
-    done = PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds, job.warnings)
-    return _answer(done)
+        return _answer(_persistently(prepare, config.schedule.retries, f"slide {slide.slide_id}: preparing"))
 
 
 def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
@@ -118,11 +119,11 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
 def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> Answer:
     """Finish a slide: its statistics row, or ``Failure``."""
     context, busy = at_work(setup)
+    retries = context.config.schedule.retries
     with busy("finish", slide_id, -1):
-        try:
-            row = _persistently(lambda: finish_slide(slide_id, failed, context), context.config.schedule.retries)
-        except (WsisegError, OSError, ImportError) as err:
-            return _answer(Failure(one_line(err)))
+        row = _persistently(lambda: finish_slide(slide_id, failed, context), retries, f"slide {slide_id}: finishing")
+    if isinstance(row, Failure):
+        return _answer(row)
     if context.config.schedule.stage:
         context.forget(slide_id)
         drop_staged(Path(context.config.schedule.stage), slide_id)
@@ -133,19 +134,29 @@ def _answer(result: Any) -> Answer:
     return Answer(get_worker().address, result)
 
 
-def _persistently(work: Callable[[], T], retries: int) -> T:
-    """Call a function that uses storage, and call it again after a pause if it fails: one failed read is not a bad slide."""
-    for k in range(retries):
-        try:
-            return work()
-        except FACTS:
-            raise  # they do not change
-        except (WsisegError, OSError) as err:
-            if full_disk(one_line(err)):
-                raise
-            log.warning("trying again: %s", one_line(err))
-            time.sleep(FIRST_PAUSE_S * 2**k)
-    return work()
+def _persistently(work: Callable[[], T], retries: int, what: str) -> T | Failure:
+    """Call a function that uses storage, and call it again after a pause if it fails: one failed read is not a bad slide.
+
+    An unexpected error becomes a ``Failure`` too, after as many tries, with its place in the code.
+    """
+    for k in itertools.count():
+        found = tried(work)
+        if not isinstance(found, Exception):
+            return found
+        if k == retries or isinstance(found, (*FACTS, ImportError)) or full_disk(one_line(found)):
+            return Failure(_reason(found), isinstance(found, FACTS))
+        log.warning("%s: trying again after %s", what, one_line(found))
+        time.sleep(FIRST_PAUSE_S * 2**k)
+    raise AssertionError("counting does not end")
+
+
+def _reason(err: Exception) -> str:
+    """Return an error in one line; an unexpected one with its place in the code."""
+    if isinstance(err, FORESEEN):
+        return one_line(err)[:2000]
+    place = traceback.extract_tb(err.__traceback__)[-1]
+    at = f"in {place.name} of {Path(place.filename).name}, line {place.lineno}"
+    return f"{one_line(err)[:2000]} (an error of the program, {at})"
 
 
 def full_disk(reason: str) -> int:

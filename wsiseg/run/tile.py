@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from wsiseg.errors import one_line
 from wsiseg.log import log
@@ -16,9 +17,10 @@ from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
 from wsiseg.vectorize import tile_stats
 from wsiseg.write import write_part
 
-__all__ = ["run_tile"]
+__all__ = ["run_tile", "tried"]
 
 Array = Any
+T = TypeVar("T")
 
 
 def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
@@ -63,10 +65,17 @@ def _compute(
 
 def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcome:
     """Segment one tile; any error becomes an outcome with its reason and does not stop the run."""
-    try:
-        outcome = segment_tile(tile, context)
-    except Exception as err:  # noqa: BLE001 - the one place of the package: a tile never stops a run
-        log.exception("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt)
+    outcome = tried(lambda: segment_tile(tile, context))
+    if isinstance(outcome, Exception):
+        log.error("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt, exc_info=outcome)
         context.forget(tile.slide_id)  # a reader may be left in an error state: open it again
-        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(err)[:500], attempt)
+        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(outcome)[:500], attempt)
     return dataclasses.replace(outcome, attempts=attempt)
+
+
+def tried(work: Callable[[], T]) -> T | Exception:
+    """Return what a piece of work gives, or what it raises: neither a tile nor a slide ever stops a run."""
+    try:
+        return work()
+    except Exception as err:  # noqa: BLE001 - the one place of the package
+        return err
