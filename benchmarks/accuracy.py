@@ -363,7 +363,9 @@ def overall(sets: dict[str, dict[str, Any]], names: list[str]) -> dict[str, Any]
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default=os.environ.get("WSISEG_DATA"), help="folder that holds nuclei/ with the sets, or that folder itself")
+    parser.add_argument(
+        "--data", default=os.environ.get("WSISEG_DATA"), help="folder that holds nuclei/ with the sets, or that folder itself"
+    )
     parser.add_argument("--state", type=Path, required=True, help="folder of finished rows and label images")
     parser.add_argument("--datasets", nargs="+", default=["monuseg", "tnbc", "consep", "dsb2018_he", "cpm16"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="the first is compared with the others")

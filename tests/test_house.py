@@ -54,7 +54,7 @@ THIRD_PARTIES: dict[str, tuple[str, ...]] = {
     "pydicom": ("read/dicom.py",),
     "dask": ("cluster/",),
     "distributed": ("run/", "cluster/"),
-    "zarr": ("write/maps.py", "read/array.py", "export/", "datasets/"),
+    "zarr": ("write/maps.py", "read/array.py", "labels/stores.py", "export/", "datasets/"),
 }
 
 

@@ -14,11 +14,11 @@ import numpy.typing as npt
 
 from wsiseg.coordinates import Ground, Origin
 from wsiseg.errors import FormatError
-from wsiseg.labels import LABEL_SUFFIXES, id_parts, rasterize_rings, read_label_file, require_ids
+from wsiseg.labels import LABEL_SUFFIXES, id_parts, is_label_store, rasterize_rings, read_label_file, require_ids
 from wsiseg.log import log
 from wsiseg.tables import read_table_meta
 from wsiseg.tables.cells import is_cells_json, iter_cells, stated_mpp
-from wsiseg.tables.outlines import FLAT, Tally, iter_outlined, ring_of, with_area
+from wsiseg.tables.outlines import FLAT, Tally, iter_outlined, require_outlines, ring_of, with_area
 
 __all__ = [
     "INSTANCE_SUFFIXES",
@@ -26,6 +26,7 @@ __all__ = [
     "Rings",
     "Vertices",
     "draw_rings",
+    "holds_labels",
     "instance_stem",
     "load_instances",
     "load_label_image",
@@ -34,9 +35,13 @@ __all__ = [
 
 JSON_SUFFIXES = (
     ".geojson", ".json", ".geojson.gz", ".json.gz", ".geojsonl", ".geojsons", ".ndjson", ".jsonl", ".json.snappy",
+    ".geojson.snappy",
 )  # fmt: skip
+_PACKED = (".gz", ".zip", ".snappy")
+"""Endings under which one JSON file may be packed; of a folder they are not taken."""
+
 POLYGON_SUFFIXES = (".parquet", *JSON_SUFFIXES, ".csv")
-INSTANCE_SUFFIXES: tuple[str, ...] = (*LABEL_SUFFIXES, *POLYGON_SUFFIXES)
+INSTANCE_SUFFIXES: tuple[str, ...] = (*LABEL_SUFFIXES, ".zarr", *POLYGON_SUFFIXES)
 """File name endings that ``load_instances`` reads."""
 
 _STEM_ENDS = (".labels", "_labels", "-features", "_cell_detection", ".nuclei", "_seg", "_cp_masks")
@@ -70,6 +75,11 @@ class Rings:
     def __len__(self) -> int:
         """Return the number of polygons."""
         return int(self.polygon[-1]) + 1 if len(self.polygon) else 0
+
+
+def holds_labels(path: Path) -> bool:
+    """Return whether a file (or Zarr folder) is a label image, not polygons; a zip is looked into."""
+    return path.suffix.lower() in LABEL_SUFFIXES or is_label_store(path)
 
 
 def instance_stem(path: Path) -> str:
@@ -116,9 +126,9 @@ def load_instances(
     Parameters
     ----------
     path
-        ``.png .tif .npy .npz .mat`` label image (``wsiseg.labels.read_label_file``); ``.parquet`` of this package, or any
-        GeoParquet with WKB polygons; ``.geojson``, ``.json`` of QuPath, CellViT or HoVer-Net, packed or not (each part of a
-        MultiPolygon is a nucleus); ``.csv`` with a column ``Polygon`` of QuIP.
+        ``.png .tif .npy .npz .mat .zarr .zip`` label image (``wsiseg.labels.read_label_file``); ``.parquet`` of this
+        package, or any GeoParquet with WKB polygons; ``.geojson``, ``.json`` of QuPath, CellViT or HoVer-Net, packed or not
+        (each part of a MultiPolygon is a nucleus); ``.csv`` with a column ``Polygon`` of QuIP.
     shape
         (H, W) of the map for polygons; default: up to their lower right end. For a label image only checked.
     origin
@@ -141,7 +151,7 @@ def load_instances(
         The file is missing, broken or of a kind that holds no areas.
     """
     path = Path(path)
-    if path.suffix.lower() in LABEL_SUFFIXES:
+    if holds_labels(path):
         found = load_label_image(path, shape)
     else:
         found = draw_rings(load_rings(path), shape, origin, scale, vertices)
@@ -215,7 +225,7 @@ def load_rings(path: str | Path) -> Rings:
         raise FormatError(f"{path}: no such file.")
     if name.endswith(".parquet"):
         return _some(_parquet_rings(path, tally), path)
-    if name.endswith(JSON_SUFFIXES):
+    if name.endswith((*JSON_SUFFIXES, *_PACKED)):
         return _some(_json_rings(path, tally), path)
     if name.endswith(".csv"):
         return _some(_join(list(_quip_rings(path, tally)), tally, outline_px=True), path)
@@ -223,16 +233,12 @@ def load_rings(path: str | Path) -> Rings:
 
 
 def _some(rings: Rings, path: Path) -> Rings:
-    """Return the rings. Raises ``FormatError`` where the file has objects and none of them is an outline."""
+    """Return the rings. Raises ``FormatError`` where the file has points or lines instead of outlines."""
     if len(rings):
         crossed = 0 if rings.outline_px or rings.ground is not None else _crossed(rings)
         rings.tally.repair("outlines that cross themselves, filled by even-odd", crossed)
-    if len(rings) or not rings.tally.skipped:
-        return rings
-    raise FormatError(
-        f"{path}: nothing to score ({'; '.join(rings.tally.lines())}): points have no area, and lines none; give the file with "
-        "polygons."
-    )
+    require_outlines(len(rings), rings.tally, str(path))
+    return rings
 
 
 def _crossed(rings: Rings) -> int:

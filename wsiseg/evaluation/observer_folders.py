@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from wsiseg.errors import FormatError
-from wsiseg.evaluation.inputs import load_instances
+from wsiseg.evaluation.inputs import holds_labels, load_instances
 from wsiseg.evaluation.observers import Reading, compare_observers, observer_cells, observer_rows, observer_tests
 from wsiseg.evaluation.paths import instance_files
 from wsiseg.evaluation.reports import Report, TableText, organs_of, paired_cells, write_json
-from wsiseg.labels import LABEL_SUFFIXES
 
 __all__ = ["observer_report"]
 
@@ -112,7 +111,7 @@ def _shapes(files: Sequence[Mapping[str, Path]], wanted: set[str], pictures: Pat
             with Image.open(beside[image]) as picture:
                 shapes[image] = (picture.height, picture.width)
             continue
-        maps = [mine[image] for mine in files if image in mine and mine[image].suffix.lower() in LABEL_SUFFIXES]
+        maps = [mine[image] for mine in files if image in mine and holds_labels(mine[image])]
         if maps:
             height, width = load_instances(maps[0]).shape
             shapes[image] = (height, width)
@@ -120,7 +119,7 @@ def _shapes(files: Sequence[Mapping[str, Path]], wanted: set[str], pictures: Pat
 
 
 def _labels(path: Path, shape: tuple[int, int] | None, image: str) -> NDArray[np.int32]:
-    if path.suffix.lower() in LABEL_SUFFIXES:
+    if holds_labels(path):
         return load_instances(path)
     if shape is None:
         raise FormatError(f"{path}: outlines do not say how large the image {image} is. Give its pictures: --images FOLDER.")

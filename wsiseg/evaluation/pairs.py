@@ -11,8 +11,7 @@ import numpy.typing as npt
 
 from wsiseg.coordinates import MIN_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
 from wsiseg.errors import FormatError
-from wsiseg.evaluation.inputs import Instances, Rings, Vertices, draw_rings, load_label_image, load_rings
-from wsiseg.labels import LABEL_SUFFIXES
+from wsiseg.evaluation.inputs import Instances, Rings, Vertices, draw_rings, holds_labels, load_label_image, load_rings
 
 __all__ = ["Pair", "Placing", "load_pair"]
 
@@ -57,7 +56,7 @@ def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
     """
     notes: list[str] = []
     paths = [truth] if pred is None else [pred, truth]
-    images = {p: load_label_image(p, components=placing.components) for p in paths if p.suffix.lower() in LABEL_SUFFIXES}
+    images = {p: load_label_image(p, components=placing.components) for p in paths if holds_labels(p)}
     rings = {p: load_rings(p) for p in paths if p not in images}
     ground = next((r.ground for r in rings.values() if r.ground is not None), None)
     placed = {p: _placed(r, p, ground, placing.frame, notes) for p, r in rings.items()}

@@ -18,7 +18,7 @@ from wsiseg.coordinates import parse_frame
 from wsiseg.errors import FormatError
 from wsiseg.evaluation.inputs import INSTANCE_SUFFIXES, instance_stem
 from wsiseg.evaluation.pairs import Placing, load_pair
-from wsiseg.labels import read_labels
+from wsiseg.labels import is_label_store, read_labels
 from wsiseg.metrics.agreement import CountAgreement, PairedTest, count_agreement, paired_test
 from wsiseg.metrics.hou2020 import HouPatch, HouScores, hou_patches, hou_summary
 from wsiseg.metrics.scores import Scores, instance_scores, mean_scores, pooled_scores
@@ -223,12 +223,14 @@ def instance_files(folder: Path) -> dict[str, Path]:
     """
     if not folder.exists():
         raise FormatError(f"{folder}: no such file or folder.")
-    if folder.is_file() or any(folder.glob("*-features.csv")):
+    if folder.is_file() or is_label_store(folder) or any(folder.glob("*-features.csv")):
         return {"": folder}
     found = [
         p
         for p in sorted(folder.iterdir())
-        if p.name.lower().endswith(INSTANCE_SUFFIXES) and p.name != "INFO.json" and not p.name.startswith(".")
+        if (p.name.lower().endswith(INSTANCE_SUFFIXES) or (p.suffix.lower() == ".zip" and is_label_store(p)))
+        and p.name != "INFO.json"
+        and not p.name.startswith(".")
     ]
     found += [p for p in sorted(folder.iterdir()) if p.is_dir() and any(p.glob("*-features.csv"))]
     marked = [p for p in found if ".labels." in p.name]

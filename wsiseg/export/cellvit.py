@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from wsiseg.export.geojson import CHUNK_NUCLEI
+from wsiseg.export.geojson import CHUNK_NUCLEI, read_geojson
 from wsiseg.export.incoming import Incoming, Provenance, Source, from_rings
-from wsiseg.tables.cells import iter_cells, stated_mpp
+from wsiseg.tables.cells import is_geojson, iter_cells, stated_mpp
 
 __all__ = ["read_cellvit"]
 
 
 def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the cells of a CellViT (any generation) ``cells.json`` or a HoVer-Net ``.json``, also packed (gzip, zip, snappy).
+
+    The GeoJSON of CellViT (a MultiPolygon a class) is taken too.
 
     Contours and centroids are (x, y); a cell's ``type`` becomes ``class_name`` by the file's ``type_map``, which may map
     numbers to names or names to numbers, anywhere in the file. Its ``type_prob`` stays unused, for it says how sure
@@ -24,6 +26,11 @@ def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     FormatError
         Broken JSON, or cells without contours.
     """
+    if is_geojson(source.path):
+        for nuclei in read_geojson(source, provenance):
+            provenance.stated_origin = "slide"  # it looks like QuPath's, but CellViT counts from the slide's corner
+            yield nuclei
+        return
     facts: dict[str, Any] = {}
     provenance.missing += ["center_prob"]
     rings: list[Any] = []

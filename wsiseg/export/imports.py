@@ -27,6 +27,7 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.reopen import file_facts
 from wsiseg.summarize import summarize_slide, write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
+from wsiseg.tables.outlines import require_outlines
 from wsiseg.types import Box, Instances, SlideMeta, TileStats
 from wsiseg.vectorize import vectorize
 
@@ -94,7 +95,8 @@ class _Slide:
 MIN_ON_TISSUE = 0.5
 """Of nuclei that lie where they should nearly all are on tissue; below this share the user is warned."""
 _ENDINGS = (
-    ".geojson.gz", ".json.gz", ".json.snappy", ".geojson", ".json", ".zarr", ".zip", ".db", ".tiff", ".tif", ".png", ".npy",
+    ".geojson.gz", ".json.gz", ".json.snappy", ".geojson.snappy",
+    ".geojson", ".json", ".zarr", ".zip", ".db", ".tiff", ".tif", ".png", ".npy",
     ".npz", ".mat", ".snappy", ".geojsonl", ".geojsons", ".ndjson", ".jsonl", ".gz",
 )  # fmt: skip
 _STEM_ENDS = ("-features", "_seg", "_cp_masks", "_cell_detection", ".labels", "_labels", "_nuclei", ".nuclei")
@@ -138,6 +140,7 @@ def _import_one(path: Path, fmt: str, folder: RunFolder, options: ImportOptions)
     frame = _frame(options)
     chunks = _chunks(path, fmt, slide, provenance, frame, options)
     first = next(chunks, None)  # the reader has now seen the file's own facts
+    require_outlines(first is not None, provenance.tally, str(path))
     meta = _meta(path, slide, provenance, options)
     if folder.slide_json(meta.slide_id).exists() and not _same_source(folder, meta.slide_id, provenance.sha256):
         raise DuplicateSlideError(

@@ -6,7 +6,7 @@ Tracing labels is the vectorize stage's work, which ``wsiseg.export.convert`` pu
 from __future__ import annotations
 
 import json
-import zipfile
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Source, closed
-from wsiseg.labels import LABEL_SUFFIXES, id_parts, read_label_file, require_ids
+from wsiseg.labels import LABEL_SUFFIXES, id_parts, open_label_store, read_label_file, require_ids
 from wsiseg.tables.jsonstream import read_json
 from wsiseg.types import Box, PolygonBatch
 
@@ -25,9 +25,9 @@ __all__ = ["LabelWindow", "class_names", "incoming_of_batch", "label_windows", "
 
 BLOCK_PX = 4096
 HALO_PX = 512
+WHOLE_PX = 1 << 26
+"""Zarr arrays up to this size are read whole, by the rules of label images; of larger ones only the values are looked at."""
 """A label larger than this is cut at a block's border; it is flagged as giant long before."""
-
-MAX_LABEL_PX = 1 << 34
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,36 +73,23 @@ def open_label_map(path: Path, *, components: bool = False, notes: list[str] | N
     """
     name = path.name.lower()
     if path.is_dir() or name.endswith(".zip"):
-        array = _open_zarr(path)
+        array = open_label_store(path)
+        if math.prod(array.shape) <= WHOLE_PX:
+            return _whole(path, components, notes)
         if components or _is_mask(array):
             (notes if notes is not None else []).append("a mask without ids: its connected parts are the nuclei")
             return ZarrMask(array)
         return array
     if name.endswith(LABEL_SUFFIXES):
-        found = read_label_file(path, components=components)
-        (notes if notes is not None else []).extend(found.notes)
-        require_ids(len(np.unique(found.labels[found.labels > 0])), id_parts(found.labels), str(path))
-        return found.labels
+        return _whole(path, components, notes)
     raise FormatError(f"{path}: expected a label image ({', '.join(LABEL_SUFFIXES)}) or a Zarr array (folder or .zip).")
 
 
-def _open_zarr(path: Path) -> Any:
-    import zarr
-    from zarr.storage import LocalStore, ZipStore
-
-    try:
-        store: Any = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode="r")
-        node = zarr.open(store, mode="r")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as err:
-        raise FormatError(f"{path}: expected a Zarr array of labels ({err}).") from err
-    if isinstance(node, zarr.Group):
-        arrays = [a for _, a in node.arrays()]
-        if len(arrays) != 1:
-            raise FormatError(f"{path}: expected one Zarr array, got a group of {len(arrays)}.")
-        node = arrays[0]
-    if node.ndim != 2 or node.dtype.kind not in "iu" or node.shape[0] * node.shape[1] > MAX_LABEL_PX:
-        raise FormatError(f"{path}: expected integer labels (H, W) of up to {MAX_LABEL_PX} px, got {node.dtype} {node.shape}.")
-    return node
+def _whole(path: Path, components: bool, notes: list[str] | None) -> npt.NDArray[np.int32]:
+    found = read_label_file(path, components=components)
+    (notes if notes is not None else []).extend(found.notes)
+    require_ids(len(np.unique(found.labels[found.labels > 0])), id_parts(found.labels), str(path))
+    return found.labels
 
 
 @dataclass(frozen=True, slots=True, eq=False)

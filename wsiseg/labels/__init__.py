@@ -17,12 +17,15 @@ from wsiseg.labels.images import (
     split_components,
     write_labels,
 )
+from wsiseg.labels.stores import is_label_store, open_label_store
 
 __all__ = [
     "LABEL_SUFFIXES",
     "LabelFile",
     "compact_labels",
     "id_parts",
+    "is_label_store",
+    "open_label_store",
     "rasterize_rings",
     "read_label_file",
     "read_labels",

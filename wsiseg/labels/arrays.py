@@ -18,6 +18,7 @@ LABEL_SUFFIXES: tuple[str, ...] = (".png", ".tif", ".tiff", ".npy", ".npz", ".ma
 """File name endings of label images."""
 
 _MAP_KEYS = ("inst_map", "instance_map", "labels", "label", "masks", "mask")
+_CLASS_KEYS = frozenset(("type_map", "class_map", "types", "classes"))
 _SPARSE_KEYS = frozenset(("format", "shape", "data"))
 MAX_SPARSE_PX = 1 << 32
 
@@ -101,7 +102,9 @@ def _read_mat(path: Path) -> npt.NDArray[Any]:
 def _the_map(content: dict[str, Any], path: Path) -> npt.NDArray[Any]:
     """Return the label image among named arrays: by its name, else the only one with two sides."""
     named = [content[k] for k in _MAP_KEYS if k in content]
-    maps = named or [v for v in content.values() if isinstance(v, np.ndarray) and v.ndim == 2 and min(v.shape) > 1]
+    maps = named or [
+        v for k, v in content.items() if k not in _CLASS_KEYS and isinstance(v, np.ndarray) and v.ndim == 2 and min(v.shape) > 1
+    ]
     if not named and len(maps) != 1:
         raise FormatError(f"{path}: expected inst_map or one 2-D array, got {sorted(content)}.")
     return np.asarray(maps[0])

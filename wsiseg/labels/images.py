@@ -16,6 +16,7 @@ import numpy.typing as npt
 from wsiseg.atomic import atomic_path
 from wsiseg.errors import FormatError
 from wsiseg.labels.arrays import LABEL_SUFFIXES, read_array
+from wsiseg.labels.stores import is_label_store, open_label_store
 
 __all__ = [
     "LABEL_SUFFIXES",
@@ -64,7 +65,8 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
     Parameters
     ----------
     path
-        ``.png``, ``.tif``, ``.npy``, ``.npz`` (one array, or a sparse matrix of SciPy), ``_seg.npy`` of Cellpose, or ``.mat``
+        ``.png``, ``.tif``, ``.npy``, ``.npz`` (one array, or a sparse matrix of SciPy), ``_seg.npy`` of Cellpose,
+        a Zarr array (folder or ``.zip``), or ``.mat``
         (MATLAB up to v7.2; ``inst_map``, else its only 2-D array). Floats that hold whole numbers are taken as ids, colors that
         each fill a region on black as ids too. A mask holds no ids: its 8-connected parts become the nuclei. An image is a mask
         if it has one bit, or one value besides 0 that is 1 or the largest of its type, or that stands in three parts or more.
@@ -81,6 +83,8 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
         The file is missing or broken, of another kind, or a picture.
     """
     path = Path(path)
+    if is_label_store(path):
+        return _label_file(np.asarray(open_label_store(path)[...]), path, components)
     suffix = path.suffix.lower()
     if suffix not in LABEL_SUFFIXES:
         raise FormatError(f"{path}: {suffix or 'no suffix'} is no label image. Expected one of {', '.join(LABEL_SUFFIXES)}.")
@@ -257,11 +261,12 @@ def _label_file(array: npt.NDArray[Any], path: Path, components: bool) -> LabelF
         if components or array.dtype.kind == "b" or _is_mask(value, int(parts.max(initial=0)), array.dtype):
             if parts.max(initial=0) > 1:
                 notes.append(f"a mask without ids: its {int(parts.max()):,} connected parts are the nuclei")
-            return LabelFile(parts, unknown, tuple(notes))
+            return LabelFile(parts, unknown, (*notes, *_background(parts)))
     notes += _wrapped(array)
     if array.size and int(array.max()) > _INT32_MAX:
         array = compact_labels(array)
-    return LabelFile(array.astype(np.int32), unknown, tuple(notes))
+    labels = array.astype(np.int32)
+    return LabelFile(labels, unknown, (*notes, *_background(labels)))
 
 
 def _wrapped(array: npt.NDArray[Any]) -> list[str]:
@@ -272,6 +277,15 @@ def _wrapped(array: npt.NDArray[Any]) -> list[str]:
     n_px = int(np.count_nonzero(array == top))
     text = f"the id {top} ({n_px:,} px) is the largest of {array.dtype} and taken as a nucleus"
     return [f"{text}: if it means -1 (not annotated), save a signed type"]
+
+
+def _background(labels: npt.NDArray[np.int32]) -> list[str]:
+    """Return what to tell where one label covers most of the image: masks with a white background, ids that begin at 1."""
+    largest = np.bincount(labels[labels > 0], minlength=1) if labels.size and int(labels.max()) < labels.size else np.zeros(1)
+    k, n_px = int(largest.argmax()), int(largest.max())
+    if 2 * n_px <= labels.size:
+        return []
+    return [f"the nucleus {k} covers {n_px / labels.size:.0%} of the image: is it the background, which must be 0?"]
 
 
 def _only_value(array: npt.NDArray[Any]) -> int:
@@ -290,6 +304,11 @@ def _is_mask(value: int, n_parts: int, dtype: np.dtype[Any]) -> bool:
 
 def _of_colors(array: npt.NDArray[Any], path: Path, notes: list[str]) -> npt.NDArray[Any]:
     """Return ids of an image whose colors number its instances (id = R + 256 G + 65536 B), which a photograph is not."""
+    if array.shape[2] == 2 and not np.isin(np.unique(array[..., 1]), (0, np.iinfo(np.uint8).max)).all():
+        raise FormatError(
+            f"{path}: expected a label image (H, W), got shape {array.shape}: two planes, as ids with classes beside them. "
+            "Save the plane with the ids."
+        )
     if array.shape[2] == 2 or array.shape[2] == 4:  # the last channel is opacity
         array = np.where(array[..., -1:] == 0, 0, array[..., :-1])
     gray = array.shape[2] == 1 or bool((array == array[..., :1]).all())

@@ -143,7 +143,7 @@ def _in_folder(folder: Path, found: Found) -> list[Path]:
 
 
 def _matches(pattern: str, found: Found) -> list[Path]:
-    """Return what a glob matches: files of the ending that it names, else by the rules of a folder; folders with all in them."""
+    """Return what a glob matches: files of the ending it names, else by the rules of a folder; folders with all in them."""
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise InputError(f"{plain_text(pattern)}: no such file, and no file matches it as a pattern.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ from wsiseg.errors import FormatError
 from wsiseg.tables.jsonstream import iter_objects, open_text
 from wsiseg.tables.outlines import Tally, ring_of
 
-__all__ = ["is_cells_json", "iter_cells", "stated_mpp"]
+__all__ = ["is_cells_json", "is_geojson", "iter_cells", "stated_mpp"]
 
 Float = npt.NDArray[np.float64]
-_CELLS_TEXT = re.compile(r'"(?:cells|nuc|mag|wsi_metadata|type_map|processed_patches)"\s*:')
+_CELLS_TEXT = re.compile(r'"(?:cells|nuc|mag|wsi_metadata|type_map|processed_patches|contour)"\s*:')
+_IS_CELL = frozenset(("contour", "centroid", "bbox"))
 _GEOJSON_TEXT = re.compile(r'"(?:features|geometry|geometries|coordinates)"\s*:')
 
 
 def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tuple[str, Float | None, Any]]:
     """Yield (where, contour, type) of CellViT's ``cells`` or HoVer-Net's ``nuc``; no contour: left out.
+
+    A list of cells, or an object of cells by number (older HoVer-Net), may also be all of the file.
 
     Parameters
     ----------
@@ -35,11 +38,12 @@ def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tupl
         Broken JSON, a file of another kind, or one whose cells have no contours at all.
     """
     bare = found = 0
-    for number, cell in iter_objects(path, ("cells", "nuc"), facts, tally.repaired):
+    items = iter_objects(path, ("cells", "nuc"), facts, tally.repaired)
+    for number, cell in enumerate(cell for _, item in items for cell in _cells_of(item)):
         if not found and not ({"type_map", "wsi_metadata"} <= set(facts) or "mag" in facts):
             _read_facts(path, facts)
         where = f"{path}, cell {number}"
-        if not isinstance(cell, dict) or not ({"contour", "centroid", "bbox"} & set(cell)):
+        if not isinstance(cell, dict) or not _IS_CELL & set(cell):
             raise FormatError(
                 f"{where}: expected a cell with a 'contour' (cells.json of CellViT, json of HoVer-Net), got {str(cell)[:60]!r}."
             )
@@ -59,6 +63,12 @@ def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tupl
         )
 
 
+def _cells_of(item: Any) -> Iterable[Any]:
+    """Return the cells of an object that holds nothing but cells by number, else the item itself."""
+    held = item.values() if isinstance(item, dict) and item and not _IS_CELL & set(item) else ()
+    return held if held and all(isinstance(v, dict) and _IS_CELL & set(v) for v in held) else (item,)
+
+
 def _read_facts(path: Path, facts: dict[str, Any]) -> None:
     """Read the members beside the cells, which may come after them: the whole file is passed over once without keeping it."""
     for _, item in iter_objects(path, ("cells", "nuc"), facts):
@@ -68,9 +78,19 @@ def _read_facts(path: Path, facts: dict[str, Any]) -> None:
 
 def is_cells_json(path: Path) -> bool:
     """Return whether a JSON file begins as CellViT's or HoVer-Net's do, not as GeoJSON."""
+    begin = _begin(path)
+    return begin.lstrip().startswith(("{", "[")) and bool(_CELLS_TEXT.search(begin)) and not _GEOJSON_TEXT.search(begin)
+
+
+def is_geojson(path: Path) -> bool:
+    """Return whether a JSON file begins as GeoJSON does, not as CellViT's or HoVer-Net's cells."""
+    begin = _begin(path)
+    return bool(_GEOJSON_TEXT.search(begin)) and not _CELLS_TEXT.search(begin)
+
+
+def _begin(path: Path) -> str:
     with open_text(path) as stream:
-        begin = stream.read(1 << 16)
-    return begin.lstrip().startswith("{") and bool(_CELLS_TEXT.search(begin)) and not _GEOJSON_TEXT.search(begin)
+        return stream.read(1 << 16)
 
 
 def stated_mpp(facts: dict[str, Any]) -> float | None:

@@ -21,7 +21,7 @@ from wsiseg.errors import FormatError
 from wsiseg.tables.jsonstream import iter_objects, open_text
 
 __all__ = ["FLAT", "MAX_COORDINATE_PX", "MAX_RING_POINTS", "Outlined", "Tally", "flat_rings", "iter_outlined", "polygons_of",
-           "ring_of", "with_area"]  # fmt: skip
+           "require_outlines", "ring_of", "with_area"]  # fmt: skip
 
 Float = npt.NDArray[np.float64]
 Polygon = list[Float]
@@ -35,6 +35,7 @@ _EMPTY = "empty geometries"
 _SHORT = "outlines of fewer than three points"
 FLAT = "outlines without area"
 _NONE = "objects without a geometry"
+_TYPED = "geometries of type "
 _HOLDERS = frozenset(("root", "tmacore"))
 _MAYBE_HOLDERS = frozenset(("annotation", "tile"))
 _NUCLEI = frozenset(("detection", "cell"))
@@ -146,7 +147,7 @@ def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list
     if kind not in ("Polygon", "MultiPolygon"):
         if not isinstance(kind, str) or kind not in _GEOMETRIES:
             raise FormatError(f"{where}: expected the 'type' of a GeoJSON geometry, got {str(kind)[:40]!r}.")
-        tally.skip(f"geometries of type {kind}")
+        tally.skip(f"{_TYPED}{kind}")
         return []
     coordinates = geometry.get("coordinates")
     if coordinates is not None and not isinstance(coordinates, list):
@@ -196,6 +197,18 @@ def with_area(polygons: list[Polygon], tally: Tally) -> list[Polygon]:
     flat = flat_rings(np.concatenate([rings[0] for rings in polygons]), offsets)
     tally.skip(FLAT, int(flat.sum()))
     return [rings for rings, gone in zip(polygons, flat.tolist(), strict=True) if not gone] if flat.any() else polygons
+
+
+def require_outlines(n: int, tally: Tally, where: str) -> None:
+    """Raise ``FormatError`` where a file of points or lines has no outline at all: its nuclei would be lost in silence.
+
+    A file whose objects are merely empty holds 0 nuclei.
+    """
+    if n == 0 and any(reason.startswith(_TYPED) for reason in tally.skipped):
+        raise FormatError(
+            f"{where}: no outline of a nucleus in it ({'; '.join(tally.lines())}): points have no area, and lines none; "
+            "give the file with polygons."
+        )
 
 
 def flat_rings(xy: Float, ring_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
