@@ -182,6 +182,19 @@ def test_slides_of_one_name_in_one_folder_keep_their_endings(tmp_path: Path) -> 
     assert [s.path for s in mixed.slides if s.slide_id == "case"] == [str(tmp_path / "case.svs")], "named outright: not renamed"
 
 
+def test_ids_outlive_a_move_of_the_folder(tmp_path: Path) -> None:
+    """Two names that become one when made plain are told apart by a hash of what is below the folder."""
+    given = []
+    for place in ("here", "there"):
+        for name in (b"Pr\xe4p.svs", b"Pr%E4p.svs"):
+            touch(tmp_path / place / "slides" / os.fsdecode(name))
+        given.append(ids(find_slides([str(tmp_path / place / "slides")])))
+    assert given[0] == given[1]
+    assert len(set(given[0])) == 2
+    both = find_slides([str(tmp_path / place / "slides") for place in ("here", "there")])
+    assert len(set(ids(both))) == 4
+
+
 def test_slides_that_a_run_has_keep_their_ids(tmp_path: Path) -> None:
     one, two = touch(tmp_path / "p1" / "scan.svs"), touch(tmp_path / "p2" / "scan.svs")
     found = find_slides([str(tmp_path)], known={str(one): "scan"})

@@ -36,8 +36,8 @@ def named_apart(
     """Return the slides, those that were found and share an id told apart, and what to tell of it.
 
     Where ids are equal, those of slides that were found get the folders below ``base`` before them (``p1__scan``); of slides in
-    one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of the
-    path is added. Ids of slides that the user named stay: where two of these are equal they are returned so.
+    one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of
+    the path is added (below ``base``, so that it outlives a move; then of all of it). Ids of slides that the user named stay: where two of these are equal they are returned so.
 
     Parameters
     ----------
@@ -69,9 +69,14 @@ def _ids(listed: Listed) -> list[str]:
     slide_id = listed.slide.slide_id
     path, base = (Path(os.path.abspath(p)) for p in (listed.slide.path, listed.base))
     parents = path.parent.relative_to(base).parts if path != base and path.is_relative_to(base) else ()
-    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:12]
-    longer = ((*parents, slide_id), (*parents, path.name), (base.name, *parents, path.name), (f"{path.name}~{digest}",))
+    whole = (base.name, *parents, path.name)
+    longer = ((*parents, slide_id), (*parents, path.name), whole, (_marked("/".join(whole)),), (_marked(str(path)),))
     return list(dict.fromkeys([slide_id, *(plain_name("__".join(parts)) for parts in longer)]))
+
+
+def _marked(path: str) -> str:
+    """Return a path's last name with 12 hex digits of the SHA-256 of all of it."""
+    return f"{path.rpartition('/')[2]}~{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 
 
 def _clashing(ids: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:
