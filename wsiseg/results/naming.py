@@ -36,8 +36,9 @@ def named_apart(
     """Return the slides, those that were found and share an id told apart, and what to tell of it.
 
     Where ids are equal, those of slides that were found get the folders below ``base`` before them (``p1__scan``); of slides in
-    one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of
-    the path is added (below ``base``, so that it outlives a move; then of all of it). Ids of slides that the user named stay: where two of these are equal they are returned so.
+    one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of the
+    path is added (below ``base``, so that it outlives a move; then of all of it). Ids of slides that the user named stay: where
+    two of these are equal they are returned so.
 
     Parameters
     ----------
