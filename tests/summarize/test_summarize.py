@@ -123,8 +123,10 @@ def test_no_rows_are_a_valid_table(tmp_path: Path) -> None:
 
 def test_errors_table(tmp_path: Path) -> None:
     row = {"slide_id": "S1", "tile_id": 3, "x_px": 12_000, "y_px": 0, "error": "TileReadError: bad JPEG", "attempts": 3}
-    write_errors_table([row], tmp_path / "errors.parquet")
-    assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [row]
+    where = {"host": "node7", "worker": "tcp://10.0.0.7:4711"}
+    write_errors_table([row, {**row, "tile_id": 4, **where}], tmp_path / "errors.parquet")
+    nowhere = {"host": "", "worker": ""}
+    assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [{**row, **nowhere}, {**row, "tile_id": 4, **where}]
 
 
 def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import FormatError, SlideOpenError
+from wsiseg.errors import FormatError, SlideOpenError, TileReadError
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_cells, tissue_from_file
 from wsiseg.read.slide import Slide, content_digest, fingerprint
@@ -112,9 +112,16 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
 def _given_tissue(slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnings: list[str]) -> TissueMask:
     """Read the user's mask; warn if it hardly overlaps the tissue found on the slide: its frame or slide may be wrong."""
     given = tissue_from_file(slide_input.tissue_mask, meta, slide_input.frame, warnings.append)
+    try:
+        found = fit_tissue(slide)
+    except TileReadError as err:  # damaged outside the mask, perhaps: its tiles say where it costs something
+        warnings.append(
+            f"tissue mask {slide_input.tissue_mask}: not compared with the slide, which cannot be read whole: {err}"
+        )
+        return given
     cell = max(1, max(meta.width_px, meta.height_px) // COMPARED_SIDE)
     whole = Box(0, 0, meta.width_px, meta.height_px)
-    masks = [tissue_cells(mask, whole, cell) > 0.5 * cell**2 for mask in (given, fit_tissue(slide))]
+    masks = [tissue_cells(mask, whole, cell) > 0.5 * cell**2 for mask in (given, found)]
     both, given_n, found_n = (int(m.sum()) for m in (masks[0] & masks[1], *masks))
     if given_n and found_n and both < MIN_COMMON_FRAC * min(given_n, found_n):
         warnings.append(
