@@ -145,6 +145,12 @@ def test_hovernext_with_classes_and_scale(tmp_path: Path) -> None:
     assert big.bounds == (160, 220, 200, 240)
 
 
+def test_a_name_without_an_ending_is_a_folder_for_one_slide_too(table_path: Path, tmp_path: Path) -> None:
+    (done,) = export_tables(table_path, "qupath", tmp_path / "new", ExportOptions())
+    assert done.path == tmp_path / "new" / f"{table_path.stem}.geojson.gz"
+    assert done.path.is_file()
+
+
 def test_a_run_of_imports_has_statistics_queries_and_exports(table_path: Path, tmp_path: Path) -> None:
     (out,) = export_tables(table_path, "qupath", tmp_path / "a.geojson.gz", ExportOptions(frame="slide"))
     run = tmp_path / "run"

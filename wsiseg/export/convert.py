@@ -114,7 +114,8 @@ def export_tables(
     to
         A key of ``EXPORT_FORMATS``.
     out
-        For one slide: the file (``.zarr`` folder) to write, or an existing folder. For several, and for ``quip``: a folder.
+        For one slide: the file (``.zarr`` folder) to write, or a folder: one that exists, or any name without an ending. For
+        several, and for ``quip``: a folder.
     slide_ids
         Slides of the run; default all.
 
@@ -134,7 +135,8 @@ def export_tables(
         raise InputError(f"{to} draws all nuclei of a region: leave --sample out.")
     tables = _tables(target, slide_ids)
     suffix, write = EXPORT_FORMATS[to]
-    into_folder = to == "quip" or len(tables) > 1 or (out.is_dir() and out.suffix != ".zarr")
+    is_folder = (out.is_dir() and out.suffix != ".zarr") or (not out.suffix and not out.is_file())
+    into_folder = to == "quip" or len(tables) > 1 or is_folder
     for table in tables:
         try:
             source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
