@@ -4,7 +4,7 @@
 
 A synthetic slide (``benchmarks.synthetic_slide``, 8,000 nuclei a mm2) is segmented tile by tile by the code that a worker runs
 (``wsiseg.run.tile``), in one process whose threads stand for Dask's. Each way of reading is a row: OpenSlide in threads,
-CuImage in processes, and the GPU's own JPEG decoder, each where it is installed; the slide is read over and over until the
+CuImage in processes, each where it is installed; the slide is read over and over until the
 row's time is up. ``busy_share`` says how much of the time the threads spent reading and writing, and how much of the device's
 turns was taken; the larger one is the bound, and neither near 1 means the interpreter or the bus between them. Where pyarrow is
 missing (a bare machine), tiles are written as raw columns, and the row says so. Nothing is resumed and no table is finished: a
@@ -129,13 +129,11 @@ def figures(outcomes: list[Any], mm2: float, wall: float, cpu: float, threads: i
     }
 
 
-def readers_here(device: str) -> list[str]:
+def readers_here() -> list[str]:
     """Return the ways of reading that this machine has."""
     found = ["openslide"]
     if importlib.util.find_spec("cucim") is not None:
         found.append("cucim")
-        if device != "cpu":
-            found.append("cucim-gpu")
     return found
 
 
@@ -164,7 +162,7 @@ def main() -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as scratch:
         slide = make_slide(Path(scratch) / "synthetic.tiff", args.side, NUCLEI_PER_MM2)
-        for reader in readers_here(args.device):
+        for reader in readers_here():
             try:
                 rows.append(measured(slide, args, reader, threads, Path(scratch)))
             except WsisegError as err:

@@ -46,7 +46,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 THIRD_PARTIES: dict[str, tuple[str, ...]] = {
-    "cupy": ("backend/cuda.py", "read/cuslide.py"),
+    "cupy": ("backend/cuda.py",),
     "cupyx": (),
     "cucim": ("read/cuslide.py",),
     "torch": ("predict/", "train/", "backend/dlpack.py"),

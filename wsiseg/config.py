@@ -54,8 +54,7 @@ class ReadConfig:
         A slide whose mpp is within this fraction of the model's is used at its native pixels (polygons are then exact level-0
         pixel edges); beyond it, pixels are resampled to the model's mpp.
     reader
-        ``auto`` takes cuCIM's CuImage where it reads the file, else OpenSlide: equal pixels. ``cucim-gpu`` lets the GPU decode
-        JPEG where it can, whose pixels differ by a grey level or two; slides that it cannot read go to ``auto``.
+        ``auto`` takes cuCIM's CuImage where it reads the file, else OpenSlide: equal pixels.
     tissue_min_frac
         Tiles with less tissue than this fraction of their core are recorded as empty without being predicted.
     """
@@ -64,7 +63,7 @@ class ReadConfig:
     halo_wpx: int = 64
     mpp: float | None = None
     mpp_tolerance_frac: float = 0.10
-    reader: Literal["auto", "cucim", "cucim-gpu", "openslide"] = "auto"
+    reader: Literal["auto", "cucim", "openslide"] = "auto"
     tissue_min_frac: float = 0.0
     cache_bytes: int = _free(64 * 1024 * 1024)
 
@@ -317,6 +316,8 @@ class RunConfig:
                 raise ConfigError(f"config: [{stage}] has no option {unknown[0]!r}. Expected one of {sorted(known)}.")
             hints = typing.get_type_hints(kind)
             for name, value in options.items():
+                if (stage, name, value) == ("read", "reader", "cucim-gpu"):
+                    raise ConfigError("Option read.reader: 'cucim-gpu' is gone: it decoded on the CPU too. Use 'auto'.")
                 _require(_fits(value, hints[name]), f"{stage}.{name}", _expected(hints[name]), value)
             built[stage] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
         return cls(**built)

@@ -15,6 +15,7 @@
     |  `- FormatError              a table, label image or GeoJSON is not what it claims
     |- SchedulerLostError          the Dask scheduler is gone and did not come back
     |- WorkersLostError            workers ended before they could begin
+    |- DeviceBrokenError           a GPU stopped computing
     |- TileReadError               pixels of one tile could not be decoded
     |- OutputMismatchError         the output folder was made by another config
     |- OutputInUseError            another live run writes to the same folder
@@ -33,6 +34,7 @@ __all__ = [
     "AnisotropicMppError",
     "BackendUnavailableError",
     "ConfigError",
+    "DeviceBrokenError",
     "DuplicateSlideError",
     "EmptyExportError",
     "FormatError",
@@ -131,6 +133,10 @@ class SchedulerLostError(WsisegError):
 
 class WorkersLostError(WsisegError):
     """Workers ended, again and again, before they could begin."""
+
+
+class DeviceBrokenError(WsisegError):
+    """A GPU stopped computing: the process that used it must end."""
 
 
 class WeightsError(WsisegError):

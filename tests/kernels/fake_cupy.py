@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -15,12 +16,21 @@ class FakeOutOfMemoryError(Exception):
     """What the stand-in calls ``cupy.cuda.memory.OutOfMemoryError``."""
 
 
+class FakeRuntimeError(RuntimeError):
+    """What the stand-in calls ``cupy.cuda.runtime.CUDARuntimeError``."""
+
+
+FakeRuntimeError.__name__ = "CUDARuntimeError"
+
+
 class FakeArray(DeviceArray):
     """What the stand-in calls ``cupy.ndarray``."""
 
+    number = 1
+
     @property
     def device(self) -> Any:
-        return SimpleNamespace(id=1)
+        return SimpleNamespace(id=self.number)
 
     def get(self, out: np.ndarray | None = None) -> np.ndarray:
         if out is None:
@@ -46,7 +56,31 @@ class FakeStream:
         self.copies = 0
 
 
-def fake_cupy(host: HostBackend) -> ModuleType:
+class FakeEvent:
+    """A mark on a stream; whoever reads it without having waited is told."""
+
+    def __init__(self) -> None:
+        self.at, self.reached = -1.0, False
+
+    def record(self) -> None:
+        self.at = time.perf_counter()
+
+    def synchronize(self) -> None:
+        assert self.at >= 0
+        self.reached = True
+        FakeEvent.latest = max(FakeEvent.latest, self.at)
+
+    latest = -1.0
+
+
+def elapsed_ms(before: FakeEvent, after: FakeEvent) -> float:
+    assert before.at <= after.at <= FakeEvent.latest, "not recorded in this order, or nobody waited for it"
+    return 1e3 * (after.at - before.at)
+
+
+def fake_cupy(host: HostBackend, number: int = 1) -> ModuleType:
+    """Return the stand-in; its arrays lie on the GPU of that number, and nobody asks for another one."""
+    FakeArray.number = number
     module = ModuleType("cupy")
 
     def made(function: Any) -> Any:
@@ -68,7 +102,7 @@ def fake_cupy(host: HostBackend) -> ModuleType:
             return kernel
 
     def device(k: int) -> Any:
-        assert k == 1
+        assert k == number
         return contextlib.nullcontext()
 
     stream = FakeStream()
@@ -76,10 +110,12 @@ def fake_cupy(host: HostBackend) -> ModuleType:
         Device=device,
         alloc_pinned_memory=lambda size: bytearray((size // 512 + 1) * 512),
         get_current_stream=lambda: stream,
+        Event=FakeEvent,
+        get_elapsed_time=elapsed_ms,
         memory=SimpleNamespace(OutOfMemoryError=FakeOutOfMemoryError),
-        runtime=SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=RuntimeError),
+        runtime=SimpleNamespace(getDeviceCount=lambda: 2, CUDARuntimeError=FakeRuntimeError),
     )
-    for name in ("empty", "zeros", "full", "ascontiguousarray", "asarray", "flatnonzero", "cumsum", "from_dlpack"):
+    for name in ("empty", "zeros", "full", "ascontiguousarray", "asarray", "flatnonzero", "cumsum", "from_dlpack", "take"):
         setattr(module, name, made(getattr(np, name)))
     module.__dict__.update(ndarray=FakeArray, cuda=cuda_module, RawModule=RawModule, __version__="stand-in")
     return module

@@ -26,7 +26,7 @@ from wsiseg.results.manifest import SlideInput
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.job import prepare_slide, tiles_of
 from wsiseg.run.tile import run_tile
-from wsiseg.types import PolygonBatch, Stain
+from wsiseg.types import Box, PolygonBatch, Stain
 from wsiseg.write import read_part
 
 ROOT = Path(__file__).parents[2]
@@ -69,12 +69,12 @@ def stand_in(kernel_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> An
     with on_host(kernel_library, seed=5) as host:
         module = fake_cupy(host)
         monkeypatch.setitem(sys.modules, "cupy", module)
-        cuda.cuda_backend.cache_clear()
+        cuda._made.cache_clear()
         register_backend(FakeArray, lambda array: cuda.cuda_backend(array.device.id))
         monkeypatch.setattr(gpu, "ready_device", lambda config, *_: (load_model(config, "cpu"), [None]))
         monkeypatch.setattr(WorkerContext, "memory_facts", lambda self: {"device_peak_bytes": 3 * 2**30})
         yield host
-        cuda.cuda_backend.cache_clear()
+        cuda._made.cache_clear()
 
 
 def same(got: PolygonBatch, expected: PolygonBatch) -> None:
@@ -107,6 +107,94 @@ def test_memory_that_runs_out_behind_the_network(
     batch, header = segmented(tmp_path, "cuda:1")
     same(batch, on_cpu[0])
     assert header.events["separated_on_cpu"] == 1
+
+
+def test_memory_that_runs_out_before_and_after(
+    stand_in: Any, on_cpu: tuple[PolygonBatch, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In upload, stain and sums: what does not fit is done on the host, to the same bits."""
+    launch = stand_in.launch
+
+    def full(name: str, *rest: Any) -> None:
+        if name in ("transfer_log_lms", "row_sums"):
+            raise FakeOutOfMemoryError("Out of memory allocating 64,000,000 bytes")
+        launch(name, *rest)
+
+    monkeypatch.setattr(stand_in, "launch", full)
+    batch, header = segmented(tmp_path / "stain", "cuda:1")
+    same(batch, on_cpu[0])
+    assert header.stats == on_cpu[1].stats
+    assert header.events["kept_on_host"] == 1
+
+    def full_behind(name: str, *rest: Any) -> None:
+        if name == "row_sums":
+            raise FakeOutOfMemoryError("Out of memory allocating 64,000,000 bytes")
+        launch(name, *rest)
+
+    monkeypatch.setattr(stand_in, "launch", full_behind)
+    batch, header = segmented(tmp_path / "sums", "cuda:1")
+    same(batch, on_cpu[0])
+    assert header.stats == on_cpu[1].stats
+    assert header.events == {"summed_on_cpu": 1, "device_peak_bytes": 3 * 2**30}
+
+    def no_upload(self: Any, array: np.ndarray) -> Any:
+        raise FakeOutOfMemoryError("Out of memory allocating 64,000,000 bytes")
+
+    monkeypatch.setattr(stand_in, "launch", launch)
+    monkeypatch.setattr(cuda.CudaBackend, "upload", no_upload)
+    batch, header = segmented(tmp_path / "upload", "cuda:1")
+    same(batch, on_cpu[0])
+    assert header.events["kept_on_host"] == 1
+
+
+def test_a_gpu_sees_windows_of_one_size_and_the_tiling_cannot_be_seen(
+    stand_in: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its library chooses kernels by size: windows are not cut to the tissue."""
+    import wsiseg.predict.gpu as gpu
+    from wsiseg.predict import load_model
+
+    sizes: set[tuple[int, ...]] = set()
+
+    def spied(config: Any, *_: Any) -> Any:
+        model = load_model(config, "cpu")
+
+        def graph(rgb: Any, margin: int) -> Any:
+            sizes.add(tuple(rgb.shape))
+            return model.graph(rgb, margin)
+
+        return dataclasses.replace(model, graph=graph, device="cuda:1"), [None]
+
+    monkeypatch.setattr(gpu, "ready_device", spied)
+    expected = nuclei_of(tmp_path / "cpu", "cpu", 700)
+    assert len(expected) > 5
+    for tile_wpx in (256, 300):
+        assert nuclei_of(tmp_path / str(tile_wpx), "cuda:1", tile_wpx) == expected
+    assert len(sizes) == 1
+
+
+def nuclei_of(out: Path, device: str, tile_wpx: int) -> set[tuple[Any, ...]]:
+    """Segment the tiles over a corner of the slide; return area and place of its nuclei, whichever tile they are in."""
+    config = dataclasses.replace(CONFIG, read=ReadConfig(tile_wpx=tile_wpx))
+    folder = RunFolder(out)
+    folder.create()
+    context = WorkerContext(folder, config, "tile", device, readers=0)
+    found: set[tuple[Any, ...]] = set()
+    try:
+        job = prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, config, 0.25, Stain("reinhard"))
+        corner = Box(2480, 2060, 200, 180)  # all tissue, over borders of tiles
+        for tile in tiles_of(job, config):
+            meets = tile.core.x < corner.x1 and corner.x < tile.core.x1 and tile.core.y < corner.y1 and corner.y < tile.core.y1
+            if not meets or tile.tissue_frac == 0:
+                continue
+            assert run_tile(tile, context).status == "done"
+            columns = read_part(folder.part(tile.slide_id, tile.tile_id))[1].columns
+            x, y = columns["nucleus_id"] % 2**31, columns["nucleus_id"] // 2**31
+            inside = (x >= corner.x) & (x < corner.x1) & (y >= corner.y) & (y < corner.y1)
+            found |= set(zip(*(v[inside].tolist() for v in (x, y, columns["area_wpx"])), strict=True))
+    finally:
+        context.close()
+    return found
 
 
 BARE = """

@@ -162,3 +162,20 @@ def test_recorded_graph_is_the_module(rgb: np.ndarray) -> None:
         stream = 2
         assert torch.equal(captured(windows[0], model.halo_wpx), kept)
         assert recordings == 2
+
+
+def test_a_window_that_cannot_be_recorded_is_computed_all_the_same(rgb: np.ndarray) -> None:
+    tries = 0
+
+    def record(function: Any) -> Any:
+        nonlocal tries
+        tries += 1
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing")
+
+    model = made(256)
+    captured = CapturedGraph(model.graph, record, lambda: 1)
+    window = torch.from_numpy(rgb[:256, :320].copy())
+    with torch.inference_mode():
+        for _ in range(3):
+            assert torch.equal(captured(window, model.halo_wpx), model.graph(window, model.halo_wpx))
+    assert tries == 1, "not tried again for every tile"

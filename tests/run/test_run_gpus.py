@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from distributed import Client
+from distributed import Client, Scheduler, SpecCluster, Worker
 
 import wsiseg.backend.gpus as gpus
 import wsiseg.cluster.devices as devices
@@ -20,6 +20,7 @@ from wsiseg.cli import main
 from wsiseg.cluster.connect import connect
 from wsiseg.cluster.devices import compute_device, gpu_environments, gpu_obstacle, threads_of_worker
 from wsiseg.cluster.gpu_workers import gpu_cluster
+from wsiseg.cluster.remote import fitting_workers
 from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.errors import BackendUnavailableError, ConfigError, InputError
 
@@ -163,6 +164,23 @@ def test_dask_cuda_is_used_where_it_is_installed(driver: Any, monkeypatch: pytes
     assert gpu_cluster(ScheduleConfig(device="cuda", gpus="1,0"), 16) == "cluster"
     assert (asked["CUDA_VISIBLE_DEVICES"], asked["threads_per_worker"]) == (["1", "0"], 8)
     assert asked["memory_limit"] == asked["device_memory_limit"] == 0
+
+
+def test_who_reads_only_decides_nothing() -> None:
+    """Device and precision are asked of workers that compute, those with GPUs first, whoever joined first."""
+    quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+    started = [{"CPU": 1}, {}, {"GPU": 1, "CPU": 1}, {"CPU": 2}]
+    workers = {
+        k: {"cls": Worker, "options": {"resources": r, "nthreads": 1, "dashboard_address": "127.0.0.1:0", "memory_limit": 0}}
+        for k, r in enumerate(started)
+    }
+    with (
+        SpecCluster(workers=workers, scheduler={"cls": Scheduler, "options": {"port": 0, **quiet}}, silence_logs=50) as cluster,
+        Client(cluster, set_as_default=False) as client,
+    ):
+        client.wait_for_workers(4, timeout=60)
+        names = {address: w["name"] for address, w in client.scheduler_info()["workers"].items()}
+        assert [names[address] for address in fitting_workers(client)] == [2, 1]
 
 
 def test_doctor_says_what_a_gpu_run_lacks(driver: Any) -> None:

@@ -8,17 +8,21 @@ from types import ModuleType
 from typing import Any
 
 from wsiseg.backend.caches import place_caches
-from wsiseg.backend.interface import BLOCK, BLOCK_2D, Backend, blocks_for, blocks_over
+from wsiseg.backend.faults import device_fault
+from wsiseg.backend.interface import BLOCK, BLOCK_2D, Backend, DeviceTimer, blocks_for, blocks_over
 
 __all__ = [
     "BLOCK",
     "BLOCK_2D",
     "Backend",
+    "DeviceTimer",
     "array_namespace",
     "backend_of",
     "blocks_for",
     "blocks_over",
+    "device_fault",
     "device_number",
+    "device_timer",
     "is_cupy_array",
     "memory_errors",
     "pinned_empty",
@@ -104,6 +108,15 @@ def pinned_empty(shape: tuple[int, ...], dtype: str, device: str) -> Any:
     from wsiseg.backend.cuda import cuda_backend
 
     return cuda_backend(device_number(device)).pinned(shape, dtype)
+
+
+def device_timer(device: str) -> DeviceTimer | None:
+    """Return what times work on a GPU's current stream; ``None``: the CPU, which is timed by the clock."""
+    if device == "cpu":
+        return None
+    from wsiseg.backend.cuda import CudaTimer
+
+    return CudaTimer(device_number(device))
 
 
 def device_number(device: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -10,10 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.backend.faults import device_fault
 from wsiseg.backend.source import NVRTC_OPTIONS, kernel_source
 from wsiseg.errors import BackendUnavailableError
 
-__all__ = ["CudaBackend", "cuda_backend", "cuda_report", "free_bytes", "shared_stream", "use_allocator"]
+__all__ = ["CudaBackend", "CudaTimer", "cuda_backend", "cuda_report", "free_bytes", "shared_stream", "use_allocator"]
 
 Array = Any
 
@@ -90,7 +92,29 @@ class CudaBackend:
             kernel(tuple(grid), tuple(block), tuple(np.int32(a) if isinstance(a, int) else a for a in args))
 
 
-@cache
+class CudaTimer:
+    """``wsiseg.backend.DeviceTimer`` with CUDA events."""
+
+    def __init__(self, device_id: int) -> None:
+        self._cupy = _cupy()
+        self._device_id = device_id
+
+    def mark(self) -> Any:
+        """Put an event behind all that was launched on the current stream."""
+        with self._cupy.cuda.Device(self._device_id):
+            event = self._cupy.cuda.Event()
+            event.record()
+            return event
+
+    def wait(self, mark: Any) -> None:
+        """Wait until the device has come to a mark."""
+        mark.synchronize()
+
+    def seconds(self, before: Any, after: Any) -> float:
+        """Return the time between two marks that the device has come to."""
+        return float(self._cupy.cuda.get_elapsed_time(before, after)) / 1e3
+
+
 def cuda_backend(device_id: int) -> CudaBackend:
     """Return the device's backend; the kernels are compiled at the first call (CuPy keeps the machine code on disk).
 
@@ -99,6 +123,15 @@ def cuda_backend(device_id: int) -> CudaBackend:
     BackendUnavailableError
         CuPy is not installed, or there is no such device.
     """
+    with _making:  # up to 16 threads ask at once, and the first of them compiles
+        return _made(device_id)
+
+
+_making = threading.Lock()
+
+
+@cache
+def _made(device_id: int) -> CudaBackend:
     cupy = _cupy()
     try:
         count = cupy.cuda.runtime.getDeviceCount()
@@ -158,7 +191,12 @@ def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDAr
     count = int(np.prod(shape))
     if count == 0:
         return np.empty(shape, dtype)
-    memory = cupy.cuda.alloc_pinned_memory(count * dtype.itemsize)
+    try:
+        memory = cupy.cuda.alloc_pinned_memory(count * dtype.itemsize)
+    except cupy.cuda.runtime.CUDARuntimeError as err:
+        if device_fault(err):
+            raise
+        return np.empty(shape, dtype)  # no more memory can be locked: slower, and as good
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-__all__ = ["BLOCK", "BLOCK_2D", "Backend", "blocks_for", "blocks_over"]
+__all__ = ["BLOCK", "BLOCK_2D", "Backend", "DeviceTimer", "blocks_for", "blocks_over"]
 
 Array = Any
 
@@ -46,6 +46,19 @@ class Backend(Protocol):
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
         """Run a kernel. Python integers become the kernel's ``int``; arrays become pointers."""
+
+
+class DeviceTimer(Protocol):
+    """Marks on a device's current stream, which say afterwards when its work came to them."""
+
+    def mark(self) -> Any:
+        """Put a mark behind all that was launched on the stream so far."""
+
+    def wait(self, mark: Any) -> None:
+        """Wait until the device has come to a mark."""
+
+    def seconds(self, before: Any, after: Any) -> float:
+        """Return the time between two marks that the device has come to."""
 
 
 def blocks_for(n: int) -> tuple[int]:

@@ -109,10 +109,9 @@ def slide_options(function: F) -> F:
             click.option("--frame", default="", metavar="FRAME", help=FRAME_HELP.format("the tissue mask's coordinates")),
             click.option(
                 "--reader",
-                type=click.Choice(["auto", "cucim", "cucim-gpu", "openslide"]),
+                type=click.Choice(["auto", "cucim", "openslide"]),
                 default=None,
-                help=f"Library that decodes pixels.  [{default_of('reader')}: the fastest whose pixels equal OpenSlide's; "
-                "those of cucim-gpu differ slightly]",
+                help=f"Library that decodes pixels.  [{default_of('reader')}: the fastest whose pixels equal OpenSlide's]",
             ),
         )
     ):

@@ -43,6 +43,8 @@ def connect(config: RunConfig) -> Iterator[Client]:
         "distributed.worker.memory.terminate": False,
         "distributed.scheduler.allowed-failures": 0,  # the client counts: it knows what a dead worker was at
         "distributed.comm.timeouts.connect": "60s",
+        # else so long after a worker died Dask closes its nanny for good, if the next one happens to be dead or starting then
+        "distributed.deploy.lost-worker-timeout": "3650 days",
         **QUIET_DASK,
         # one thread per process, before torch and numba start in it
         "distributed.nanny.pre-spawn-environ": {

@@ -8,12 +8,13 @@ import sys
 from collections.abc import Mapping
 from functools import cache
 
+from wsiseg.backend import device_number
 from wsiseg.backend.gpus import driver_report, missing_packages
 from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.errors import BackendUnavailableError, InputError
 from wsiseg.log import log
 
-__all__ = ["compute_device", "gpu_environments", "gpu_obstacle", "threads_of_worker"]
+__all__ = ["compute_device", "device_label", "gpu_environments", "gpu_obstacle", "threads_of_worker"]
 
 MAX_THREADS = 16
 """Most tiles that a GPU worker processes at once: each holds its pixels, 60 MB, and more do not keep a GPU busier."""
@@ -76,6 +77,18 @@ def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os
     if wrong:
         raise InputError(f"Expected --gpus to name GPUs 0 to {n - 1} ({', '.join(driver.names)}), got {config.gpus!r}.")
     return [{"CUDA_VISIBLE_DEVICES": ids[k]} for _ in range(config.workers_per_gpu) for k in wanted]
+
+
+def device_label(device: str, environment: Mapping[str, str] = os.environ) -> str:
+    """Return what to call a GPU of this machine, the same for every process that uses it; empty for the CPU.
+
+    Its number or UUID as ``CUDA_VISIBLE_DEVICES`` names it, where that shows a process only some.
+    """
+    if device == "cpu":
+        return ""
+    number = device_number(device)
+    shown = [part.strip() for part in environment.get("CUDA_VISIBLE_DEVICES", "").split(",") if part.strip()]
+    return f"GPU {shown[number] if number < len(shown) else number}"
 
 
 def threads_of_worker(config: ScheduleConfig, device: str, n_workers: int, cores: int) -> int:

@@ -8,7 +8,7 @@ import os
 import ssl
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from http import HTTPStatus
 from http.client import HTTPException
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import dask
-from distributed import Client, KilledWorker
+from distributed import Client, KilledWorker, Worker
 from distributed.security import Security
 
 from wsiseg import __version__
@@ -25,7 +25,7 @@ from wsiseg.config import ScheduleConfig
 from wsiseg.errors import InputError, WorkersLostError, one_line
 from wsiseg.log import log
 
-__all__ = ["QUIET_DASK", "answer_of", "connect_remote", "dashboard_link", "fitting_workers"]
+__all__ = ["QUIET_DASK", "answer_of", "connect_remote", "dashboard_link", "fitting_workers", "is_reader"]
 
 QUIET_DASK = {
     "distributed.admin.low-level-log-length": 20,
@@ -164,32 +164,50 @@ def answer_of(client: Client, function: Callable[..., T], *args: Any, **options:
 
 
 def fitting_workers(client: Client) -> list[str]:
-    """Return the addresses of workers that have this version of wsiseg, waiting until there is a worker at all.
+    """Return the addresses of workers that compute and have this version of wsiseg, waiting until there is one at all.
 
-    First one of each machine, then the others: who asks them in turn soon comes to another machine.
+    Those that have a GPU (``--resources GPU=1``) come first, and among equals first one of each machine, then the others: who
+    asks them in turn soon comes to another machine. Workers that only read (``CPU=1`` without ``GPU``) decide nothing.
 
     Raises
     ------
     InputError
         There are workers, and none of them has it; the message names what each has.
     """
-    told = False
-    while not client.nthreads(callback_timeout=f"{CONNECT_S}s"):
-        if not told:
-            log.warning("no worker has joined the scheduler yet; waiting. Ctrl-C stops")
-            told = True
+    told = ""
+    while True:
+        everyone = client.nthreads(callback_timeout=f"{CONNECT_S}s")
+        versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s") if everyone else {}
+        same = [str(address) for address, version in versions.items() if version == __version__]
+        if versions and not same:
+            break
+        found = client.run(_declared, workers=same, on_error="return", callback_timeout=f"{CONNECT_S}s") if same else {}
+        declared = {str(address): names for address, names in found.items() if isinstance(names, list)}
+        good = [address for address, names in declared.items() if not is_reader(names)]
+        if good:
+            firsts = {urlsplit(address).hostname: address for address in good}.values()
+            return sorted(good, key=lambda address: ("GPU" not in declared[address], address not in firsts))
+        what = "only workers that read (CPU=1) have joined yet" if declared else "no worker has joined the scheduler yet"
+        if what != told:
+            log.warning("%s; waiting. Ctrl-C stops", what)
+            told = what
         time.sleep(0.5)
-    versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s")
-    good = [str(address) for address, version in versions.items() if version == __version__]
-    if good:
-        firsts = list({urlsplit(address).hostname: address for address in good}.values())
-        return [*firsts, *(address for address in good if address not in firsts)]
     lines = [f"  {a}: {one_line(v) if isinstance(v, BaseException) else v}" for a, v in sorted(versions.items())]
     raise InputError(
         f"Every worker of the scheduler was refused: the run has wsiseg version {__version__}, the workers have\n"
         + "\n".join(lines)
         + "\nInstall one version everywhere."
     )
+
+
+def is_reader(resources: Collection[str]) -> bool:
+    """Return whether a worker of these declared resources only reads and writes, beside others that have GPUs."""
+    return "CPU" in resources and "GPU" not in resources
+
+
+def _declared(dask_worker: Worker) -> list[str]:
+    """Return the names of the resources that a worker was started with (run on the worker by the client)."""
+    return sorted(dask_worker.state.total_resources)
 
 
 def _version() -> str:

@@ -7,7 +7,7 @@ from Python, scores on annotated images and the fitting of thresholds all go thr
 from __future__ import annotations
 
 from wsiseg.pipeline.image import ImageMaps, image_nuclei, map_image, segment_image, separate_maps
-from wsiseg.pipeline.window import StageClock, WindowNuclei, stain_aim, window_maps, window_nuclei
+from wsiseg.pipeline.window import StageClock, WindowNuclei, stain_aim, window_maps, window_nuclei, window_stats
 
 __all__ = [
     "ImageMaps",
@@ -20,4 +20,5 @@ __all__ = [
     "stain_aim",
     "window_maps",
     "window_nuclei",
+    "window_stats",
 ]

@@ -2,37 +2,65 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from wsiseg.backend import memory_errors, to_device, to_host
+from wsiseg.backend import DeviceTimer, memory_errors, to_device, to_host
 from wsiseg.config import RunConfig
 from wsiseg.log import log
 from wsiseg.normalize import normalize
-from wsiseg.read import UNSCANNED_MAX
+from wsiseg.read import UNSCANNED_MAX, TissueView
 from wsiseg.separate import SeparateParams, separate
-from wsiseg.types import Box, Instances, PolygonBatch, Stain
-from wsiseg.vectorize import vectorize
+from wsiseg.types import Box, Instances, PolygonBatch, Stain, TileStats
+from wsiseg.vectorize import tile_stats, vectorize
 
 if TYPE_CHECKING:
     from wsiseg.predict import Model
 
-__all__ = ["StageClock", "WindowNuclei", "stain_aim", "window_maps", "window_nuclei"]
+__all__ = ["StageClock", "WindowNuclei", "stain_aim", "window_maps", "window_nuclei", "window_stats"]
 
 Array = Any
 
 
 @dataclass(slots=True)
 class StageClock:
-    """Wall seconds of consecutive stages."""
+    """Seconds of consecutive stages: by the wall's clock, and for what a device does behind the host's back by the device's."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
+    _marks: list[tuple[str, Any]] = field(default_factory=list)
+    _timer: DeviceTimer | None = None
+
+    @contextmanager
+    def on_device(self, timer: DeviceTimer | None) -> Iterator[None]:
+        """Book laps in the block by when the device's work came to them: marks on its stream, read after all is done.
+
+        The host runs ahead of a device, so by its own clock a stage that waits would be given the time of those before it.
+        """
+        if timer is None:
+            yield
+            return
+        self._timer, self._marks = timer, [("", timer.mark())]
+        try:
+            yield
+            timer.wait(self._marks[-1][1])
+            for (_, before), (stage, after) in pairwise(self._marks):
+                self.seconds[stage] = self.seconds.get(stage, 0.0) + timer.seconds(before, after)
+        finally:
+            self._timer, self._marks = None, []
+            self.last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
         """Book the time since the last lap to ``stage``."""
+        if self._timer is not None:
+            self._marks.append((stage, self._timer.mark()))
+            return
         now = time.perf_counter()
         self.seconds[stage] = self.seconds.get(stage, 0.0) + now - self.last
         self.last = now
@@ -68,7 +96,7 @@ def window_maps(
     rgb: Array,
     box: Box,
     stain: Stain,
-    tissue: Array | None,
+    tissue: Array | TissueView | None,
     device: str = "cpu",
     *,
     unscanned: Array | None = None,
@@ -85,7 +113,7 @@ def window_maps(
         The window, working px.
     stain
         The slide's stain transformation.
-    tissue : bool (H, W) or None
+    tissue : bool (H, W), TissueView or None
         Where maps are wanted; elsewhere they may be 0. ``None``: everywhere.
     unscanned : bool (h, w) or None
         Where plain black means that nothing was scanned (``wsiseg.read.unscanned_window``); it is taken for white, as what lies
@@ -98,18 +126,41 @@ def window_maps(
     uint8 (2, H, W)
         0 center, 1 material.
     """
+    clock = clock or StageClock()
+    events = Counter() if events is None else events
+    try:
+        there = _on_white(rgb, unscanned, device)
+        return _maps(model, there, box, stain, _wanted(tissue, device), clock, events)
+    except memory_errors():
+        if device == "cpu":
+            raise
+    # outside of the handler, which holds what the try had on the device
+    log.warning("window %s: the memory of %s is full, only the network runs there", box, device)
+    events["kept_on_host"] += 1
+    return _maps(model, _on_white(to_host(rgb), unscanned, "cpu"), box, stain, _wanted(tissue, "cpu"), clock, events)
+
+
+def _wanted(tissue: Array | TissueView | None, device: str) -> Array | None:
+    if isinstance(tissue, TissueView):
+        return tissue.on(device)
+    return None if tissue is None else to_device(tissue, device)
+
+
+def _maps(
+    model: Model, rgb: Array, box: Box, stain: Stain, wanted: Array | None, clock: StageClock, events: Counter[str]
+) -> Array:
     from wsiseg.predict import predict  # torch: not in the client, which only names this module
 
-    clock = clock or StageClock()
-    window = model.input_box(box)
-    rgb = to_device(rgb, device)
-    if unscanned is not None:
-        rgb = _white_for_black(rgb, to_device(unscanned, device))
     rgb = normalize(rgb, stain)
     clock.lap("normalize")
-    prob = predict(model, rgb, window, box, None if tissue is None else to_device(tissue, device), events)
+    prob = predict(model, rgb, model.input_box(box), box, wanted, events)
     clock.lap("predict")
     return prob
+
+
+def _on_white(rgb: Array, unscanned: Array | None, device: str) -> Array:
+    rgb = to_device(rgb, device)
+    return rgb if unscanned is None else _white_for_black(rgb, to_device(unscanned, device))
 
 
 def _white_for_black(rgb: Array, where: Array) -> Array:
@@ -147,10 +198,22 @@ def window_nuclei(
     try:
         return _nuclei(prob, box, core, params, clock)
     except memory_errors():
-        log.warning("window %s: the memory of the device is full, separated on the CPU", box)
-        if events is not None:
-            events["separated_on_cpu"] += 1
-        return _nuclei(to_host(prob), box, core, params, clock)
+        pass  # its frames hold what the try had on the device
+    log.warning("window %s: the memory of the device is full, separated on the CPU", box)
+    if events is not None:
+        events["separated_on_cpu"] += 1
+    return _nuclei(to_host(prob), box, core, params, clock)
+
+
+def window_stats(found: WindowNuclei, read: Box, core: Box, tissue: TissueView, events: Counter[str]) -> TileStats:
+    """Sum maps, labels and tissue of a window over its core; where a device has no memory left, on the CPU."""
+    try:
+        stats = tile_stats(found.prob, found.instances, read, core)
+    except memory_errors():
+        events["summed_on_cpu"] += 1
+        instances = Instances(to_host(found.instances.labels), to_host(found.instances.anchors))
+        stats = tile_stats(to_host(found.prob), instances, read, core)
+    return dataclasses.replace(stats, tissue_px=tissue.count(Box(core.x - read.x, core.y - read.y, core.w, core.h)))
 
 
 def _nuclei(prob: Array, box: Box, core: Box, params: SeparateParams, clock: StageClock) -> WindowNuclei:

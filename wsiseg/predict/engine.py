@@ -183,7 +183,7 @@ def predict(
     waiting = _windows(out_box, model.window.side_wpx, model.multiple)[::-1]
     while waiting:
         window = waiting.pop()
-        part = window if wanted is None else _wanted_part(window, wanted, out_box)
+        part = window if wanted is None else _wanted_part(window, wanted, out_box, cut=model.device == "cpu")
         if part.w == 0:
             continue
         inner = (slice(part.y - out_box.y, part.y1 - out_box.y), slice(part.x - out_box.x, part.x1 - out_box.x))
@@ -277,7 +277,9 @@ def _smaller(model: Model, part: Box) -> list[Box]:
 
 def _run(model: Model, pixels: Array) -> Array:
     with torch.inference_mode():
-        return _compute(model, pixels) if model.engine == "eager" else _run_at_one_size(model, pixels)
+        # a GPU's library chooses its kernels by size, and with them the last bits
+        as_it_is = model.engine == "eager" and model.device == "cpu"
+        return _compute(model, pixels) if as_it_is else _run_at_one_size(model, pixels)
 
 
 def _compute(model: Model, pixels: Array) -> Array:
@@ -309,9 +311,14 @@ def _aligned(box: Box, multiple: int) -> Box:
     return Box(x, y, w, h)
 
 
-def _wanted_part(window: Box, wanted: Array, out_box: Box) -> Box:
-    """Return the box in a window, cut every ``_CUT_WPX``, that holds all its wanted px; of width 0 where there are none."""
+def _wanted_part(window: Box, wanted: Array, out_box: Box, *, cut: bool) -> Box:
+    """Return the box in a window, cut every ``_CUT_WPX``, that holds all its wanted px; of width 0 where there are none.
+
+    Where nothing is to be cut it is the window, or of width 0.
+    """
     inside = wanted[window.y - out_box.y : window.y1 - out_box.y, window.x - out_box.x : window.x1 - out_box.x]
+    if not cut:
+        return window if bool(inside.any()) else Box(window.x, window.y, 0, 0)
     rows, columns = np.flatnonzero(_on_host(inside.any(axis=1))), np.flatnonzero(_on_host(inside.any(axis=0)))
     if len(rows) == 0:
         return Box(window.x, window.y, 0, 0)

@@ -40,6 +40,7 @@ def ready_device(config: PredictConfig, device: str, share: float, tile_wpx: int
 
     most_bytes = claim_device(device, share)
     model = load_model(config, device)
+    torch.cuda.synchronize(device_number(device))  # loaded on the default stream, used on others
     spec = model.spec
     plan = plan_device(most_bytes, spec, 2 if model.precision == "bf16" else 4, tile_wpx, model.halo_wpx)
     if not config.window_wpx:
@@ -64,6 +65,7 @@ def claim_device(device: str, share: float) -> int:
     free, _ = torch.cuda.mem_get_info(number)
     most = int((free + torch.cuda.memory_reserved(number)) * share)  # what this process holds already is its own
     share_pool(number, most)
+    torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # the same bytes each time
     torch.backends.cudnn.allow_tf32 = False  # fp32 shall mean fp32: maps then agree with the CPU's to a level
     return most
 

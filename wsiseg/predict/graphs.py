@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 
+from wsiseg.errors import one_line
+from wsiseg.log import log
+
 __all__ = ["CapturedGraph", "record_on_gpu"]
 
 Forward = Callable[[torch.Tensor, int], torch.Tensor]
@@ -15,7 +18,7 @@ Recorder = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], Any], torch
 
 
 class CapturedGraph:
-    """Calls like the module that it is made of; the result is the same, and is the caller's own.
+    """Calls like the module that it is made of; the result is the same, also where recording fails, and the caller's own.
 
     A recording reads and writes fixed memory, so there is one for each size and each stream: tiles that are on the device at
     once have a stream of their own.
@@ -35,16 +38,24 @@ class CapturedGraph:
         self._record = record
         self._stream_of = stream_of
         self._recorded: dict[tuple[Any, ...], tuple[torch.Tensor, Callable[[], Any], torch.Tensor]] = {}
+        self._unrecorded: set[tuple[Any, ...]] = set()
         self._lock = threading.Lock()
 
     def __call__(self, rgb: torch.Tensor, margin: int) -> torch.Tensor:
         """Return the maps of a window."""
         key = (tuple(rgb.shape), margin, self._stream_of())
         entry = self._recorded.get(key)
-        if entry is None:
+        if entry is None and key not in self._unrecorded:
             fixed = rgb.clone()
-            with self._lock:
-                replay, out = self._record(lambda: self._forward(fixed, margin))
+            try:
+                with self._lock:
+                    replay, out = self._record(lambda: self._forward(fixed, margin))
+            except RuntimeError as err:  # memory, or something that cannot be recorded; a broken GPU fails again below
+                log.warning("a window of %s px cannot be recorded as a CUDA graph (%s)", tuple(rgb.shape), one_line(err))
+                self._unrecorded.add(key)
+        if key in self._unrecorded:
+            return self._forward(rgb, margin)
+        if entry is None:
             entry = self._recorded[key] = fixed, replay, out
         fixed, replay, out = entry
         fixed.copy_(rgb)

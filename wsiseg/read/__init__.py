@@ -9,8 +9,9 @@ from wsiseg.read.grid import tile_grid
 from wsiseg.read.mask_files import tissue_from_file
 from wsiseg.read.mask_window import tissue_cells, tissue_frac, tissue_px_in, tissue_window, unscanned_window
 from wsiseg.read.sample import stain_sample
-from wsiseg.read.slide import Slide, fingerprint, open_slide, read_on_device, slide_id_of
+from wsiseg.read.slide import Slide, fingerprint, open_slide, slide_id_of
 from wsiseg.read.tissue import UNSCANNED_MAX, SlideSurvey, TissueMask, fit_tissue, survey_slide
+from wsiseg.read.view import TissueView, tissue_view
 from wsiseg.read.working import read_working, scale_for, working_size
 
 __all__ = [
@@ -18,11 +19,11 @@ __all__ = [
     "Slide",
     "SlideSurvey",
     "TissueMask",
+    "TissueView",
     "UNSCANNED_MAX",
     "fingerprint",
     "fit_tissue",
     "open_slide",
-    "read_on_device",
     "read_working",
     "scale_for",
     "slide_id_of",
@@ -33,6 +34,7 @@ __all__ = [
     "tissue_frac",
     "tissue_from_file",
     "tissue_px_in",
+    "tissue_view",
     "tissue_window",
     "unscanned_window",
     "working_size",

@@ -1,4 +1,4 @@
-"""SVS and tiled TIFF through cuCIM's ``CuImage``: on the CPU OpenSlide's pixels, several times faster; on a GPU nearly those.
+"""SVS and tiled TIFF through cuCIM's ``CuImage``: OpenSlide's pixels, decoded on the CPU, several times faster.
 
 OpenSlide stays the arbiter. A file is read here only if its layout is one whose pixels are equal, and if both readers agree
 on probe windows when it is opened. cuCIM returns garbage for a tile that it cannot decode and only prints a line to the
@@ -13,30 +13,23 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import tifffile
 
-from wsiseg.backend.cuda import cuda_report
 from wsiseg.errors import TileReadError, plain_text
 from wsiseg.read._hostile import DECODER_ERRORS
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, read_on_white
 from wsiseg.read.openslide import OpenSlideSlide
 
-__all__ = ["CuSlide", "GpuSlide", "gpu_refusal", "library_version", "refusal"]
-
-Array = Any
+__all__ = ["CuSlide", "library_version", "refusal"]
 
 _VENDORS = ("aperio", "generic-tiff")
 _COMPRESSIONS = {1: "none", 5: "LZW", 7: "JPEG", 8: "Deflate"}
 _PHOTOMETRICS = (2, 6)  # RGB, YCbCr
 _PROBE_PX = 96
 _PROBE_AT = ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0), (0.31, 0.67))
-GPU_MEAN_LEVELS, GPU_WITHIN_LEVELS, GPU_WITHIN_FRAC = 2.0, 12, 0.99
-"""A GPU's JPEG decoder rounds and enlarges chroma in its own way: its pixels may differ from OpenSlide's by so many grey
-levels in the mean, and 99 % of the values of a probe window must lie within the second number."""
 _COMPLAINT = re.compile(rb"error|fail", re.IGNORECASE)
 _print_lock = threading.Lock()
 
@@ -148,22 +141,6 @@ class CuSlide:
             return self._openslide.read_level(level, x, y, w, h)
         return pixels
 
-    def decode_on_gpu(self, level: int, x: int, y: int, w: int, h: int) -> Array:
-        """Decode a window inside the slide on the GPU: CuPy uint8 (h, w, 3). Raises ``TileReadError`` where it cannot."""
-        import cupy
-
-        factor = self.meta.level_downsamples[level]
-        corner = (round(x * factor), round(y * factor))
-        try:
-            with _decoder_complaints() as lines:
-                pixels = cupy.array(self._image.read_region(corner, (w, h), level=level, device="cuda"))
-        except (ValueError, RuntimeError, OSError) as err:
-            raise TileReadError(f"slide {self.meta.slide_id}: the GPU cannot decode {w} x {h} px at {corner}: {err}") from err
-        if lines or pixels.shape != (h, w, 3) or str(pixels.dtype) != "uint8":
-            what = lines[0] if lines else f"{pixels.dtype} {pixels.shape}"
-            raise TileReadError(f"slide {self.meta.slide_id}: the GPU cannot decode {w} x {h} px at {corner}: got {what}")
-        return pixels
-
     def thumbnail(self, max_side_px: int) -> RGB:
         """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
         return level_thumbnail(self, max_side_px)
@@ -172,88 +149,6 @@ class CuSlide:
         """Close the file."""
         self._image.close()
         self._openslide.close()
-
-
-def gpu_refusal(slide: OpenSlideSlide) -> str:
-    """Return in one line why the GPU shall not decode a slide; empty: it may (apart from the probe in ``GpuSlide``)."""
-    reason = refusal(slide)
-    if reason:
-        return reason
-    with tifffile.TiffFile(slide.meta.path) as tiff:
-        compression = int(tiff.pages[0].compression)
-    if compression != 7:
-        return f"its tiles are {_COMPRESSIONS[compression]}, and the GPU decodes JPEG"
-    usable, detail = cuda_report()
-    return "" if usable else detail
-
-
-class GpuSlide:
-    """A slide whose JPEG tiles the GPU decodes; its pixels differ from OpenSlide's within a stated tolerance.
-
-    All pixels of the slide come from the GPU, those for thumbnails too, so that a pixel is the same in every window. A window
-    that the GPU cannot decode raises: another decoder's pixels in its place would depend on where tiles lie.
-
-    Raises
-    ------
-    TileReadError
-        From the constructor: ``CuImage`` does not open the file, or a probe window differs by more than the tolerance.
-    """
-
-    def __init__(self, slide: OpenSlideSlide) -> None:
-        self._host = CuSlide(slide)
-        self.meta = slide.meta
-        self.level_sizes_px = slide.level_sizes_px
-        width_px, height_px = self.level_sizes_px[0]
-        for fx, fy in _PROBE_AT:
-            x, y = int(fx * (width_px - _PROBE_PX // 2)), int(fy * (height_px - _PROBE_PX // 2))
-            ours = self.read_level(0, x, y, _PROBE_PX, _PROBE_PX).astype(np.int16)
-            difference = np.abs(ours - slide.read_level(0, x, y, _PROBE_PX, _PROBE_PX))
-            within = float((difference <= GPU_WITHIN_LEVELS).mean())
-            if difference.mean() > GPU_MEAN_LEVELS or within < GPU_WITHIN_FRAC:
-                raise TileReadError(
-                    f"the GPU's pixels differ from OpenSlide's at x={x}, y={y}: by {difference.mean():.1f} levels in the mean "
-                    f"({within:.1%} within {GPU_WITHIN_LEVELS}), expected at most {GPU_MEAN_LEVELS:g} ({GPU_WITHIN_FRAC:.0%})"
-                )
-
-    def read_level_on_device(self, level: int, x: int, y: int, w: int, h: int) -> Array:
-        """Read a window in px of ``level`` into the GPU's memory: CuPy uint8 (h, w, 3), white outside the slide.
-
-        Raises
-        ------
-        TileReadError
-            The pixels cannot be decoded.
-        """
-        import cupy
-
-        width_px, height_px = self.level_sizes_px[level]
-        x0, y0, x1, y1 = max(x, 0), max(y, 0), min(x + w, width_px), min(y + h, height_px)
-        if (x0, y0, x1, y1) == (x, y, x + w, y + h):
-            return self._host.decode_on_gpu(level, x, y, w, h)
-        canvas = cupy.full((h, w, 3), 255, "uint8")
-        if x1 > x0 and y1 > y0:
-            canvas[y0 - y : y1 - y, x0 - x : x1 - x] = self._host.decode_on_gpu(level, x0, y0, x1 - x0, y1 - y0)
-        return canvas
-
-    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
-        """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide, decoded on the GPU.
-
-        Raises
-        ------
-        TileReadError
-            The pixels cannot be decoded.
-        """
-        import cupy
-
-        pixels: RGB = cupy.asnumpy(self.read_level_on_device(level, x, y, w, h))
-        return pixels
-
-    def thumbnail(self, max_side_px: int) -> RGB:
-        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
-        return level_thumbnail(self, max_side_px)
-
-    def close(self) -> None:
-        """Close the file."""
-        self._host.close()
 
 
 @contextmanager

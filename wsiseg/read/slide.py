@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from wsiseg.read._window import RGB
 from wsiseg.read.files import slide_files, slide_id_of
 from wsiseg.read.layout import TiffPicture, cut_short, is_plain, is_tiff, mpp_claims, picture_of, refusal
 from wsiseg.read.tiff import TiffSlide, refuse_layout
-from wsiseg.types import Box, SlideMeta
+from wsiseg.types import SlideMeta
 
 __all__ = [
     "DEFAULT_CACHE_BYTES",
@@ -25,12 +24,11 @@ __all__ = [
     "fingerprint",
     "layout_words",
     "open_slide",
-    "read_on_device",
     "slide_id_of",
 ]
 
 DEFAULT_CACHE_BYTES = 64 * 1024 * 1024
-_READERS = ("auto", "cucim", "cucim-gpu", "openslide")
+_READERS = ("auto", "cucim", "openslide")
 
 
 class Slide(Protocol):
@@ -130,8 +128,7 @@ def open_slide(
         The slide's cancer type or study, recorded.
     reader
         ``auto``: cuCIM's CuImage where it may, else OpenSlide, with the reason in ``meta.reader_note``; ``openslide``;
-        ``cucim``: fail where it cannot; ``cucim-gpu``: the GPU's JPEG decoder where it may, whose pixels are nearly equal, else
-        ``auto`` with the reason in the note. Plain images and Zarr arrays have one reader only.
+        ``cucim``: fail where it cannot. Plain images and Zarr arrays have one reader only.
     cache_bytes
         Most bytes of decoded tiles that the reader keeps.
 
@@ -158,8 +155,6 @@ def open_slide(
             slide.close()
             raise SlideOpenError(f"{p}: reader cucim cannot be used: it does not show {slide.meta.layout}. Use reader auto.")
         return slide
-    if reader == "cucim-gpu":
-        return _with_gpu(slide)
     return slide if reader == "openslide" else _with_cucim(slide, strict=reader == "cucim")
 
 
@@ -226,56 +221,21 @@ def layout_words(path: str | Path) -> str:
     return "" if picture is None else picture.words
 
 
-def read_on_device(slide: Slide, box: Box) -> Any:
-    """Read a window of level 0 of a slide that the GPU decodes, into its memory: CuPy uint8 (h, w, 3), white outside the slide.
-
-    Raises
-    ------
-    TileReadError
-        The pixels cannot be decoded, or the slide has another reader.
-    """
-    from wsiseg.read.cuslide import GpuSlide
-
-    if not isinstance(slide, GpuSlide):
-        raise TileReadError(f"{slide.meta.path}: expected reader cucim-gpu, got {slide.meta.reader}.")
-    return slide.read_level_on_device(0, box.x, box.y, box.w, box.h)
-
-
-def _read_by(slide: Slide, reader: str, refuse: Callable[[Any], str], kind: Callable[[Any], Slide]) -> Slide | str:
-    """Return the slide as another kind of reader gives it, or why that one may not read it."""
-    from wsiseg.read.openslide import OpenSlideSlide
-
-    assert isinstance(slide, OpenSlideSlide)
-    if reason := refuse(slide):
-        return reason
-    try:
-        there = kind(slide)
-    except TileReadError as err:
-        return str(err)
-    there.meta = dataclasses.replace(slide.meta, reader=reader)
-    return there
-
-
-def _with_gpu(slide: Slide) -> Slide:
-    """Let the GPU decode an OpenSlide slide where it may; else the fastest other way, with the reason in its note."""
-    from wsiseg.read.cuslide import GpuSlide, gpu_refusal
-
-    there = _read_by(slide, "cucim-gpu", gpu_refusal, GpuSlide)
-    if not isinstance(there, str):
-        return there
-    other = _with_cucim(slide, strict=False)
-    note = f"not decoded by the GPU: {there}" + (f"; {other.meta.reader_note}" if other.meta.reader_note else "")
-    other.meta = dataclasses.replace(other.meta, reader_note=note)
-    return other
-
-
 def _with_cucim(slide: Slide, *, strict: bool) -> Slide:
     """Put CuImage before an OpenSlide slide where it may read it; else the slide itself, with the reason in its note."""
     from wsiseg.read.cuslide import CuSlide, refusal
+    from wsiseg.read.openslide import OpenSlideSlide
 
-    reason = _read_by(slide, "cucim", refusal, CuSlide)
-    if not isinstance(reason, str):
-        return reason
+    assert isinstance(slide, OpenSlideSlide)
+    reason = refusal(slide)
+    if not reason:
+        try:
+            there = CuSlide(slide)
+        except TileReadError as err:
+            reason = str(err)
+        else:
+            there.meta = dataclasses.replace(slide.meta, reader="cucim")
+            return there
     if strict:
         slide.close()
         raise SlideOpenError(f"{slide.meta.path}: reader cucim cannot be used: {reason}. Use reader auto or openslide.")

@@ -109,10 +109,6 @@ class WorkerContext:
         """Return a block in which a slide's constants and open handle may be used."""
         return self._slides.lease(slide_id)
 
-    def decodes_on_device(self, job: SlideJob) -> bool:
-        """Return whether a slide's pixels are decoded on this worker's GPU, and so are read by a thread that holds it."""
-        return job.meta.reader == "cucim-gpu" and job.scale == 1.0 and self.device != "cpu"
-
     def pixels(self, job: SlideJob, slide: Slide, box: Box) -> npt.NDArray[np.uint8]:
         """Read a window in working px, uint8 (h, w, 3), on the host; for a GPU into memory from which it copies fast.
 

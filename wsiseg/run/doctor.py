@@ -20,7 +20,7 @@ from wsiseg.cluster.devices import gpu_environments, gpu_obstacle, threads_of_wo
 from wsiseg.cluster.limits import default_workers, local_limits, usable_cores
 from wsiseg.config import PredictConfig, ReadConfig, ScheduleConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
-from wsiseg.predict import NETS, device_report, load_model
+from wsiseg.predict import device_report, load_model
 from wsiseg.predict.memory import plan_device
 from wsiseg.read.report import reader_report
 from wsiseg.run.kernels import prepare_kernels
@@ -106,10 +106,12 @@ def _gpu() -> list[Check]:
     workers = gpu_environments(ScheduleConfig())
     threads = threads_of_worker(ScheduleConfig(), "cuda", len(workers), usable_cores())
     how = f"device auto is cuda: {len(workers)} workers, {threads} tiles at once in each"
+    model = load_model(PredictConfig(precision="fp32"))
     plans = []
     for k, total in enumerate(driver.memory_bytes):
         free = free_bytes(k)
-        plan = plan_device(int(free * ScheduleConfig().device_memory_frac), NETS["lean"], 2, TILE_READ_WPX, 112)
+        most = int(free * ScheduleConfig().device_memory_frac)
+        plan = plan_device(most, model.spec, 2, TILE_READ_WPX, model.halo_wpx)
         plans.append(f"GPU {k}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, windows of {plan.window_wpx} px, "
                      f"{plan.batch} tiles on it at once")  # fmt: skip
     return [*checks, Check("GPU run", "ok", how), Check("GPU memory", "ok", "; ".join(plans))]

@@ -29,6 +29,9 @@ WorkItem = tuple[str, str, int]
 STRIKES = 3
 """A host is put aside after this many failures without a success in between, if others could do what it failed at."""
 
+BREAKS = 2
+"""How often a GPU stops computing, without a success in between, until it is put aside."""
+
 GOOD_HOSTS = 2
 """An item is given up after this many hosts failed at it that have done other items of its kind."""
 
@@ -55,16 +58,18 @@ class Hosts:
 
     A host is identified by its name and the network address of its workers: containers may share a name, and machines behind a
     gateway an address. All worker processes of a host are put aside together, except if one fails at an item that another of
-    the same host can do (one broken GPU of several): then only that worker is put aside. A *unit* below is a host's name or a
-    worker's address.
+    the same host can do: then only that worker is put aside. So is a GPU that stops computing, with all workers that use it,
+    now or later. A *unit* below is a host's name, a worker's address or a GPU.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._host: dict[str, str] = {}  # by worker's address
         self._label: dict[str, str] = {}
+        self._gpu: dict[str, str] = {}  # by worker's address: the same for every process that had that GPU
+        self._breaks: defaultdict[str, dict[str, frozenset[WorkItem]]] = defaultdict(dict)  # by GPU: what its workers did then
         self._tried: defaultdict[WorkItem, dict[str, str]] = defaultdict(dict)  # items not done: which workers failed, and why
-        # the following are by unit: a host or a single worker
+        # the following are by unit: a host, a single worker or a GPU
         self._streak: Counter[str] = Counter()
         self._at_fault: dict[str, str] = {}  # failed at what another could do and has not succeeded since: why
         self._good: set[tuple[str, str]] = set()
@@ -79,12 +84,14 @@ class Hosts:
         """Return how many hosts have been seen."""
         return len(set(self._host.values()))
 
-    def add(self, worker: str, name: str, label: str = "") -> None:
-        """Record a worker: its address, the name of its host, and its label in messages (empty: its address)."""
+    def add(self, worker: str, name: str, label: str = "", gpu: str = "") -> None:
+        """Record a worker: its address, the name of its host, its label in messages (empty: its address), and its GPU."""
         url = urlsplit(worker)
         ip = (url.hostname or "") if url.scheme != "inproc" else ""
         self._host[worker] = name if not ip or ip in ("::1", name) or ip.startswith("127.") else f"{name} ({ip})"
         self._label[worker] = label or worker
+        if gpu:
+            self._gpu[worker] = f"{gpu} on {self._host[worker]}"
 
     def where(self, worker: str) -> tuple[str, str]:
         """Return host and name of a worker, for tables."""
@@ -98,6 +105,7 @@ class Hosts:
         for unit in (host, worker):
             self._streak[unit] = 0
             self._at_fault.pop(unit, None)
+        self._breaks.pop(self._gpu.get(worker, ""), None)
         self._good.add((item[0], host))
         for other, reason in self._tried.pop(item, {}).items():
             if other != worker:
@@ -135,6 +143,29 @@ class Hosts:
         """Record the deaths of workers as failures of what they were doing."""
         for death in deaths:
             self.failed(death.worker, (death.kind, death.slide_id, death.tile_id), death.reason)
+            if death.broken_at:
+                self.broke(death.worker, death.broken_at, death.reason)
+
+    def broke(self, worker: str, items: Collection[WorkItem], reason: str) -> None:
+        """Record that a worker's GPU stopped computing while it did some items.
+
+        A GPU that does so twice with no success in between is put aside, unless one item was there each time: then that
+        item is at fault, and is given up after its tries.
+        """
+        gpu = self._gpu.get(worker)
+        if gpu is None:
+            return
+        breaks = self._breaks[gpu]
+        breaks[worker] = frozenset(items)
+        if len(breaks) >= BREAKS and not frozenset.intersection(*breaks.values()) and gpu not in self._resting:
+            self._at_fault[gpu] = f"stopped computing {len(breaks)} times, the last time: {reason}"
+            self._put_aside(gpu)
+
+    def no_gpu_left(self, there: Collection[str]) -> str:
+        """Say why no worker that is there can compute: each has a GPU that is put aside; empty: one can, or none is there."""
+        self._end_rests()
+        gpus = {self._gpu.get(worker, "") for worker in there}
+        return "; ".join(f"{gpu} {self.aside[gpu]}" for gpu in sorted(gpus)) if gpus and gpus <= self._resting.keys() else ""
 
     def failures(self, item: WorkItem) -> list[tuple[str, str]]:
         """Return worker and reason of each failure at an item, the most credible one last.
@@ -181,7 +212,7 @@ class Hosts:
 
     def _others(self, tried: Collection[str], there: Iterable[str]) -> list[str]:
         self._end_rests()
-        hosts = ((w, self._host.get(w)) for w in there if w not in self._resting)
+        hosts = ((w, self._host.get(w)) for w in there if w not in self._resting and self._gpu.get(w) not in self._resting)
         return [w for w, host in hosts if host is not None and host not in tried and host not in self._resting]
 
     def _hosts_of(self, items: Iterable[WorkItem]) -> set[str]:
@@ -195,8 +226,10 @@ class Hosts:
             self.news.append(f"{self._title(unit)} is tried again after {rest_s:g} s")
 
     def _put_aside_if_due(self, unit: str) -> None:
-        if unit in self._resting or unit not in self._at_fault or self._streak[unit] < STRIKES:
-            return
+        if unit not in self._resting and unit in self._at_fault and self._streak[unit] >= STRIKES:
+            self._put_aside(unit)
+
+    def _put_aside(self, unit: str) -> None:
         rest_s = min(LONGEST_REST_S, REST_S * 2 ** min(20, self._rests[unit]))
         again = " again" if self._rests[unit] else ""
         self._resting[unit] = _Rest(self._clock() + rest_s, rest_s)
@@ -205,6 +238,8 @@ class Hosts:
         self.news.append(f"{self._title(unit)} is put aside{again} for {rest_s:g} s: it {self._at_fault[unit]}")
 
     def _title(self, unit: str) -> str:
+        if unit in self._gpu.values():
+            return unit
         return f"worker {self._label[unit]} on {self._host[unit]}" if unit in self._host else f"host {unit}"
 
 

@@ -155,20 +155,18 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
     SlideOpenError
         The file is gone, or is no longer the file whose constants were fitted; or its reader is not here.
     """
-    reader = job.meta.reader if job.meta.reader in ("cucim", "cucim-gpu", "openslide") else "auto"
+    reader = job.meta.reader if job.meta.reader in ("cucim", "openslide") else "auto"
+    if job.meta.reader == "cucim-gpu":  # of an earlier version; others give equal pixels
+        raise SlideOpenError(
+            f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded (reader cucim-gpu), which this version "
+            "cannot do. Go on with the version that began it, or choose another --out."
+        )
     slide = _opened(job.meta.path, job.meta.slide_id, config, job.meta.mpp, job.meta.cohort, reader)
     if (slide.meta.size_bytes, slide.meta.mtime_ns) != (job.meta.size_bytes, job.meta.mtime_ns):
         slide.close()
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {job.meta.path} changed while the run was going on (size or time differ). "
             "Run the same command again: the slide is then started again."
-        )
-    if job.meta.reader == "cucim-gpu" != slide.meta.reader:  # others give equal pixels
-        note = slide.meta.reader_note
-        slide.close()
-        raise SlideOpenError(
-            f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded, and this worker cannot do that ({note}). "
-            f"Continue where it was begun, or remove the slide's folder in parts/ to start it again."
         )
     return slide
 

@@ -9,20 +9,28 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.backend import to_device, to_host
+from wsiseg.errors import DeviceBrokenError
 from wsiseg.normalize import normalize
 from wsiseg.read import read_working
 from wsiseg.separate import SeparateParams, separate
 from wsiseg.types import Box, SlideMeta, Stain
 from wsiseg.vectorize import tile_stats, vectorize
 
-__all__ = ["Prepared", "prepare_kernels"]
+if TYPE_CHECKING:
+    from wsiseg.run.context import WorkerContext
+
+__all__ = ["Prepared", "prepare_kernels", "probe_device"]
 
 SIDE_PX = 64
+
+KNOWN = (3, 526)
+"""Nuclei of ``_picture`` and the sum of their areas, px: integers, the same on every machine."""
 
 _PARAMS = SeparateParams(
     center_threshold=16000,
@@ -72,6 +80,33 @@ def prepare_kernels(device: str = "cpu") -> Prepared:
     now = _cpu_jit.compiled_so_far()
     seconds = time.perf_counter() - start
     return Prepared(round(seconds, 3), now.compiled - before.compiled, now.loaded - before.loaded, now.folder)
+
+
+def probe_device(context: WorkerContext) -> None:
+    """Have a worker's device compute things of which the answer is known, before it is given a tile.
+
+    Raises
+    ------
+    DeviceBrokenError
+        It gives another answer, or two answers to one question. A device that gives none raises the library's own error.
+    """
+    from wsiseg.predict import predict
+
+    model = context.model
+    read = Box(0, 0, SIDE_PX, SIDE_PX)
+    window = model.input_box(read)
+    rgb = np.full((window.h, window.w, 3), 230, np.uint8)
+    rgb[window.h // 4 : window.h // 2 : 3, window.w // 4 : window.w // 2] = (90, 60, 140)
+    with context.turn():
+        prob = to_device(_picture(), context.device)
+        batch = vectorize(separate(prob, _PARAMS), prob, read, read)
+        there = to_device(rgb, context.device)
+        maps = [to_host(predict(model, there, window, read)) for _ in range(2)]
+    found = len(batch), int(batch.columns["area_wpx"].sum())
+    if found != KNOWN:
+        raise DeviceBrokenError(f"of a painted picture it makes {found[0]} nuclei of {found[1]} px, expected {KNOWN}")
+    if not np.array_equal(*maps):
+        raise DeviceBrokenError("its network gives two different maps of one picture")
 
 
 def _compute(rgb: npt.NDArray[np.uint8]) -> None:

@@ -28,6 +28,9 @@ from wsiseg.cluster.exits import word_of
 
 __all__ = ["Death", "Presence", "deaths", "read_workers", "sweep_workers"]
 
+BROKEN_STATUS = 75
+"""With which a worker ends itself whose GPU stopped computing."""
+
 _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
 
 
@@ -36,7 +39,7 @@ class Death:
     """The death of a worker and its work at the time; ``tile_id`` is -1 for the whole slide, ``reason`` is one line.
 
     ``alone``: the process did nothing else of the run, so this work is what killed it. ``worker`` is its
-    address in the cluster.
+    address in the cluster. ``broken_at``: the worker ended itself because its GPU stopped computing; all that it did then.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Death:
     reason: str
     alone: bool = True
     worker: str = ""
+    broken_at: tuple[tuple[str, str, int], ...] = ()
 
 
 class Presence:
@@ -70,6 +74,7 @@ class Presence:
         self._lock = threading.Lock()
         self._at: dict[int, tuple[float, dict[str, Any]]] = {}  # by thread: deadline, and what it does
         self._done = 0
+        self._broken = ""
         self._file = self._trace = -1
         with contextlib.suppress(OSError):  # a full or read-only disk: writing the tile will report it
             folder.mkdir(parents=True, exist_ok=True)
@@ -95,6 +100,13 @@ class Presence:
                 self._note()
                 self._watch()
 
+    def end_process(self, reason: str) -> None:
+        """End this process, whatever its threads are at, and leave the reason on disk for whoever asks why."""
+        with self._lock:
+            self._broken = reason
+            self._note()
+            os._exit(BROKEN_STATUS)
+
     def close(self) -> None:
         """Remove the files: this worker ends normally."""
         with self._lock:
@@ -118,6 +130,7 @@ class Presence:
             "tiles_done": self._done,
             "timeout_s": self._timeout_s,
             "at": [entry for _, entry in self._at.values()],
+            **({"broken": self._broken} if self._broken else {}),
         }
         data = json.dumps(record).encode()
         with contextlib.suppress(OSError):
@@ -154,13 +167,20 @@ def deaths(folder: Path, task: str) -> list[Death]:
             if entry.get("task") == task:
                 reason = _reason(folder / f"{record['id']}.trace", record)
                 alone = len(record["at"]) == 1
-                what = str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"])
-                found.append(Death(*what, reason, alone, str(record.get("worker", ""))))
+                what = _what(entry)
+                broken_at = tuple(_what(e) for e in record["at"]) if record.get("broken") else ()
+                found.append(Death(*what, reason, alone, str(record.get("worker", "")), broken_at))
     return found
+
+
+def _what(entry: dict[str, Any]) -> tuple[str, str, int]:
+    return str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"])
 
 
 def _reason(trace: Path, record: dict[str, Any]) -> str:
     where = f"worker process {record['pid']} on {record['host']}"
+    if record.get("broken"):
+        return f"{record['broken']}; the {where} was ended, since its GPU computes no more"
     try:
         text = trace.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -110,6 +110,8 @@ def segment(
         The network cannot be loaded; or workers end over it, again and again.
     SchedulerLostError
         The Dask scheduler is gone and did not come back: finished tiles are kept, and the same call resumes.
+    DeviceBrokenError
+        Every GPU stopped computing: finished tiles are kept, and the same call resumes.
     OSError
         The disk is full: finished tiles are kept, and the same call resumes.
     """
@@ -173,7 +175,8 @@ def _rows(
                 digest = pinned.digest(**facts)
                 requirements = RunRequirements(__version__, digest, facts, who["machine"])
                 setup = WorkerSetup(str(folder.root), pinned, requirements, pinned.schedule.device)
-                pool = WorkerPool(client, setup, *_pool_callbacks(progress, on_progress, watch))
+                callbacks = _pool_callbacks(progress, on_progress, watch)
+                pool = WorkerPool(client, setup, *callbacks, remote=config.schedule.remote)
                 pool.join()
                 give_up = 0.0
                 aim = Stain(facts["stain_method"], tuple(facts.get("stain_aim", ())))
@@ -245,7 +248,8 @@ def _claimed(
 def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
     """Pin what ``auto`` means (a resumed run keeps the folder's choice) and return it with the worker's facts."""
     remote = config.schedule.remote
-    workers = fitting_workers(client) if remote else []
+    # each GPU is asked in turn: one of several may be broken
+    workers = fitting_workers(client) if remote else list(client.nthreads()) if config.schedule.device == "cuda" else []
     if remote:
         config = _on_device(config, _asked(client, workers, compute_device, config))
     old = folder.read_run()

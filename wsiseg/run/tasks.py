@@ -7,6 +7,7 @@ import dataclasses
 import errno
 import itertools
 import os
+import platform
 import time
 import traceback
 from collections.abc import Callable
@@ -16,8 +17,10 @@ from typing import Any, TypeVar
 
 from distributed import Status, get_worker
 
+from wsiseg.backend import device_fault
+from wsiseg.cluster.devices import device_label
 from wsiseg.config import RunConfig
-from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, MissingMppError, WsisegError, one_line
+from wsiseg.errors import AnisotropicMppError, DeviceBrokenError, ImplausibleMppError, MissingMppError, WsisegError, one_line
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_config, local_path
@@ -28,7 +31,7 @@ from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
 from wsiseg.run.job import prepare_slide
 from wsiseg.run.tile import run_tile, tried
-from wsiseg.run.worker import at_work
+from wsiseg.run.worker import at_work, end_broken
 from wsiseg.types import Stain, Tile, TileOutcome
 
 __all__ = ["Answer", "Failure", "end_staging", "finish_task", "full_disk", "prepare_task", "tiles_task", "worker_facts"]
@@ -62,12 +65,24 @@ class Answer:
 
 
 def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
-    """Return what this worker would compute with: facts, and who it is (``arithmetic``, ``machine``)."""
+    """Return what this worker would compute with: facts, and who it is (``arithmetic``, ``machine``).
+
+    Raises
+    ------
+    DeviceBrokenError
+        Its GPU does not compute.
+    """
     from wsiseg.predict import machine_id
 
     root = Path(local_path(folder, config.schedule.path_map))
     context = WorkerContext(RunFolder(root), local_config(config), "", device)
-    who = {"arithmetic": context.arithmetic(), "machine": machine_id(device)}
+    try:
+        who = {"arithmetic": context.arithmetic(), "machine": machine_id(device)}
+    except RuntimeError as err:  # what PyTorch and CuPy raise; the client may have neither, and could not even load it
+        fault = device_fault(err)
+        if not fault:
+            raise
+        raise DeviceBrokenError(f"{device_label(device)} on {platform.node()} does not compute: {fault}") from None
     return {**context.facts(), "licence": context.model.licence, **who}
 
 
@@ -112,8 +127,17 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
             raise InterruptedError("the worker leaves")  # the answer is not needed: Dask has given the batch to another worker
         done = done_before(tile, context) if len(batch) > 1 else None
         with busy("tile", tile.slide_id, tile.tile_id):
-            outcomes.append(done or run_tile(tile, context, attempt))
+            outcomes.append(done or _run_tile(tile, context, attempt, setup))
     return _answer(outcomes)
+
+
+def _run_tile(tile: Tile, context: WorkerContext, attempt: int, setup: str) -> TileOutcome:
+    """Do a tile; where the GPU stops computing over it, end this worker."""
+    try:
+        return run_tile(tile, context, attempt)
+    except DeviceBrokenError as err:
+        end_broken(setup, one_line(err))
+        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(err)[:500], attempt)
 
 
 def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> Answer:

@@ -7,14 +7,14 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from wsiseg.errors import one_line
+from wsiseg.backend import device_fault, device_timer
+from wsiseg.errors import DeviceBrokenError, one_line
 from wsiseg.log import log
-from wsiseg.pipeline import StageClock, window_maps, window_nuclei
-from wsiseg.read import read_on_device, tissue_window, unscanned_window
+from wsiseg.pipeline import StageClock, window_maps, window_nuclei, window_stats
+from wsiseg.read import TissueView, tissue_view, unscanned_window
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.job import SlideJob
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
-from wsiseg.vectorize import tile_stats
 from wsiseg.write import write_part
 
 __all__ = ["run_tile", "tried"]
@@ -32,12 +32,13 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     model = context.model  # loaded before the clock starts: no tile pays for it
     clock = StageClock()
     with context.slide(tile.slide_id) as (job, slide):
-        rgb = None if context.decodes_on_device(job) else context.pixels(job, slide, model.input_box(tile.read))
-    tissue = tissue_window(job.tissue, tile.read, job.scale)  # bool (H, W)
+        rgb = context.pixels(job, slide, model.input_box(tile.read))
+    tissue = tissue_view(job.tissue, tile.read, job.scale)
     clock.lap("read")
     with context.turn():
         clock.lap("wait")
-        batch, stats, events = _compute(tile, job, rgb, tissue, context, clock)
+        with clock.on_device(device_timer(context.device)):
+            batch, stats, events = _compute(tile, job, rgb, tissue, context, clock)
     path = context.folder.part(tile.slide_id, tile.tile_id)
     write_part(path, batch, tile, stats, clock.seconds, context.digest, events)
     clock.lap("write")
@@ -45,30 +46,35 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
 
 
 def _compute(
-    tile: Tile, job: SlideJob, rgb: Array | None, tissue: Array, context: WorkerContext, clock: StageClock
+    tile: Tile, job: SlideJob, rgb: Array, tissue: TissueView, context: WorkerContext, clock: StageClock
 ) -> tuple[PolygonBatch, TileStats, Counter[str]]:
-    """Pixels (``None``: the device decodes them) -> polygons, sums, and what was changed for lack of memory."""
+    """Pixels -> polygons, sums, and what was changed for lack of memory."""
     model = context.model
     events: Counter[str] = Counter()
-    if rgb is None:
-        with context.slide(tile.slide_id) as (_, slide):
-            rgb = read_on_device(slide, model.input_box(tile.read))
-        clock.lap("read")
     black = unscanned_window(job.tissue, model.input_box(tile.read), job.scale)
     prob = window_maps(model, rgb, tile.read, job.stain, tissue, context.device, unscanned=black, clock=clock, events=events)
     found = window_nuclei(prob, tile.read, tile.core, context.separate_params(job.mpp_working), clock=clock, events=events)
-    stats = tile_stats(found.prob, found.instances, tile.read, tile.core, tissue)
+    stats = window_stats(found, tile.read, tile.core, tissue, events)
     clock.lap("vectorize")
     events.update(context.memory_facts())
     return found.batch, stats, events
 
 
 def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcome:
-    """Segment one tile; any error becomes an outcome with its reason and does not stop the run."""
+    """Segment one tile; any error becomes an outcome with its reason and does not stop the run.
+
+    Raises
+    ------
+    DeviceBrokenError
+        The GPU stopped computing: this process can do no further tile.
+    """
     outcome = tried(lambda: segment_tile(tile, context))
     if isinstance(outcome, Exception):
         log.error("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt, exc_info=outcome)
         context.forget(tile.slide_id)  # a reader may be left in an error state: open it again
+        fault = device_fault(outcome) if context.device != "cpu" else ""
+        if fault:
+            raise DeviceBrokenError(fault) from outcome
         return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(outcome)[:500], attempt)
     return dataclasses.replace(outcome, attempts=attempt)
 

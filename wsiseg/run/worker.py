@@ -18,15 +18,19 @@ from typing import Any
 from distributed import Status, Worker, WorkerPlugin, get_worker
 
 from wsiseg import __version__
+from wsiseg.backend import device_fault
+from wsiseg.cluster.devices import device_label
+from wsiseg.cluster.remote import is_reader
 from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError, one_line
+from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_config, local_path
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.kernels import prepare_kernels
+from wsiseg.run.kernels import prepare_kernels, probe_device
 from wsiseg.run.presence import Presence
 
-__all__ = ["RunRequirements", "WorkerSetup", "at_work", "objections", "processor_objections", "verdict_of"]
+__all__ = ["RunRequirements", "WorkerSetup", "at_work", "end_broken", "objections", "processor_objections", "verdict_of"]
 
 UNLIMITED = 1e9
 """Amount of each Dask resource granted to a worker. Resources say where a task may run; threads limit how many run."""
@@ -114,10 +118,12 @@ class WorkerSetup(WorkerPlugin):
         self._args = (folder, config, requirements, device)
         self.verdict: dict[str, Any] = {}
         """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, ``refused`` (the reason, or empty),
-        ``preparing`` (not ready yet), ``role``, and how its kernels were prepared (``wsiseg.run.kernels.Prepared``)."""
+        ``preparing`` (not ready yet), ``broken`` (its GPU does not compute), ``role``, ``gpu``, and how its kernels were
+        prepared (``wsiseg.run.kernels.Prepared``)."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
         self._preparing: asyncio.Task[None] | None = None
+        self._gpu = ""
 
     def resource(self, role: str) -> str:
         """Return the name of the resource for a role (``tile``, ``slide``, ``any``)."""
@@ -144,7 +150,7 @@ class WorkerSetup(WorkerPlugin):
         """Prepare the kernels, make the (still closed) context, and take tasks."""
         _, config, requirements, device = self._args
         declared = set(worker.state.total_resources)
-        role = "slide" if "CPU" in declared and "GPU" not in declared else "tile"
+        role = "slide" if is_reader(declared) else "tile"
         own_device = device if role == "tile" else "cpu"
         work = asyncio.ensure_future(asyncio.to_thread(prepare_kernels, own_device))
         await asyncio.wait({work})  # does not raise: an error refuses this worker
@@ -153,10 +159,17 @@ class WorkerSetup(WorkerPlugin):
             await self._tell(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
             return
         context = WorkerContext(folder, local_config(config), requirements.digest, own_device)
-        reasons = await asyncio.to_thread(processor_objections, requirements, context) if role == "tile" else []
+        self._gpu = device_label(own_device)
+        probe = asyncio.ensure_future(asyncio.to_thread(probe_device, context)) if self._gpu else None
+        if probe is not None:
+            await asyncio.wait({probe})
+        fault = probe.exception() if probe is not None else None
+        reasons = [f"{self._gpu} does not compute: {device_fault(fault) or one_line(fault)}"] if fault is not None else []
+        if not reasons and role == "tile":
+            reasons = await asyncio.to_thread(processor_objections, requirements, context)
         if reasons:
             context.close()
-            await self._tell(worker, refused="; ".join(reasons))
+            await self._tell(worker, refused="; ".join(reasons), broken=fault is not None)
             return
         self.context = context
         # Without a nanny nothing would restart a killed worker, and a worker that is a thread would kill its whole process.
@@ -169,7 +182,7 @@ class WorkerSetup(WorkerPlugin):
     async def _tell(self, worker: Worker, **found: Any) -> None:
         name = str(worker.name)
         self.verdict = {"worker": worker.address, "name": name if "://" not in name else "", "host": platform.node()}
-        self.verdict |= {"refused": "", **found}
+        self.verdict |= {"refused": "", "gpu": self._gpu, **found}
         await worker.scheduler.log_event(topic=self.name, msg=self.verdict)
 
     async def teardown(self, worker: Worker) -> None:
@@ -201,6 +214,19 @@ def _wake(worker: Worker) -> None:
     if worker.status == Status.running:
         worker.status = Status.paused
         worker.status = Status.running
+
+
+def end_broken(setup: str, reason: str) -> None:
+    """End this worker, whose GPU stopped computing, from inside a task; its nanny starts another, with a new CUDA context.
+
+    Without a nanny nobody would, and the process may be somebody's program: the worker then leaves the cluster.
+    """
+    worker = get_worker()
+    presence: Presence | None = getattr(worker.plugins.get(setup), "presence", None)
+    log.error("worker %s ends: its GPU computes no more (%s)", worker.address, reason)
+    if worker.nanny and presence is not None:
+        presence.end_process(reason)
+    worker.loop.add_callback(worker.close)
 
 
 Busy = Callable[[str, str, int], contextlib.AbstractContextManager[None]]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
 from distributed import Client
 
-from wsiseg.errors import InputError, one_line
+from wsiseg.errors import DeviceBrokenError, InputError, one_line
 from wsiseg.log import log
 from wsiseg.run.hosts import Hosts, WorkItem
 from wsiseg.run.worker import WorkerSetup, verdict_of
@@ -46,6 +46,8 @@ class WorkerPool:
         setup: WorkerSetup,
         tell: Callable[[str], None] = lambda text: None,
         on_ready: Callable[[dict[str, Any]], None] = lambda facts: None,
+        *,
+        remote: bool = True,
     ) -> None:
         self.client = client
         self.setup = setup
@@ -55,6 +57,8 @@ class WorkerPool:
         self._preparing: set[str] = set()
         self._roles: dict[str, str] = {}
         self.refused: dict[str, str] = {}
+        self._remote = remote  # else the cluster is the run's own: no worker comes but those of its nannies
+        self._without_gpu: set[str] = set()  # refused since their GPU does not compute
         self.hosts = Hosts()
         self.there: dict[str, int] = {}  # accepted workers and their threads, as last seen
         self._looked = -LOOK_S
@@ -107,6 +111,7 @@ class WorkerPool:
             self._ask(everyone)
             roles = dict(self._roles)
             self.there = {a: n for a, n in everyone.items() if a in roles}
+            self._stop_without_gpu(everyone)
             working = self.hosts.working(self.there)
             self.threads = sum(self.there[a] for a in working if roles[a] == "tile")
             if self.threads:
@@ -116,6 +121,19 @@ class WorkerPool:
                 why = "no worker is ready yet: kernels are still compiled" if self._preparing else "no worker is there"
                 log.warning("%s; waiting for one. Ctrl-C stops; the same command resumes", why)
         return self.threads
+
+    def _stop_without_gpu(self, everyone: Collection[str]) -> None:
+        """Raise ``DeviceBrokenError`` where every GPU of the run is broken: tiles would be failed one after another."""
+        # a worker may break so soon that it is never seen; without others to come, all that ever worked are what there is
+        known = self.able("tiles") if self._remote else [a for a, role in self._roles.items() if role == "tile"]
+        reason = self.hosts.no_gpu_left(known)
+        if not reason and everyone and not self._remote and self._without_gpu >= set(everyone):  # and nobody comes later
+            reason = "; ".join(self.refused[a] for a in everyone)
+        if reason:
+            raise DeviceBrokenError(
+                f"No GPU is left to compute on: {reason}. Finished tiles are kept: run the same command again once the GPU is "
+                "reset or left away (--gpus), or on another machine."
+            )
 
     def able(self, kind: str) -> list[str]:
         """Return the workers, of those connected at the last look, that may run a kind of task."""
@@ -175,9 +193,13 @@ class WorkerPool:
         if message["refused"]:
             self.refused[address] = f"{address} on {message['host']}: {message['refused']}"
             log.warning("worker %s is refused", self.refused[address])
+            if message.get("broken"):
+                self._without_gpu.add(address)
+                gpu = f"{message['gpu']} on {message['host']}"
+                self.hosts.aside[gpu] = message["refused"].removeprefix(f"{message['gpu']} ")
         else:
             self._roles[address] = message["role"]
-            self.hosts.add(address, message["host"], message["name"])
+            self.hosts.add(address, message["host"], message["name"], message.get("gpu", ""))
             self._ready.put(message)
             self._looked = -LOOK_S
 

@@ -55,7 +55,8 @@ class PartHeader:
     bounds_wpx
         xmin, ymin, xmax, ymax over all rings, working px; None without nuclei.
     events
-        What was done otherwise and how often: ``window_halved``, ``separated_on_cpu``; and ``device_peak_bytes``, a height.
+        What was done otherwise and how often: ``window_halved``, ``separated_on_cpu``,
+        ``kept_on_host``, ``summed_on_cpu``; and ``device_peak_bytes``, a height.
     """
 
     digest: str
