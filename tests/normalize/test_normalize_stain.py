@@ -116,7 +116,7 @@ def test_the_reinhard_target_is_the_demo_slide():
     slide = open_slide(DEMO)
     rgb, tissue = stain_sample(slide, fit_tissue(slide), 1.0)
     params = fit_stain("reinhard", rgb, tissue).params
-    # the numbers are fixed, as every result in this stain hangs on them; the mask they were taken under has grown a little since
+    # the numbers are fixed, as every result in this stain depends on them; the mask they were taken under has grown a little
     np.testing.assert_allclose(params, (*reinhard.TARGET_MEAN, *reinhard.TARGET_STD), atol=5e-3)
     target = Stain("reinhard", (*reinhard.TARGET_MEAN, *reinhard.TARGET_STD))
     assert np.abs(normalize(rgb, target).astype(int) - rgb).max() <= 1, "what is the target already stays as it is"
