@@ -214,6 +214,8 @@ class ScheduleConfig:
     any_processor
         Let processors whose maps differ in their last bits (bf16; fp32 without AVX2) work on one run all the same. They are
         recorded in ``run.json``.
+    dask_cuda
+        Start GPU workers by the package dask-cuda, which binds each to the cores near its GPU; it must be installed.
     metrics_file
         Counters in Prometheus' text format are kept here, for its node exporter.
     """
@@ -221,6 +223,7 @@ class ScheduleConfig:
     device: Literal["auto", "cpu", "cuda"] = _free("auto")
     gpus: str = _free("")
     workers_per_gpu: int = _free(1)
+    dask_cuda: bool = _free(False)
     threads_per_worker: int = _free(0)
     device_memory_frac: float = _free(0.9)
     workers: int = _free(0)

@@ -153,7 +153,7 @@ def test_worker_processes_start_with_their_gpu(driver: Any, monkeypatch: pytest.
     assert sorted(seen.values()) == [("0", False), ("1", False)]
 
 
-def test_dask_cuda_is_used_where_it_is_installed(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dask_cuda_is_used_only_where_it_is_asked_for(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(TWO)
     asked: dict[str, Any] = {}
     module = ModuleType("dask_cuda")
@@ -161,7 +161,12 @@ def test_dask_cuda_is_used_where_it_is_installed(driver: Any, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, "dask_cuda", module)
     monkeypatch.setattr("wsiseg.cluster.gpu_workers.importlib.util.find_spec", lambda name: object())
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert gpu_cluster(ScheduleConfig(device="cuda", gpus="1,0"), 16) == "cluster"
+    with gpu_cluster(ScheduleConfig(device="cuda", gpus="0"), 1) as plain:
+        assert isinstance(plain, SpecCluster)
+    assert not asked
+    with pytest.raises(InputError, match=r"schedule\.dask_cuda needs"):
+        gpu_cluster(ScheduleConfig(device="cuda", dask_cuda=True, workers_per_gpu=2), 16)
+    assert gpu_cluster(ScheduleConfig(device="cuda", gpus="1,0", dask_cuda=True), 16) == "cluster"
     assert (asked["CUDA_VISIBLE_DEVICES"], asked["threads_per_worker"]) == (["1", "0"], 8)
     assert asked["memory_limit"] == asked["device_memory_limit"] == 0
 

@@ -10,6 +10,7 @@ from distributed import Nanny, Scheduler, SpecCluster
 
 from wsiseg.cluster.devices import gpu_environments, threads_of_worker
 from wsiseg.config import ScheduleConfig
+from wsiseg.errors import InputError
 
 __all__ = ["gpu_cluster"]
 
@@ -18,7 +19,7 @@ _NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{_HOST}:0"}
 
 
 def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
-    """Return a cluster on this machine's GPUs: dask-cuda's where it is installed and each GPU has one worker, else a plain one.
+    """Return a cluster on this machine's GPUs: a plain one, or dask-cuda's where ``schedule.dask_cuda`` asks for it.
 
     Raises
     ------
@@ -27,7 +28,9 @@ def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
     """
     environments = gpu_environments(config)
     threads = threads_of_worker(config, "cuda", len(environments), cores)
-    if config.workers_per_gpu == 1 and importlib.util.find_spec("dask_cuda") is not None:
+    if config.dask_cuda:
+        if config.workers_per_gpu != 1 or importlib.util.find_spec("dask_cuda") is None:
+            raise InputError("schedule.dask_cuda needs the package dask-cuda and one worker a GPU (--workers-per-gpu 1).")
         return _dask_cuda(environments, threads)
     workers = {
         k: {"cls": Nanny, "options": {"nthreads": threads, "env": env, "host": _HOST, "memory_limit": 0, "dashboard": False}}
