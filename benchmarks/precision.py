@@ -1,6 +1,6 @@
 """What a precision costs: int8, bf16 and fp32 side by side on annotated validation images, and on processors of other kinds.
 
-    python -m benchmarks.precision --data /work/shared/data/nuclei
+    python -m benchmarks.precision --data SETS
 
 Scores, counts and mean areas on the validation images of every set, thresholds of the weights' card; and for caps on what
 oneDNN may use (AVX2; AVX-512 without VNNI, bf16 and AMX), the digest of the maps and the network's useful Mpx per CPU second.
@@ -108,7 +108,7 @@ def here(side: int = 624) -> dict[str, Any]:
 def main() -> None:
     """Score, ask each kind of processor, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("/work/shared/data/nuclei"))
+    parser.add_argument("--data", type=Path, required=True, help="folder of annotated sets")
     parser.add_argument("--here", action="store_true", help="Only print what this processor computes, as JSON.")
     args = parser.parse_args()
     if args.here:
