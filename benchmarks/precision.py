@@ -108,12 +108,14 @@ def here(side: int = 624) -> dict[str, Any]:
 def main() -> None:
     """Score, ask each kind of processor, and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of annotated sets")
+    parser.add_argument("--data", type=Path, help="Folder of annotated sets.")
     parser.add_argument("--here", action="store_true", help="Only print what this processor computes, as JSON.")
     args = parser.parse_args()
     if args.here:
         print(json.dumps(here()))
         return
+    if args.data is None:
+        parser.error("--data SETS is missing")
     processors = {}
     for name, caps in CAPS.items():
         command = [sys.executable, "-m", "benchmarks.precision", "--here"]
