@@ -6,7 +6,7 @@ from PIL import Image
 from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, InputError, MissingMppError
 from wsiseg.read import open_slide
 from wsiseg.read._mpp_text import um_per_unit
-from wsiseg.read.mpp import resolve_mpp, tag_mpp
+from wsiseg.read.mpp import resolve_mpp, tag_claim
 
 FULL = {
     "openslide.mpp-x": "0.2528",
@@ -38,15 +38,17 @@ def test_the_ladder_takes_the_first_step_that_holds(properties, user, expected):
 
 @pytest.mark.parametrize("dpi", [1, 72, 96, 300, 600])
 def test_resolutions_of_screens_and_printers_are_no_mpp(dpi):
-    assert tag_mpp(dpi, "inch") is None
+    assert tag_claim(dpi, dpi, "inch") is None
 
 
 def test_tag_units():
-    assert tag_mpp(50800, "inch") == pytest.approx(0.5)
-    assert tag_mpp(20000, "centimeter") == pytest.approx(0.5)
-    assert tag_mpp(20000, "none") is None
-    assert tag_mpp(0, "inch") is None
-    assert tag_mpp("much", "inch") is None
+    assert (claim := tag_claim(50800, 50800, "inch")) is not None
+    assert (claim.x, claim.y) == pytest.approx((0.5, 0.5))
+    assert (claim := tag_claim(20000, 20000, "centimeter")) is not None
+    assert (claim.x, claim.y) == pytest.approx((0.5, 0.5))
+    assert tag_claim(20000, 20000, "none") is None
+    assert tag_claim(0, 0, "inch") is None
+    assert tag_claim("much", "much", "inch") is None
 
 
 def test_missing_mpp_names_option_and_column():

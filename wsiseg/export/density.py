@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from wsiseg.errors import InputError
-from wsiseg.export.overlay import picture_text
+from wsiseg.export.overlay import save_picture
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.maps import slide_maps_of
 from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
-from wsiseg.tables import atomic_path
 from wsiseg.write import MapLevel
 
 __all__ = ["Density", "density_picture", "density_png", "tissue_density"]
@@ -92,9 +91,7 @@ def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = (
     if row.get("nuclei_per_mm2"):
         title += f", {row['nuclei_per_mm2']:,.0f} per mm² of tissue"
     picture = density_picture(thumbnail, density, row["width_px"] * row["mpp"], title)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", pnginfo=picture_text(slide_id))
+    save_picture(picture, out, slide_id)
     return density
 
 

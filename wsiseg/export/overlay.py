@@ -19,7 +19,7 @@ from wsiseg.results.reopen import reopen_slide
 from wsiseg.tables import atomic_path, read_nuclei
 from wsiseg.types import Box
 
-__all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "picture_text"]
+__all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "save_picture"]
 
 OUTLINE_RGB = (70, 255, 130)
 """A green with high contrast on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
@@ -27,11 +27,13 @@ OUTLINE_RGB = (70, 255, 130)
 MAX_PICTURE_PX = 4096
 
 
-def picture_text(slide_id: str) -> PngInfo:
-    """Return the text by which a folder of slides knows our pictures from its own (see ``wsiseg.results.listing``)."""
+def save_picture(picture: NDArray[np.uint8], out: Path, slide_id: str) -> None:
+    """Write uint8 (H, W, 3) as PNG, with the text by which a folder of slides knows it (see ``wsiseg.results.listing``)."""
     text = PngInfo()
     text.add_itxt("wsiseg:picture", f"nuclei of slide {slide_id}")
-    return text
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(out) as partial:
+        Image.fromarray(picture).save(partial, format="PNG", pnginfo=text)
 
 
 def parse_region(text: str) -> Box | None:
@@ -127,9 +129,7 @@ def overlay_png(
     if side_by_side:
         gap = np.full((rgb.shape[0], 8, 3), 255, np.uint8)
         picture = np.concatenate([rgb, gap, picture], axis=1)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(out) as partial:
-        Image.fromarray(picture).save(partial, format="PNG", pnginfo=picture_text(slide_id))
+    save_picture(picture, out, slide_id)
     return region
 
 

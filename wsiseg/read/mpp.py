@@ -24,7 +24,7 @@ from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, InputError, 
 from wsiseg.read._mpp_text import MppClaim, number, um_per_unit
 from wsiseg.types import MppSource
 
-__all__ = ["MAX_ANISOTROPY_FRAC", "PLAUSIBLE_MPP", "Mpp", "resolve_mpp", "objective_power", "tag_claim", "tag_mpp"]
+__all__ = ["MAX_ANISOTROPY_FRAC", "PLAUSIBLE_MPP", "Mpp", "resolve_mpp", "objective_power", "tag_claim"]
 
 PLAUSIBLE_MPP = (0.1, 2.0)
 """Microns per px that are taken as the file states them: 100x to 5x. Outside, the user confirms them with ``--mpp``."""
@@ -54,15 +54,6 @@ class Mpp:
     value: float
     source: MppSource
     note: str = ""
-
-
-def tag_mpp(resolution: object, unit: object) -> float | None:
-    """Return microns per px from a TIFF resolution (px per unit), ``None`` where unit or value cannot be a microscope's.
-
-    ``unit`` is ``inch`` or ``centimeter``; TIFF's third unit, ``none``, states no length.
-    """
-    value = _tag_um(resolution, unit)
-    return value if value is not None and value <= MAX_TAG_MPP else None
 
 
 def tag_claim(x_resolution: object, y_resolution: object, unit: object, where: str = "TIFF resolution tags") -> MppClaim | None:
