@@ -23,6 +23,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "SLIDES",
     "SLIDE_STATUSES",
+    "TRUST",
     "Column",
 ]
 
@@ -105,6 +106,32 @@ BATCH_COLUMNS: tuple[Column, ...] = (
 )
 """Columns of ``wsiseg.types.PolygonBatch.columns``: what vectorize hands to write."""
 
+TRUST: tuple[Column, ...] = (
+    Column(
+        "tissue_mask", "string", "", "found (by wsiseg), given (a file) or all (no mask: the whole slide); empty: not recorded"
+    ),
+    Column("outside_windows", "int32", "", "sampled windows of 64 um outside the mask that were segmented"),
+    Column(
+        "outside_nuclei", "float64", "", "nuclei outside the mask, estimated from the sample (docs/results.md); pen marks apart"
+    ),
+    Column("outside_nuclei_low", "float64", "", "lower end of its 95 % interval"),
+    Column("outside_nuclei_high", "float64", "", "upper end of its 95 % interval"),
+    Column("outside_frac", "float64", "1", "outside_nuclei / (n_nuclei + outside_nuclei)"),
+    Column("ink_frac", "float64", "1", "pen marks / (tissue and pen marks), by area"),
+    Column("fold_frac", "float64", "1", "share of tissue that is far darker than the rest: folds, thick places"),
+    Column("stain_residual", "float64", "1", "share of optical density that hematoxylin and eosin do not explain"),
+    Column("od_red_frac", "float64", "1", "red's share of the optical density of tissue, median"),
+    Column("od_blue_frac", "float64", "1", "blue's share of the optical density of tissue, median"),
+    Column("sharpness", "float64", "1", "fine detail / all detail of tissue at 0.5 um/px, median over patches"),
+    Column("sharpness_low", "float64", "1", "the same, 10th percentile over patches: strips out of focus"),
+    Column("jpeg_blocking", "float64", "1", "steps across a grid of 8 px / steps beside it, less 1; level-0 px"),
+    Column("nuclei_per_colored_mm2", "float64", "1/mm^2", "nuclei per area of colored tissue, the mask's margin left out"),
+    Column("foreign_score", "float64", "1", "how unlike the training images the slide is; QC flags it above 1"),
+    Column("foreign_reasons", "string", "", "why, in words, the strongest first, separated by semicolons"),
+    Column("seconds_outside", "float64", "s", "time for the sample outside the mask"),
+)
+"""Columns of ``SLIDES`` about the tissue mask and about how unusual a slide looks."""
+
 SLIDES: tuple[Column, ...] = (
     Column("slide_id", "string", "", "file stem, TCGA barcode verbatim"),
     Column("cohort", "string", "", "cancer type or any group given in the manifest"),
@@ -150,14 +177,19 @@ SLIDES: tuple[Column, ...] = (
     Column("seconds_separate", "float64", "s", "time separating"),
     Column("seconds_vectorize", "float64", "s", "time vectorizing"),
     Column("seconds_write", "float64", "s", "time writing tiles and the table"),
+    *TRUST,
     Column("device_note", "string", "", "most GPU memory held, and what was done otherwise for want of it (empty: on the CPU)"),
     Column("table", "string", "", "polygon table, relative to the run folder"),
     Column("error", "string", "", "why the slide failed or is suspect (empty: neither)"),
 )
 """One row per slide."""
 
-LATER = ("precision", "precision_choice")
-"""Columns of ``SLIDES`` that tables of earlier versions lack: they are read as empty."""
+LATER: dict[str, str | None] = {
+    "precision": "",
+    "precision_choice": "",
+    **{c.name: "" if c.arrow == "string" else None for c in TRUST},
+}
+"""Columns of ``SLIDES`` that tables of earlier versions lack, and how they are then read."""
 
 ERRORS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),

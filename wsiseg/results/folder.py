@@ -8,6 +8,7 @@
     RUN/features/<slide_id>.parquet  what ``wsiseg features`` measured, row by row the table's nuclei
     RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
     RUN/slides/<slide_id>.tissue.png tissue mask as used
+    RUN/slides/<slide_id>.mask.jpg   the slide with the mask's outline, pen marks, and the windows sampled outside
     RUN/slides.parquet, slides.csv   one row a slide
     RUN/errors.parquet               what failed and why
     RUN/parts/<slide_id>/            tiles done so far; removed when the slide is complete
@@ -57,6 +58,10 @@ class RunFolder:
     def tissue_png(self, slide_id: str) -> Path:
         """Return the tissue mask as used."""
         return self.root / "slides" / f"{slide_id}.tissue.png"
+
+    def mask_jpg(self, slide_id: str) -> Path:
+        """Return the picture of the slide with its tissue mask drawn on it."""
+        return self.root / "slides" / f"{slide_id}.mask.jpg"
 
     def parts(self, slide_id: str) -> Path:
         """Return the folder of a slide's finished tiles."""

@@ -223,7 +223,7 @@ def _file_refusal(entry: os.DirEntry[str]) -> str:
             return f"ending {ending}, which no reader here knows (convert to OME-TIFF or DICOM)"
         hint = "not taken from a folder (name a file outright to try it)" if ending in _MAY_OPEN else "no slide"
         return f"ending {plain_text(ending)}, {hint}"
-    if name.lower().endswith(".tissue.png"):
+    if name.lower().endswith((".tissue.png", ".mask.jpg")):
         return "tissue mask of a wsiseg run"
     if facts.st_size == 0:
         return "zero bytes"

@@ -304,7 +304,7 @@ def _sweep(folder: RunFolder, own: Sequence[SlideInput] | None) -> None:
         return
     for slide in own:
         sweep_partials(folder.parts(slide.slide_id))
-    mine = {f"{s.slide_id}{ending}" for s in own for ending in (".parquet", ".json", ".tissue.png")}
+    mine = {f"{s.slide_id}{ending}" for s in own for ending in (".parquet", ".json", ".tissue.png", ".mask.jpg")}
     for sub in ("nuclei", "slides"):
         for stale in (folder.root / sub).glob(".*.partial"):
             if stale.name[1:].rsplit(".", 2)[0] in mine:  # .<name>.<pid>-<random>.partial

@@ -173,7 +173,7 @@ def _check_summaries(folder: RunFolder, records: dict[str, dict[str, Any]]) -> I
 
 
 def _same_row(a: dict[str, Any], b: dict[str, Any]) -> bool:
-    a, b = ({**dict.fromkeys(LATER, ""), **row} for row in (a, b))
+    a, b = ({**LATER, **row} for row in (a, b))
     return set(a) == set(b) and all(a[k] == b[k] or (a[k] in (None, "") and b[k] in (None, "")) for k in a)
 
 

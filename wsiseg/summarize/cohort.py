@@ -75,7 +75,7 @@ def read_slides_table(path: str | Path) -> list[dict[str, Any]]:
 
 def _completed(row: Row) -> dict[str, Any]:
     """Return a row with the columns that earlier versions did not have, in the schema's order."""
-    filled = {**dict.fromkeys(LATER, ""), **row}
+    filled = {**LATER, **row}
     return {c.name: filled.pop(c.name) for c in SLIDES if c.name in filled} | filled
 
 
