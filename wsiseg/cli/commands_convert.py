@@ -146,17 +146,20 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .csv or .parquet instead of printing."
 )
 @click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
-def query(run: Path, sql: str, out: Path | None, rows: int) -> None:
+@click.option("--allow-files", is_flag=True, help="Let the SQL read and write other files, load extensions, use the network.")
+def query(run: Path, sql: str, out: Path | None, rows: int, allow_files: bool) -> None:
     """Run an SQL query over the tables of RUN, which may also be a folder made by wsiseg cohort.
 
-    Views: nuclei, features, slides, errors, grades.
+    Views: nuclei, features, slides, errors, grades. The SQL can read these and nothing else, and write nothing; the answer is
+    written with --out. With --allow-files it may do what DuckDB can: for SQL that you trust.
 
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
+    wsiseg query RUN --allow-files "select * from nuclei join 'patients.csv' using (slide_id)" -o joined.parquet
     """
     from wsiseg.export.convert import query_run
 
-    table, units = query_run(run, sql, out)
+    table, units = query_run(run, sql, out, allow_files=allow_files)
     if out is not None:
         click.echo(f"{out}: {table.num_rows:,} rows")
         return

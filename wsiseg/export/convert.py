@@ -193,7 +193,7 @@ def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, 
     return made, dict(slides), mixed_precision_note(records)
 
 
-def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[str, str]]:
+def query_run(run: Path, sql: str, out: Path | None = None, *, allow_files: bool = False) -> tuple[Any, dict[str, str]]:
     """Return (Arrow table, unit of each column that has one) of a question to a run; write it to ``out`` too, if named.
 
     Raises
@@ -203,7 +203,7 @@ def query_run(run: Path, sql: str, out: Path | None = None) -> tuple[Any, dict[s
     """
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise InputError(f"Expected an output .csv or .parquet, got {out}.")
-    table, units = query(run, sql)
+    table, units = query(run, sql, allow_files=allow_files)
     if out is not None:
         import pyarrow.parquet as pq
         from pyarrow import csv

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
+from wsiseg.export.closed import PREFIX, closed_database
 from wsiseg.export.libraries import optional
 from wsiseg.tables.columns import companion_of, read_columns
 from wsiseg.tables.features import DERIVED_SQL, FEATURE_NAMES
@@ -174,68 +175,100 @@ def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     return sorted(made)
 
 
-def query(run: str | Path, sql: str) -> tuple[pa.Table, dict[str, str]]:
+def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.Table, dict[str, str]]:
     """Run SQL over a run folder (or a cohort folder of ``write_cohort``) on DuckDB; return the answer and its columns' units.
 
     Views: ``nuclei`` (with ``slide_id`` and ``cohort``), ``features`` (the same with the columns of ``wsiseg.schema.DERIVED``
     and, where ``wsiseg features`` made them, of ``FEATURES``), ``slides``, ``errors`` and, where there are grades, ``grades``.
     DuckDB reads only the columns and row groups that the question needs. The database lives in memory.
 
+    Parameters
+    ----------
+    sql
+        A question. It can read the tables of the run and nothing else, and write nothing (``wsiseg.export.closed``).
+    allow_files
+        Let it read and write whatever this user may: other tables, extensions, the network.
+
     Raises
     ------
     InputError
-        The SQL is wrong, or ``run`` is no run folder; the message is DuckDB's.
+        The SQL is wrong, reaches out of the run without ``allow_files``, or ``run`` is no run folder; the message is DuckDB's.
     BackendUnavailableError
         duckdb is not installed (extra ``query``).
     """
     duckdb = optional("duckdb", "query")
     root = Path(run)
-    with duckdb.connect(":memory:") as db:
-        for name, text in _views(root).items():
-            db.execute(f"CREATE VIEW {name} AS {text}")
+    files, views = _views(root, allow_files=allow_files)
+    with duckdb.connect(":memory:") if allow_files else closed_database(files) as db:
         try:
+            for name, text in views.items():
+                db.execute(f"CREATE VIEW {name} AS {text}")
             answer = db.sql(sql)
             if answer is None:
                 raise InputError(f"Expected a question (SELECT ...), got a statement without an answer: {sql[:80]!r}.")
             table = answer.to_arrow_table()
         except duckdb.Error as err:
-            raise InputError(f"The query failed: {err}") from err
+            raise InputError(f"The query failed: {_why(err, views)}") from err
     units = column_units()
     return table, {name: units[name] for name in table.column_names if units.get(name)}
 
 
-def _views(root: Path) -> dict[str, str]:
-    """Return the SQL of each view, those that others are made of first."""
+_CLOSED = ("disabled", "can only be read", "configuration has been locked", "extension", "Table with name")
+"""Parts of what DuckDB says where a question reaches out of a closed database."""
+
+
+def _why(err: Exception, views: Mapping[str, str]) -> str:
+    """Return DuckDB's message; where the database was closed to what was asked, also how to open it."""
+    text = str(err).strip()
+    if "Traceback" in text:  # of the file system that reads the tables
+        text = text.splitlines()[-1]
+    if not any(part in text for part in _CLOSED):
+        return text
+    return (
+        f"{text}\nA query sees the tables of the run only ({', '.join(views)}): no other file, no extension, no network. "
+        "Open these with --allow-files (in Python: allow_files=True), for SQL that you trust."
+    )
+
+
+def _views(root: Path, *, allow_files: bool) -> tuple[dict[str, Path], dict[str, str]]:
+    """Return the tables by the names that the SQL reads, and the SQL of each view, those that others are made of first."""
     files = _tables_of(root, "", None)
     cohort = not files
     files = files or sorted(root.glob("cohort=*/slide_id=*/*.parquet"))
     if not files:
         raise InputError(f"{root}: expected a run folder with nuclei/*.parquet, or a cohort folder (cohort=*/slide_id=*/).")
+    names: dict[str, Path] = {}
+
+    def named(path: Path) -> str:
+        name = str(path) if allow_files else PREFIX + path.relative_to(root).as_posix()
+        names[name] = path
+        return _quoted(name)
+
     views = {}
     stored = {"slides": "slides.parquet", "errors": "errors.parquet", "grades": GRADES}
     for name, path in stored.items():
         if (root / path).is_file():
-            views[name] = f"SELECT * FROM read_parquet({_quoted(str(root / path))}, hive_partitioning = false)"
+            views[name] = f"SELECT * FROM read_parquet({named(root / path)}, hive_partitioning = false)"
     if cohort:
-        listed = ", ".join(_quoted(str(f)) for f in files)
+        listed = ", ".join(map(named, files))
         options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
         views["nuclei"] = f"SELECT * FROM read_parquet([{listed}], {options})"
     elif "slides" in views:
         known = "SELECT slide_id, cohort FROM slides"
-        views["nuclei"] = f"SELECT n.*, s.cohort FROM ({_scan(files)}) n LEFT JOIN ({known}) s USING (slide_id)"
+        views["nuclei"] = f"SELECT n.*, s.cohort FROM ({_scan(map(named, files))}) n LEFT JOIN ({known}) s USING (slide_id)"
     else:
-        views["nuclei"] = _scan(files)
+        views["nuclei"] = _scan(map(named, files))
     made = ", ".join(f"{text} AS {name}" for name, text in DERIVED_SQL.items())
     beside = [] if cohort else [c for c in map(companion_of, files) if c is not None]
-    joined = f" LEFT JOIN ({_scan(beside)}) f USING (slide_id, nucleus_id)" if beside else ""
+    joined = f" LEFT JOIN ({_scan(map(named, beside))}) f USING (slide_id, nucleus_id)" if beside else ""
     more = "".join(f", f.{name}" for name in FEATURE_NAMES) if beside else ""
     views["features"] = f"SELECT n.*, {made}{more} FROM nuclei n{joined}"
-    return views
+    return names, views
 
 
-def _scan(files: Sequence[Path]) -> str:
+def _scan(quoted: Iterable[str]) -> str:
     """Return SQL that reads tables named ``<slide_id>.parquet`` (the id is the file's name, whatever dots are in it)."""
-    listed = ", ".join(_quoted(str(f)) for f in files)
+    listed = ", ".join(quoted)
     stem = "regexp_extract(filename, '([^/]+)\\.parquet$', 1)"
     scan = f"read_parquet([{listed}], filename = true, union_by_name = true, hive_partitioning = false)"
     return f"SELECT * EXCLUDE (filename), {stem} AS slide_id FROM {scan}"

@@ -1,0 +1,108 @@
+"""A DuckDB connection that sees the tables of a run and nothing else: no other file is read, none is written, no network."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import io
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from wsiseg.export.libraries import optional
+
+__all__ = ["PREFIX", "closed_database"]
+
+PREFIX = "run://"
+"""Begins the names under which a closed connection knows the tables: ``run://nuclei/<slide_id>.parquet``."""
+
+SETTINGS = (
+    "autoinstall_known_extensions = false",
+    "autoload_known_extensions = false",
+    "python_enable_replacements = false",  # variables of the calling program are no tables
+    "enable_external_access = false",
+    "lock_configuration = true",
+)
+
+
+@contextlib.contextmanager
+def closed_database(files: Mapping[str, Path]) -> Iterator[Any]:
+    """Yield a connection to an empty database in memory that can read ``files`` and touch no other.
+
+    DuckDB may write to every path that it may read (``allowed_paths``), also from within a ``SELECT``. So it is not given the
+    paths, but names of a file system of its own that opens these files for reading and knows no other operation. What does not
+    fit in memory is written to a temporary folder, which is removed.
+
+    Parameters
+    ----------
+    files
+        Path of each table by its name, which begins with ``PREFIX``.
+
+    Raises
+    ------
+    BackendUnavailableError
+        duckdb or fsspec is not installed (extra ``query``).
+    """
+    duckdb = optional("duckdb", "query")
+    with tempfile.TemporaryDirectory(prefix="wsiseg-query-") as spill, duckdb.connect(":memory:") as db:
+        db.register_filesystem(_read_only(files))
+        db.execute(f"SET temp_directory = {_quoted(spill)}")
+        db.execute(f"SET allowed_paths = [{', '.join(map(_quoted, files))}]")
+        for setting in SETTINGS:
+            db.execute(f"SET {setting}")
+        yield db
+
+
+class _Reading(io.FileIO):
+    """A file opened for reading that is closed when it is dropped: DuckDB does not close all of its files."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _read_only(files: Mapping[str, Path]) -> Any:
+    """Return an fsspec file system of these files alone."""
+    base: Any = optional("fsspec", "query").AbstractFileSystem
+
+    class _Tables(base):
+        protocol = PREFIX.removesuffix("://")
+        cachable = False
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return path if path.startswith(PREFIX) else PREFIX + path
+
+        def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
+            if mode != "rb":
+                raise PermissionError("tables of a run can only be read")
+            return _Reading(self._path(path), "rb")
+
+        def _path(self, path: str) -> Path:
+            try:
+                return files[self._strip_protocol(path)]
+            except KeyError:
+                raise FileNotFoundError(path) from None
+
+        def info(self, path: str, **_: Any) -> dict[str, Any]:
+            return {"name": path, "size": os.path.getsize(self._path(path)), "type": "file"}
+
+        def exists(self, path: str, **_: Any) -> bool:
+            return self._strip_protocol(path) in files
+
+        def isfile(self, path: str) -> bool:
+            return self.exists(path)
+
+        def glob(self, path: str, **_: Any) -> list[str]:
+            """Return the file of that name: none is a pattern, whatever characters it holds."""
+            return [self._strip_protocol(path)] if self.exists(path) else []
+
+        def modified(self, path: str) -> datetime.datetime:
+            return datetime.datetime.fromtimestamp(os.path.getmtime(self._path(path)), datetime.UTC)
+
+    return _Tables()
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
