@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -56,36 +57,34 @@ def qc() -> None:
 @click.option(
     "--method",
     "methods",
-    type=click.Choice(["tails", "mad", "mahalanobis"]),
+    type=click.Choice(["auto", "tails", "mad", "mahalanobis"]),
     multiple=True,
-    help="May be given more than once.  [tails, the published rule]",
+    help="tails: the outer share of each statistic, the published rule. mad: values too many robust standard deviations from "
+    "the median. mahalanobis: all statistics together. May be given more than once.  [auto: tails from 100 slides on, mad in a "
+    "smaller cohort or with --reference]",
 )
-def outliers(
-    run: Path,
-    tail_frac: float,
-    second_tail_frac: float,
-    second_round_share: float,
-    rounding: str,
-    min_slides: int,
-    methods: tuple[str, ...],
-) -> None:
+@click.option(
+    "--reference",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="A finished run of good slides, same settings, to compare with: for few slides, or where many may be bad.",
+)
+def outliers(run: Path, methods: tuple[str, ...], reference: Path | None, **limits: Any) -> None:
     """Flag the slides of RUN that stand out in their cohort, each with its reason, for a person to look at.
 
     Ranked in each cohort: nucleus count, density and mean nuclear area (both sides), spread of nuclear area (upper side).
+    From 100 slides on, the outer 2 % of each are flagged; of fewer, what is unusual for that number. Flagged at any number:
+    slides that failed, with nuclei outside the tissue mask, or unlike the images that the network was trained on.
     Run it again after the review: where many of a cohort's flagged slides were unacceptable, it widens the tails there.
+
+    \b
+    wsiseg qc outliers my-run
+    wsiseg qc outliers twelve-slides --reference last-years-run
     """
     from wsiseg.qc.runs import TailRule, find_run_outliers, load_run
 
-    rule = TailRule(
-        tail_frac,
-        second_tail_frac,
-        second_round_share,
-        rounding,  # type: ignore[arg-type]
-        min_slides,
-        methods or ("tails",),  # type: ignore[arg-type]
-    )
+    rule = TailRule(method=methods or ("auto",), **limits)  # type: ignore[arg-type]
     loaded = load_run(run)
-    found = find_run_outliers(loaded, rule)
+    found = find_run_outliers(loaded, rule, load_run(reference) if reference is not None else None)
     table = Table("cohort", "slides", "flagged", "second round", "not ranked")
     for cohort in sorted({o.cohort for o in found}):
         members = [o for o in found if o.cohort == cohort]

@@ -5,9 +5,14 @@ and of mean nuclear area (both sides) and of the standard deviation of nuclear a
 significant share of them is unacceptable, the outer 4 %. Nuclei per mm2 is ranked beside the count, because a small biopsy has
 few nuclei and is none the worse for it.
 
-In a small cohort "2 % of the slides" is less than one. ``TailRule.rounding`` says what that means: ``ceil`` (the default)
-always shows the most extreme slide of each side to a person, which costs at most seven looks a cohort and can miss no lone
-failure; ``floor`` flags no slide below 50. Cohorts under ``min_slides`` are not ranked at all, and every row says so.
+That rule always names somebody: of 12 clean slides it flags up to seven. So it is the rule of cohorts of at least
+``PUBLISHED_FROM`` slides, where it names up to 14 %, or of any cohort where it is asked for (``method``: ``tails``). In a
+smaller one, and where the user names a reference cohort, a slide is flagged for how unusual it is: its robust z-score (of the
+logarithm, since counts and areas are skewed) must pass a limit that grows as the cohort shrinks
+(``wsiseg.qc.robust.z_limit``). Slides are ranked by that score in any cohort, whatever the rule flags.
+
+Apart from any cohort, a slide is flagged whose status says that something went wrong, of which too many nuclei lie outside the
+tissue mask, or which looks unlike the images that the network was trained on.
 """
 
 from __future__ import annotations
@@ -22,9 +27,19 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import ConfigError
+from wsiseg.qc.robust import robust_distance2, z_limit, z_scores
 from wsiseg.schema import Column
 
-__all__ = ["OUTLIERS", "OutlierRow", "Statistic", "TailRule", "find_outliers", "tail_size"]
+__all__ = [
+    "OUTLIERS",
+    "OUTSIDE_LIMIT_FRAC",
+    "PUBLISHED_FROM",
+    "OutlierRow",
+    "Statistic",
+    "TailRule",
+    "find_outliers",
+    "tail_size",
+]
 
 OUTLIERS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),
@@ -34,6 +49,10 @@ OUTLIERS: tuple[Column, ...] = (
     Column("tails", "string", "", "statistic:side of every tail it is in, separated by spaces"),
     Column("reasons", "string", "", "the same in words, separated by semicolons"),
     Column("note", "string", "", "why it was not ranked"),
+    Column("rank", "int32", "", "1: the most unusual of its cohort; empty: not ranked"),
+    Column("z", "float64", "1", "its most unusual statistic, in robust standard deviations of the logarithm; below 0: low"),
+    Column("z_of", "string", "", "which statistic that is"),
+    Column("compared", "string", "", "slides that it was compared with"),
     Column("n_nuclei", "int64", "", "nuclei"),
     Column("nuclei_per_mm2", "float64", "1/mm^2", "nuclei per tissue area"),
     Column("area_mean_um2", "float64", "um^2", "mean nuclear area"),
@@ -42,18 +61,15 @@ OUTLIERS: tuple[Column, ...] = (
 """``RUN/qc/outliers.parquet``, one row a slide of the run."""
 
 Rounding = Literal["ceil", "floor", "nearest"]
-Method = Literal["tails", "mad", "mahalanobis"]
+Method = Literal["auto", "tails", "mad", "mahalanobis"]
 Rows = Sequence[Mapping[str, Any]]
 FloatArray = npt.NDArray[np.float64]
 
-MAD_LIMIT = 3.5
-"""Modified z-score above which a value is an outlier (Iglewicz and Hoaglin 1993, How to Detect and Handle Outliers)."""
+PUBLISHED_FROM = 100
+"""Slides with nuclei from which on a cohort is judged by the published rule unless another is asked for."""
 
-MAD_TO_SIGMA = 1.4826
-"""Median absolute deviation to standard deviation of a normal distribution, 1 / Phi^-1(3/4)."""
-
-CHI2_PROBABILITY = 0.975
-"""Share of good slides inside the robust ellipsoid (the usual cutoff, Rousseeuw and van Zomeren 1990)."""
+OUTSIDE_LIMIT_FRAC = 0.005
+"""A slide is flagged where even the lower end of the interval puts more of its nuclei than this outside the tissue mask."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +113,10 @@ class TailRule:
     min_slides
         Smaller cohorts are not ranked.
     method
-        ``tails`` is the published rule. ``mad`` adds slides more than 3.5 robust standard deviations from the cohort's median,
-        ``mahalanobis`` slides that are far out in all statistics together; both work from 5 slides up and flag no slide in a
-        clean cohort, so they suit small ones.
+        ``tails`` is the published rule. ``mad`` flags slides that lie more robust standard deviations from the median than
+        ``z_limit`` allows, ``mahalanobis`` slides that are far out in all statistics together; both work from 5 slides up and
+        flag hardly a slide of a clean cohort. ``auto`` is ``tails`` from ``PUBLISHED_FROM`` slides on, and ``mad`` in smaller
+        cohorts or against a reference.
     """
 
     tail_frac: float = 0.02
@@ -107,7 +124,7 @@ class TailRule:
     second_round_share: float = 1 / 3
     rounding: Rounding = "ceil"
     min_slides: int = 5
-    method: tuple[Method, ...] = ("tails",)
+    method: tuple[Method, ...] = ("auto",)
     statistics: tuple[Statistic, ...] = HOU_STATISTICS
 
     def __post_init__(self) -> None:
@@ -126,8 +143,13 @@ class TailRule:
             raise ConfigError(
                 f"Expected min_slides of at least 2 (one slide has nothing to differ from), got {self.min_slides}."
             )
-        if not self.method or set(self.method) - {"tails", "mad", "mahalanobis"}:
-            raise ConfigError(f"Expected method to name tails, mad or mahalanobis, got {self.method!r}.")
+        if not self.method or set(self.method) - {"auto", "tails", "mad", "mahalanobis"}:
+            raise ConfigError(f"Expected method to name auto, tails, mad or mahalanobis, got {self.method!r}.")
+
+    def methods(self, n_slides: int, *, against_reference: bool) -> frozenset[str]:
+        """Return the rules by which a cohort of so many slides is judged."""
+        small = against_reference or n_slides < PUBLISHED_FROM
+        return frozenset(("mad" if small else "tails") if m == "auto" else m for m in self.method)
 
 
 @dataclass(slots=True)
@@ -135,7 +157,8 @@ class OutlierRow:
     """What the rule says of one slide.
 
     ``round`` is 0 (not flagged), 1 (any status but done, or first tails) or 2 (only in the wider tails). ``tails`` are machine
-    words such as ``n_nuclei:low``; ``reasons`` say the same to a person. ``note`` tells why a slide was not ranked.
+    words such as ``n_nuclei:low``; ``reasons`` say the same to a person. ``note`` tells why a slide was not ranked; ``rank``,
+    ``z``, ``z_of`` and ``compared`` are as in ``OUTLIERS``.
     """
 
     slide_id: str
@@ -145,6 +168,10 @@ class OutlierRow:
     tails: list[str] = field(default_factory=list)
     reasons: list[str] = field(default_factory=list)
     note: str = ""
+    rank: int | None = None
+    z: float | None = None
+    z_of: str = ""
+    compared: str = ""
 
     @property
     def flagged(self) -> bool:
@@ -166,16 +193,24 @@ def tail_size(n: int, frac: float, rounding: Rounding = "ceil") -> int:
     return math.floor(share) if rounding == "floor" else math.floor(share + Fraction(1, 2))
 
 
-def find_outliers(rows: Rows, rule: TailRule | None = None, verdicts: Mapping[str, str] | None = None) -> list[OutlierRow]:
+def find_outliers(
+    rows: Rows,
+    rule: TailRule | None = None,
+    verdicts: Mapping[str, str] | None = None,
+    reference: Rows = (),
+) -> list[OutlierRow]:
     """Return what the rule says of every slide, in the order given.
 
     Parameters
     ----------
     rows
-        Rows of the slide table (``wsiseg.schema.SLIDES``); ``slide_id``, ``cohort``, ``status`` and the ranked columns are
-        used.
+        Rows of the slide table (``wsiseg.schema.SLIDES``); ``slide_id``, ``cohort``, ``status``, the ranked columns and
+        those of ``wsiseg.schema.TRUST`` are used.
     verdicts
         What reviewers said of slides: ``unacceptable`` counts towards the second round of its cohort.
+    reference
+        Rows of slides that are known to be good, of another run: slides are compared with those of their own cohort, or where
+        these are fewer than ``rule.min_slides`` with all of them. None: with the slides of their own cohort and run.
 
     Notes
     -----
@@ -184,6 +219,7 @@ def find_outliers(rows: Rows, rule: TailRule | None = None, verdicts: Mapping[st
     """
     rule = rule or TailRule()
     verdicts = verdicts or {}
+    good = [r for r in reference if r.get("status") == "done" and r.get("n_nuclei")]
     out = [OutlierRow(str(r["slide_id"]), str(r.get("cohort") or ""), str(r.get("status") or "")) for r in rows]
     cohorts: dict[str, list[int]] = {}
     for i, (row, o) in enumerate(zip(rows, out, strict=True)):
@@ -197,36 +233,77 @@ def find_outliers(rows: Rows, rule: TailRule | None = None, verdicts: Mapping[st
             if o.status == "partial":
                 o.flag(1, "status:partial", f"{row.get('tiles_failed') or 'some'} tiles failed, so counts are too low")
             cohorts.setdefault(o.cohort, []).append(i)
+        _flag_alone(row, o)
     for cohort in sorted(cohorts):
         members = sorted(cohorts[cohort], key=lambda i: out[i].slide_id)
-        if len(members) < rule.min_slides:
+        known = [r for r in good if str(r.get("cohort") or "") == cohort]
+        known = known if len(known) >= rule.min_slides else good
+        if len(known or members) < rule.min_slides:
+            who = "the reference" if known else "the cohort"
             for i in members:
-                out[i].note = f"not ranked: the cohort has {len(members)} slides with nuclei, fewer than {rule.min_slides}"
+                out[i].note = f"not ranked: {who} has {len(known or members)} slides with nuclei, fewer than {rule.min_slides}"
             continue
-        _rank_cohort([rows[i] for i in members], [out[i] for i in members], rule, verdicts)
+        _rank_cohort([rows[i] for i in members], [out[i] for i in members], rule, verdicts, known)
     return out
 
 
-def _rank_cohort(rows: Rows, out: list[OutlierRow], rule: TailRule, verdicts: Mapping[str, str]) -> None:
-    """Flag the members of one cohort, ordered by slide id."""
-    if "tails" in rule.method:
-        _flag_tails(rows, out, rule, rule.tail_frac, 1)
-    if "mad" in rule.method:
-        _flag_mad(rows, out, rule)
-    if "mahalanobis" in rule.method:
-        _flag_mahalanobis(rows, out, rule)
+def _flag_alone(row: Mapping[str, Any], out: OutlierRow) -> None:
+    """Flag a slide for what no cohort is needed to see: nuclei outside the mask, and a look unlike the training images."""
+    n, low, high = (row.get(f"outside_nuclei{end}") for end in ("", "_low", "_high"))
+    found = int(row.get("n_nuclei") or 0)
+    if row.get("tissue_mask") == "found" and n and low and low / (found + low) > OUTSIDE_LIMIT_FRAC:
+        out.flag(
+            1,
+            "outside:high",
+            f"about {n:,.0f} nuclei ({100 * n / (found + n):.1f} %, 95 % {low:,.0f} to {high:,.0f}) lie outside the tissue "
+            "mask (see its picture, give a mask, or segment with --tissue-mask all)",
+        )
+    if (row.get("foreign_score") or 0.0) > 1.0:
+        first, *more = str(row.get("foreign_reasons") or "it looks unlike the training images").split("; ")
+        out.flag(1, "foreign:high", first)
+        out.reasons += more
+
+
+def _rank_cohort(rows: Rows, out: list[OutlierRow], rule: TailRule, verdicts: Mapping[str, str], reference: Rows) -> None:
+    """Rank and flag the members of one cohort, ordered by slide id."""
+    methods = rule.methods(len(rows), against_reference=bool(reference))
+    z = [z_scores(_logs(rows, s), _logs(reference, s) if reference else None) for s in rule.statistics]
+    _rank(rows, out, rule, z, reference)
+    if "tails" in methods:
+        _flag_tails(rows, out, rule, z, 1)
+    if "mad" in methods:
+        _flag_far(rows, out, rule, z, reference)
+    if "mahalanobis" in methods:
+        _flag_mahalanobis(out, rule, z)
     selected = [o for o in out if o.round == 1]
     bad = sum(verdicts.get(o.slide_id) == "unacceptable" for o in selected)
-    if "tails" in rule.method and selected and bad > 0 and bad >= rule.second_round_share * len(selected) - 1e-9:
-        _flag_tails(rows, out, rule, rule.second_tail_frac, 2)
+    if "tails" in methods and selected and bad > 0 and bad >= rule.second_round_share * len(selected) - 1e-9:
+        _flag_tails(rows, out, rule, z, 2)
+
+
+def _rank(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray], reference: Rows) -> None:
+    """Give every member its place, by the largest robust z-score on a side that is suspect."""
+    suspect = [np.where(v < 0, s.low, s.high) * np.abs(v) for v, s in zip(z, rule.statistics, strict=True)]
+    most = np.argmax(suspect, axis=0)
+    size = np.max(suspect, axis=0)
+    against = f"{len(reference)} slides of the reference" if reference else f"{len(rows)} slides{_of_cohort(out[0].cohort)}"
+    for place, i in enumerate(np.argsort(-size, kind="stable"), start=1):
+        out[i].rank, out[i].z = place, round(float(z[most[i]][i]), 2)
+        out[i].z_of, out[i].compared = rule.statistics[most[i]].words, against
 
 
 def _values(rows: Rows, statistic: Statistic) -> FloatArray:
     return np.array([math.nan if r.get(statistic.column) is None else float(r[statistic.column]) for r in rows])
 
 
-def _flag_tails(rows: Rows, out: list[OutlierRow], rule: TailRule, frac: float, round_: int) -> None:
-    for statistic in rule.statistics:
+def _logs(rows: Rows, statistic: Statistic) -> FloatArray:
+    values = _values(rows, statistic)
+    return np.log(np.where(values > 0, values, np.nan))
+
+
+def _flag_tails(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray], round_: int) -> None:
+    frac = rule.tail_frac if round_ == 1 else rule.second_tail_frac
+    for statistic, score in zip(rule.statistics, z, strict=True):
         values = _values(rows, statistic)
         known = np.flatnonzero(np.isfinite(values))
         n = known.size
@@ -248,39 +325,34 @@ def _flag_tails(rows: Rows, out: list[OutlierRow], rule: TailRule, frac: float, 
                     round_,
                     tail,
                     f"{statistic.words} {statistic.text(values[i])} is {which} of {n} slides{_of_cohort(out[i].cohort)} "
-                    f"(outer {frac * 100:g} %: {k} {'slide' if k == 1 else 'slides'}, median {statistic.text(median)})",
+                    f"(outer {frac * 100:g} %: {k} {'slide' if k == 1 else 'slides'}, median {statistic.text(median)}, "
+                    f"robust z {score[i]:+.1f})",
                 )
 
 
-def _flag_mad(rows: Rows, out: list[OutlierRow], rule: TailRule) -> None:
-    for statistic in rule.statistics:
-        values = _values(rows, statistic)
-        z = _robust_z(values)
-        for i in np.flatnonzero((z > MAD_LIMIT) & statistic.high | (z < -MAD_LIMIT) & statistic.low):
-            direction = "above" if z[i] > 0 else "below"
+def _flag_far(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray], reference: Rows) -> None:
+    for statistic, score in zip(rule.statistics, z, strict=True):
+        values, compared = _values(rows, statistic), _values(reference or rows, statistic)
+        n = int(np.isfinite(compared).sum())
+        if n < rule.min_slides:
+            continue
+        limit, median = z_limit(n), statistic.text(float(np.nanmedian(compared)))
+        for i in np.flatnonzero((score > limit) & statistic.high | (score < -limit) & statistic.low):
+            direction = "above" if score[i] > 0 else "below"
+            whom = f"{n} slides of the reference" if reference else f"{n} slides{_of_cohort(out[i].cohort)}"
             out[i].flag(
                 1,
                 f"{statistic.column}:mad",
-                f"{statistic.words} {statistic.text(values[i])} is {abs(z[i]):.1f} robust standard deviations {direction} "
-                f"the median {statistic.text(float(np.nanmedian(values)))}{_of_cohort(out[i].cohort)}",
+                f"{statistic.words} {statistic.text(values[i])} is {abs(score[i]):.1f} robust standard deviations {direction} "
+                f"the median {median} of {whom} (limit for so many: {limit:.1f})",
             )
 
 
-def _robust_z(values: FloatArray) -> FloatArray:
-    """Return (x - median) / (1.4826 MAD), 0 where the spread is nil."""
-    known = values[np.isfinite(values)]
-    if known.size == 0:
-        return np.zeros_like(values)
-    center = np.median(known)
-    spread = MAD_TO_SIGMA * np.median(np.abs(known - center))
-    return np.nan_to_num((values - center) / spread) if spread > 0 else np.zeros_like(values)
-
-
-def _flag_mahalanobis(rows: Rows, out: list[OutlierRow], rule: TailRule) -> None:
-    z = np.column_stack([_robust_z(_values(rows, s)) for s in rule.statistics])
-    if len(rows) <= 2 * z.shape[1]:
+def _flag_mahalanobis(out: list[OutlierRow], rule: TailRule, scores: list[FloatArray]) -> None:
+    z = np.column_stack(scores)
+    if len(out) <= 2 * z.shape[1]:
         for o in out:
-            o.note = f"no joint test: {len(rows)} slides are too few for {z.shape[1]} statistics"
+            o.note = f"no joint test: {len(out)} slides are too few for {z.shape[1]} statistics"
         return
     distance2, limit = robust_distance2(z)
     for i in np.flatnonzero(distance2 > limit):
@@ -291,31 +363,6 @@ def _flag_mahalanobis(rows: Rows, out: list[OutlierRow], rule: TailRule) -> None
             f"unusual in all statistics together (squared distance {distance2[i]:.1f}, limit {limit:.1f}, "
             f"most in {most.words})",
         )
-
-
-def robust_distance2(z: FloatArray) -> tuple[FloatArray, float]:
-    """Return squared robust Mahalanobis distances and their limit.
-
-    ``z`` float64 (N, P) holds values centered by the median and scaled by the MAD. Correlation is that of the values clipped at
-    2 robust standard deviations (so that outliers cannot turn it), drawn towards none by P / N; distances are scaled so that
-    their median is that of chi-square with P degrees of freedom (Maronna and Zamar 2002, Technometrics 44:307), and the limit
-    is its quantile 1 - 0.025 / N or 0.975, whichever is farther: in a clean cohort of any size about one in forty has a flagged
-    slide.
-    """
-    from scipy.stats import chi2
-
-    n, p = z.shape
-    clipped = np.clip(z, -2.0, 2.0)
-    spread = clipped.std(axis=0)
-    unit = np.divide(clipped - clipped.mean(axis=0), spread, out=np.zeros_like(clipped), where=spread > 0)
-    shrink = min(1.0, p / n)
-    correlation = (1 - shrink) * (unit.T @ unit / n) + shrink * np.eye(p)
-    np.fill_diagonal(correlation, 1.0)
-    distance2 = np.einsum("ij,ij->i", z, np.linalg.solve(correlation, z.T).T)
-    median = float(np.median(distance2))
-    if median > 0:
-        distance2 = distance2 * (float(chi2.ppf(0.5, p)) / median)
-    return distance2, float(chi2.ppf(max(CHI2_PROBABILITY, 1 - (1 - CHI2_PROBABILITY) / n), p))
 
 
 def _of_cohort(cohort: str) -> str:

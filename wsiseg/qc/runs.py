@@ -138,17 +138,46 @@ def slide_verdicts(run: QcRun) -> dict[str, str]:
     return decide(read_all_marks(run.marks, run.digest, "slides"), SLIDE_MARKS[0], SLIDE_MARKS[1])
 
 
-def find_run_outliers(run: QcRun, rule: TailRule | None = None) -> list[OutlierRow]:
-    """Apply the outlier rule to a run and write ``qc/outliers.parquet`` and ``.csv``; return a row for every slide."""
-    found = find_outliers(run.rows, rule, slide_verdicts(run))
+def find_run_outliers(run: QcRun, rule: TailRule | None = None, reference: QcRun | None = None) -> list[OutlierRow]:
+    """Apply the outlier rule to a run and write ``qc/outliers.parquet`` and ``.csv``; return a row for every slide.
+
+    Parameters
+    ----------
+    reference
+        A run of slides that are known to be good: slides are compared with them (see ``find_outliers``).
+
+    Raises
+    ------
+    InputError
+        The reference was segmented with settings that give other nuclei.
+    """
+    if reference is not None:
+        _check_comparable(run, reference)
+    found = find_outliers(run.rows, rule, slide_verdicts(run), reference.rows if reference is not None else ())
     rows = [
         {**row, "round": o.round, "tails": " ".join(o.tails), "reasons": "; ".join(o.reasons), "note": o.note}
+        | {"rank": o.rank, "z": o.z, "z_of": o.z_of, "compared": o.compared}
         for row, o in zip(run.rows, found, strict=True)
     ]
     write_rows(run.qc / "outliers.parquet", OUTLIERS, rows)
     names = [c.name for c in OUTLIERS]
     atomic_write_bytes(run.qc / "outliers.csv", csv_bytes(names, [[r.get(n) for n in names] for r in rows]))
     return found
+
+
+NOT_COMPARED = ("read.mpp", "read.reader", "read.tile_wpx", "predict.precision", "predict.engine", "quantization")
+"""Settings in which a run and its reference may differ: they leave statistics of nuclei as they are."""
+
+
+def _check_comparable(run: QcRun, reference: QcRun) -> None:
+    both = [{k: v for k, v in (r.record.get("results") or {}).items() if k not in NOT_COMPARED} for r in (run, reference)]
+    differ = sorted(k for k in set(both[0]) | set(both[1]) if both[0].get(k) != both[1].get(k))
+    if differ:
+        listed = ", ".join(f"{k}: {both[0].get(k)!r} here, {both[1].get(k)!r} there" for k in differ[:5])
+        raise InputError(
+            f"Run {reference.folder.root} cannot be the reference of {run.folder.root}: it was segmented with other settings "
+            f"({listed}). Segment the reference slides with the same settings."
+        )
 
 
 # --- grades -------------------------------------------------------------------------------------------------------------------
