@@ -26,11 +26,17 @@ QUICK = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s", "DASK_DISTRIBUTED__C
 class Hosts:
     """One scheduler, workers that reach it through ``link``; a context.
 
-    ``rules`` are those of ``faulty_worker``; ``names`` are the machines that its workers take themselves to be on, one each.
+    ``rules`` are those of ``faulty_worker``; ``names`` are the machines that its workers take themselves to be on, one each;
+    ``env`` is what all processes have in their environment besides.
     """
 
     def __init__(
-        self, folder: Path, n_workers: int = 1, rules: list[dict[str, Any]] | None = None, names: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        n_workers: int = 1,
+        rules: list[dict[str, Any]] | None = None,
+        names: tuple[str, ...] = (),
+        env: dict[str, str] | None = None,
     ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +44,7 @@ class Hosts:
             self.port = int(free.getsockname()[1])
         self.link = Cuttable(("127.0.0.1", self.port))
         self.client_link = Cuttable(("127.0.0.1", self.port))
-        self._env = {**environment(), **QUICK}
+        self._env = {**environment(), **QUICK, **(env or {})}
         if rules:
             fired = folder / "fired"
             fired.mkdir()

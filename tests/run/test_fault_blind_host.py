@@ -7,6 +7,7 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.run.conftest import environment, run_here
+from tests.run.gate import Gate
 from tests.run.hosts import Hosts as Machines
 from tests.run.hosts import reached
 from wsiseg.results.manifest import SlideInput
@@ -286,18 +288,27 @@ def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path
 def test_a_worker_that_lacks_a_library_beside_a_good_one_of_the_same_host(
     library: str, said: str, crop_png: Path, tmp_path: Path
 ) -> None:
-    out = tmp_path / "out"
+    out, gate = tmp_path / "out", Gate(tmp_path / "gate", passes=0)
     preload = tmp_path / "without_it.py"
     preload.write_text(f"import sys\nsys.modules[{library!r}] = None  # as where it is not installed\n")
-    with Machines(tmp_path / "hosts", rules=[{"do": "slow", "at": "tile", "seconds": 0.0, "times": 1}]) as machines:
+    with Machines(tmp_path / "hosts", n_workers=0) as machines:
         address = reached(machines)
+        good = machines._start("worker", address, "--nthreads", "1", env=gate.environment)
         lame = machines._start("worker", address, "--nthreads", "1", env={"DASK_DISTRIBUTED__WORKER__PRELOAD": str(preload)})
-        machines.workers.append(lame)
+        machines.workers += [good, lame]
         wait = "import sys; from distributed import Client; Client(sys.argv[1], timeout=60).wait_for_workers(2, timeout=120)"
         subprocess.run([sys.executable, "-c", wait, address], env=environment(), check=True, timeout=200)
         command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), *CROP, "--out", str(out), "--scheduler", address]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=400, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
-    assert said in done.stderr
-    assert library in done.stderr
+        with (tmp_path / "stderr").open("w+") as stderr:
+            run = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=stderr, text=True)
+            while (
+                library not in (tmp_path / "stderr").read_text()
+            ):  # the good one waits at a tile until the lame one has failed
+                assert run.poll() is None
+                time.sleep(0.05)
+            gate.open()
+            run.wait(400)
+        told = (tmp_path / "stderr").read_text()
+    assert run.returncode == 0, told
+    assert "Traceback" not in told
+    assert said in told

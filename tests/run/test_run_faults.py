@@ -24,6 +24,7 @@ from distributed import LocalCluster
 from PIL import Image
 
 from tests.run.conftest import SLIDE, environment, run_here
+from tests.run.gate import Gate
 from wsiseg import atomic
 from wsiseg.cli import main
 from wsiseg.results.folder import RunFolder
@@ -260,26 +261,29 @@ def test_odd_names_are_slides_too(name: str, crop_png: Path, tmp_path: Path, mon
     assert (tmp_path / "öut dir/nuclei" / f"{Path(name).stem}.parquet").is_file()
 
 
-def started(crop_png: Path, out: Path) -> subprocess.Popen[str]:
+def started(crop_png: Path, out: Path, gate: Gate) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "wsiseg", "segment", str(crop_png), *CROP, "--workers", "2", "--out", str(out)]
-    return subprocess.Popen(
-        command, env=environment(), start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    env = {**environment(), **gate.environment}
+    return subprocess.Popen(command, env=env, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def wait_for_part(process: subprocess.Popen[str], out: Path) -> None:
-    deadline = time.monotonic() + 240
-    while not list(out.glob("parts/crop/*.parquet")) and process.poll() is None and time.monotonic() < deadline:
+def wait_for_event(process: subprocess.Popen[str], out: Path, name: str) -> None:
+    """Wait until the log of the run has an event of this name."""
+    while f'"{name}"' not in (out / "log.jsonl").read_text(encoding="utf-8"):
+        assert process.poll() is None, f"the run ended before it logged {name}"
         time.sleep(0.01)
 
 
-def test_ctrl_c_twice_at_everyone_is_one_clear_line(crop_png: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = started(crop_png, out)
-    wait_for_part(process, out)
+@pytest.mark.parametrize("second", ["at once", "while the workers are being closed"])
+def test_ctrl_c_twice_at_everyone_is_one_clear_line(second: str, crop_png: Path, tmp_path: Path) -> None:
+    out, gate = tmp_path / "out", Gate(tmp_path / "gate")
+    process = started(crop_png, out, gate)
+    gate.wait(process, 2, out / "parts/crop")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it: client and workers
-    time.sleep(0.05)
+    if second != "at once":
+        wait_for_event(process, out, "run_ended")  # the client is out of its loop; the workers are still at their tiles
     os.killpg(process.pid, signal.SIGINT)
+    gate.open()
     _, stderr = process.communicate(timeout=120)
     assert process.returncode == 130, stderr
     assert "the same command resumes" in stderr
@@ -288,14 +292,17 @@ def test_ctrl_c_twice_at_everyone_is_one_clear_line(crop_png: Path, tmp_path: Pa
 
 
 def test_killed_worker_is_replaced(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    process = started(crop_png, out)
-    wait_for_part(process, out)
+    out, gate = tmp_path / "out", Gate(tmp_path / "gate")
+    process = started(crop_png, out, gate)
+    gate.wait(process, 2, out / "parts/crop")
     workers = [c for c in psutil.Process(process.pid).children() if "spawn_main" in " ".join(c.cmdline())]
     assert len(workers) == 2
     workers[0].kill()
+    workers[0].wait(60)
+    gate.open()
     _, stderr = process.communicate(timeout=240)
     assert process.returncode == 0, stderr
+    assert "lost" in stderr, "the tile that it was at is done by another"
     assert (out / "nuclei/crop.parquet").read_bytes() == clean
     assert not any(psutil.pid_exists(w.pid) for w in workers)
 

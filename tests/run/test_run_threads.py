@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.run.conftest import SLIDE, environment, wsiseg
+from tests.run.gate import Gate
 from wsiseg.config import PredictConfig, ReadConfig, RunConfig
 from wsiseg.errors import TileReadError
 from wsiseg.read import open_slide, read_working
@@ -96,16 +97,16 @@ def test_computing_overlaps_with_reading_and_is_one_at_a_time(
 def test_killed_and_resumed_with_threads(one_thread: bytes, crop_png: Path, tmp_path: Path) -> None:
     command = ["segment", crop_png, "--mpp", "0.499", "--out", tmp_path, "--workers", "1", "--tile", "260"]
     command += ["--precision", "fp32", "--threads-per-worker", "3"]
+    gate = Gate(tmp_path / "gate")
     process = subprocess.Popen(
         [sys.executable, "-m", "wsiseg", *map(str, command)],
-        env=environment(),
+        env={**environment(), **gate.environment},
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    parts, deadline = tmp_path / "parts" / "crop", time.monotonic() + 120
-    while not list(parts.glob("*.parquet")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    parts = tmp_path / "parts" / "crop"
+    gate.wait(process, 2, parts)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert len(list(parts.glob("*.parquet"))) > 0

@@ -45,9 +45,18 @@ class _TerminatedError(KeyboardInterrupt):
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
     signal.signal(number, signal.SIG_IGN)  # one is enough: what follows is a few seconds of tidying up
-    # an interrupted wait of Dask's client may find its callback half made, and Tornado would print that traceback
-    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
+    _quiet_tornado()
     raise _TerminatedError
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    _quiet_tornado()
+    raise KeyboardInterrupt
+
+
+def _quiet_tornado() -> None:
+    """Have Tornado keep the traceback of a callback of Dask's client that an interrupted wait left half made."""
+    logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
 
 
 class _Group(click.Group):
@@ -67,6 +76,8 @@ class _Group(click.Group):
                 click.echo("wsiseg: set TMPDIR to a folder that can be written to.", err=True)
             sys.exit(2)
         except KeyboardInterrupt as err:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end the end of Python by a signal
             click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)
             sys.exit(143 if isinstance(err, _TerminatedError) else 130)
 
@@ -86,7 +97,7 @@ def main(verbose: int) -> None:
     For other tools: wsiseg export RUN --to qupath -o FOLDER
     """
     if threading.current_thread() is threading.main_thread():  # signals are the main thread's
-        for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, signal.default_int_handler)):
+        for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, _interrupt)):
             if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, handler)
     for stream in (sys.stdout, sys.stderr):
