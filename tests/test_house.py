@@ -18,7 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 FOUNDATION = {"atomic", "config", "types", "errors", "log"}
 LOWER = {"backend", "coordinates", "labels", "tables", "schema"} | FOUNDATION
 DATA = {"metrics", "datasets"}
-STEPS = {"read", "normalize", "predict", "separate", "vectorize", "write", "summarize"}
+STEPS = {"fetch", "read", "normalize", "predict", "separate", "vectorize", "write", "summarize"}
 SHARED = {"results", "cluster", "pipeline"}
 TASKS = {"run", "qc", "export", "evaluation", "train"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -52,6 +52,8 @@ THIRD_PARTIES: dict[str, tuple[str, ...]] = {
     "torch": ("predict/", "train/", "backend/dlpack.py"),
     "openslide": ("read/openslide.py",),
     "pydicom": ("read/dicom.py",),
+    "urllib3": ("fetch/web.py",),
+    "fsspec": ("fetch/stores.py",),
     "dask": ("cluster/",),
     "distributed": ("run/", "cluster/"),
     "zarr": ("write/maps.py", "read/array.py", "labels/stores.py", "export/", "datasets/"),
@@ -178,8 +180,8 @@ def test_functions_have_few_parameters() -> None:
     assert found >= MORE_PARAMETERS, f"no longer exceptions: {sorted(MORE_PARAMETERS - found)}"
 
 
-REPLACES_FILES = {"atomic.py", "log.py", "results/staging.py"}
-"""Who may call os.replace: the atomic writer, a log that is rotated, and copies of slides on a worker's own disk."""
+REPLACES_FILES = {"atomic.py", "log.py", "results/staging.py", "fetch/download.py"}
+"""Who may call os.replace: the atomic writer, a log that is rotated, and slides on a worker's own disk, copied or fetched."""
 
 
 def test_files_are_written_by_the_atomic_writer() -> None:

@@ -17,6 +17,11 @@
     |- WorkersLostError            workers ended before they could begin
     |- DeviceBrokenError           a GPU stopped computing
     |- TileReadError               pixels of one tile could not be decoded
+    |- FetchError                  a slide could not be brought here from its address
+    |  |- FetchDeniedError         the server wants a login or a right (401, 403)
+    |  |- FetchMissingError        there is no such object (404, 410)
+    |  |- FetchDamagedError        its size or checksum is not the one that was stated
+    |  `- FetchUnreachableError    no answer, or none but to come later, for longer than is waited
     |- OutputMismatchError         the output folder was made by another config
     |- OutputInUseError            another live run writes to the same folder
     |- WeightsError                weights are missing, altered or of another network
@@ -37,6 +42,11 @@ __all__ = [
     "DeviceBrokenError",
     "DuplicateSlideError",
     "EmptyExportError",
+    "FetchDamagedError",
+    "FetchDeniedError",
+    "FetchError",
+    "FetchMissingError",
+    "FetchUnreachableError",
     "FormatError",
     "ImplausibleMppError",
     "InputError",
@@ -117,6 +127,26 @@ class FormatError(InputError):
 
 class TileReadError(WsisegError, OSError):
     """Pixels of one tile could not be decoded."""
+
+
+class FetchError(WsisegError):
+    """A slide could not be brought here from its address."""
+
+
+class FetchDeniedError(FetchError):
+    """The server wants a login, or a right that the one given does not have (HTTP 401, 403)."""
+
+
+class FetchMissingError(FetchError):
+    """There is no such object (HTTP 404, 410)."""
+
+
+class FetchDamagedError(FetchError):
+    """What arrived has another size or checksum than was stated."""
+
+
+class FetchUnreachableError(FetchError):
+    """The server did not answer, or asked to come later, for longer than is waited."""
 
 
 class OutputMismatchError(WsisegError):

@@ -1,0 +1,334 @@
+"""One object -> one verified file: ranges in parallel, each noted on disk when it is there, so that a break costs little."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsiseg.errors import FetchDamagedError, FetchUnreachableError
+from wsiseg.fetch.address import Wanted, is_address, shown
+from wsiseg.fetch.source import Facts, Source, TryAgain
+from wsiseg.fetch.stores import StoreSource
+from wsiseg.fetch.tokens import token_headers
+
+__all__ = ["FetchOptions", "FetchStopped", "ask", "download", "partial_of", "source_of"]
+
+MIN_PART_BYTES, MAX_PART_BYTES = 1 << 18, 1 << 25
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
+"""Pause after the first failure, doubled with each further one up to the longest."""
+
+LONGEST_ASKED_S = 3600.0
+"""A server that asks to wait longer (``Retry-After``) is not waited for."""
+
+CHECKSUM_TRIES = 3
+"""How often a file is fetched until its checksum is right."""
+
+Range = tuple[int, int]
+
+
+class FetchStopped(Exception):  # noqa: N818 - asked for
+    """The caller asked to stop; what is there is kept for the next try."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOptions:
+    """How to fetch: ranges at a time, how long to wait without a byte, s, and the file of the GDC's token."""
+
+    connections: int = 4
+    patience_s: float = 600.0
+    token_file: str = ""
+
+
+def source_of(address: str, options: FetchOptions) -> Source:
+    """Return the object at an address: web servers by urllib3, all else by fsspec."""
+    if address[:7].lower() == "http://" or address[:8].lower() == "https://":
+        from wsiseg.fetch.web import WebSource
+
+        return WebSource(address, token_headers(address, options.token_file))
+    assert is_address(address), address
+    return StoreSource(address)
+
+
+def download(
+    source: Source,
+    facts: Facts,
+    target: Path,
+    want: Wanted,
+    options: FetchOptions,
+    *,
+    turn: AbstractContextManager[object] | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> str:
+    """Fetch an object to ``target``, whole and with the size and MD5 that are stated, or not at all; return its MD5.
+
+    Parameters
+    ----------
+    facts
+        From ``ask``.
+    turn
+        Held while ranges are handed out: of files that share it, the next begins when the last range of one is under way.
+    stop
+        Asked all the time; once it returns true ``FetchStopped`` is raised.
+
+    Raises
+    ------
+    FetchError
+        See its subclasses: refused, missing, damaged, unreachable.
+    OSError
+        The disk is full, or the like.
+    """
+    pace = _Pace(source.address, options.patience_s, stop)
+    _check_size(facts, want, source.address)
+    md5 = want.md5.lower() or facts.md5
+    partial, journal = partial_of(target), partial_of(target).with_suffix(".ranges")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for k in range(1, CHECKSUM_TRIES + 1):
+        _transfer(source, facts, partial, journal, _Way(options.connections, pace, turn or nullcontext()))
+        got = _md5(partial) if md5 else ""
+        if got == md5:
+            break
+        for path in (partial, journal):
+            path.unlink(missing_ok=True)
+        if k == CHECKSUM_TRIES:
+            raise FetchDamagedError(
+                f"{shown(source.address)}: expected MD5 {md5}, got {got} ({CHECKSUM_TRIES} tries). The object there is "
+                "damaged, or the manifest is of another version of it."
+            )
+    os.replace(partial, target)
+    journal.unlink(missing_ok=True)
+    return md5
+
+
+def partial_of(target: Path) -> Path:
+    """Return where a file is while it is fetched."""
+    return target.with_name(f".{target.name}.part")
+
+
+def ask(source: Source, patience_s: float = 60.0, stop: Callable[[], bool] = lambda: False) -> Facts:
+    """Return an object's facts, after pauses where the server asks for them. Raises ``FetchError``, ``FetchStopped``."""
+    pace = _Pace(source.address, patience_s, stop)
+    while True:
+        pace.wait()
+        try:
+            return source.facts()
+        except TryAgain as err:
+            pace.failed(err)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How many connections, the pauses they share, and the turn of a file among others."""
+
+    connections: int
+    pace: _Pace
+    turn: AbstractContextManager[object]
+
+
+class _Pace:
+    """When the next request may be made: pauses that grow, or that the server asks for; shared by a file's connections."""
+
+    def __init__(self, address: str, patience_s: float, stop: Callable[[], bool]) -> None:
+        self._address, self._patience_s, self.stop = address, patience_s, stop
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._not_before = self._alive = time.monotonic()
+        self.ended = False
+        """Set where one connection failed for good: the others end too."""
+
+    def wait(self) -> None:
+        """Wait until a request may be made. Raises ``FetchStopped``."""
+        while True:
+            left = self._not_before - time.monotonic()
+            if self.ended or self.stop():
+                raise FetchStopped
+            if left <= 0:
+                return
+            time.sleep(min(left, 0.1))
+
+    def progressed(self) -> None:
+        """Note that bytes came."""
+        self._alive = time.monotonic()
+        self._failures = 0
+
+    def failed(self, err: TryAgain) -> None:
+        """Set a pause. Raises ``FetchUnreachableError`` after too long without a byte."""
+        with self._lock:
+            now = time.monotonic()
+            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._failures) if err.wait_s is None else err.wait_s
+            where = shown(self._address)
+            if pause_s > LONGEST_ASKED_S:
+                raise FetchUnreachableError(f"{where}: {err.reason}; the server asks to come back in {pause_s:.0f} s.")
+            if now > self._not_before:  # else the pause is that of the same trouble on another connection
+                self._failures += 1
+            if now - self._alive > self._patience_s:
+                raise FetchUnreachableError(
+                    f"{where}: {err.reason}; no byte for {now - self._alive:.0f} s. Is the server there?"
+                )
+            if err.wait_s:
+                self._alive = max(self._alive, now + err.wait_s)  # what the server asks for is not held against it
+            self._not_before = max(self._not_before, now + pause_s)
+
+
+def _check_size(facts: Facts, want: Wanted, address: str) -> None:
+    if want.size_bytes and facts.size_bytes >= 0 and want.size_bytes != facts.size_bytes:
+        raise FetchDamagedError(
+            f"{shown(address)}: expected {want.size_bytes} bytes, as the manifest says, the server has {facts.size_bytes}."
+        )
+    if facts.size_bytes == 0:
+        raise FetchDamagedError(f"{shown(address)}: the object is empty (zero bytes).")
+
+
+def _transfer(source: Source, facts: Facts, partial: Path, journal: Path, way: _Way) -> None:
+    """Bring all bytes that are not in ``partial`` yet."""
+    if not facts.ranges or facts.size_bytes < 0:
+        _in_one_stream(source, facts, partial, way)
+        return
+    identity = {"address": shown(source.address), "size_bytes": facts.size_bytes, "version": facts.version or facts.md5}
+    done = _read_journal(journal, identity) if partial.is_file() and partial.stat().st_size == facts.size_bytes else []
+    handle = os.open(partial, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        os.ftruncate(handle, facts.size_bytes)
+        with journal.open("r+b" if done else "wb") as notes:
+            notes.seek(0, os.SEEK_END)
+            notes.write(b"\n" if done else json.dumps(identity).encode() + b"\n")  # a line that was cut short ends here
+            notes.flush()
+            part = max(MIN_PART_BYTES, min(MAX_PART_BYTES, facts.size_bytes // (4 * way.connections)))
+            _Parts(source, handle, notes.fileno(), _missing(done, facts.size_bytes, part), way).run()
+    finally:
+        os.close(handle)
+
+
+class _Parts:
+    """The ranges of one file, fetched by several threads."""
+
+    def __init__(self, source: Source, handle: int, notes: int, todo: list[Range], way: _Way) -> None:
+        self._source, self._handle, self._notes, self._way = source, handle, notes, way
+        self._todo = deque(todo)
+        self._lock = threading.Lock()
+        self._issued = threading.Event()
+
+    def run(self) -> None:
+        """Fetch them all. Raises what a thread raised that failed; ``FetchStopped`` only where that is all."""
+        n = max(1, min(self._way.connections, len(self._todo)))
+        with ThreadPoolExecutor(n, thread_name_prefix="fetch") as pool:
+            with self._way.turn:
+                working = [pool.submit(self._work) for _ in range(n)]
+                self._issued.wait()
+            errors = [err for future in working if (err := future.exception()) is not None]
+        if errors:
+            raise next((err for err in errors if not isinstance(err, FetchStopped)), errors[0])
+
+    def _work(self) -> None:
+        try:
+            while (span := self._next()) is not None:
+                rest = self._one(*span)
+                if rest is not None:
+                    with self._lock:
+                        self._todo.appendleft(rest)
+        except BaseException:
+            self._way.pace.ended = True
+            raise
+        finally:
+            self._issued.set()
+
+    def _next(self) -> Range | None:
+        with self._lock:
+            span = self._todo.popleft() if self._todo else None
+            if not self._todo:
+                self._issued.set()
+            return span
+
+    def _one(self, start: int, stop: int) -> Range | None:
+        """Fetch one range; return what of it is left after a break."""
+        pace, at = self._way.pace, start
+        pace.wait()
+        trouble: TryAgain | None = None
+        try:
+            for chunk in self._source.read(start, stop):
+                at = _written(self._handle, chunk, at)
+                pace.progressed()
+                if pace.ended or pace.stop():
+                    break
+        except TryAgain as err:
+            trouble = err
+        if at > start:
+            os.fdatasync(self._handle)
+            with self._lock:
+                os.write(self._notes, f"{start} {at}\n".encode())
+        if at >= stop:
+            return None
+        if trouble is not None or at == start:
+            pace.failed(trouble or TryAgain("the connection ended without a byte"))
+        return at, stop
+
+
+def _in_one_stream(source: Source, facts: Facts, partial: Path, way: _Way) -> None:
+    """Fetch an object of a server that answers no ranges: whole, again from its start after a break."""
+    end = facts.size_bytes if facts.size_bytes >= 0 else 1 << 62
+    while True:
+        way.pace.wait()
+        trouble = TryAgain("the connection ended before the end of the object")
+        with partial.open("wb") as out, way.turn:
+            try:
+                for chunk in source.read(0, end):
+                    out.write(chunk)
+                    way.pace.wait()
+            except TryAgain as err:
+                trouble = err
+            out.flush()
+            os.fsync(out.fileno())
+            if (out.tell() and out.tell() == facts.size_bytes) or (facts.size_bytes < 0 and out.tell()):
+                return
+        way.pace.failed(trouble)
+
+
+def _written(handle: int, chunk: bytes, at: int) -> int:
+    view = memoryview(chunk)
+    while view:
+        n = os.pwrite(handle, view, at)
+        at, view = at + n, view[n:]
+    return at
+
+
+def _read_journal(journal: Path, identity: dict[str, object]) -> list[Range]:
+    """Return the ranges that are there already; none where the journal is of another object or version."""
+    done: list[Range] = []
+    with contextlib.suppress(OSError, ValueError):
+        lines = journal.read_text(encoding="ascii").splitlines()
+        if not lines or json.loads(lines[0]) != identity:
+            return []
+        for line in filter(None, lines[1:]):
+            numbers = line.split()
+            if len(numbers) == 2 and int(numbers[0]) < int(numbers[1]) <= int(str(identity["size_bytes"])):
+                done.append((int(numbers[0]), int(numbers[1])))
+    return done
+
+
+def _missing(done: list[Range], size: int, part: int) -> list[Range]:
+    """Return what is not in ``done``, in ranges of at most ``part`` bytes, in order."""
+    out: list[Range] = []
+    at = 0
+    for start, stop in [*sorted(done), (size, size)]:
+        out += list(_split(at, min(start, size), part))
+        at = max(at, stop)
+    return out
+
+
+def _split(start: int, stop: int, part: int) -> Iterator[Range]:
+    for at in range(start, stop, part):
+        yield at, min(stop, at + part)
+
+
+def _md5(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()

@@ -1,0 +1,244 @@
+"""The staging folder: slides that were fetched whole, ``ROOT/<slide_id>/<name>``, each with a record of what it is.
+
+A record, ``ROOT/<slide_id>/fetched.json``, is written when all of a slide is there and verified: a slide with a record is not
+fetched again. Of several processes that want one slide, one fetches it (a lock on a file) and the others wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from wsiseg.atomic import atomic_write_bytes
+from wsiseg.errors import FetchError
+from wsiseg.fetch.address import HIDDEN, Wanted, name_in, shown
+from wsiseg.fetch.download import FetchOptions, ask, download, partial_of, source_of
+from wsiseg.fetch.listing import headers_of, list_address
+
+__all__ = ["Choose", "Held", "NoRoom", "bring", "held", "in_staging", "named_size"]
+
+RECORD = "fetched.json"
+Choose = Callable[[Sequence[tuple[str, bytes]]], list[str]]
+"""Given the names and first bytes of the files of a folder, return which of them are needed."""
+
+
+class NoRoom(Exception):  # noqa: N818 - a fact for who plans
+    """The slide needs ``size_bytes``, more than there is room for now."""
+
+    def __init__(self, size_bytes: int) -> None:
+        super().__init__(f"{size_bytes} bytes are more than there is room for")
+        self.size_bytes = size_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A slide in the staging folder: where, its bytes on disk, and what tells its version (MD5 or the server's tag)."""
+
+    path: Path
+    size_bytes: int
+    version: str
+
+
+def held(want: Wanted, slide_id: str, root: Path) -> Held | None:
+    """Return a slide that is there whole, as it is wanted; ``None``: it has to be fetched."""
+    folder = root / slide_id
+    try:
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+        files = [(folder / str(name), int(size)) for name, size in record["files"]]
+        same = record["address"] == shown(want.address) and all(f.stat().st_size == size for f, size in files)
+        same &= not want.md5 or record["version"] == want.md5.lower()
+        found = Held(folder / str(record["name"]), sum(size for _, size in files), str(record["version"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found if same and found.path.exists() else None
+
+
+def in_staging(root: Path) -> dict[str, int]:
+    """Return the bytes on disk of every slide in a staging folder, whole or in part, by slide id."""
+    found: dict[str, int] = {}
+    with contextlib.suppress(OSError):
+        for folder in root.iterdir():
+            if folder.is_dir():
+                found[folder.name] = sum(_bytes_on_disk(p) for p in folder.rglob("*"))
+    return found
+
+
+def bring(
+    want: Wanted,
+    slide_id: str,
+    root: Path,
+    options: FetchOptions,
+    *,
+    choose: Choose | None = None,
+    room_bytes: int | None = None,
+    way: tuple[AbstractContextManager[object], Callable[[], bool]] = (contextlib.nullcontext(), lambda: False),
+) -> Held:
+    """Fetch a slide into the staging folder, unless it is there.
+
+    Parameters
+    ----------
+    choose
+        Which files of a folder are needed; default all.
+    room_bytes
+        ``NoRoom`` is raised for a slide that needs more.
+    way
+        ``turn`` and ``stop`` of ``download``.
+
+    Raises
+    ------
+    FetchError, FetchStopped, OSError
+        See ``download``.
+    """
+    found = held(want, slide_id, root)
+    if found is not None:
+        return found
+    if HIDDEN in want.address:
+        raise FetchError(
+            f"{want.address}: run folders keep no secrets of addresses. Name the slide again, with its whole address."
+        )
+    with _one_at_a_time(root, slide_id):
+        found = held(want, slide_id, root)
+        if found is None:
+            fetch = _bring_series if want.is_series else _bring_file
+            fetch(want, root / slide_id, options, choose, room_bytes, way)
+            found = held(want, slide_id, root)
+    if found is None:
+        raise FetchError(f"{shown(want.address)}: the files in {root / slide_id} changed while they were fetched.")
+    return found
+
+
+def named_size(want: Wanted, options: FetchOptions, choose: Choose | None = None) -> int:
+    """Return how many bytes a slide takes, as the manifest says or the server does. Raises ``FetchError``."""
+    if want.is_series:
+        return sum(part.size_bytes for part in _needed(want, choose))
+    if want.size_bytes:
+        return want.size_bytes
+    source = source_of(want.address, options)
+    try:
+        size = ask(source).size_bytes
+    finally:
+        source.close()
+    if size < 0:
+        raise FetchError(f"{shown(want.address)}: the server does not say how large the object is.")
+    return size
+
+
+def _bring_file(
+    want: Wanted, folder: Path, options: FetchOptions, choose: Choose | None, room_bytes: int | None,
+    way: tuple[AbstractContextManager[object], Callable[[], bool]],
+) -> None:  # fmt: skip
+    turn, stop = way
+    source = source_of(want.address, options)
+    try:
+        facts = ask(source, options.patience_s, stop)
+        size = max(facts.size_bytes, 0) or want.size_bytes
+        name = safe_name(want.filename or _best_name(name_in(want.address), facts.filename))
+        target = folder / name
+        _require_room(size, room_bytes, target, want.address)
+        md5 = download(source, facts, target, want, options, turn=turn, stop=stop)
+    finally:
+        source.close()
+    _write_record(folder, want, name, [(name, target.stat().st_size)], md5 or facts.version)
+
+
+def _bring_series(
+    want: Wanted, folder: Path, options: FetchOptions, choose: Choose | None, room_bytes: int | None,
+    way: tuple[AbstractContextManager[object], Callable[[], bool]],
+) -> None:  # fmt: skip
+    turn, stop = way
+    parts = _needed(want, choose)
+    name = safe_name(want.filename or name_in(want.address))
+    _require_room(sum(p.size_bytes for p in parts), room_bytes, folder / name, want.address)
+    files, versions = [], []
+    for part in parts:
+        target = folder / name / safe_name(name_in(part.address))
+        source = source_of(part.address, options)
+        try:
+            facts = ask(source, options.patience_s, stop)
+            if not (target.is_file() and target.stat().st_size == facts.size_bytes):
+                download(source, facts, target, part, options, turn=turn, stop=stop)
+        finally:
+            source.close()
+        files.append((f"{name}/{target.name}", target.stat().st_size))
+        versions.append(f"{target.name} {facts.size_bytes} {facts.md5 or facts.version}")
+    version = hashlib.md5("\n".join(sorted(versions)).encode(), usedforsecurity=False).hexdigest()
+    _write_record(folder, want, name, files, version)
+
+
+def _needed(want: Wanted, choose: Choose | None) -> list[Wanted]:
+    """Return the files of a folder that are needed, without reading more of them than their headers."""
+    parts = list_address(want.address)
+    if not parts:
+        raise FetchError(f"{shown(want.address)}: there is no object below this address.")
+    if choose is None:
+        return parts
+    names = set(choose(headers_of(parts)))
+    return [p for p in parts if name_in(p.address) in names]
+
+
+def _write_record(folder: Path, want: Wanted, name: str, files: list[tuple[str, int]], version: str) -> None:
+    record = {"address": shown(want.address), "name": name, "files": files, "version": version}
+    atomic_write_bytes(folder / RECORD, json.dumps(record, indent=1).encode())
+
+
+def _require_room(size: int, room_bytes: int | None, target: Path, address: str) -> None:
+    if room_bytes is not None and size > room_bytes:
+        raise NoRoom(size)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    there = _bytes_on_disk(partial_of(target))
+    free = shutil.disk_usage(target.parent).free
+    if size - there > free:
+        raise FetchError(
+            f"{shown(address)}: {size / 1e9:.3f} GB do not fit into {target.parent}, which has {free / 1e9:.3f} GB free. "
+            "Choose another --stage, or a smaller --stage-gb so that fewer slides wait there."
+        )
+
+
+def safe_name(name: str) -> str:
+    """Return a name without what would lead out of its folder, or hide it."""
+    plain = "".join("_" if c in "/\\\x00" or ord(c) < 32 else c for c in name).strip()
+    plain = f"_{plain}" if plain.startswith(".") or not plain else plain
+    head, dot, ending = plain.rpartition(".")
+    return plain if len(plain.encode()) <= 200 else f"{head.encode()[:150].decode(errors='ignore')}{dot}{ending[:20]}"
+
+
+def _best_name(in_address: str, by_server: str) -> str:
+    """Return what the server calls the object where the address does not end in a file name."""
+    return in_address if "." in in_address or not by_server else by_server
+
+
+def _bytes_on_disk(path: Path) -> int:
+    try:
+        facts = path.lstat()
+    except OSError:
+        return 0
+    return 0 if path.is_dir() else facts.st_blocks * 512
+
+
+@contextlib.contextmanager
+def _one_at_a_time(root: Path, slide_id: str) -> Iterator[None]:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        handle = os.open(root / f".{slide_id[:180]}.lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as err:
+        raise FetchError(f"Staging folder {root}: {err.strerror or err}. Choose another --stage.") from err
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def as_dict(want: Wanted) -> dict[str, object]:
+    """Return a wanted slide as plain values, without secrets."""
+    return {**dataclasses.asdict(want), "address": shown(want.address)}

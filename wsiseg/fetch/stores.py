@@ -1,0 +1,162 @@
+"""Objects of buckets and of whatever else fsspec opens (``s3://``, ``gs://``, ``ftp://``, ...)."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlsplit
+
+from wsiseg.errors import BackendUnavailableError, FetchDeniedError, FetchError, FetchMissingError
+from wsiseg.fetch.address import scrubbed, shown
+from wsiseg.fetch.source import Facts, TryAgain
+
+__all__ = ["StoreSource", "file_system", "store_errors", "translated"]
+
+_MD5 = re.compile(r"^[0-9a-f]{32}$")
+_EXTRA = ("s3", "s3a", "gs", "gcs", "http", "https")
+_FOREIGN = (
+    ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("aiohttp", "ClientError"),
+    ("gcsfs.retry", "HttpError"), ("google.auth.exceptions", "GoogleAuthError"), ("requests", "RequestException"),
+)  # fmt: skip
+"""Errors of the libraries behind fsspec that are no ``OSError``."""
+
+
+def store_errors() -> tuple[type[BaseException], ...]:
+    """Return what file systems of fsspec raise: the classes of those libraries that are loaded."""
+    found = [getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN]
+    return (OSError, asyncio.TimeoutError, *(f for f in found if isinstance(f, type)))
+
+
+@lru_cache(maxsize=32)
+def _made(protocol: str, netloc: str, anonymous: bool) -> Any:
+    import fsspec
+
+    options: dict[str, Any] = {}
+    if protocol in ("s3", "s3a"):
+        options = {"anon": anonymous}
+    elif protocol in ("gs", "gcs"):
+        options = {"token": "anon" if anonymous else None}
+    elif netloc:
+        options = fsspec.get_filesystem_class(protocol)._get_kwargs_from_urls(f"{protocol}://{netloc}/")
+    return fsspec.filesystem(protocol, skip_instance_cache=True, **options)
+
+
+def file_system(address: str, *, anonymous: bool) -> Any:
+    """Return the fsspec file system of an address.
+
+    Raises
+    ------
+    BackendUnavailableError
+        The library for it is not installed.
+    FetchError
+        fsspec knows no such scheme.
+    """
+    parts = urlsplit(address)
+    protocol = parts.scheme.lower()
+    own = protocol not in ("s3", "s3a", "gs", "gcs")
+    try:
+        return _made(protocol, parts.netloc if own else "", anonymous)
+    except ImportError as err:
+        how = "pip install 'wsiseg[cloud]'" if protocol in _EXTRA else f"{err}"
+        raise BackendUnavailableError(f"{shown(address)}: this needs a library that is not installed: {how}.") from err
+    except ValueError as err:
+        raise FetchError(f"{shown(address)}: no such kind of address ({scrubbed(str(err), address)}).") from None
+
+
+def has_login(protocol: str) -> bool:
+    """Return whether this machine has credentials for a kind of bucket: without, public buckets are read anonymously."""
+    if protocol in ("s3", "s3a"):
+        import botocore.session
+
+        return botocore.session.get_session().get_credentials() is not None
+    if protocol in ("gs", "gcs"):
+        import google.auth
+        from google.auth.exceptions import DefaultCredentialsError
+
+        try:
+            google.auth.default()
+        except DefaultCredentialsError:
+            return False
+    return True
+
+
+def logins(address: str) -> list[bool]:
+    """Return whether to ask anonymously, in the order of trying."""
+    protocol = urlsplit(address).scheme.lower()
+    if protocol not in ("s3", "s3a", "gs", "gcs"):
+        return [False]
+    try:
+        return [False, True] if has_login(protocol) else [True]
+    except ImportError:
+        return [True]  # file_system says what is not installed
+
+
+def translated(err: BaseException, address: str) -> Exception:
+    """Return a library's error as ours: a ``FetchError``, or ``TryAgain``."""
+    where = shown(address)
+    said = scrubbed(" ".join(f"{type(err).__name__}: {err}".split()), address)[:300]
+    if isinstance(err, FileNotFoundError):
+        return FetchMissingError(f"{where}: there is no such object.")
+    kind = type(err).__name__
+    if isinstance(err, PermissionError) or kind in ("NoCredentialsError", "PartialCredentialsError", "GoogleAuthError"):
+        return FetchDeniedError(f"{where}: access is refused ({said}). Buckets that are not public need credentials.")
+    code = getattr(err, "code", None) or getattr(err, "status", None)
+    if code in (401, 403):
+        return FetchDeniedError(f"{where}: access is refused ({said}).")
+    if code == 404:
+        return FetchMissingError(f"{where}: there is no such object ({said}).")
+    return TryAgain(said)
+
+
+class StoreSource:
+    """One object that fsspec opens; threads may read it at once."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self._fs: Any = None
+        self._path = ""
+
+    def facts(self) -> Facts:
+        """Ask for its facts: with this machine's login, else anonymously."""
+        refused: Exception | None = None
+        for anonymous in logins(self.address):
+            fs = file_system(self.address, anonymous=anonymous)
+            try:
+                path = fs._strip_protocol(self.address)
+                info = fs.info(path)
+            except store_errors() as err:
+                refused = translated(err, self.address)
+                if not isinstance(refused, FetchDeniedError):
+                    raise refused from None
+                continue
+            self._fs, self._path = fs, path
+            size = info.get("size")
+            tag = str(info.get("ETag") or info.get("etag") or "").strip('"')
+            return Facts(-1 if size is None else int(size), tag, md5_of(info, tag), info.get("partial", True) is not False)
+        assert refused is not None
+        raise refused from None
+
+    def read(self, start: int, stop: int) -> Iterator[bytes]:
+        """Yield the bytes ``start`` to ``stop`` (in one piece)."""
+        try:
+            yield self._fs.cat_file(self._path, start=start, end=stop)
+        except store_errors() as err:
+            raise translated(err, self.address) from None
+
+    def close(self) -> None:
+        """Do nothing: file systems are kept."""
+
+
+def md5_of(info: dict[str, Any], tag: str) -> str:
+    """Return the MD5 of a listed object: S3's ETag of what was uploaded in one piece, Google's hash."""
+    import base64
+
+    hashed = info.get("md5Hash")
+    if hashed:
+        return base64.b64decode(str(hashed)).hex()
+    encrypted = str(info.get("ServerSideEncryption", "")).startswith("aws:kms")
+    return tag if _MD5.match(tag) and not encrypted and "StorageClass" in info else ""
