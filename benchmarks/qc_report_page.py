@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from wsiseg.qc import find_outliers, grade_slides, load_quality, predicted_share
 from wsiseg.qc.patches import contour_png
 from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
+from wsiseg.qc.report_run import SHOW_ALL_SLIDES
 
 COHORTS = ("BLCA", "BRCA", "CESC", "COAD", "GBM", "LUAD", "LUSC", "PAAD", "PRAD", "READ", "SKCM", "STAD", "UCEC", "UVM")
 
@@ -54,6 +55,9 @@ def simulate(n: int) -> ReportData:
         row = {"slide_id": f"TCGA-{i:04d}-01Z-00-DX1", "cohort": cohorts[i % len(cohorts)], "status": "done", "error": ""}
         row |= {"n_nuclei": int(mm2 * density), "nuclei_per_mm2": density, "tissue_mm2": mm2, "width_px": 60_000}
         row |= {"area_mean_um2": random.normal(40, 4) * (1.7 if i % 90 == 1 else 1), "area_std_um2": random.normal(14, 2)}
+        row |= {"tissue_mask": "found", "outside_frac": 0.002, "outside_nuclei": 800.0, "outside_nuclei_low": 100.0}
+        row |= {"outside_nuclei_high": 2500.0, "foreign_score": 1.7 if i % 90 == 1 else 0.4}
+        row |= {"foreign_reasons": "sharpness 0.03 is far below that of the training images" if i % 90 == 1 else ""}
         row |= {"seconds_read": 20.0, "seconds_predict": 150.0, "seconds_separate": 18.0, "seconds_write": 2.0}
         if i % 400 == 3:
             row |= {"status": "failed", "error": "truncated file: tile 17 cannot be decoded", "n_nuclei": None}
@@ -75,7 +79,8 @@ def simulate(n: int) -> ReportData:
     order = worst_first(rows, flags, grades, guess)
     cx, cy = random.normal(30_000, 9_000, (2, 20_000)).clip(0, 59_999)
     png, top = density_picture(cx, cy, (60_000, 60_000), 0.25, (300, 300))
-    thumb = Thumbnail(picture(random, (300, 300)), data_uri(png, "image/png"), top, 15.0)
+    tissue = picture(random, (300, 300))
+    thumb = Thumbnail(tissue, data_uri(png, "image/png"), top, 15.0, mask=tissue)
     angle = np.linspace(0, 2 * np.pi, 31)
     rings = [np.column_stack([x + 10 * np.cos(angle), y + 10 * np.sin(angle)]) for x, y in random.uniform(0, 256, (40, 2))]
     layer = data_uri(contour_png(np.concatenate(rings), np.arange(41) * 31, (0, 0), 3.0, 768), "image/png")
@@ -90,7 +95,7 @@ def simulate(n: int) -> ReportData:
         rows,
         flags,
         grades,
-        pictures=dict.fromkeys((order or ids)[:200], thumb),
+        pictures=dict.fromkeys((ids if n <= SHOW_ALL_SLIDES else order or ids)[:200], thumb),
         patches=shown,
         n_patches=15 * n,
         estimates=guess,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import gzip
 import html.parser
 import io
 import json
@@ -15,10 +18,13 @@ import pytest
 from PIL import Image
 
 from wsiseg.qc import MarkLog, ShareEstimate, TailRule, find_outliers, grade_slides
+from wsiseg.qc.decisions import DECISIONS
 from wsiseg.qc.patch_pictures import make_patches
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
-from wsiseg.qc.report_run import write_report
+from wsiseg.qc.report_run import MASK_RGB, outlined, write_report
 from wsiseg.qc.runs import find_run_outliers, load_run
+from wsiseg.qc.shown_paths import readable, readable_row
+from wsiseg.read import TissueMask
 
 
 def rows_of(n: int) -> list[dict[str, Any]]:
@@ -70,13 +76,13 @@ class Links(html.parser.HTMLParser):
 
 
 def test_nothing_is_fetched_from_outside() -> None:
-    page = report_of(20)
+    page = report_of(20, review="http://127.0.0.1:23456")
     links = Links()
     links.feed(page.decode())
     assert links.found == []
     assert "default-src 'none'" in page.decode()
     outside = set(re.findall(r"https?://[^\s\"'<>]+", page.decode()))
-    assert outside == {"http://www.w3.org/2000/svg"}  # a name, not an address
+    assert outside == {"http://www.w3.org/2000/svg", "http://127.0.0.1:23456"}  # a name, and the review page of this computer
     assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\(", page.decode())
 
 
@@ -174,8 +180,74 @@ def test_report_of_a_run_with_and_without_qc(make_run, tmp_path: Path) -> None:
 
 def test_report_without_the_slide_files(make_run, tmp_path: Path) -> None:
     run = load_run(make_run(("a",), path=str(tmp_path / "gone.svs")))
-    data = data_of(write_report(run).read_bytes())
-    assert "gone.svs" in data["pictures"]["a"]["error"]
+    page = write_report(run).read_bytes()
+    assert "gone.svs is not there" in data_of(page)["pictures"]["a"]["error"]
+    for text in (page.decode(), (run.qc / "report.decisions.csv").read_text()):
+        assert str(tmp_path) not in text  # a reader of another machine has no such folder
+
+
+def test_paths_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
+    run = tmp_path / "my run"
+    for text, expected in (
+        ("Slide a: /data/my slides/a b.svs is truncated.", "Slide a: a b.svs is truncated."),
+        (f"{run}/nuclei/a.parquet: damaged", "my run/nuclei/a.parquet: damaged"),
+        ("cannot open '/mnt/x y/z.svs' (errno 2)", "cannot open 'z.svs' (errno 2)"),
+        ("/opt/w/net.safetensors, line 3", "net.safetensors, line 3"),
+        (r"C:\\scans\\k\\b.ndpi not found".replace("\\\\", "\\"), "b.ndpi not found"),
+        ("s3://bucket/k/a.svs?X-Amz-Signature=abc gave 403", "s3://bucket/k/a.svs gave 403"),
+        ("https://me:secret@host/a.svs", "https://host/a.svs"),
+        ("1/2 of 4,000 nuclei/mm2, 3 µm/px and --path-map FROM=TO", "1/2 of 4,000 nuclei/mm2, 3 µm/px and --path-map FROM=TO"),
+    ):
+        assert readable(text, run, ("/data/my slides/a b.svs",)) == expected
+    row = readable_row({"path": "/data/my slides/a b.svs", "error": "/data/my slides/a b.svs: no", "n": 3}, run)
+    assert row == {"path": "a b.svs", "error": "a b.svs: no", "n": 3}
+
+
+def test_the_mask_is_drawn_where_it_lies() -> None:
+    mask = np.zeros((10, 20), np.uint8)
+    mask[2:8, 5:15] = 1
+    rgb = np.full((100, 200, 3), 100, np.uint8)
+    found = outlined(rgb, TissueMask(mask, 40.0, 40.0), (800, 400))  # 4 level-0 px a picture px, 10 picture px a mask px
+    assert (found[30:70, 60:140] == 100).all()  # tissue as it is
+    assert (found[:15] == 178).all()  # outside: half as dark
+    line = (found == MASK_RGB).all(axis=2)
+    y, x = np.nonzero(line)
+    assert (y.min(), y.max(), x.min(), x.max()) == (19, 80, 49, 150)
+    shifted = outlined(rgb, TissueMask(mask, 40.0, 40.0, 80.0, 0.0), (800, 400))
+    assert (np.nonzero((shifted == MASK_RGB).all(axis=2))[1].min()) == 69  # its frame begins 20 picture px further right
+
+
+def test_all_decisions_are_in_one_table(make_run) -> None:
+    import pyarrow.parquet as pq
+
+    run = load_run(make_run(("a", "b", "c"), outside_frac=0.01, foreign_score=1.5, foreign_reasons="hue; blur"))
+    find_run_outliers(run, TailRule(min_slides=2))
+    make_patches(run, 2)
+    index = pq.read_table(run.qc / "patches.parquet").to_pylist()
+    for who, word in (("ann", "adequate"), ("bob", "not_adequate")):
+        log = MarkLog(run.marks, who, run.digest)
+        log.append("patches", index[0]["patch_id"], word)
+        log.append("slides", "b", "unacceptable", f"pen, says {who}; twice")
+        log.close()
+    page = data_of(write_report(run).read_bytes())
+    data = (run.qc / "report.decisions.csv").read_bytes()
+    assert gzip.decompress(base64.b64decode(page["decisions"])) == data
+    lines = list(csv.DictReader(io.StringIO(data.decode())))
+    assert [line["slide_id"] for line in lines if line["kind"] == "slide"] == ["a", "b", "c"]
+    patches = {line["patch_id"]: line for line in lines if line["kind"] == "patch"}
+    assert {p: (int(line["x_px"]), line["slide_id"]) for p, line in patches.items()} == {
+        e["patch_id"]: (e["x_px"], e["slide_id"]) for e in index
+    }
+    judged = patches[index[0]["patch_id"]]
+    assert (judged["decision"], judged["reviews"]) == ("not_adequate", "ann: adequate; bob: not_adequate")  # a tie is bad
+    assert all(0 < float(line["fail_prob"]) < 1 for line in patches.values())
+    b = lines[1]
+    assert (b["decision"], b["grade"]) == ("unacceptable", "Unacceptable")
+    assert b["comments"] == "ann: pen, says ann; twice; bob: pen, says bob; twice"
+    assert (b["foreign_score"], b["foreign_reasons"], b["outside_frac"]) == ("1.5", "hue; blur", "0.01")
+    flags = {r["slide_id"]: r for r in pq.read_table(run.qc / "outliers.parquet").to_pylist()}
+    assert all(line["flags"] == flags[line["slide_id"]]["tails"] for line in lines if line["kind"] == "slide")
+    assert set(lines[0]) == {c.name for c in DECISIONS}
 
 
 def open_report(page: Any, path: Path) -> float:
@@ -210,6 +282,71 @@ def test_predicted_quality_shows_its_calibration(tmp_path: Path, chromium: Any) 
     assert cells[column] == "29 (0\N{EN DASH}58)"
     wide = chromium.execute_script("return document.documentElement.scrollWidth - innerWidth")
     assert wide <= 0  # nothing hangs out of the page
+
+
+def png(side: int = 40) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((side, side, 3), 200, np.uint8)).save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_six_cards_are_printed_a_page(tmp_path: Path, chromium: Any) -> None:
+    pages = {}
+    for n in (12, 24):
+        shown = {r["slide_id"]: Thumbnail(png(), png(), 10.0, 5.0, mask=png()) for r in rows_of(n)}
+        path = tmp_path / f"{n}.html"
+        path.write_bytes(report_of(n, pictures=shown))
+        open_report(chromium, path)
+        assert chromium.execute_script("return document.querySelectorAll('.card').length") == n
+        pdf = chromium.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True, "printBackground": True})
+        pages[n] = len(re.findall(rb"/Type\s*/Page\b", base64.b64decode(pdf["data"])))
+    assert pages[24] - pages[12] == 2
+
+
+def test_a_card_shows_mask_reasons_and_the_way_to_the_review(tmp_path: Path, chromium: Any) -> None:
+    rows = rows_of(8)
+    rows[0] |= {"tissue_mask": "found", "outside_frac": 0.125, "outside_nuclei_low": 0.0}
+    rows[0] |= {"n_nuclei": 700, "outside_nuclei": 100.0, "outside_nuclei_high": 300.0}
+    rows[0] |= {"foreign_score": 2.5, "foreign_reasons": "brown stain; blurred"}
+    rows[1] |= {"tissue_mask": "all", "outside_frac": None}
+    shown = {r["slide_id"]: Thumbnail(png(30), png(), 10.0, 5.0, mask=png(50)) for r in rows}
+    path = tmp_path / "report.html"
+    content = b"kind,slide_id\nslide,a\n"
+    data = ReportData(
+        "Report", "", rows, pictures=shown, review="http://127.0.0.1:23456", decisions=content, decisions_file="r.csv"
+    )
+    path.write_bytes(render_report(data))
+    open_report(chromium, path)
+    first, second, third = (chromium.find_element("css selector", f"[data-slide='{r['slide_id']}']") for r in rows[:3])
+    assert "Nuclei outside the mask: 12.50 (0.00\N{EN DASH}30.00) %" in first.text
+    assert "unlike the training images (score 2.5, flagged above 1): brown stain, blurred" in first.text
+    assert "no mask used" in second.text
+    assert "Nuclei outside the mask: not measured" in third.text  # a run of an earlier version
+    link = first.find_element("css selector", "a").get_attribute("href")
+    assert link == f"http://127.0.0.1:23456/?slide={rows[0]['slide_id']}"
+    visible = (
+        "return [...document.querySelectorAll('.card .layers img')].filter((i) => i.offsetWidth).map((i) => i.naturalWidth)"
+    )
+    assert set(chromium.execute_script(visible)) == {40, 50}  # the mask, and the map of density
+    chromium.find_element("id", "masks").click()
+    assert set(chromium.execute_script(visible)) == {40, 30}
+    # all pictures are there without scrolling, for who captures the page as a whole
+    assert chromium.execute_script(
+        "return [...document.images].every((i) => i.complete && i.naturalWidth && i.loading !== 'lazy')"
+    )
+    chromium.execute_script("document.getElementById('decisions').click()")
+    end = time.monotonic() + 20
+    href = "return document.getElementById('decisions').href"
+    while not chromium.execute_script(href).startswith("blob:") and time.monotonic() < end:
+        time.sleep(0.05)
+    text = chromium.execute_async_script(
+        "const done = arguments[0], r = new FileReader(); r.onload = () => done(r.result);"
+        "const packed = Uint8Array.from(atob(D.decisions), (c) => c.charCodeAt(0));"
+        "const plain = new Blob([packed]).stream().pipeThrough(new DecompressionStream('gzip'));"
+        "new Response(plain).blob().then((b) => r.readAsText(b))"
+    )
+    assert text.encode() == content
+    assert chromium.execute_script(href).startswith("blob:")
 
 
 @pytest.mark.parametrize("n", [3, 5000])

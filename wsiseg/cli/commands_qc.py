@@ -294,12 +294,20 @@ def grade(run: Path) -> None:
 )
 @PATH_MAP
 def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
-    """Write one HTML file about RUN that opens in any browser, offline."""
+    """Write one HTML file about RUN that opens in any browser, offline, and beside it all decisions as one CSV file.
+
+    Each slide that gives cause to look is a card: its tissue mask, its nuclear density, why it was flagged, the nuclei that
+    the mask left out. Printed, six cards fit a page. Both files hold names instead of this machine's paths, to be passed on.
+
+    \b
+    wsiseg qc report my-run -o my-report.html      also writes my-report.decisions.csv
+    """
     from wsiseg.qc.report_run import write_report
     from wsiseg.qc.runs import load_run
 
     path = write_report(load_run(run, path_map), out, max_thumbnails=thumbnails, max_patches=n_patches)
     click.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
+    click.echo(f"{path.with_suffix('.decisions.csv')}  (grades, flags, reasons, predictions, what each reviewer said)")
 
 
 COMMANDS = (qc,)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import dataclasses
+import gzip
 import html
 import io
 import json
@@ -35,6 +36,13 @@ ROW_COLUMNS = (
     "tissue_mm2",
     "area_mean_um2",
     "area_std_um2",
+    "tissue_mask",
+    "outside_frac",
+    "outside_nuclei",
+    "outside_nuclei_low",
+    "outside_nuclei_high",
+    "foreign_score",
+    "foreign_reasons",
     "error",
 )
 STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
@@ -42,19 +50,23 @@ STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 SUSPECT_FRAC = 0.2
 """Above this bad share a slide is Unacceptable; where the whole interval of its estimate is, it gives cause to look."""
 
+MAX_DECISIONS_BYTES = 1_000_000
+"""Largest table of decisions, compressed, that the page holds: about 2,000 slides with 15 patches each."""
+
 DENSITY_RGB = np.array([[255, 255, 255], [253, 219, 160], [240, 120, 90], [170, 40, 110], [50, 10, 80]], np.float64)
 """Pale to dark and monotone in lightness, so that it reads in gray too."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A slide's picture for the report, or why there is none. Pictures are data URIs."""
+    """A slide's picture for the report, or why there is none. Pictures are data URIs; ``mask`` shows the tissue mask on it."""
 
     thumb: str = ""
     density: str = ""
     density_max: float = 0.0
     width_mm: float = 0.0
     error: str = ""
+    mask: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +98,10 @@ class ReportData:
         Rows of the error table.
     provenance
         (what, value) in the order shown.
+    review
+        Address of the run's review page, to which the cards link; empty: no links.
+    decisions_file, decisions
+        Name of the table of all decisions beside the report, and its bytes, which the page holds too unless they are many.
     """
 
     title: str
@@ -103,6 +119,9 @@ class ReportData:
     estimates: Mapping[str, ShareEstimate] = field(default_factory=dict)
     corrected: Mapping[str, ShareEstimate] = field(default_factory=dict)
     predictor: Mapping[str, Any] = field(default_factory=dict)
+    review: str = ""
+    decisions_file: str = ""
+    decisions: bytes = b""
 
 
 def render_report(data: ReportData) -> bytes:
@@ -158,7 +177,16 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "errors": [dict(e) for e in data.errors],
         "seconds": {s: sum(r.get(f"seconds_{s}") or 0.0 for r in data.rows) for s in STAGES},
         "provenance": [[k, v] for k, v in data.provenance],
+        "review": data.review,
+        "decisions_file": data.decisions_file,
+        "decisions": _packed(data.decisions),
     }
+
+
+def _packed(data: bytes) -> str:
+    """Return a file for the page to hold (gzip, base64), or nothing where it would make the page too large."""
+    packed = gzip.compress(data, 9, mtime=0) if data else b""
+    return base64.b64encode(packed).decode() if len(packed) <= MAX_DECISIONS_BYTES else ""
 
 
 def _seconds(row: Mapping[str, Any]) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import hashlib
 import json
@@ -10,9 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiseg.errors import InputError, WsisegError
+from wsiseg.log import log
 from wsiseg.qc.agreement import Agreement
+from wsiseg.qc.decisions import decisions_csv
 from wsiseg.qc.grades import SlideGrade
 from wsiseg.qc.marks import PATCH_MARKS, decide, read_all_marks
 from wsiseg.qc.patches import read_picture
@@ -21,18 +25,25 @@ from wsiseg.qc.release import read_rows
 from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
 from wsiseg.qc.review_run import jpeg
 from wsiseg.qc.runs import QcRun, grade_run, open_row_slide
+from wsiseg.qc.shown_paths import readable, readable_row
+from wsiseg.read import TissueMask
 from wsiseg.tables import atomic_write_bytes, read_nuclei
 
 __all__ = ["write_report"]
 
 THUMBNAIL_PX = 300
-SHOW_ALL_SLIDES = 24
+SHOW_ALL_SLIDES = 36
 """A run of up to this many slides is shown with all slides, else only those with a reason to look."""
 PATCH_QUALITY = 80
+MASK_RGB = (0, 110, 60)
+"""Green is the hue that neither hematoxylin, eosin nor DAB has."""
 
 
 def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 200, max_patches: int = 60) -> Path:
     """Write the report of a run and return its path. Whatever QC has not been done yet is left out and said.
+
+    Beside it, under the same name with the ending ``.decisions.csv``, stands the table of all decisions. Both are for readers
+    of other machines: of the paths of this one they hold names only (``wsiseg.qc.shown_paths``).
 
     Parameters
     ----------
@@ -46,39 +57,58 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     FormatError
         A table or marks file is damaged or of another run.
     """
-    outliers = read_rows(run.qc / "outliers.parquet")
     index = read_rows(run.qc / "patches.parquet")
     grades, agreement, comments = _grades(run, index)
     prediction = stored_prediction(run)
     estimates = {} if prediction is None else prediction.slides
-    order = worst_first(run.rows, outliers, grades, estimates)
+    fail_prob = {} if prediction is None else prediction.fail_prob
+    place = {r["slide_id"]: str(r.get("path") or "") for r in run.rows}
+    tables = (run.rows, read_rows(run.qc / "outliers.parquet"), read_rows(run.folder.root / "errors.parquet"), index)
+    rows, outliers, errors, shown = (
+        [readable_row(r, run.folder.root, place.get(r["slide_id"])) for r in table] for table in tables
+    )
+    grades = [dataclasses.replace(g, reason=readable(g.reason, run.folder.root, (place.get(g.slide_id, ""),))) for g in grades]
+    order = worst_first(rows, outliers, grades, estimates)
     if len(run.rows) <= SHOW_ALL_SLIDES:
         order += [r["slide_id"] for r in run.rows if r["slide_id"] not in set(order)]
-    rows = {r["slide_id"]: r for r in run.rows}
-    pictures = {slide_id: _thumbnail(run, rows[slide_id]) for slide_id in order[:max_thumbnails] if slide_id in rows}
-    created = run.record.get("created") or ""
+    pictures = {slide_id: _thumbnail(run, run.row(slide_id)) for slide_id in order[:max_thumbnails]}
+    path = out if out is not None else run.qc / "report.html"
+    table = path.with_suffix(".decisions.csv")
+    marks = (read_all_marks(run.marks, run.digest, "slides"), read_all_marks(run.marks, run.digest, "patches"))
+    decisions = decisions_csv(rows, outliers, grades, shown, (estimates, fail_prob), marks)
     data = ReportData(
         title=f"Segmentation report: {run.folder.root.resolve().name}",
-        subtitle=f"{len(run.rows):,} slides · wsiseg {run.record.get('wsiseg', '?')} · run {run.digest}"
-        + (f" of {str(created)[:16].replace('T', ' ')}" if created else ""),
-        rows=run.rows,
+        subtitle=_subtitle(run),
+        rows=rows,
         outliers=outliers,
         grades=grades,
         comments=comments,
         agreement=agreement,
         pictures=pictures,
-        patches=_patches(run, index, max_patches, {} if prediction is None else prediction.fail_prob),
+        patches=_patches(run, index, max_patches, fail_prob),
         n_patches=len(index),
-        errors=read_rows(run.folder.root / "errors.parquet"),
+        errors=errors,
         provenance=_provenance(run),
         estimates=estimates,
         corrected={} if prediction is None else prediction.cohorts,
-        predictor={} if prediction is None else prediction.facts,
+        predictor={} if prediction is None else _predictor(run, prediction.facts),
+        decisions_file=table.name,
+        decisions=decisions,
     )
-    path = out if out is not None else run.qc / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(table, decisions)
     atomic_write_bytes(path, render_report(data))
     return path
+
+
+def _subtitle(run: QcRun) -> str:
+    created = str(run.record.get("created") or "")[:16].replace("T", " ")
+    of_when = f" of {created}" if created else ""
+    return f"{len(run.rows):,} slides · wsiseg {run.record.get('wsiseg', '?')} · run {run.digest}{of_when}"
+
+
+def _predictor(run: QcRun, facts: Mapping[str, Any]) -> dict[str, Any]:
+    return {**facts, "notes": [readable(note, run.folder.root) for note in facts.get("notes", ())]}
 
 
 def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrade], list[Agreement], dict[str, str]]:
@@ -93,7 +123,7 @@ def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrad
 
 
 def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
-    """Return a slide's thumbnail and density map; the thumbnail is kept, so the report can be made again without the slide."""
+    """Return a slide's pictures; the thumbnail is kept, so the report can be made again without the slide."""
     from PIL import Image
 
     slide_id = row["slide_id"]
@@ -111,17 +141,57 @@ def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
             atomic_write_bytes(kept, jpeg(picture, PATCH_QUALITY))
         data = kept.read_bytes()
         with Image.open(kept) as image:
-            width, height = image.size
+            thumb = image.convert("RGB")
     except (WsisegError, OSError) as err:
-        return Thumbnail(error=f"No picture: {err}")
+        reason = readable(str(err), run.folder.root, (str(row.get("path") or ""),))
+        return Thumbnail(error=f"No picture: {reason}")
     size = (row["width_px"], row["height_px"])
-    thumb = Thumbnail(thumb=data_uri(data, "image/jpeg"), width_mm=size[0] * row["mpp"] / 1000)
+    mask = _mask_picture(run, slide_id, thumb, size)
+    found = Thumbnail(data_uri(data, "image/jpeg"), width_mm=size[0] * row["mpp"] / 1000, mask=mask)
     table = run.folder.table(slide_id)
     if not row.get("n_nuclei") or not table.is_file():
-        return thumb
-    found = read_nuclei(table, columns=["cx", "cy"])
-    density, top = density_picture(np.asarray(found["cx"]), np.asarray(found["cy"]), size, row["mpp"], (height, width))
-    return Thumbnail(thumb.thumb, data_uri(density, "image/png"), top, thumb.width_mm)
+        return found
+    nuclei = read_nuclei(table, columns=["cx", "cy"])
+    shape = (thumb.height, thumb.width)
+    density, top = density_picture(np.asarray(nuclei["cx"]), np.asarray(nuclei["cy"]), size, row["mpp"], shape)
+    return dataclasses.replace(found, density=data_uri(density, "image/png"), density_max=top)
+
+
+def _mask_picture(run: QcRun, slide_id: str, thumb: Any, slide_size_px: tuple[int, int]) -> str:
+    """Return the tissue mask on the slide as a data URI: as the run drew it, else its outline on the thumbnail."""
+    from PIL import Image
+
+    drawn, stored = run.folder.mask_jpg(slide_id), run.folder.tissue_png(slide_id)
+    try:
+        if drawn.is_file():
+            with Image.open(drawn) as image:
+                picture = image.convert("RGB")
+            picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+        elif stored.is_file():
+            picture = Image.fromarray(outlined(np.asarray(thumb), TissueMask.load(stored), slide_size_px))
+        else:
+            return ""
+    except (WsisegError, OSError) as err:
+        log.warning("slide %s: its tissue mask is left out of the report: %s", slide_id, err)
+        return ""
+    return data_uri(jpeg(picture, PATCH_QUALITY), "image/jpeg")
+
+
+def outlined(rgb: npt.NDArray[np.uint8], tissue: TissueMask, slide_size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
+    """Return a picture of a whole slide, uint8 (h, w, 3), with the mask's border drawn on it and what lies outside paled."""
+    from scipy import ndimage
+
+    h, w = rgb.shape[:2]
+    x = ((np.arange(w) + 0.5) * slide_size_px[0] / w - tissue.x0) / tissue.px_w
+    y = ((np.arange(h) + 0.5) * slide_size_px[1] / h - tissue.y0) / tissue.px_h
+    rows, columns = np.floor(y).astype(np.int64), np.floor(x).astype(np.int64)
+    there = ((rows >= 0) & (rows < tissue.mask.shape[0]))[:, None] & ((columns >= 0) & (columns < tissue.mask.shape[1]))
+    inside = tissue.mask[np.clip(rows, 0, tissue.mask.shape[0] - 1)][:, np.clip(columns, 0, tissue.mask.shape[1] - 1)] > 0
+    inside &= there
+    border = ndimage.binary_dilation(inside) & ~ndimage.binary_erosion(inside, border_value=1)
+    out = np.where(inside[..., None], rgb, 255 - (255 - rgb.astype(np.uint16)) // 2).astype(np.uint8)
+    out[border] = MASK_RGB
+    return out
 
 
 def _patches(run: QcRun, index: Sequence[dict[str, Any]], limit: int, fail_prob: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -159,14 +229,14 @@ def _as_jpeg(png: bytes) -> bytes:
 def _provenance(run: QcRun) -> list[tuple[str, Any]]:
     record = run.record
     facts: list[tuple[str, Any]] = [
-        ("run folder", str(run.folder.root.resolve())),
+        ("run folder", run.folder.root.resolve().name),
         ("run digest", run.digest),
         ("wsiseg", record.get("wsiseg", "")),
         ("created", record.get("created", "")),
         ("host", ", ".join(str(v) for v in (record.get("host") or {}).values())),
     ]
     facts += [
-        (str(k), json.dumps(v) if isinstance(v, dict | list) else "" if v is None else v)
+        (str(k), readable(json.dumps(v) if isinstance(v, dict | list) else "" if v is None else str(v), run.folder.root))
         for k, v in sorted((record.get("results") or {}).items())
     ]
     table = run.folder.root / "slides.parquet"

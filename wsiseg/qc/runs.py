@@ -13,11 +13,13 @@
     RUN/qc/grades.parquet, *.csv       grades, the release's three CSV files, summaries, agreement
     RUN/qc/thumbs/<slide_id>.jpg       thumbnails for the report
     RUN/qc/report.html                 the report
+    RUN/qc/report.decisions.csv        all that was decided, one line a slide and one a patch
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -67,6 +69,11 @@ class QcRun:
     def marks(self) -> Path:
         """Return the folder of reviewers' marks."""
         return self.qc / "marks"
+
+    @property
+    def review_port(self) -> int:
+        """Return the port that this run's review page takes where it is free: links from the report lead there."""
+        return 20_000 + int.from_bytes(hashlib.sha256(f"review {self.digest}".encode()).digest()[:4], "big") % 10_000
 
     def row(self, slide_id: str) -> dict[str, Any]:
         """Return one slide's row. Raises ``InputError`` where the run has no such slide."""

@@ -230,18 +230,33 @@ function gives_cause(r) {
   return r.status === "failed" || r.status === "partial" || r.status === "suspect" || r.verdict === "unacceptable" || r.grade === "Problematic" || r.grade === "Unacceptable" || r.estimate_low > 0.2 || r.round > 0;
 }
 
+// Nuclei that the tissue mask left out: a share with its interval, or why there is none.
+function outside(r) {
+  if (r.tissue_mask === "all") return "no mask used";
+  if (!finite(r.outside_frac)) return "not measured";
+  const of = (v) => (finite(v) && finite(r.n_nuclei) ? number(100 * v / Math.max(1, r.n_nuclei + v), 2) : "–");
+  return `${number(100 * r.outside_frac, 2)} (${of(r.outside_nuclei_low)}–${of(r.outside_nuclei_high)})`;
+}
+
+function figure_of(caption, ...images) { return el("figure", {}, el("div", { class: "layers" }, ...images), el("figcaption", {}, caption)); }
+
 function card(r) {
   const judged = r.n_judged ? `${r.n_bad} of ${r.n_judged} patches not adequate (${number(100 * r.bad_frac, 1)} %, 95 % ${number(100 * r.low, 0)} to ${number(100 * r.high, 0)} %)` : "";
   const facts = r.status === "failed" ? `${cohortName(r.cohort)} · failed` : `${cohortName(r.cohort)} · ${number(r.n_nuclei)} nuclei · ${number(r.nuclei_per_mm2)} per mm² · mean area ${number(r.area_mean_um2, 1)} µm²`;
-  const reasons = (r.reasons || (r.status === "suspect" ? r.error : "") || "").split("; ").filter(Boolean);
+  const reasons = (r.reasons || (r.status === "suspect" || r.status === "failed" ? r.error : "") || "").split("; ").filter(Boolean);
+  const strange = r.foreign_score > 1 ? (r.foreign_reasons || "").split("; ").filter((t) => t && !reasons.some((u) => u.includes(t))) : [];
+  if (strange.length) reasons.push(`unlike the training images (score ${number(r.foreign_score, 1)}, flagged above 1): ${strange.join(", ")}`);
   const guess = finite(r.estimate) && !(r.n_judged && r.n_judged === r.n_sampled) ? `Estimated ${number(100 * r.estimate, 0)} % of patches bad (95 % ${number(100 * r.estimate_low, 0)} to ${number(100 * r.estimate_high, 0)} %)` : "";
+  const share = outside(r), mask = r.status === "failed" ? "" : `Nuclei outside the mask: ${share}${finite(r.outside_frac) && r.tissue_mask !== "all" ? " %" : ""} · unlike the training images: ${finite(r.foreign_score) ? number(r.foreign_score, 1) : "not measured"}`;
   const picture = D.pictures[r.slide_id], pair = el("div", { class: "pair" });
   if (picture && picture.thumb) {
-    pair.append(el("figure", {}, el("img", { src: picture.thumb, alt: `Thumbnail of ${r.slide_id}`, loading: "lazy" }), el("figcaption", {}, picture.width_mm ? `${number(picture.width_mm, 1)} mm wide` : "Thumbnail")));
-    if (picture.density) pair.append(el("figure", {}, el("img", { src: picture.density, alt: `Nuclear density of ${r.slide_id}`, loading: "lazy" }), el("figcaption", {}, `Nuclei per mm²: pale 0, dark ${number(picture.density_max)}`)));
+    const wide = picture.width_mm ? `${number(picture.width_mm, 1)} mm wide` : "", alt = `Thumbnail of ${r.slide_id}`;
+    pair.append(picture.mask ? figure_of(`${wide ? `${wide}. ` : ""}Tissue mask outlined`, el("img", { class: "masked", src: picture.mask, alt: `${alt} with its tissue mask` }), el("img", { class: "bare", src: picture.thumb, alt })) : figure_of(wide || "Thumbnail", el("img", { src: picture.thumb, alt })));
+    if (picture.density) pair.append(figure_of(`Nuclei per mm²: pale 0, dark ${number(picture.density_max)}`, el("img", { src: picture.density, alt: `Nuclear density of ${r.slide_id}` })));
   } else if (picture && r.status !== "failed") pair.append(el("p", { class: "missing" }, picture.error || "No picture."));
-  return el("article", { class: r.round > 0 || r.status === "failed" || r.grade === "Unacceptable" ? "card bad" : "card" }, el("h3", {}, r.slide_id, " ", pill(r.grade)), el("div", { class: "note", style: "margin:0" }, facts), pair.childElementCount ? pair : "",
-    judged ? el("div", {}, judged) : "", guess ? el("div", {}, guess) : "", reasons.length ? el("ul", {}, ...reasons.map((t) => el("li", {}, t))) : "", r.verdict ? el("div", {}, `Reviewed whole: ${r.verdict}. ${r.comment || ""}`) : "");
+  const link = D.review ? el("a", { class: "to-review", href: `${D.review}/?slide=${encodeURIComponent(r.slide_id)}`, target: "_blank", rel: "noopener", title: "opens where `wsiseg qc review` of this run is running on this computer" }, "Review") : "";
+  return el("article", { class: r.round > 0 || r.status === "failed" || r.grade === "Unacceptable" ? "card bad" : "card", "data-slide": r.slide_id }, el("h3", {}, el("span", {}, r.slide_id), pill(r.grade), link), el("div", { class: "facts" }, facts), pair.childElementCount ? pair : "",
+    judged ? el("div", {}, judged) : "", guess ? el("div", {}, guess) : "", mask ? el("div", {}, mask) : "", reasons.length ? el("ul", {}, ...reasons.map((t) => el("li", {}, t))) : "", r.verdict ? el("div", {}, `Reviewed whole: ${r.verdict}. ${r.comment || ""}`) : "");
 }
 
 function worst() {
@@ -251,16 +266,20 @@ function worst() {
     D.has_outliers ? `No slide gives cause to look.${list.length ? " All are shown." : ""}` : "Outliers have not been sought yet (wsiseg qc outliers).";
   let shown = 0;
   const more = (n) => { $("cards").append(...list.slice(shown, shown + n).map(card)); shown = Math.min(list.length, shown + n); $("more-cards").hidden = shown >= list.length; $("more-cards").textContent = `Show more (${number(list.length - shown)} left)`; };
-  more(12);
-  $("more-cards").addEventListener("click", () => more(24));
+  more(36);
+  $("more-cards").addEventListener("click", () => more(36));
   addEventListener("beforeprint", () => more(Math.max(0, Math.min(60, list.length) - shown)));
+  if (D.review) $("worst-note").append(" “Review” on a card opens that slide on the review page, on the computer where `wsiseg qc review` of this run is running.");
+  if (list.length > 60) $("cards").before(el("p", { class: "note print-only" }, `The first 60 of ${number(list.length)} are printed.`));
+  if (list.some((r) => (D.pictures[r.slide_id] || {}).mask)) $("masks").addEventListener("change", () => document.body.classList.toggle("no-masks", !$("masks").checked));
+  else $("mask-control").remove();
 }
 
 function patches() {
   if (!D.patches.length) { $("patches").remove(); return; }
   $("patch-note").textContent = `${number(D.patches.length)} of ${number(D.n_patches)} random patches, 64 µm wide; those judged not adequate come first, then unsure, then a sample of the rest.`;
   const words = { adequate: "adequate", not_adequate: "not adequate", unsure: "unsure", "": "not judged" };
-  $("patch-grid").append(...D.patches.map((p) => el("div", { class: `patch ${p.word}` }, el("div", {}, el("img", { src: p.tissue, alt: `Patch of ${p.slide_id}`, loading: "lazy" }), el("img", { src: p.layer, alt: "", loading: "lazy" })), `${p.slide_id}: ${words[p.word]}, ${number(p.n_nuclei)} nuclei${finite(p.fail_prob) ? `, ${number(100 * p.fail_prob)} % likely bad` : ""}`)));
+  $("patch-grid").append(...D.patches.map((p) => el("div", { class: `patch ${p.word}` }, el("div", {}, el("img", { src: p.tissue, alt: `Patch of ${p.slide_id}` }), el("img", { src: p.layer, alt: "" })), `${p.slide_id}: ${words[p.word]}, ${number(p.n_nuclei)} nuclei${finite(p.fail_prob) ? `, ${number(100 * p.fail_prob)} % likely bad` : ""}`)));
   $("contours").addEventListener("change", () => document.body.classList.toggle("plain", !$("contours").checked));
 }
 
@@ -269,7 +288,7 @@ function filter() {
   const text = $("find").value.trim().toLowerCase(), cohort = $("by-cohort").value, kind = $("by-kind").value;
   const rows = ROWS.filter((r) => (cohort === "*" || r.cohort === cohort) &&
     (kind === "*" || (kind === "flagged" && r.round > 0) || (kind === "failed" && (r.status === "failed" || r.status === "partial")) || (kind === "none" && r.status !== "failed" && !r.n_nuclei) || r.grade === kind) &&
-    (!text || `${r.slide_id} ${r.cohort} ${r.reasons} ${r.note} ${r.error} ${r.grade}`.toLowerCase().includes(text)));
+    (!text || `${r.slide_id} ${r.cohort} ${r.reasons} ${r.note} ${r.error} ${r.grade} ${r.foreign_reasons}`.toLowerCase().includes(text)));
   slideTable.rows(rows);
   $("shown").textContent = `${number(rows.length)} of ${number(ROWS.length)} slides`;
 }
@@ -282,13 +301,33 @@ function slides() {
     ...(D.has_grades ? [{ id: "grade", name: "Grade", value: (r) => GRADES.indexOf(r.grade), show: (_, r) => pill(r.grade) }, { id: "bad", name: "Bad patches", value: (r) => r.bad_frac, digits: 1, show: (v, r) => (r.n_judged ? `${r.n_bad} / ${r.n_judged}` : "–") }] : []),
     ...(D.has_estimates ? [{ id: "estimate", key: "estimate", name: "Estimated bad %", digits: 1, title: "judged patches as judged, the others as predicted; 95 % interval", show: (v, r) => (finite(v) ? `${number(100 * v)} (${number(100 * r.estimate_low)}–${number(100 * r.estimate_high)})` : "–") }] : []),
     { id: "n_nuclei", key: "n_nuclei", name: "Nuclei", digits: 0 }, { id: "nuclei_per_mm2", key: "nuclei_per_mm2", name: "per mm²", digits: 0 }, { id: "tissue_mm2", key: "tissue_mm2", name: "Tissue mm²", digits: 1 },
+    { id: "outside", name: "Outside the mask %", value: (r) => (r.tissue_mask === "all" ? null : r.outside_frac), digits: 2, title: "nuclei outside the tissue mask, of all, estimated from sampled windows; 95 % interval", show: (_, r) => el("span", { class: "short" }, outside(r)) },
+    { id: "foreign", name: "Unlike training", value: (r) => r.foreign_score, digits: 1, title: "how unlike the training images the slide looks; flagged above 1", show: (v) => el("span", { class: "short" }, finite(v) ? number(v, 1) : "not measured") },
     { id: "area_mean_um2", key: "area_mean_um2", name: "Mean area µm²", digits: 1 }, { id: "area_std_um2", key: "area_std_um2", name: "Spread µm²", digits: 1 }, { id: "seconds", key: "seconds", name: "Seconds", digits: 1 },
     { id: "reasons", name: "Why flagged, or why it failed", class: "wide", value: (r) => r.reasons || r.error || r.note || "" },
   ];
   slideTable = table($("slide-table"), columns, ROWS, { sort: "slide_id", flag: (r) => r.round > 0 });
   if (ROWS.length > 500) $("slide-table").before(el("p", { class: "note print-only" }, "At most 500 slides are printed: find, filter or sort on the screen to choose which."));
+  decisions();
   for (const id of ["find", "by-cohort", "by-kind"]) $(id).addEventListener("input", filter);
   filter();
+}
+
+// The table of all decisions: from the page itself, or the file beside it where it is too large for that.
+function decisions() {
+  const link = $("decisions");
+  if (!D.decisions_file) { link.remove(); return; }
+  link.setAttribute("download", D.decisions_file);
+  link.href = encodeURIComponent(D.decisions_file);
+  if (!D.decisions) { link.textContent += ` (${D.decisions_file}, beside this report)`; return; }
+  link.addEventListener("click", async (event) => {
+    if (link.href.startsWith("blob:")) return;
+    event.preventDefault();
+    const packed = Uint8Array.from(atob(D.decisions), (c) => c.charCodeAt(0));
+    const plain = await new Response(new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"))).blob();
+    link.href = URL.createObjectURL(new Blob([plain], { type: "text/csv;charset=utf-8" }));
+    link.click();
+  });
 }
 
 function errors() {
