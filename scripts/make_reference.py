@@ -25,6 +25,16 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
     ("Features on reading", "Made of stored columns by `wsiseg.read_nuclei(..., columns=[...])`: no file.", schema.DERIVED),
     ("Features", "`RUN/features/<slide_id>.parquet` of `wsiseg features`, row for row the nuclei.", schema.FEATURES),
     ("Slides", "`RUN/slides.parquet` and `slides.csv`: one row a slide.", schema.SLIDES),
+    (
+        "Regions",
+        "The output of `wsiseg regions`: GeoParquet 1.1, one row a region and one a class of each slide.",
+        schema.REGIONS,
+    ),
+    (
+        "Distances to regions",
+        "`FOLDER/<slide_id>.parquet` of `wsiseg regions --distances FOLDER`, row for row the nuclei; then `border_um_<class>`.",
+        schema.BORDERS,
+    ),
     ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
 )
 

@@ -16,16 +16,17 @@ PACKAGE = ROOT / "wsiseg"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 FOUNDATION = {"atomic", "config", "types", "errors", "log"}
-LOWER = {"backend", "coordinates", "labels", "tables", "schema"} | FOUNDATION
+LOWER = {"backend", "coordinates", "labels", "libraries", "tables", "schema"} | FOUNDATION
 DATA = {"metrics", "datasets"}
 STEPS = {"fetch", "read", "normalize", "predict", "separate", "vectorize", "write", "summarize"}
 SHARED = {"results", "cluster", "pipeline"}
-TASKS = {"run", "qc", "export", "evaluation", "train"}
+TASKS = {"run", "qc", "export", "evaluation", "questions", "train"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "atomic": {"errors"},
     "config": {"errors"},
     "types": {"errors"},
+    "libraries": {"errors"},
     "log": {"errors"},
     "schema": {"config", "types", "errors"},
     "coordinates": {"types", "errors"},
@@ -156,7 +157,7 @@ MORE_PARAMETERS = {
     "cli/commands_papers.py rank", "cli/commands_qc.py review", "cli/commands_synth.py refine",
     # keyword-only options of a public function
     "evaluation/paths.py evaluate_paths", "evaluation/reports.py score_files", "evaluation/reports.py score_sets",
-    "qc/patches.py sample_patches", "summarize/slide.py summarize_slide", "train/loop.py fit",
+    "export/query.py read_nuclei", "qc/patches.py sample_patches", "summarize/slide.py summarize_slide", "train/loop.py fit",
     "train/synth/refine.py train_refiner", "pipeline/window.py window_maps", "evaluation/reports.py _command",
     "train/augment_batch.py augment_batch", "train/batches.py __init__", "run/drive.py __init__",
     # facts of a slide that its reader passes on to SlideMeta

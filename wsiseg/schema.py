@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "BATCH_COLUMNS",
+    "BORDERS",
     "DERIVED",
     "ERRORS",
     "FEATURES",
@@ -20,6 +21,7 @@ __all__ = [
     "GOOD_STATUSES",
     "LATER",
     "NUCLEI",
+    "REGIONS",
     "SCHEMA_VERSION",
     "SLIDES",
     "SLIDE_STATUSES",
@@ -190,6 +192,47 @@ LATER: dict[str, str | None] = {
     **{c.name: "" if c.arrow == "string" else None for c in TRUST},
 }
 """Columns of ``SLIDES`` that tables of earlier versions lack, and how they are then read."""
+
+REGIONS: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "slide"),
+    Column("cohort", "string", "", "cohort of the slide"),
+    Column("kind", "string", "", "region (as drawn), or class (all regions of a class together: nothing counts twice)"),
+    Column("region", "int32", "", "place of the region in the annotation file, from 0; -1 for a class"),
+    Column("class_name", "string", "", "class that the file gives (empty: none)"),
+    Column("name", "string", "", "name that the file gives (empty: none)"),
+    Column("n_regions", "int32", "", "regions of the class; 1 for a region"),
+    Column("area_mm2", "float64", "mm^2", "area, holes left out, inside the slide"),
+    Column("outside_frac", "float64", "1", "share of the drawn area outside the slide, which does not count (class: null)"),
+    Column("tissue_mm2", "float64", "mm^2", "tissue in it (null: the slide has no tissue mask)"),
+    Column("tissue_frac", "float64", "1", "tissue_mm2 / area_mm2"),
+    Column("n_nuclei", "int64", "", "nuclei that belong to it; those of overlapping regions belong to each"),
+    Column("nuclei_per_region_mm2", "float64", "1/mm^2", "nuclei per area of the region"),
+    Column("nuclei_per_tissue_mm2", "float64", "1/mm^2", "nuclei per tissue area, as nuclei_per_mm2 of a slide"),
+    Column("nuclear_area_frac", "float64", "1", "summed area of its nuclei / area_mm2"),
+    Column("area_mean_um2", "float64", "um^2", "mean nuclear area"),
+    Column("area_std_um2", "float64", "um^2", "standard deviation of nuclear area (population)"),
+    Column("area_p05_um2", "float64", "um^2", "5th percentile of nuclear area"),
+    Column("area_p25_um2", "float64", "um^2", "25th percentile of nuclear area"),
+    Column("area_p50_um2", "float64", "um^2", "median nuclear area"),
+    Column("area_p75_um2", "float64", "um^2", "75th percentile of nuclear area"),
+    Column("area_p95_um2", "float64", "um^2", "95th percentile of nuclear area"),
+    Column("center_prob_mean", "float64", "1", "mean center probability over nuclei"),
+    Column("material_prob_mean", "float64", "1", "mean material probability over nuclei"),
+    Column("belongs", "string", "", "by what a nucleus belongs: marker, centroid (imported nuclei have no marker) or area"),
+    Column("area_frac", "float64", "1", "by area: the least share of a nucleus's area that must lie in the region (else null)"),
+    Column("annotation", "string", "", "annotation file"),
+    Column("geometry", "wkb", "level-0 px", "the region, cut at the slide's border"),
+)
+"""Regions that people drew, of ``wsiseg regions``: a row a region, and a row a class of each slide."""
+
+BORDERS: tuple[Column, ...] = (
+    Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),
+    Column("region", "int32", "", "first region of the file that holds the nucleus's marker, -1: none"),
+    Column(
+        "border_um", "float32", "um", "distance of the marker to the nearest border of the regions together; inside negative"
+    ),
+)
+"""Distances to regions, of ``wsiseg regions --distances``; a column ``border_um_<class>`` for each class follows."""
 
 ERRORS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),

@@ -45,6 +45,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = open_nuclei(run / "nuclei/SLIDE.parquet")
     (root / "SLIDE.svs").symlink_to(SLIDE)
     write_geojson(source, root / "a.geojson")
+    corners = [[300, 300], [1500, 300], [1500, 1500], [300, 1500], [300, 300]]
+    region = {"type": "Polygon", "coordinates": [corners]}
+    (root / "ANNOTATIONS").mkdir()
+    for path in (root / "regions.geojson", root / "ANNOTATIONS/SLIDE.geojson"):
+        path.write_text(json.dumps({"type": "Feature", "geometry": region, "properties": {"class": "Tumor"}}))
     write_quip(source, root / "TCIA/luad_polygon").path.rename(root / "TCIA/luad_polygon/SLIDE.svs")
     store = zarr.storage.ZipStore(root / "pinst_pp.zip", mode="w")
     zarr.create_array(store, data=labels)

@@ -20,6 +20,7 @@ from wsiseg.cli import (
     commands_look,
     commands_papers,
     commands_qc,
+    commands_questions,
     commands_segment,
     commands_synth,
     commands_watch,
@@ -95,6 +96,7 @@ def main(verbose: int) -> None:
     See the result:  wsiseg overlay RUN SLIDE_ID -o picture.png
     Trust it:        wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
     For other tools: wsiseg export RUN --to qupath -o FOLDER
+    Ask:             wsiseg query RUN "select ...";  wsiseg regions RUN ANNOTATIONS -o regions.parquet
     """
     if threading.current_thread() is threading.main_thread():  # signals are the main thread's
         for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, _interrupt)):
@@ -113,6 +115,7 @@ for _module in (
     commands_look,
     commands_qc,
     commands_convert,
+    commands_questions,
     commands_data,
     commands_evaluate,
     commands_papers,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wsiseg.export.libraries import optional
+from wsiseg.libraries import optional
 
 __all__ = ["PREFIX", "closed_database"]
 

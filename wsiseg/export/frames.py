@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from wsiseg.errors import EmptyExportError, InputError
-from wsiseg.export.libraries import optional
 from wsiseg.export.text import concat, decimal_text, join_rings
+from wsiseg.libraries import optional
 from wsiseg.tables import atomic_file, atomic_path, wkb_polygons
 from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 

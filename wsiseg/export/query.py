@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export.closed import PREFIX, closed_database
-from wsiseg.export.libraries import optional
+from wsiseg.libraries import optional
+from wsiseg.tables.arrow import BBOX_FIELDS
 from wsiseg.tables.columns import companion_of, read_columns
 from wsiseg.tables.features import DERIVED_SQL, FEATURE_NAMES
+from wsiseg.tables.source import open_nuclei
+from wsiseg.tables.within import MARKER_COLUMNS, as_area, inside, marker_xy
 from wsiseg.types import Box
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ def read_nuclei(
     grade: str | Sequence[str] | None = None,
     features: bool = False,
     as_geopandas: bool = False,
+    within: Any = None,
 ) -> pa.Table | Any:
     """Return nuclei of one slide's table, or of all slides of a run.
 
@@ -52,6 +57,9 @@ def read_nuclei(
         Add the columns of ``DERIVED`` and, for slides that have them, of ``FEATURES``.
     as_geopandas
         Return a GeoDataFrame indexed by ``nucleus_id`` instead of a ``pyarrow.Table``.
+    within
+        A polygon or several (shapely, or anything with ``__geo_interface__``), level-0 px: nuclei whose marker lies in it or on
+        its border, as ``wsiseg regions`` counts them (of imported nuclei: the centroid). Row groups outside are not read.
 
     Raises
     ------
@@ -68,20 +76,40 @@ def read_nuclei(
     box = region if region is None or isinstance(region, Box) else Box(*region)
     if box is not None and (box.w <= 0 or box.h <= 0):
         raise InputError(f"Expected a region with w and h above 0, got {box.w} x {box.h}.")
+    area = None if within is None else as_area(within)
     wanted = None if columns is None else list(columns)
     if as_geopandas and wanted is not None:
         wanted = list(dict.fromkeys([*wanted, "nucleus_id", "geometry"]))
     if not path.is_dir():
         if grade is not None or slide_id:
             raise InputError(f"{path}: slide_id and grade choose slides of a run folder, but this is a file.")
-        table = read_columns(path, box, wanted, features=features)
+        table = _read_within(path, box, wanted, area, features=features)
     else:
         files = _tables_of(path, slide_id, grade)
-        parts = [_with_slide(read_columns(f, box, wanted, features=features), f.stem) for f in files]
+        parts = [_with_slide(_read_within(f, box, wanted, area, features=features), f.stem) for f in files]
         table = (
             pa.concat_tables(parts, promote_options="default") if parts else pa.table({"slide_id": pa.array([], pa.string())})
         )
     return _geo_frame(table) if as_geopandas else table
+
+
+def _read_within(path: Path, box: Box | None, wanted: list[str] | None, area: Any, *, features: bool) -> pa.Table:
+    """Return columns of one table's nuclei in a window and in a geometry (None: any)."""
+    if area is None:
+        return read_columns(path, box, wanted, features=features)
+    import pyarrow as pa
+
+    source = open_nuclei(path)
+    x0, y0, x1, y1 = area.bounds
+    around = Box(math.floor(x0), math.floor(y0), math.ceil(x1) - math.floor(x0) or 1, math.ceil(y1) - math.floor(y0) or 1)
+    helpers = (*MARKER_COLUMNS, "bbox")
+    table = read_columns(path, around, None if wanted is None else list(dict.fromkeys([*wanted, *helpers])), features=features)
+    keep = inside(area, marker_xy(source, table))
+    if box is not None:
+        xmin, ymin, xmax, ymax = (table["bbox"].combine_chunks().field(n).to_numpy() for n in BBOX_FIELDS)
+        keep &= (xmin <= box.x1) & (xmax >= box.x) & (ymin <= box.y1) & (ymax >= box.y)
+    kept = table.filter(pa.array(keep))
+    return kept if wanted is None else kept.drop_columns([n for n in helpers if n not in wanted])
 
 
 def read_slides(run: str | Path) -> pa.Table:

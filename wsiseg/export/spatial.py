@@ -9,7 +9,7 @@ from typing import Any
 
 from wsiseg.errors import EmptyExportError
 from wsiseg.export.annstore import write_anndata_store
-from wsiseg.export.libraries import optional
+from wsiseg.libraries import optional
 from wsiseg.tables import atomic_file, atomic_folder, wkb_polygons
 from wsiseg.tables.source import Exported, NucleiFile, Selection, iter_chunks
 

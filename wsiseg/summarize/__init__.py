@@ -5,12 +5,13 @@ Rings, pixels and centroids -> the features that are measured when asked for.
 
 from wsiseg.summarize.cohort import read_slides_table, write_errors_table, write_slides_table
 from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
-from wsiseg.summarize.slide import failed_row, summarize_slide
+from wsiseg.summarize.slide import failed_row, nuclei_statistics, summarize_slide
 
 __all__ = [
     "RUIFROK_JOHNSTON",
     "failed_row",
     "neighbors",
+    "nuclei_statistics",
     "od_features",
     "od_tables",
     "read_slides_table",

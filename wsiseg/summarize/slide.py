@@ -14,7 +14,7 @@ from wsiseg.schema import SLIDES
 from wsiseg.tables import read_nuclei
 from wsiseg.types import SlideMeta, TileStats
 
-__all__ = ["failed_row", "summarize_slide"]
+__all__ = ["failed_row", "nuclei_statistics", "summarize_slide"]
 
 SUMMARIZED_COLUMNS = ("area_um2", "center_prob", "material_prob")
 """What is read of a slide's table: about 6 bytes a nucleus."""
@@ -111,7 +111,7 @@ def summarize_slide(
         "error": suspicion if status == "suspect" else error,
     }
     row |= {f"seconds_{stage}": float(seconds.get(stage, 0.0)) for stage in STAGES}
-    return row | _moments(area, columns["center_prob"], columns["material_prob"])
+    return row | nuclei_statistics(area, columns["center_prob"], columns["material_prob"])
 
 
 def failed_row(slide_id: str, path: str, cohort: str, error: str) -> dict[str, Any]:
@@ -138,7 +138,16 @@ def _columns(table: str | Path | Mapping[str, Array]) -> dict[str, Array]:
     return {name: read[name].to_numpy() for name in SUMMARIZED_COLUMNS}
 
 
-def _moments(area: npt.NDArray[np.float64], center_prob: Array, material_prob: Array) -> dict[str, float]:
+def nuclei_statistics(area: npt.NDArray[np.float64], center_prob: Array, material_prob: Array) -> dict[str, float]:
+    """Return the columns of ``wsiseg.schema.SLIDES`` that are statistics over nuclei; none of them for no nuclei.
+
+    Parameters
+    ----------
+    area : float64 (N,)
+        um^2.
+    center_prob, material_prob : (N,)
+        1/255.
+    """
     if not len(area):
         return {}
     quantiles = np.quantile(area, list(AREA_QUANTILES.values())).tolist()

@@ -1,0 +1,82 @@
+"""``wsiseg regions``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsiseg.cli.options import FRAME_HELP
+
+__all__ = ["COMMANDS"]
+
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="RUN|FILE")
+@click.argument("annotations", type=PATH)
+@click.option("-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path),
+              help="File to write: .parquet, .csv or .h5ad.")  # fmt: skip
+@click.option("--to", type=click.Choice(["parquet", "csv", "anndata"]), help="Format of the file.  [as its ending says]")
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
+@click.option("--frame", default="auto", metavar="FRAME", help=FRAME_HELP.format("the regions' coordinates"))
+@click.option("--belongs", type=click.Choice(["marker", "area"]), default="marker", show_default=True,
+              help="A nucleus belongs to a region that holds its marker, or a share of its area.")  # fmt: skip
+@click.option("--area-frac", type=float, default=0.5, show_default=True,
+              help="With --belongs area: the smallest share of a nucleus that must lie in the region.")  # fmt: skip
+@click.option("--distances", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
+              help="Also write the distance of every nucleus to the borders, um, to FOLDER/SLIDE_ID.parquet.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
+def regions(
+    target: Path, annotations: Path, out: Path, to: str | None, slide_ids: tuple[str, ...], overwrite: bool, **options: Any
+) -> None:
+    """Count and describe the nuclei of drawn regions: area, tissue, density, mean area ..., a row a region and a row a class.
+
+    ANNOTATIONS is a file for one slide, or a folder with files named as their slides: GeoJSON of QuPath or any other tool, ASAP
+    XML, ImageScope XML. Holes do not count, nor what lies outside the slide. Regions that overlap count each for itself; in the
+    row of a class nothing counts twice. Regions that do not fit the slide or its tissue are told, or refused, with numbers.
+
+    \b
+    wsiseg regions RUN annotations/ -o regions.parquet
+    wsiseg regions RUN tumor.geojson --slide SLIDE -o regions.csv --belongs area --area-frac 0.5
+    wsiseg regions RUN SLIDE.xml --slide SLIDE -o regions.parquet --distances borders
+    """
+    from wsiseg.errors import InputError
+    from wsiseg.questions import RegionOptions, pair_annotations, run_regions, tables_of, write_regions
+    from wsiseg.questions.output import output_kind
+
+    kind = output_kind(out, to)
+    if out.exists() and not overwrite:
+        raise InputError(f"{out} exists already. Remove it, choose another --out, or add --overwrite.")
+    pairing = pair_annotations(tables_of(target, slide_ids), annotations)
+    for note in pairing.notes:
+        click.echo(note)
+    rows, failed = [], 0
+    for done in run_regions(pairing, RegionOptions(**options)):
+        for note in done.notes:
+            click.echo(f"  note: {note}", err=True)
+        if done.error:
+            failed += 1
+            click.echo(f"{done.slide_id}: {done.error}", err=True)
+            continue
+        rows += done.rows
+        drawn = [r for r in done.rows if r["kind"] == "region"]
+        names = ", ".join(f"{r['class_name'] or 'no class'} {r['n_regions']}" for r in done.rows if r["kind"] == "class")
+        click.echo(f"{done.slide_id}: {len(drawn)} regions ({names}), {done.n_within:,} of {done.n_nuclei:,} nuclei in them")
+    _tell_unpaired("slides without an annotation file", pairing.slides_without)
+    _tell_unpaired("annotation files without a slide", [p.name for p in pairing.files_without])
+    if rows:
+        write_regions(rows, out, kind)
+        click.echo(f"{out}: {len(rows):,} rows; nuclei belong by {', '.join(sorted({r['belongs'] for r in rows}))}")
+    sys.exit(0 if rows and not failed else 1)
+
+
+def _tell_unpaired(what: str, names: list[str]) -> None:
+    if names:
+        click.echo(f"{what}: {len(names):,} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})", err=True)
+
+
+COMMANDS = (regions,)

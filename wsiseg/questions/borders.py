@@ -1,0 +1,92 @@
+"""Regions of a slide -> the distance of each nucleus to their borders, in the row order of the slide's table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.questions.annotated import Region
+from wsiseg.schema import BORDERS, SCHEMA_VERSION, Column
+from wsiseg.tables import arrow_schema, atomic_path, table_fingerprint
+from wsiseg.tables.arrow import META_KEY
+from wsiseg.tables.source import NucleiFile
+from wsiseg.tables.within import MARKER_COLUMNS, inside, iter_groups, marker_kind, marker_xy
+
+__all__ = ["border_distances", "class_columns", "write_borders"]
+
+Float = npt.NDArray[np.float64]
+
+
+def class_columns(names: Sequence[str]) -> list[str]:
+    """Return the name of the distance column of each class: ``border_um_<class>``, ``border_um_unclassified`` without one."""
+    return [f"border_um_{name or 'unclassified'}" for name in names]
+
+
+def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> int:
+    """Write ``wsiseg.schema.BORDERS`` of a slide, row for row its nuclei; return how many.
+
+    Distances are those of a nucleus's marker (of imported nuclei: the centroid) to the nearest border of all regions of a class
+    taken together, um; inside they are negative. A border between two regions of a class that meet is none.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    kept = [r for r in regions if not r.geometry.is_empty]
+    names = list(dict.fromkeys(r.class_name for r in kept))
+    unions = [shapely.union_all([r.geometry for r in kept if r.class_name == name]) for name in names]
+    everything = shapely.union_all([r.geometry for r in kept])
+    more = [
+        Column(column, "float32", "um", f"the same, to the regions of the class {name!r}")
+        for column, name in zip(class_columns(names), names, strict=True)
+    ]
+    facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(source.path), "point": marker_kind(source)}
+    schema = arrow_schema([*BORDERS, *more], metadata={META_KEY: facts})
+    borders = [_Border(shape, source.mpp) for shape in (everything, *unions)]
+    done = 0
+    with atomic_path(out) as partial, pq.ParquetWriter(str(partial), schema, compression="zstd") as writer:
+        for table in iter_groups(source, MARKER_COLUMNS):
+            xy = marker_xy(source, table)
+            region = np.full(len(xy), -1, np.int32)
+            for r in reversed(kept):  # of several the first one in the file
+                region[inside(r.geometry, xy)] = r.number
+            arrays = [table["nucleus_id"].combine_chunks(), pa.array(region)]
+            arrays += [pa.array(border.distances(xy)) for border in borders]
+            writer.write_table(pa.table(arrays, schema=schema))
+            done += len(xy)
+    return done
+
+
+def border_distances(geometry: Any, xy: Float, mpp: float) -> npt.NDArray[np.float32]:
+    """Return the distance of points (level-0 px) to the border of a geometry, float32 (N,), um, negative inside."""
+    return _Border(geometry, mpp).distances(xy)
+
+
+class _Border:
+    """The edges of a geometry in a tree."""
+
+    def __init__(self, geometry: Any, mpp: float) -> None:
+        import shapely
+
+        rings = shapely.get_rings(shapely.get_parts(geometry))
+        xy, owner = shapely.get_coordinates(rings, return_index=True)
+        same = owner[1:] == owner[:-1]
+        edges = np.stack([xy[:-1][same], xy[1:][same]], axis=1) if len(xy) else np.empty((0, 2, 2))
+        self.geometry, self.mpp = geometry, mpp
+        self.edges = edges
+        self.tree = shapely.STRtree(shapely.linestrings(edges)) if len(edges) else None
+
+    def distances(self, xy: Float) -> npt.NDArray[np.float32]:
+        import shapely
+
+        if self.tree is None:
+            return np.full(len(xy), np.nan, np.float32)
+        (at, _), distance = self.tree.query_nearest(shapely.points(xy), return_distance=True, all_matches=False)
+        found = np.empty(len(xy))
+        found[at] = distance
+        signed = np.where(inside(self.geometry, xy), -found, found) * self.mpp
+        return signed.astype(np.float32)

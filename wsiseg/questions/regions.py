@@ -1,0 +1,258 @@
+"""Regions of slides -> area, tissue, nuclei and their statistics, per region and per class, one row group at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.coordinates import parse_frame
+from wsiseg.errors import FormatError, InputError, MissingMppError
+from wsiseg.questions.annotated import Region, place_regions
+from wsiseg.questions.borders import write_borders
+from wsiseg.questions.coverage import tissue_area
+from wsiseg.questions.pairing import Pairing
+from wsiseg.read import TissueMask
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.maps import tissue_of
+from wsiseg.summarize import nuclei_statistics
+from wsiseg.tables.annotations import read_annotations
+from wsiseg.tables.source import NucleiFile, open_nuclei
+from wsiseg.tables.within import MARKER_COLUMNS, area_share, inside, iter_groups, marker_kind, marker_xy
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["RegionOptions", "RegionRows", "region_rows", "run_regions"]
+
+VALUES = ("area_um2", "center_prob", "material_prob")
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class RegionOptions:
+    """What ``wsiseg regions`` can be told.
+
+    Attributes
+    ----------
+    frame
+        Where the coordinates lie (``wsiseg.coordinates``).
+    belongs
+        A nucleus belongs to a region that holds its marker, or at least ``area_frac`` of its area. A marker on the border
+        belongs.
+    distances
+        Folder for the tables of distances to borders (``wsiseg.schema.BORDERS``); None: none.
+    """
+
+    frame: str = "auto"
+    belongs: Literal["marker", "area"] = "marker"
+    area_frac: float = 0.5
+    distances: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        if not 0 < self.area_frac <= 1:
+            raise InputError(f"Expected an --area-frac above 0 and up to 1, got {self.area_frac}.")
+
+
+@dataclass(slots=True)
+class RegionRows:
+    """What was found on one slide: rows of ``wsiseg.schema.REGIONS``; ``error`` says why there are none."""
+
+    slide_id: str
+    annotation: Path
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    n_nuclei: int = 0
+    n_within: int = 0
+    error: str = ""
+
+
+@dataclass(slots=True)
+class _Gathered:
+    """Values of the nuclei that belong to one area."""
+
+    values: list[list[npt.NDArray[Any]]] = field(default_factory=lambda: [[] for _ in VALUES])
+    n: int = 0
+
+    def add(self, columns: Sequence[npt.NDArray[Any]], rows: Int) -> None:
+        self.n += len(rows)
+        for kept, column in zip(self.values, columns, strict=True):
+            kept.append(column[rows])
+
+    def of(self, k: int) -> npt.NDArray[Any]:
+        return np.concatenate(self.values[k]) if self.values[k] else np.empty(0)
+
+
+def run_regions(pairing: Pairing, options: RegionOptions) -> Iterator[RegionRows]:
+    """Yield the regions of each slide that has an annotation file; one that cannot be used is yielded with its ``error``."""
+    frame = parse_frame(options.frame)
+    for table, annotation in pairing.pairs:
+        out = RegionRows(table.stem, annotation)
+        try:
+            source = open_nuclei(table)
+            if not source.mpp > 0:
+                raise MissingMppError(f"{table}: the slide's um/px is not known, so areas cannot be told.")
+            tissue = tissue_of(RunFolder(table.parent.parent), table.stem)
+            found = read_annotations(annotation)
+            regions, out.notes = place_regions(found, source, frame, tissue)
+            if not regions:
+                raise FormatError(f"{annotation}: no region in it.")
+            out.notes += _run_notes(source, options)
+            out.rows, out.n_nuclei, out.n_within = region_rows(source, regions, tissue, options, annotation.name)
+            if source.n_nuclei and not out.n_within:
+                out.notes.append(f"{annotation}: none of the slide's {source.n_nuclei:,} nuclei lies in a region (--frame?)")
+            if options.distances is not None:
+                options.distances.mkdir(parents=True, exist_ok=True)
+                write_borders(source, regions, options.distances / f"{table.stem}.parquet")
+        except (InputError, FileNotFoundError) as err:
+            out.error = str(err)
+        yield out
+
+
+def region_rows(
+    source: NucleiFile, regions: Sequence[Region], tissue: TissueMask | None, options: RegionOptions, annotation: str = ""
+) -> tuple[list[dict[str, Any]], int, int]:
+    """Return rows of ``wsiseg.schema.REGIONS``, how many nuclei the slide has, and how many lie in any region.
+
+    Each region counts its own nuclei, whatever other regions hold them too; the row of a class counts each nucleus once. The
+    table is read once, only the row groups that the regions' boxes meet, in bounded memory: what grows is 6 bytes a nucleus and
+    region.
+    """
+    import shapely
+
+    classes = list(dict.fromkeys(r.class_name for r in regions))
+    of_class = [[k for k, r in enumerate(regions) if r.class_name == c] for c in classes]
+    unions = [shapely.union_all([regions[k].geometry for k in own]) for own in of_class]
+    gathered, n_within = _gather(source, regions, of_class, unions, options)
+    belongs = options.belongs if options.belongs == "area" else marker_kind(source)
+    stated = {
+        "slide_id": source.path.stem,
+        "cohort": source.cohort,
+        "belongs": belongs,
+        "area_frac": options.area_frac if belongs == "area" else None,
+        "annotation": annotation,
+    }
+    areas = [(r.geometry, r.outside_frac) for r in regions] + [(u, None) for u in unions]
+    rows = []
+    for k, ((geometry, outside), nuclei) in enumerate(zip(areas, gathered, strict=True)):
+        whole = k >= len(regions)
+        own = of_class[k - len(regions)] if whole else [k]
+        row = {**stated, "kind": "class" if whole else "region", "region": -1 if whole else regions[k].number}
+        row |= {"class_name": regions[own[0]].class_name, "name": "" if whole else regions[k].name, "n_regions": len(own)}
+        rows.append(row | {"outside_frac": outside} | _measures(geometry, tissue, nuclei, source.mpp))
+    return rows, source.n_nuclei, n_within
+
+
+def _measures(geometry: Any, tissue: TissueMask | None, nuclei: _Gathered, mpp: float) -> dict[str, Any]:
+    import shapely
+
+    area_mm2 = geometry.area * mpp**2 * 1e-6
+    tissue_mm2 = None if tissue is None else tissue_area(geometry, tissue) * mpp**2 * 1e-6
+    area = nuclei.of(0).astype(np.float64)
+    found = nuclei_statistics(area, nuclei.of(1), nuclei.of(2))
+    return {
+        "area_mm2": area_mm2,
+        "tissue_mm2": tissue_mm2,
+        "tissue_frac": min(1.0, tissue_mm2 / area_mm2) if tissue_mm2 is not None and area_mm2 else None,
+        "n_nuclei": nuclei.n,
+        "nuclei_per_region_mm2": nuclei.n / area_mm2 if area_mm2 else None,
+        "nuclei_per_tissue_mm2": nuclei.n / tissue_mm2 if tissue_mm2 else None,
+        "nuclear_area_frac": float(area.sum()) * 1e-6 / area_mm2 if area_mm2 else None,
+        **{name: None if value is None or np.isnan(value) else value for name, value in found.items()},
+        "geometry": shapely.to_wkb(geometry),
+    }
+
+
+def _gather(
+    source: NucleiFile, regions: Sequence[Region], of_class: list[list[int]], unions: list[Any], options: RegionOptions
+) -> tuple[list[_Gathered], int]:
+    """Return the nuclei of each region and then of each class, and how many belong to any class."""
+    import shapely
+
+    by_area = options.belongs == "area"
+    shapes = [r.geometry for r in regions]
+    boxes = shapely.bounds(np.array([*shapes, *unions], object))
+    out = [_Gathered() for _ in boxes]
+    n_within = 0
+    boxes_read = [tuple(b) for b in boxes[: len(shapes)] if not np.isnan(b).any()]
+    columns = [*MARKER_COLUMNS, *VALUES, "bbox", *(["geometry"] if by_area else [])]
+    for table in iter_groups(source, columns, boxes_read):
+        values = [_column(table, name) for name in VALUES]
+        test = _ByArea(table, options.area_frac) if by_area else _ByMarker(marker_xy(source, table))
+        found = [test.rows(shape, box) for shape, box in zip(shapes, boxes, strict=False)]
+        for k, (own, union) in enumerate(zip(of_class, unions, strict=True)):
+            if len(own) == 1:
+                found.append(found[own[0]])
+            elif by_area:  # half of a nucleus may lie in two regions that meet, and in neither of them
+                found.append(test.rows(union, boxes[len(shapes) + k]))
+            else:
+                found.append(np.unique(np.concatenate([found[j] for j in own])))
+        for gathered, rows in zip(out, found, strict=True):
+            gathered.add(values, rows)
+        n_within += len(np.unique(np.concatenate(found[len(shapes) :]))) if unions else 0
+    return out, n_within
+
+
+class _ByMarker:
+    """Nuclei of a row group by the point of each."""
+
+    def __init__(self, xy: Float) -> None:
+        self.xy = xy
+
+    def rows(self, shape: Any, box: Float) -> Int:
+        """Return which nuclei belong to a geometry."""
+        return np.flatnonzero(inside(shape, self.xy)) if box[0] <= box[2] else np.empty(0, np.int64)
+
+
+class _ByArea:
+    """Nuclei of a row group by their share in a geometry; polygons are made only where boxes meet."""
+
+    def __init__(self, table: pa.Table, area_frac: float) -> None:
+        boxes = table["bbox"].combine_chunks()
+        self.ends = [boxes.field(name).to_numpy() for name in ("xmin", "ymin", "xmax", "ymax")]
+        self.wkb = table["geometry"].combine_chunks()
+        self.area_frac = area_frac
+
+    def rows(self, shape: Any, box: Float) -> Int:
+        """Return which nuclei belong to a geometry."""
+        import pyarrow as pa
+        import shapely
+
+        x0, y0, x1, y1 = self.ends
+        near = np.flatnonzero((x0 <= box[2]) & (x1 >= box[0]) & (y0 <= box[3]) & (y1 >= box[1]))
+        if not near.size:
+            return near
+        polygons = shapely.from_wkb(self.wkb.take(pa.array(near)).to_numpy(zero_copy_only=False))
+        return near[area_share(shape, polygons) >= self.area_frac]
+
+
+def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
+    """Return a column; nan where there is none, or it is null."""
+    if name not in table.column_names:
+        return np.full(table.num_rows, np.nan)
+    return np.asarray(table[name].to_numpy())
+
+
+def _run_notes(source: NucleiFile, options: RegionOptions) -> list[str]:
+    """Return what the user should know of the slide: imported nuclei, tiles that failed."""
+    notes = []
+    if options.belongs == "marker" and source.imported:
+        notes.append(f"slide {source.slide_id} was imported and has no markers: nuclei belong by their centroid")
+    record = RunFolder(source.path.parent.parent).slide_json(source.path.stem)
+    try:
+        row = json.loads(record.read_text(encoding="utf-8"))["row"]
+    except (OSError, ValueError, KeyError, TypeError):
+        row = {}
+    if row.get("status") == "partial":
+        notes.append(
+            f"slide {source.slide_id}: {row.get('tiles_failed')} of its tiles failed: nuclei there are missing (wsiseg errors)"
+        )
+    return notes

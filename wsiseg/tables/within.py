@@ -1,0 +1,156 @@
+"""Which nuclei lie in a geometry: by their marker, or by the share of their area. Level-0 px throughout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import FormatError, InputError
+from wsiseg.tables.source import NucleiFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["MARKER_COLUMNS", "area_share", "as_area", "inside", "iter_groups", "marker_kind", "marker_xy",
+           "polygonal"]  # fmt: skip
+
+Float = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Bounds = tuple[float, float, float, float]
+
+MARKER_COLUMNS = ("nucleus_id", "cx", "cy")
+"""What ``marker_xy`` needs of a table."""
+
+_SEED_BITS = 31
+
+
+def marker_kind(source: NucleiFile) -> str:
+    """Return ``marker``, or ``centroid`` for a table of another tool's nuclei, which have no markers."""
+    return "centroid" if source.imported else "marker"
+
+
+def marker_xy(source: NucleiFile, table: pa.Table) -> Float:
+    """Return the point by which a nucleus belongs: the center of its marker's pixel (of imported nuclei: the centroid).
+
+    Parameters
+    ----------
+    table
+        With ``MARKER_COLUMNS``. The id of a segmented nucleus is the place of its marker, in working px.
+
+    Returns
+    -------
+    float64 (N, 2)
+        Level-0 px.
+    """
+    if source.imported:
+        return np.stack([table[c].to_numpy().astype(np.float64) for c in ("cx", "cy")], axis=1)
+    ids = table["nucleus_id"].to_numpy()
+    seed = np.stack([ids & ((1 << _SEED_BITS) - 1), ids >> _SEED_BITS], axis=1)
+    return (seed + 0.5) / source.scale
+
+
+def as_area(geometry: Any, what: str = "within") -> Any:
+    """Return a geometry (shapely, or anything with ``__geo_interface__``) as a valid Polygon or MultiPolygon.
+
+    Raises
+    ------
+    InputError
+        Not a geometry, empty, or not finite.
+    """
+    import shapely
+    from shapely.geometry import shape
+
+    try:
+        found = geometry if isinstance(geometry, shapely.Geometry) else shape(geometry)
+    except (AttributeError, TypeError, ValueError, KeyError) as err:
+        raise InputError(f"{what}: expected a geometry with an area, got {type(geometry).__name__} ({err}).") from err
+    valid = polygonal(found)
+    if valid.is_empty or not np.isfinite(shapely.bounds(valid)).all():
+        raise InputError(f"{what}: expected a geometry with an area, got {found.geom_type} without one.")
+    return valid
+
+
+def polygonal(geometry: Any) -> Any:
+    """Return the part of a geometry that has an area, valid: outlines that cross themselves are repaired."""
+    import shapely
+
+    valid = geometry if geometry.is_valid else shapely.make_valid(geometry, method="structure", keep_collapsed=False)
+    if valid.geom_type in ("Polygon", "MultiPolygon"):
+        return valid
+    parts = [p for p in shapely.get_parts(valid, return_index=False) if p.geom_type in ("Polygon", "MultiPolygon")]
+    return shapely.union_all(parts) if parts else shapely.Polygon()
+
+
+def inside(geometry: Any, xy: Float) -> Mask:
+    """Return which points lie in a geometry or on its border, bool (N,): ``shapely.intersects_xy`` on what its box holds."""
+    import shapely
+
+    x0, y0, x1, y1 = shapely.bounds(geometry)
+    found = (xy[:, 0] >= x0) & (xy[:, 0] <= x1) & (xy[:, 1] >= y0) & (xy[:, 1] <= y1)
+    near = np.flatnonzero(found)
+    if near.size:
+        shapely.prepare(geometry)
+        found[near] = shapely.intersects_xy(geometry, xy[near, 0], xy[near, 1])
+    return found
+
+
+def area_share(geometry: Any, shapes: npt.NDArray[Any]) -> Float:
+    """Return which share of each polygon's area lies in a geometry, float64 (N,), 0 to 1."""
+    import shapely
+
+    shapely.prepare(geometry)
+    share = np.zeros(len(shapes))
+    whole = shapely.contains_properly(geometry, shapes)
+    share[whole] = 1.0
+    cut = np.flatnonzero(~whole & shapely.intersects(geometry, shapes))
+    if cut.size:
+        area = shapely.area(shapes[cut])
+        common = shapely.area(shapely.intersection(shapes[cut], geometry))
+        share[cut] = np.divide(common, area, out=np.zeros(len(cut)), where=area > 0)
+    return np.minimum(share, 1.0)
+
+
+def iter_groups(source: NucleiFile, columns: Sequence[str], boxes: Sequence[Bounds] | None = None) -> Iterator[pa.Table]:
+    """Yield the row groups of a table that may hold nuclei whose bounding box meets one of ``boxes`` (None: all).
+
+    Row groups of tables without statistics of ``bbox`` are all read. Yields them with ``columns`` that the table has.
+
+    Raises
+    ------
+    FormatError
+        A row group cannot be read.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    wanted = [c for c in dict.fromkeys(columns) if c in source.columns]
+    ends = None if boxes is None else np.asarray(boxes, np.float64).reshape(-1, 4)
+    with pq.ParquetFile(str(source.path)) as file:
+        for group in range(file.num_row_groups):
+            place = None if ends is None else _group_bounds(file.metadata.row_group(group))
+            if ends is not None and place is not None:
+                x0, y0, x1, y1 = place
+                if not ((ends[:, 0] <= x1) & (ends[:, 2] >= x0) & (ends[:, 1] <= y1) & (ends[:, 3] >= y0)).any():
+                    continue
+            try:
+                yield file.read_row_group(group, columns=wanted)
+            except (OSError, pa.ArrowException) as err:
+                raise FormatError(f"{source.path}: row group {group} cannot be read ({err}).") from err
+
+
+def _group_bounds(group: Any) -> Bounds | None:
+    """Return xmin, ymin, xmax, ymax of a row group's nuclei as its statistics have them; None: they do not."""
+    limits: dict[str, tuple[float, float]] = {}
+    for k in range(group.num_columns):
+        column = group.column(k)
+        if column.path_in_schema.startswith("bbox."):
+            stats = column.statistics
+            if stats is None or not stats.has_min_max:
+                return None
+            limits[column.path_in_schema] = (stats.min, stats.max)
+    if len(limits) < 4:
+        return None
+    return limits["bbox.xmin"][0], limits["bbox.ymin"][0], limits["bbox.xmax"][1], limits["bbox.ymax"][1]
