@@ -1,4 +1,4 @@
-"""Libraries that may not be installed: those that an extra of wsiseg brings."""
+"""Import of optional libraries, which extras of wsiseg install."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ __all__ = ["optional"]
 
 
 def optional(name: str, extra: str) -> ModuleType:
-    """Import a library that an extra of wsiseg brings.
+    """Import and return an optional library.
+
+    Parameters
+    ----------
+    name
+        Name of the module.
+    extra
+        Extra of wsiseg that installs it.
 
     Raises
     ------
     BackendUnavailableError
-        It is not installed; the message names the extra.
+        The library is not installed; the message names the extra.
     """
     try:
         return importlib.import_module(name)

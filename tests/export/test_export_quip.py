@@ -278,7 +278,7 @@ def test_marks_there_and_back(table_path: Path, tmp_path: Path) -> None:
 def test_marks_without_a_size_or_out_of_range_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.json"
     path.write_text("{}\n")
-    with pytest.raises(InputError, match="width and height"):
+    with pytest.raises(InputError, match="--width and --height"):
         list(read_marks(Source(path), Provenance("marks")))
     with pytest.raises(FormatError, match="line 1"):
         list(read_marks(Source(path, width_px=10, height_px=10), Provenance("marks")))

@@ -207,7 +207,7 @@ def test_self_crossing_rings_are_flagged_kept_and_repaired_on_the_way_out(tmp_pa
     assert write_geojson(open_nuclei(back), out).n_repaired == 1
     (shape,) = geopandas.read_file(out).geometry
     assert shape.is_valid
-    with pytest.raises(FormatError, match="cross or touch"):
+    with pytest.raises(FormatError, match="crosses or touches"):
         write_imported_table(read_geojson(Source(path), provenance), back, slide_meta(), provenance, strict=True)
 
 

@@ -15,7 +15,7 @@ from wsiseg.qc.review import in_share
 WORDS = np.array(["adequate", "not_adequate"])
 
 
-def test_the_order_is_fixed_and_tilted() -> None:
+def test_the_order_is_fixed_and_suspects_tend_to_come_first() -> None:
     assert order_key("a", 2.0) == order_key("a", 2.0) == order_key("a", 1.0) / 2
     suspects = [order_key(f"s{i}", 9.0) for i in range(2000)]
     others = [order_key(f"o{i}", 1.0) for i in range(2000)]
@@ -25,7 +25,7 @@ def test_the_order_is_fixed_and_tilted() -> None:
 
 
 def simulate(turn: int, n: int, prob: np.ndarray, bad: np.ndarray, stop: int) -> tuple[float, float, bool]:
-    """Judge the first ``stop`` of a tilted order; return the plain share, the corrected one, and whether its interval holds."""
+    """Judge the first ``stop`` of the weighted random order; return the plain share, the corrected one, and whether its interval holds."""
     weight = odds_weight(prob)
     ids = [f"{turn}-{i}" for i in range(n)]
     keys = {i: order_key(i, w) for i, w in zip(ids, weight.tolist(), strict=True)}

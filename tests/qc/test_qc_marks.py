@@ -67,7 +67,7 @@ def test_foreign_and_broken_files_are_refused_with_their_line(tmp_path: Path) ->
     log.append("patches", "p1", "adequate")
     log.close()
     path = tmp_path / "ann.jsonl"
-    with pytest.raises(FormatError, match=r"line 1: the mark is of run r1, this folder is run r2"):
+    with pytest.raises(FormatError, match=r"line 1: the mark belongs to run r1, but this folder holds run r2"):
         log_of(tmp_path, run="r2")
     good = path.read_bytes()
     for bad in (b"{}\n", b"nonsense\n", b'{"run":"r1"}\n', json.dumps({**json.loads(good), "mark": "good"}).encode() + b"\n"):
@@ -118,7 +118,7 @@ def test_decisions_of_several_reviewers(tmp_path: Path) -> None:
     )
 )
 def test_a_session_equals_a_plain_list_of_deeds(tmp_path_factory: pytest.TempPathFactory, deeds: list) -> None:
-    """Mark, change, undo and restart in any order: the same standing marks, order and next item as a plain model."""
+    """Mark, change, undo and restart in any order: the same latest marks, order and next item as a plain model."""
     folder = tmp_path_factory.mktemp("marks")
     items = [f"p{i}" for i in range(10)]
     session = ReviewSession(log_of(folder), {"patches": items})
@@ -160,7 +160,7 @@ def test_what_is_undone_comes_next(tmp_path: Path) -> None:
         session.mark("patches", "zz", "adequate")
     with pytest.raises(InputError, match="Expected one of"):
         session.mark("slides", "s", "adequate")
-    with pytest.raises(InputError, match="Expected one of the queues"):
+    with pytest.raises(InputError, match="Expected the queue to be one of"):
         session.state("pixels")
     session.close()
 
@@ -178,5 +178,5 @@ def test_work_is_divided_and_checked() -> None:
     for bad in ("0/2", "3/2", "x", "1/2/3"):
         with pytest.raises(ConfigError, match="share"):
             parse_share(bad)
-    with pytest.raises(ConfigError, match="second-opinion"):
+    with pytest.raises(ConfigError, match="share of second opinions"):
         patch_queue(ids, second_opinion_frac=1.5)

@@ -104,7 +104,7 @@ def test_blank_patches_and_patches_without_nuclei_are_finite() -> None:
         blank = np.full((64, 64, 3), value, np.uint8)
         for labels in (np.zeros((64, 64), np.int32), np.ones((64, 64), np.int32)):
             assert np.isfinite(patch_features(blank, labels, empty)).all()
-    with pytest.raises(InputError, match="one window"):
+    with pytest.raises(InputError, match="equal height and width"):
         patch_features(np.zeros((64, 64, 3), np.uint8), np.zeros((32, 64), np.int32), empty)
 
 
@@ -235,7 +235,7 @@ def test_a_patch_without_outlines_is_judged_by_what_it_shows(network: str) -> No
 
 def test_what_cannot_be_fitted_or_read_is_refused() -> None:
     x, y, _ = planted(50)
-    with pytest.raises(InputError, match="one kind"):
+    with pytest.raises(InputError, match="50 that fail of 50"):
         fit_quality(x, y | True)
     with pytest.raises(InputError, match="finite"):
         fit_quality(np.where(x > 2, np.nan, x), y)

@@ -1,4 +1,4 @@
-"""``wsiseg qc predict`` on a run folder: stored patches are enough, marks count, and a review by suspicion stays honest."""
+"""``wsiseg qc predict`` on a run folder: stored patches are enough, marks count, suspects-first reviews are unbiased."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wsiseg.cli.commands_qc import qc
 from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.qc import FEATURES, MarkLog, load_quality, read_marks
 from wsiseg.qc.patch_pictures import make_patches
-from wsiseg.qc.prediction import by_suspicion, predict_run, stored_prediction
+from wsiseg.qc.prediction import predict_run, stored_prediction, suspects_first
 from wsiseg.qc.review import ReviewSession, patch_queue
 from wsiseg.qc.review_run import open_review
 from wsiseg.qc.runs import grade_run, load_run
@@ -65,7 +65,7 @@ def test_a_missing_slide_file_does_not_matter_and_a_lost_pack_is_said(make_run, 
     found = predict_run(moved)
     assert len(found.fail_prob) == 2
     assert len(found.failed) == 2
-    assert "is gone" in found.failed[0][1]
+    assert "are missing" in found.failed[0][1]
 
 
 def test_the_command_writes_tables_and_says_what_it_rests_on(make_run) -> None:
@@ -105,11 +105,11 @@ def test_marks_count_and_calibrate(make_run) -> None:
     assert stored_prediction(run).fail_prob == pytest.approx(dict(after.fail_prob))
 
 
-def test_a_review_by_suspicion_is_fixed_corrected_and_graded_only_when_whole(make_run) -> None:
+def test_a_suspects_first_review_keeps_its_order_is_corrected_and_graded_once_complete(make_run) -> None:
     run = load_run(make_run(("a", "b", "c")))
     make_patches(run, 8)
     ids = [r["patch_id"] for r in table(run, "patches")]
-    order = by_suspicion(run, ids)
+    order = suspects_first(run, ids)
     assert sorted(order) == sorted(ids)
     server, slide_cache = open_review(run, "ann", order="predicted")
     session: ReviewSession = server._session
@@ -119,7 +119,7 @@ def test_a_review_by_suspicion_is_fixed_corrected_and_graded_only_when_whole(mak
     server.__exit__(None, None, None)
     slide_cache.close()
     assert {m.order for m in read_marks(run.marks / "ann.jsonl", run.digest)} == {"predicted"}
-    assert by_suspicion(run, ids) == order  # marks change predictions, not the order that a review rests on
+    assert suspects_first(run, ids) == order  # marks change predictions, not the order that a review rests on
     grades = {g.slide_id: g for g in grade_run(run).grades}
     begun = {g.slide_id for g in grades.values() if 0 < g.n_judged < 8}
     assert begun
@@ -138,9 +138,9 @@ def test_a_review_by_suspicion_is_fixed_corrected_and_graded_only_when_whole(mak
 def test_patches_made_later_join_the_order_and_a_second_opinion_follows_it(make_run) -> None:
     run = load_run(make_run(("a", "b")))
     make_patches(run, 3)
-    first = by_suspicion(run, [r["patch_id"] for r in table(run, "patches")])
+    first = suspects_first(run, [r["patch_id"] for r in table(run, "patches")])
     make_patches(run, 3, more=2)
-    more = by_suspicion(run, [r["patch_id"] for r in table(run, "patches")])
+    more = suspects_first(run, [r["patch_id"] for r in table(run, "patches")])
     assert [i for i in more if i in first] == first
     assert len(more) == 10
     judge(run, dict.fromkeys(more[:4], "adequate"), "predicted")
@@ -167,5 +167,5 @@ def test_what_cannot_be_predicted_is_refused(make_run) -> None:
     with pytest.raises(FormatError, match="run ffffffffffffffff"):
         predict_run(run)
     (run.qc / "features.parquet").write_bytes(b"not a table")
-    with pytest.raises(FormatError, match="expected a Parquet table"):
+    with pytest.raises(FormatError, match="expected a readable Parquet table"):
         predict_run(run)

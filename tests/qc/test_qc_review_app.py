@@ -95,14 +95,14 @@ def reviewed(make_run) -> Path:
 
 def test_only_the_page_gets_in(reviewed: Path) -> None:
     with serving(reviewed) as page:
-        stranger = Page.__new__(Page)
-        stranger.port, stranger.cookie = page.port, ""
+        outsider = Page.__new__(Page)
+        outsider.port, outsider.cookie = page.port, ""
         for path in ("/", "/review.js", "/api/state", "/patch/x.png", "/slide/0", "/nothing"):
-            assert stranger.get(path)[0] == 403
-        assert stranger.get("/?token=wrong")[0] == 403
-        assert stranger.get("/api/state?token=" + "x" * 32)[0] == 403
-        stranger.cookie = page.cookie[:-2] + "xx"
-        assert stranger.get("/api/state")[0] == 403
+            assert outsider.get(path)[0] == 403
+        assert outsider.get("/?token=wrong")[0] == 403
+        assert outsider.get("/api/state?token=" + "x" * 32)[0] == 403
+        outsider.cookie = page.cookie[:-2] + "xx"
+        assert outsider.get("/api/state")[0] == 403
         assert page.get("/api/state", headers={"Host": f"evil.example:{page.port}"})[0] == 421
         assert page.get("/api/state", headers={"Origin": "http://evil.example"})[0] == 403
         assert page.get("/api/state", headers={"Origin": f"http://127.0.0.1:{page.port}"})[0] == 200
@@ -113,8 +113,8 @@ def test_only_the_page_gets_in(reviewed: Path) -> None:
         assert "default-src 'none'" in headers["content-security-policy"]
         assert b"http://" not in body
         assert b"https://" not in body
-        assert stranger.get("/")[1]["x-content-type-options"] == "nosniff"
-        cookie = stranger.get(f"/?token={page.cookie.split('=')[1]}")[1]["set-cookie"]
+        assert outsider.get("/")[1]["x-content-type-options"] == "nosniff"
+        cookie = outsider.get(f"/?token={page.cookie.split('=')[1]}")[1]["set-cookie"]
         assert "HttpOnly" in cookie
         assert "samesite=strict" in cookie.lower()
 
@@ -255,7 +255,7 @@ def test_review_works_without_the_slides(reviewed: Path, tmp_path: Path) -> None
 
 def test_what_cannot_be_reviewed_is_refused(make_run, reviewed: Path) -> None:
     fresh = make_run(name="fresh")
-    with pytest.raises(InputError, match="nothing to review"):
+    with pytest.raises(InputError, match="neither patches nor flagged slides"):
         open_review(load_run(fresh), "ann")
     marks = reviewed / "qc" / "marks"
     with serving(reviewed) as page:
@@ -268,7 +268,7 @@ def test_what_cannot_be_reviewed_is_refused(make_run, reviewed: Path) -> None:
     (other / "qc" / "marks").mkdir(parents=True)
     shutil.copy(marks / "ann.jsonl", other / "qc" / "marks" / "ann.jsonl")
     for action in (lambda: open_review(load_run(other), "bob"), lambda: grade_run(load_run(other))):
-        with pytest.raises(FormatError, match="the mark is of run"):
+        with pytest.raises(FormatError, match="the mark belongs to run"):
             action()
     with pytest.raises(InputError, match="no patches to grade"):
         grade_run(load_run(fresh))

@@ -140,7 +140,7 @@ def test_fifty_patches_by_keys_with_a_killed_server(reviewed: Path, chromium: An
     server.wait(20)
 
     lines = [json.loads(line) for line in (reviewed / "qc" / "marks" / "ann.jsonl").read_text().splitlines()]
-    assert len(lines) == 52  # 50 marks, one taken back, one given anew
+    assert len(lines) == 52  # 50 marks, one withdrawn, one given again
     standing = {m["item"]: m["mark"] for m in lines}
     assert standing == given
     assert len(standing) == 50

@@ -1,6 +1,7 @@
-"""Nuclei -> the on-disk form of AnnData (0.1.0), chunk by chunk, in an open HDF5 file or Zarr group alike.
+"""Nuclei -> the on-disk format of AnnData (0.1.0), written chunk by chunk into an open HDF5 file or Zarr group.
 
-Specification: https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Every element says by two attributes what it is.
+Specification: https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Two attributes of every element
+state its type and version.
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ FEATURES = (
     "solidity", "circularity", "hematoxylin_od_mean", "hematoxylin_od_std", "eosin_od_mean", "eosin_od_std", "nearest_um",
     "local_density_per_mm2",
 )  # fmt: skip
-"""A nucleus's features in the order of X; those from eccentricity on are there for a table ``with_features``."""
+"""Features of a nucleus in the order of the columns of X; those from eccentricity on only for a table ``with_features``."""
 
 OBS = ("tile_id", "import_flags")
 
 
 @dataclass(slots=True)
-class _Codes:
-    """Names as numbers, in order of appearance."""
+class _CategoryCodes:
+    """Integer codes of category names, numbered in order of first appearance."""
 
     names: dict[str, int] = field(default_factory=dict)
 
@@ -52,15 +53,15 @@ class _Codes:
 
 
 def write_anndata_store(root: Any, source: NucleiFile, selection: Selection, *, region: str = "") -> int:
-    """Write nuclei by features into an empty group; return how many nuclei.
+    """Write the matrix of nuclei by features into an empty group; return the number of nuclei.
 
     Parameters
     ----------
     root
         ``h5py.File`` or ``zarr.Group``.
     region
-        Name of the SpatialData element that the rows annotate: ``obs`` then has ``region`` and ``nucleus_id``, and ``uns`` says
-        so. Empty: none.
+        Name of the SpatialData element that the rows annotate; ``obs`` then has the columns ``region`` and ``nucleus_id``, and
+        ``uns`` names them as SpatialData expects. Empty: none.
     """
     names = [f for f in FEATURES if f in source.columns]
     extras = [c for c in OBS if c in source.columns]

@@ -13,22 +13,22 @@ __all__ = ["read_cellvit"]
 
 
 def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
-    """Yield the cells of a CellViT (any generation) ``cells.json`` or a HoVer-Net ``.json``, also packed (gzip, zip, snappy).
+    """Yield the cells of a CellViT ``cells.json`` (any version) or HoVer-Net ``.json``, also compressed (gzip, zip, snappy).
 
-    The GeoJSON of CellViT (a MultiPolygon a class) is taken too.
+    The GeoJSON of CellViT (one MultiPolygon per class) can be read too.
 
     Contours and centroids are (x, y); a cell's ``type`` becomes ``class_name`` by the file's ``type_map``, which may map
-    numbers to names or names to numbers, anywhere in the file. Its ``type_prob`` stays unused, for it says how sure
-    the class is, not the nucleus.
+    numbers to names or names to numbers, anywhere in the file. ``type_prob`` is not used, because it is the
+    confidence in the class and not in the nucleus.
 
     Raises
     ------
     FormatError
-        Broken JSON, or cells without contours.
+        Invalid JSON, or cells without contours.
     """
     if is_geojson(source.path):
         for nuclei in read_geojson(source, provenance):
-            provenance.stated_origin = "slide"  # it looks like QuPath's, but CellViT counts from the slide's corner
+            provenance.stated_origin = "slide"  # unlike QuPath's GeoJSON, CellViT's counts from the slide's corner
             yield nuclei
         return
     facts: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
 
 
 def _type_map(facts: dict[str, Any]) -> dict[str, str]:
-    """Return the name of each type's number, whichever of the two the file has as keys."""
+    """Return ``{number of a type: its name}``, whether the file has numbers or names as keys."""
     found = facts.get("type_map")
     names: dict[str, str] = {}
     for key, value in found.items() if isinstance(found, dict) else ():

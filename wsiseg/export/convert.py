@@ -1,4 +1,4 @@
-"""``wsiseg export`` and ``wsiseg query``: tables of a run -> other formats, and answers to SQL."""
+"""``wsiseg export``, ``cohort`` and ``query``: polygon tables of runs -> other formats, one dataset, results of SQL queries."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "make_cohort", "q
 
 @dataclass(frozen=True, slots=True)
 class ExportOptions:
-    """What ``wsiseg export`` can be told besides what and where.
+    """Options of ``wsiseg export``.
 
     Attributes
     ----------
@@ -42,15 +42,15 @@ class ExportOptions:
     frame
         Origin of QuPath GeoJSON.
     centroids
-        Points instead of polygons (QuPath GeoJSON).
+        Write points instead of polygons (QuPath GeoJSON).
     tile_px
         Side of QuIP tiles, level-0 px.
     cell_px
         Side of a map's cell, level-0 px.
     features
-        Features as further columns (measurements): derived ones, and those that ``wsiseg features`` made.
+        Add features as columns (measurements): derived ones, and those that ``wsiseg features`` computed.
     overwrite
-        Replace an output that is there.
+        Replace an output that exists already.
     """
 
     region: Box | None = None
@@ -97,7 +97,7 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "spatialdata": (".spatialdata.zarr", lambda s, p, o: write_spatialdata(s, p, o.selection, overwrite=o.overwrite)),
     "tiatoolbox": (".db", lambda s, p, o: write_annotation_store(s, p, o.selection)),
 }
-"""Formats of ``wsiseg export``: the file ending, and what writes it."""
+"""Formats of ``wsiseg export``: the file ending, and the function that writes it."""
 
 NO_SAMPLE = frozenset(("labels-png", "labels-tiff", "ome-zarr", "maps"))
 
@@ -105,7 +105,7 @@ NO_SAMPLE = frozenset(("labels-png", "labels-tiff", "ome-zarr", "maps"))
 def export_tables(
     target: Path, to: str, out: Path, options: ExportOptions | None = None, *, slide_ids: Sequence[str] = ()
 ) -> Iterator[Exported]:
-    """Write a slide's table, or all of a run, in another format; yield what was written, slide by slide.
+    """Write the table of one slide, or those of all slides of a run, in another format; yield the result of each slide.
 
     Parameters
     ----------
@@ -114,25 +114,26 @@ def export_tables(
     to
         A key of ``EXPORT_FORMATS``.
     out
-        For one slide: the file (``.zarr`` folder) to write, or a folder: one that exists, or any name without an ending. For
-        several, and for ``quip``: a folder.
+        For one slide: the file (``.zarr`` folder) to write, or a folder, which is one that exists or any name without an
+        ending.
+        For several slides, and for ``quip``: a folder.
     slide_ids
-        Slides of the run; default all.
+        Slides of the run to export; default all.
 
     Raises
     ------
     InputError
-        Unknown format or slide, an output that is there already, or an option that the format has no use for.
+        Unknown format or slide, an output that exists already, or an option that does not apply to the format.
     FormatError
-        The one table cannot be read; one of several is yielded with its ``error``.
+        A single table cannot be read. With several slides, that slide's result has ``error`` set instead.
     EmptyExportError
-        The one table holds no nucleus and the format knows no empty file; one of several is yielded as ``empty``.
+        A single table has no nucleus and the format has no empty files. With several slides, the result is ``empty`` instead.
     """
     options = options or ExportOptions()
     if to not in EXPORT_FORMATS:
         raise InputError(f"Expected one of the formats {', '.join(sorted(EXPORT_FORMATS))}, got {to!r}.")
     if options.sample is not None and to in NO_SAMPLE:
-        raise InputError(f"{to} draws all nuclei of a region: leave --sample out.")
+        raise InputError(f"The format {to} always contains all nuclei of a region: omit --sample.")
     tables = _tables(target, slide_ids)
     suffix, write = EXPORT_FORMATS[to]
     is_folder = (out.is_dir() and out.suffix != ".zarr") or (not out.suffix and not out.is_file())
@@ -165,23 +166,24 @@ def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
         raise InputError(f"{target}: expected a polygon table or a run folder with nuclei/*.parquet.")
     unknown = [s for s in slide_ids if s not in found]
     if unknown:
-        raise InputError(f"{target}: no slide {unknown[0]!r} in this run. It has: {', '.join(list(found)[:20])}.")
+        raise InputError(f"{target}: this run has no table of slide {unknown[0]!r}. It has: {', '.join(list(found)[:20])}.")
     return [found[s] for s in slide_ids] if slide_ids else list(found.values())
 
 
 def slides_without_table(run: Path) -> list[str]:
-    """Return the slides that a run decided without making a table: it could not use them."""
+    """Return the ids of slides that a run finished without a polygon table, because they failed."""
     folder = RunFolder(run)
     return sorted(p.stem for p in (run / "slides").glob("*.json") if not folder.table(p.stem).is_file())
 
 
 def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, int], str]:
-    """Arrange the tables of runs by cohort and slide (see ``wsiseg.export.write_cohort``).
+    """Arrange the tables of several runs by cohort and slide (see ``wsiseg.export.write_cohort``).
 
     Returns
     -------
     files, slides by precision, warning
-        The precision of an imported or older run is ``unknown``; the warning says what it means that there are several.
+        ``slides by precision`` counts slides per arithmetic that the network was computed in; it is ``unknown`` for an imported
+        or older run. ``warning`` is not empty if there are several: their results may differ slightly.
     """
     made = write_cohort(runs, out)
     slides: Counter[str] = Counter()
@@ -194,15 +196,15 @@ def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, 
 
 
 def query_run(run: Path, sql: str, out: Path | None = None, *, allow_files: bool = False) -> tuple[Any, dict[str, str]]:
-    """Return (Arrow table, unit of each column that has one) of a question to a run; write it to ``out`` too, if named.
+    """Return the result of an SQL query as (Arrow table, unit of each column that has one); also write it to ``out`` if given.
 
     Raises
     ------
     InputError
-        See ``wsiseg.export.query``; or ``out`` is neither ``.csv`` nor ``.parquet``.
+        As ``wsiseg.export.query``, or ``out`` ends neither in ``.csv`` nor in ``.parquet``.
     """
     if out is not None and out.suffix not in (".csv", ".parquet"):
-        raise InputError(f"Expected an output .csv or .parquet, got {out}.")
+        raise InputError(f"Expected an output file that ends in .csv or .parquet, got {out}.")
     table, units = query(run, sql, allow_files=allow_files)
     if out is not None:
         import pyarrow.parquet as pq

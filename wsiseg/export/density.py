@@ -1,4 +1,4 @@
-"""A run and a slide -> a picture of the slide beside its nuclear density, with a color scale and a ruler."""
+"""A slide of a run -> a picture of the slide beside its nuclear density, with a color scale and a scale bar."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ VIRIDIS = (
     (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141), (39, 173, 129), (92, 200, 99), (170, 220, 50),
     (253, 231, 37),
 )  # fmt: skip
-"""Nine colors of matplotlib's viridis (CC0) at equal steps: even to the eye, and to color-blind ones."""
+"""Nine colors of matplotlib's viridis (CC0) at equal steps: perceptually uniform, also for color-blind readers."""
 
 PANEL_PX = 1100
 MAX_CELLS = 1 << 20
@@ -39,17 +39,17 @@ Array = NDArray[np.float64]
 
 
 class Density(NamedTuple):
-    """Smoothed density float64 (H, W), 1/mm^2, nan off the tissue; and the sigma of its smoothing, um."""
+    """Smoothed density, float64 (H, W), 1/mm^2, nan outside the tissue; and the standard deviation of the smoothing, um."""
 
     per_mm2: Array
     sigma_um: float
 
 
 def tissue_density(maps: MapLevel) -> Density:
-    """Return nuclei per mm^2 of tissue, smoothed by a Gaussian: the smoothed nuclei over the smoothed tissue.
+    """Return nuclei per mm^2 of tissue: the Gaussian-smoothed count of nuclei divided by the Gaussian-smoothed tissue area.
 
-    Sigma is 1/80 of the slide's long side, 25 to 150 um. Where the tissue is not known the whole slide counts as such, and only
-    places near nuclei are shown.
+    Sigma is 1/80 of the slide's longer side, limited to 25 to 150 um. If the tissue is not known (an imported slide), the whole
+    slide counts as tissue, and only places near nuclei are shown.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -66,14 +66,14 @@ def tissue_density(maps: MapLevel) -> Density:
 
 
 def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = ()) -> Density:
-    """Write a PNG of a slide's thumbnail beside the same with its nuclear density in color; return the density shown.
+    """Write a PNG with a slide's thumbnail and, beside it, the nuclear density in color; return the density shown.
 
     Raises
     ------
     InputError
         The slide is not in the run or has no table, or ``out`` does not end in ``.png``.
     SlideOpenError
-        The slide file is gone, or another one.
+        The slide file is missing, or is not the file that was segmented.
     """
     if out.suffix.lower() != ".png":
         raise InputError(f"Expected a picture file that ends in .png, got {out}.")
@@ -96,24 +96,24 @@ def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = (
 
 
 def density_picture(thumbnail: NDArray[np.uint8], density: Density, width_um: float, title: str = "") -> NDArray[np.uint8]:
-    """Return uint8 (H, W, 3): the thumbnail, the same with the density in color, a color scale in nuclei per mm^2 and a ruler.
+    """Return uint8 (H, W, 3): the thumbnail, the same under the density in color, a color scale per mm^2, and a scale bar.
 
     Parameters
     ----------
     thumbnail : uint8 (h, w, 3)
         The whole slide.
     density
-        Of the whole slide, on any grid.
+        Density of the whole slide, on any grid.
     width_um
-        Width of the slide.
+        Width of the slide, um.
     """
     height, width = thumbnail.shape[:2]
     values = _resized(density.per_mm2, width, height)
     seen = density.per_mm2[np.isfinite(density.per_mm2)]
     top = nice_ceil(float(np.quantile(seen, 0.995)) if seen.size else 1.0)
     colored = _blend(thumbnail, values, top)
-    beside = width <= 1.4 * height  # else one panel above the other
-    room_w, room_h = max(width, MIN_ROOM_PX), max(height, MIN_ROOM_PX)  # a sliver of a slide still gets its scale and ruler
+    beside = width <= 1.4 * height  # wide slides: one panel above the other
+    room_w, room_h = max(width, MIN_ROOM_PX), max(height, MIN_ROOM_PX)  # room for color scale and scale bar even if very narrow
     step_x, step_y = (room_w + MARGIN_PX, 0) if beside else (0, room_h + MARGIN_PX)
     head = 2 * MARGIN_PX + 8
     bar_x = MARGIN_PX + step_x + room_w + MARGIN_PX
@@ -122,8 +122,8 @@ def density_picture(thumbnail: NDArray[np.uint8], density: Density, width_um: fl
         canvas.paste(Image.fromarray(panel), (MARGIN_PX + k * step_x, head + k * step_y))
     draw = ImageDraw.Draw(canvas)
     _write(draw, (MARGIN_PX, 16), title, 20)
-    _draw_scale(canvas, draw, (bar_x, head + step_y, room_h), top)
-    _draw_ruler(draw, (MARGIN_PX, head + step_y + room_h + 12), width, width_um)
+    _draw_color_scale(canvas, draw, (bar_x, head + step_y, room_h), top)
+    _draw_scale_bar(draw, (MARGIN_PX, head + step_y + room_h + 12), width, width_um)
     note = f"smoothed, sigma {density.sigma_um / 1000:.3f} mm"
     note_x = MARGIN_PX + step_x + room_w - 250
     below = 0 if note_x >= 2 * MARGIN_PX else 32  # too narrow for both: below the ruler
@@ -132,7 +132,7 @@ def density_picture(thumbnail: NDArray[np.uint8], density: Density, width_um: fl
 
 
 def nice_ceil(value: float) -> float:
-    """Return the least of 1, 2, 2.5, 4, 5, 8 times a power of ten that is not below a value (1 for values not above 0)."""
+    """Return the smallest of 1, 2, 2.5, 4, 5, 8 times a power of ten that is not below ``value`` (1 for values up to 0)."""
     if not value > 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(value))
@@ -140,7 +140,7 @@ def nice_ceil(value: float) -> float:
 
 
 def _blend(rgb: NDArray[np.uint8], values: Array, top: float) -> NDArray[np.uint8]:
-    """Return the picture in gray, light, with the colors of the density over it where there is one."""
+    """Return the picture in light gray, with the density in color over it where the density is not nan."""
     gray = 255 - (255 - rgb.mean(axis=2, keepdims=True)) * 0.5
     alpha = np.where(np.isfinite(values), 0.72, 0.0)[:, :, None]
     mixed = gray * (1 - alpha) + _colors(np.nan_to_num(values) / top) * alpha
@@ -149,20 +149,20 @@ def _blend(rgb: NDArray[np.uint8], values: Array, top: float) -> NDArray[np.uint
 
 
 def _colors(share: Array) -> Array:
-    """Return the colors, float64 (..., 3), of shares 0 to 1 of the scale."""
+    """Return the colors, float64 (..., 3) in 0 to 255, of positions on the color scale, 0 to 1."""
     at = np.linspace(0, 1, len(VIRIDIS))
     return np.stack([np.interp(share, at, [c[k] for c in VIRIDIS]) for k in range(3)], axis=-1)
 
 
 def _resized(values: Array, width: int, height: int) -> Array:
-    """Return a map at the size of a picture, smooth inside, its border to the pixel."""
+    """Return a map resampled to the size of a picture: smooth where it has values, with a sharp border to nan."""
     inside = np.isfinite(values)
     planes = [Image.fromarray(p.astype(np.float32)) for p in (np.where(inside, values, 0), inside)]
     total, weight = (np.asarray(p.resize((width, height), Image.Resampling.BILINEAR), np.float64) for p in planes)
     return np.where(weight > 0.5, total / np.maximum(weight, 1e-6), np.nan)
 
 
-def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], top: float) -> None:
+def _draw_color_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int, int, int], top: float) -> None:
     x, y, height = place
     label = 30
     length = min(height, 600) - label
@@ -175,7 +175,7 @@ def _draw_scale(canvas: Image.Image, draw: ImageDraw.ImageDraw, place: tuple[int
         _write(draw, (x + 36, at - 9), f"{top * k / 4:,.0f}{'+' if k == 4 else ''}", 16)
 
 
-def _draw_ruler(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, width_um: float) -> None:
+def _draw_scale_bar(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, width_um: float) -> None:
     length_um = nice_ceil(width_um / 10)
     px = length_um / width_um * width
     x, y = place
@@ -184,7 +184,7 @@ def _draw_ruler(draw: ImageDraw.ImageDraw, place: tuple[int, int], width: int, w
 
 
 def _write(draw: ImageDraw.ImageDraw, place: tuple[int, int], text: str, size: int) -> None:
-    """Write a line with Pillow's own font, which is always there but has no raised 2: that is drawn small and high."""
+    """Draw a line of text with Pillow's built-in font, which has no superscript 2: the 2 is drawn small and raised."""
     x, y = float(place[0]), place[1]
     for k, piece in enumerate(text.split("²")):
         if k:

@@ -17,7 +17,7 @@ from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_ch
 __all__ = ["MAX_ROIS", "write_csv", "write_geopackage", "write_roi_zip"]
 
 MAX_ROIS = 200_000
-"""ImageJ's ROI manager takes minutes beyond some ten thousand; this is where a request is surely a mistake."""
+"""Limit of an ROI set. ImageJ's ROI manager already takes minutes for some ten thousand, so more are surely a mistake."""
 
 
 def _plain(source: NucleiFile) -> list[str]:
@@ -25,7 +25,7 @@ def _plain(source: NucleiFile) -> list[str]:
 
 
 def write_csv(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
-    """Write all columns as CSV with the polygon as WKT (``geometry_wkt``, level-0 px, two decimals); ``.gz`` packs it."""
+    """Write all columns as CSV, with the polygon as WKT (``geometry_wkt``, level-0 px, two decimals); ``.gz`` compresses it."""
     import pyarrow as pa
     from pyarrow import csv
 
@@ -53,43 +53,47 @@ def write_geopackage(source: NucleiFile, out: Path, selection: Selection | None 
     BackendUnavailableError
         geopandas is not installed (extra ``geo``).
     EmptyExportError
-        There is no nucleus.
+        The selection has no nucleus.
     """
     geopandas = optional("geopandas", "geo")
     import shapely
 
     done = 0
     with atomic_file(out) as partial, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="'crs' was not provided", category=UserWarning)  # slide pixels have none
+        warnings.filterwarnings(
+            "ignore", message="'crs' was not provided", category=UserWarning
+        )  # pixel coordinates of a slide have no CRS
         for chunk in iter_chunks(source, selection or Selection(), _plain(source)):
             shapes = shapely.from_wkb(wkb_polygons(chunk.xy, chunk.ring_offsets).to_numpy(zero_copy_only=False))
             frame = geopandas.GeoDataFrame(chunk.table.to_pandas(), geometry=shapes)
             frame.to_file(partial, driver="GPKG", layer="nuclei", engine="pyogrio", mode="a" if done else "w")
             done += len(chunk)
         if done == 0:
-            raise EmptyExportError(f"{source.path}: no nucleus to export, and a GeoPackage layer is made of its first one.")
+            raise EmptyExportError(f"{source.path}: there is no nucleus to export, and a GeoPackage layer cannot be empty.")
     return Exported(out, done)
 
 
 def write_roi_zip(source: NucleiFile, out: Path, selection: Selection) -> Exported:
-    """Write an ImageJ ROI set (``.zip``) of a region, coordinates relative to the region, one polygon ROI a nucleus.
+    """Write an ImageJ ROI set (``.zip``) of a region: one polygon ROI per nucleus, coordinates relative to the region.
 
     Raises
     ------
     InputError
-        No region is named, or it holds more than ``MAX_ROIS`` nuclei.
+        No region is given, or it holds more than ``MAX_ROIS`` nuclei.
     BackendUnavailableError
         roifile is not installed (extra ``imagej``).
     """
     roifile = optional("roifile", "imagej")
     if selection.region is None:
-        raise InputError("An ROI set is made of a region: name --region x,y,w,h.")
+        raise InputError("An ROI set needs a region: add --region x,y,w,h (level-0 px).")
     done = 0
     with atomic_path(out) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
         for raw in iter_chunks(source, selection):
             chunk: Chunk = shifted(raw, -selection.region.x, -selection.region.y)
             if done + len(chunk) > MAX_ROIS:
-                raise InputError(f"Expected at most {MAX_ROIS} nuclei in an ROI set: choose a smaller region or a sample.")
+                raise InputError(
+                    f"The region has more than {MAX_ROIS} nuclei, the limit of an ROI set: choose a smaller --region or --sample"
+                )
             for k, key in enumerate(chunk.column("nucleus_id").tolist()):
                 ring = chunk.xy[chunk.ring_offsets[k] : chunk.ring_offsets[k + 1] - 1]
                 points = ring.astype(np.int32) if (ring == np.rint(ring)).all() else ring

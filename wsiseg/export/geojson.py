@@ -1,4 +1,4 @@
-"""QuPath (and any) GeoJSON -> nuclei, one feature after the other."""
+"""GeoJSON of QuPath or any other tool -> nuclei, read feature by feature."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ _SCORES = ("Center probability", "Detection probability")
 
 
 def read_geojson(source: Source, provenance: Provenance) -> Iterator[Incoming]:
-    """Yield the polygons of a GeoJSON file of any shape and packing (see ``wsiseg.tables.outlines``).
+    """Yield the polygons of a GeoJSON file, compressed or not (see ``wsiseg.tables.outlines``).
 
-    Every part of a MultiPolygon is a nucleus (CellViT puts a whole class into one). Of a QuPath cell the nucleus is taken.
-    Holes are filled and flagged. Objects that are not nuclei are left out and counted.
+    Every part of a MultiPolygon is a nucleus (CellViT puts a whole class into one). Of a QuPath cell, its nucleus is used.
+    Holes
+    are filled and flagged. Objects that are not polygons are left out and counted.
 
     Raises
     ------
     FormatError
-        Broken JSON, a feature of another shape, coordinates that are not finite.
+        Invalid JSON, a feature without the expected members, or coordinates that are not finite.
     """
     rings: list[Any] = []
     wheres: list[str] = []
@@ -66,13 +67,13 @@ def _chunk(rings: list[Any], wheres: list[str], rows: list[tuple[int, str, str, 
 
 
 def _states_slide(facts: dict[str, Any]) -> bool:
-    """Return whether the file is an export of wsiseg that says that it counts from the slide's corner."""
+    """Return whether the file is an export of wsiseg which states that coordinates count from the slide's corner."""
     own = facts.get("wsiseg")
     return isinstance(own, dict) and own.get("frame") == "slide"
 
 
 def _score(properties: dict[str, Any]) -> float:
-    """Return the detector's probability where the file carries it (0 to 1), else nan."""
+    """Return the detector's probability, 0 to 1, if the feature has one, else nan."""
     found = properties.get("measurements")
     if isinstance(found, list):
         found = {str(m.get("name")): m.get("value") for m in found if isinstance(m, dict)}

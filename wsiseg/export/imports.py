@@ -1,4 +1,4 @@
-"""``wsiseg import``: other tools' files -> a run folder, on which qc, evaluate, query and export work."""
+"""``wsiseg import``: files of other tools -> a run folder that qc, evaluate, query and export can use."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ IMPORT_FORMATS = (*sorted(READERS), "hovernext", "labels")
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """What the user says of imported files; the file's own facts are used where these are None.
+    """Options of ``wsiseg import``. For those that are None, what the file itself states is used.
 
     Attributes
     ----------
     mpp
         um per level-0 px of the slide.
     slide
-        The slide file: its mpp, size, bounds and tissue are then used.
+        The slide file; its mpp, size, bounds and tissue are then used.
     width_px, height_px
-        Size of the slide, level-0 px, where no slide file is given.
+        Size of the slide, level-0 px, if no slide file is given.
     cohort, slide_id
-        Of the slide; the id's default is the slide's, else the file's name.
+        Cohort and id of the slide; the default id is that of the slide file, else it comes from the imported file's name.
     frame
-        Where the coordinates (or label pixels) lie on the slide, in the grammar of ``wsiseg.coordinates``. ``auto``: from the
-        scanned area where the file is QuPath's or HoVer-NeXt's, else from the slide's corner.
+        Frame of the file's coordinates (or label pixels), in the grammar of ``wsiseg.coordinates``. ``auto``: relative to the
+        scanned area for files of QuPath and HoVer-NeXt, otherwise relative to the slide's corner.
     scale, label_mpp
-        Other ways to name the unit: coordinates per level-0 px, and um per coordinate.
+        Alternatives to a unit in ``frame``: file px per level-0 px, or um per file px.
     components
-        Every connected part of a label image is a nucleus of its own.
+        Every connected part of a label image is a nucleus, whatever its value.
     dx, dy
-        Level-0 px added to all coordinates (a tile's place in its slide).
+        Level-0 px added to all coordinates, for a file of one tile of a slide.
     classes
         HoVer-NeXt's ``class_inst.json``.
     fix_edge_tiles, strict
@@ -84,7 +84,7 @@ class ImportOptions:
 
 @dataclass(slots=True)
 class _Slide:
-    """What is known of the slide before the file is read."""
+    """What is known of the slide before the imported file is read."""
 
     meta: SlideMeta | None = None
     tissue_px: int = 0
@@ -93,7 +93,7 @@ class _Slide:
 
 
 MIN_ON_TISSUE = 0.5
-"""Of nuclei that lie where they should nearly all are on tissue; below this share the user is warned."""
+"""Share of nuclei on tissue below which the user is warned: in the right frame, nearly all nuclei are on tissue."""
 _ENDINGS = (
     ".geojson.gz", ".json.gz", ".json.snappy", ".geojson.snappy",
     ".geojson", ".json", ".zarr", ".zip", ".db", ".tiff", ".tif", ".png", ".npy",
@@ -103,26 +103,26 @@ _STEM_ENDS = ("-features", "_seg", "_cp_masks", "_cell_detection", ".labels", "_
 
 
 def import_files(paths: Sequence[Path], fmt: str, out: Path, options: ImportOptions | None = None) -> list[Imported]:
-    """Make a run folder (or add to one) of other tools' files, one slide a file (or a folder, for QuIP).
+    """Import files of other tools into a new or existing run folder. Each file is one slide (for QuIP, each folder).
 
-    ``RUN/nuclei``, ``RUN/slides`` and ``slides.parquet`` are those of a segmented run, so ``qc``, ``evaluate``, ``query`` and
-    ``export`` work on them. Statistics that were not measured are null: probabilities, and what needs the tissue area unless
-    the slide is given.
+    ``RUN/nuclei``, ``RUN/slides`` and ``slides.parquet`` are written as for a segmented run, so that ``qc``, ``evaluate``,
+    ``query`` and ``export`` can use them. Statistics that the file does not contain are null: probabilities, and statistics per
+    tissue area unless the slide is given.
 
     Raises
     ------
     MissingMppError
-        Neither file, slide nor option says how large a pixel is.
+        Neither the file, the slide nor an option states the microns per pixel.
     DuplicateSlideError
-        Two files give one slide id, or the run has that slide from another source.
+        Two files have the same slide id, or the run has that slide from another file.
     FormatError, InputError
-        As the reader says.
+        As raised by the reader of the format.
     """
     options = options or ImportOptions()
     if fmt not in IMPORT_FORMATS:
         raise InputError(f"Expected one of the formats {', '.join(IMPORT_FORMATS)}, got {fmt!r}.")
     if len(paths) > 1 and (options.slide or options.slide_id):
-        raise InputError("A slide or slide id can be named for one file at a time.")
+        raise InputError(f"--slide and --slide-id apply to a single file, got {len(paths)} files: import them one at a time.")
     folder = RunFolder(out.absolute())
     with folder.exclusive():
         folder.create()
@@ -139,15 +139,15 @@ def _import_one(path: Path, fmt: str, folder: RunFolder, options: ImportOptions)
     provenance = Provenance(fmt, *_digest(path, options.classes))
     frame = _frame(options)
     chunks = _chunks(path, fmt, slide, provenance, frame, options)
-    first = next(chunks, None)  # the reader has now seen the file's own facts
+    first = next(chunks, None)  # after the first chunk, the reader has filled in what the file itself states
     require_outlines(first is not None, provenance.tally, str(path))
     meta = _meta(path, slide, provenance, options)
     if folder.slide_json(meta.slide_id).exists() and not _same_source(folder, meta.slide_id, provenance.sha256):
         raise DuplicateSlideError(
-            f"Run {folder.root} has slide {meta.slide_id!r} from another file. Use --slide-id or another --out."
+            f"Run {folder.root} already has slide {meta.slide_id!r}, from another file. Use --slide-id or another --out."
         )
     ground = _ground(slide, meta, provenance, options)
-    chunks = _again(first, chunks)
+    chunks = _prepend(first, chunks)
     if fmt in READERS:
         chunks = _placed(chunks, path, frame, ground, slide, provenance, options)
     else:
@@ -161,14 +161,14 @@ def _import_one(path: Path, fmt: str, folder: RunFolder, options: ImportOptions)
 def _chunks(
     path: Path, fmt: str, slide: _Slide, provenance: Provenance, frame: Frame, options: ImportOptions
 ) -> Iterator[Incoming]:
-    """Yield the nuclei of a polygon file in its own frame, those of a label image on the slide."""
+    """Yield the nuclei of a file: of a polygon file in the file's own frame, of a label image in level-0 px."""
     width = options.width_px or (slide.meta.width_px if slide.meta else None)
     height = options.height_px or (slide.meta.height_px if slide.meta else None)
     mpp = options.mpp if options.mpp is not None else slide.meta.mpp if slide.meta else None
     if fmt in READERS:
         return READERS[fmt](Source(path, mpp, width, height, fix_edge_tiles=options.fix_edge_tiles), provenance)
     if mpp is None:
-        raise MissingMppError(f"{path}: a label image does not say its um/px. Add --mpp, or --slide.")
+        raise MissingMppError(f"{path}: a label image does not state its microns per pixel. Add --mpp, or --slide.")
     ground = Ground(width or 0, height or 0, mpp) if slide.meta is None else ground_of(slide.meta)
     factor, dx, dy = frame.on(ground, "bounds" if fmt == "hovernext" else "slide", str(path))
     source = Source(path, mpp, width, height, 1 / factor, dx + options.dx, dy + options.dy)
@@ -178,7 +178,7 @@ def _chunks(
 def _label_chunks(
     source: Source, provenance: Provenance, options: ImportOptions, ground: Ground, corner: tuple[float, float]
 ) -> Iterator[Incoming]:
-    """Trace a label image window by window."""
+    """Yield the nuclei of a label image, traced window by window."""
     assert source.mpp is not None
     names = class_names(options.classes, provenance) if options.classes else None
     provenance.missing += ["center_prob"]
@@ -190,7 +190,7 @@ def _label_chunks(
         bounds = (ground.bounds_x, ground.bounds_y) == corner != (0, 0)
         notes = size_note(str(source.path), (width, height), ground, 1 / source.scale, origin="bounds" if bounds else "slide")
         if notes and "--frame" in notes[0] and parse_frame(options.frame).origin == "auto":
-            raise FormatError(f"{notes[0]} A frame that is named outright (--frame slide or bounds) is taken as it is.")
+            raise FormatError(f"{notes[0]} To import it nevertheless, name the frame: --frame slide or --frame bounds.")
         provenance.notes += notes
     for window in label_windows(labels):
         blank = np.zeros((2, *window.labels.shape), np.uint8)
@@ -208,15 +208,16 @@ def _placed(
     provenance: Provenance,
     options: ImportOptions,
 ) -> Iterator[Incoming]:
-    """Put a file's nuclei on the slide; at its end, say what does not fit or refuse it."""
+    """Yield a file's nuclei in level-0 px; after the last, warn of coordinates that do not fit the slide, or raise."""
     provenance.notes += mpp_note(str(path), provenance.mpp, ground.mpp if frame.unit_plain and options.scale is None else None)
     factor, dx, dy = frame.on(ground, provenance.stated_origin, str(path))
     if (dx, dy) != (0.0, 0.0) and frame.origin == "auto":
         provenance.notes.append(
-            f"coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added (--frame slide if not)"
+            f"coordinates are taken as relative to the scanned area, as in QuPath: ({dx:g}, {dy:g}) px are added (else use "
+            "--frame slide)"
         )
     if slide.meta is None and provenance.stated_origin == "bounds" and frame.origin != "slide":
-        provenance.notes.append("coordinates count from the scanned area, whose place in the slide --slide would tell")
+        provenance.notes.append("coordinates are relative to the scanned area; give --slide to get them relative to the slide")
     placed = (factor, dx + options.dx, dy + options.dy)
     points = [np.empty((0, 2))]
     for nuclei in chunks:
@@ -237,7 +238,7 @@ def _checked(chunks: Iterator[Incoming], path: Path, slide: _Slide, provenance: 
 
 
 def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[str]:
-    """Return the warnings about nuclei off the tissue: with a wrong frame they may still lie within the slide."""
+    """Return warnings if many nuclei are off the tissue, which shows a wrong frame even if all are within the slide."""
     if slide.tissue is None or slide.meta is None or not slide.tissue.mask.any() or len(xy) == 0:
         return []
     found = slide.tissue
@@ -248,8 +249,8 @@ def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[
     share = slide.tissue_px / (slide.meta.width_px * slide.meta.height_px)
     if on_tissue >= MIN_ON_TISSUE:
         return []
-    text = f"{path}: only {on_tissue:.1%} of {len(xy):,} nuclei lie on tissue, which covers {share:.1%} of the slide: "
-    return [text + "are they of another slide or another frame (--frame)?"]
+    text = f"{path}: only {on_tissue:.1%} of {len(xy):,} nuclei are on tissue, which covers {share:.1%} of the slide: "
+    return [text + "do they belong to another slide, or is the frame wrong (--frame)?"]
 
 
 def _known_slide(options: ImportOptions) -> _Slide:
@@ -270,10 +271,10 @@ def _frame(options: ImportOptions) -> Frame:
     frame = parse_frame(options.frame)
     ways = [not frame.unit_plain, options.scale is not None, options.label_mpp is not None]
     if sum(ways) > 1:
-        raise InputError("Name the unit of the coordinates once: --frame, --scale or --label-mpp.")
+        raise InputError("Give the unit of the coordinates only once: in --frame, by --scale, or by --label-mpp.")
     if options.scale is not None:
         if not 0 < options.scale < 1000:
-            raise InputError(f"Expected a positive scale (file px per level-0 px), got {options.scale}.")
+            raise InputError(f"Expected --scale (file px per level-0 px) above 0, got {options.scale}.")
         return dataclasses.replace(frame, down=1 / options.scale)
     if options.label_mpp is not None:
         return dataclasses.replace(frame, um_per_unit=options.label_mpp)
@@ -281,13 +282,16 @@ def _frame(options: ImportOptions) -> Frame:
 
 
 def _ground(slide: _Slide, meta: SlideMeta, provenance: Provenance, options: ImportOptions) -> Ground:
-    """Return the slide's frame: of the slide itself, else what options or file say; sides and mpp that differ are told."""
+    """Return size, bounds and mpp of the slide: from the slide file, else from options or the imported file.
+
+    Differences between what the slide and the imported file state become notes.
+    """
     if slide.meta is None:
         return Ground(options.width_px or provenance.width_px or 0, options.height_px or provenance.height_px or 0, meta.mpp)
     ground = ground_of(slide.meta)
     stated = (provenance.width_px, provenance.height_px)
     if all(stated) and stated != (ground.width_px, ground.height_px):
-        text = f"the file is of a slide of {stated[0]} x {stated[1]} px, but {options.slide} has "
+        text = f"the file states a slide of {stated[0]} x {stated[1]} px, but {options.slide} has "
         provenance.notes.append(f"{text}{ground.width_px} x {ground.height_px} px")
     return ground
 
@@ -297,7 +301,9 @@ def _meta(path: Path, slide: _Slide, provenance: Provenance, options: ImportOpti
         return dataclasses.replace(slide.meta, slide_id=options.slide_id or slide.meta.slide_id, cohort=options.cohort)
     mpp = options.mpp if options.mpp is not None else provenance.mpp
     if mpp is None or not 0 < mpp < 100:
-        raise MissingMppError(f"{path}: the file does not say how large a pixel is. Add --mpp (um per level-0 px), or --slide.")
+        raise MissingMppError(
+            f"{path}: the file does not state its microns per pixel. Add --mpp (um per level-0 px), or --slide."
+        )
     name = options.slide_id or _stem(Path(provenance.slide_name or path.name).name)
     width = options.width_px or provenance.width_px or 0
     height = options.height_px or provenance.height_px or 0
@@ -315,14 +321,14 @@ def _stem(name: str) -> str:
     return name
 
 
-def _again(first: Incoming | None, rest: Iterator[Incoming]) -> Iterator[Incoming]:
+def _prepend(first: Incoming | None, rest: Iterator[Incoming]) -> Iterator[Incoming]:
     if first is not None:
         yield first
     yield from rest
 
 
 def _digest(path: Path, classes: Path | None) -> tuple[list[str], str]:
-    """Return names and one SHA-256 over the contents, in the order of names."""
+    """Return the names of all files and one SHA-256 over their contents, in the order of names."""
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     files += [classes] if classes is not None else []
     total = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""Polygons as other tools write them -> closed, counter-clockwise rings with measured columns and flags."""
+"""Polygons of other tools -> closed, counter-clockwise rings with measured columns and flags."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ Int = npt.NDArray[np.int64]
 
 
 class Flag(enum.IntFlag):
-    """Bits of the column ``import_flags``: what was noticed about a polygon. None of them changes it."""
+    """Bits of the column ``import_flags``: properties of an imported polygon. No flag changes the polygon."""
 
     INVALID = 1
     """The ring crosses or touches itself, or has no area."""
     GIANT = 2
-    """Larger than any nucleus (over 1000 um^2): the known background polygons of the QuIP release among others."""
+    """Larger than any nucleus (over 1000 um^2), such as the known background polygons of the QuIP release."""
     EDGE_TILE_SUSPECT = 4
-    """From a tile that is not square, of a time or state in which the QuIP pipeline mis-scaled such tiles."""
+    """From a tile that is not square, written when the QuIP pipeline still scaled such tiles wrongly."""
     EDGE_TILE_PROVEN = 8
-    """As above, and it reaches out of its tile: the coordinates cannot be right."""
+    """As above, and the polygon extends beyond its tile, which proves that its coordinates are wrong."""
     HOLES_FILLED = 16
-    """The source polygon had holes; a nucleus here is its outer ring."""
+    """The source polygon had holes; only its outer ring was imported."""
     SPLIT = 32
-    """One part of a MultiPolygon, or the largest piece of a label in several pieces."""
+    """One part of a MultiPolygon, or the largest piece of a label that has several."""
 
 
 GIANT_UM2 = 1000.0
@@ -44,7 +44,7 @@ GIANT_UM2 = 1000.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Incoming:
-    """Some nuclei of a file: rings in level-0 px of the whole slide, and what the file says of them (None: nothing).
+    """Some nuclei of a file: rings in level-0 px of the whole slide, and what the file states of them (None: nothing).
 
     Attributes
     ----------
@@ -53,13 +53,13 @@ class Incoming:
     flags
         uint8 (N,) of ``Flag``.
     nucleus_id
-        int64 (N,), where the file carries wsiseg's own.
+        int64 (N,), if the file was written by wsiseg and has its ids.
     center_prob
-        float64 (N,) 0 to 1, nan where unknown: the detector's score.
+        float64 (N,): the detector's score, 0 to 1, nan if unknown.
     class_name
-        N names, "" where unknown.
+        N names, ``""`` if unknown.
     columns
-        Measured columns of ``wsiseg.schema.NUCLEI`` that the reader knows better than the polygon tells.
+        Columns of ``wsiseg.schema.NUCLEI`` that the reader measured more exactly than the polygon allows.
     """
 
     xy: Float
@@ -75,7 +75,7 @@ class Incoming:
         return len(self.ring_offsets) - 1
 
     def taken(self, rows: Int) -> Incoming:
-        """Return some of the nuclei."""
+        """Return the nuclei with the given row numbers, int64 (K,)."""
         lengths = np.diff(self.ring_offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
         at = np.arange(offsets[-1]) + np.repeat(self.ring_offsets[:-1][rows] - offsets[:-1], lengths)
@@ -92,9 +92,9 @@ class Incoming:
 
 @dataclass(slots=True)
 class Provenance:
-    """What a reader learnt about its file besides the nuclei: written into the table's metadata.
+    """What a reader found out about its file, besides the nuclei; written into the table's metadata.
 
-    ``stated_origin`` is where (0, 0) of the file's coordinates lies, as the file or its format states it (``Frame.origin``).
+    ``stated_origin`` is the origin of the file's coordinates as the file or its format states it (see ``Frame.origin``).
     """
 
     format: str
@@ -111,17 +111,17 @@ class Provenance:
 
     @property
     def skipped(self) -> dict[str, int]:
-        """Return how many objects were left out, by reason."""
+        """Numbers of objects that were left out, by reason."""
         return self.tally.skipped
 
     def skip(self, reason: str, n: int = 1) -> None:
-        """Count objects that are no nuclei."""
+        """Count ``n`` objects that are left out, under a reason."""
         self.tally.skip(reason, n)
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the user says of the file: ``dx, dy`` is added to its coordinates, after dividing them by ``scale``."""
+    """A file and the options of its import: coordinates are divided by ``scale``, then ``dx, dy`` is added."""
 
     path: Path
     mpp: float | None = None
@@ -134,33 +134,40 @@ class Source:
 
 
 class Reader(Protocol):
-    """How every reader of a format is called."""
+    """Signature of a reader of one format."""
 
     def __call__(self, source: Source, provenance: Provenance) -> Iterator[Incoming]:
-        """Yield the nuclei of the file, filling ``provenance`` on the way."""
+        """Yield the nuclei of the file in chunks, and fill in ``provenance`` while doing so."""
 
 
 def safe_name(name: str, where: str) -> str:
-    """Return a name read from a file if it can be a file name here.
+    """Return a name that was read from a file, after checking that it can be used as a file name.
 
     Raises
     ------
     FormatError
-        It is empty, leads to another folder, or holds control characters.
+        The name is empty, contains a path to another folder, or has control characters.
     """
     bad = not name or name in (".", "..") or len(name) > 200 or any(c in "/\\" or ord(c) < 32 for c in name)
     if bad:
-        raise FormatError(f"{where}: expected a plain name, got {name[:80]!r}.")
+        raise FormatError(f"{where}: expected a name that can be a file name, got {name[:80]!r}.")
     return name
 
 
 def from_rings(rings: Iterable[Any], source: Source, wheres: Iterable[str], **known: Any) -> Incoming:
-    """Return rings given as sequences of (x, y) as ``Incoming``; each where names its ring in an error.
+    """Return ``Incoming`` made of rings, each a sequence of (x, y).
+
+    Parameters
+    ----------
+    wheres
+        File and place of each ring, for error messages.
+    known
+        Other attributes of ``Incoming``.
 
     Raises
     ------
     FormatError
-        A ring is no list of finite pairs, is too long, or reaches absurdly far.
+        A ring is not a list of finite pairs, has too many points, or has coordinates of 2^31 or more.
     """
     arrays = []
     names = list(wheres)
@@ -183,7 +190,7 @@ def from_rings(rings: Iterable[Any], source: Source, wheres: Iterable[str], **kn
 
 
 def closed(xy: Float, ring_offsets: Int) -> tuple[Float, Int]:
-    """Return rings closed (first vertex repeated) and with a positive shoelace sum (GeoParquet: counter-clockwise)."""
+    """Return the rings closed (first vertex repeated) and counter-clockwise (positive shoelace sum), as GeoParquet requires."""
     n = len(ring_offsets) - 1
     if n == 0:
         return xy, ring_offsets
@@ -213,25 +220,25 @@ def checked(nuclei: Incoming, mpp: float, where: str, *, strict: bool = False) -
     Parameters
     ----------
     strict
-        Refuse invalid rings instead of flagging them.
+        Raise for invalid rings instead of flagging them.
 
     Raises
     ------
     FormatError
-        ``strict`` and a ring is invalid.
+        ``strict`` is set and a ring is invalid.
     """
     bad = invalid_rings(nuclei.xy, nuclei.ring_offsets)
     if strict and bad.any():
         k = int(np.argmax(bad))
         at = nuclei.xy[nuclei.ring_offsets[k]].tolist()
-        raise FormatError(f"{where}: expected rings that do not cross or touch themselves; the one that begins at {at} does.")
+        raise FormatError(f"{where}: the ring that begins at {at} crosses or touches itself, which --strict does not allow.")
     columns = {**measures(nuclei.xy, nuclei.ring_offsets, mpp), **nuclei.columns}
     flags = nuclei.flags | np.where(bad, Flag.INVALID, 0) | np.where(columns["area_um2"] > GIANT_UM2, Flag.GIANT, 0)
     return replace(nuclei, flags=flags.astype(np.uint8)), columns
 
 
 def measures(xy: Float, ring_offsets: Int, mpp: float) -> dict[str, npt.NDArray[Any]]:
-    """Return the measured columns of ``wsiseg.schema.NUCLEI`` of closed rings, exactly, by Green's theorem.
+    """Return the measured columns of ``wsiseg.schema.NUCLEI`` for closed rings, computed exactly by Green's theorem.
 
     Axes are those of the ellipse with the same second moments as the polygon; the perimeter is the length of the ring.
     A ring without area has its mean vertex as centroid and axes of 0.
@@ -247,7 +254,7 @@ def measures(xy: Float, ring_offsets: Int, mpp: float) -> dict[str, npt.NDArray[
     centroid = origin + np.where(flat[:, None], 0.0, mean)
     step = np.diff(xy, axis=0, append=xy[-1:]) if n else np.empty((0, 2))
     length = np.hypot(step[:, 0], step[:, 1])
-    length[ring_offsets[1:] - 1] = 0.0  # from the last vertex of one ring to the next ring
+    length[ring_offsets[1:] - 1] = 0.0  # not an edge: it leads from the last vertex of a ring to the next ring
     perimeter = np.add.reduceat(length, ring_offsets[:-1]) if n else np.empty(0)
     axes = [np.where(flat, 0.0, 4 * np.sqrt(np.maximum(v, 0))) * mpp for v in (half + spread, half - spread)]
     return {
@@ -263,7 +270,7 @@ def measures(xy: Float, ring_offsets: Int, mpp: float) -> dict[str, npt.NDArray[
 
 
 def _moments(xy: Float, ring_offsets: Int) -> tuple[Float, Float, Float]:
-    """Return area (N,), integrals of x, y (N, 2) and of xx, yy, xy (N, 3) relative to each ring's first vertex."""
+    """Return the area (N,) and the integrals of x, y (N, 2) and of xx, yy, xy (N, 3), relative to each ring's first vertex."""
     n = len(ring_offsets) - 1
     if n == 0:
         return np.empty(0), np.empty((0, 2)), np.empty((0, 3))

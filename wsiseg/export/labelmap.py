@@ -1,6 +1,6 @@
-"""Label images (StarDist, HoVer-NeXt, Cellpose, ...) as windows; and windows' polygons as nuclei of a slide.
+"""Label images (StarDist, HoVer-NeXt, Cellpose, ...) -> windows of labels; and polygons of these windows -> nuclei of a slide.
 
-Tracing labels is the vectorize stage's work, which ``wsiseg.export.convert`` puts between the two halves of this module.
+The tracing of labels in between is ``wsiseg.vectorize``, called by ``wsiseg.export.imports``.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ __all__ = ["LabelWindow", "class_names", "incoming_of_batch", "label_windows", "
 BLOCK_PX = 4096
 HALO_PX = 512
 WHOLE_PX = 1 << 26
-"""Zarr arrays up to this size are read whole, by the rules of label images; of larger ones only the values are looked at."""
-"""A label larger than this is cut at a block's border; it is flagged as giant long before."""
+"""Zarr arrays up to this size are read at once and interpreted like label images; larger ones are read window by window."""
+"""A label larger than this would be cut at the border of a block; such labels are far above the limit of the flag GIANT."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelWindow:
-    """Some labels of a map, renumbered 1..N, each with its first pixel in raster order as anchor.
+    """The labels of one window of a map, renumbered 1..N; the anchor of a label is its first pixel in raster order.
 
     Attributes
     ----------
     labels : int32 (H, W)
-        One 4-connected region a label.
+        Every label is a single 4-connected region.
     anchors : int32 (N, 2)
-        (x, y) in the window.
+        (x, y) in px of the window.
     ids : int64 (N,)
-        The map's own ids.
+        Ids of the labels in the map.
     flags : uint8 (N,)
-        ``Flag.SPLIT`` where a label was in several pieces (the largest is kept).
+        ``Flag.SPLIT`` if a label was in several pieces, of which the largest is kept.
     read, core
-        The window and the part that owns its anchors, map px.
+        The window, and the part of it whose anchors belong to this window, map px.
     """
 
     labels: npt.NDArray[np.int32]
@@ -57,19 +57,19 @@ class LabelWindow:
 
 
 def open_label_map(path: Path, *, components: bool = False, notes: list[str] | None = None) -> Any:
-    """Return an array-like (H, W) of ids: an image or ``.npy`` whole, a Zarr array (folder or ``.zip``) read by windows.
+    """Return an array-like (H, W) of ids: an image or ``.npy`` in memory, or a Zarr array (folder or ``.zip``).
 
     Parameters
     ----------
     components
-        Each connected part is a nucleus, whatever the values.
+        Each connected part is a nucleus, whatever its values.
     notes
-        Filled with what was read otherwise than as plain ids.
+        Receives a note for each way in which the file was not interpreted as plain ids.
 
     Raises
     ------
     FormatError
-        Not a label image, of absurd size, or whose values form so many parts that they are classes.
+        Not a label image, an impossible size, or values that each have so many parts that they must be classes, not ids.
     """
     name = path.name.lower()
     if path.is_dir() or name.endswith(".zip"):
@@ -77,7 +77,7 @@ def open_label_map(path: Path, *, components: bool = False, notes: list[str] | N
         if math.prod(array.shape) <= WHOLE_PX:
             return _whole(path, components, notes)
         if components or _is_mask(array):
-            (notes if notes is not None else []).append("a mask without ids: its connected parts are the nuclei")
+            (notes if notes is not None else []).append("a mask without ids: each connected part becomes a nucleus")
             return ZarrMask(array)
         return array
     if name.endswith(LABEL_SUFFIXES):
@@ -94,22 +94,25 @@ def _whole(path: Path, components: bool, notes: list[str] | None) -> npt.NDArray
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ZarrMask:
-    """A Zarr array in which every connected part of what is not 0 is a nucleus."""
+    """A Zarr array used as a mask: every connected part of the values that are not 0 is a nucleus."""
 
     array: Any
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Return (H, W)."""
+        """Size as (H, W)."""
         return int(self.array.shape[0]), int(self.array.shape[1])
 
     def __getitem__(self, window: Any) -> npt.NDArray[np.int32]:
-        """Return a window with its parts numbered 1..N; numbers of other windows differ, which ``label_windows`` allows."""
+        """Return a window with its parts numbered 1..N.
+
+        The same part may have different numbers in different windows, which ``label_windows`` allows.
+        """
         return _pieces(np.asarray(self.array[window]) > 0)[0].astype(np.int32)
 
 
 def _is_mask(array: Any) -> bool:
-    """Return whether a Zarr array has one value besides 0, which is 1 or the largest of its type; stops at the second."""
+    """Return whether the only value of a Zarr array besides 0 is 1 or the largest of its type; stops at a second value."""
     value = 0
     for y in range(0, array.shape[0], BLOCK_PX):
         for x in range(0, array.shape[1], BLOCK_PX):
@@ -122,9 +125,10 @@ def _is_mask(array: Any) -> bool:
 
 
 def label_windows(labels: Any, block_px: int = BLOCK_PX, halo_px: int = HALO_PX) -> Iterator[LabelWindow]:
-    """Yield a label map's windows; each label is owned by the window whose core holds its first pixel in raster order.
+    """Yield the windows of a label map; a label belongs to the window whose core holds its first pixel in raster order.
 
-    Memory is that of one window. Pieces of a label that are not 4-connected to its largest piece are left out and flagged.
+    Only one window is in memory at a time. Pieces that are not 4-connected to the largest piece of a label are left out, and
+    the label is flagged.
     """
     height, width = (int(v) for v in labels.shape)
     for y in range(0, height, block_px):
@@ -153,7 +157,7 @@ def _window(labels: npt.NDArray[np.int32], ids: npt.NDArray[np.int64], read: Box
     flat = labels.ravel()
     where = np.flatnonzero(flat)
     first = np.full(n + 1, -1, np.int64)
-    first[flat[where[::-1]]] = where[::-1]  # the last assignment stays: the first pixel
+    first[flat[where[::-1]]] = where[::-1]  # reversed, so that the first pixel is assigned last and stays
     anchors = np.stack([first[1:] % read.w, first[1:] // read.w], axis=1).astype(np.int32)
     return LabelWindow(labels, anchors, ids, flags, read, core)
 
@@ -197,18 +201,18 @@ def _in_pieces(labels: npt.NDArray[np.int32], n: int) -> Iterator[tuple[int, tup
 def incoming_of_batch(
     batch: PolygonBatch, window: LabelWindow, source: Source, mpp: float, names: Mapping[int, str] | None = None
 ) -> Incoming:
-    """Return the traced polygons of a window as nuclei of the slide; measures are those of the vectorize stage.
+    """Return the traced polygons of a window as nuclei of the slide, with the measured columns of ``vectorize``.
 
     Parameters
     ----------
     batch
-        ``wsiseg.vectorize.vectorize`` of the window: nuclei whose anchor lies in the core, in raster order of their anchors.
+        Result of ``wsiseg.vectorize.vectorize`` for the window: nuclei with an anchor in the core, in raster order of anchors.
     source
-        Its ``scale`` is map px per level-0 px, its ``dx, dy`` where the map's origin lies.
+        ``scale`` is map px per level-0 px; ``dx, dy`` is the position of the map's origin, level-0 px.
     mpp
         um per level-0 px.
     names
-        Class of each of the map's ids.
+        Class name of each id of the map.
     """
     at = np.asarray(batch.columns["nucleus_id"])
     owned = window.labels[at // 2**31 - window.read.y, at % 2**31 - window.read.x] - 1
@@ -235,7 +239,7 @@ def class_names(path: Path, provenance: Provenance) -> dict[int, str]:
     Raises
     ------
     FormatError
-        Broken JSON or of another shape.
+        Invalid JSON, or JSON without this structure.
     """
     tree = read_json(path)
     names: dict[int, str] = {}

@@ -1,6 +1,6 @@
-"""A polygon table <-> caMicroscope / QuIP mark documents: JSON lines with coordinates as fractions of the slide's sides.
+"""A polygon table <-> mark documents of caMicroscope / QuIP: JSON lines with coordinates as fractions of width and height.
 
-The layout is that of ``config/segments.json`` in the QuIP distribution.
+The structure is that of ``config/segments.json`` in the QuIP distribution.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ __all__ = ["read_marks", "write_marks"]
 STYLE = '{"style":{"color":"#00fcfc","lineJoin":"round","lineCap":"round","isFill":false},"nommp":true}'
 NAMESPACE_URL = "http://u24.bmi.stonybrook.edu/v1"
 DECIMALS_PX = 6
-"""Fractions of a slide's side are doubles: multiplied back they miss the written pixel by less than this many decimals."""
+"""Decimals of a pixel to which coordinates are rounded after multiplying fractions back; the error of doubles is smaller."""
 
 
 def write_marks(
@@ -45,22 +45,25 @@ def write_marks(
     study: str = "",
     subject: str = "",
 ) -> Exported:
-    """Write one mark document a line (``.json`` or ``.json.gz``), ready for mongoimport.
+    """Write one mark document per line (``.json`` or ``.json.gz``), as mongoimport expects.
 
     Parameters
     ----------
     name, execution_id
-        Under what the viewer lists the segmentation; the id's default is the name with the run's digest.
+        Name and id of the segmentation in the viewer; the default id is the name with the digest of the run.
     study, subject
-        Of the image; default: the first three fields of a TCGA barcode, else the slide's id.
+        Study and subject of the image; default: from the first three fields of a TCGA barcode, else the slide's id.
 
     Raises
     ------
     InputError
-        The slide's size is not known, so there are no fractions of it.
+        The size of the slide is not known, so that fractions of it cannot be computed.
     """
     if source.width_px <= 0 or source.height_px <= 0:
-        raise InputError(f"{source.path}: mark documents need the slide's width and height, which this table does not know.")
+        raise InputError(
+            f"{source.path}: mark documents need the slide's width and height, which this table does not contain. "
+            "Import it again with --slide, or with --width and --height."
+        )
     case = "-".join(source.slide_id.split("-")[:3]) if source.slide_id.startswith("TCGA-") else source.slide_id
     digest = str(source.facts.get("digest") or "")[:8]
     image = {
@@ -115,18 +118,18 @@ def _text(values: npt.NDArray[Any]) -> pa.StringArray:
 
 
 def read_marks(source: Source, provenance: Provenance) -> Iterator[Incoming]:
-    """Yield the polygons of mark documents, one document a line.
+    """Yield the polygons of a file with one mark document per line.
 
     Raises
     ------
     InputError
-        The slide's width and height are not given: fractions alone are no pixels.
+        The slide's width and height are not given; they are needed to turn fractions into pixels.
     FormatError
-        A line is no mark document, or its coordinates are no fractions of a slide.
+        A line is not a mark document, or its coordinates are not fractions from 0 to 1.
     """
     if not source.width_px or not source.height_px:
         raise InputError(
-            f"{source.path}: mark documents hold fractions of the slide; give its width and height (or the slide)."
+            f"{source.path}: mark documents hold fractions of the slide's sides: add --slide, or --width and --height."
         )
     size = np.array([source.width_px, source.height_px], np.float64)
     provenance.width_px, provenance.height_px = source.width_px, source.height_px
@@ -154,7 +157,7 @@ def _flagged(nuclei: Incoming, flags: list[int]) -> Incoming:
 
 
 def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[list[Any]], bool]:
-    """Return the polygons of a document (each a list of rings) and whether they are fractions."""
+    """Return the polygons of a document (each a list of rings), and whether their coordinates are fractions."""
     try:
         features = document["geometries"]["features"]
         normalized = str(document.get("normalized", "false")).lower() == "true"
@@ -165,7 +168,7 @@ def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[l
     polygons = [p for k, g in enumerate(geometries) for p in polygons_of(g, f"{where}, feature {k}", provenance.tally)]
     if name and provenance.slide_name and name != provenance.slide_name:
         raise FormatError(
-            f"{where}: expected marks of {provenance.slide_name} only, got one of {name!r}. Split the file by image."
+            f"{where}: expected only marks of image {provenance.slide_name}, got one of {name!r}. Split the file by image."
         )
     provenance.slide_name = provenance.slide_name or str(name)
     return polygons, normalized
@@ -174,5 +177,5 @@ def _polygons(document: Any, where: str, provenance: Provenance) -> tuple[list[l
 def _pixels(polygon: list[Any], size: npt.NDArray[np.float64], where: str) -> npt.NDArray[np.float64]:
     ring = np.asarray(polygon[0], np.float64)
     if (size > 1).all() and not (np.abs(ring) <= 2).all():
-        raise FormatError(f"{where}: expected fractions of the slide's sides, got {ring.max()}.")
+        raise FormatError(f"{where}: expected fractions of the slide's width and height, 0 to 1, got {ring.max()}.")
     return np.round(ring * size, DECIMALS_PX)

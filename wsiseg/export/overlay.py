@@ -1,4 +1,4 @@
-"""A run and a slide -> a picture: tissue with the outline of every nucleus."""
+"""A slide of a run -> a picture of a region with the outline of every nucleus."""
 
 from __future__ import annotations
 
@@ -22,13 +22,16 @@ from wsiseg.types import Box
 __all__ = ["densest_region", "load_region", "overlay_png", "parse_region", "save_picture"]
 
 OUTLINE_RGB = (70, 255, 130)
-"""A green with high contrast on hematoxylin blue and eosin pink, also for the commonest color blindness (by its lightness)."""
+"""A light green: high contrast on hematoxylin blue and eosin pink, also with red-green color blindness."""
 
 MAX_PICTURE_PX = 4096
 
 
 def save_picture(picture: NDArray[np.uint8], out: Path, slide_id: str) -> None:
-    """Write uint8 (H, W, 3) as PNG, with the text by which a folder of slides knows it (see ``wsiseg.results.listing``)."""
+    """Write uint8 (H, W, 3) as PNG.
+
+    A text chunk marks it as a picture, so that it is not taken for a slide in a folder (see ``wsiseg.results.listing``).
+    """
     text = PngInfo()
     text.add_itxt("wsiseg:picture", f"nuclei of slide {slide_id}")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -37,7 +40,7 @@ def save_picture(picture: NDArray[np.uint8], out: Path, slide_id: str) -> None:
 
 
 def parse_region(text: str) -> Box | None:
-    """Return the box of ``"x,y,w,h"`` (level-0 px); None for an empty text. Raises ``InputError`` for anything else."""
+    """Return the box of a text ``"x,y,w,h"`` (level-0 px); None for an empty text. Raises ``InputError`` for other texts."""
     if not text:
         return None
     try:
@@ -48,7 +51,7 @@ def parse_region(text: str) -> Box | None:
 
 
 def load_region(table: Path, region: Box) -> list[Any]:
-    """Return the shapely polygons of a table that meet ``region`` (level-0 px); only the row groups around it are read."""
+    """Return the shapely polygons of a table that intersect ``region`` (level-0 px); only row groups near it are read."""
     import shapely
 
     found = read_nuclei(table, region, ["geometry"])
@@ -56,7 +59,7 @@ def load_region(table: Path, region: Box) -> list[Any]:
 
 
 def densest_region(table: Path, width_px: int, height_px: int) -> Box:
-    """Return the level-0 box of the given size that holds the most nuclei, on a grid of half its size."""
+    """Return the box of the given size (level-0 px) with the most nuclei, on a grid with steps of half that size."""
     columns = read_nuclei(table, columns=["cx", "cy"])
     cx, cy = (np.asarray(columns[c], dtype=np.float64) for c in ("cx", "cy"))
     if cx.size == 0:
@@ -85,18 +88,21 @@ def overlay_png(
     Parameters
     ----------
     region
-        Level-0 px; ``None``: the densest 1600 x 1000 px. A large region is drawn from a coarser level, at most 4096 px wide.
+        Level-0 px; ``None``: the 1600 x 1000 px with the most nuclei. A large region is drawn from a coarser level, with at
+        most 4096 px to a side.
+    outlines
+        Draw the outlines; otherwise only the tissue.
     side_by_side
         Show the same region without outlines beside it.
     path_map
-        As ``schedule.path_map``: where slides that were moved are now.
+        ``OLD=NEW`` pairs for slide files that were moved since the run, as in ``schedule.path_map``.
 
     Raises
     ------
     InputError
-        The slide is not in the run, the region does not meet the slide, or ``out`` does not end in ``.png``.
+        The slide is not in the run, the region is outside the slide, or ``out`` does not end in ``.png``.
     SlideOpenError
-        The slide file is gone, or another one.
+        The slide file is missing, or is not the file that was segmented.
     """
     if out.suffix.lower() != ".png":
         raise InputError(f"Expected a picture file that ends in .png, got {out}.")
@@ -114,7 +120,7 @@ def overlay_png(
         raise InputError(f"Expected --region x,y,w,h with w and h above 0 level-0 px, got {region.w} x {region.h}.")
     if region.x1 <= 0 or region.y1 <= 0 or region.x >= row["width_px"] or region.y >= row["height_px"]:
         raise InputError(
-            f"Region {region.x},{region.y},{region.w},{region.h} lies outside slide {slide_id}, which is "
+            f"Region {region.x},{region.y},{region.w},{region.h} is outside slide {slide_id}, whose size is "
             f"{row['width_px']} x {row['height_px']} level-0 px."
         )
     slide = reopen_slide(folder, slide_id, record, path_map)
@@ -134,7 +140,10 @@ def overlay_png(
 
 
 def draw_outlines(rgb: NDArray[np.uint8], polygons: list[Any], region: Box, zoom: float) -> NDArray[np.uint8]:
-    """Return a copy of ``rgb`` (uint8 (H, W, 3)) with polygon outlines (level-0 px) of a region that it shows at ``zoom``."""
+    """Return a copy of a picture, uint8 (H, W, 3), with outlines drawn on it.
+
+    ``polygons`` and ``region`` are in level-0 px; ``zoom`` is picture px per level-0 px.
+    """
     scale = 2  # drawn at twice the size, then halved: smooth lines
     height, width = rgb.shape[:2]
     canvas = Image.fromarray(rgb).resize((width * scale, height * scale), Image.Resampling.BILINEAR)

@@ -1,4 +1,4 @@
-"""Questions to tables: nuclei of a slide or a run as Arrow, a cohort as one dataset, SQL on DuckDB with units."""
+"""Polygon tables of runs -> nuclei as Arrow tables, a cohort as one dataset, results of SQL queries with units (DuckDB)."""
 
 from __future__ import annotations
 
@@ -38,21 +38,21 @@ def read_nuclei(
     as_geopandas: bool = False,
     within: Any = None,
 ) -> pa.Table | Any:
-    """Return nuclei of one slide's table, or of all slides of a run.
+    """Return nuclei from one slide's table, or from all tables of a run.
 
     Parameters
     ----------
     path
         A polygon table, or a run folder.
     region
-        Level-0 px, as ``Box`` or (x, y, w, h): nuclei whose bounding box meets it. Row groups outside are not read.
+        Level-0 px, as ``Box`` or (x, y, w, h): only nuclei whose bounding box intersects it. Row groups outside are not read.
     columns
-        Columns wanted: of ``wsiseg.schema.NUCLEI``, ``DERIVED`` (made on reading) or ``FEATURES`` (once ``wsiseg features`` has
-        made them); None: all of the table.
+        Columns to return, from ``wsiseg.schema.NUCLEI``, ``DERIVED`` (computed while reading) or ``FEATURES`` (if ``wsiseg
+        features`` has computed them); None: all columns of the table.
     slide_id
-        One slide of a run folder; default all, which adds a column ``slide_id``.
+        One slide of a run folder; default: all slides, with an additional column ``slide_id``.
     grade
-        Only slides whose QC grade is this (or one of these); needs a run folder with grades.
+        Only slides with this QC grade (or one of these); needs a run folder with grades.
     features
         Add the columns of ``DERIVED`` and, for slides that have them, of ``FEATURES``.
     as_geopandas
@@ -64,11 +64,11 @@ def read_nuclei(
     Raises
     ------
     FormatError
-        Not a nuclei table, or without a column that is asked for.
+        The file is not a table of nuclei, or does not have a requested column.
     InputError
-        No such slide, no grades, or an impossible region.
+        There is no such slide, there are no grades, or the region has no area.
     BackendUnavailableError
-        geopandas is asked for and not installed (extra ``geo``).
+        ``as_geopandas`` is set and geopandas is not installed (extra ``geo``).
     """
     import pyarrow as pa
 
@@ -113,12 +113,12 @@ def _read_within(path: Path, box: Box | None, wanted: list[str] | None, area: An
 
 
 def read_slides(run: str | Path) -> pa.Table:
-    """Return a run's statistics, one row a slide, the columns of ``wsiseg.schema.SLIDES``.
+    """Return the statistics of a run: one row per slide, with the columns of ``wsiseg.schema.SLIDES``.
 
     Raises
     ------
     InputError
-        The folder has no such table (yet): it is written when the run ends.
+        The folder has no ``slides.parquet``, which is written at the end of a run.
     FormatError
         The table cannot be read.
 
@@ -132,7 +132,7 @@ def read_slides(run: str | Path) -> pa.Table:
 
     path = Path(run) / "slides.parquet"
     if not path.is_file():
-        raise InputError(f"{path}: no such table. A run writes it at its end ('wsiseg status {run}' says how far it is).")
+        raise InputError(f"{path}: no such file. A run writes it at its end; `wsiseg status {run}` shows how far the run is.")
     try:
         return pq.read_table(str(path), partitioning=None)
     except (OSError, pa.ArrowException) as err:
@@ -140,15 +140,15 @@ def read_slides(run: str | Path) -> pa.Table:
 
 
 def nuclei_dataset(run: str | Path) -> ds.Dataset:
-    """Return all nuclei of a run (or of a cohort folder from ``write_cohort``) as one ``pyarrow.dataset.Dataset``.
+    """Return all nuclei of a run, or of a cohort folder from ``write_cohort``, as one ``pyarrow.dataset.Dataset``.
 
-    Of a cohort folder, ``cohort`` and ``slide_id`` are columns made of the folders' names; of a run, use ``query`` (whose view
-    ``nuclei`` has them) or the dataset's ``__filename``.
+    For a cohort folder, the dataset has columns ``cohort`` and ``slide_id`` from the folder names. For a run it has not: use
+    ``query``, whose view ``nuclei`` has them, or the column ``__filename`` of the dataset.
 
     Raises
     ------
     InputError
-        There is no table below ``run``.
+        There is no polygon table below ``run``.
     """
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -164,15 +164,15 @@ def nuclei_dataset(run: str | Path) -> ds.Dataset:
 
 
 def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
-    """Arrange the tables of runs as ``out/cohort=<cohort>/slide_id=<slide>/nuclei.parquet``; return the files.
+    """Arrange the tables of runs as ``out/cohort=<cohort>/slide_id=<slide>/nuclei.parquet``; return these files.
 
-    Files are hard links where the file system allows it, else copies: nothing is written twice without need. The folders' names
-    are percent-encoded where a name holds ``/``, ``=`` or ``%``.
+    Files are hard links if the file system allows them, which need no disk space, otherwise copies. The characters ``/``, ``=``
+    and ``%`` in cohort names and slide ids are percent-encoded.
 
     Raises
     ------
     InputError
-        Two runs hold the same slide, or there is no table.
+        Two runs contain the same slide, or there is no table.
     """
     import os
     import shutil
@@ -189,10 +189,12 @@ def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
                 / "nuclei.parquet"
             )
             if target in made:
-                raise InputError(f"Slide {table.stem} of cohort {cohort} is in {made[target]} and in {table}.")
+                raise InputError(
+                    f"Slide {table.stem} of cohort {cohort} is in both {made[target]} and {table}: leave one run out."
+                )
             made[target] = table
     if not made:
-        raise InputError(f"No table below {', '.join(map(str, runs))}.")
+        raise InputError(f"There is no polygon table (nuclei/*.parquet) below {', '.join(map(str, runs))}.")
     for target, table in made.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)
@@ -204,23 +206,28 @@ def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
 
 
 def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.Table, dict[str, str]]:
-    """Run SQL over a run folder (or a cohort folder of ``write_cohort``) on DuckDB; return the answer and its columns' units.
+    """Run an SQL query over a run folder, or a cohort folder from ``write_cohort``, with DuckDB.
 
     Views: ``nuclei`` (with ``slide_id`` and ``cohort``), ``features`` (the same with the columns of ``wsiseg.schema.DERIVED``
-    and, where ``wsiseg features`` made them, of ``FEATURES``), ``slides``, ``errors`` and, where there are grades, ``grades``.
-    DuckDB reads only the columns and row groups that the question needs. The database lives in memory.
+    and, if ``wsiseg features`` has computed them, of ``FEATURES``), ``slides``, ``errors`` and, if the run is graded,
+    ``grades``. DuckDB reads only the columns and row groups that the query needs. The database is in memory.
+
+    Returns
+    -------
+    table, units
+        The result, and the unit of each column that has one.
 
     Parameters
     ----------
     sql
-        A question. It can read the tables of the run and nothing else, and write nothing (``wsiseg.export.closed``).
+        The query. It can read only the tables of the run, and cannot write anything (see ``wsiseg.export.closed``).
     allow_files
-        Let it read and write whatever this user may: other tables, extensions, the network.
+        Let the query read and write everything that this user may: other files, extensions, the network.
 
     Raises
     ------
     InputError
-        The SQL is wrong, reaches out of the run without ``allow_files``, or ``run`` is no run folder; the message is DuckDB's.
+        The SQL fails, or needs ``allow_files`` (the message is DuckDB's), or ``run`` is not a run or cohort folder.
     BackendUnavailableError
         duckdb is not installed (extra ``query``).
     """
@@ -233,7 +240,7 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
                 db.execute(f"CREATE VIEW {name} AS {text}")
             answer = db.sql(sql)
             if answer is None:
-                raise InputError(f"Expected a question (SELECT ...), got a statement without an answer: {sql[:80]!r}.")
+                raise InputError(f"Expected a query (SELECT ...), got a statement that returns no table: {sql[:80]!r}.")
             table = answer.to_arrow_table()
         except duckdb.Error as err:
             raise InputError(f"The query failed: {_why(err, views)}") from err
@@ -242,11 +249,11 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
 
 
 _CLOSED = ("disabled", "can only be read", "configuration has been locked", "extension", "Table with name")
-"""Parts of what DuckDB says where a question reaches out of a closed database."""
+"""Parts of DuckDB's messages about a query that needs more access than it has."""
 
 
 def _why(err: Exception, views: Mapping[str, str]) -> str:
-    """Return DuckDB's message; where the database was closed to what was asked, also how to open it."""
+    """Return DuckDB's message; if access was refused, also how to allow it."""
     text = str(err).strip()
     if "Traceback" in text:  # of the file system that reads the tables
         text = text.splitlines()[-1]
@@ -259,7 +266,7 @@ def _why(err: Exception, views: Mapping[str, str]) -> str:
 
 
 def _views(root: Path, *, allow_files: bool) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the tables by the names that the SQL reads, and the SQL of each view, those that others are made of first."""
+    """Return the files by the names that the SQL reads, and the SQL of each view, in an order in which each uses earlier ones."""
     files = _tables_of(root, "", None)
     cohort = not files
     files = files or sorted(root.glob("cohort=*/slide_id=*/*.parquet"))
@@ -295,7 +302,7 @@ def _views(root: Path, *, allow_files: bool) -> tuple[dict[str, Path], dict[str,
 
 
 def _scan(quoted: Iterable[str]) -> str:
-    """Return SQL that reads tables named ``<slide_id>.parquet`` (the id is the file's name, whatever dots are in it)."""
+    """Return SQL that reads tables named ``<slide_id>.parquet`` and adds the column ``slide_id`` (which may contain dots)."""
     listed = ", ".join(quoted)
     stem = "regexp_extract(filename, '([^/]+)\\.parquet$', 1)"
     scan = f"read_parquet([{listed}], filename = true, union_by_name = true, hive_partitioning = false)"
@@ -303,7 +310,7 @@ def _scan(quoted: Iterable[str]) -> str:
 
 
 def column_units() -> dict[str, str]:
-    """Return the unit of every column of every table."""
+    """Return ``{column name: unit}`` for the columns of all tables that have a unit."""
     from wsiseg.schema import DERIVED, ERRORS, FEATURES, NUCLEI, SLIDES
 
     return {c.name: c.unit for table in (ERRORS, SLIDES, FEATURES, DERIVED, NUCLEI) for c in table}
@@ -318,7 +325,7 @@ def _tables_of(root: Path, slide_id: str, grade: str | Sequence[str] | None) -> 
     if slide_id:
         files = [f for f in files if f.stem == slide_id]
         if not files:
-            raise InputError(f"{root}: no slide {slide_id!r} in this run.")
+            raise InputError(f"{root}: this run has no table of slide {slide_id!r}.")
     if grade is None:
         return files
     asked = {grade} if isinstance(grade, str) else set(grade)
@@ -331,7 +338,7 @@ def _grades_of(root: Path) -> dict[str, str]:
 
     path = root / GRADES
     if not path.is_file():
-        raise InputError(f"{root}: no QC grades here ({GRADES}). Grade the run first (wsiseg qc grade).")
+        raise InputError(f"{root}: the run has no QC grades ({GRADES}). Run `wsiseg qc grade` first.")
     table = pq.read_table(str(path))
     if not {"slide_id", "grade"} <= set(table.column_names):
         raise FormatError(f"{path}: expected the columns slide_id and grade, got {table.column_names}.")

@@ -1,7 +1,8 @@
-"""A polygon table <-> the QuIP / TCIA release (Hou et al. 2020): one CSV and one JSON for every 4000 px tile.
+"""A polygon table <-> the format of the QuIP / TCIA release (Hou et al. 2020): one CSV and one JSON for every 4000 px tile.
 
-``<slide file>/<x>_<y>_<w>_<h>_<mpp>_<scale>-features.csv`` holds ``AreaInPixels,PhysicalSize,Polygon`` rows, the polygon as
-``[x0:y0:x1:y1:...]``: level-0 px of the whole slide, one decimal, not closed. ``-algmeta.json`` beside it says how it was made.
+``<slide file>/<x>_<y>_<w>_<h>_<mpp>_<scale>-features.csv`` has rows ``AreaInPixels,PhysicalSize,Polygon``; a polygon is
+``[x0:y0:x1:y1:...]`` in level-0 px of the whole slide, one decimal, not closed. The file ``-algmeta.json`` beside it describes
+the analysis.
 """
 
 from __future__ import annotations
@@ -34,15 +35,17 @@ SUFFIX = "-features.csv"
 DATE = "%Y-%m-%d_%H:%M:%S"
 
 FIXED_ON = datetime.datetime(2019, 12, 7)
-"""Before this day the pipeline mis-scaled tiles that are not square (its repository: ``fix_old_data/one_pass_fix.py``)."""
+"""Until this day the QuIP pipeline scaled tiles that are not square wrongly (``fix_old_data/one_pass_fix.py`` in its
+repository)."""
 
 TILE_MARGIN_PX = 2.0
-"""The old pipeline segmented tile by tile, so a polygon beyond its tile by more than rounding proves wrong coordinates."""
+"""The old pipeline segmented tile by tile, so a polygon that extends further beyond its tile than this has wrong
+coordinates."""
 
 
 @dataclass(frozen=True, slots=True)
 class QuipTile:
-    """What the name of a tile's files says: origin and size in level-0 px, um/px, and the factor of its resizing."""
+    """The numbers in the name of a tile's files: origin and size in level-0 px, um per px, and the factor of resizing."""
 
     x: int
     y: int
@@ -53,12 +56,12 @@ class QuipTile:
 
     @property
     def stem(self) -> str:
-        """Return the name without ``-features.csv``."""
+        """File name without ``-features.csv``."""
         return f"{self.x}_{self.y}_{self.w}_{self.h}_{self.mpp:.6g}_{self.scale:g}"
 
 
 def parse_tile_name(path: Path) -> QuipTile:
-    """Return what a file name says. Raises ``FormatError`` where it is not six numbers joined by ``_``."""
+    """Return the numbers of a file name. Raises ``FormatError`` if it is not six numbers joined by ``_``."""
     fields = path.name.removesuffix(SUFFIX).split("_")
     try:
         x, y, w, h = (int(f) for f in fields[:4])
@@ -79,26 +82,26 @@ def write_quip(
     executed: datetime.datetime | None = None,
     overwrite: bool = False,
 ) -> Exported:
-    """Write ``out/<slide file>/`` as the QuIP release has it: a nucleus is in the tile that holds its centroid.
+    """Write ``out/<slide file>/`` in the format of the QuIP release; a nucleus is in the tile that contains its centroid.
 
     Parameters
     ----------
     out
-        Folder in which the slide's folder appears.
+        Folder in which the folder of the slide is made.
     tile_px
         Side of a tile, level-0 px; the grid begins at (0, 0).
     executed
-        When the analysis ran, for the JSON; default: when the table was written.
+        Time of the analysis, for the JSON; default: the time at which the table was written.
     overwrite
-        Replace a slide's folder that is there already.
+        Replace the slide's folder if it exists.
 
     Notes
     -----
-    Vertices are our pixel corners, not pixel centers as OpenCV's contours in the release; areas are pixel counts either way.
-    ``PhysicalSize`` counts pixels of the resolution that was segmented. Tiles without nuclei have no file.
+    Vertices are pixel corners, whereas the release has pixel centers (contours of OpenCV); areas are pixel counts in both.
+    ``PhysicalSize`` counts pixels at the resolution that was segmented. Tiles without nuclei have no file.
     """
     if tile_px < 1:
-        raise InputError(f"Expected a tile of 1 px or more, got {tile_px}.")
+        raise InputError(f"Expected a tile side of at least 1 px, got {tile_px}.")
     when = executed or datetime.datetime.fromtimestamp(source.path.stat().st_mtime)
     factor = max(1, round(source.scale))
     done = 0
@@ -124,17 +127,17 @@ def write_quip(
 
 
 def read_quip(source: Source, provenance: Provenance) -> Iterator[Incoming]:
-    """Yield the nuclei of one ``-features.csv`` or of all those of a slide's folder, one chunk a file.
+    """Yield the nuclei of one ``-features.csv``, or of all such files in a slide's folder, one chunk per file.
 
-    Nothing is changed but that rings are closed and turned counter-clockwise. Polygons from non-square tiles of the time
-    before 7 December 2019 get ``Flag.EDGE_TILE_SUSPECT``, and ``EDGE_TILE_PROVEN`` where one reaches out of its tile, unless
-    their rings are closed (that is how the pipeline's repair script leaves them). ``source.fix_edge_tiles`` applies that
-    repair. Outlines of fewer than three points are no polygons: skipped and counted.
+    Polygons are unchanged, except that rings are closed and made counter-clockwise. Polygons from non-square tiles written
+    before 7 December 2019 get ``Flag.EDGE_TILE_SUSPECT``, and ``EDGE_TILE_PROVEN`` if one extends beyond its tile, unless the
+    rings in the file are closed, which shows that the pipeline's repair script was applied. ``source.fix_edge_tiles`` applies
+    the same repair. Outlines with fewer than three points are left out and counted.
 
     Raises
     ------
     FormatError
-        A file name, column, number or polygon is not as in the release; the message gives file and line.
+        A file name, column, number or polygon is not in the format of the release; the message gives file and line.
     """
     paths = sorted(source.path.glob(f"*{SUFFIX}")) if source.path.is_dir() else [source.path]
     if not paths:
@@ -148,7 +151,7 @@ def read_quip(source: Source, provenance: Provenance) -> Iterator[Incoming]:
         if provenance.mpp is None:
             provenance.mpp = tile.mpp
         elif not math.isclose(provenance.mpp, tile.mpp, rel_tol=1e-3):
-            raise FormatError(f"{path}: expected {provenance.mpp} um/px as in the slide's other tiles, got {tile.mpp}.")
+            raise FormatError(f"{path}: expected {provenance.mpp} um/px as in the other tiles of the slide, got {tile.mpp}.")
         xy, offsets = _read_csv(path, provenance)
         if len(offsets) == 1:
             continue
@@ -171,7 +174,7 @@ def read_quip(source: Source, provenance: Provenance) -> Iterator[Incoming]:
 
 
 def _cells(chunk: Chunk, source: NucleiFile, tile_px: int) -> npt.NDArray[np.int64]:
-    """Return column and row of the tile of each centroid, int64 (N, 2); a centroid beyond the slide counts to its last tile."""
+    """Return column and row of the tile of each centroid, int64 (N, 2); centroids beyond the slide belong to the last tile."""
     ends = [max(1, source.width_px), max(1, source.height_px)]
     return np.stack(
         [np.clip(chunk.column(c), 0, end - 1).astype(np.int64) // tile_px for c, end in zip(("cx", "cy"), ends, strict=True)],
@@ -190,7 +193,7 @@ def _rows(chunk: Chunk, factor: int) -> pa.StringArray:
 
     area = chunk.column("area_px").astype(np.float64)
     last = np.zeros(len(chunk.xy), np.bool_)
-    last[chunk.ring_offsets[1:] - 1] = True  # the release leaves the repeated vertex out
+    last[chunk.ring_offsets[1:] - 1] = True  # the release does not repeat the first vertex
     x, y = (decimal_text(chunk.xy[~last, axis], 1, trim=False) for axis in (0, 1))
     counts = [pc.cast(pa.array(np.rint(a).astype(np.int64)), pa.string()) for a in (area, area * factor**2)]
     rings = join_rings(x, y, chunk.ring_offsets - np.arange(len(chunk.ring_offsets)), ":", ":")
@@ -221,7 +224,7 @@ def _algmeta(tile: QuipTile, source: NucleiFile, when: datetime.datetime) -> dic
 
 
 def _read_algmeta(path: Path, provenance: Provenance) -> dict[str, Any]:
-    """Return the JSON beside a CSV ({} where there is none), after taking the slide's size from it."""
+    """Return the JSON beside a CSV, or {} if there is none; the slide's size in it is stored in ``provenance``."""
     file = path.with_name(path.name.removesuffix(SUFFIX) + "-algmeta.json")
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))
@@ -237,7 +240,7 @@ def _read_algmeta(path: Path, provenance: Provenance) -> dict[str, Any]:
 
 
 def _suspect(tile: QuipTile, xy: npt.NDArray[np.float64], offsets: npt.NDArray[np.int64], meta: dict[str, Any]) -> bool:
-    """Return whether a tile may be mis-scaled: not square, not repaired, and not known to be made after the repair."""
+    """Return whether a tile may be scaled wrongly: not square, not repaired, and not known to be written after the fix."""
     if tile.w == tile.h or (xy[offsets[:-1]] == xy[offsets[1:] - 1]).all():
         return False
     try:
@@ -247,7 +250,7 @@ def _suspect(tile: QuipTile, xy: npt.NDArray[np.float64], offsets: npt.NDArray[n
 
 
 def _read_csv(path: Path, provenance: Provenance) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return rings as in the file, those of three points or more."""
+    """Return the rings of the file that have at least three points."""
     import pyarrow as pa
     import pyarrow.compute as pc
     from pyarrow import csv
@@ -291,7 +294,7 @@ def _read_csv(path: Path, provenance: Provenance) -> tuple[npt.NDArray[np.float6
 
 
 def _first_bad(text: pa.StringArray) -> int:
-    """Return the first row that is no polygon: only reached on the way to an error."""
+    """Return the number of the first row that is not a polygon; only called for an error message."""
     for row, value in enumerate(text.to_pylist()):
         try:
             numbers = [float(v) for v in value.removeprefix("[").removesuffix("]").split(":")]

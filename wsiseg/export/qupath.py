@@ -1,4 +1,4 @@
-"""A polygon table -> QuPath GeoJSON: detections, fast, in bounded memory.
+"""A polygon table -> QuPath GeoJSON with detections, written in bounded memory.
 
 The rules are those of QuPath's reader (qupath-core ``GsonTools``, ``QuPathTypeAdapters``): ``objectType`` inside
 ``properties``; a classification with name **and** color; ``id`` a UUID; numbers that are not finite as strings; closed rings;
@@ -44,12 +44,13 @@ MEASUREMENTS: dict[str, str] = {
     "nearest_um": "Nearest nucleus µm",
     "local_density_per_mm2": "Nuclei per mm^2 within 50 µm",
 }
-"""Columns that become QuPath measurements, and under which names; the two probabilities are written as 0 to 1. Those from
-eccentricity on are there for a table ``with_features``."""
+"""Names of the columns that become QuPath measurements. Probabilities are written as 0 to 1. Those from eccentricity on are
+only written for a table ``with_features``."""
 
 DECIMALS = 2
 SAFE_STEP_PX = 2 * 10.0**-DECIMALS
-"""Rounding moves a coordinate by half of 0.01 px at most and never swaps two that differ by this: lattice rings stay valid."""
+"""Rounding moves a coordinate by at most half of 0.01 px, so two that differ by at least this keep their order: rings on the
+pixel grid stay valid and need no check."""
 
 NUCLEUS_RGB = (0, 200, 83)
 CLASS_RGB = (
@@ -82,16 +83,16 @@ def write_geojson(
     out
         ``.geojson`` or ``.json``, or either with ``.gz``.
     origin
-        ``bounds``: coordinates relative to the scanned area, as QuPath has them; ``slide``: the full level-0 frame.
+        ``bounds``: coordinates relative to the scanned area, as in QuPath; ``slide``: relative to the corner of level 0.
     geometry
-        ``centroid`` writes points: a tenth of the size, for a look at millions.
+        ``centroid`` writes points, which take a tenth of the space, for viewing millions of nuclei.
     measurements
         Keys of ``MEASUREMENTS``; fewer make smaller files.
 
     Returns
     -------
     Exported
-        Polygons whose ring touched itself after rounding were repaired; they keep their id.
+        Its ``repaired`` counts polygons whose ring touched itself after rounding and was repaired; they keep their id.
     """
     selection = selection or Selection()
     names = [m for m in measurements if m in MEASUREMENTS and m in source.columns]
@@ -102,9 +103,9 @@ def write_geojson(
     with atomic_path(out) as partial, ExitStack() as stack:
         stream: Any = stack.enter_context(partial.open("wb"))
         if out.suffix.lower() == ".gz":
-            # neither name nor time in the gzip header: the same nuclei give the same bytes
+            # no name or time in the gzip header, so that the same nuclei give the same bytes
             stream = stack.enter_context(gzip.GzipFile("", "wb", GZIP_LEVEL, stream, mtime=0))
-        stated = b""  # where it is not QuPath's frame, the file says so
+        stated = b""  # a member that states the frame, unless it is QuPath's
         if origin == "slide" and (source.bounds_x, source.bounds_y) != (0, 0):
             stated = b'"wsiseg":{"frame":"slide"},'
         stream.write(b'{"type":"FeatureCollection",' + stated + b'"features":[')
@@ -117,7 +118,9 @@ def write_geojson(
             if len(chunk) == 0:
                 continue
             text = text_bytes(_features(chunk, source, names, shift, geometry, classes))
-            stream.write(text if done else text[1:])  # every feature begins with a comma, but the first must not
+            stream.write(
+                text if done else text[1:]
+            )  # every feature text begins with a comma, which the first one must not have
             done += len(chunk)
         stream.write(b"\n]}\n")
     return Exported(out, done, fixed, dropped)
@@ -169,7 +172,7 @@ def _measurement(chunk: Chunk, name: str) -> pa.StringArray:
 
 
 def _class_text(chunk: Chunk, classes: dict[str, str]) -> Any:
-    """Return the classification as JSON, each class with its own color in order of appearance."""
+    """Return the classification as JSON; classes get colors in order of first appearance."""
     import pyarrow as pa
 
     if "class_name" not in chunk.table.column_names:

@@ -33,13 +33,13 @@ def write_label_image(source: NucleiFile, out: Path, region: Box | None = None) 
     InputError
         The region is too large for one image in memory.
     FormatError
-        More nuclei than the image's type can number.
+        There are more nuclei than the pixel type can number.
     """
     region = _region(source, region)
     if region.w * region.h > MAX_REGION_PX:
         raise InputError(
             f"Expected a region of at most {MAX_REGION_PX} px for one image, got {region.w} x {region.h}. "
-            "Name a smaller --region, or export ome-zarr."
+            "Choose a smaller --region, or export to ome-zarr."
         )
     labels = rasterize_region(source, region)
     write_labels(out, labels)
@@ -52,8 +52,8 @@ def write_ome_labels(
 ) -> Exported:
     """Write ``out`` (``*.zarr``) as OME-Zarr 0.5 with the label image ``labels/nuclei``, sharded Zarr v3, shard by shard.
 
-    Label k is the nucleus ``labels/nuclei/nucleus_id[k - 1]``. Levels halve by taking every second pixel, so that they hold
-    labels and nothing between.
+    Label k is the nucleus ``labels/nuclei/nucleus_id[k - 1]``. Each level takes every second pixel of the one before, because
+    averages of labels would be meaningless.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def _region(source: NucleiFile, region: Box | None) -> Box:
             raise InputError(f"Expected a region with w and h above 0, got {region.w} x {region.h}.")
         return region
     if source.width_px <= 0 or source.height_px <= 0:
-        raise InputError(f"{source.path}: the slide's size is not known; name a --region x,y,w,h.")
+        raise InputError(f"{source.path}: the slide's size is not known: add --region x,y,w,h (level-0 px).")
     return Box(0, 0, source.width_px, source.height_px)
 
 
@@ -136,5 +136,5 @@ def _shards(shape: tuple[int, int], side: int) -> Iterator[Box]:
 
 
 def _put(array: Any, box: Box, labels: npt.NDArray[np.int32]) -> None:
-    if labels.any():  # an absent shard reads as zeros and costs nothing
+    if labels.any():  # a shard that is not written reads as zeros
         array[box.y : box.y1, box.x : box.x1] = labels

@@ -11,7 +11,7 @@ __all__ = ["invalid_rings", "repaired"]
 
 
 def invalid_rings(xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return which closed rings are no valid polygon (bool (N,)): they cross or touch themselves, or have no area."""
+    """Return which closed rings are not valid polygons, bool (N,): they cross or touch themselves, or have no area."""
     import shapely
 
     n = len(ring_offsets) - 1
@@ -22,10 +22,10 @@ def invalid_rings(xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int6
 
 
 def repaired(chunk: Chunk, decimals: int) -> tuple[Chunk, int]:
-    """Return the chunk with coordinates rounded and every ring valid after that, and how many rings were changed for it.
+    """Return the chunk with rounded coordinates and valid rings, and the number of rings that were repaired.
 
-    An invalid ring becomes the outer ring of the largest part of what it encloses (GEOS ``make_valid`` on the rounded
-    grid). One that encloses nothing leaves with its row.
+    A ring that is invalid after rounding is replaced by the outer ring of the largest part that it encloses (GEOS
+    ``make_valid`` on the rounded grid). The row of a ring that encloses no area is dropped.
     """
     import shapely
 
@@ -35,7 +35,7 @@ def repaired(chunk: Chunk, decimals: int) -> tuple[Chunk, int]:
         return Chunk(xy, chunk.ring_offsets, chunk.table), 0
     lengths = np.diff(chunk.ring_offsets)
     rings = {}
-    for k in bad.tolist():  # few, and each takes a geometry library
+    for k in bad.tolist():  # a loop is fast enough: invalid rings are rare
         ring = xy[chunk.ring_offsets[k] : chunk.ring_offsets[k + 1]]
         whole = shapely.set_precision(shapely.make_valid(shapely.Polygon(ring)), 10.0**-decimals)
         parts = [p for p in shapely.get_parts(shapely.get_parts(whole)) if p.geom_type == "Polygon" and p.area > 0]

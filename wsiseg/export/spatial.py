@@ -30,16 +30,16 @@ def write_spatialdata(
 ) -> Exported:
     """Write a SpatialData store (``*.zarr``, container 0.2): shapes ``nuclei`` and the table ``nuclei_features``.
 
-    Coordinates are level-0 px in the system ``global`` and micrometres in ``um``. The index of the GeoDataFrame is
-    ``nucleus_id``; the table's rows annotate it by ``region`` and ``nucleus_id``. No number stands in both, for SpatialData
-    could then not say which is meant. Written chunk by chunk, with no library but zarr.
+    Coordinates are level-0 px in the coordinate system ``global`` and micrometres in ``um``. The index of the shapes is
+    ``nucleus_id``; the rows of the table refer to it by ``region`` and ``nucleus_id``. Features are only in the table, because
+    SpatialData cannot resolve a column name that is in both. Written chunk by chunk; of libraries, only zarr is needed.
 
     Raises
     ------
     EmptyExportError
-        There is no nucleus: SpatialData has no empty shapes.
+        The selection has no nucleus: SpatialData does not allow empty shapes.
     InputError
-        ``out`` exists.
+        ``out`` exists and ``overwrite`` is not set.
     """
     import zarr
 
@@ -57,12 +57,14 @@ def write_spatialdata(
         write_anndata_store(table, source, selection or Selection(), region=key)
         table.attrs.update({**TABLE, "region": key})
         with warnings.catch_warnings():
-            # SpatialData reads consolidated metadata of Zarr v3 though the format's text does not have it yet
+            # SpatialData expects consolidated metadata, which the specification of Zarr v3 does not contain yet
             warnings.filterwarnings("ignore", message="Consolidated metadata")
-            zarr.consolidate_metadata(str(folder), zarr_format=3)  # before the Parquet file, which zarr would stumble over
+            zarr.consolidate_metadata(str(folder), zarr_format=3)  # must come before the Parquet file, on which zarr fails
         done = _write_shapes(source, folder / "shapes" / key / "shapes.parquet", selection or Selection())
         if done == 0:
-            raise EmptyExportError(f"{source.path}: no nucleus to export, and SpatialData knows no empty shapes.")
+            raise EmptyExportError(
+                f"{source.path}: there is no nucleus to export, and SpatialData does not allow empty shapes."
+            )
     return Exported(out, done)
 
 
@@ -74,7 +76,7 @@ def _transform(kind: str, system: str, scale: list[float] | None) -> dict[str, A
 
 
 def _write_shapes(source: NucleiFile, path: Path, selection: Selection) -> int:
-    """Write the selected polygons as a frame whose index is ``nucleus_id``; return how many."""
+    """Write the selected polygons as GeoParquet indexed by ``nucleus_id``; return their number."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -106,10 +108,10 @@ def _write_shapes(source: NucleiFile, path: Path, selection: Selection) -> int:
 
 
 def write_anndata(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
-    """Write ``.h5ad``: X is nuclei by features, ``obsm["spatial"]`` the centroids in level-0 px, as squidpy wants them.
+    """Write ``.h5ad``: X is nuclei by features, ``obsm["spatial"]`` the centroids in level-0 px, as squidpy expects.
 
-    ``uns["spatial"][slide_id]["scalefactors"]`` holds ``spot_diameter_fullres`` (the mean equivalent diameter, px) and
-    ``tissue_hires_scalef`` (1). Written chunk by chunk, so memory does not grow with the slide.
+    ``uns["spatial"][slide_id]["scalefactors"]`` has ``spot_diameter_fullres`` (mean diameter of a circle of equal area, px) and
+    ``tissue_hires_scalef`` (1). Written chunk by chunk, so that memory does not grow with the slide.
 
     Raises
     ------

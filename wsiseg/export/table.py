@@ -1,7 +1,7 @@
-"""Nuclei of another tool -> our polygon table: the same columns, Hilbert order and file metadata, with provenance.
+"""Nuclei of another tool -> a polygon table with the columns, Hilbert order and file metadata of a segmented slide.
 
-Chunks wait on disk (an Arrow file beside the table, gone afterwards) and are gathered by row group, so memory stays at some
-tens of bytes a nucleus.
+Chunks are first written to a temporary Arrow file beside the table and then gathered row group by row group, so that memory is
+only some tens of bytes per nucleus.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ IMPORT_COLUMNS: tuple[Column, ...] = (
     Column("class_name", "string", "", "class that the source gives the nucleus"),
     Column("import_flags", "uint8", "", "bits of wsiseg.export.Flag: invalid ring, giant, defective edge tile, ..."),
 )
-"""What an imported table has besides ``wsiseg.schema.NUCLEI``."""
+"""Columns that an imported table has in addition to ``wsiseg.schema.NUCLEI``."""
 
 ROW_GROUP_ROWS = 16384
 DICTIONARIES = ("class_name", "tile_id", "import_flags", "center_prob")
 OPTIONAL = ("center_prob", "material_prob", "class_name")
-"""Columns that are null where the source says nothing."""
+"""Columns that are null if the source does not have them."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import wrote: nuclei, how many have each flag, what was left out or repaired, what else the user should know."""
+    """Result of an import: nuclei written, nuclei with each flag, objects left out or repaired, and notes for the user."""
 
     path: Path
     slide_id: str
@@ -64,22 +64,22 @@ def write_imported_table(
     Parameters
     ----------
     meta
-        The slide; ``meta.mpp`` gives the micrometre columns, and ``width_px, height_px`` may be 0 if they are unknown.
+        The slide; ``meta.mpp`` is used for columns in um, and ``width_px, height_px`` may be 0 if they are unknown.
     provenance
-        Filled by the reader while its chunks are drawn, then written into the file metadata under ``imported``.
+        Filled in by the reader while its chunks are read, then written into the file metadata under ``imported``.
     strict
-        Refuse rings that cross themselves instead of flagging them.
+        Raise for rings that cross themselves instead of flagging them.
 
     Notes
     -----
-    ``nucleus_id`` is made of the centroid's pixel as ``y * 2**31 + x``, counted up where two nuclei share it, unless the source
-    carries wsiseg's own ids. ``tile_id`` is -1. Perimeters are ring lengths. ``center_prob`` is the detector's score where
-    there is one; ``material_prob`` is null.
+    ``nucleus_id`` is ``y * 2**31 + x`` of the centroid's pixel, increased where two nuclei share a pixel, unless the source has
+    ids of wsiseg. ``tile_id`` is -1. Perimeters are lengths of rings. ``center_prob`` is the detector's score, if there is one;
+    ``material_prob`` is null.
 
     Raises
     ------
     FormatError
-        As the reader gave it, or ``strict`` and an invalid ring.
+        As raised by the reader, or ``strict`` is set and a ring is invalid.
     """
     import pyarrow as pa
 
@@ -100,7 +100,7 @@ def write_imported_table(
 
 
 def _with_area(nuclei: Incoming, provenance: Provenance) -> Incoming:
-    """Return the nuclei whose ring encloses something; the others are counted."""
+    """Return the nuclei whose ring has an area; the others are counted in ``provenance``."""
     flat = flat_rings(nuclei.xy, nuclei.ring_offsets)
     if not flat.any():
         return nuclei
@@ -109,10 +109,10 @@ def _with_area(nuclei: Incoming, provenance: Provenance) -> Incoming:
 
 
 def _with_size(meta: SlideMeta, kept: _Kept, provenance: Provenance) -> SlideMeta:
-    """Return the slide with the reach of its polygons as size, if the size is unknown."""
+    """Return the slide; if its size is unknown, the extent of its polygons is used."""
     if meta.width_px > 0 and meta.height_px > 0:
         return meta
-    provenance.notes.append("the slide's size is not known: width and height are the reach of its polygons")
+    provenance.notes.append("the slide's size is not known: width and height are the extent of its polygons")
     reach = (1, 1) if kept.bbox is None else (max(1, math.ceil(kept.bbox[2])), max(1, math.ceil(kept.bbox[3])))
     return dataclasses.replace(meta, width_px=meta.width_px or reach[0], height_px=meta.height_px or reach[1])
 
@@ -134,7 +134,7 @@ def _write(batches: Any, kept: _Kept, out: Path, schema: pa.Schema) -> None:
 
 @dataclasses.dataclass(slots=True)
 class _Kept:
-    """What stays in memory of each nucleus: centroid and id."""
+    """What is kept in memory of each nucleus: centroid and id."""
 
     centroids: npt.NDArray[np.float64]
     ids: npt.NDArray[np.int64]
@@ -144,13 +144,13 @@ class _Kept:
     on_lattice: bool
 
     def order(self) -> npt.NDArray[np.int64]:
-        """Return rows by Hilbert key of the centroid, then by id."""
+        """Return row numbers sorted by the Hilbert key of the centroid, then by id."""
         cells = [np.clip(np.floor(self.centroids[:, a]), 0, 2**32 - 1).astype(np.uint32) for a in (0, 1)]
         return np.lexsort((self.ids, hilbert_key(*cells)))
 
 
 def _spill(chunks: Iterable[Incoming], path: Path, meta: SlideMeta, where: str, strict: bool) -> _Kept:
-    """Write the chunks to an Arrow file as they come."""
+    """Write the chunks to a temporary Arrow file; return what is kept in memory."""
     import pyarrow as pa
 
     schema = pa.schema([f for f in arrow_schema((*NUCLEI, *IMPORT_COLUMNS), nullable=True) if f.name != "nucleus_id"])
@@ -183,10 +183,10 @@ def _pixel_ids(centroid: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 
 def _distinct(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Return the ids with repeated ones counted up until all differ; the first of each keeps its own."""
+    """Return the ids, with repeated ones increased until all differ; the first of equal ids keeps its value."""
     order = np.argsort(ids, kind="stable")
     ranked = ids[order]
-    # the least increasing sequence above the sorted ids: running maximum of id - position, plus position
+    # the smallest strictly increasing sequence not below the sorted ids: running maximum of (id - position), plus position
     position = np.arange(len(ids))
     lifted = np.maximum.accumulate(ranked - position) + position if len(ids) else ranked
     out = np.empty_like(ids)
@@ -230,7 +230,7 @@ def _outward(values: npt.NDArray[np.float64], *, up: bool) -> npt.NDArray[np.flo
 
 
 def _gather(batches: Any, firsts: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> pa.Table:
-    """Return rows of the spilled batches in the order asked for, touching only the batches that hold them."""
+    """Return rows of the temporary Arrow file in the given order, reading only the batches that contain them."""
     import pyarrow as pa
 
     owner = np.searchsorted(firsts, rows, side="right") - 1

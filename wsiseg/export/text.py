@@ -1,4 +1,4 @@
-"""Numbers and rings -> text, a whole column at a time: Arrow does the copying, no Python loop over nuclei."""
+"""Numbers and rings -> text, for a whole column at a time with Arrow functions, without a Python loop over nuclei."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["concat", "decimal_text", "join_rings", "number_text", "nucleus_uuids", "text_bytes"]
 
 NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "wsiseg:nuclei")
-"""Every nucleus has the UUID ``uuid5(uuid5(NAMESPACE, slide_id), str(nucleus_id))`` (RFC 9562): stable over exports."""
+"""Every nucleus has the UUID ``uuid5(uuid5(NAMESPACE, slide_id), str(nucleus_id))`` (RFC 9562), the same in every export."""
 
 
 def decimal_text(values: npt.NDArray[np.float64], decimals: int, *, trim: bool) -> pa.StringArray:
@@ -24,9 +24,9 @@ def decimal_text(values: npt.NDArray[np.float64], decimals: int, *, trim: bool) 
     Parameters
     ----------
     values : float64 (N,)
-        Finite, below 2^53 / 10^decimals in size.
+        Finite, with absolute values below 2^53 / 10^decimals.
     trim
-        Leave out zeros at the end (``3.5``, ``3``); otherwise every number has all its places (``3.50``).
+        Omit trailing zeros (``3.5``, ``3``); otherwise every number has ``decimals`` places (``3.50``).
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -47,7 +47,7 @@ def decimal_text(values: npt.NDArray[np.float64], decimals: int, *, trim: bool) 
 
 
 def number_text(values: pa.Array | pa.ChunkedArray) -> pa.StringArray:
-    """Return a numeric column as JSON numbers, shortest that reads back the same; null, nan and infinities as ``"NaN"`` etc."""
+    """Return a numeric column as JSON: the shortest text that reads back the same; null, nan and infinity as ``"NaN"`` etc."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -65,7 +65,7 @@ def number_text(values: pa.Array | pa.ChunkedArray) -> pa.StringArray:
 def join_rings(
     x: pa.StringArray, y: pa.StringArray, ring_offsets: npt.NDArray[np.int64], between: str, after: str
 ) -> pa.StringArray:
-    """Return one text a ring: ``x between y`` of each vertex, vertices parted by ``after``."""
+    """Return one text per ring: x, ``between``, y of each vertex, with ``after`` between vertices."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -74,14 +74,14 @@ def join_rings(
 
 
 def concat(*pieces: Any) -> pa.StringArray:
-    """Return texts put together row by row; a plain ``str`` is repeated in every row."""
+    """Return columns of text concatenated row by row; a plain ``str`` is repeated in every row."""
     import pyarrow.compute as pc
 
     return pc.binary_join_element_wise(*pieces, "")
 
 
 def text_bytes(text: pa.StringArray) -> memoryview:
-    """Return the bytes of all rows, one after the other, without copying."""
+    """Return the UTF-8 bytes of all rows, one after the other, without copying."""
     if len(text) == 0:
         return memoryview(b"")
     offsets = np.frombuffer(text.buffers()[1], np.int32)[text.offset : text.offset + len(text) + 1]
@@ -94,7 +94,7 @@ def nucleus_uuids(slide_id: str, nucleus_id: npt.NDArray[np.int64]) -> pa.String
 
     n = len(nucleus_id)
     prefix = uuid.uuid5(NAMESPACE, slide_id).bytes
-    # SHA-1 is the one step that has no array form; uuid.uuid5 itself would cost five times as much
+    # hashlib has no array function, so this loops; calling uuid.uuid5 for each nucleus would take five times as long
     joined = b"".join([hashlib.sha1(prefix + b"%d" % k, usedforsecurity=False).digest()[:16] for k in nucleus_id.tolist()])
     raw = np.frombuffer(joined, np.uint8).reshape(n, 16).copy()
     raw[:, 6] = (raw[:, 6] & 0x0F) | 0x50

@@ -1,4 +1,4 @@
-"""A polygon table <-> TIAToolbox's ``AnnotationStore`` (SQLite: WKB packed with zlib, an R-tree, properties as JSON).
+"""A polygon table <-> ``AnnotationStore`` of TIAToolbox (SQLite: WKB compressed with zlib, an R-tree, properties as JSON).
 
 The schema is that of ``tiatoolbox.annotation.storage.SQLiteStore`` 1.0.1.
 """
@@ -45,7 +45,7 @@ PROPERTIES = ("area_um2", "perimeter_um", "major_um", "minor_um", "orientation_r
 def write_annotation_store(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
     """Write nuclei as an annotation store (``.db``), level-0 px of the whole slide.
 
-    Properties are the measured columns and ``type`` (the class, or ``Nucleus``). Keys are the nuclei's UUIDs.
+    Properties are the measured columns and ``type`` (the class, or ``Nucleus``). Keys are the UUIDs of nuclei.
     """
     done = 0
     with atomic_path(out) as partial, closing(sqlite3.connect(partial, isolation_level=None)) as db:
@@ -69,7 +69,7 @@ def write_annotation_store(source: NucleiFile, out: Path, selection: Selection |
             keys = nucleus_uuids(source.slide_id, chunk.column("nucleus_id")).to_pylist()
             texts = _properties(chunk.table.select([*names, *(c for c in ["class_name"] if c in source.columns)]))
             ids = range(done + 1, done + n + 1)
-            # sqlite3 takes rows of Python values: it takes no arrays
+            # sqlite3 only accepts rows of Python values, so this loops
             db.executemany(
                 "INSERT INTO annotations VALUES (?, ?, 'Polygon', ?, ?, ?, ?, ?)",
                 zip(ids, keys, center, cy, (zlib.compress(w, ZLIB_LEVEL) for w in wkb), texts, area, strict=True),
@@ -92,16 +92,17 @@ def _properties(table: Any) -> list[str]:
 def read_annotation_store(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the polygons of an annotation store in the order of their ids.
 
-    ``type`` of the properties becomes ``class_name`` and ``prob`` (or our ``center_prob``) the score. Points and lines are
-    skipped and counted, holes filled and flagged.
+    The property ``type`` becomes ``class_name``, and ``prob`` (or wsiseg's ``center_prob``) the score. Points and lines are
+    left
+    out and counted; holes are filled and flagged.
 
     Raises
     ------
     FormatError
-        Not such a database, or a geometry that cannot be unpacked.
+        The file is not such a database, or a geometry cannot be decoded.
     """
     if not source.path.is_file():
-        raise FormatError(f"{source.path}: no such annotation store.")
+        raise FormatError(f"{source.path}: no such file.")
     rows: list[Any] = []
     try:
         with closing(sqlite3.connect(f"{source.path.absolute().as_uri()}?mode=ro", uri=True)) as db:
@@ -146,7 +147,7 @@ def _chunk(rows: list[Any], packing: str | None, source: Source, provenance: Pro
             continue
         outlines, holes = _outlines(blob, packing, where)
         provenance.skip("empty geometries", 0 if outlines else 1)
-        name, prob = _said(text, where)
+        name, prob = _class_and_score(text, where)
         for outline in outlines:
             rings.append(outline)
             wheres.append(where)
@@ -162,7 +163,7 @@ def _chunk(rows: list[Any], packing: str | None, source: Source, provenance: Pro
 
 
 def _outlines(blob: bytes | str, packing: str | None, where: str) -> tuple[list[Any], bool]:
-    """Return the outer rings of a stored geometry, and whether there were holes."""
+    """Return the outer rings of a stored geometry, and whether it has holes."""
     import shapely
 
     try:
@@ -173,17 +174,17 @@ def _outlines(blob: bytes | str, packing: str | None, where: str) -> tuple[list[
             raw = stream.decompress(blob, MAX_WKB_BYTES) if packing == "zlib" else blob
             if packing == "zlib" and not stream.eof:
                 raise FormatError(
-                    f"{where}: expected a geometry of at most {MAX_WKB_BYTES} bytes, got a longer or truncated one."
+                    f"{where}: expected a geometry of at most {MAX_WKB_BYTES} bytes, got a larger or truncated one."
                 )
             shape = shapely.from_wkb(raw)
     except (zlib.error, shapely.errors.ShapelyError) as err:
-        raise FormatError(f"{where}: expected a geometry as {'zlib-packed ' if packing else ''}WKB ({err}).") from err
+        raise FormatError(f"{where}: expected a geometry as {'zlib-compressed ' if packing else ''}WKB ({err}).") from err
     parts = [p for p in shapely.get_parts(shapely.get_parts(shape)) if p.geom_type == "Polygon" and not p.is_empty]
     return [shapely.get_coordinates(p.exterior) for p in parts], any(len(p.interiors) for p in parts)
 
 
-def _said(text: str | None, where: str) -> tuple[str, float]:
-    """Return class and score of a properties text."""
+def _class_and_score(text: str | None, where: str) -> tuple[str, float]:
+    """Return class name and score from the JSON text of properties."""
     try:
         said = json.loads(text or "{}")
     except ValueError as err:

@@ -1,9 +1,10 @@
 """Slide statistics, patches and reviewers' marks -> flagged slides, graded slides and a report.
 
-The order of work: ``find_outliers`` (outlier slides of each cohort), ``sample_patches`` (random places for a person to
-judge), ``patch_features`` and ``QualityModel`` (which of them a reviewer will find bad), ``review`` (the page on which they are
-judged), ``grade_slides`` and ``write_release`` (groups of Hou et al. 2020), ``render_report`` (one HTML file that shows it
-all). ``wsiseg.qc.runs`` and the modules that import it apply these to a run folder.
+The steps in order: ``find_outliers`` flags the outlier slides of each cohort; ``sample_patches`` draws random patches for a
+person to judge; ``patch_features`` and ``QualityModel`` predict which of them a reviewer will find bad; ``review`` serves the
+page on which they are judged; ``grade_slides`` and ``write_release`` sort slides into the groups of Hou et al. (2020);
+``render_report`` writes everything into one HTML file. ``wsiseg.qc.runs`` and the modules that import it apply these steps to a
+run folder.
 """
 
 from wsiseg.qc.agreement import Agreement, cohen_kappa, reviewer_agreement

@@ -16,7 +16,19 @@ __all__ = ["Agreement", "cohen_kappa", "reviewer_agreement"]
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """Agreement of two reviewers. ``kappa`` is NaN where both used one and the same word throughout."""
+    """Agreement of two reviewers.
+
+    Attributes
+    ----------
+    first, second
+        Names of the reviewers.
+    n
+        Items that both judged.
+    agree_frac
+        Share of those items on which they gave the same mark, 0 to 1.
+    kappa, kappa_low, kappa_high
+        Cohen's kappa and its 95 % confidence interval, -1 to 1; NaN if both gave every item the same single mark.
+    """
 
     first: str
     second: str
@@ -28,7 +40,7 @@ class Agreement:
 
 
 def cohen_kappa(confusion: npt.ArrayLike) -> tuple[float, float]:
-    """Return kappa and its standard error of a square table of counts (rows: first reviewer, columns: second).
+    """Return Cohen's kappa and its standard error for a square table of counts (rows: first reviewer, columns: second).
 
     kappa = (p_o - p_e) / (1 - p_e) (Cohen 1960, Educ. Psychol. Meas. 20:37); the standard error is the large-sample one of
     Fleiss, Cohen and Everitt (1969, Psychol. Bull. 72:323, eq. 13). Both are NaN where p_e is 1.
@@ -56,12 +68,14 @@ def cohen_kappa(confusion: npt.ArrayLike) -> tuple[float, float]:
 
 
 def reviewer_agreement(marks: Mapping[str, Mapping[str, str]], words: Sequence[str]) -> list[Agreement]:
-    """Return the agreement of every pair of reviewers with items in common.
+    """Return the agreement of every pair of reviewers who judged at least one common item.
 
     Parameters
     ----------
     marks
-        ``{reviewer: {item: word}}``; words not in ``words`` (such as ``unsure``) are left out.
+        ``{reviewer: {item: mark}}``.
+    words
+        The marks that are compared; items that either reviewer marked differently (such as ``unsure``) are left out.
     """
     place = {word: i for i, word in enumerate(words)}
     names = sorted(marks)

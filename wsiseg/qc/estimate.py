@@ -1,12 +1,13 @@
-"""Marks and predictions -> estimated bad shares that hold also where a review went by suspicion and stopped half-way.
+"""Marks and predictions -> estimated share of bad patches, unbiased even if suspects were judged first and others not at all.
 
-Who looks at suspects first and then counts finds a cohort worse than it is. Two things keep the count unbiased. The order
-``predicted`` is not plain worst-first but a random order tilted to suspects: patch i has key -ln(u) / w with u fixed and
-w the odds to fail (Efraimidis and Spirakis 2006, Inf. Process. Lett. 97:181). And the estimate weighs each judged patch by how
-likely it was to be reached: with tau the smallest key not yet judged, that is 1 - exp(-w tau) (rank conditioning, Cohen and
-Kaplan 2007, PODC). The difference estimator (Cassel, Saerndal and Wretman 1976, Biometrika 63:615) then corrects the mean
-prediction by the weighted errors of the judged: unbiased whatever the predictions are worth, and the more precise the better
-they are.
+A reviewer who looks at suspects first and then counts would find a cohort worse than it is. Two things keep the estimate
+unbiased. First, the review order ``predicted`` is not strictly worst-first but a weighted random order: patch i gets the key
+-ln(u) / w, where u is a fixed random number and w are the predicted odds that the patch fails (Efraimidis and Spirakis 2006,
+Inf. Process. Lett. 97:181); patches are shown by ascending key. Second, each judged patch is weighted by one over the
+probability that the review reached it: if tau is the smallest key not yet judged, that probability is 1 - exp(-w tau) (rank
+conditioning, Cohen and Kaplan 2007, PODC). The difference estimator (Cassel, Saerndal and Wretman 1976, Biometrika 63:615) then
+corrects the mean prediction by the weighted prediction errors of the judged patches. The result is unbiased even if the
+predictions are poor; good predictions make its interval narrower.
 """
 
 from __future__ import annotations
@@ -26,12 +27,13 @@ __all__ = ["ShareEstimate", "corrected_share", "odds_weight", "order_key", "pred
 FloatArray = npt.NDArray[np.float64]
 
 ODDS_RANGE = (0.05, 20.0)
-"""A patch is never shown more than 400 times as readily as another: few good-looking ones must not carry huge weights."""
+"""Limits of the odds used as weights. Without them, the few judged patches with a very low predicted risk would get huge
+weights in the estimate. The ratio bounds how much more readily one patch is shown than another: 400 times."""
 
 
 @dataclass(frozen=True, slots=True)
 class ShareEstimate:
-    """An estimated share of bad patches with its 95 % interval, of ``n_patches`` of which ``n_judged`` were judged."""
+    """Estimated share of bad patches, 0 to 1, with its 95 % interval; ``n_judged`` of ``n_patches`` patches were judged."""
 
     share: float
     low: float
@@ -41,28 +43,29 @@ class ShareEstimate:
 
 
 def odds_weight(fail_prob: npt.ArrayLike) -> FloatArray:
-    """Return the weight of patches in the tilted order, float64: their odds to fail, kept within ``ODDS_RANGE``."""
+    """Return the weights of patches in the weighted random order, float64: the odds of failing, clipped to ``ODDS_RANGE``."""
     p = np.clip(np.asarray(fail_prob, np.float64), 1e-6, 1 - 1e-6)
     return np.clip(p / (1 - p), *ODDS_RANGE)
 
 
 def order_key(patch: str, weight: float) -> float:
-    """Return the place of a patch in the tilted order: small comes first; the same for the same id and weight."""
+    """Return the sort key of a patch in the weighted random order (ascending); it depends on patch id and weight only."""
     number = int.from_bytes(hashlib.sha256(f"order {patch}".encode()).digest()[:6], "big")
     return -math.log((number + 0.5) / 2**48) / weight
 
 
 def predicted_share(fail_prob: FloatArray, words: Sequence[str], group_spread: float) -> ShareEstimate:
-    """Return the bad share of one slide: judged patches as judged, the others as predicted.
+    """Return the share of bad patches of one slide: judged patches count as judged, all others as predicted.
 
     Parameters
     ----------
     fail_prob : float64 (N,)
-        Of all its patches.
+        Predicted probability, 0 to 1, that each patch of the slide is bad.
     words
-        ``adequate``, ``not_adequate``, ``unsure`` or nothing, of each. Unsure patches are left out.
+        Mark of each patch: ``adequate``, ``not_adequate``, ``unsure``, or ``""`` if not judged. Unsure patches are left out.
     group_spread
-        Standard deviation of a slide's share about its prediction that more patches do not average out.
+        Standard deviation of a slide's true share around its predicted share that remains however many patches it has
+        (see ``wsiseg.qc.predict_quality.group_spread``).
     """
     keep = np.array([w != "unsure" for w in words], np.bool_)
     known, p = _as_numbers(words)[keep], np.asarray(fail_prob, np.float64)[keep]
@@ -77,24 +80,25 @@ def predicted_share(fail_prob: FloatArray, words: Sequence[str], group_spread: f
 def corrected_share(
     fail_prob: FloatArray, weight: FloatArray, words: Sequence[str], by_order: npt.NDArray[np.bool_], tau: FloatArray
 ) -> ShareEstimate | None:
-    """Return the bad share of many patches, corrected for the order in which they were judged.
+    """Return the share of bad patches of a cohort, corrected for the order in which the patches were judged.
 
     Parameters
     ----------
     fail_prob, weight : float64 (N,)
-        Prediction, and weight in the tilted order, as they were when the order was fixed.
+        Predicted probability of failing, and weight in the weighted random order, as stored when the order was fixed.
     words
-        As in ``predicted_share``.
+        Marks, as in ``predicted_share``.
     by_order : bool (N,)
-        Judged because the tilted order reached it. A patch judged for any other reason stands for itself.
+        True if the patch was judged because the weighted random order reached it. A patch judged for any other reason counts
+        with weight 1 and is not used to correct others.
     tau : float64 (N,)
-        Key up to which the order has been judged without a gap, in the part of the patches that this one belongs to; infinite
-        where that part is done.
+        Smallest key not yet judged in the part of the review that the patch belongs to; infinite if that part is finished.
 
     Returns
     -------
     ShareEstimate or None
-        None where fewer than two patches were reached by the order (nothing to correct by), unless all are judged.
+        None if fewer than two patches were reached by the order, so that there is nothing to correct with, unless all patches
+        are judged.
     """
     keep = np.array([w != "unsure" for w in words], np.bool_)
     known, p, ordered = _as_numbers(words)[keep], np.asarray(fail_prob, np.float64)[keep], by_order[keep]
@@ -113,18 +117,18 @@ def corrected_share(
 def reached(
     keys: Mapping[str, float], judged_by_order: Mapping[str, str], judged: Mapping[str, str], parts: Mapping[str, Sequence[str]]
 ) -> tuple[set[str], dict[str, float]]:
-    """Return which patches the order itself reached, and tau of each patch.
+    """Return the set of patches that were judged because the order reached them, and tau for each patch.
 
     Parameters
     ----------
     keys
-        Key of every patch of the order.
+        Sort key of every patch in the order.
     judged_by_order
-        Word of the patches judged in a review that followed the order.
+        Marks of the patches judged in a review that followed the order.
     judged
-        Word of all judged patches.
+        Marks of all judged patches.
     parts
-        Patches of each part of a divided review; one part where it was not divided.
+        Patch ids of each part if several reviewers divided the work (``--share``), otherwise a single part.
     """
     inside: set[str] = set()
     tau: dict[str, float] = {}
@@ -139,7 +143,7 @@ def reached(
 
 
 def _as_numbers(words: Sequence[str]) -> FloatArray:
-    """Return 0 for adequate, 1 for not adequate, NaN for what is not known."""
+    """Return 0 for adequate, 1 for not adequate, NaN for every other mark."""
     return np.array([{"adequate": 0.0, "not_adequate": 1.0}.get(w, math.nan) for w in words], np.float64)
 
 

@@ -1,9 +1,9 @@
 """Reviewed patches and slides -> a grade for every slide, with the confidence interval of its bad share.
 
-The groups are those of Hou et al. (2020), by the share of a slide's sampled patches that are not adequate (precision or recall
-below 75 %): Best 0 %, Good to 6.67 %, Adequate to 13.3 %, Problematic to 20 %, Unacceptable above, or failed slide QC. The
-percentages are 1, 2 and 3 of 15, and that is how they are compared here: in whole numbers, so that 2 of 30 is Good like 1 of
-15.
+The groups are those of Hou et al. (2020, Scientific Data 7:185), by the share of a slide's sampled patches that are not
+adequate (precision or recall below 75 %): Best 0 %, Good up to 6.67 %, Adequate up to 13.3 %, Problematic up to 20 %,
+Unacceptable above that or if the slide failed slide QC. The percentages are 1, 2 and 3 of 15 patches. They are compared in
+whole numbers, so that 2 of 30 is Good just like 1 of 15.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["GRADES", "GRADE_COLUMNS", "SlideGrade", "cohort_summary", "grade_of"
 
 GRADES = ("Best", "Good", "Adequate", "Problematic", "Unacceptable")
 UNGRADED = "Ungraded"
-"""Not in the paper: a slide without a judged patch."""
+"""Not in the paper: the grade of a slide without a judged patch."""
 
 _SAMPLED = 15
 _LIMITS = (0, 1, 2, 3)  # bad patches of 15 that still belong to Best, Good, Adequate, Problematic
@@ -46,7 +46,7 @@ GRADE_COLUMNS: tuple[Column, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class SlideGrade:
-    """One slide's grade and what it rests on; fields as in ``GRADE_COLUMNS``."""
+    """One slide's grade and the numbers behind it; fields as in ``GRADE_COLUMNS``."""
 
     slide_id: str
     cohort: str
@@ -64,12 +64,12 @@ class SlideGrade:
 
 
 def grade_of(n_bad: int, n_judged: int, *, slide_failed: bool = False) -> str:
-    """Return the group of a slide with ``n_bad`` of ``n_judged`` patches not adequate.
+    """Return the group (one of ``GRADES``, or ``Ungraded``) of a slide with ``n_bad`` of ``n_judged`` patches not adequate.
 
     Raises
     ------
     InputError
-        The numbers are impossible.
+        ``n_bad`` is negative or larger than ``n_judged``.
     """
     if not 0 <= n_bad <= n_judged:
         raise InputError(f"Expected 0 <= bad patches <= judged patches, got {n_bad} of {n_judged}.")
@@ -84,7 +84,7 @@ def grade_of(n_bad: int, n_judged: int, *, slide_failed: bool = False) -> str:
 
 
 def wilson_interval(n_bad: int, n: int, z: float = Z_95) -> tuple[float, float]:
-    """Return the score interval of a share (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) where nothing was seen."""
+    """Return the score interval of the share ``n_bad / n`` (Wilson 1927, J. Am. Stat. Assoc. 22:209); (0, 1) if ``n`` is 0."""
     if n == 0:
         return 0.0, 1.0
     share, z2 = n_bad / n, z * z
@@ -99,7 +99,7 @@ def grade_slides(
     patch_words: Mapping[str, str],
     slide_words: Mapping[str, str],
     flags: Mapping[str, tuple[int, str]],
-    unfair: Collection[str] = (),
+    biased: Collection[str] = (),
 ) -> list[SlideGrade]:
     """Return the grade of every slide, in the order given.
 
@@ -108,15 +108,16 @@ def grade_slides(
     slides
         (slide_id, cohort, status) of every slide of the run.
     patches
-        Patch ids of a slide.
+        Patch ids of each slide id.
     patch_words
         ``adequate``, ``not_adequate`` or ``unsure`` for every judged patch (all reviewers taken together).
     slide_words
-        ``acceptable``, ``unacceptable`` or ``unsure`` for every slide that was looked at whole.
+        ``acceptable``, ``unacceptable`` or ``unsure`` for every slide that was judged as a whole.
     flags
-        (round, reasons in words) of flagged slides.
-    unfair
-        Slides of which the suspect patches were judged first and others not yet: no fair sample, so no grade by patches.
+        (round, reasons as text) of each flagged slide.
+    biased
+        Slides whose suspect patches were judged first and whose other patches are not judged yet: the judged ones are not a
+        random sample, so these slides get no grade from patches.
 
     Notes
     -----
@@ -134,7 +135,7 @@ def grade_slides(
         round_, reason = flags.get(slide_id, (0, ""))
         low, high = wilson_interval(n_bad, n)
         grade = grade_of(n_bad, n, slide_failed=failed)
-        if slide_id in unfair and not failed:
+        if slide_id in biased and not failed:
             grade = UNGRADED
             reason = "; ".join(
                 t for t in (reason, f"suspect patches were judged first, {n} of {len(ids)}: judge the rest") if t

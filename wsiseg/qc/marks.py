@@ -1,7 +1,8 @@
-"""What reviewers said: one append-only file of JSON lines a reviewer, safe against a crash at any byte.
+"""Reviewers' marks: one append-only file of JSON lines per reviewer, which survives a crash at any byte.
 
-A mark is on disk (written in one call, fsync) before the page is told so. The last mark of an item counts; ``none`` takes a
-mark back. A line cut short by a crash was never acknowledged and is dropped when the file is opened again.
+A mark is on disk (written in one call, then fsync) before the page gets its acknowledgement. The last mark of an item counts;
+the mark ``none`` withdraws the one before. An incomplete last line, left by a crash, was never acknowledged to the page and is
+dropped when the file is opened again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ __all__ = ["PATCH_MARKS", "SLIDE_MARKS", "Mark", "MarkLog", "read_all_marks", "r
 Queue = Literal["patches", "slides"]
 PATCH_MARKS = ("adequate", "not_adequate", "unsure")
 SLIDE_MARKS = ("acceptable", "unacceptable", "unsure")
-TAKEN_BACK = "none"
+WITHDRAWN = "none"
 QUEUES: dict[str, tuple[str, ...]] = {"patches": PATCH_MARKS, "slides": SLIDE_MARKS}
 
 _REVIEWER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -31,11 +32,11 @@ _REVIEWER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One judgement.
+    """One judgement of a reviewer.
 
-    ``item`` is a patch id or a slide id; ``seconds`` is how long the page showed it; ``time`` is UTC. ``order`` says how the
-    item came to be shown: ``random``, ``predicted`` or ``predicted K/N`` (suspects first, of a divided review), or ``second``
-    (because another reviewer had judged it).
+    ``item`` is a patch id or a slide id; ``seconds`` is how long the page showed it; ``time`` is UTC. ``order`` says in which
+    review order the item was shown: ``random``, ``predicted`` (suspects first), ``predicted K/N`` (suspects first, K-th of N
+    reviewers who divide the work), or ``second`` (a second opinion on an item that another reviewer had judged).
     """
 
     run: str
@@ -57,7 +58,7 @@ def reviewer_file(folder: Path, reviewer: str) -> Path:
 
 
 def read_marks(path: Path, run: str) -> list[Mark]:
-    """Return all marks of a file, oldest first; a line cut short at the end is left out.
+    """Return all marks of a file, oldest first; an incomplete last line is left out.
 
     Raises
     ------
@@ -78,39 +79,42 @@ def read_marks(path: Path, run: str) -> list[Mark]:
 def _parse(line: bytes, path: Path, number: int, run: str) -> Mark:
     try:
         mark = Mark(**json.loads(line))
-        known = (*QUEUES[mark.queue], TAKEN_BACK)
+        known = (*QUEUES[mark.queue], WITHDRAWN)
     except (ValueError, TypeError, KeyError) as err:
-        raise FormatError(f"{path}, line {number}: not a review mark ({err}). Repair or move the file away.") from err
+        raise FormatError(f"{path}, line {number}: not a review mark ({err}). Repair the line, or move the file away.") from err
     if mark.mark not in known:
         raise FormatError(f"{path}, line {number}: expected one of {known} for {mark.queue}, got {mark.mark!r}.")
     if mark.run != run:
         raise FormatError(
-            f"{path}, line {number}: the mark is of run {mark.run}, this folder is run {run}. Marks of another run say nothing "
-            "about these polygons: move the file away."
+            f"{path}, line {number}: the mark belongs to run {mark.run}, but this folder holds run {run}. Marks of another run "
+            "do not apply to these polygons: move the file away."
         )
     return mark
 
 
 def read_all_marks(folder: Path, run: str, queue: Queue) -> dict[str, dict[str, Mark]]:
-    """Return ``{reviewer: {item: mark that counts}}`` over all reviewers of a run (see ``read_marks`` for what is raised)."""
+    """Return ``{reviewer: {item: its latest mark}}`` for all reviewers of a run. Raises as ``read_marks`` does."""
     found: dict[str, dict[str, Mark]] = {}
     for path in sorted(folder.glob("*.jsonl")):
-        found[path.stem] = standing(m for m in read_marks(path, run) if m.queue == queue)
+        found[path.stem] = latest_marks(m for m in read_marks(path, run) if m.queue == queue)
     return found
 
 
-def standing(marks: Iterable[Mark]) -> dict[str, Mark]:
-    """Return the mark that counts for each item, in the order in which those were given."""
+def latest_marks(marks: Iterable[Mark]) -> dict[str, Mark]:
+    """Return the latest mark of each item, in the order in which these were given; withdrawn marks are left out."""
     last: dict[str, Mark] = {}
     for mark in marks:
         last.pop(mark.item, None)
-        if mark.mark != TAKEN_BACK:
+        if mark.mark != WITHDRAWN:
             last[mark.item] = mark
     return last
 
 
 def decide(marks: Mapping[str, Mapping[str, Mark]], good: str, bad: str) -> dict[str, str]:
-    """Return each item's word from all reviewers: the majority of good and bad, a tie is bad; only unsure is ``unsure``."""
+    """Return one mark per item from those of all reviewers.
+
+    The majority of ``good`` and ``bad`` decides, a tie is ``bad``; an item that only got ``unsure`` stays ``unsure``.
+    """
     votes: dict[str, int] = {}
     for by_item in marks.values():
         for item, mark in by_item.items():
@@ -121,14 +125,14 @@ def decide(marks: Mapping[str, Mapping[str, Mark]], good: str, bad: str) -> dict
 
 
 class MarkLog:
-    """A reviewer's marks file, held open for one server.
+    """A reviewer's marks file, open and locked for one server.
 
     Raises
     ------
     OutputInUseError
         Another server writes marks for the same reviewer.
     FormatError
-        The file holds something else, or marks of another run.
+        The file holds something other than marks, or marks of another run.
     """
 
     def __init__(self, folder: Path, reviewer: str, run: str, order: str = "random") -> None:
@@ -141,7 +145,7 @@ class MarkLog:
         try:
             self._lock()
             self.marks = read_marks(self.path, run)
-            self._drop_torn_line()
+            self._drop_incomplete_line()
         except BaseException:
             os.close(self._handle)
             raise
@@ -151,21 +155,24 @@ class MarkLog:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as err:
             raise OutputInUseError(
-                f"Another review server writes marks of {self.reviewer!r} in {self.path.parent}. "
-                "Use that one, or another reviewer name."
+                f"Another review server is writing marks of reviewer {self.reviewer!r} in {self.path.parent}. "
+                "Use that server, or start this one with another reviewer name."
             ) from err
         except OSError:
-            return  # a file system without locks
+            return  # this file system has no locks: two servers for one reviewer cannot be noticed here
 
-    def _drop_torn_line(self) -> None:
+    def _drop_incomplete_line(self) -> None:
         data = self.path.read_bytes()
         whole = data.rfind(b"\n") + 1
         if whole < len(data):
             os.ftruncate(self._handle, whole)
 
     def append(self, queue: Queue, item: str, mark: str, comment: str = "", seconds: float = 0.0) -> Mark:
-        """Write one mark, on disk when this returns. Raises ``InputError`` for an unknown word, ``OSError`` if not written."""
-        if mark not in (*QUEUES[queue], TAKEN_BACK):
+        """Append one mark; it is on disk when this returns.
+
+        Raises ``InputError`` for an unknown mark, ``OSError`` if not written.
+        """
+        if mark not in (*QUEUES[queue], WITHDRAWN):
             raise InputError(f"Expected one of {QUEUES[queue]} for {queue}, got {mark!r}.")
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         shown_s = round(min(max(seconds, 0.0), 86400.0), 2)
@@ -176,7 +183,7 @@ class MarkLog:
         if written != len(line):
             os.ftruncate(self._handle, before)
             raise OSError(
-                f"{self.path}: the disk took {written} of {len(line)} bytes; the mark was not recorded. Free some space."
+                f"{self.path}: only {written} of {len(line)} bytes were written, so the mark is not recorded. Free disk space."
             )
         os.fsync(self._handle)
         return made

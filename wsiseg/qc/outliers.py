@@ -1,9 +1,9 @@
-"""Slides that stand out in their cohort -> a flag with its reason in words.
+"""Statistics of slides -> a flag, with its reason as text, for each slide that is an outlier in its cohort.
 
-The rule is that of Hou et al. (2020, Scientific Data 7:185): within a cancer type, the slides in the outer 2 % of nucleus count
-and of mean nuclear area (both sides) and of the standard deviation of nuclear area (upper side) are looked at; where a
-significant share of them is unacceptable, the outer 4 %. Nuclei per mm2 is ranked beside the count, because a small biopsy has
-few nuclei and is none the worse for it.
+The rule is that of Hou et al. (2020, Scientific Data 7:185): within a cancer type, a person looks at the slides in the outer
+2 % of nucleus count and of mean nuclear area (both sides) and of the standard deviation of nuclear area (upper side). If a
+significant share of these is unacceptable, the limits are widened to the outer 4 %. Nuclei per mm2 is ranked as well as the
+count, because a small biopsy has few nuclei without being a bad slide.
 
 That rule always names somebody: of 12 clean slides it flags up to seven. So it is the rule of cohorts of at least
 ``PUBLISHED_FROM`` slides, where it names up to 14 %, or of any cohort where it is asked for (``method``: ``tails``). In a
@@ -74,7 +74,7 @@ OUTSIDE_LIMIT_FRAC = 0.005
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """One ranked column of the slide table, the sides on which it is suspect, and how it is written."""
+    """One ranked column of the slide table: on which sides a value is suspect, and how it is written in reasons."""
 
     column: str
     words: str
@@ -84,7 +84,7 @@ class Statistic:
     decimals: int = 0
 
     def text(self, value: float) -> str:
-        """Return the value as a person reads it."""
+        """Return the value as text with its unit, for the reason of a flag."""
         return f"{value:,.{self.decimals}f}{' ' + self.unit if self.unit else ''}"
 
 
@@ -94,24 +94,24 @@ HOU_STATISTICS: tuple[Statistic, ...] = (
     Statistic("area_mean_um2", "mean nuclear area", low=True, high=True, unit="µm²", decimals=1),
     Statistic("area_std_um2", "spread of nuclear area (standard deviation)", low=False, high=True, unit="µm²", decimals=1),
 )
-"""What is ranked, and on which side; density is our addition."""
+"""The statistics that are ranked, and on which sides. Density is an addition to the published rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class TailRule:
-    """Which slides a person shall look at.
+    """The rule that decides which slides a person should look at.
 
     Attributes
     ----------
     tail_frac, second_tail_frac
         Outer share on each side in the first and in the second round, above 0 and at most 0.5.
     second_round_share
-        A cohort gets the second round where at least this share of its first-round slides was judged unacceptable. Slides not
-        yet judged count as acceptable, so the round can only be opened by what a person has seen.
+        A cohort gets the second round if at least this share of its first-round slides was judged unacceptable. Slides not
+        yet judged count as acceptable, so only judgements of a person can start the second round.
     rounding
-        How many slides a tail share of ``n`` slides is: see the module.
+        How a share of the slides becomes a number of slides (see the docstring of the module).
     min_slides
-        Smaller cohorts are not ranked.
+        Cohorts with fewer slides are not ranked.
     method
         ``tails`` is the published rule. ``mad`` flags slides that lie more robust standard deviations from the median than
         ``z_limit`` allows, ``mahalanobis`` slides that are far out in all statistics together; both work from 5 slides up and
@@ -141,7 +141,7 @@ class TailRule:
             raise ConfigError(f"Expected rounding to be ceil, floor or nearest, got {self.rounding!r}.")
         if self.min_slides < 2:
             raise ConfigError(
-                f"Expected min_slides of at least 2 (one slide has nothing to differ from), got {self.min_slides}."
+                f"Expected min_slides of at least 2 (a single slide cannot be compared with others), got {self.min_slides}."
             )
         if not self.method or set(self.method) - {"auto", "tails", "mad", "mahalanobis"}:
             raise ConfigError(f"Expected method to name auto, tails, mad or mahalanobis, got {self.method!r}.")
@@ -154,7 +154,7 @@ class TailRule:
 
 @dataclass(slots=True)
 class OutlierRow:
-    """What the rule says of one slide.
+    """The result of the rule for one slide.
 
     ``round`` is 0 (not flagged), 1 (any status but done, or first tails) or 2 (only in the wider tails). ``tails`` are machine
     words such as ``n_nuclei:low``; ``reasons`` say the same to a person. ``note`` tells why a slide was not ranked; ``rank``,
@@ -175,18 +175,21 @@ class OutlierRow:
 
     @property
     def flagged(self) -> bool:
-        """Return whether a person shall look at the slide."""
+        """Whether a person should look at the slide."""
         return self.round > 0
 
     def flag(self, round_: int, tail: str, reason: str) -> None:
-        """Add a reason; the earliest round stays."""
+        """Add a reason; ``round`` keeps the earlier round."""
         self.round = min(self.round, round_) if self.round else round_
         self.tails.append(tail)
         self.reasons.append(reason.replace("; ", ", "))  # tables separate reasons by semicolons
 
 
 def tail_size(n: int, frac: float, rounding: Rounding = "ceil") -> int:
-    """Return how many of ``n`` slides an outer share is, exact (0.02 of 150 is 3, whatever binary fractions make of it)."""
+    """Return how many of ``n`` slides the outer share ``frac`` is.
+
+    Decimal arithmetic is used, so that 0.02 of 150 is exactly 3 and is not rounded up to 4.
+    """
     share = Fraction(str(frac)) * n
     if rounding == "ceil":
         return math.ceil(share)
@@ -214,8 +217,8 @@ def find_outliers(
 
     Notes
     -----
-    Failed slides and slides without nuclei are flagged for that and not ranked: they would fill the tails and hide the others.
-    Of equal values the slide that comes first by id is the more extreme, so that a tail holds exactly its share.
+    Failed slides and slides without nuclei are flagged as such and not ranked: they would fill the tails and hide other
+    outliers. If values are equal, the slide whose id sorts first counts as more extreme, so that a tail has exactly its size.
     """
     rule = rule or TailRule()
     verdicts = verdicts or {}
@@ -308,7 +311,7 @@ def _flag_tails(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[Float
         known = np.flatnonzero(np.isfinite(values))
         n = known.size
         if n < rule.min_slides or np.ptp(values[known]) == 0:
-            continue  # where all are equal, none stands out
+            continue  # all values are equal: there is no outlier
         k = tail_size(n, frac, rule.rounding)
         median = float(np.median(values[known]))
         for side, wanted, sign in (("low", statistic.low, 1.0), ("high", statistic.high, -1.0)):

@@ -1,8 +1,8 @@
-"""Pixels, outlines and nucleus columns of a patch -> numbers that foretell whether its segmentation fails.
+"""Pixels, outlines and nucleus columns of a patch -> features that predict whether its segmentation fails.
 
-All of it is there once a patch is rendered: the network's margins and the shapes stand in the polygon table, and the picture
-says how well the outlines agree with it. Dark spots that nothing outlines, pale ones that are outlined, edges that do not lie
-on edges, a blurred picture and a stain far from the usual are all causes for suspicion.
+Nothing has to be segmented again for them: the network's probabilities and the shapes of nuclei are in the polygon table, and
+the picture of the patch shows how well the outlines fit. Signs of a failed segmentation are dark spots without an outline, pale
+areas with one, outlines that do not follow edges of the picture, blur, and an unusual stain.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["FEATURES", "NUCLEUS_COLUMNS", "patch_features"]
 FloatArray = npt.NDArray[np.float64]
 
 NUCLEUS_COLUMNS = ("area_um2", "perimeter_um", "major_um", "minor_um", "center_prob", "material_prob")
-"""Columns of the polygon table that ``patch_features`` looks at."""
+"""Columns of the polygon table that ``patch_features`` uses."""
 
 _OF_NUCLEI = (
     "log_count",
@@ -44,13 +44,14 @@ FEATURES = (*_OF_NUCLEI, *_OF_OUTLINES, *_OF_PIXELS)
 """Order of the feature vector."""
 
 SMALL_UM2 = 12.0
-"""Below a disc of 4 um across nothing but debris, or a nucleus cut by the section, is expected."""
+"""Area of a disc of 4 um diameter; smaller objects are expected to be debris, or nuclei cut off by the section."""
 
 DARK_DENSITY = 0.4
-"""Optical density of red above which a pixel is dark where no nucleus says what dark is: between stroma and pale nuclei."""
+"""Optical density in red above which a pixel counts as dark in a patch without nuclei: between stroma and pale nuclei."""
 
 _RIM_PX, _RING_PX = 2, 8
-"""What lies nearer to an outline than the rim is of neither side; the ring outside it is what a nucleus is seen against."""
+"""Pixels within the rim of an outline count neither as nucleus nor as background; the ring around it is the local
+background."""
 
 
 def patch_features(
@@ -61,19 +62,19 @@ def patch_features(
     Parameters
     ----------
     rgb : uint8 (H, W, 3)
-        Pixels at 0.25 um.
+        Picture of the patch at 0.25 um per px.
     labels : int32 (H, W)
-        The outlines drawn on the same window, 0 where there is no nucleus.
+        The outlined nuclei as labels on the same pixels, 0 outside nuclei.
     nuclei
-        ``NUCLEUS_COLUMNS`` of the nuclei that lie in the patch.
+        ``NUCLEUS_COLUMNS`` of the nuclei with a centroid in the patch.
 
     Raises
     ------
     InputError
-        Pixels and labels are not of one window.
+        ``rgb`` and ``labels`` differ in height or width.
     """
     if rgb.shape[:2] != labels.shape:
-        raise InputError(f"Expected pixels and labels of one window, got {rgb.shape[:2]} and {labels.shape}.")
+        raise InputError(f"Expected pixels and labels of equal height and width, got {rgb.shape[:2]} and {labels.shape}.")
     density = -np.log10((rgb.astype(np.float64) + 1) / 256)
     values = {**_nucleus_features(nuclei, labels.size), **_outline_features(density, labels), **_pixel_features(rgb, density)}
     return np.array([values[name] for name in FEATURES], np.float64)
@@ -94,7 +95,9 @@ def _nucleus_features(nuclei: Mapping[str, npt.NDArray[Any]], n_px: int) -> dict
         (center - material).mean(),
         np.abs(center - material).mean(),
         (4 * math.pi * area / np.maximum(perimeter, 1e-3) ** 2).clip(0, 2).mean(),
-        (4 * area / (math.pi * major * minor)).clip(0, 2).mean(),  # share of its ellipse: low for ragged and bent outlines
+        (4 * area / (math.pi * major * minor))
+        .clip(0, 2)
+        .mean(),  # area over that of the fitted ellipse: low for ragged outlines
         (major / minor).clip(1, 20).mean(),
         np.log(area).std(),
         (area < SMALL_UM2).mean(),
@@ -103,10 +106,10 @@ def _nucleus_features(nuclei: Mapping[str, npt.NDArray[Any]], n_px: int) -> dict
 
 
 def _outline_features(density: FloatArray, labels: npt.NDArray[np.int32]) -> dict[str, float]:
-    """How the outlines sit on the picture.
+    """Return features of how well the outlines fit the picture.
 
-    The red channel is where hematoxylin absorbs and eosin hardly does (Ruifrok and Johnston 2001, Anal. Quant. Cytol. Histol.
-    23:291). The level midway between nuclei and the ring around them parts dark from pale.
+    The red channel is used because hematoxylin absorbs red and eosin hardly does (Ruifrok and Johnston 2001, Anal. Quant.
+    Cytol. Histol. 23:291). A pixel is dark if its density is above the mean of nuclei and of the ring around them.
     """
     from scipy import ndimage
 
@@ -143,11 +146,11 @@ def _grow(mask: npt.NDArray[np.bool_], px: int) -> npt.NDArray[np.bool_]:
 
 
 def _pixel_features(rgb: npt.NDArray[np.uint8], density: FloatArray) -> dict[str, float]:
-    """Blur, density and hue of the stain.
+    """Return sharpness, and density and hue of the stain.
 
-    Sharpness is the log of the variance of the Laplacian (Pech-Pacheco et al. 2000) over that of the picture, so that it does
-    not follow contrast. Hue is the optical-density plane of van der Laak et al. (2000, Cytometry 39:275): (x, y) say which
-    dyes, not how much.
+    Sharpness is the log of the variance of the Laplacian (Pech-Pacheco et al. 2000) divided by the variance of the picture, so
+    that it does not depend on contrast. Hue is a point (x, y) in the optical-density plane of van der Laak et al. (2000,
+    Cytometry 39:275), which depends on the ratio of dyes and not on their amount.
     """
     gray = rgb.astype(np.float64).mean(axis=2)
     inner = gray[1:-1, 1:-1]

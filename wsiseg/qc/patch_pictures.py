@@ -1,4 +1,4 @@
-"""``wsiseg qc patches``: a run folder -> random patches of every slide, their pictures, and what they say about themselves."""
+"""``wsiseg qc patches``: a run folder -> random patches of every slide, their pictures and their features."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["FEATURE_COLUMNS", "PatchSummary", "make_patches", "nuclei_of_patch", "picture_features"]
 
 MPP_TOLERANCE_FRAC = 0.10
-"""A slide within this of 0.25 um is shown in its own pixels, as the run segmented it."""
+"""A slide whose microns per pixel differ from 0.25 by no more than this fraction is shown in its own pixels, not resampled."""
 
 FEATURE_COLUMNS: tuple[Column, ...] = (
     Column("patch_id", "string", "", "patch"),
@@ -55,7 +55,10 @@ FEATURE_COLUMNS: tuple[Column, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class PatchSummary:
-    """What ``make_patches`` did: slides with patches, patches in the index, those made now, and what failed (slide, reason)."""
+    """Result of ``make_patches``.
+
+    Slides with patches, patches in the index, patches made now, (slide id, reason) of failures.
+    """
 
     slides: int
     patches: int
@@ -71,26 +74,28 @@ def make_patches(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> PatchSummary:
-    """Draw and render random patches of every segmented slide; patches that are there already are left alone.
+    """Draw and render random patches of every segmented slide; patches that exist already are kept.
 
     Parameters
     ----------
     per_slide
-        Patches a slide, unless it has more already.
+        Patches per slide; a slide that has more keeps them.
     more
-        Patches to add to every slide beyond what it has.
+        Patches to add to every slide, in addition to those it has.
     seed
-        Another seed gives another sample; only for a run without patches.
+        Seed of the random sample. It can only be chosen for a run that has no patches yet.
     progress
         Called with (slides done, slides).
 
     Raises
     ------
     ConfigError
-        The numbers are impossible, or the seed differs from that of the patches there.
+        ``per_slide`` is below 1, ``more`` is negative, or the seed differs from that of the existing patches.
     """
     if per_slide < 1 or more < 0:
-        raise ConfigError(f"Expected at least one patch a slide and none less, got {per_slide} and {more} more.")
+        raise ConfigError(
+            f"Expected at least 1 patch per slide and at least 0 more, got {per_slide} per slide and {more} more."
+        )
     _same_seed(run, seed)
     old: dict[str, list[dict[str, Any]]] = {}
     for entry in read_rows(run.qc / "patches.parquet"):
@@ -134,9 +139,9 @@ def _same_seed(run: QcRun, seed: int) -> None:
             raise FormatError(f"{path} is unreadable ({err}). Remove {run.qc} to start QC again.") from err
         if not same:
             raise ConfigError(
-                f"{run.qc} holds patches of seed {stored['seed']} of run {stored['run']}, asked for seed {seed} of run "
-                f"{run.digest}. "
-                "Marks belong to those patches: use that seed, or move the qc folder away."
+                f"{run.qc} holds patches drawn with seed {stored['seed']} for run {stored['run']}; this command asks for seed "
+                f"{seed} and run {run.digest}. Reviewers' marks belong to the existing patches: use their seed, or move the qc "
+                "folder away."
             )
         return
     run.qc.mkdir(parents=True, exist_ok=True)
@@ -190,7 +195,7 @@ def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
 
 
 def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
-    """Return the pictures of a slide's patches; fill ``n_nuclei`` and the features of their rows."""
+    """Return (name, PNG) of a slide's patches; set ``n_nuclei`` and the features in their index rows."""
     pictures: list[tuple[str, bytes]] = []
     slide = open_row_slide(run, row)
     try:
@@ -212,13 +217,16 @@ def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]
 
 
 def nuclei_of_patch(run: QcRun, entry: dict[str, Any]) -> pa.Table:
-    """Return the nuclei that meet a patch, with what its picture and its features need."""
+    """Return the nuclei whose polygons intersect a patch, with the columns that its picture and features need."""
     region = Box(entry["x_px"], entry["y_px"], entry["side_px"], entry["side_px"])
     return read_nuclei(run.folder.table(entry["slide_id"]), region, ["geometry", "cx", "cy", *NUCLEUS_COLUMNS])
 
 
 def picture_features(rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any]) -> npt.NDArray[np.float64]:
-    """Return the features of a patch from its picture and the nuclei that meet it; a nucleus is of it by its centroid."""
+    """Return the features of a patch from its picture and the nuclei that intersect it.
+
+    Only those with their centroid in it count.
+    """
     zoom, side = entry["zoom"], entry["side_px"]
     xy, offsets = wkb_rings(nuclei["geometry"])
     origin = np.array([round(entry["x_px"] * zoom), round(entry["y_px"] * zoom)], np.float64)

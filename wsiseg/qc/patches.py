@@ -1,12 +1,13 @@
-"""A slide's tissue -> random patches for grading: where they lie, what they are called, and the pictures on disk.
+"""A slide's tissue mask -> random patches for grading: their positions, their names, and their pictures on disk.
 
-Hou et al. (2020) graded 15 patches of 256 px at 40x (64 um) a slide. Places are drawn uniformly over the segmented tissue from
-a stream that the slide id alone seeds, so a second run, another machine or a later ``--more`` finds the same patches. Names are
-hashes, and the review order is by hash over the whole cohort: the reviewer cannot tell the slide.
+Hou et al. (2020) graded 15 patches per slide, of 256 px at 40x (64 um). Positions are drawn uniformly over the segmented tissue
+by a random generator that is seeded by the slide id only, so that a second run, another machine or a later ``--more`` finds the
+same patches. Patch names are hashes and patches are reviewed in the order of their names, mixed over all slides: the reviewer
+cannot see which slide a patch is from.
 
-Pictures: ``RUN/qc/patches/<slide_id>.zip`` (stored, not deflated) holds ``<patch_id>.png``, the 256 px tissue, and
-``<patch_id>.contours.png``, a transparent layer with the contours at three times the size, so that they stay thin under zoom.
-75,000 patches are 5,060 files.
+Pictures: the ZIP archive ``RUN/qc/patches/<slide_id>.zip`` (not compressed) holds ``<patch_id>.png``, the tissue at 256 px, and
+``<patch_id>.contours.png``, a transparent layer with the contours at three times that size, so that lines stay thin when the
+page zooms in. One archive per slide keeps the number of files small for cohorts of thousands of slides.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ PATCHES_PER_SLIDE = 15
 LAYER_ZOOM = 3
 CONTOUR_RGB = (0, 230, 118)
 CONTOUR_HALO_RGB = (0, 40, 20)
-"""A light green line on a dark one is seen on hematoxylin, eosin and glass alike, in color and in gray."""
+"""A light green line on top of a wider dark one is visible on hematoxylin, eosin and glass, in color and in gray."""
 
 _OVERLAP_TRIES = 64
 
@@ -71,7 +72,7 @@ PATCHES: tuple[Column, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """A random patch: its number in the slide's stream and its level-0 box."""
+    """A random patch: its number in the slide's random sequence (from 0) and its box in level-0 px."""
 
     number: int
     box: Box
@@ -100,9 +101,9 @@ def sample_patches(
     mask : uint8 (h, w)
         1 where there is tissue.
     mask_frame
-        (level-0 px per mask px in x, in y, level-0 x and y of the mask's corner).
+        (level-0 px per mask px in x, the same in y, level-0 x and level-0 y of the mask's top-left corner).
     slide_size_px
-        (width, height), level-0 px. A patch that would reach outside is pushed in.
+        (width, height), level-0 px. A patch that would extend beyond the slide is shifted to lie inside it.
     side_px
         Side of a patch, level-0 px.
     seed
@@ -113,8 +114,8 @@ def sample_patches(
     Returns
     -------
     list of Patch
-        The first k of n are the same as those of a draw of k. A patch avoids those before it where 64 tries find room. Empty
-        where there is no tissue.
+        The first k patches are the same for every ``n >= k``. A patch overlaps an earlier one only if 64 draws found no free
+        place. Empty if the mask has no tissue.
 
     Raises
     ------
@@ -140,18 +141,19 @@ def sample_patches(
 
 
 def inner_mask(mask: npt.NDArray[np.uint8], px_w: float, px_h: float, margin_px: float) -> npt.NDArray[np.uint8]:
-    """Return the part of a mask that lies at least a margin inside it; the mask itself where nothing lies so deep.
+    """Return the part of a mask that is at least a margin away from its border; the whole mask if no part is.
 
-    A tissue mask is grown by a margin so that no nucleus at a border is lost; random patches shall not show that glass.
+    A tissue mask is enlarged by a margin so that no nucleus at its border is lost. Random patches should not show the glass in
+    that margin.
 
     Parameters
     ----------
     mask : uint8 (h, w)
-        1 where there is tissue. The slide's edge is no border of it.
+        1 where there is tissue. The edge of the slide does not count as a border of the tissue.
     px_w, px_h
         Level-0 px per mask px.
     margin_px
-        Level-0 px.
+        The margin, level-0 px.
     """
     from scipy import ndimage
 
@@ -170,7 +172,7 @@ def _draw(
     side_px: int,
     excluded: Sequence[Box],
 ) -> Box | None:
-    """Return one box, or None where 10,000 draws found no tissue that was segmented."""
+    """Return one random box, or None if 10,000 draws hit no segmented tissue."""
     px_w, px_h, x0, y0 = mask_frame
     for _ in range(10_000):
         row, column = divmod(int(flat[random.integers(flat.size)]), mask_width)
@@ -202,18 +204,18 @@ def rgb_png(rgb: npt.NDArray[np.uint8]) -> bytes:
 def contour_png(
     xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int64], origin_px: tuple[float, float], zoom: float, side_px: int
 ) -> bytes:
-    """Return contours as a PNG of ``side_px`` px with a transparent ground.
+    """Return contours as a PNG of ``side_px`` by ``side_px`` px on a transparent background.
 
     Parameters
     ----------
     xy : float64 (V, 2)
-        Rings one after the other, in any frame.
+        Vertices of all rings, one ring after the other, in any frame of coordinates.
     ring_offsets : int64 (N + 1,)
         Ring k is ``xy[ring_offsets[k]:ring_offsets[k + 1]]``.
     origin_px
-        What lies at the picture's top-left corner, in the frame of ``xy``.
+        (x, y) of the picture's top-left corner, in the frame of ``xy``.
     zoom
-        Picture px per px of that frame.
+        Picture px per unit of ``xy``.
     """
     from PIL import Image, ImageDraw
 
@@ -239,7 +241,7 @@ def write_pack(path: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack_names(path: Path) -> set[str]:
-    """Return the names in a pack; none where it is missing or damaged, so that it is made again."""
+    """Return the names in a ZIP of pictures; an empty set if it is missing or damaged, so that it is made again."""
     try:
         with zipfile.ZipFile(path) as pack:
             return set(pack.namelist())
@@ -248,26 +250,38 @@ def pack_names(path: Path) -> set[str]:
 
 
 def read_picture(qc_folder: Path, file: str, name: str) -> bytes:
-    """Return one picture of a pack.
+    """Return one picture, as PNG bytes, from a ZIP of pictures.
+
+    Parameters
+    ----------
+    qc_folder
+        ``RUN/qc``.
+    file
+        Path of the ZIP, relative to ``qc_folder``, as in the patch index.
+    name
+        Name of the picture in the ZIP.
 
     Raises
     ------
     InputError
-        The pack lies outside the run's qc folder, or does not hold the picture.
+        The ZIP is missing, is outside the run's qc folder, or does not hold the picture.
     FormatError
-        The pack is damaged.
+        The ZIP is damaged.
     """
     path = (qc_folder / file).resolve()
     if not path.is_relative_to(qc_folder.resolve()):
         raise InputError(
-            f"Patch index names {file!r}, which lies outside {qc_folder}. It is not of this run: make patches again."
+            f"The patch index refers to {file!r}, which is outside {qc_folder}, so it does not belong to this run. "
+            "Run `wsiseg qc patches` again."
         )
     try:
         with zipfile.ZipFile(path) as pack:
             return pack.read(name)
     except KeyError as err:
-        raise InputError(f"{path} holds no picture {name}. Run `wsiseg qc patches` again.") from err
+        raise InputError(f"{path} does not hold the picture {name}. Run `wsiseg qc patches` again.") from err
     except FileNotFoundError as err:
-        raise InputError(f"Picture pack {path} is gone. Run `wsiseg qc patches` again.") from err
+        raise InputError(f"The pictures of patches, {path}, are missing. Run `wsiseg qc patches` again.") from err
     except (OSError, zipfile.BadZipFile) as err:
-        raise FormatError(f"Picture pack {path} is damaged ({err}). Remove it and run `wsiseg qc patches` again.") from err
+        raise FormatError(
+            f"The pictures of patches, {path}, are damaged ({err}). Remove the file and run `wsiseg qc patches` again."
+        ) from err

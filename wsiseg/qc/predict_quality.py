@@ -1,10 +1,11 @@
-"""Features of patches -> the probability that a reviewer would find each not adequate, and how reliable it is.
+"""Features of patches -> the probability that a reviewer would judge each not adequate, and how reliable that probability is.
 
-A ridge-penalized logistic regression: with few annotated patients, more flexible models follow the set an image is from rather
-than whether it failed (gradient-boosted trees and forests of the same features were no better on patients they had not seen).
-It is trained on patches whose truth is known (fails: precision or recall below 75 %) by ``benchmarks/predicted_quality.py``,
-which writes one plain JSON file for each set of network weights: coefficients, licence, and the calibration measured on
-patients held out. ``recalibrate`` fits it to the eye of a run's own reviewers once they have judged some patches.
+The model is a logistic regression with a ridge penalty. There are few annotated patients, and more flexible models learn which
+data set an image is from instead of whether its segmentation failed (gradient-boosted trees and random forests on the same
+features were not better on held-out patients). It is trained by ``benchmarks/predicted_quality.py`` on annotated patches (one
+fails if precision or recall is below 75 %), which writes one JSON file for each set of network weights: coefficients, licence,
+and the calibration measured on held-out patients. ``recalibrate`` adapts the probabilities to a run's own reviewers once they
+have judged enough patches.
 """
 
 from __future__ import annotations
@@ -43,17 +44,20 @@ BoolArray = npt.NDArray[np.bool_]
 _STAIN = ("od_mean", "hue_x", "hue_y")
 _USED = tuple(f for f in FEATURES if f not in _STAIN)
 TERMS = (*_USED, "stain_far")
-"""What the model weighs; ``stain_far`` is how far density and hue are from those of its training patches, in robust standard
-deviations: either way off the usual is suspect, which no weight of the three alone could say."""
+"""Inputs of the model. ``stain_far`` is how far density and hue are from those of its training patches, in robust standard
+deviations. It replaces the three stain features because both too high and too low values are suspect, which a linear term of
+each could not express."""
 
 _COUNT = TERMS.index("log_count")
 _OF_A_NUCLEUS = [i for i, t in enumerate(TERMS) if t not in ("log_count", "dark_outside_frac", "sharpness", "stain_far")]
 
 MIN_JUDGED = 30
-"""Judged patches, with some of both kinds, from which a run's own calibration is worth more than the general one."""
+"""A run's own calibration replaces the general one from this number of judged patches, if some are adequate and some are
+not."""
 
 SLOPE_RIDGE, OFFSET_RIDGE = 4.0, 0.1
-"""Pull of ``recalibrate`` towards no change: the slope needs many patches to be known, the offset few."""
+"""Ridge penalties of ``recalibrate`` on a change of slope and of offset: a slope needs more patches to estimate than an
+offset."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,14 +67,14 @@ class QualityModel:
     Attributes
     ----------
     mean, scale : float64 (20,)
-        Of the terms in training.
+        Mean and standard deviation of each term over the training patches.
     weights : float64 (21,)
-        Of the standardized terms, and the constant.
+        Coefficients of the standardized terms, then the constant.
     stain : float64 (2, 3)
-        Median and robust spread of density and hue in training.
+        Median and robust spread of ``od_mean``, ``hue_x`` and ``hue_y`` over the training patches.
     facts
-        Where it comes from and what it is worth: ``network`` and ``network_sha256`` (the weights whose segmentation it
-        judges), ``licence``, ``trained_on``, ``criterion``, ``held_out`` (patients, patches, auc, brier, calibration_error,
+        Origin and accuracy of the model: ``network`` and ``network_sha256`` (the weights whose segmentation it judges),
+        ``licence``, ``trained_on``, ``criterion``, ``held_out`` (patients, patches, auc, brier, calibration_error,
         group_spread, calibration).
     """
 
@@ -81,22 +85,22 @@ class QualityModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def predict(self, features: FloatArray) -> FloatArray:
-        """Return the probability that each patch fails, float64 (N,), of features (N, 22) in the order of ``FEATURES``."""
+        """Return the probability that each patch fails, float64 (N,), from ``features`` (N, 22) ordered as ``FEATURES``."""
         return _sigmoid(_design(_terms(features, self.stain), self.mean, self.scale) @ self.weights)
 
     @property
     def group_spread(self) -> float:
-        """Return the standard deviation of a patient's bad share about its prediction (see ``group_spread``)."""
+        """Standard deviation of a patient's share of bad patches around the prediction (see the function ``group_spread``)."""
         return float(self.facts.get("held_out", {}).get("group_spread", 0.0))
 
     def to_json(self) -> str:
-        """Return the model as JSON, with the names of its terms."""
+        """Return the model as JSON text, with the names of its terms."""
         numbers = {k: _short(getattr(self, k)) for k in ("mean", "scale", "weights", "stain")}
         return json.dumps({**self.facts, "terms": TERMS, **numbers}, indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> QualityModel:
-        """Read what ``to_json`` wrote. Raises ``FormatError`` for anything else, or a model of other terms."""
+        """Return the model that ``to_json`` wrote. Raises ``FormatError`` for any other text, or if the terms differ."""
         try:
             raw = json.loads(text)
             arrays = {k: np.array(raw.pop(k), np.float64) for k in ("mean", "scale", "weights", "stain")}
@@ -106,7 +110,7 @@ class QualityModel:
         n = len(TERMS)
         shapes = {"mean": (n,), "scale": (n,), "weights": (n + 1,), "stain": (2, len(_STAIN))}
         if names != TERMS or any(arrays[k].shape != shape or not np.isfinite(arrays[k]).all() for k, shape in shapes.items()):
-            raise FormatError(f"Expected a quality model of the terms {TERMS}, got {names}. Fit it again.")
+            raise FormatError(f"Expected a quality model with the terms {TERMS}, got {names}. Fit the model again.")
         return cls(**arrays, facts=raw)
 
 
@@ -115,7 +119,7 @@ def _short(values: FloatArray) -> Any:
 
 
 def load_quality(network: str) -> QualityModel | None:
-    """Return the model that ships for a set of network weights (``open``, ``research``), or None where none does."""
+    """Return the model that ships for a set of network weights (``open``, ``research``), or None if there is none."""
     file = files("wsiseg.qc").joinpath("quality_models", f"{network}.json")
     return QualityModel.from_json(file.read_text(encoding="utf-8")) if network.isidentifier() and file.is_file() else None
 
@@ -132,22 +136,24 @@ def fit_quality(
     fails : bool (N,)
         Precision or recall below 75 % against truth.
     importance : float64 (N,), optional
-        What each patch counts, 1 on average; overlapping patches of one image are worth less than their number.
+        Weight of each patch, 1 on average: overlapping patches of one image carry less information than separate ones.
     ridge
-        Penalty on squared weights (the constant is free).
+        Penalty on the squared weights; the constant has no penalty.
+    steps
+        Maximum number of Newton steps.
 
     Raises
     ------
     InputError
-        Shapes differ, numbers are not finite, or all patches are of one kind.
+        Shapes differ, numbers are not finite, or all patches fail, or none does.
     """
     y = np.asarray(fails, np.float64)
     if features.shape != (len(y), len(FEATURES)) or not np.isfinite(features).all():
         raise InputError(
-            f"Expected finite features (N, {len(FEATURES)}) and one truth each, got {features.shape} and {y.shape}."
+            f"Expected finite features (N, {len(FEATURES)}) and one truth value per patch, got {features.shape} and {y.shape}."
         )
     if not len(y) or y.min() == y.max():
-        raise InputError("Expected patches that fail and patches that do not; all are of one kind.")
+        raise InputError(f"Expected both patches that fail and patches that do not, got {int(y.sum())} that fail of {y.size}.")
     counts = np.ones(len(y)) if importance is None else np.asarray(importance, np.float64)
     raw = features[:, [FEATURES.index(name) for name in _STAIN]]
     median = np.median(raw, axis=0)
@@ -162,7 +168,7 @@ def fit_quality(
 
 
 def _newton(x: FloatArray, y: FloatArray, counts: FloatArray, pull: FloatArray, start: FloatArray, steps: int) -> FloatArray:
-    """Return the weights that maximize the likelihood less half ``pull`` times their squared distance from ``start``."""
+    """Return the weights that maximize log-likelihood - pull / 2 * (weights - start)**2."""
     weights = start.copy()
     for _ in range(steps):
         p = _sigmoid(x @ weights)
@@ -184,7 +190,7 @@ def _terms(features: FloatArray, stain: FloatArray) -> FloatArray:
 
 def _design(terms: FloatArray, mean: FloatArray, scale: FloatArray) -> FloatArray:
     z = np.clip((terms - mean) / scale, -4, 4)  # one extreme feature must not decide alone
-    z[np.ix_(terms[:, _COUNT] == 0, _OF_A_NUCLEUS)] = 0.0  # no nucleus says nothing of nuclei, for good or bad
+    z[np.ix_(terms[:, _COUNT] == 0, _OF_A_NUCLEUS)] = 0.0  # without nuclei their features are unknown: no effect
     return np.column_stack([z, np.ones(len(z))])
 
 
@@ -193,21 +199,21 @@ def _sigmoid(x: FloatArray) -> FloatArray:
 
 
 def recalibrate(score: FloatArray, fails: BoolArray) -> tuple[float, float] | None:
-    """Return (offset, slope) such that sigmoid(offset + slope * logit(score)) fits judged patches; None below ``MIN_JUDGED``.
+    """Return (offset, slope) so that sigmoid(offset + slope * logit(score)) fits judged patches; None below ``MIN_JUDGED``.
 
-    Platt scaling (1999) drawn towards (0, 1). Patches may have been chosen by their score: given the score, the chance to
-    fail is the same among those chosen.
+    Platt scaling (Platt 1999) with a penalty towards (0, 1), which is no change. It stays valid if patches were chosen for
+    judging by their score, since selection by score does not change the probability of failing given the score.
     """
     y = np.asarray(fails, np.float64)
     if len(y) < MIN_JUDGED or y.min() == y.max():
         return None
     x = np.column_stack([np.ones(len(y)), _logit(score)])
     offset, slope = _newton(x, y, np.ones(len(y)), np.array([OFFSET_RIDGE, SLOPE_RIDGE]), np.array([0.0, 1.0]), 50).tolist()
-    return offset, max(slope, 0.05)  # never an order turned round by a few patches
+    return offset, max(slope, 0.05)  # above 0, so that a few patches cannot reverse the order
 
 
 def apply_calibration(score: FloatArray, fit: tuple[float, float] | None) -> FloatArray:
-    """Return scores after ``recalibrate``; unchanged where that gave None."""
+    """Return scores changed by the result of ``recalibrate``; unchanged if that was None."""
     return score if fit is None else _sigmoid(fit[0] + fit[1] * _logit(score))
 
 
@@ -217,7 +223,10 @@ def _logit(p: FloatArray) -> FloatArray:
 
 
 def auc(score: FloatArray, fails: BoolArray) -> float:
-    """Return the chance that a failing patch scores above a good one, ties half (Mann and Whitney 1947); NaN without both."""
+    """Return the area under the ROC curve: the probability that a failing patch scores above a good one (ties count half).
+
+    Computed from ranks (Mann and Whitney 1947); NaN if all patches fail or none does.
+    """
     bad = np.asarray(fails, np.bool_)
     n_bad, n_good = int(bad.sum()), int((~bad).sum())
     if not n_bad or not n_good:
@@ -228,21 +237,40 @@ def auc(score: FloatArray, fails: BoolArray) -> float:
 
 
 def brier(score: FloatArray, fails: BoolArray) -> float:
-    """Return the mean squared error of the probabilities (Brier 1950): 0 is perfect, p (1 - p) is knowing the share only."""
+    """Return the mean squared error of the probabilities (Brier 1950): 0 is perfect.
+
+    Always predicting the share p gives p (1 - p).
+    """
     return float(np.mean((np.asarray(score, np.float64) - np.asarray(fails, np.float64)) ** 2))
 
 
 def reviews_saved(score: FloatArray, fails: BoolArray, recall: float = 0.9, prevalence: float | None = None) -> float:
-    """Return the share of reviews that ordering by score saves, against any order, at an equal recall of failing patches.
+    """Return the share of reviews that reviewing by descending score saves, compared with random order.
 
-    To see a share ``recall`` of the failing ones in random order takes that share of all reviews; the result is 1 - (reviews in
-    order of score) / (reviews in random order), below 0 where the score misleads. It is at most 1 - prevalence: what fails
-    must be looked at. ``prevalence`` weights the patches as if that share of them failed (None: the share that does).
+    Finding a share ``recall`` of the failing patches in random order takes that share of all reviews. The result is
+    1 - (reviews in order of score) / (reviews in random order); it is negative if the score is misleading, and at most
+    1 - prevalence, because every failing patch must be looked at.
+
+    Parameters
+    ----------
+    score : float64 (N,)
+        Predicted probability of failing.
+    fails : bool (N,)
+        Whether the patch fails.
+    recall
+        Share of failing patches to find, in (0, 1].
+    prevalence
+        Weight the patches as if this share of them failed; None: the share that does.
+
+    Raises
+    ------
+    InputError
+        No patch fails, or ``recall`` is out of range.
     """
     bad = np.asarray(fails, np.bool_)
     n_bad = int(bad.sum())
     if not n_bad or not 0 < recall <= 1 or (prevalence is not None and not 0 < prevalence < 1):
-        raise InputError(f"Expected failing patches and a recall in (0, 1], got {n_bad} and {recall}.")
+        raise InputError(f"Expected at least 1 failing patch and a recall in (0, 1], got {n_bad} failing and recall {recall}.")
     share = n_bad / len(bad) if prevalence is None else prevalence
     each = np.where(bad, share / n_bad, (1 - share) / max(1, len(bad) - n_bad))
     order = np.argsort(-np.asarray(score), kind="stable")
@@ -252,22 +280,22 @@ def reviews_saved(score: FloatArray, fails: BoolArray, recall: float = 0.9, prev
 
 
 def calibration(score: FloatArray, fails: BoolArray, bins: int = 10) -> list[tuple[float, float, int]]:
-    """Return (mean predicted, observed share, patches) of equally filled bins, from the surest to the most suspect."""
+    """Return (mean predicted, observed share, patches) of bins with equal numbers of patches, by ascending score."""
     order = np.argsort(score, kind="stable")
     parts = [part for part in np.array_split(order, bins) if part.size]
     return [(float(score[part].mean()), float(np.asarray(fails, np.float64)[part].mean()), int(part.size)) for part in parts]
 
 
 def calibration_error(score: FloatArray, fails: BoolArray, bins: int = 10) -> float:
-    """Return the expected calibration error: mean |predicted - observed| over equally filled bins."""
+    """Return the expected calibration error: mean |predicted - observed| over bins with equal numbers of patches."""
     return sum(abs(p - o) * n for p, o, n in calibration(score, fails, bins)) / max(1, len(score))
 
 
 def group_spread(score: FloatArray, fails: BoolArray, groups: npt.NDArray[np.str_]) -> float:
-    """Return how far the bad share of a patient strays from its prediction, as a standard deviation.
+    """Return the standard deviation of (true share of bad patches - predicted share) between patients.
 
-    The mean square of (observed share - mean score) over patients less what binomial chance explains of it, or 0: the part of
-    a slide's error that more patches do not average out.
+    It is the square root of the mean squared difference of observed and predicted share per patient, minus the part that is
+    binomial sampling noise (0 if that is all): the error of a patient's prediction that more patches do not average out.
     """
     excess = []
     for name in np.unique(groups):

@@ -1,4 +1,4 @@
-"""``wsiseg qc predict``: patches of a run -> how likely each is to be found bad, and each slide's estimated bad share."""
+"""``wsiseg qc predict``: patches of a run -> probability that each is bad, and estimated share of bad patches of each slide."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ from wsiseg.qc.runs import QcRun
 from wsiseg.schema import Column
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["Prediction", "by_suspicion", "predict_run", "stored_prediction"]
+__all__ = ["Prediction", "suspects_first", "predict_run", "stored_prediction"]
 
 FALLBACK = "open"
-"""Network whose quality model judges runs of weights that have none of their own (trained elsewhere, or imported)."""
+"""Weights whose quality model is used for runs with weights that have no quality model (trained by the user, or imported)."""
 
 PREDICTED: tuple[Column, ...] = (
     Column("patch_id", "string", "", "patch"),
@@ -66,7 +66,7 @@ ORDER: tuple[Column, ...] = (
     Column("fail_prob", "float64", "1", "prediction when the order was fixed"),
     Column("key", "float64", "", "place in the order: small first"),
 )
-"""``RUN/qc/order.parquet``: fixed when a review by suspicion begins, for what was judged rests on it."""
+"""``RUN/qc/order.parquet``: written when a suspects-first review begins and then kept, because the estimates depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +76,16 @@ class Prediction:
     Attributes
     ----------
     fail_prob
-        Of each patch, after this run's own calibration where there is one.
+        Probability, 0 to 1, that each patch is bad; calibrated to this run's reviewers if they judged enough patches.
     slides
-        Estimated bad share of each slide with patches.
+        Estimated share of bad patches of each slide with patches.
     cohorts
-        Bad share of each cohort, corrected for a review by suspicion; only cohorts of which enough was judged so.
+        Share of bad patches of each cohort, corrected for a suspects-first review; only cohorts with enough judged patches.
     facts
-        What the report says about the model: network, licence, notes, held-out figures; ``own`` holds those of this run's
-        reviewers (patches, auc, brier, calibration_error, calibration, offset, slope) where they judged enough.
+        Description of the model for the report: network, licence, notes, held-out figures; ``own`` holds the figures against
+        this run's reviewers (patches, auc, brier, calibration_error, calibration, offset, slope) if they judged enough patches.
     failed
-        (patch, reason) of patches without features.
+        (patch id, reason) of patches whose features could not be computed.
     """
 
     fail_prob: Mapping[str, float]
@@ -96,14 +96,14 @@ class Prediction:
 
 
 def predict_run(run: QcRun, *, progress: Callable[[int, int], None] | None = None) -> Prediction:
-    """Predict the quality of all patches of a run and write the tables; features are made where they are missing.
+    """Predict the quality of all patches of a run and write the tables; missing features are computed first.
 
-    The slide files are not needed: stored pictures and polygon tables are.
+    It reads stored pictures and polygon tables; the slide files are not needed.
 
     Parameters
     ----------
     progress
-        Called with (slides done, slides) while features are made.
+        Called with (slides done, slides) while features are computed.
 
     Raises
     ------
@@ -130,7 +130,7 @@ def predict_run(run: QcRun, *, progress: Callable[[int, int], None] | None = Non
 
 
 def stored_prediction(run: QcRun) -> Prediction | None:
-    """Return the prediction brought up to the marks of now, from stored features alone; None where there are none."""
+    """Return the prediction from stored features and the marks given so far; None if there are no stored features."""
     index = {e["patch_id"]: e for e in read_rows(run.qc / "patches.parquet") if e["file"]}
     rows = [r for r in read_rows(run.qc / "features.parquet") if r["patch_id"] in index]
     if not rows:
@@ -142,7 +142,7 @@ def stored_prediction(run: QcRun) -> Prediction | None:
 def _features(
     run: QcRun, index: Sequence[dict[str, Any]], progress: Callable[[int, int], None] | None
 ) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
-    """Return the features of all patches, making and storing those that are missing, and what could not be made."""
+    """Return the features of all patches, after computing and storing missing ones, and (patch id, reason) of failures."""
     found = {r["patch_id"]: [r[name] for name in FEATURES] for r in read_rows(run.qc / "features.parquet")}
     todo: dict[str, list[dict[str, Any]]] = {}
     for e in index:
@@ -213,21 +213,23 @@ def _predict(
 
 
 def _model_of(run: QcRun) -> tuple[QualityModel, list[str]]:
-    """Return the quality model of a run's network, and what limits it."""
+    """Return the quality model for a run's network weights, and notes on its limits for this run."""
     results = run.record.get("results") or {}
     name, sha = str(results.get("weights") or ""), str(results.get("weights_sha256") or "")
     model = load_quality(name)
     if model is None:
         other = load_quality(FALLBACK)
         if other is None:
-            raise InputError(f"No quality model for network weights {name!r} ships with this installation.")
+            raise InputError(
+                f"This installation has no quality model for the weights {name!r}, nor for {FALLBACK!r}. Install wsiseg again."
+            )
         note = (
-            f"No quality model was fitted for the weights {name or '(unknown)'}: that of {FALLBACK!r} is used. Rely on its "
-            f"order more than its probabilities, and judge {MIN_JUDGED} patches or more, so that it is calibrated."
+            f"No quality model was fitted for the weights {name or '(unknown)'}, so that of {FALLBACK!r} is used. Its order is "
+            f"more reliable than its probabilities: judge at least {MIN_JUDGED} patches to calibrate them to this run."
         )
         return other, [note]
     if sha and model.facts.get("network_sha256") not in ("", sha):
-        note = f"The quality model was fitted to another version of the weights {name!r}: rely on its order more than its"
+        note = f"The quality model was fitted to another version of the weights {name!r}: its order is more reliable than its"
         return model, [f"{note} probabilities."]
     return model, []
 
@@ -235,7 +237,7 @@ def _model_of(run: QcRun) -> tuple[QualityModel, list[str]]:
 def _own_calibration(
     ids: Sequence[str], score: npt.NDArray[np.float64], words: Mapping[str, str]
 ) -> tuple[tuple[float, float] | None, dict[str, Any]]:
-    """Return the calibration to this run's reviewers, and the figures of the model as it ships against their marks."""
+    """Return the calibration to this run's reviewers, and the accuracy of the uncalibrated model against their marks."""
     judged = [i for i, name in enumerate(ids) if words.get(name) in PATCH_MARKS[:2]]
     p, bad = score[judged], np.array([words[ids[i]] == PATCH_MARKS[1] for i in judged], np.bool_)
     facts: dict[str, Any] = {"n_judged": len(judged)}
@@ -249,13 +251,13 @@ def _own_calibration(
     return fit, facts
 
 
-# --- a review by suspicion ----------------------------------------------------------------------------------------------------
+# --- suspects-first review ----------------------------------------------------------------------------------------------------
 
 
-def by_suspicion(run: QcRun, ids: Sequence[str]) -> list[str]:
-    """Return patches in the tilted order (see ``wsiseg.qc.estimate``): fixed on first use, patches made later are added.
+def suspects_first(run: QcRun, ids: Sequence[str]) -> list[str]:
+    """Return patches in the weighted random order (see ``wsiseg.qc.estimate``), in which suspects tend to come first.
 
-    Patches without a prediction are taken as even odds.
+    The order is stored on first use and kept; patches made later are added to it. A patch without a prediction gets odds of 1.
     """
     rows = {r["patch_id"]: r for r in read_rows(run.qc / "order.parquet")}
     new = [i for i in ids if i not in rows]
@@ -271,7 +273,7 @@ def by_suspicion(run: QcRun, ids: Sequence[str]) -> list[str]:
 def _corrected_cohorts(
     run: QcRun, index: Sequence[dict[str, Any]], marks: Mapping[str, Mapping[str, Mark]], words: Mapping[str, str]
 ) -> dict[str, ShareEstimate]:
-    """Return the corrected bad share of each cohort, and of all as ``""`` where there are several."""
+    """Return the corrected share of bad patches per cohort, and under ``""`` that of all slides if there are several."""
     order = {r["patch_id"]: r for r in read_rows(run.qc / "order.parquet")}
     here = [e for e in index if e["patch_id"] in order]
     if not here:
@@ -289,12 +291,12 @@ def _corrected_cohorts(
     ids = [e["patch_id"] for e in here]
     divided = {part: [i for i in ids if in_share(i, parse_share(part))] for part in sorted(parts)}
     keys = {i: order[i]["key"] for i in ids}
-    tilted = {i: words[i] for i in by_order - other if i in words}
-    inside, tau = reached(keys, tilted, words, divided)
+    suspects_first = {i: words[i] for i in by_order - other if i in words}
+    inside, tau = reached(keys, suspects_first, words, divided)
     prob = np.array([order[i]["fail_prob"] for i in ids])
     weight, limit = odds_weight(prob), np.array([tau.get(i, 0.0) for i in ids])
     ordered = np.array([i in inside for i in ids], np.bool_)
-    said = ["" if i in tilted and i not in inside else words.get(i, "") for i in ids]
+    said = ["" if i in suspects_first and i not in inside else words.get(i, "") for i in ids]
     cohorts = np.array([e["cohort"] or "(none)" for e in here])
     out = {}
     for name in ["All", *sorted(set(cohorts.tolist()))]:

@@ -1,7 +1,7 @@
-"""Grades -> the tables of a release: Parquet, and the three CSV files of Hou et al. (2020), their column names to the letter.
+"""Grades -> the tables of a release: Parquet, and three CSV files with the exact column names of Hou et al. (2020).
 
-Their release names a slide by its file (``WSI-ID`` ends in ``.svs``) and gives nuclear size in pixels at 40x (0.25 um), so that
-is what these files hold; our own tables have um2.
+As in their release, the CSV files name a slide by its file (``WSI-ID`` ends in ``.svs``) and give nuclear size in pixels at 40x
+(0.25 um per px); the Parquet tables have um2.
 """
 
 from __future__ import annotations
@@ -48,12 +48,13 @@ def write_release(
     rows
         Row of the slide table for each slide id.
     comments
-        What reviewers wrote about slides.
+        Reviewers' comments on slides, by slide id.
 
     Notes
     -----
-    The slide-level file holds the slides that were selected or looked at, as in the release; ``SegmentationUnacceptableOrNot``
-    is 0, ? (unsure) or 1, and empty where nobody has looked yet. The patch-level file counts judged patches.
+    As in the published release, the slide-level file holds only slides that were flagged or judged;
+    ``SegmentationUnacceptableOrNot`` is 0, ? (unsure) or 1, and empty if nobody has judged the slide yet. The patch-level file
+    counts judged patches.
     """
     folder.mkdir(parents=True, exist_ok=True)
     name = {g.slide_id: _file_name(rows.get(g.slide_id, {}), g.slide_id) for g in grades}
@@ -120,7 +121,7 @@ def write_rows(path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return a Parquet table as dicts (``columns`` only); none where there is no such file.
+    """Return the rows of a Parquet table as dicts (only ``columns``, if given); an empty list if there is no such file.
 
     Raises
     ------
@@ -138,5 +139,5 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str
         return pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
     except (OSError, pa.ArrowException) as err:
         raise FormatError(
-            f"{path}: expected a Parquet table ({err}). Remove it and run the command that makes it again."
+            f"{path}: expected a readable Parquet table ({err}). Remove the file and run again the command that writes it."
         ) from err

@@ -1,7 +1,8 @@
 """Rows, flags, grades and pictures of a run -> one HTML file that opens offline.
 
-The file holds its own script, style and data, and a content policy that forbids it to fetch anything. Tables fill as they
-scroll; only slides that give cause to look carry pictures, up to a cap, so that 5,000 slides stay a file of a few megabytes.
+The file contains its script, style and data, and a content security policy that forbids it to fetch anything. Table rows are
+created while the user scrolls, and only slides that need a look get pictures, up to a limit, so that a report of 5,000 slides
+remains a file of a few megabytes.
 """
 
 from __future__ import annotations
@@ -48,13 +49,14 @@ ROW_COLUMNS = (
 STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 
 SUSPECT_FRAC = 0.2
-"""Above this bad share a slide is Unacceptable; where the whole interval of its estimate is, it gives cause to look."""
+"""A slide with a larger share of bad patches is Unacceptable; one needs a look if the whole interval of its estimate is
+above."""
 
 MAX_DECISIONS_BYTES = 1_000_000
 """Largest table of decisions, compressed, that the page holds: about 2,000 slides with 15 patches each."""
 
 DENSITY_RGB = np.array([[255, 255, 255], [253, 219, 160], [240, 120, 90], [170, 40, 110], [50, 10, 80]], np.float64)
-"""Pale to dark and monotone in lightness, so that it reads in gray too."""
+"""Color scale from pale to dark, monotone in lightness so that it can also be read when printed in gray."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,29 +73,29 @@ class Thumbnail:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """All that a report shows.
+    """Everything that a report shows.
 
     Attributes
     ----------
     rows
         The slide table.
     outliers
-        Rows of ``qc/outliers.parquet``; empty: not sought yet.
+        Rows of ``qc/outliers.parquet``; empty if `wsiseg qc outliers` has not been run.
     grades
-        Empty: nothing graded yet.
+        Grades of slides; empty if nothing is graded yet.
     comments
-        What reviewers wrote about slides.
+        Reviewers' comments on slides, by slide id.
     agreement
-        Of every two reviewers with patches in common.
+        Agreement of each pair of reviewers who judged common patches.
     pictures
         Thumbnails by slide id.
     patches
-        ``slide_id, word, n_nuclei, fail_prob, tissue, layer`` of the patches shown (pictures as data URIs), of ``n_patches`` in
-        all.
+        ``slide_id, word, n_nuclei, fail_prob, tissue, layer`` of the patches shown (pictures as data URIs); the run has
+        ``n_patches`` in all.
     estimates, corrected
-        Estimated bad share of slides, and of cohorts where a review by suspicion allows it; empty: nothing predicted.
+        Estimated share of bad patches of slides, and of cohorts after a suspects-first review; empty if nothing is predicted.
     predictor
-        What the quality model is and how well it is calibrated (see ``wsiseg.qc.predict_quality``).
+        Description and calibration of the quality model (see ``wsiseg.qc.predict_quality``).
     errors
         Rows of the error table.
     provenance
@@ -127,7 +129,7 @@ class ReportData:
 def render_report(data: ReportData) -> bytes:
     """Return the report as UTF-8 HTML."""
     folder = files("wsiseg.qc").joinpath("report_page")
-    # In a script element only "</" and "<!--" could end the data: no "<" at all is plainly safe.
+    # "</" or "<!--" in the data could end the script element early, so every "<" is escaped.
     text = json.dumps(_plain(_facts(data)), ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     page = folder.joinpath("report.html").read_text(encoding="utf-8")
     parts = {
@@ -155,9 +157,9 @@ def _facts(data: ReportData) -> dict[str, Any]:
     of_grade |= {"verdict": "slide_verdict", "bad_frac": "bad_frac", "low": "bad_frac_low", "high": "bad_frac_high"}
     for name, attribute in of_grade.items():
         columns[name] = [None if g is None else getattr(g, attribute) for g in graded]
-    guessed = [data.estimates.get(i) for i in ids]
+    estimated = [data.estimates.get(i) for i in ids]
     for name, attribute in (("estimate", "share"), ("estimate_low", "low"), ("estimate_high", "high")):
-        columns[name] = [None if e is None else getattr(e, attribute) for e in guessed]
+        columns[name] = [None if e is None else getattr(e, attribute) for e in estimated]
     columns["comment"] = [data.comments.get(i, "") for i in ids]
     names = Thumbnail.__slots__
     return {
@@ -195,7 +197,7 @@ def _seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with numbers that JSON cannot hold as null, and floats at six digits."""
+    """Return the value ready for JSON: NaN and infinity as None, floats rounded to six digits."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -213,10 +215,11 @@ def worst_first(
     grades: Sequence[SlideGrade],
     estimates: Mapping[str, ShareEstimate] | None = None,
 ) -> list[str]:
-    """Return the ids of slides that give cause to look, worst first: the order in which pictures are handed out.
+    """Return the ids of slides that need a look, worst first; slides get pictures in this order until the limit is reached.
 
-    Cause is: failed, judged unacceptable, Problematic or worse, partly failed or suspect, surely above ``SUSPECT_FRAC`` by
-    prediction, flagged. In that order, within a group by bad share, and last by reasons and id.
+    Slides are sorted by, in this order: failed; judged unacceptable; graded Problematic or Unacceptable, then by share of bad
+    patches; partly failed or suspect; predicted above ``SUSPECT_FRAC`` with the whole interval; flagged as outlier, by round
+    and number of reasons; slide id. A slide without any of these is left out.
     """
     suspects = {s for s, e in (estimates or {}).items() if e.low > SUSPECT_FRAC}
     flags = {r["slide_id"]: r for r in outliers}
@@ -247,7 +250,7 @@ def worst_first(
 
 
 def data_uri(data: bytes, kind: str) -> str:
-    """Return bytes as a data URI of a media type."""
+    """Return bytes as a base64 data URI; ``kind`` is the media type, such as ``image/png``."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
@@ -258,7 +261,7 @@ def density_picture(
     mpp: float,
     shape: tuple[int, int],
 ) -> tuple[bytes, float]:
-    """Return a map of nuclei per mm2 as PNG bytes, and the density that its darkest color stands for.
+    """Return a map of nuclei per mm2 as PNG bytes, and the density in nuclei per mm2 that its darkest color stands for.
 
     Parameters
     ----------
@@ -267,8 +270,8 @@ def density_picture(
     slide_size_px
         (width, height), level-0 px.
     shape
-        (height, width) of the picture, px. A cell is 4 px wide; the top of the scale is the 99.5th percentile of occupied
-        cells.
+        (height, width) of the picture, px. Nuclei are counted in cells of 4 by 4 px; the scale ends at the 99.5th percentile of
+        the cells that are not empty.
     """
     from PIL import Image
 

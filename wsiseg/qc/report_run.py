@@ -1,4 +1,4 @@
-"""``wsiseg qc report``: a run folder -> one HTML file, with thumbnails of the slides that give cause to look."""
+"""``wsiseg qc report``: a run folder -> one HTML file, with thumbnails of the slides that need a look."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MASK_RGB = (0, 110, 60)
 
 
 def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 200, max_patches: int = 60) -> Path:
-    """Write the report of a run and return its path. Whatever QC has not been done yet is left out and said.
+    """Write the report of a run and return its path. QC steps that have not been done yet are named in the report.
 
     Beside it, under the same name with the ending ``.decisions.csv``, stands the table of all decisions. Both are for readers
     of other machines: of the paths of this one they hold names only (``wsiseg.qc.shown_paths``).
@@ -50,7 +50,7 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     out
         HTML file; ``None``: ``RUN/qc/report.html``.
     max_thumbnails, max_patches
-        Caps on pictures, which make up the file's size.
+        Limits on the number of pictures, which make up most of the file's size.
 
     Raises
     ------
@@ -112,7 +112,7 @@ def _predictor(run: QcRun, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrade], list[Agreement], dict[str, str]]:
-    """Return grades (none where nobody has judged anything), agreement of reviewers, and what they wrote about slides."""
+    """Return grades (none if nothing was judged), agreement of reviewers, and their comments by slide id."""
     slide_marks = read_all_marks(run.marks, run.digest, "slides")
     comments = {item: m.comment for by_item in slide_marks.values() for item, m in by_item.items() if m.comment}
     judged = any(slide_marks.values()) or any(read_all_marks(run.marks, run.digest, "patches").values())
@@ -195,7 +195,7 @@ def outlined(rgb: npt.NDArray[np.uint8], tissue: TissueMask, slide_size_px: tupl
 
 
 def _patches(run: QcRun, index: Sequence[dict[str, Any]], limit: int, fail_prob: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Return the patches shown: not adequate, unsure, then a sample of the rest (the order of blinded names is random)."""
+    """Return the patches to show: not adequate, then unsure, then others in the order of their names, which is random."""
     words = decide(read_all_marks(run.marks, run.digest, "patches"), PATCH_MARKS[0], PATCH_MARKS[1])
     rank = {"not_adequate": 0, "unsure": 1}
     shown = sorted((e for e in index if e["file"]), key=lambda e: (rank.get(words.get(e["patch_id"], ""), 2), e["patch_id"]))

@@ -1,4 +1,4 @@
-"""``wsiseg qc review``: a run folder -> the review page, with slides decoded on the fly."""
+"""``wsiseg qc review``: a run folder -> the review page; tiles of slides are read when the page asks for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from wsiseg.errors import ConfigError, InputError, WsisegError
 from wsiseg.qc.marks import MarkLog, read_all_marks
 from wsiseg.qc.patches import read_picture
-from wsiseg.qc.prediction import by_suspicion
+from wsiseg.qc.prediction import suspects_first
 from wsiseg.qc.release import read_rows
 from wsiseg.qc.review.app import ReviewSource
 from wsiseg.qc.review.queues import parse_share, patch_queue
@@ -36,7 +36,7 @@ MAX_OPEN_SLIDES = 4
 
 
 class SlideCache:
-    """Open slides for the page: a few at a time, one thread in each at a time."""
+    """The most recently used slides, kept open for the page; only one thread at a time uses a slide."""
 
     def __init__(self, run: QcRun) -> None:
         self._run = run
@@ -45,7 +45,7 @@ class SlideCache:
 
     @contextmanager
     def slide(self, slide_id: str) -> Iterator[Slide]:
-        """Yield an open slide. Raises ``SlideOpenError`` where its file is gone."""
+        """Yield an open slide, locked for this thread. Raises ``SlideOpenError`` if its file is missing."""
         while True:
             with self._lock:
                 if slide_id not in self._open:
@@ -55,7 +55,7 @@ class SlideCache:
                 self._close_idle()
             slide, one = entry
             with one:
-                if self._open.get(slide_id) is entry:  # not closed while we waited for it
+                if self._open.get(slide_id) is entry:  # false if another thread closed it while this one waited for its lock
                     yield slide
                     return
 
@@ -68,7 +68,7 @@ class SlideCache:
                 one.release()
 
     def tile(self, slide_id: str, level: int, column: int, row: int) -> bytes:
-        """Return a JPEG of a 256 px tile of the slide shrunk 2**level times; white beyond its edges."""
+        """Return a JPEG of a 256 px tile of the slide reduced by 2**level; white beyond the slide's edges."""
         from PIL import Image
 
         with self.slide(slide_id) as slide:
@@ -78,7 +78,7 @@ class SlideCache:
             ratio = wanted / slide.meta.level_downsamples[k]
             x, y, side = column * TILE_PX * ratio, row * TILE_PX * ratio, TILE_PX * ratio
             if math.floor(x) >= slide.level_sizes_px[k][0] or math.floor(y) >= slide.level_sizes_px[k][1]:
-                raise InputError(f"Slide {slide_id}: no tile {column}, {row} at level {level}.")
+                raise InputError(f"Slide {slide_id} has no tile {column}, {row} at level {level}.")
             reach = math.ceil(side) + 1
             rgb = slide.read_level(k, math.floor(x), math.floor(y), reach, reach)
         dx, dy = x - math.floor(x), y - math.floor(y)
@@ -100,21 +100,21 @@ class SlideCache:
 
 
 def jpeg(picture: Any, quality: int = JPEG_QUALITY) -> bytes:
-    """Return a Pillow image as JPEG; color is kept at full resolution, or tiles would show seams."""
+    """Return a Pillow image as JPEG bytes, without chroma subsampling, which would make seams between tiles visible."""
     buffer = io.BytesIO()
     picture.save(buffer, "JPEG", quality=quality, subsampling=0)
     return buffer.getvalue()
 
 
 def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], reasons: dict[str, list[str]]) -> ReviewSource:
-    """Return the page's pictures of a run.
+    """Return the functions that supply the page with pictures of a run.
 
     Parameters
     ----------
     packs
-        Picture pack of each patch.
+        ZIP of pictures for each patch id, relative to the qc folder.
     reasons
-        Why each slide of the slide queue was flagged.
+        Reasons why a slide was flagged, by slide id.
     """
 
     def picture(patch: str, layer: bool) -> bytes:
@@ -129,7 +129,7 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], reas
             with slide_cache.slide(slide_id) as slide:
                 meta = slide.meta
         except (WsisegError, OSError) as err:
-            return {**facts, "error": f"The slide cannot be shown, judge by its patches or answer unsure. {err}"}
+            return {**facts, "error": f"The slide cannot be shown: judge it by its patches, or answer unsure. {err}"}
         top = max(0, math.ceil(math.log2(max(meta.width_px, meta.height_px) / TILE_PX)))
         return {**facts, "width_px": meta.width_px, "height_px": meta.height_px, "mpp": meta.mpp, "max_level": top}
 
@@ -138,7 +138,7 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], reas
         try:
             return wkb_rings(read_nuclei(run.folder.table(slide_id), view, ["geometry"])["geometry"])
         except FileNotFoundError:
-            return np.empty((0, 2)), np.zeros(1, np.int64)  # a slide without segmentation has none to draw
+            return np.empty((0, 2)), np.zeros(1, np.int64)  # no table: the slide failed, so there are no nuclei to draw
 
     return ReviewSource(picture, info, slide_cache.tile, nuclei)
 
@@ -153,18 +153,18 @@ def open_review(
     slides: Sequence[str] | None = None,
     order: str = "random",
 ) -> tuple[ReviewServer, SlideCache]:
-    """Return a server, ready to ``run``, of a reviewer's queues.
+    """Return the server of the review page for one reviewer, not yet running, and the cache of slides to close after it.
 
     Parameters
     ----------
     share, second_opinion_frac
         See ``wsiseg.qc.review.patch_queue``.
     slides
-        Slides of the slide queue; ``None``: the flagged ones.
+        Slides of the slide queue; ``None``: the flagged slides.
     order
-        ``random``: by blinded name, so that any part of the review is a fair sample and slides can be graded from it.
-        ``predicted``: suspects tend to come first (``wsiseg.qc.prediction.by_suspicion``); shares are corrected for it, and a
-        slide is graded when all its patches are judged.
+        ``random``: by patch name, which is a hash, so that the patches judged so far are a random sample from which slides can
+        be graded. ``predicted``: suspects tend to come first (``wsiseg.qc.prediction.suspects_first``); estimated shares are
+        corrected for that, and a slide is graded once all its patches are judged.
 
     Raises
     ------
@@ -181,19 +181,20 @@ def open_review(
     shown = flagged if slides is None else [run.row(s)["slide_id"] for s in slides]
     if not index and not shown:
         raise InputError(
-            f"Run {run.folder.root} has nothing to review. Run `wsiseg qc patches` and `wsiseg qc outliers` first."
+            f"Run {run.folder.root} has neither patches nor flagged slides to review. Run `wsiseg qc patches` and `wsiseg qc "
+            "outliers` first."
         )
     everyone = read_all_marks(run.marks, run.digest, "patches")
     own = everyone.pop(reviewer, {})
     others = {item for by_item in everyone.values() for item in by_item}
     ids = [e["patch_id"] for e in index]
     if order not in ("random", "predicted"):
-        raise ConfigError(f"Expected the order random or predicted, got {order!r}.")
+        raise ConfigError(f"Expected order to be random or predicted, got {order!r}.")
     if order == "predicted" and ids:
-        ids = by_suspicion(run, ids)
+        ids = suspects_first(run, ids)
     queue = patch_queue(ids, own, others, share=share, second_opinion_frac=second_opinion_frac)
-    tilted = "predicted" if share == (1, 1) else f"predicted {share[0]}/{share[1]}"
-    shown_by = "second" if second_opinion_frac > 0 else tilted if order == "predicted" else "random"
+    predicted = "predicted" if share == (1, 1) else f"predicted {share[0]}/{share[1]}"
+    shown_by = "second" if second_opinion_frac > 0 else predicted if order == "predicted" else "random"
     log = MarkLog(run.marks, reviewer, run.digest, shown_by)
     slide_cache = SlideCache(run)
     reasons = {r["slide_id"]: [t for t in (r["reasons"] or r["note"] or "").split("; ") if t] for r in outliers}

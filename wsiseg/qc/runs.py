@@ -1,15 +1,15 @@
-"""Quality control of a finished run: outliers, patch pictures, grades. What needs slides and tables together is composed here.
+"""Quality control of a run folder: reading what QC needs of it, outliers and grades. QC writes these files.
 
 ::
 
-    RUN/qc/outliers.parquet, .csv      what the outlier rule says of every slide
+    RUN/qc/outliers.parquet, .csv      result of the outlier rule for every slide
     RUN/qc/patches.parquet             index of the random patches
     RUN/qc/patches/<slide_id>.zip      their pictures
-    RUN/qc/features.parquet            what those say about their segmentation
-    RUN/qc/predicted.parquet           probability of each patch to be found not adequate
-    RUN/qc/predicted_slides.parquet    estimated bad share of each slide
-    RUN/qc/order.parquet               the order of a review by suspicion, once one was begun
-    RUN/qc/marks/<reviewer>.jsonl      what reviewers said
+    RUN/qc/features.parquet            features of the patches, from which their quality is predicted
+    RUN/qc/predicted.parquet           probability that each patch is not adequate
+    RUN/qc/predicted_slides.parquet    estimated share of bad patches of each slide
+    RUN/qc/order.parquet               order of the suspects-first review, once one was begun
+    RUN/qc/marks/<reviewer>.jsonl      marks of a reviewer
     RUN/qc/grades.parquet, *.csv       grades, the release's three CSV files, summaries, agreement
     RUN/qc/thumbs/<slide_id>.jpg       thumbnails for the report
     RUN/qc/report.html                 the report
@@ -52,7 +52,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class QcRun:
-    """A finished run, as QC sees it: one row of statistics a slide."""
+    """What QC needs of a run: its folder, digest and record, and one row of statistics per slide."""
 
     folder: RunFolder
     digest: str
@@ -62,12 +62,12 @@ class QcRun:
 
     @property
     def qc(self) -> Path:
-        """Return the folder of everything that QC makes."""
+        """Folder of all files that QC writes, ``RUN/qc``."""
         return self.folder.root / "qc"
 
     @property
     def marks(self) -> Path:
-        """Return the folder of reviewers' marks."""
+        """Folder of the reviewers' marks files."""
         return self.qc / "marks"
 
     @property
@@ -76,7 +76,7 @@ class QcRun:
         return 20_000 + int.from_bytes(hashlib.sha256(f"review {self.digest}".encode()).digest()[:4], "big") % 10_000
 
     def row(self, slide_id: str) -> dict[str, Any]:
-        """Return one slide's row. Raises ``InputError`` where the run has no such slide."""
+        """Return the row of one slide. Raises ``InputError`` if the run has no such slide."""
         for row in self.rows:
             if row["slide_id"] == slide_id:
                 return row
@@ -84,26 +84,31 @@ class QcRun:
 
 
 def load_run(run: Path, path_map: Sequence[str] = ()) -> QcRun:
-    """Read what QC needs of a run folder. ``path_map`` says where slides that were moved are now, as ``schedule.path_map``.
+    """Read what QC needs of a run folder.
+
+    Parameters
+    ----------
+    path_map
+        ``OLD=NEW`` pairs for slide files that were moved since the run, as in ``schedule.path_map``.
 
     Raises
     ------
     InputError
-        Not a run folder, or a run without statistics or without a single polygon table.
+        ``run`` is not a run folder, or the run has no slide statistics or no polygon table yet.
     FormatError
-        A file of it is damaged.
+        A file of the run is damaged.
     """
     folder = RunFolder(run)
     record = folder.read_run()
     if record is None:
-        raise InputError(f"{run} is not a run folder (it has no run.json). Expected what `wsiseg segment --out` made.")
+        raise InputError(f"{run} is not a run folder: it has no run.json. Expected a folder that `wsiseg segment --out` wrote.")
     rows = read_rows(run / "slides.parquet")
     if not rows:
         raise InputError(f"Run {run} has no slide statistics (slides.parquet) yet. Let `wsiseg segment` finish first.")
     _check_names(rows, run)
     if not any(folder.table(r["slide_id"]).is_file() for r in rows):
         raise InputError(
-            f"Run {run} has no polygon table in {run / 'nuclei'}, so there is nothing to judge. Run `wsiseg segment` again."
+            f"Run {run} has no polygon table in {run / 'nuclei'}, so there is nothing to review. Run `wsiseg segment` again."
         )
     return QcRun(folder, str(record.get("digest", "")), record, rows, tuple(path_map))
 
@@ -113,7 +118,7 @@ def _check_names(rows: Sequence[dict[str, Any]], run: Path) -> None:
         slide_id = row.get("slide_id")
         if not isinstance(slide_id, str) or not slide_id or Path(slide_id).name != slide_id or slide_id in (".", ".."):
             raise FormatError(
-                f"{run / 'slides.parquet'}: {slide_id!r} cannot be a slide id: it would lie outside the run folder."
+                f"{run / 'slides.parquet'}: {slide_id!r} is not a valid slide id: its files would be outside the run folder."
             )
     twice = [name for name, n in Counter(r["slide_id"] for r in rows).items() if n > 1]
     if twice:
@@ -126,9 +131,9 @@ def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
     Raises
     ------
     SlideOpenError
-        It is gone, or another file than the one that was segmented.
+        The file is missing, or is not the file that was segmented.
     InputError
-        It never opened.
+        The run could not open the slide either, so its path is not known.
     FormatError
         The slide's record is damaged.
     """
@@ -141,7 +146,7 @@ def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
 
 
 def slide_verdicts(run: QcRun) -> dict[str, str]:
-    """Return what reviewers, taken together, said of slides."""
+    """Return one mark per judged slide, decided from the marks of all reviewers."""
     return decide(read_all_marks(run.marks, run.digest, "slides"), SLIDE_MARKS[0], SLIDE_MARKS[1])
 
 
@@ -190,17 +195,18 @@ def _check_comparable(run: QcRun, reference: QcRun) -> None:
 # --- grades -------------------------------------------------------------------------------------------------------------------
 
 
-def _begun_by_suspicion(patches: Mapping[str, Sequence[str]], marks: Mapping[str, Mapping[str, Mark]]) -> set[str]:
-    """Return slides of which a review in the order ``predicted`` has judged some patches, but not all."""
+def _partly_judged_suspects_first(patches: Mapping[str, Sequence[str]], marks: Mapping[str, Mapping[str, Mark]]) -> set[str]:
+    """Return slides of which some patches, but not all, were judged in a suspects-first review (order ``predicted``)."""
     shown = [(item, mark.order) for by_item in marks.values() for item, mark in by_item.items()]
-    fair = {item for item, order in shown if order == "random"}
-    tilted = {item for item, order in shown if order.startswith("predicted")} - fair
-    return {s for s, ids in patches.items() if not tilted.isdisjoint(ids) and not (fair | tilted).issuperset(ids)}
+    random = {item for item, order in shown if order == "random"}
+    suspects_first = {item for item, order in shown if order.startswith("predicted")} - random
+    judged = random | suspects_first
+    return {s for s, ids in patches.items() if not suspects_first.isdisjoint(ids) and not judged.issuperset(ids)}
 
 
 @dataclass(frozen=True, slots=True)
 class GradeSummary:
-    """A graded run: grades, agreement of reviewers, and the files written."""
+    """Result of ``grade_run``: grades, agreement of reviewers, and the files written."""
 
     grades: list[SlideGrade]
     agreement: list[Agreement]
@@ -219,26 +225,25 @@ def grade_run(run: QcRun, *, write: bool = True) -> GradeSummary:
     """
     index = read_rows(run.qc / "patches.parquet")
     if not index:
-        raise InputError(
-            f"Run {run.folder.root} has no patches to grade. Run `wsiseg qc patches` and `wsiseg qc review` first."
-        )
+        raise InputError(f"Run {run.folder.root} has no patches to grade. Run `wsiseg qc patches`, then `wsiseg qc review`.")
     patches: dict[str, list[str]] = {}
     for e in index:
         patches.setdefault(e["slide_id"], []).append(e["patch_id"])
     marks = read_all_marks(run.marks, run.digest, "patches")
     known = {e["patch_id"] for e in index}
     for reviewer, by_item in marks.items():
-        foreign = next((i for i in by_item if i not in known), None)
-        if foreign is not None:
+        unknown = next((i for i in by_item if i not in known), None)
+        if unknown is not None:
             raise FormatError(
-                f"{run.marks / reviewer}.jsonl marks patch {foreign}, which this run does not have. Move the file away."
+                f"{run.marks / reviewer}.jsonl marks patch {unknown}, which is not in {run.qc / 'patches.parquet'}. Move the "
+                "marks file away."
             )
     slide_marks = read_all_marks(run.marks, run.digest, "slides")
     verdicts = decide(slide_marks, SLIDE_MARKS[0], SLIDE_MARKS[1])
     flags = {r["slide_id"]: (r["round"], r["reasons"]) for r in read_rows(run.qc / "outliers.parquet")}
     slides = [(r["slide_id"], r.get("cohort") or "", r["status"]) for r in run.rows]
-    unfair = _begun_by_suspicion(patches, marks)
-    grades = grade_slides(slides, patches, decide(marks, PATCH_MARKS[0], PATCH_MARKS[1]), verdicts, flags, unfair)
+    biased = _partly_judged_suspects_first(patches, marks)
+    grades = grade_slides(slides, patches, decide(marks, PATCH_MARKS[0], PATCH_MARKS[1]), verdicts, flags, biased)
     words = {who: {i: m.mark for i, m in by_item.items()} for who, by_item in marks.items()}
     agreement = reviewer_agreement(words, PATCH_MARKS[:2])
     if not write:

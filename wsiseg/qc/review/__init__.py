@@ -1,7 +1,8 @@
-"""Items to judge and pictures of them in -> a local web page, and marks appended to the reviewer's file out.
+"""Items to judge and their pictures -> a local web page on which a reviewer marks them, appending to the marks file.
 
-``queues`` decides what each reviewer sees and in which order, ``session`` holds one reviewer's work, ``app`` serves HTTP
-(loopback only, a token, no foreign scripts), ``page.html``, ``review.js`` and ``review.css`` are the page.
+``queues`` decides which items each reviewer sees and in which order, ``session`` holds the state of one reviewer's work,
+``app`` answers HTTP requests (from this machine only, with a token, no scripts of other sites), ``serve`` runs it on a socket;
+``page.html``, ``review.js``, ``viewer.js`` and ``review.css`` are the page.
 """
 
 from wsiseg.qc.review.app import ReviewSource, create_app

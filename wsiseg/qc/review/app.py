@@ -1,4 +1,4 @@
-"""The review page over HTTP: a token opens it, only this machine and only this page may talk to it."""
+"""HTTP handlers of the review page. A request needs the token, must come from this machine and not from another site."""
 
 from __future__ import annotations
 
@@ -42,16 +42,16 @@ SECURITY_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class ReviewSource:
-    """Where pictures come from; all callables may be called from several threads.
+    """Functions that supply what the page shows. Each may be called from several threads at a time.
 
     Attributes
     ----------
     patch_picture
-        (patch id, with contours) -> PNG bytes of the tissue, or of the contour layer.
+        (patch id, contours) -> PNG bytes of the contour layer if ``contours``, else of the tissue.
     slide_info
-        slide id -> facts the page shows and needs: width_px, height_px, mpp, reasons, ...; ``error`` where it cannot be shown.
+        slide id -> dict for the page: width_px, height_px, mpp, reasons, ...; or ``error``: why the slide cannot be shown.
     slide_tile
-        (slide id, level, column, row) -> JPEG of a 256 px tile; level k is the slide shrunk 2**k times.
+        (slide id, level, column, row) -> JPEG of a 256 px tile; level k is the slide reduced by 2**k.
     slide_nuclei
         (slide id, level-0 box) -> rings as (xy float (V, 2), ring_offsets (N + 1,)).
     """
@@ -62,38 +62,42 @@ class ReviewSource:
     slide_nuclei: Callable[[str, Box], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
 
 
-class _Guard:
-    """Lets in only our host name, no other site, and who has the token (once in the address, then as a cookie)."""
+class _AccessCheck:
+    """Middleware that refuses requests with another host name, from another site, or without the token.
+
+    The token is in the address that the command prints; after the first request it is kept as a cookie.
+    """
 
     def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str], cookie: str) -> None:
         self.app, self.token, self.hosts, self.cookie = app, token, hosts, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it here."""
+        """Pass the request on to the application, or answer it with a refusal."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        refusal = self._judge(scope)
+        refusal = self._refusal(scope)
         await (refusal or self.app)(scope, receive, _with_headers(send))
 
-    def _judge(self, scope: Scope) -> Response | None:
+    def _refusal(self, scope: Scope) -> Response | None:
+        """Return the answer to a request that is not let in (or the redirect that sets the cookie); None if it may pass."""
         from starlette.requests import cookie_parser
         from starlette.responses import PlainTextResponse, RedirectResponse
 
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         if headers.get("host", "") not in self.hosts:
-            # a foreign name that resolves to this machine (DNS rebinding) would make us part of that site
-            return PlainTextResponse("This server answers to its own address only.", 421)
+            # DNS rebinding: if another site's name resolves to this machine, the browser would let its scripts read our answers
+            return PlainTextResponse("This server only answers requests to the address that `wsiseg qc review` printed.", 421)
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("Method not allowed.", 405)
         origin = headers.get("origin")
         if origin is not None and origin not in {f"http://{h}" for h in self.hosts}:
-            return PlainTextResponse("Another site may not use this server.", 403)
+            return PlainTextResponse("Requests from other sites are refused.", 403)
         given = parse_qs(scope["query_string"].decode("latin-1")).get("token", [""])[0]
         if scope["path"] == "/" and given:
             if not hmac.compare_digest(given.encode(), self.token.encode()):
-                return PlainTextResponse("Foreign token: open the address that `wsiseg qc review` printed last.", 403)
+                return PlainTextResponse("Wrong token: open the address that `wsiseg qc review` printed last.", 403)
             answer = RedirectResponse("/", 303)
             answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict", path="/")
             return answer
@@ -114,7 +118,7 @@ def _with_headers(send: Send) -> Send:
 
 
 class _Pages:
-    """The handlers. Sync ones run in Starlette's thread pool, so a slow slide does not hold up the patches."""
+    """The request handlers. Starlette runs those that are not async in threads, so that a slow slide does not delay patches."""
 
     def __init__(self, session: ReviewSession, source: ReviewSource, title: str) -> None:
         self.session, self.source, self.title = session, source, title
@@ -127,18 +131,18 @@ class _Pages:
         }
 
     async def page(self, request: Request) -> Response:
-        """Answer with a file of the page."""
+        """Answer with one of the page's files."""
         data, kind = self.static[request.url.path]
         return _bytes(data, kind, "no-cache")
 
     async def state(self, request: Request) -> Response:
-        """Answer what comes next in a queue."""
+        """Answer with the next items of a queue and the reviewer's progress."""
         queue = request.query_params.get("queue", "patches")
         facts = {"reviewer": self.session.reviewer, "title": self.title}
         return _json({**self.session.state(queue), **facts})
 
     async def mark(self, request: Request) -> Response:
-        """Record a mark or an undo."""
+        """Record a mark, or withdraw the last one."""
         from starlette.concurrency import run_in_threadpool
 
         body = await _small_json(request)
@@ -147,7 +151,7 @@ class _Pages:
             return _json(await run_in_threadpool(self.session.undo, queue))  # type: ignore[arg-type]
         seconds = body.get("seconds", 0)
         if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
-            raise InputError(f"Expected seconds of at least 0, got {seconds!r}.")
+            raise InputError(f"Expected seconds to be a number of at least 0, got {seconds!r}.")
         comment = str(body.get("comment", ""))
         return _json(await run_in_threadpool(self.session.mark, queue, item, word, comment, float(seconds)))  # type: ignore[arg-type]
 
@@ -156,30 +160,34 @@ class _Pages:
         name = request.path_params["name"]
         stem = name.removesuffix(".png").removesuffix(".contours")
         if name not in (f"{stem}.png", f"{stem}.contours.png"):
-            raise InputError(f"No picture {name!r}.")
+            raise InputError(f"There is no picture {name!r}: expected PATCH.png or PATCH.contours.png.")
         return _bytes(self.source.patch_picture(stem, name.endswith(".contours.png")), "image/png", "private, max-age=3600")
 
     def slide(self, request: Request) -> Response:
-        """Answer with the facts of a slide of the queue."""
+        """Answer with what the page needs to know of a slide in the queue."""
         return _json(self.source.slide_info(self._slide_id(request)))
 
     def tile(self, request: Request) -> Response:
         """Answer with a tile of a slide."""
         level, column, row = (request.path_params[k] for k in ("level", "column", "row"))
         if level > 20 or max(column, row) > 1_000_000:
-            raise InputError("No such tile.")
+            raise InputError(f"There is no tile {column}, {row} at level {level}.")
         return _bytes(
             self.source.slide_tile(self._slide_id(request), level, column, row), "image/jpeg", "private, max-age=3600"
         )
 
     def nuclei(self, request: Request) -> Response:
-        """Answer with the polygons of a view: n, V, n in view, n + 1 offsets as uint32, V (x, y) as float32; little-endian."""
+        """Answer with the polygons of a view, as little-endian binary data.
+
+        In order, uint32: polygons sent (n), vertices (V), polygons in the view (more than n if the limit was reached), n + 1
+        ring offsets; then V pairs (x, y) as float32, level-0 px.
+        """
         try:
             x, y, w, h = (int(float(request.query_params[k])) for k in ("x", "y", "w", "h"))
         except (KeyError, ValueError, OverflowError) as err:
-            raise InputError("Expected a view as x, y, w, h in level-0 px.") from err
+            raise InputError("Expected the numbers x, y, w and h of a view, in level-0 px.") from err
         if not (0 < w <= MAX_VIEW_PX and 0 < h <= MAX_VIEW_PX):
-            raise InputError(f"Expected a view of at most {MAX_VIEW_PX} px, got {w} x {h}: zoom in.")
+            raise InputError(f"Expected a view of at most {MAX_VIEW_PX} px to a side, got {w} x {h} px: zoom in.")
         xy, offsets = self.source.slide_nuclei(self._slide_id(request), Box(x, y, w, h))
         in_view, offsets = max(0, len(offsets) - 1), offsets[: MAX_NUCLEI + 1]
         xy = xy[: int(offsets[-1]) if len(offsets) else 0]
@@ -192,24 +200,24 @@ class _Pages:
         number = request.path_params["number"]
         items = self.session.items("slides")
         if number >= len(items):
-            raise InputError(f"No slide {number} in the queue of {len(items)}.")
+            raise InputError(f"There is no slide {number} in the queue, which has {len(items)}, counted from 0.")
         return items[number]
 
 
 async def _small_json(request: Request) -> dict[str, Any]:
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
-        raise InputError("Expected a JSON body.")
+        raise InputError("Expected a request with the content type application/json.")
     data = b""
     async for chunk in request.stream():
         data += chunk
         if len(data) > MAX_BODY_BYTES:
-            raise InputError(f"Expected at most {MAX_BODY_BYTES} bytes.")
+            raise InputError(f"Expected a request body of at most {MAX_BODY_BYTES} bytes.")
     try:
         body = json.loads(data)
     except ValueError as err:
-        raise InputError(f"Expected a JSON body: {err}") from err
+        raise InputError(f"The request body is not JSON: {err}") from err
     if not isinstance(body, dict):
-        raise InputError("Expected a JSON object.")
+        raise InputError(f"Expected the request body to be a JSON object, got {type(body).__name__}.")
     return body
 
 
@@ -225,22 +233,22 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     return Response(json.dumps(value), status, {"content-type": "application/json", "cache-control": "no-store"})
 
 
-async def _our_error(request: Request, err: Exception) -> Response:
-    """Answer with the message of a wsiseg error; anything else is a bug and stays a 500 with its traceback on the console."""
+async def _error_answer(request: Request, err: Exception) -> Response:
+    """Answer with the message of the error. Other exceptions are bugs: status 500, and a traceback on the console."""
     return _json({"error": " ".join(str(err).split())}, 400 if isinstance(err, InputError) else 500)
 
 
 def create_app(
     session: ReviewSession, source: ReviewSource, *, token: str, hosts: frozenset[str], title: str = ""
 ) -> Starlette:
-    """Return the web application.
+    """Return the web application of the review page.
 
     Parameters
     ----------
     token
-        What the address must carry once.
+        Secret that the first request must carry in its address.
     hosts
-        Values of the Host header that are answered, such as ``127.0.0.1:8123``.
+        Accepted values of the Host header, such as ``127.0.0.1:8123``.
     """
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
@@ -259,6 +267,6 @@ def create_app(
     ]
     return Starlette(
         routes=routes,
-        middleware=[Middleware(_Guard, token=token, hosts=hosts, cookie=f"wsiseg_review_{port}")],
-        exception_handlers={WsisegError: _our_error, OSError: _our_error},
+        middleware=[Middleware(_AccessCheck, token=token, hosts=hosts, cookie=f"wsiseg_review_{port}")],
+        exception_handlers={WsisegError: _error_answer, OSError: _error_answer},
     )

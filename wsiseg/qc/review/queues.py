@@ -11,7 +11,7 @@ __all__ = ["in_share", "parse_share", "patch_queue"]
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """Return (k, n) of ``"k/n"``: the k-th of n reviewers. Raises ``ConfigError`` for anything else."""
+    """Return (k, n) from the text ``"k/n"``: the k-th of n reviewers. Raises ``ConfigError`` for any other text."""
     try:
         k, n = (int(v) for v in text.split("/"))
     except ValueError as err:
@@ -36,20 +36,21 @@ def patch_queue(
     ids
         All patches, in review order.
     own, others
-        Patches that this reviewer, and that other reviewers, have marked.
+        Patches that this reviewer has marked, and patches that other reviewers have marked.
     share
-        (k, n): of n reviewers who divide the work, the k-th. By a hash of the patch, so more patches later change nothing.
+        (k, n): this is the k-th of n reviewers who divide the work. Patches are assigned by a hash of their id, so adding
+        patches later does not change the assignment of the others.
     second_opinion_frac
-        0: patches that nobody else has marked (the work is divided). Above 0: this share of the patches that others have marked
-        (the work is checked), the same sample for every second reviewer.
+        0: show patches that nobody else has marked. Above 0: show this share of the patches that others have marked; the sample
+        is the same for every reviewer who gives second opinions.
 
     Raises
     ------
     ConfigError
-        The share of second opinions is not within 0 and 1.
+        ``second_opinion_frac`` is not within 0 and 1.
     """
     if not 0 <= second_opinion_frac <= 1:
-        raise ConfigError(f"Expected a second-opinion share of 0 to 1, got {second_opinion_frac!r}.")
+        raise ConfigError(f"Expected a share of second opinions from 0 to 1, got {second_opinion_frac!r}.")
     mine, theirs = set(own), set(others)
     k, n = share
     chosen = []
@@ -57,7 +58,7 @@ def patch_queue(
         if item in mine:
             chosen.append(item)
         elif second_opinion_frac > 0:
-            if item in theirs and _unit(f"second {item}") < second_opinion_frac:
+            if item in theirs and _hash_fraction(f"second {item}") < second_opinion_frac:
                 chosen.append(item)
         elif item not in theirs and in_share(item, (k, n)):
             chosen.append(item)
@@ -65,11 +66,11 @@ def patch_queue(
 
 
 def in_share(item: str, share: tuple[int, int]) -> bool:
-    """Return whether a patch belongs to the k-th of n reviewers, by a hash of it."""
+    """Return whether a hash of the patch id assigns it to the k-th of n reviewers; ``share`` is (k, n)."""
     k, n = share
-    return int(_unit(f"share {item}") * n) == k - 1
+    return int(_hash_fraction(f"share {item}") * n) == k - 1
 
 
-def _unit(text: str) -> float:
-    """Return a number in [0, 1) that depends on the text only."""
+def _hash_fraction(text: str) -> float:
+    """Return a number in [0, 1), evenly distributed, that depends on the text only."""
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48

@@ -1,4 +1,4 @@
-"""The web application on a loopback socket."""
+"""The server that runs the review page on a socket of this machine."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["ReviewServer"]
 
 
 class ReviewServer:
-    """A review page on 127.0.0.1.
+    """A server of the review page on 127.0.0.1; use it as a context manager.
 
     Parameters
     ----------
     port
-        0: any free one.
+        TCP port; 0 takes any free one.
 
     Raises
     ------
@@ -45,7 +45,7 @@ class ReviewServer:
             except OSError as err:
                 self._socket.close()
                 raise InputError(
-                    f"Port {port} of this machine cannot be used ({err.strerror}). Choose another --port, or 0."
+                    f"Port {port} of this machine cannot be used ({err.strerror}). Choose another --port, or 0 (any free one)."
                 ) from err
             self.port = int(self._socket.getsockname()[1])
             hosts = frozenset({f"127.0.0.1:{self.port}", f"localhost:{self.port}"})
@@ -58,15 +58,15 @@ class ReviewServer:
 
     @property
     def url(self) -> str:
-        """Return the address to open, token included."""
+        """Address to open in a browser, token included."""
         return f"http://127.0.0.1:{self.port}/?token={self.token}"
 
     def run(self) -> None:
-        """Serve until ``stop`` or Ctrl-C."""
+        """Serve requests until ``stop`` is called or Ctrl-C is pressed."""
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Ask the server to end."""
+        """Make ``run`` return; may be called from another thread."""
         self._server.should_exit = True
 
     def __enter__(self) -> ReviewServer:
