@@ -25,7 +25,7 @@ def test_the_order_is_fixed_and_suspects_tend_to_come_first() -> None:
 
 
 def simulate(turn: int, n: int, prob: np.ndarray, bad: np.ndarray, stop: int) -> tuple[float, float, bool]:
-    """Judge the first ``stop`` of the weighted random order; return the plain share, the corrected one, and whether its interval holds."""
+    """Judge the first ``stop`` patches; return the plain share, the corrected one, and whether its interval holds."""
     weight = odds_weight(prob)
     ids = [f"{turn}-{i}" for i in range(n)]
     keys = {i: order_key(i, w) for i, w in zip(ids, weight.tolist(), strict=True)}

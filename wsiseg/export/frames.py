@@ -92,7 +92,7 @@ def write_roi_zip(source: NucleiFile, out: Path, selection: Selection) -> Export
             chunk: Chunk = shifted(raw, -selection.region.x, -selection.region.y)
             if done + len(chunk) > MAX_ROIS:
                 raise InputError(
-                    f"The region has more than {MAX_ROIS} nuclei, the limit of an ROI set: choose a smaller --region or --sample"
+                    f"Expected at most {MAX_ROIS} nuclei in an ROI set: choose a smaller --region or --sample"
                 )
             for k, key in enumerate(chunk.column("nucleus_id").tolist()):
                 ring = chunk.xy[chunk.ring_offsets[k] : chunk.ring_offsets[k + 1] - 1]

@@ -266,7 +266,7 @@ def _why(err: Exception, views: Mapping[str, str]) -> str:
 
 
 def _views(root: Path, *, allow_files: bool) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the files by the names that the SQL reads, and the SQL of each view, in an order in which each uses earlier ones."""
+    """Return the files by the names that the SQL reads, and the SQL of each view, in the order to create them."""
     files = _tables_of(root, "", None)
     cohort = not files
     files = files or sorted(root.glob("cohort=*/slide_id=*/*.parquet"))
