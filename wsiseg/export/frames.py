@@ -91,9 +91,7 @@ def write_roi_zip(source: NucleiFile, out: Path, selection: Selection) -> Export
         for raw in iter_chunks(source, selection):
             chunk: Chunk = shifted(raw, -selection.region.x, -selection.region.y)
             if done + len(chunk) > MAX_ROIS:
-                raise InputError(
-                    f"Expected at most {MAX_ROIS} nuclei in an ROI set: choose a smaller --region or --sample"
-                )
+                raise InputError(f"Expected at most {MAX_ROIS} nuclei in an ROI set: choose a smaller --region or --sample")
             for k, key in enumerate(chunk.column("nucleus_id").tolist()):
                 ring = chunk.xy[chunk.ring_offsets[k] : chunk.ring_offsets[k + 1] - 1]
                 points = ring.astype(np.int32) if (ring == np.rint(ring)).all() else ring
