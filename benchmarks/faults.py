@@ -148,7 +148,7 @@ def slide_replaced(stage: Stage) -> None:
     os.utime(stage.slide, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert process.wait(LIMIT_S) == 1
     (row,) = pq.read_table(stage.out / "slides.parquet").to_pylist()
-    assert "changed while the run" in row["error"], row
+    assert "changed during the run" in row["error"], row
     data[len(data) // 17 * 5 + 7] ^= 1
     stage.slide.write_bytes(data)
     os.utime(stage.slide, ns=(stat.st_atime_ns, stat.st_mtime_ns))

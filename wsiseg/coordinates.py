@@ -149,23 +149,25 @@ def _number(text: str) -> float:
 
 
 def check_fit(xy: Float, ground: Ground, placed: tuple[float, float, float], what: str, n: int | None = None) -> list[str]:
-    """Return what to tell the user of points that lie outside the slide; empty: they fit.
+    """Return warnings about points outside the slide; an empty list if they fit.
 
     Parameters
     ----------
     xy : float64 (N, 2)
-        Points in the file's own frame, one a polygon or vertex.
+        Points in the frame of the file, one per polygon or per vertex.
+    ground
+        Size and bounds of the slide.
     placed
-        ``Frame.on`` of the frame that was used.
+        Result of ``Frame.on`` for the frame that was used: (level-0 px per unit of the file, shift in x, shift in y).
     what
-        Names the file and its points, and begins the message.
+        Name of the file and of its points; the message begins with it.
     n
-        How many there are in truth, where ``xy`` is a sample.
+        Number of points in the file, if ``xy`` is only a sample of them.
 
     Raises
     ------
     FormatError
-        Less than 2 % of them lie inside.
+        Less than 2 % of the points are inside the slide.
     """
     inside = _inside(xy, ground, placed)
     if len(xy) == 0 or inside >= 1 - WARN_OUTSIDE_FRAC:
@@ -185,19 +187,19 @@ def check_fit(xy: Float, ground: Ground, placed: tuple[float, float, float], wha
 
 
 def _inside(xy: Float, ground: Ground, placed: tuple[float, float, float]) -> float:
-    """Return the share of points inside the scanned area, with a px of grace for rounding."""
+    """Return the share of points inside the scanned area, with a tolerance of one px for rounding."""
     if len(xy) == 0:
         return 1.0
     factor, dx, dy = placed
     at = xy * factor + (dx, dy)
     left, top, right, bottom = ground.area
-    grace = max(1.0, factor)
-    good = (at >= (left - grace, top - grace)) & (at <= (right + grace, bottom + grace))
+    tolerance = max(1.0, factor)
+    good = (at >= (left - tolerance, top - tolerance)) & (at <= (right + tolerance, bottom + tolerance))
     return float(good.all(axis=1).mean())
 
 
 def _hint(xy: Float, ground: Ground, inside: float) -> str:
-    """Return which frames would put nearly all points inside."""
+    """Return a sentence that names the frames in which nearly all points would be inside the slide."""
     origins = ["slide"] + (["bounds"] if (ground.bounds_x, ground.bounds_y) != (0, 0) else [])
     units = ["", *(f",down={d:g}" for d in ground.downsamples if d > 1), *([",um"] if ground.mpp else [])]
     texts = [origin + unit for unit in units for origin in origins]

@@ -52,7 +52,7 @@ def test_many_nuclei_go_to_tif(tmp_path):
 
 
 def test_what_cannot_be_written_says_why(tmp_path):
-    with pytest.raises(FormatError, match="'a' comes twice"):
+    with pytest.raises(FormatError, match="two images have the id 'a'"):
         write_dataset([image("a"), image("a")], tmp_path / "twice", "test")
     assert not (tmp_path / "twice" / "INFO.json").exists()  # an unfinished set does not look finished
     bad = AnnotatedImage("x", np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.int32))

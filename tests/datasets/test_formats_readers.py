@@ -170,7 +170,7 @@ def test_three_nuclei_over_one_another():
 def test_ids_that_nothing_explains_are_refused():
     labels = nuclei()
     labels[38, 2] = 77
-    with pytest.raises(FormatError, match=r"tile_3: id 77 is no nucleus .*id 4 is missing.*modify"):
+    with pytest.raises(FormatError, match=r"tile_3: id 77 can be neither .*id 4 is missing.*modify"):
         repair_overlap_sums(labels, "tile_3")
     untouched, n = repair_overlap_sums(nuclei())
     assert n == 0

@@ -259,7 +259,7 @@ def test_quip_parts_of_a_slide_join(tmp_path):
         ("a.png", b"nonsense", "label image"),
         ("a.mat", b"nonsense", "label image"),
         ("a.tif", b"nonsense", "label image"),
-        ("a.txt", b"nonsense", "unknown kind"),
+        ("a.txt", b"nonsense", "unknown format"),
     ],
 )
 def test_broken_files_say_what_is_wrong(tmp_path, name, content, message):

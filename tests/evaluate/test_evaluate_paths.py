@@ -80,7 +80,7 @@ def test_pairs_that_cannot_be_made_say_so(folders, tmp_path):
     with pytest.raises(FormatError, match=r"no file of .* pairs"):
         evaluate_paths(elsewhere, truth)
     np.save(pred / "im_1.npy", grid(1))
-    with pytest.raises(FormatError, match="both claim"):
+    with pytest.raises(FormatError, match="are both for image"):
         evaluate_paths(pred, truth)
 
 

@@ -121,7 +121,7 @@ def test_decompression_bombs_are_refused_at_once(tmp_path: Path) -> None:
         PngImagePlugin.putchunk(stream, b"IDAT", data)
         PngImagePlugin.putchunk(stream, b"IEND")
     start = time.process_time()
-    with pytest.raises(SlideOpenError, match="decompression bombs"):
+    with pytest.raises(SlideOpenError, match="decompression bomb"):
         open_slide(path, mpp=0.25)
     assert time.process_time() - start < 5
 

@@ -178,7 +178,7 @@ def test_a_broken_context_ends_the_worker_and_no_tile_is_lost(run_on: Run, tmp_p
     events = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
     (death,) = [e for e in events if e["event"] == "worker_death"]
     assert "cudaErrorIllegalAddress" in death["reason"]
-    assert "its GPU computes no more" in death["reason"]
+    assert "its GPU stopped computing" in death["reason"]
 
 
 def test_one_of_two_gpus_that_breaks_at_everything_is_put_aside(run_on: Run) -> None:

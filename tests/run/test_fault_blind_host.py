@@ -23,7 +23,7 @@ from tests.run.hosts import Hosts as Machines
 from tests.run.hosts import reached
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder, PrepareDone, Task
-from wsiseg.run.hosts import LONGEST_REST_S, MAX_HOSTS, REST_S, STRIKES, Hosts, WorkItem
+from wsiseg.run.hosts import ASIDE_S, LONGEST_ASIDE_S, MAX_FAILURES_IN_A_ROW, MAX_HOSTS, Hosts, WorkItem
 from wsiseg.run.presence import Death
 from wsiseg.run.status import run_status
 from wsiseg.run.verify import verify_run
@@ -63,7 +63,7 @@ def test_with_one_host_nothing_is_held_back(clock: Clock) -> None:
         alone.add(f"tcp://127.0.0.1:{k}", "laptop", str(k))
     there = [f"tcp://127.0.0.1:{k}" for k in range(4)]
     for k in range(20):
-        alone.failed(there[k % 4], slide(k), "no such file", STRIKES)
+        alone.failed(there[k % 4], slide(k), "no such file", MAX_FAILURES_IN_A_ROW)
         assert not alone.may_be_done(slide(k), there), "a bad slide fails after its tries, without further ones"
         assert alone.choose([slide(k + 1)], there) is None
         assert alone.choose([slide(k)], [there[k % 4]]) is None, "the only worker tries again"
@@ -78,7 +78,7 @@ def test_one_broken_worker_of_a_host_is_put_aside_alone(clock: Clock) -> None:
     there = [f"tcp://127.0.0.1:{k}" for k in range(3)]
     for k, worker in enumerate(there):
         node.add(worker, "node", str(k))
-    for k in range(STRIKES):
+    for k in range(MAX_FAILURES_IN_A_ROW):
         tile = ("tile", "s", k)
         node.failed(there[1], tile, "RuntimeError: CUDA error")
         assert node.choose([tile], there) == {there[0], there[2]}
@@ -92,7 +92,7 @@ def test_one_broken_worker_of_a_host_is_put_aside_alone(clock: Clock) -> None:
 
 def test_what_failed_goes_to_another_host_and_not_to_another_worker_of_the_same(hosts: Hosts) -> None:
     there = [A, A2, B, C]
-    hosts.failed(A, slide(1), "no such file", STRIKES)
+    hosts.failed(A, slide(1), "no such file", MAX_FAILURES_IN_A_ROW)
     assert hosts.may_be_done(slide(1), there)
     assert hosts.choose([slide(1)], there) == {B, C}
     assert hosts.choose([slide(2)], there) is None, "one failure says nothing of the host yet"
@@ -103,7 +103,7 @@ def test_what_failed_goes_to_another_host_and_not_to_another_worker_of_the_same(
 
 def test_a_host_that_fails_where_another_succeeds_is_put_aside_and_found_again(hosts: Hosts, clock: Clock) -> None:
     there = [A, A2, B, C]
-    hosts.failed(A, slide(1), "no such file", STRIKES)
+    hosts.failed(A, slide(1), "no such file", MAX_FAILURES_IN_A_ROW)
     assert not hosts.news
     hosts.succeeded(B, slide(1))
     (said,) = hosts.news
@@ -121,7 +121,7 @@ def test_a_host_that_fails_where_another_succeeds_is_put_aside_and_found_again(h
         rests.append(clock.now - started)
         hosts.failed(A2, slide(3), "no such file")  # after a rest one failure is enough
         hosts.succeeded(B, slide(3))
-    assert rests == [min(LONGEST_REST_S, REST_S * 2**k) for k in range(10)]
+    assert rests == [min(LONGEST_ASIDE_S, ASIDE_S * 2**k) for k in range(10)]
     while hosts.choose([slide(2)], there) is not None:
         clock.now += 1
     hosts.succeeded(A, slide(4))
@@ -138,16 +138,16 @@ def test_a_bad_slide_puts_nobody_aside_and_is_not_tried_everywhere(clock: Clock)
     tries = 0
     while True:
         chosen = hosts.choose([slide(1)], there)
-        hosts.failed(min(chosen or there), slide(1), "not a slide", STRIKES)
+        hosts.failed(min(chosen or there), slide(1), "not a slide", MAX_FAILURES_IN_A_ROW)
         tries += 1
         if not hosts.may_be_done(slide(1), there):
             break
     assert tries == MAX_HOSTS, "nobody has opened anything yet: any of them may be blind"
     for worker in there:
         hosts.succeeded(worker, slide(99))
-    hosts.failed(there[0], slide(2), "not a slide", STRIKES)
+    hosts.failed(there[0], slide(2), "not a slide", MAX_FAILURES_IN_A_ROW)
     assert hosts.may_be_done(slide(2), there)
-    hosts.failed(there[1], slide(2), "not a slide", STRIKES)
+    hosts.failed(there[1], slide(2), "not a slide", MAX_FAILURES_IN_A_ROW)
     assert not hosts.may_be_done(slide(2), there), "two that open others cannot open it"
     assert not hosts.news
 
@@ -205,7 +205,7 @@ def test_no_good_slide_is_lost_whoever_is_broken(n_good: int, n_broken: int, ret
                 (o.slide_id, o.tile_id) for o, f in zip(outcomes, final, strict=True) if f and o.status == "failed"
             }
         elif worker in broken or (task.kind == "prepare" and task.slide_id == bad_slide):
-            hosts.failed(worker, things[0], "bad", STRIKES)
+            hosts.failed(worker, things[0], "bad", MAX_FAILURES_IN_A_ROW)
             if hosts.may_be_done(things[0], there):
                 feeder.again(task)
                 continue

@@ -247,7 +247,7 @@ def test_a_table_equals_its_own_export(tmp_path: Path, origin: str) -> None:
 def test_polygons_that_cannot_meet_are_refused_and_say_what_would_help(tmp_path: Path) -> None:
     table = make_table(tmp_path, n=60, extent=900, bounds=(7000, 4000))
     (out,) = export_tables(table, "qupath", tmp_path / "a.geojson", ExportOptions())
-    with pytest.raises(FormatError, match=r"only 0\.0% .*They would meet with --frame bounds"):
+    with pytest.raises(FormatError, match=r"only 0\.0% .*They would overlap with --frame bounds"):
         evaluate_paths(out.path, table, frame="slide")
     np.save(tmp_path / "t.npy", np.eye(64, dtype=np.int32))
     far = geojson(tmp_path / "far.geojson", [(500, 500, 510, 510)])

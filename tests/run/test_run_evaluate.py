@@ -107,7 +107,7 @@ def test_splits_limits_rows_and_protocol(data: Path, tmp_path: Path) -> None:
     assert [s.image_id for s in choose_samples(data, [], "all", 1)] == ["p", "tnbc_01_1"]
     text = evaluate("--data", data, "--sets", "tnbc", "--split", "all", "--by", "patient", "--precision", "fp32")
     assert "tnbc 01" in text
-    assert "tnbc: 1 of 3 images were trained on" in text
+    assert "tnbc: the weights were trained on 1 of 3 images" in text
     text = evaluate("--data", data, "--sets", "new", "--limit", 1, "--protocol", "hou2020", "--out", tmp_path / "h.json")
     assert "Instance-Dice" in text
     assert [r["row"] for r in json.loads((tmp_path / "h.json").read_text())["hou2020"]] == ["colon", "all patches"]
@@ -141,7 +141,7 @@ def test_what_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
 
 def test_unknown_scale_is_said(data: Path, crop_rgb: np.ndarray, found: np.ndarray, tmp_path: Path) -> None:
     write_set(tmp_path, "odd", {"x": (crop_rgb[:260, :300], found)}, mpp="unknown")
-    assert "odd: 1 of 1 images state no microns per pixel: used at their own pixels" in evaluate("--data", tmp_path)
+    assert "odd: 1 of 1 images state no microns per pixel: segmented without resampling" in evaluate("--data", tmp_path)
     assert f"taken as {MPP} um/px" in evaluate("--data", tmp_path, "--mpp", MPP)
 
 

@@ -112,7 +112,7 @@ def test_a_given_mask_that_covers_nothing_or_no_nucleus_is_suspect(slides: Path,
         assert done.exit_code == 1, done.output
         results[name] = rows(tmp_path / name)["good"]
     assert {r["status"] for r in results.values()} == {"suspect"}
-    assert results["none"]["error"] == "the tissue mask given covers nothing of the slide"
+    assert results["none"]["error"] == "the given tissue mask does not cover any part of the slide"
     assert "mm2 of the tissue mask given (" in results["beside"]["error"]
 
 

@@ -23,7 +23,7 @@ PATH = click.Path(path_type=Path)
 @click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="RUN|FILE")
 @click.option("--to", required=True, type=click.Choice(EXPORTS), help="Format to write.")
 @click.option("-o", "--out", required=True, type=PATH, help="File for one slide; folder for several, and for quip.")
-@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; repeatable.")
 @click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid lies in this window, level-0 pixels.")
 @click.option("--sample", type=click.IntRange(1), help="At most this many nuclei, the same ones every time.")
 @click.option("--frame", cls=RenamedOption, old_names=["--origin"], type=click.Choice(["bounds", "slide"]), default="bounds",
@@ -85,7 +85,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 
 @click.command("import")
 @click.argument("files", nargs=-1, required=True, type=PATH, metavar="FILE...")
-@click.option("--from", "fmt", required=True, type=click.Choice(IMPORTS), help="What wrote the files.")
+@click.option("--from", "fmt", required=True, type=click.Choice(IMPORTS), help="Tool or format of the files.")
 @click.option(
     "-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Run folder to make or add to."
 )
@@ -94,8 +94,8 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel, where the file does not say.")
 @click.option("--width", "width_px", type=click.IntRange(1), help="Slide width, level-0 pixels.")
 @click.option("--height", "height_px", type=click.IntRange(1), help="Slide height, level-0 pixels.")
-@click.option("--slide-id", default="", help="Id of the slide.  [the slide's or file's name]")
-@click.option("--cohort", default="", help="Cohort (cancer type) of the slides.")
+@click.option("--slide-id", default="", metavar="ID", help="Id of the slide.  [the slide's or file's name]")
+@click.option("--cohort", default="", metavar="NAME", help="Cohort (cancer type) of the slides.")
 @click.option("--scale", type=float, help="File pixels per level-0 pixel.  [1]")
 @click.option("--label-mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of a label image.")
 @click.option("--frame", cls=RenamedOption, old_names=["--origin"], default="auto", metavar="FRAME",
@@ -107,7 +107,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 @click.option("--fix-edge-tiles", is_flag=True, help="quip: rescale edge tiles of releases before 7 December 2019.")
 @click.option("--strict", is_flag=True, help="Refuse polygons that cross themselves instead of only flagging them.")
 def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any) -> None:
-    """Make a run folder of other tools' segmentations, so that qc, evaluate, query and export work on them.
+    """Import other tools' segmentations into a run folder, so that qc, evaluate, query and export can use them.
 
     \b
     quip        folder of *-features.csv (TCIA release) hovernext   label map (pinst_pp.zip) with --classes
@@ -177,18 +177,18 @@ def query(run: Path, sql: str, out: Path | None, rows: int, allow_files: bool) -
 
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; may be repeated.")
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; repeatable.")
 @click.option("--stain-vectors", "stain", cls=RenamedOption, old_names=["--stain"], type=click.Choice(["ruifrok", "macenko"]),
               default="ruifrok", show_default=True,
               help="Those of Ruifrok and Johnston, the same for all slides, or fitted to each by Macenko.")  # fmt: skip
-@click.option("--no-pixels", is_flag=True, help="Leave optical densities out; the slide files are then not needed.")
+@click.option("--no-pixels", is_flag=True, help="Omit optical densities; the slide files are then not needed.")
 @click.option(
-    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO. Repeatable."
+    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO; repeatable."
 )
 @click.option("--tile", "tile_wpx", type=click.IntRange(64, 16384), default=2048, show_default=True,
               help="Side of the windows read, pixels at the model's resolution; results do not depend on it.")  # fmt: skip
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
-@click.option("--overwrite", is_flag=True, help="Measure again slides that have been measured.")
+@click.option("--overwrite", is_flag=True, help="Measure slides again that have features already.")
 def features(run: Path, slide_ids: tuple[str, ...], no_pixels: bool, **options: Any) -> None:
     """Measure further features of every nucleus of RUN: stain, solidity, neighbors.
 

@@ -52,13 +52,21 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: 
 
 @click.group()
 def datasets() -> None:
-    """Annotated data sets: convert public formats to one layout, and show what they hold."""
+    """Annotated data sets: convert public formats to one layout, list them, make patches and masks.
+
+    \b
+    wsiseg datasets convert downloads/TNBC --out SETS/tnbc
+    wsiseg datasets stats SETS
+    """
 
 
 @datasets.command()
 @click.argument("root", type=_FOLDER)
 def stats(root: Path) -> None:
-    """List every set under ROOT: images, nuclei, tile size, resolution, organs, licence."""
+    """List every set under ROOT: images, nuclei, tile size, resolution, organs, licence.
+
+    Example:  wsiseg datasets stats SETS
+    """
     from wsiseg.evaluation.reports import dataset_table
 
     print_table(*dataset_table(root))
@@ -88,7 +96,7 @@ def convert(source: Path, old_out: Path | None, out: Path | None, format_name: s
 @click.argument("root", type=_FOLDER)
 @click.argument("old_out", required=False, metavar="", type=click.Path(path_type=Path))
 @click.option("-o", "--out", type=click.Path(path_type=Path), help="Zarr store to write.  [required]")
-@click.option("--sets", default="", metavar="A,B", help="Folders of ROOT to take.  [all that have an INFO.json]")
+@click.option("--sets", default="", metavar="A,B", help="Sets (folders of ROOT) to use.  [all that have an INFO.json]")
 @click.option("--patch", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
 def patches(root: Path, old_out: Path | None, out: Path | None, sets: str, patch: int) -> None:
     """Write the sets under ROOT as patches in one sharded Zarr v3 store, which training reads in place of the folder.
@@ -106,8 +114,20 @@ def patches(root: Path, old_out: Path | None, out: Path | None, sets: str, patch
 @datasets.command(short_help="Write CryoNuSeg's auxiliary masks of a set.")
 @click.argument("source", metavar="SET", type=_FOLDER)
 @click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.")
-@click.option("--w0", type=click.FloatRange(0), default=10.0, show_default=True, help="Height of the border weight.")
-@click.option("--sigma2", type=click.FloatRange(0, min_open=True), default=25.0, show_default=True, help="Its variance, px².")
+@click.option(
+    "--w0",
+    type=click.FloatRange(0),
+    default=10.0,
+    show_default=True,
+    help="Height of the border weight (Ronneberger et al. 2015).",
+)
+@click.option(
+    "--sigma2",
+    type=click.FloatRange(0, min_open=True),
+    default=25.0,
+    show_default=True,
+    help="Variance of the border weight, px².",
+)
 def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
     """Write CryoNuSeg's auxiliary masks (Mahbod et al. 2021) of SET, in that set's folders.
 

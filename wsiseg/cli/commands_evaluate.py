@@ -53,7 +53,7 @@ class _ByArguments(click.Group):
 
 @click.group(cls=_ByArguments)
 def evaluate() -> None:
-    """Score instances: files against files, a network against annotated sets, people against people.
+    """Score nuclei: files against files, a network against annotated sets, annotators against each other.
 
     \b
     wsiseg evaluate PRED TRUTH                      two files, or two folders paired by name
@@ -111,7 +111,12 @@ def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | N
 @evaluate.command()
 @click.option("--data", "root", type=_FOLDER, required=True, help="Folder of sets, as `wsiseg datasets convert` writes them.")
 @click.option("--sets", default="", metavar="A,B", help="Which sets.  [all in the folder]")
-@click.option("--weights", default=None, help=f"default, open, research, or a .safetensors file.  [{default_of('weights')}]")
+@click.option(
+    "--weights",
+    default=None,
+    metavar="WEIGHTS",
+    help=f"default, open, research, or a .safetensors file.  [{default_of('weights')}]",
+)
 @click.option(
     "--split",
     type=click.Choice(["validation", "train", "all"]),
@@ -140,7 +145,7 @@ def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | N
 @_PROTOCOL
 @_GROUPS
 def model(root: Path, sets: str, config_file: Path | None, protocol: str | None, limit: int | None, **options: Any) -> None:
-    """Segment annotated images as slides are segmented, and score them: one table.
+    """Segment annotated images with the code that segments slides, and score them in one table.
 
     Means are over images; the 95 % interval is a bootstrap over patients. Count r and MAE% are those of Hou et al. 2020.
 
@@ -167,11 +172,15 @@ def model(root: Path, sets: str, config_file: Path | None, protocol: str | None,
 
 @evaluate.command()
 @click.argument("readings", nargs=-1, required=True, metavar="[NAME=]FOLDER...")
-@click.option("--images", type=_FOLDER, help="The pictures, where only outlines (ImageJ ROIs) say what was drawn.")
+@click.option(
+    "--images",
+    type=_FOLDER,
+    help="The pictures; needed if all readings are outlines (ImageJ ROIs), which do not state the image size.",
+)
 @click.option("--organs", type=_FILE, help="CSV image,organ.  [INFO.json; names like Human_<Organ>_01]")
 @click.option("-o", "--out", type=_NEW_FILE, help="Write rows, tests and scores per image (.json).")
 def observers(readings: tuple[str, ...], images: Path | None, organs: Path | None, out: Path | None) -> None:
-    """Compare several drawings of the same images: Dice, AJI and PQ per organ, mean ± sd, as CryoNuSeg's tables.
+    """Compare several annotations of the same images: Dice, AJI and PQ per organ, mean ± sd, as in CryoNuSeg's paper.
 
     A folder holds label images, polygon files, or ImageJ ROI sets (<id>.zip, or folders of .roi). Two folders under one name
     are two readings of one person: intra-observer. The first of a pair is taken as truth.

@@ -121,7 +121,7 @@ def _print_left_out(console: Console, found: Found) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Check what is installed, which backend a run would take, and that the core works."""
+    """Check what is installed, which backend a run would take, and that segmentation works (a self-test)."""
     from wsiseg.run.doctor import doctor as examine
 
     console = Console(highlight=False, soft_wrap=True)
@@ -141,7 +141,7 @@ def doctor() -> None:
 @click.option("--side-by-side", is_flag=True, help="Show the tissue without outlines beside it.")
 @click.option("--density", is_flag=True, help="The whole slide with nuclei per mm² in color instead of outlines.")
 @click.option(
-    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO. Repeatable."
+    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO; repeatable."
 )
 def overlay(
     run: Path, slide_id: str, region: str, out: Path, side_by_side: bool, density: bool, path_map: tuple[str, ...]

@@ -17,15 +17,21 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.argument("root", type=_FOLDER)
 @click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder of the ranking.")
 @click.option("--sets", default="", metavar="A,B", help="Which sets of ROOT.  [all]")
-@click.option("--network", "networks", multiple=True, help="Network or published model to train, or none. Repeatable.  [lean]")
 @click.option(
-    "--predictions", multiple=True, metavar="NAME=FOLDER", help="Label images of the test tiles by another program. Repeatable."
+    "--network",
+    "networks",
+    multiple=True,
+    metavar="NAME",
+    help="Network or published model to train, or none; repeatable.  [lean]",
+)
+@click.option(
+    "--predictions", multiple=True, metavar="NAME=FOLDER", help="Label images of the test tiles by another program; repeatable."
 )
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Training steps for each set.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Patches per step.")
 @click.option("--patch", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
 @click.option("--device", type=DEVICES, default="auto", help="Where to train.  [auto: a GPU if PyTorch can use one]")
-@click.option("--with-macenko", is_flag=True, help="Train all once more on images normalized by Macenko's method.")
+@click.option("--with-macenko", is_flag=True, help="Also train every network on images normalized by Macenko's method.")
 @click.option("--stain", type=click.Choice(["none", "macenko"]), default="none", hidden=True)
 @click.option("--best", type=click.IntRange(0), default=0, help="Fuse at most this many of the best sets; 1: none.  [all]")
 @click.option("--test-tiles", type=click.IntRange(1), default=14, show_default=True, help="Test tiles of each set.")

@@ -15,7 +15,7 @@ __all__ = ["COMMANDS"]
 
 RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 PATH_MAP = click.option(
-    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO. Repeatable."
+    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO; repeatable."
 )
 
 
@@ -27,9 +27,9 @@ def qc() -> None:
     wsiseg qc outliers RUN        slides that stand out in their cohort
     wsiseg qc patches RUN         15 random patches per slide
     wsiseg qc predict RUN         which of them a reviewer will find bad
-    wsiseg qc review RUN          judge them in the browser, by keys
+    wsiseg qc review RUN          judge them in the browser, with the keyboard
     wsiseg qc grade RUN           grades and tables from all marks
-    wsiseg qc report RUN          one HTML file that shows it all
+    wsiseg qc report RUN          one HTML file with all results
     """
 
 
@@ -44,7 +44,7 @@ def qc() -> None:
     type=float,
     default=1 / 3,
     show_default="1/3",
-    help="Share of selected slides judged unacceptable that opens the second round of a cohort.",
+    help="A cohort gets a second round if at least this share of its flagged slides is judged unacceptable.",
 )
 @click.option(
     "--rounding",
@@ -60,7 +60,7 @@ def qc() -> None:
     type=click.Choice(["auto", "tails", "mad", "mahalanobis"]),
     multiple=True,
     help="tails: the outer share of each statistic, the published rule. mad: values too many robust standard deviations from "
-    "the median. mahalanobis: all statistics together. May be given more than once.  [auto: tails from 100 slides on, mad in a "
+    "the median. mahalanobis: all statistics together. Repeatable.  [auto: tails from 100 slides on, mad in a "
     "smaller cohort or with --reference]",
 )
 @click.option(
@@ -118,6 +118,8 @@ def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str
 
     The same run and seed give the same patches; existing ones are kept. Their quality is predicted too (see
     `wsiseg qc predict`).
+
+    Example:  wsiseg qc patches my-run --per-slide 15
     """
     from rich.progress import Progress
 
@@ -148,9 +150,9 @@ def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str
 def predict(run: Path, worst: int) -> None:
     """Predict which patches of RUN a reviewer will find not adequate, and the bad share of every slide.
 
-    From the network's margins, the shapes it drew, blur, and how the outlines sit on the picture; slide files are not needed.
-    Judged patches count as judged, and once 30 are judged the probabilities are fitted to the reviewers. Run it again after a
-    review; `review --order predicted` shows the likely bad ones first, and `report` shows the calibration.
+    It uses the network's probabilities, the shapes of nuclei, blur, and how well outlines fit the picture; slide files are not
+    needed. Judged patches count as judged; once 30 are judged, the probabilities are calibrated to the reviewers. Run it again
+    after a review. `review --order predicted` shows probably bad patches first; `report` shows the calibration.
 
     \b
     wsiseg qc predict my-run --worst 20
@@ -187,7 +189,7 @@ def predict(run: Path, worst: int) -> None:
 
 @qc.command()
 @RUN
-@click.option("--reviewer", required=True, help="Whose marks these are; one file each.")
+@click.option("--reviewer", required=True, metavar="NAME", help="Name of the reviewer; each has a file of marks.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine.  [any free one]")
 @click.option(
     "--share", default="1/1", show_default=True, metavar="K/N", help="This reviewer's part of the patches: the K-th of N."
@@ -211,7 +213,7 @@ def predict(run: Path, worst: int) -> None:
     "slides",
     multiple=True,
     metavar="SLIDE_ID",
-    help="Only this slide in the slide queue; may be repeated.  [the flagged ones]",
+    help="Only this slide in the slide queue; repeatable.  [the flagged ones]",
 )
 @click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
 @PATH_MAP
@@ -226,7 +228,7 @@ def review(
     browser: bool,
     path_map: tuple[str, ...],
 ) -> None:
-    """Serve the review page of RUN on this machine and print its address (stop with Ctrl-C; every answer is on disk at once).
+    """Serve the review page of RUN on this machine and print its address. Stop it with Ctrl-C; each answer is saved at once.
 
     From another machine: ssh -L PORT:127.0.0.1:PORT host, and give --port.
 
@@ -264,6 +266,8 @@ def grade(run: Path) -> None:
     \b
     Grade by the share of judged patches that are not adequate:
       Best 0 %   Good to 6.67 %   Adequate to 13.3 %   Problematic to 20 %   Unacceptable above, or the slide failed
+
+    Example:  wsiseg qc grade my-run
     """
     from wsiseg.qc.runs import cohort_summary, grade_run, load_run
 
@@ -296,8 +300,8 @@ def grade(run: Path) -> None:
 def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
     """Write one HTML file about RUN that opens in any browser, offline, and beside it all decisions as one CSV file.
 
-    Each slide that gives cause to look is a card: its tissue mask, its nuclear density, why it was flagged, the nuclei that
-    the mask left out. Printed, six cards fit a page. Both files hold names instead of this machine's paths, to be passed on.
+    Each slide that needs a look has a card with its tissue mask, its nuclear density, why it was flagged, and the nuclei that
+    the mask left out. Six cards fit on a printed page. Both files contain names instead of this machine's paths, to be passed on.
 
     \b
     wsiseg qc report my-run -o my-report.html      also writes my-report.decisions.csv

@@ -43,7 +43,10 @@ __all__ = ["COMMANDS"]
     "--shard", default="", metavar="I/N", help="Process only part I of N of the slides, for job arrays, e.g. 3/8.  [all]"
 )
 @click.option(
-    "--retries", type=click.IntRange(0), default=None, help=f"Further tries of a tile that failed.  [{default_of('retries')}]"
+    "--retries",
+    type=click.IntRange(0),
+    default=None,
+    help=f"How often a failed tile is tried again.  [{default_of('retries')}]",
 )
 @click.option(
     "--retry-failed",
@@ -65,7 +68,7 @@ __all__ = ["COMMANDS"]
 @click.option(
     "--features",
     is_flag=True,
-    help="Afterwards measure stain, solidity and neighbors of each nucleus, as wsiseg features does.",
+    help="Afterwards measure stain, solidity and neighbors of each nucleus, like wsiseg features.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
 def segment(
@@ -159,7 +162,10 @@ def merge(run: Path) -> None:
 )
 @click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
 def demo(out: Path, workers: int | None) -> None:
-    """Segment the real slide that ships with wsiseg, draw an overlay, and say where everything is."""
+    """Segment the real slide that ships with wsiseg, draw an overlay, and print where the results are.
+
+    Example:  wsiseg demo --out demo-out
+    """
     config = build_config(None, {"workers": workers})
     from wsiseg.export.overlay import overlay_png
     from wsiseg.results.manifest import find_slides

@@ -40,7 +40,7 @@ def synth() -> None:
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same images.")
 def make(reference: Path, cohort: Path, out: Path, images: int, patch: int, overlap_max: float, seed: int) -> None:
-    """Draw nuclei of the shapes in REFERENCE into patches of COHORT.
+    """Draw nuclei with shapes from REFERENCE into patches of COHORT.
 
     REFERENCE is an annotated set (a folder in the unified layout) or the polygons of a segmented slide
     (RUN/nuclei/SLIDE.parquet). COHORT is a folder of pictures without outlines, at the same magnification; of a set in the

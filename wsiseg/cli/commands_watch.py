@@ -125,7 +125,7 @@ def _print_slides(now: RunStatus) -> None:
 def errors(run: Path, as_json: bool) -> None:
     """List what failed or is suspect in RUN, grouped, and what to do about each group.
 
-    Exit code 1 where something failed or is suspect, 0 where nothing is. After removing the cause of a failure:
+    Exit code 1 if something failed or is suspect, otherwise 0. After removing the cause of a failure:
 
     \b
     wsiseg segment --retry-failed --out RUN
@@ -156,10 +156,10 @@ def errors(run: Path, as_json: bool) -> None:
 @click.command()
 @RUN
 def verify(run: Path) -> None:
-    """Check that every file of RUN is whole and that all of them agree.
+    """Check that every file of RUN is complete and that the files agree.
 
     Every polygon table is read to its last row; bytes, rows and settings are compared with what was recorded when it was made;
-    the tables over all slides are compared with the slides' own records. Exit code 1 where something is wrong.
+    the tables over all slides are compared with the slides' own records. Exit code 1 if something is wrong.
 
     \b
     wsiseg verify RUN && rsync -a RUN archive:

@@ -34,7 +34,7 @@ Exit codes:
   0    all slides segmented; slides without nuclei are blank glass
   1    some slides or tiles failed (see errors.parquet in the run folder), or slides are suspect: without nuclei, though not
        blank; wsiseg errors RUN says which and what to do
-  2    the command could not be understood or started
+  2    the command line is wrong, or the command could not start
   130  stopped with Ctrl-C; the same command resumes
   143  stopped with SIGTERM, which schedulers send before they take a machine away; the same command resumes
 """
@@ -93,8 +93,8 @@ def main(verbose: int) -> None:
     First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER
     Main job:        wsiseg segment FOLDER --out RUN
     While it runs:   wsiseg status RUN;  wsiseg errors RUN;  wsiseg verify RUN
-    See the result:  wsiseg overlay RUN SLIDE_ID -o picture.png
-    Trust it:        wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
+    Look at it:      wsiseg overlay RUN SLIDE_ID -o picture.png
+    Check quality:   wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
     For other tools: wsiseg export RUN --to qupath -o FOLDER
     Ask:             wsiseg query RUN "select ...";  wsiseg regions RUN ANNOTATIONS -o regions.parquet
     """

@@ -99,7 +99,9 @@ def slide_options(function: F) -> F:
             click.option(
                 "--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."
             ),
-            click.option("--cohort", default="", help="Cohort (cancer type) of all slides; a manifest column wins."),
+            click.option(
+                "--cohort", default="", metavar="NAME", help="Cohort (cancer type) of all slides; a manifest column wins."
+            ),
             click.option(
                 "--tissue-mask",
                 default="",
@@ -146,7 +148,10 @@ def _result_options(function: F) -> F:
                 help=f"Stain normalization.  [{default_of('stain')}: as the weights were trained]",
             ),
             click.option(
-                "--weights", default=None, help=f"default, open, research, or a .safetensors file.  [{default_of('weights')}]"
+                "--weights",
+                default=None,
+                metavar="WEIGHTS",
+                help=f"default, open, research, or a .safetensors file.  [{default_of('weights')}]",
             ),
             click.option(
                 "--engine",

@@ -15,7 +15,7 @@ __all__ = ["lost_output", "steady_streams"]
 _LEFT = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
 """The listener went away (``| head``), or there never was one: no fault of anybody."""
 
-PATIENCE_S = 5.0
+MAX_WAIT_S = 5.0
 """How long a pipe that is full and was set not to wait may take, s; then what it cannot take is lost."""
 
 _LOST: dict[int, OSError] = {}
@@ -49,7 +49,7 @@ class _Steady(io.RawIOBase):
             try:
                 done += os.write(self._handle, view[done:])
             except BlockingIOError:  # a pipe that somebody has set not to wait: so we do, but not for ever
-                if not select.select([], [self._handle], [], PATIENCE_S)[1]:
+                if not select.select([], [self._handle], [], MAX_WAIT_S)[1]:
                     break
             except OSError as err:
                 _LOST[self._handle] = err

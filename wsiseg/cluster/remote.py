@@ -174,7 +174,7 @@ def fitting_workers(client: Client) -> list[str]:
     InputError
         There are workers, and none of them has it; the message names what each has.
     """
-    told = ""
+    printed = ""
     while True:
         everyone = client.nthreads(callback_timeout=f"{CONNECT_S}s")
         versions = client.run(_version, on_error="return", callback_timeout=f"{CONNECT_S}s") if everyone else {}
@@ -188,9 +188,9 @@ def fitting_workers(client: Client) -> list[str]:
             firsts = {urlsplit(address).hostname: address for address in good}.values()
             return sorted(good, key=lambda address: ("GPU" not in declared[address], address not in firsts))
         what = "only workers that read (CPU=1) have joined yet" if declared else "no worker has joined the scheduler yet"
-        if what != told:
+        if what != printed:
             log.warning("%s; waiting. Ctrl-C stops", what)
-            told = what
+            printed = what
         time.sleep(0.5)
     lines = [f"  {a}: {one_line(v) if isinstance(v, BaseException) else v}" for a, v in sorted(versions.items())]
     raise InputError(

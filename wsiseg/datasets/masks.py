@@ -1,6 +1,6 @@
-"""The auxiliary masks of CryoNuSeg (Mahbod et al. 2021): from one label image, what a network may be trained on or weighted by.
+"""A label image -> the auxiliary masks of CryoNuSeg (Mahbod et al. 2021), used as targets or as loss weights in training.
 
-Names of the folders, ranges and file types are those of the published set, so that what reads the one reads the other.
+Folder names, value ranges and file types are those of the published set, so that programs written for it can read these.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def write_masks(source: Path, out: Path, w0: float = 10.0, sigma2_px2: float = 2
     Raises
     ------
     FormatError
-        Nothing of that kind is there, or a file is broken.
+        ``source`` has no such files, or a file is damaged.
     """
     import tifffile
 

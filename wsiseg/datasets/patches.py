@@ -34,7 +34,7 @@ def is_patch_store(path: Path) -> bool:
 
 
 def writing_store(out: Path, fill: Callable[[Any], None], patch_px: int = PATCH_PX) -> None:
-    """Create the store ``out`` and hand its root group to ``fill``; it appears whole or not at all.
+    """Create the store ``out`` and call ``fill`` with its root group; the store appears complete or not at all.
 
     Raises
     ------
@@ -59,7 +59,7 @@ def write_patch_set(
     pictures
         (id, RGB uint8 (H, W, 3), labels int32 (H, W)), one after another: only a shard's patches are held in memory.
     sizes
-        (H, W) of each picture, known beforehand, since a Zarr array is made with its size.
+        (H, W) of each picture, needed beforehand to create Zarr arrays of the final size.
     """
     side = int(root.attrs["patch_px"])
     total = sum(-(-h // side) * -(-w // side) for h, w in sizes)
@@ -100,7 +100,7 @@ def read_patched(store: Path, dataset: str, image_id: str) -> tuple[NDArray[np.u
     Raises
     ------
     FormatError
-        When the store is no patch store, or holds no such set or image.
+        The store is not a patch store, or does not have this set or image.
     """
     group = _group(store, dataset)
     images: Any = group.attrs["images"]
@@ -124,7 +124,7 @@ def _group(store: Path, dataset: str) -> Any:
     return _opened(store, dataset, facts.stat().st_mtime_ns if facts.is_file() else 0)
 
 
-@lru_cache(maxsize=16)  # a set's list of images is long, and asked for once an image
+@lru_cache(maxsize=16)  # the list of images of a set is long and would be parsed for every image
 def _opened(store: Path, dataset: str, _mtime_ns: int) -> Any:
     import zarr
 

@@ -1,4 +1,4 @@
-"""Annotated images on disk -> memory, and who may judge whom.
+"""Annotated images on disk -> samples in memory, with fixed splits into training and validation.
 
 The unified layout is a folder per set: ``<id>.png`` (RGB), ``<id>.labels.png`` or ``.labels.tif`` (one integer per nucleus, 0
 background) and ``INFO.json`` (licence, mpp, organs, groups); or the same as patches in one Zarr store (``train.patches``).
@@ -84,19 +84,19 @@ class Sample:
 
 
 def group_of(dataset: str, image_id: str, info: Mapping[str, Any] | None = None) -> str:
-    """Return what must not be torn apart by a split: the patient, or the nearest thing to one that is known.
+    """Return the group of an image, which a split must keep together: the patient, or the closest to it that is known.
 
     Parameters
     ----------
     info
-        The set's ``INFO.json``; its ``group_per_image`` goes before what the id says. A TCGA barcode in either stands for its
-        site and patient (``A7-A13F``), so that one patient is one group in whichever set. Where nothing is known, an image is
-        its own group.
+        The set's ``INFO.json``; its ``group_per_image`` takes precedence over the id. A TCGA barcode in either is reduced to
+        site and patient (``A7-A13F``), so that a patient is the same group in every set. If nothing is known, each image is a
+        group of its own.
 
     Raises
     ------
     FormatError
-        For an image id that the set's naming does not explain.
+        The image id does not follow the naming of its set.
     """
     stated = str((info or {}).get("group_per_image", {}).get(image_id) or "")
     if barcode := _TCGA.search(stated or image_id):
@@ -110,9 +110,9 @@ def group_of(dataset: str, image_id: str, info: Mapping[str, Any] | None = None)
 
 
 def sets_folder(root: str | Path) -> Path:
-    """Return the folder of sets: ``root``, or ``nuclei`` in it where it holds none itself, but slides and other data.
+    """Return the folder of sets: ``root``, or ``root/nuclei`` if there are no sets in ``root`` itself.
 
-    So ``WSISEG_DATA`` can name one folder for tests, training and benchmarks; a patch store is returned as it is.
+    ``WSISEG_DATA`` can thus name one folder for tests, training and benchmarks. A patch store is returned unchanged.
     """
     folders = Path(root), Path(root) / "nuclei"
     return next((f for f in folders if any(next(p.parent.glob("*.labels.*"), None) for p in f.glob("*/INFO.json"))), folders[0])
@@ -210,8 +210,8 @@ def _size(sample: Sample) -> tuple[int, int]:
 def magnification(sample: Sample, labels: NDArray[np.int32]) -> float:
     """Return the factor that brings an image near to the model's 0.25 um/px, for training patches only.
 
-    Where the set states no mpp, the median nucleus says it: half of the way (in logarithms) to a diameter of 26 px (6.5 um),
-    so that true differences in size are not taken away.
+    If the set does not state mpp, it is estimated from the median nucleus: the factor goes half of the way (in logarithms) to a
+    diameter of 26 px (6.5 um), so that true differences in size between tissues are not removed.
     """
     if sample.mpp is not None:
         return 1.0 if abs(sample.mpp / MODEL_MPP - 1) < 0.1 else sample.mpp / MODEL_MPP
@@ -259,7 +259,7 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 
 def _number(text: object) -> float | None:
-    """Read "0.25", 0.25 or "0.25 nominal"; anything else states no mpp."""
+    """Return the number in "0.25", 0.25 or "0.25 nominal"; None for anything else."""
     try:
         return float(str(text).split()[0])
     except (ValueError, IndexError):

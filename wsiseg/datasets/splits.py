@@ -1,4 +1,4 @@
-"""Who judges whom in a cross-validation: folds that tear no patient apart, and folds that leave whole organs out."""
+"""Folds of a cross-validation, which keep the images of a patient together or hold out whole organs."""
 
 from __future__ import annotations
 
@@ -29,15 +29,16 @@ def make_folds(samples: Sequence[Sample], by: FoldKind, folds: int = 0) -> list[
     Parameters
     ----------
     by
-        ``organ``: every fold holds out whole organs; ``patient``: whole groups (``Sample.group``), spread so that each fold has
-        its share of every set. A group that a fold holds out is in that fold's training under no other set or organ either.
+        ``organ``: every fold holds out whole organs; ``patient``: whole groups (``Sample.group``), distributed so that each
+        fold
+        has its share of every set. No image of a held-out group is used for training in that fold, whatever its set or organ.
     folds
         Number of folds; 0: one per organ, or 5 for patients.
 
     Returns
     -------
     list of Fold
-        The same for the same samples, in whatever order they come.
+        They depend on the set of samples only, not on their order.
 
     Raises
     ------

@@ -1,8 +1,9 @@
-"""The worst windows of a model as one picture: what a model card owes its reader.
+"""The worst windows of a model -> one picture for its model card.
 
 Each crop is shown twice, plain and marked. True nuclei are outlined in one color, predicted ones in another; a sign in the
-middle says what went wrong: ``x`` missed, ``+`` extra, ``M`` merged, ``S`` split, ``o`` drawn wrong (see ``failures``). Signs,
-not colors alone, so that every eye can tell them.
+middle says what went wrong: ``x`` missed, ``+`` extra, ``M`` merged, ``S`` split, ``o`` drawn wrong (see ``failures``). Signs
+are
+used in addition to colors for color-blind readers.
 """
 
 from __future__ import annotations
@@ -116,5 +117,5 @@ def _outline(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
         for axis in (0, 1):
             for shift in (-step, step):
                 edge |= np.roll(labels, shift, axis) != labels
-    edge[:2], edge[-2:], edge[:, :2], edge[:, -2:] = False, False, False, False  # the crop's border is no outline
+    edge[:2], edge[-2:], edge[:, :2], edge[:, -2:] = False, False, False, False  # the border of the crop is not an outline
     return edge & (labels != 0)

@@ -1,4 +1,4 @@
-"""Files of instances -> label maps: label images, our Parquet, QuPath and CellViT GeoJSON, QuIP CSV."""
+"""Files of instances (label images, polygon tables of wsiseg, GeoJSON of QuPath and CellViT, QuIP CSV) -> label maps."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ JSON_SUFFIXES = (
     ".geojson.snappy",
 )  # fmt: skip
 _PACKED = (".gz", ".zip", ".snappy")
-"""Endings under which one JSON file may be packed; of a folder they are not taken."""
+"""Suffixes of compressed JSON files. They are only accepted for a single file, not when a folder is searched."""
 
 POLYGON_SUFFIXES = (".parquet", *JSON_SUFFIXES, ".csv")
 INSTANCE_SUFFIXES: tuple[str, ...] = (*LABEL_SUFFIXES, ".zarr", *POLYGON_SUFFIXES)
@@ -78,7 +78,7 @@ class Rings:
 
 
 def holds_labels(path: Path) -> bool:
-    """Return whether a file (or Zarr folder) is a label image, not polygons; a zip is looked into."""
+    """Return whether a file (or Zarr folder) is a label image and not polygons; the contents of a zip decide."""
     return path.suffix.lower() in LABEL_SUFFIXES or is_label_store(path)
 
 
@@ -96,17 +96,17 @@ def instance_stem(path: Path) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instances:
-    """What one file holds, drawn.
+    """The contents of one file as label maps.
 
     Attributes
     ----------
     labels : int32 (H, W) or (L, H, W)
-        0 background. Further layers hold the polygons that cover nothing alone, since others lie over all their pixels: the
-        same nucleus given twice. Ids differ between layers.
+        0 background. A polygon whose pixels are all covered by others (such as a nucleus that is in the file twice) is in a
+        further layer. Ids differ between layers.
     unknown : bool (H, W) or None
         Pixels that were not annotated.
     notes
-        What the user should know about the reading.
+        Messages for the user about how the file was read.
     """
 
     labels: npt.NDArray[np.int32]
@@ -148,7 +148,7 @@ def load_instances(
     Raises
     ------
     FormatError
-        The file is missing, broken or of a kind that holds no areas.
+        The file is missing or damaged, or its format has no outlines or labels.
     """
     path = Path(path)
     if holds_labels(path):
@@ -161,7 +161,7 @@ def load_instances(
 
 
 def load_label_image(path: Path, shape: tuple[int, int] | None = None, *, components: bool = False) -> Instances:
-    """Read a label image. Raises ``FormatError`` where it has another ``shape``, or values that are classes, not ids."""
+    """Read a label image. Raises ``FormatError`` if its shape is not ``shape``, or if its values are classes and not ids."""
     found = read_label_file(path, components=components)
     if shape is not None and found.labels.shape != tuple(shape):
         got = found.labels.shape
@@ -177,20 +177,20 @@ def draw_rings(
     scale: float = 1.0,
     vertices: Vertices = "auto",
 ) -> Instances:
-    """Draw polygons (see ``load_instances``), layer after layer until each that has a pixel is seen."""
+    """Draw polygons (see ``load_instances``), adding layers until every polygon that has a pixel is visible in one."""
     outline = rings.outline_px if vertices == "auto" else vertices == "center"
     xy = (rings.xy - np.asarray(origin, np.float64) + (0.5 if outline else 0.0)) * scale
     if shape is None:
         right, bottom = np.ceil(xy.max(0) if len(xy) else np.zeros(2)).astype(int)
         shape = (max(int(bottom), 0), max(int(right), 0))
-    order = np.argsort(-_ring_areas(rings), kind="stable")  # the smaller is drawn later
+    order = np.argsort(-_ring_areas(rings), kind="stable")  # smaller polygons are drawn later, on top
     layers: list[npt.NDArray[np.int32]] = []
     left = np.ones(len(order), np.bool_)
     while left.any() or not layers:
         drawn = _drawn(xy, rings, shape, order[left[order]], outline)
         seen = np.bincount(drawn.ravel(), minlength=len(order) + 1)[1:] > 0
         if layers and not seen.any():
-            break  # what is left has no pixel, or lies outside
+            break  # the remaining polygons contain no pixel center, or are outside the map
         layers.append(drawn)
         left &= ~seen
     return Instances(layers[0] if len(layers) == 1 else np.stack(layers), None, tuple(rings.tally.lines()))
@@ -219,7 +219,7 @@ def load_rings(path: str | Path) -> Rings:
     if path.is_dir():
         parts = sorted(path.glob("*-features.csv"))
         if not parts:
-            raise FormatError(f"{path}: a folder of one slide must hold *-features.csv (QuIP).")
+            raise FormatError(f"{path}: expected the folder of one slide with *-features.csv files (QuIP), found none.")
         return _some(_join([ring for part in parts for ring in _quip_rings(part, tally)], tally, outline_px=True), path)
     if not path.is_file():
         raise FormatError(f"{path}: no such file.")
@@ -229,11 +229,11 @@ def load_rings(path: str | Path) -> Rings:
         return _some(_json_rings(path, tally), path)
     if name.endswith(".csv"):
         return _some(_join(list(_quip_rings(path, tally)), tally, outline_px=True), path)
-    raise FormatError(f"{path}: unknown kind. Expected one of {', '.join(INSTANCE_SUFFIXES)}.")
+    raise FormatError(f"{path}: unknown format. Expected one of {', '.join(INSTANCE_SUFFIXES)}.")
 
 
 def _some(rings: Rings, path: Path) -> Rings:
-    """Return the rings. Raises ``FormatError`` where the file has points or lines instead of outlines."""
+    """Return the rings. Raises ``FormatError`` if the file has points or lines instead of outlines."""
     if len(rings):
         crossed = 0 if rings.outline_px or rings.ground is not None else _crossed(rings)
         rings.tally.repair("outlines that cross themselves, filled by even-odd", crossed)
@@ -274,7 +274,7 @@ def _with_outline(labels: npt.NDArray[np.int32], xy: Float, rings: Rings) -> npt
     n = 2 * np.ceil(np.abs(step).max(1, initial=0)).astype(np.int64) + 1
     at = np.repeat(np.arange(len(xy)), n)
     t = (np.arange(len(at)) - np.repeat(np.cumsum(n) - n, n)) / np.maximum(n - 1, 1)[at]
-    # full precision would put a diagonal's half-way points on either side of a corner: whole steps only hit true pixels
+    # rounded to whole steps: at full precision, half-way points of a diagonal would fall on pixels on either side of it
     point = xy[at] + step[at] * t[:, None]
     diagonal = np.abs(np.abs(step[:, 0]) - np.abs(step[:, 1])) < 1e-9
     keep = ~(diagonal[at] & ((np.arange(len(at)) - np.repeat(np.cumsum(n) - n, n)) % 2 == 1))
@@ -320,7 +320,7 @@ def _parquet_rings(path: Path, tally: Tally) -> Rings:
 
 
 def _own_ground(path: Path) -> tuple[Ground | None, str]:
-    """Return what a table of wsiseg says of its slide; of another tool's: nothing."""
+    """Return frame and id of the slide from a table of wsiseg; None and "" for tables of other tools."""
     try:
         facts = read_table_meta(path)
         slide = facts["slide"]

@@ -31,19 +31,20 @@ def observer_report(
     Parameters
     ----------
     readings
-        ``FOLDER`` or ``NAME=FOLDER``; two folders of one name are two readings of one person (intra-observer). A folder holds
-        label images (the unified layout too), polygon files, ImageJ ROI zips ``<id>.zip`` or folders of ``.roi``.
+        ``FOLDER`` or ``NAME=FOLDER``; two folders with the same name are two readings by one person (intra-observer). A folder
+        contains label images (also in the unified layout), polygon files, ImageJ ROI zips ``<id>.zip`` or folders of ``.roi``.
     images
-        Folder of the pictures, where nothing else says how large the ROIs' images are.
+        Folder of the pictures; needed if no reading is a label image, because ROIs do not state the size of their image.
     organs
-        CSV ``image,organ``; else the ``INFO.json`` of a folder, else names as CryoNuSeg's ``Human_<Organ>_<n>``.
+        CSV ``image,organ``; default: from the ``INFO.json`` of a folder, else from names like CryoNuSeg's
+        ``Human_<Organ>_<n>``.
     out
-        JSON of all rows, tests and scores an image.
+        JSON file for all rows, tests and scores per image.
 
     Raises
     ------
     FormatError
-        A folder holds nothing readable, the size of an image is unknown, or nothing is shared.
+        A folder has no readable file, the size of an image is unknown, or two readings have no image in common.
     """
     named = [_named(text) for text in readings]
     files = [_reading_files(folder) for _, folder in named]
@@ -122,7 +123,9 @@ def _labels(path: Path, shape: tuple[int, int] | None, image: str) -> NDArray[np
     if holds_labels(path):
         return load_instances(path)
     if shape is None:
-        raise FormatError(f"{path}: outlines do not say how large the image {image} is. Give its pictures: --images FOLDER.")
+        raise FormatError(
+            f"{path}: outlines do not state the size of image {image}. Give the folder of pictures: --images FOLDER."
+        )
     if _is_roi(path):
         from wsiseg.datasets.formats import roi_labels
 

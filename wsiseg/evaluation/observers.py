@@ -28,7 +28,7 @@ OBSERVER_SCORES: tuple[str, ...] = ("dice", "aji", "pq")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Reading:
-    """One observer's drawing of a set: label maps by image. Two readings of one ``observer`` are told apart by ``reading``."""
+    """One observer's annotation of a set: label map by image. ``reading`` distinguishes readings of the same ``observer``."""
 
     observer: str
     reading: str
@@ -37,7 +37,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class ObserverPair:
-    """Two readings, scored image by image; ``organs`` runs parallel to ``images``."""
+    """Two readings and their scores for each image; ``organs`` has the organ of each of ``images``."""
 
     first: str
     second: str
@@ -60,7 +60,7 @@ def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | N
     readings
         At least two, in the order in which the earlier one is taken as truth.
     organs
-        Organ of each image; missing: ``"all"`` images alone are summarized.
+        Organ of each image; None: only the summary over ``"all"`` images.
 
     Returns
     -------
@@ -95,7 +95,7 @@ def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | N
 
 
 def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
-    """Return one row an organ and one for all images: mean and sample standard deviation of Dice, AJI and PQ, and counts.
+    """Return one row per organ and one for all images: mean and sample standard deviation of Dice, AJI and PQ, and counts.
 
     Images that are empty in both readings are left out of the means; the deviation of a single image is nan.
     """
@@ -114,7 +114,7 @@ def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
 
 
 def observer_tests(pairs: Sequence[ObserverPair]) -> list[dict[str, Any]]:
-    """Test every two pairs against each other on the images that they share: which two agree better."""
+    """Test for every two pairs which one agrees better, on the images that both pairs have."""
     rows = []
     for a, b in combinations(pairs, 2):
         of_a, of_b = dict(zip(a.images, a.scores, strict=True)), dict(zip(b.images, b.scores, strict=True))

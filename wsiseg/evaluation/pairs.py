@@ -16,15 +16,15 @@ from wsiseg.evaluation.inputs import Instances, Rings, Vertices, draw_rings, hol
 __all__ = ["Pair", "Placing", "load_pair"]
 
 MIN_OVERLAP_FRAC = 0.5
-"""Of two polygon files the one with the smaller reach should lie in the reach of the other; below this the user is warned."""
+"""The user is warned if less than this share of one file's polygons is within the extent of the other file's."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placing:
-    """How polygons come to lie on the label image.
+    """How polygons are placed on the label image.
 
-    ``frame`` puts those of other tools on the slide, ``origin`` (x, y) is the image's corner there, and ``scale`` its px per
-    polygon px. ``vertices`` and ``components``: see ``load_instances`` and ``read_label_file``.
+    ``frame`` is the frame of other tools' polygons on the slide, ``origin`` (x, y) the image's corner on the slide, and
+    ``scale`` image px per polygon px. ``vertices`` and ``components``: see ``load_instances`` and ``read_label_file``.
     """
 
     scale: float = 1.0
@@ -50,9 +50,9 @@ def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
     Raises
     ------
     FormatError
-        A file cannot be read, sizes differ, or next to nothing of one lies where the other does.
+        A file cannot be read, sizes differ, or the two files hardly overlap.
     InputError
-        The frame needs facts of the slide that neither file has.
+        The frame needs the size or bounds of the slide, which neither file has.
     """
     notes: list[str] = []
     paths = [truth] if pred is None else [pred, truth]
@@ -81,7 +81,7 @@ def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
 
 
 def _placed(rings: Rings, path: Path, ground: Ground | None, frame: Frame, notes: list[str]) -> Rings:
-    """Return the polygons in level-0 px of the slide, as far as anything says where that is."""
+    """Return the polygons in level-0 px of the slide, or unchanged if their place on the slide is not known."""
     if rings.ground is not None:
         return rings  # a table of wsiseg counts from the slide's corner
     known = ground or Ground()
@@ -92,19 +92,19 @@ def _placed(rings: Rings, path: Path, ground: Ground | None, frame: Frame, notes
         return rings
     if frame.origin == "auto" and (dx, dy) != (0.0, 0.0):
         notes.append(
-            f"{path}: coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added "
-            "(--frame slide if not)"
+            f"{path}: coordinates are taken as relative to the scanned area, as in QuPath: ({dx:g}, {dy:g}) px are added "
+            "(else use --frame slide)"
         )
     return dataclasses.replace(rings, xy=rings.xy * factor + np.array([dx, dy]))
 
 
 def _firsts(rings: Rings) -> npt.NDArray[np.float64]:
-    """Return the first vertex of each ring: where the polygons are, well enough."""
+    """Return the first vertex of each ring, as the approximate position of the polygon."""
     return rings.xy[rings.offsets[:-1]]
 
 
 def _on_image(rings: Rings, path: Path, shape: tuple[int, int], placing: Placing) -> list[str]:
-    """Return the warnings about polygons beside the label image. A window of a slide (an origin) leaves most of them out."""
+    """Return warnings about polygons outside the label image; none if the image is a window of a slide (has an origin)."""
     ground = Ground(shape[1], shape[0])
     at = (_firsts(rings) - np.asarray(placing.origin)) * placing.scale
     what = f"{path}: polygons on a label image of {shape[1]} x {shape[0]} px (--scale, --corner)"
@@ -118,7 +118,7 @@ def _on_image(rings: Rings, path: Path, shape: tuple[int, int], placing: Placing
 
 
 def _on_each_other(placed: dict[Path, Rings], files: dict[Path, Rings], ground: Ground | None) -> list[str]:
-    """Return the warnings about two polygon files of which neither lies where the other does; refuse them if next to none."""
+    """Return warnings if two polygon files overlap little; raise ``FormatError`` if they hardly overlap at all."""
     (a, one), (b, two) = placed.items()
     notes = []
     if one.ground is not None and two.ground is not None:
@@ -133,7 +133,7 @@ def _on_each_other(placed: dict[Path, Rings], files: dict[Path, Rings], ground: 
     if within >= MIN_OVERLAP_FRAC:
         return notes
     reach = " and ".join(f"{p} x {_reach(r, 0)}, y {_reach(r, 1)}" for p, r in placed.items())
-    text = f"only {within:.1%} of the one file's polygons lie in the reach of the other's: {reach} level-0 px. "
+    text = f"only {within:.1%} of one file's polygons are within the extent of the other's: {reach} level-0 px. "
     text += _hint(files, placed, ground)
     if within < MIN_INSIDE_FRAC:
         raise FormatError(text)
@@ -162,7 +162,7 @@ def _hint(files: dict[Path, Rings], placed: dict[Path, Rings], ground: Ground | 
         moved = dataclasses.replace(files[foreign[0]], xy=files[foreign[0]].xy * factor + np.array([dx, dy]))
         if max(_share_within(moved, other), _share_within(other, moved)) > MIN_OVERLAP_FRAC:
             fitting.append(f"--frame {text}")
-    return f"They would meet with {' or with '.join(fitting)}." if fitting else "Are both of the same slide (--frame)?"
+    return f"They would overlap with {' or with '.join(fitting)}." if fitting else "Are both of the same slide (--frame)?"
 
 
 def _grown(labels: npt.NDArray[np.int32], sides: list[int]) -> npt.NDArray[np.int32]:
@@ -173,5 +173,5 @@ def _grown(labels: npt.NDArray[np.int32], sides: list[int]) -> npt.NDArray[np.in
 def _either(found: list[Instances]) -> npt.NDArray[np.bool_] | None:
     unknown = [one.unknown for one in found if one.unknown is not None]
     if len({u.shape for u in unknown}) > 1:
-        return unknown[0]  # of other sizes: refused when they are scored
+        return unknown[0]  # sizes differ, which raises when they are scored
     return np.logical_or.reduce(unknown) if unknown else None

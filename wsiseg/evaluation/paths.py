@@ -44,17 +44,17 @@ class Evaluation:
     Attributes
     ----------
     names, scores
-        One of each an image, in order of name.
+        Name and scores of each image, in order of name.
     counts
-        Agreement of the counts of whole images.
+        Agreement of the numbers of nuclei of whole images.
     hou
-        Hou et al.'s patch scores over the images' whole 256 px squares; ``None`` where no image is that large.
+        Patch scores of Hou et al. over the complete 256 px squares of the images; ``None`` if no image is that large.
     unused
-        Predictions without a truth.
+        Names of predictions without a truth.
     patches
-        What ``hou`` is made of; ``HouPatch.image`` is of ``names``.
+        The patches behind ``hou``; ``HouPatch.image`` is one of ``names``.
     notes
-        What was left out of files, repaired, or does not fit: to be shown.
+        Messages for the user: what was left out of files, what was repaired, and what does not fit.
     """
 
     names: tuple[str, ...]
@@ -66,7 +66,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return one flat row an image."""
+        """Return one flat row per image."""
         return [{"image": name, **s.as_dict()} for name, s in zip(self.names, self.scores, strict=True)]
 
     def summary(self) -> dict[str, Any]:
@@ -97,17 +97,17 @@ def evaluate_paths(
     Parameters
     ----------
     pred, truth
-        Anything that ``load_instances`` reads. ``<id>.labels.png`` pairs with ``<id>.png``, ``<id>.parquet`` ...; in a folder
-        with ``*.labels.*`` files, only these count (the pictures beside them are not masks).
+        Files or folders that ``load_instances`` reads. ``<id>.labels.png`` pairs with ``<id>.png``, ``<id>.parquet`` ...; in a
+        folder with ``*.labels.*`` files, only these are used (the pictures beside them are not masks).
     ignore
         Mask (or folder of masks paired the same way): pixels that are not 0 count for neither side (ambiguous areas). So do
         pixels that a label image of either side has as negative (not annotated).
     scale, origin, vertices
         How polygons are drawn on the label image of the other side (see ``load_instances``).
     missing
-        What a truth without a prediction means: an error, an empty prediction (score 0), or an image to leave out.
+        How to treat a truth without a prediction: as an error, as an empty prediction (score 0), or leave the image out.
     frame
-        Where polygons of other tools lie on the slide of a table of wsiseg (``wsiseg.coordinates``).
+        Frame of other tools' polygons on the slide, if the other side is a table of wsiseg (``wsiseg.coordinates``).
     components
         Each connected part of a label image is a nucleus.
 
@@ -118,7 +118,7 @@ def evaluate_paths(
     Raises
     ------
     FormatError
-        Nothing pairs, a prediction is missing, a file is unreadable, or sizes differ.
+        No files pair by name, a prediction is missing, a file is unreadable, or sizes differ.
     """
     pairs, unused = _pairs(Path(pred), Path(truth), missing)
     masks = instance_files(Path(ignore)) if ignore is not None else {}
@@ -146,7 +146,7 @@ def evaluate_paths(
 
 
 def _unmet(scores: Scores, name: str) -> list[str]:
-    """Return what to tell where both sides have nuclei and none of them meet: more often a frame than a bad network."""
+    """Return a warning if both sides have nuclei and none match, which is more often a wrong frame than a bad network."""
     if min(scores.n_pred, scores.n_truth) == 0 or scores.matched[0]:
         return []
     met = "no two share a pixel" if scores.both_px == 0 else f"none match, {scores.both_px:,} px are shared"
@@ -158,7 +158,7 @@ def compare_runs(a: Evaluation, b: Evaluation, score: str = "pq") -> PairedTest:
     """Test whether two runs on the same images differ in a score (two-sided Wilcoxon signed-rank on a - b)."""
     if a.names != b.names:
         odd = sorted(set(a.names) ^ set(b.names))
-        raise FormatError(f"evaluate: the two runs score other images; only one of them has {odd[:5]}.")
+        raise FormatError(f"evaluate: the two runs have different images; only one of them has {odd[:5]}.")
     return paired_test([getattr(s, score) for s in a.scores], [getattr(s, score) for s in b.scores])
 
 
@@ -176,7 +176,7 @@ def evaluation_table(evaluation: Evaluation, images: bool = True) -> tuple[list[
 
 
 def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
-    """Write the table: ``.csv`` and ``.parquet`` hold one row an image, ``.json`` rows and summary (nan as null).
+    """Write the scores: ``.csv`` and ``.parquet`` with one row per image, ``.json`` with rows and summary (nan as null).
 
     The file appears complete or not at all. Raises ``FormatError`` for another suffix.
     """
@@ -207,7 +207,7 @@ def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
 
 
 def null_for_nan(value: Any) -> Any:
-    """Return nested dicts and lists with nan as ``None``: JSON knows no nan."""
+    """Return nested dicts and lists with nan replaced by ``None``, because JSON has no nan."""
     if isinstance(value, dict):
         return {k: null_for_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -218,8 +218,8 @@ def null_for_nan(value: Any) -> Any:
 def instance_files(folder: Path) -> dict[str, Path]:
     """Return the files of a folder by stem, or the one file under the name ''.
 
-    Where ``*.labels.*`` files lie in it only these count: the pictures beside them are no masks. Raises ``FormatError`` for a
-    folder that is not there, and for two files of one stem.
+    If the folder has ``*.labels.*`` files, only these are returned, because the pictures beside them are not masks. Raises
+    ``FormatError`` for a folder that does not exist, and for two files with the same stem.
     """
     if not folder.exists():
         raise FormatError(f"{folder}: no such file or folder.")
@@ -238,7 +238,7 @@ def instance_files(folder: Path) -> dict[str, Path]:
     for file in marked or found:
         stem = instance_stem(file)
         if stem in files:
-            raise FormatError(f"{folder}: {files[stem].name} and {file.name} both claim to be {stem!r}; keep one of them.")
+            raise FormatError(f"{folder}: {files[stem].name} and {file.name} are both for image {stem!r}: keep one of them.")
         files[stem] = file
     return files
 
@@ -256,7 +256,10 @@ def _pairs(pred: Path, truth: Path, missing: str) -> tuple[list[tuple[str, Path 
             f"first names {sorted(preds)[:2]} and {sorted(truths)[:2]})."
         )
     if absent and missing == "error":
-        raise FormatError(f"evaluate: {len(absent)} of {len(truths)} truths have no prediction in {pred}, first {absent[0]!r}.")
+        raise FormatError(
+            f"evaluate: {len(absent)} of {len(truths)} truths have no prediction in {pred}, the first is {absent[0]!r}. "
+            "Add it, or choose --missing empty or --missing skip."
+        )
     if missing == "skip":
         truths = {name: path for name, path in truths.items() if name in preds}
     unused = tuple(sorted(set(preds) - set(truths)))

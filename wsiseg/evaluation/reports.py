@@ -1,4 +1,4 @@
-"""``wsiseg evaluate`` and ``wsiseg datasets``: files named by the user -> tables of scores and facts."""
+"""``wsiseg evaluate`` and ``wsiseg datasets``: files given by the user -> tables of scores, and of facts about data sets."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ MAX_NOTES = 40
 
 @dataclass(frozen=True, slots=True)
 class TableText:
-    """A table as it is printed."""
+    """A table to print: title, headings and text cells."""
 
     title: str
     headings: list[str]
@@ -49,7 +49,7 @@ class TableText:
 
 @dataclass(slots=True)
 class Report:
-    """What a command prints: tables, then sentences."""
+    """The output of a command: tables, then lines of text."""
 
     tables: list[TableText] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
@@ -82,12 +82,12 @@ def score_files(
     groups
         CSV of images with their cancer type and WSI group (``hou2020``).
     annotators
-        More truths of the same images: each is scored against TRUTH, as annotator against annotator (``hou2020``).
+        Further annotations of the same images; each is scored against TRUTH as if it were a prediction (``hou2020``).
 
     Raises
     ------
     FormatError
-        Nothing pairs, or a file is unreadable or of another size.
+        No files pair by name, a file is unreadable, or sizes differ.
     """
     options: dict[str, Any] = {
         "ignore": ignore, "scale": scale, "origin": origin, "vertices": vertices, "missing": missing, "frame": frame,
@@ -134,13 +134,14 @@ def score_sets(
 ) -> Report:
     """Segment and score annotated sets with the network that a config names: ``wsiseg evaluate --data``.
 
-    ``score_model`` says what ``mpp`` and ``labels_out`` mean; ``against`` names other weights for a paired test on the same
-    images; ``gallery`` receives the worst ``crops`` windows, at most one an image; ``out`` a JSON of all numbers.
+    See ``score_model`` for ``mpp`` and ``labels_out``. ``against`` names other weights for a paired test on the same images;
+    ``gallery`` is a picture file for the worst ``crops`` windows, at most one per image; ``out`` is a JSON file for all
+    numbers.
 
     Raises
     ------
     FormatError, WeightsError
-        No such set or weights.
+        There is no such set, or there are no such weights.
     """
     from wsiseg.evaluation.scoring import choose_samples, compare_weights, machine_facts, score_model
 
@@ -180,7 +181,7 @@ def score_sets(
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Write a tree of plain values, nan as null; the file appears complete or not at all. ``FormatError``: not ``.json``."""
+    """Write nested values as JSON, nan as null, complete or not at all. Raises ``FormatError`` if not named ``.json``."""
     if path.suffix.lower() != ".json":
         raise FormatError(f"{path}: these scores are written as .json, not {path.suffix!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -200,7 +201,7 @@ def convert_dataset(source: Path, out: Path, format_name: str, mpp: float | None
     Raises
     ------
     FormatError
-        The source is of no known format, or broken.
+        The format of the source is not known, or a file is damaged.
     """
     from wsiseg.datasets.formats import convert
 
@@ -232,7 +233,7 @@ def _command(
 
 
 def _worst_of_each(crops: Sequence[tuple[float, str, Crop]], n: int) -> list[Crop]:
-    """Return the worst crop of each set, then the second worst of each ...: one hard set must not fill the picture."""
+    """Return the worst crop of each set, then the second worst of each, so that one difficult set does not fill the picture."""
     ranked = []
     for name in dict.fromkeys(name for _, name, _ in crops):
         own = sorted((c for c in crops if c[1] == name), key=lambda c: c[0])
@@ -298,18 +299,18 @@ def _summary_cells(name: str, s: dict[str, Any]) -> list[str]:
 
 
 def _notes(done: SetScores, mpp: float | None) -> list[str]:
-    """Say what a reader of the table must know: training images in it, unknown scale, licence."""
+    """Return notes that a reader of the table needs: licence, training images among the scored, images of unknown scale."""
     lines = [f"weights {done.facts['weights']}: {done.facts['licence']}"]
     trained = set(done.facts["trained_on"])
     for name, images in done.sets().items():
         learned = sum(not i.sample.validation for i in images) if name in trained else 0
         if learned:
-            lines.append(f"{name}: {learned} of {len(images)} images were trained on; no measure of unseen tissue")
+            lines.append(f"{name}: the weights were trained on {learned} of {len(images)} images: not a score on unseen tissue")
         elif name not in trained:
             lines.append(f"{name}: these weights were not trained on this set")
         unknown = sum(i.sample.mpp is None for i in images)
         if unknown:
-            used = f"taken as {mpp} um/px (--mpp)" if mpp else "used at their own pixels; --mpp says otherwise"
+            used = f"taken as {mpp} um/px (--mpp)" if mpp else "segmented without resampling; set --mpp if you know it"
             lines.append(f"{name}: {unknown} of {len(images)} images state no microns per pixel: {used}")
     return lines
 

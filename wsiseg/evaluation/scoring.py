@@ -1,4 +1,4 @@
-"""A network on annotated sets, segmented as slides are: scores by set, patient and image, for ``wsiseg evaluate --data``."""
+"""``wsiseg evaluate --data``: annotated sets, segmented by the same code as slides -> scores by set, patient and image."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Split = Literal["validation", "train", "all"]
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One scored image: what went right and wrong in it, and CPU seconds from its file to its instances."""
+    """One scored image: its scores and failures, and the CPU seconds from its file to its instances."""
 
     sample: Sample
     scores: Scores
@@ -95,12 +95,12 @@ def annotated_sets(root: Path) -> list[str]:
 
 
 def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0) -> list[Sample]:
-    """Return the images of a split; a set without held-out patients of its own is whole in every split.
+    """Return the images of a split; all images of a set that has no held-out patients belong to every split.
 
     Raises
     ------
     FormatError
-        A set is not there, or nothing is left.
+        A set does not exist, or no image is left.
     """
     known = annotated_sets(root)
     for name in sets:
@@ -115,7 +115,9 @@ def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0
         ]
         chosen += own[:limit] if limit else own
     if not chosen:
-        raise FormatError(f"{root}: no image in split {split!r} of {', '.join(sets or known)}.")
+        raise FormatError(
+            f"{root}: split {split!r} of {', '.join(sets or known)} has no image. Choose another --split or other --sets."
+        )
     return chosen
 
 
@@ -146,7 +148,7 @@ def score_model(
     tune_malloc()
     model = load_model(config.predict, compute_device(config))
     rgb, _ = load_sample(samples[0])
-    segment_image(rgb[:256, :256], model.mpp, model, config)  # what is compiled on first use is no image's cost
+    segment_image(rgb[:256, :256], model.mpp, model, config)  # compile first, so that it does not count for an image
     images: list[ImageResult] = []
     crops: list[tuple[float, str, Crop]] = []
     for sample in samples:
@@ -179,8 +181,8 @@ def _worst_crops(
 def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
     """Return means over images, pooled scores, Hou et al.'s counts, failures, patients and speed of some images.
 
-    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ over patients (drawn with
-    replacement) (2,000 draws, fixed seed): images of one patient are not independent.
+    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ (2,000 draws, fixed seed). Whole patients are drawn
+    with replacement, because images of one patient are not independent.
     """
     scores = [i.scores for i in images]
     patches = [p for i in images for p in i.patches]
@@ -203,7 +205,7 @@ def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
 
 
 def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean, drawing whole patients; nan of fewer than two."""
+    """Return the 95 % percentile bootstrap interval of a mean, drawing whole patients; nan if there are fewer than two."""
     kept = [(v, g) for v, g in zip(values, groups, strict=True) if not math.isnan(v)]
     names = sorted({g for _, g in kept})
     if len(names) < 2:
@@ -216,7 +218,10 @@ def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int 
 
 
 def compare_weights(a: SetScores, b: SetScores) -> list[dict[str, Any]]:
-    """Test two networks on the same images (two-sided Wilcoxon signed-rank on a - b): a row a set and score, then all sets."""
+    """Test two networks on the same images (two-sided Wilcoxon signed-rank test of a - b).
+
+    Returns one row for each set and score, then one for each score over all sets.
+    """
     rows = []
     of_b = {(i.sample.dataset, i.sample.image_id): i.scores for i in b.images}
     groups = {**a.sets(), "all images": list(a.images)}
@@ -229,7 +234,7 @@ def compare_weights(a: SetScores, b: SetScores) -> list[dict[str, Any]]:
 
 
 def model_facts(model: Model, config: RunConfig) -> dict[str, Any]:
-    """Return what says which network scored, and how it computed."""
+    """Return facts that identify the network and its arithmetic, for reports."""
     return {
         "weights": model.name,
         "sha256": model.sha256,
@@ -245,7 +250,7 @@ def model_facts(model: Model, config: RunConfig) -> dict[str, Any]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return the processor, usable cores, Python and library versions that figures of speed were taken on."""
+    """Return processor, usable cores, and versions of Python and libraries, for figures of speed."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -65,7 +65,7 @@ def write_anndata_store(root: Any, source: NucleiFile, selection: Selection, *, 
     """
     names = [f for f in FEATURES if f in source.columns]
     extras = [c for c in OBS if c in source.columns]
-    classes = _Codes() if "class_name" in source.columns else None
+    classes = _CategoryCodes() if "class_name" in source.columns else None
     tell(root, "anndata", "0.1.0")
     matrix = growing(root, "X", "float32", len(names))
     obs = put_frame(root, "obs")

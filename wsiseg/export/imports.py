@@ -122,7 +122,9 @@ def import_files(paths: Sequence[Path], fmt: str, out: Path, options: ImportOpti
     if fmt not in IMPORT_FORMATS:
         raise InputError(f"Expected one of the formats {', '.join(IMPORT_FORMATS)}, got {fmt!r}.")
     if len(paths) > 1 and (options.slide or options.slide_id):
-        raise InputError(f"--slide and --slide-id apply to a single file, got {len(paths)} files: import them one at a time.")
+        raise InputError(
+            f"--slide-file and --slide-id apply to a single file, got {len(paths)} files: import them one at a time."
+        )
     folder = RunFolder(out.absolute())
     with folder.exclusive():
         folder.create()
@@ -168,7 +170,7 @@ def _chunks(
     if fmt in READERS:
         return READERS[fmt](Source(path, mpp, width, height, fix_edge_tiles=options.fix_edge_tiles), provenance)
     if mpp is None:
-        raise MissingMppError(f"{path}: a label image does not state its microns per pixel. Add --mpp, or --slide.")
+        raise MissingMppError(f"{path}: a label image does not state its microns per pixel. Add --mpp, or --slide-file.")
     ground = Ground(width or 0, height or 0, mpp) if slide.meta is None else ground_of(slide.meta)
     factor, dx, dy = frame.on(ground, "bounds" if fmt == "hovernext" else "slide", str(path))
     source = Source(path, mpp, width, height, 1 / factor, dx + options.dx, dy + options.dy)
@@ -217,7 +219,9 @@ def _placed(
             "--frame slide)"
         )
     if slide.meta is None and provenance.stated_origin == "bounds" and frame.origin != "slide":
-        provenance.notes.append("coordinates are relative to the scanned area; give --slide to get them relative to the slide")
+        provenance.notes.append(
+            "coordinates are relative to the scanned area; give --slide-file to get them relative to the slide"
+        )
     placed = (factor, dx + options.dx, dy + options.dy)
     points = [np.empty((0, 2))]
     for nuclei in chunks:
@@ -302,7 +306,7 @@ def _meta(path: Path, slide: _Slide, provenance: Provenance, options: ImportOpti
     mpp = options.mpp if options.mpp is not None else provenance.mpp
     if mpp is None or not 0 < mpp < 100:
         raise MissingMppError(
-            f"{path}: the file does not state its microns per pixel. Add --mpp (um per level-0 px), or --slide."
+            f"{path}: the file does not state its microns per pixel. Add --mpp (um per level-0 px), or --slide-file."
         )
     name = options.slide_id or _stem(Path(provenance.slide_name or path.name).name)
     width = options.width_px or provenance.width_px or 0

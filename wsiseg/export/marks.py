@@ -62,7 +62,7 @@ def write_marks(
     if source.width_px <= 0 or source.height_px <= 0:
         raise InputError(
             f"{source.path}: mark documents need the slide's width and height, which this table does not contain. "
-            "Import it again with --slide, or with --width and --height."
+            "Import it again with --slide-file, or with --width and --height."
         )
     case = "-".join(source.slide_id.split("-")[:3]) if source.slide_id.startswith("TCGA-") else source.slide_id
     digest = str(source.facts.get("digest") or "")[:8]
@@ -129,7 +129,7 @@ def read_marks(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """
     if not source.width_px or not source.height_px:
         raise InputError(
-            f"{source.path}: mark documents hold fractions of the slide's sides: add --slide, or --width and --height."
+            f"{source.path}: mark documents hold fractions of the slide's sides: add --slide-file, or --width and --height."
         )
     size = np.array([source.width_px, source.height_px], np.float64)
     provenance.width_px, provenance.height_px = source.width_px, source.height_px

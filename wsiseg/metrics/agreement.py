@@ -1,4 +1,4 @@
-"""Beyond one image: how well counts agree over patches or images, and the test between two runs."""
+"""Scores over several images: agreement of nucleus counts, and a paired test between two runs."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["CountAgreement", "PairedTest", "count_agreement", "paired_test"]
 
 @dataclass(frozen=True, slots=True)
 class CountAgreement:
-    """How well predicted counts follow true ones over ``n`` patches.
+    """Agreement of predicted and true nucleus counts over ``n`` patches.
 
-    ``pearson_r`` is nan below two patches or where a side does not vary; ``mae_percent`` is 100 mean|p - t| / mean t, nan
-    where no patch holds a true nucleus.
+    ``pearson_r`` is nan if there are fewer than two patches or all counts of one side are equal; ``mae_percent`` is
+    100 mean|p - t| / mean t, nan if no patch has a true nucleus.
     """
 
     n: int

@@ -1,4 +1,4 @@
-"""Two label maps to one sparse table of how their instances overlap: all that any score needs."""
+"""Two label maps -> one sparse table of the overlaps of their instances, from which all scores are computed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Contingency:
     pair_px : int64 (K,)
         Shared pixels of each pair, at least 1.
     cover_px
-        Where instances lie over one another: the pixels in any true instance, in any prediction, and in both.
+        Only if instances overlap (layers): number of pixels in any true instance, in any prediction, and in both.
     """
 
     truth_ids: Int64
@@ -63,8 +63,8 @@ def contingency(
     Parameters
     ----------
     pred, truth : integer or bool (H, W), with ``layered`` also (L, H, W)
-        0 background, every other value one instance; ids need not be contiguous, and an instance need not be connected. Of
-        layers, the first shows all pixels that any instance covers, further ones what lies hidden; ids differ between them.
+        0 background, every other value one instance; ids need not be contiguous, and an instance need not be connected. The
+        first layer has all pixels that any instance covers, further layers the parts hidden by it; ids differ between layers.
     ignore : bool (H, W), optional
         Pixels that count for neither map (ambiguous areas).
 
@@ -81,7 +81,7 @@ def contingency(
     if pred_map.shape[-2:] != truth_map.shape[-2:]:
         raise FormatError(
             f"evaluate: pred has shape {pred_map.shape}, truth {truth_map.shape}. Expected the same (H, W); "
-            "were they made at different resolutions?"
+            "Were they made at different resolutions?"
         )
     if ignore is not None:
         keep = ~np.asarray(ignore, dtype=bool)

@@ -1,12 +1,12 @@
 """Where a prediction fails, nucleus by nucleus, and in which windows it fails most.
 
-Kinds of a true nucleus (of a predicted one the same words, ``extra`` in the place of ``missed``):
+Kinds of a true nucleus (those of a predicted nucleus have the same names, with ``extra`` instead of ``missed``):
 
 * *matched*: a pair of IoU > 0.5 (the pairs of PQ);
 * *merged*: not matched, and more than half of it lies in a prediction that holds more than half of another true nucleus too;
 * *split*: not matched, and two predictions or more lie in it with more than half of their area;
-* *outline*: not matched, but some pair reaches IoU > 0.1: found, drawn wrong;
-* *missed*: nothing there.
+* *outline*: not matched, but some pair reaches IoU > 0.1: found with a wrong outline;
+* *missed*: none of these.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["FAILURE_KINDS", "Failures", "WorstWindow", "failures", "worst_window
 
 MATCHED, MERGED, SPLIT, OUTLINE, ABSENT = range(5)
 FAILURE_KINDS: tuple[str, ...] = ("matched", "merged", "split", "outline", "missed", "extra")
-"""Keys of ``Failures.counts``: true nuclei by kind (the first five), and predictions that meet nothing."""
+"""Keys of ``Failures.counts``: true nuclei by kind (the first five), and predictions without a true nucleus."""
 
 _OUTLINE_IOU = 0.1
 _MIN_NUCLEI = 12  # a window with fewer whole nuclei, true and predicted together, says little about a method
@@ -58,7 +58,7 @@ class WorstWindow:
 
 
 def failures(table: Contingency) -> Failures:
-    """Say of every true and predicted nucleus what became of it (see the module)."""
+    """Return the kind of every true and predicted nucleus (see the docstring of the module)."""
     iou, shared = table.iou, table.pair_px
     of_truth, of_pred = shared / table.truth_px[table.pair_truth], shared / table.pred_px[table.pair_pred]
     n_truth, n_pred = len(table.truth_ids), len(table.pred_ids)
@@ -78,8 +78,8 @@ def failures(table: Contingency) -> Failures:
 def worst_windows(pred: npt.NDArray[Any], truth: npt.NDArray[Any], side: int = 160, n: int = 1) -> list[WorstWindow]:
     """Return the ``n`` windows of lowest PQ that do not overlap, among those on a grid of half their side.
 
-    Windows that hold fewer than 12 whole nuclei, both maps together, are passed over; smaller images are one window. Of equal
-    windows the first in raster order is taken, so a picture of failures is the same every time.
+    Windows with fewer than 12 complete nuclei in both maps together are skipped; an image smaller than a window is one window.
+    If scores are equal, the first window in raster order is taken, so that the result is reproducible.
     """
     side = min(side, *truth.shape)
     step = max(1, side // 2)

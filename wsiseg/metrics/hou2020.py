@@ -2,7 +2,8 @@
 
 Patches of 256 x 256 px at 40x are scored on their central 226 x 226 px, so that nuclei cut by the border weigh less:
 
-* *Dice* (pixels) and *Instance-Dice* (DICE_2, see ``Scores.dice2`` for its trap): means over patches, each weighted by its true
+* *Dice* (pixels) and *Instance-Dice* (DICE_2, see ``Scores.dice2`` for its weakness): means over patches, each weighted by its
+true
   plus its predicted count.
 * *count correlation*: Pearson's r of predicted and true counts over patches; *MAE%*: 100 mean|predicted - true| / mean true.
 * Rows: the WSI groups that their visual quality control gives a slide (``WSI_GROUPS``; all but the last are "acceptable"), the
@@ -68,7 +69,7 @@ class HouScores:
 
 
 def label_patches(labels: npt.NDArray[Any], side_px: int = HOU_PATCH_PX) -> Iterator[npt.NDArray[Any]]:
-    """Yield the whole ``side_px`` squares of a label map, row-major; a rest that fills no square is left out."""
+    """Yield the complete ``side_px`` squares of a label map, row-major; incomplete squares at the edges are left out."""
     for y in range(0, labels.shape[-2] - side_px + 1, side_px):
         for x in range(0, labels.shape[-1] - side_px + 1, side_px):
             yield labels[..., y : y + side_px, x : x + side_px]
@@ -90,7 +91,7 @@ def hou_patches(
     pred, truth : integer (H, W)
         Label maps of the same shape at 40x; with ``layered`` also (L, H, W), see ``contingency``.
     image, cancer_type, wsi_group
-        What the rows of the tables are made of; ``""``: unknown.
+        Facts by which patches are grouped into the rows of the tables; ``""``: unknown.
 
     Returns
     -------

@@ -1,10 +1,10 @@
-"""Scores of one label map against another, every one from the same contingency table.
+"""Scores of one label map against another, all computed from the same contingency table.
 
-What is defined where nothing is there
---------------------------------------
-*Both maps empty*: there is nothing to score; every overlap score is ``nan`` and the image is left out of means (a blank image
-must not lift a mean). *One map empty*: every score is 0. Counts and pooled scores are defined throughout. hover_net raises or
-divides by zero in these cases; StarDist returns 0 for both.
+Empty maps
+----------
+*Both maps empty*: every overlap score is ``nan`` and the image is left out of means, so that blank images do not raise a mean.
+*One map empty*: every score is 0. Counts and pooled scores are always defined. hover_net raises or divides by zero in these
+cases; StarDist returns 0 for both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _ratio(numerator: float, denominator: float, empty: bool) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Additive facts of a comparison; the scores are read off them. The sum of two is their pooled comparison.
+    """Sums of a comparison, from which the scores are computed. Adding two of them pools the comparisons.
 
     Attributes
     ----------
@@ -92,9 +92,10 @@ class Scores:
     def dice2(self) -> float:
         """DICE_2, also called Instance-Dice or Ensemble Dice (CPM challenges; Vu et al. 2019), in [0, 1].
 
-        2 sum |Q and P| / sum (|Q| + |P|) over all pairs (Q, P) that share at least one pixel. **Trap:** missed and invented
-        nuclei share no pixel with anything and cost nothing (one perfect nucleus out of 25 scores 1.0), while one pixel of
-        contact between well separated neighbors counts both whole areas again (0.66 for a border that is 1 px off). The
+        2 sum |Q and P| / sum (|Q| + |P|) over all pairs (Q, P) that share at least one pixel. **Weakness:** missed and false
+        nuclei share no pixel with anything and do not lower it (one perfect nucleus out of 25 scores 1.0), while one shared
+        pixel
+        between neighbors counts the whole areas of both again (0.66 for a border that is 1 px off). The
         "Dice" columns of several published tables are this score. Report it beside ``pq``, never alone.
         """
         return _ratio(2 * self.dice2_shared_px, self.dice2_total_px, self.empty)
@@ -228,7 +229,7 @@ def _matches(table: Contingency, iou: npt.NDArray[np.float64], threshold: float)
 def _jaccard_sums(
     table: Contingency, rows: npt.NDArray[np.int64], shared: npt.NDArray[np.int64], union: npt.NDArray[np.int64]
 ) -> tuple[int, int]:
-    """Return the numerator and denominator of AJI for the chosen pairs: what is left unpaired joins the denominator."""
+    """Return numerator and denominator of AJI for the chosen pairs; unpaired instances are added to the denominator."""
     alone_truth, alone_pred = np.ones(len(table.truth_px), bool), np.ones(len(table.pred_px), bool)
     alone_truth[table.pair_truth[rows]] = False
     alone_pred[table.pair_pred[rows]] = False
@@ -276,12 +277,12 @@ def _assignment(table: Contingency, iou: npt.NDArray[np.float64]) -> npt.NDArray
 
 
 def pooled_scores(scores: Iterable[Scores]) -> Scores:
-    """Pool images: every nucleus weighs the same, whichever image it lies in (CoNIC's way)."""
+    """Return the pooled scores of images: every nucleus has the same weight, whichever image it is in (as in CoNIC)."""
     return sum(scores, Scores())
 
 
 def mean_scores(scores: Sequence[Scores]) -> dict[str, float]:
-    """Return each score's mean over images: every image weighs the same; empty images (nan) are left out.
+    """Return the mean of each score over images: every image has the same weight; empty images (nan) are left out.
 
     Keys are those of ``Scores.as_dict``; ``n_truth`` and ``n_pred`` are means too. All-empty input gives nan.
     """

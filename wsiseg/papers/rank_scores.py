@@ -8,8 +8,8 @@ k sets are fused. Their metric choices, reproduced and named:
 - *"Dice"* is Ensemble Dice (``Scores.dice2``), not the Dice of pixels.
 - All are taken per tile and then averaged over tiles; AJI and Dice are 0 in a tile without any match (where DQ is 0).
 
-Their published order of sets is that of the **mean PQ over networks**. The mean of the ranks would order the middle of their
-table otherwise (CoNSeP before NuInsSeg, CryoNuSeg before DSB); both stand in ``RankedSet``.
+Their published order of sets is by **mean PQ over networks**. Ordering by mean rank would change the middle of their table
+(CoNSeP before NuInsSeg, CryoNuSeg before DSB); ``RankedSet`` has both.
 """
 
 from __future__ import annotations
@@ -71,7 +71,10 @@ class TileScore:
 
 @dataclass(frozen=True, slots=True)
 class RankedSet:
-    """A set's place: mean PQ over networks (which orders), mean of its ranks, and PQ and rank by network."""
+    """A set's place in the ranking.
+
+    Mean PQ over networks (by which sets are ordered), mean rank, and PQ and rank by network.
+    """
 
     name: str
     mean_pq: float
@@ -87,7 +90,7 @@ def paper_scores(pred: npt.NDArray[Any], truth: npt.NDArray[Any], least_px: int 
     ----------
     pred, truth : integer (H, W)
     least_px
-        Objects of fewer px count on neither side (what a cut tile leaves of a nucleus).
+        Smaller objects are ignored on both sides, such as parts of nuclei cut by the border of a tile.
     """
     found = instance_scores(drop_small(pred, least_px), drop_small(truth, least_px))
     matched = found.dq > 0 or math.isnan(found.dq)
@@ -110,10 +113,10 @@ def held_out_groups(tiles_of_group: Mapping[str, int], n_tiles: int) -> frozense
     Raises
     ------
     FormatError
-        The set is one group: nothing of it can be tested on what it was not trained on.
+        The set is a single group, so that no group can be held out for testing.
     """
     if len(tiles_of_group) < 2:
-        raise FormatError(f"A set needs two groups (patients) or more to hold one out, got {sorted(tiles_of_group)}.")
+        raise FormatError(f"Expected a set of at least two groups (patients), to hold one out, got {sorted(tiles_of_group)}.")
     names = sorted(tiles_of_group)
     # van der Corput order: 0, 1/2, 1/4, 3/4, ... of the list
     order = sorted(range(len(names)), key=lambda i: _reversed_bits(i))

@@ -38,17 +38,17 @@ from wsiseg.train.validation import fit_separation, predict_samples
 __all__ = ["RankOptions", "Ranking", "rank_datasets"]
 
 AS_GIVEN = "as given"
-"""What a network of others was trained on, where its folder does not say."""
+"""Name of what a network of other programs was trained on, if its folder does not state it."""
 
 _STAIN_MARK = "+macenko"
 _THRESHOLD_TILES = 8
 
-Tell = Callable[[str], None]
+LineCallback = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class RankOptions:
-    """What is trained, and how long.
+    """Which networks are trained and ranked, and for how many steps.
 
     Attributes
     ----------
@@ -88,7 +88,7 @@ class Ranking:
 
 
 def rank_datasets(
-    root: Path, out: Path, tiles: UnifyOptions, options: RankOptions, *, on_line: Tell = lambda line: None
+    root: Path, out: Path, tiles: UnifyOptions, options: RankOptions, *, on_line: LineCallback = lambda line: None
 ) -> Ranking:
     """Rank the sets under ``root``; what is finished in ``out`` is kept, so the same command resumes.
 
@@ -103,32 +103,32 @@ def rank_datasets(
         A set or a folder of predictions that cannot be used.
     """
     made = unify(root, out, tiles)
-    bench = _Bench(out, tuple(made), tuple(list_samples(out / "test", tuple(made))), options, on_line)
+    ranking_folder = _RankingFolder(out, tuple(made), tuple(list_samples(out / "test", tuple(made))), options, on_line)
     own = list(options.networks) + [n + _STAIN_MARK for n in options.networks if options.macenko]
-    scores = [s for network in own for name in made for s in bench.trained(network, (name,))]
+    scores = [s for network in own for name in made for s in ranking_folder.trained(network, (name,))]
     for network, folder in options.predictions:
-        scores += bench.given(network, folder)
+        scores += ranking_folder.given(network, folder)
     networks = [n for n in dict.fromkeys(s.predictor for s in scores) if _is_ranked(n, scores, made)]
     ranked = rank_sets({n: {d: mean_of(_of(scores, n, d), "pq") for d in made} for n in networks})
     order = [r.name for r in ranked]
     most = min(options.best or len(order), len(order))
-    scores += [s for n in options.networks for k in range(2, most + 1) for s in bench.trained(n, order[:k])]
+    scores += [s for n in options.networks for k in range(2, most + 1) for s in ranking_folder.trained(n, order[:k])]
     curves = {n: _curve(scores, n, order[:most]) for n in networks}
     return _written(out, _tree(made, tiles, options, ranked, curves, scores), ranked, curves, scores)
 
 
 @dataclass(frozen=True, slots=True)
-class _Bench:
-    """The unified sets in a folder, and what has been trained and predicted there."""
+class _RankingFolder:
+    """The folder of a ranking: the unified sets, and the networks trained and predictions made so far."""
 
     out: Path
     sets: tuple[str, ...]
     tiles: tuple[Sample, ...]
     options: RankOptions
-    tell: Tell
+    tell: LineCallback
 
     def trained(self, network: str, sets: Sequence[str]) -> list[TileScore]:
-        """Return the scores of a network trained on some sets; train and segment where that was not done."""
+        """Return the scores of a network trained on some sets, after training and segmenting if that is not done yet."""
         key = _key(sets)
         folder = self.out / "predictions" / network / key
         if not (folder / "done.json").is_file():
@@ -143,7 +143,7 @@ class _Bench:
         return self._scores(network, key, folder)
 
     def given(self, network: str, folder: Path) -> list[TileScore]:
-        """Return the scores of label images by others."""
+        """Return the scores of label images made by other programs."""
         parts = sorted(p for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else []
         if not parts:
             raise FormatError(f"{folder}: no folder of predictions. Expected {folder.name}/<trained on>/<set>/<tile>.png.")
@@ -158,7 +158,8 @@ class _Bench:
             file = files.get((tile.dataset, tile.image_id))
             if file is None:
                 raise FormatError(
-                    f"{folder / tile.dataset}: no label image for test tile {tile.image_id!r}. An empty one means no nucleus."
+                    f"{folder / tile.dataset}: there is no label image for test tile {tile.image_id!r}. If it has no nucleus, "
+                    "give a label image of zeros."
                 )
             truth = load_sample(tile)[1]
             found = paper_scores(load_instances(file, (truth.shape[0], truth.shape[1])), truth, self.options.least_px)
@@ -263,7 +264,7 @@ def _tree(
 
 
 def _stain_rows(scores: Sequence[TileScore], sets: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield what normalization changed: PQ without and with it, tile by tile (two-sided Wilcoxon signed-rank)."""
+    """Yield rows with PQ without and with stain normalization, and their paired test over tiles (two-sided Wilcoxon)."""
     for marked in dict.fromkeys(s.predictor for s in scores if s.predictor.endswith(_STAIN_MARK)):
         network = marked.removesuffix(_STAIN_MARK)
         for trained in sets:

@@ -28,7 +28,7 @@ __all__ = ["UnifyOptions", "claim_plan", "unify"]
 
 @dataclass(frozen=True, slots=True)
 class UnifyOptions:
-    """How sets become tiles.
+    """How sets are cut into tiles.
 
     Attributes
     ----------
@@ -41,8 +41,8 @@ class UnifyOptions:
     side
         Side of a tile, px; a smaller image is one tile of its own size.
     exclude
-        CSV ``set,image[,id]``: images to leave out, or (with ``id``) single nuclei to erase from the truth. This is where rules
-        about kinds of cells go, such as the paper's about macrophages: label images do not say what kind a nucleus is.
+        CSV ``set,image[,id]``: images to leave out, or (with ``id``) single nuclei to erase from the truth. Use it for rules
+        about cell types, such as the paper's about macrophages, because label images do not have cell types.
     """
 
     sets: tuple[str, ...]
@@ -53,14 +53,14 @@ class UnifyOptions:
 
 
 def unify(root: Path, out: Path, options: UnifyOptions) -> dict[str, dict[str, int]]:
-    """Write the unified sets, or find them written; return by set the numbers of tiles, groups and nuclei of either side.
+    """Write the unified sets unless they exist; return the numbers of train and test tiles, groups and nuclei by set.
 
     Raises
     ------
     ConfigError
         ``out`` holds a ranking made with other options.
     FormatError
-        No such set, a set that is one group, or an unreadable list.
+        There is no such set, a set is a single group, or the list of exclusions is unreadable.
     """
     left_out = _exclusions(options.exclude)
     plan = {
@@ -78,7 +78,7 @@ def unify(root: Path, out: Path, options: UnifyOptions) -> dict[str, dict[str, i
 
 
 def claim_plan(path: Path, plan: dict[str, Any]) -> bool:
-    """Return whether the work that a plan describes is still to be done; ``ConfigError`` where it was done by another plan."""
+    """Return whether the work of a plan must still be done. Raises ``ConfigError`` if it was done with another plan."""
     if not path.is_file():
         return True
     held = json.loads(path.read_text(encoding="utf-8"))
@@ -153,7 +153,7 @@ def _shape(sample: Sample) -> tuple[int, int]:
 
 
 def _exclusions(table: Path | None) -> dict[tuple[str, str], frozenset[int]]:
-    """Return by (set, image) the ids to erase; none: the whole image."""
+    """Return the ids to erase by (set, image); an empty set means the whole image."""
     if table is None:
         return {}
     out: dict[tuple[str, str], frozenset[int]] = {}

@@ -43,7 +43,7 @@ def arithmetic_of(model: Model) -> dict[str, str]:
 
 
 def machine_id(device: str) -> str:
-    """Return a name of this machine as it runs now, and of what steers its arithmetic; empty where it cannot be told."""
+    """Return a name of this machine as it runs now, and of the settings that affect its arithmetic; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -349,6 +349,8 @@ def _check(model: Model, rgb: Array, input_box: Box, out_box: Box, wanted: Array
         raise InputError(f"predict: expected rgb uint8 {expected} for {input_box}, got {rgb.dtype} {rgb.shape}.")
     need = model.input_box(out_box)
     if need.x < input_box.x or need.y < input_box.y or need.x1 > input_box.x1 or need.y1 > input_box.y1:
-        raise InputError(f"predict: {out_box} needs the pixels of {need}, got those of {input_box}. Use model.input_box.")
+        raise InputError(
+            f"predict: the output {out_box} needs input pixels of {need}, got only {input_box}. Read model.input_box(out_box)."
+        )
     if wanted is not None and wanted.shape != (out_box.h, out_box.w):
         raise InputError(f"predict: expected wanted of shape {(out_box.h, out_box.w)}, got {wanted.shape}.")

@@ -147,7 +147,7 @@ class TailRule:
             raise ConfigError(f"Expected method to name auto, tails, mad or mahalanobis, got {self.method!r}.")
 
     def methods(self, n_slides: int, *, against_reference: bool) -> frozenset[str]:
-        """Return the rules by which a cohort of so many slides is judged."""
+        """Return the names of the rules (``tails``, ``mad``, ``mahalanobis``) for a cohort of ``n_slides`` ranked slides."""
         small = against_reference or n_slides < PUBLISHED_FROM
         return frozenset(("mad" if small else "tails") if m == "auto" else m for m in self.method)
 
@@ -156,8 +156,8 @@ class TailRule:
 class OutlierRow:
     """The result of the rule for one slide.
 
-    ``round`` is 0 (not flagged), 1 (any status but done, or first tails) or 2 (only in the wider tails). ``tails`` are machine
-    words such as ``n_nuclei:low``; ``reasons`` say the same to a person. ``note`` tells why a slide was not ranked; ``rank``,
+    ``round`` is 0 (not flagged), 1 (any status but done, or first tails) or 2 (only in the wider tails). ``tails`` are codes
+    such as ``n_nuclei:low``; ``reasons`` are the same as text. ``note`` is why a slide was not ranked; ``rank``,
     ``z``, ``z_of`` and ``compared`` are as in ``OUTLIERS``.
     """
 

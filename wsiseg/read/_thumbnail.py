@@ -25,7 +25,10 @@ class LevelReader(Protocol):
 
 
 def thumbnail_plan(level_sizes_px: tuple[tuple[int, int], ...], max_side_px: int) -> tuple[int, int]:
-    """Return (level, block side in px of that level): the coarsest level still at least ``max_side_px`` long, else level 0."""
+    """Return (level, side of a block in px of that level) from which to make a thumbnail.
+
+    The level is the coarsest one whose longer side is at least ``max_side_px``, or level 0 if none is.
+    """
     level = 0
     for k, size in enumerate(level_sizes_px):
         if max(size) >= max_side_px and size[0] <= level_sizes_px[level][0]:
@@ -34,14 +37,17 @@ def thumbnail_plan(level_sizes_px: tuple[tuple[int, int], ...], max_side_px: int
 
 
 def level_thumbnail(slide: LevelReader, max_side_px: int) -> RGB:
-    """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
+    """Return a thumbnail of the whole slide, uint8 (h, w, 3), with at most ``max_side_px`` to a side.
+
+    Each pixel is the mean of a square block of pixels of one level (see ``thumbnail_plan``).
+    """
     return block_means(slide, *thumbnail_plan(slide.level_sizes_px, max_side_px))
 
 
 def block_means(slide: LevelReader, level: int, block_px: int) -> RGB:
-    """Return the rounded mean of every ``block_px`` square of a level, white where a block leaves the slide.
+    """Return the rounded mean of every ``block_px`` square of a level; pixels beyond the slide count as white.
 
-    A slide thinner than a block is as if it went on: the white beyond it would turn a row of tissue into glass.
+    A slide narrower than a block is continued instead: averaged with white, its tissue would look like glass.
 
     Returns
     -------

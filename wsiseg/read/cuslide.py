@@ -94,10 +94,10 @@ class CuSlide:
             with _decoder_complaints():
                 self._image = CuImage(slide.meta.path)
         except DECODER_ERRORS as err:
-            raise TileReadError(f"CuImage: {err}") from err
+            raise TileReadError(f"cuCIM cannot open {slide.meta.path}: {err}") from err
         sizes = tuple(tuple(size) for size in self._image.resolutions["level_dimensions"])
         if sizes != self.level_sizes_px:
-            raise TileReadError(f"CuImage sees levels {sizes}, OpenSlide {self.level_sizes_px}")
+            raise TileReadError(f"{slide.meta.path}: cuCIM reports levels of {sizes} px, OpenSlide {self.level_sizes_px}")
         self.meta = slide.meta
         self._probe()
 

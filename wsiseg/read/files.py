@@ -18,11 +18,11 @@ _VMS = (".vms", ".vmu")
 
 
 def plain_name(name: str) -> str:
-    r"""Return a name that can be part of a file name and stand in any table; most names are returned as they are.
+    r"""Return a name that is safe in file names and tables; most names are returned unchanged.
 
     ``/``, ``\``, control characters, and bytes that are not UTF-8 become ``%`` and two hex digits (Latin-1 ``Pr\xe4parat``:
-    ``Pr%E4parat``). A longer name than ``MAX_ID_BYTES`` keeps its beginning, then ``~`` and 12 hex digits of the SHA-256 of all
-    of it.
+    ``Pr%E4parat``). A name longer than ``MAX_ID_BYTES`` is shortened and ends in ``~`` and 12 hex digits of the SHA-256 of
+    the whole name.
     """
     raw = os.fsencode(name)
     text = "".join(f"%{ord(c) & 0xFF:02X}" if c in "/\\\x7f" or ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 else c for c in name)

@@ -121,8 +121,8 @@ def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
 def _refuse_size(path: Path, width_px: int, height_px: int, size_bytes: int) -> None:
     if width_px * height_px > MAX_BOMB_PX and width_px * height_px > MAX_BOMB_RATIO * size_bytes:
         raise SlideOpenError(
-            f"image {path}: {size_bytes} bytes claim {width_px} x {height_px} px, as decompression bombs do. "
-            f"Expected at most {MAX_BOMB_RATIO} px a byte above {MAX_BOMB_PX} px. Convert it to a tiled TIFF."
+            f"image {path}: a file of {size_bytes} bytes states {width_px} x {height_px} px, like a decompression bomb. "
+            f"Expected at most {MAX_BOMB_RATIO} px per byte above {MAX_BOMB_PX} px. Convert it to a tiled TIFF."
         )
     if width_px * height_px > MAX_IMAGE_PX:
         raise SlideOpenError(

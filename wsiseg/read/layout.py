@@ -284,9 +284,9 @@ def foreign_channels(names: Sequence[str]) -> list[str]:
 
 def colour_order(names: Sequence[str], colours: Sequence[int | None] = ()) -> tuple[int, int, int] | None:
     """Return which channels are red, green and blue by their names or colours; ``None``: the file says nothing of it."""
-    for told in ([_NAMES.get(name.strip().lower()) for name in names], list(colours)):
-        if len(told) >= 3 and sorted(v for v in told[:3] if v is not None) == [0, 1, 2]:
-            return told.index(0), told.index(1), told.index(2)
+    for colors in ([_NAMES.get(name.strip().lower()) for name in names], list(colours)):
+        if len(colors) >= 3 and sorted(v for v in colors[:3] if v is not None) == [0, 1, 2]:
+            return colors.index(0), colors.index(1), colors.index(2)
     return None
 
 

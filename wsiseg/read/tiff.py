@@ -159,10 +159,10 @@ class TiffSlide:
         picture, (alpha, kind) = self._picture, self._alpha
         if kind and hides_all(seen[..., :3], seen[..., alpha]):
             raise SlideOpenError(f"{path}: {picture.words}: {ALL_TRANSPARENT}")
-        told = seen.dtype == np.uint8 or picture.declared_bits > 0  # how bright a sample is: by the file, not fitted
-        if (told and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen[np.newaxis])):
+        is_declared = seen.dtype == np.uint8 or picture.declared_bits > 0  # how bright a sample is: by the file, not fitted
+        if (is_declared and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen[np.newaxis])):
             return
-        deep = "" if told else (
+        deep = "" if is_declared else (
             f" The brightest sample is {seen.max():g}, so {self._depth.words}, but 99 % lie below {np.percentile(seen, 99):g}: "
             "it may have been written with fewer bits, and hold a few wrong pixels. Convert it to 8 bits."
         )  # fmt: skip

@@ -53,7 +53,7 @@ EXAMPLES = 5
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file or folder that was left out, and why; equal reasons are told together."""
+    """A file or folder that was left out, and why; entries with equal reasons are reported together."""
 
     path: str
     reason: str

@@ -19,7 +19,7 @@ from wsiseg.results.slide_input import SlideInput
 __all__ = ["Listed", "named_apart"]
 
 NAMED = 5
-"""Ids of slides of one name that are told."""
+"""Maximum number of slide ids in a message."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # the client knows a context but never computes: it starts wi
 __all__ = ["WorkerContext", "compute_device"]
 
 MAX_OPEN_SLIDES = 3
-"""Open handles a worker keeps: tiles arrive slide by slide, so few are needed and memory stays flat."""
+"""Open slides that a worker keeps. Tiles arrive slide by slide, so that few are needed; this bounds memory."""
 
 
 class WorkerContext:
@@ -73,7 +73,7 @@ class WorkerContext:
         from wsiseg.predict import load_model, tune_malloc
 
         tune_malloc()
-        # oneDNN keeps compiled kernels for every size of window it has met, 1024 of them if let: memory grew for long
+        # by default oneDNN keeps up to 1024 compiled kernels, one for each size of window, so memory would grow for a long time
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
         if self.device == "cpu":
             self._turns.put(None)
@@ -130,7 +130,7 @@ class WorkerContext:
         return out
 
     def memory_facts(self) -> dict[str, int]:
-        """Return the most bytes of a GPU that this process held so far; nothing on the CPU."""
+        """Return the peak number of bytes of GPU memory of this process; an empty dict on the CPU."""
         if self.device == "cpu":
             return {}
         from wsiseg.backend.dlpack import pool_facts
@@ -177,7 +177,7 @@ class WorkerContext:
 
     @property
     def stain_aim(self) -> Stain:
-        """Return what slides are normalized to."""
+        """Return the target stain to which slides are normalized."""
         return stain_aim(self.model, self.config)
 
     def _open_slide(self, slide_id: str) -> tuple[SlideJob, Slide]:

@@ -1,4 +1,4 @@
-"""What is installed, which backend a run would take, and a self-test: ``wsiseg doctor``."""
+"""``wsiseg doctor``: what is installed, which backend a run would use, and a self-test."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report; ``fail`` makes the command exit nonzero, ``note`` says what is missing and what it brings."""
+    """One line of the report. State ``fail`` makes the command exit nonzero.
+
+    ``note`` is for optional parts that are missing.
+    """
 
     name: str
     status: Literal["ok", "note", "fail"]
@@ -65,16 +68,16 @@ def _machine() -> list[Check]:
     memory = psutil.virtual_memory()
     free = min(memory.available, limits.memory_bytes)
     sizes = f"{free / 2**30:.1f} GiB memory free, {shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here"
-    told = [f"{limits.cores} cores: {limits.cores_by}"] if limits.cores_by else []
-    told += [f"{limits.memory_bytes / 2**30:.1f} GiB memory: {limits.memory_by}"] if limits.memory_by else []
+    found = [f"{limits.cores} cores: {limits.cores_by}"] if limits.cores_by else []
+    found += [f"{limits.memory_bytes / 2**30:.1f} GiB memory: {limits.memory_by}"] if limits.memory_by else []
     workers, why = default_workers(0, limits)
     checks = [Check("machine", "ok", f"{limits.cores} usable cores, {sizes}")]
-    checks += [Check("limits", "ok", "; ".join(told))] if told else []
+    checks += [Check("limits", "ok", "; ".join(found))] if found else []
     return [*checks, Check("workers", "note" if why else "ok", why or f"{workers}, one a core")]
 
 
 def _kernels() -> Check:
-    """Compile what ``segment`` will, and say where it is kept."""
+    """Compile the CPU kernels that ``segment`` needs, and report where they are cached."""
     prepared = prepare_kernels()
     done = f"{prepared.compiled} compiled, {prepared.loaded} loaded in {prepared.seconds:.1f} s"
     if prepared.folder:
@@ -94,7 +97,7 @@ def _packages() -> Check:
 
 
 def _gpu() -> list[Check]:
-    """Say what a GPU run lacks here, from the driver up to the kernels, or how it would go about it."""
+    """Report what is missing for a GPU run, from the driver up to the kernels, or how a GPU run would be set up."""
     driver = driver_report()
     names = ", ".join(f"{n} ({b / 2**30:.0f} GiB)" for n, b in zip(driver.names, driver.memory_bytes, strict=True))
     checks = [Check("GPU driver", "ok" if driver.names else "note", names or driver.reason)]

@@ -18,7 +18,7 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import MAX_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.finish import record_failed_slide
-from wsiseg.run.hosts import STRIKES, WorkItem
+from wsiseg.run.hosts import MAX_FAILURES_IN_A_ROW, WorkItem
 from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker_pool import ANSWER_S, LOOK_S, WorkerPool
@@ -153,7 +153,7 @@ class Drive:
                 future.cancel()
 
     def _reopen(self, feeder: Feeder) -> None:
-        """Hand slides that could not be opened to hosts that have connected since."""
+        """Try slides that could not be opened on hosts that have connected since then."""
         hosts = self.pool.hosts
         if len(hosts) == self.hosts_seen:
             return
@@ -208,7 +208,7 @@ class Drive:
         """Take a slide that could not be prepared or finished: another host tries it, if one is left that may succeed."""
         hosts, (item,) = self.pool.hosts, _items(task)
         if not failure.fact:  # a fact about the file (such as no mpp) is the same on every host
-            hosts.failed(worker, item, failure.reason, STRIKES)  # the task itself tried more than once
+            hosts.failed(worker, item, failure.reason, MAX_FAILURES_IN_A_ROW)  # the task itself tried more than once
             if hosts.may_be_done(item, self.pool.able(task.kind)):
                 self.watch.counts["retries"] += 1
                 where = " ".join(hosts.where(worker))

@@ -1,8 +1,8 @@
-"""``wsiseg features``: finished slides -> what needs their pixels or neighbors, beside their tables.
+"""``wsiseg features``: finished slides -> features of nuclei that need pixels or neighbors, in tables beside their own.
 
-The main run stays fast and its tables small, so these columns are made when asked for. The slide is read once more at working
-resolution, window by window; the rings of a window are drawn into it, and each pixel is added to its nucleus. Held in memory:
-one window, and about 200 bytes a nucleus.
+They are only computed on request, so that the main run is fast and its tables are small. The slide is read again at working
+resolution, window by window; the rings of a window are drawn into it, and each pixel is added to the sums of its nucleus. One
+window and about 200 bytes per nucleus are in memory.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True, slots=True)
 class FeatureOptions:
-    """How features are measured.
+    """Options of feature measurement.
 
     Attributes
     ----------
     stain
         ``ruifrok``: the published hematoxylin and eosin vectors, the same for all slides; ``macenko``: fitted to each slide.
     pixels
-        Measure optical densities; without, slides need not be there.
+        Measure optical densities. If False, the slide files are not needed.
     tile_wpx
         Side of the windows read, working px. Results do not depend on it.
     path_map
@@ -76,7 +76,7 @@ def measure_run(
 ) -> Iterator[tuple[str, int | str]]:
     """Measure the slides of a run (default: all that have a table); yield (slide_id, nuclei), or (slide_id, why) on failure.
 
-    Slides whose features fit their table already are passed over.
+    Slides that already have features of their current table are skipped.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def _pixel_sums(
     try:
         slide = reopen_slide(folder, slide_id, record, options.path_map)
     except SlideOpenError as err:
-        raise SlideOpenError(f"{err} Optical densities need its pixels: --no-pixels leaves them out.") from err
+        raise SlideOpenError(f"{err} Its pixels are needed for optical densities; --no-pixels omits these.") from err
     sums = np.zeros((len(ids), 5), np.int64)
     order = np.argsort(ids, kind="stable")
     in_order = ids[order]
@@ -195,7 +195,9 @@ def _stain_vectors(slide: Slide, tissue_png: Path, scale: float, stain: str) -> 
     tissue = TissueMask.load(tissue_png) if tissue_png.is_file() else fit_tissue(slide)
     fitted = fit_stain("macenko", *stain_sample(slide, tissue, scale))
     if fitted.method == "none":
-        raise InputError(f"Slide {slide.meta.slide_id}: no two stains to be told apart (Macenko). Use --stain ruifrok.")
+        raise InputError(
+            f"Slide {slide.meta.slide_id}: Macenko's method finds no two distinct stains. Use --stain-vectors ruifrok."
+        )
     return fitted.params[:3], fitted.params[3:6]
 
 
@@ -222,9 +224,10 @@ def _windows(table: Path, slide: Slide, scale: float, side: int) -> Iterator[Box
 
 
 def _draw(table: Path, box: Box, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Return ids of the nuclei that reach into a window (working px), and its labels: k + 1 where ids[k] is, 0 elsewhere.
+    """Return the ids of nuclei that intersect a window (working px), and the window's labels: k + 1 for ids[k], 0 elsewhere.
 
-    Where two overlap the smaller has the pixel, ties: the lesser id; coordinates are not moved, so no window rounds otherwise.
+    A pixel in two nuclei belongs to the smaller one, or to the smaller id if their areas are equal. Coordinates are not shifted
+    before drawing, so that rounding is the same in every window.
     """
     region = [math.floor(box.x / scale), math.floor(box.y / scale), math.ceil(box.x1 / scale), math.ceil(box.y1 / scale)]
     found = read_nuclei(

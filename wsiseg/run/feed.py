@@ -26,10 +26,10 @@ __all__ = ["Feeder", "PrepareDone", "Task"]
 TaskKind = Literal["prepare", "tiles", "finish"]
 
 MAX_TILES = 64
-"""Most tiles in one task: bounds what is lost if a worker dies."""
+"""Maximum number of tiles in one task; it bounds the work that is lost if a worker dies."""
 
 MAX_RETURNS = 20
-"""Most times that a tile is handed out again after its worker was lost, when no record says that the worker was doing it."""
+"""How often a tile is submitted again after its worker was lost, if there is no record that the worker was computing it."""
 
 MIN_TILE_S = 1e-3
 """Lower bound for the measured duration of a tile, s."""

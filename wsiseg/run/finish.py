@@ -83,16 +83,19 @@ def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
     try:
         header = read_part_header(context.folder.part(tile.slide_id, tile.tile_id))
     except FormatError:
-        return None  # a damaged part is simply done again
+        return None  # a tile with a damaged part file is computed again
     return header if header is not None and header.digest == context.digest else None
 
 
 def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerContext) -> dict[str, Any]:
     """Write the slide's table, statistics and JSON from its part files; return the statistics row.
 
-    Every tile must have a part file, be without tissue, or be named in ``failed``; otherwise ``FormatError`` is raised:
-    nothing may be lost silently. Where the slide's file is no longer the one that the first tile was read from,
-    ``SlideOpenError`` is: nothing may be mixed silently either.
+    Raises
+    ------
+    FormatError
+        A tile has no part file, although it has tissue and is not in ``failed``: its nuclei would be missing.
+    SlideOpenError
+        The slide's file changed since its first tile was read: the table would mix two files.
     """
     start = time.perf_counter()
     job = load_job(context.folder, slide_id)
@@ -176,8 +179,8 @@ def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
     if now != file:
         changed = ", ".join(f"{name} was {old}, is {now[name]}" for name, old in file.items() if now[name] != old)
         raise SlideOpenError(
-            f"Slide {job.meta.slide_id}: {path} changed while the run was going on ({changed}). Its tiles may be of two files: "
-            "no table is made. Run the same command again: the slide is then started again."
+            f"Slide {job.meta.slide_id}: {path} changed during the run ({changed}). Its tiles may be from two versions of the "
+            "file, so no table is written. Run the same command again: the slide is then started again."
         )
 
 

@@ -1,4 +1,4 @@
-"""A few open slides, shared by the threads of a worker: opened on first use, closed when pushed out and not in use."""
+"""Cache of open slides, shared by the threads of a worker: opened on first use, closed when evicted and no longer in use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class _Entry:
 
 
 class OpenSlides:
-    """At most ``most`` slides, besides those that are being read at the moment; the least recently used one goes first.
+    """At most ``most`` open slides, not counting those that are being read; the least recently used one is closed first.
 
-    Tiles arrive slide by slide, so few are needed and memory stays flat. One slide is opened once however many threads ask
-    for it; the threads then read it at the same time (see ``wsiseg.read.slide.Slide``).
+    Tiles arrive slide by slide, so that few are needed. A slide is opened only once, however many threads use it; they then
+    read it at the same time (see ``wsiseg.read.slide.Slide``).
     """
 
     def __init__(self, opener: Callable[[str], tuple[SlideJob, Slide]], most: int) -> None:
@@ -90,7 +90,7 @@ class OpenSlides:
         return entry
 
     def _surplus(self) -> list[_Entry]:
-        """Take out what is too much and not in use."""
+        """Remove and return the entries that exceed the limit and are not in use."""
         idle = [slide_id for slide_id, entry in self._entries.items() if entry.users == 0]
         return [self._entries.pop(slide_id) for slide_id in idle[: max(0, len(self._entries) - self._most)]]
 

@@ -26,10 +26,10 @@ __all__ = ["Hosts", "WorkItem"]
 WorkItem = tuple[str, str, int]
 """What may succeed or fail: kind (prepare, tile, finish), slide id, and tile id (-1: the whole slide)."""
 
-STRIKES = 3
+MAX_FAILURES_IN_A_ROW = 3
 """A host is put aside after this many failures without a success in between, if others could do what it failed at."""
 
-BREAKS = 2
+MAX_GPU_BREAKS = 2
 """How often a GPU stops computing, without a success in between, until it is put aside."""
 
 GOOD_HOSTS = 2
@@ -38,15 +38,15 @@ GOOD_HOSTS = 2
 MAX_HOSTS = 8
 """Most hosts that try one item: a limit for a run in which no host has succeeded at anything yet."""
 
-REST_S = 60.0
+ASIDE_S = 60.0
 """How long a host is put aside the first time, s; twice as long each further time."""
 
-LONGEST_REST_S = 3600.0
+LONGEST_ASIDE_S = 3600.0
 """Longest time that a host is put aside, s: afterwards it is tried again, as a lost mount may be back."""
 
 
 @dataclass(slots=True)
-class _Rest:
+class _Aside:
     """A host that is put aside: until when (by the clock), and for how long."""
 
     until: float
@@ -73,7 +73,7 @@ class Hosts:
         self._streak: Counter[str] = Counter()
         self._at_fault: dict[str, str] = {}  # failed at what another could do and has not succeeded since: why
         self._good: set[tuple[str, str]] = set()
-        self._resting: dict[str, _Rest] = {}
+        self._resting: dict[str, _Aside] = {}
         self._rests: Counter[str] = Counter()
         self.aside: dict[str, str] = {}
         """Every host (or single worker) that was ever put aside, and why."""
@@ -157,12 +157,15 @@ class Hosts:
             return
         breaks = self._breaks[gpu]
         breaks[worker] = frozenset(items)
-        if len(breaks) >= BREAKS and not frozenset.intersection(*breaks.values()) and gpu not in self._resting:
+        if len(breaks) >= MAX_GPU_BREAKS and not frozenset.intersection(*breaks.values()) and gpu not in self._resting:
             self._at_fault[gpu] = f"stopped computing {len(breaks)} times, the last time: {reason}"
             self._put_aside(gpu)
 
     def no_gpu_left(self, there: Collection[str]) -> str:
-        """Say why no worker that is there can compute: each has a GPU that is put aside; empty: one can, or none is there."""
+        """Return why no connected worker can compute: each has a GPU that is put aside.
+
+        Empty if a worker can compute, or if no worker is connected.
+        """
         self._end_rests()
         gpus = {self._gpu.get(worker, "") for worker in there}
         return "; ".join(f"{gpu} {self.aside[gpu]}" for gpu in sorted(gpus)) if gpus and gpus <= self._resting.keys() else ""
@@ -222,17 +225,17 @@ class Hosts:
         now = self._clock()
         for unit in [u for u, rest in self._resting.items() if rest.until <= now]:
             rest_s = self._resting.pop(unit).rest_s
-            self._streak[unit] = STRIKES - 1  # one more failure puts it aside again
+            self._streak[unit] = MAX_FAILURES_IN_A_ROW - 1  # one more failure puts it aside again
             self.news.append(f"{self._title(unit)} is tried again after {rest_s:g} s")
 
     def _put_aside_if_due(self, unit: str) -> None:
-        if unit not in self._resting and unit in self._at_fault and self._streak[unit] >= STRIKES:
+        if unit not in self._resting and unit in self._at_fault and self._streak[unit] >= MAX_FAILURES_IN_A_ROW:
             self._put_aside(unit)
 
     def _put_aside(self, unit: str) -> None:
-        rest_s = min(LONGEST_REST_S, REST_S * 2 ** min(20, self._rests[unit]))
+        rest_s = min(LONGEST_ASIDE_S, ASIDE_S * 2 ** min(20, self._rests[unit]))
         again = " again" if self._rests[unit] else ""
-        self._resting[unit] = _Rest(self._clock() + rest_s, rest_s)
+        self._resting[unit] = _Aside(self._clock() + rest_s, rest_s)
         self._rests[unit] += 1
         self.aside[self._title(unit).removeprefix("host ")] = self._at_fault[unit]
         self.news.append(f"{self._title(unit)} is put aside{again} for {rest_s:g} s: it {self._at_fault[unit]}")

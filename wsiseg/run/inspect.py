@@ -50,7 +50,7 @@ def slide_info(path: str, mpp: float | None, mpp_model: float, tolerance_frac: f
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PlanRow:
-    """What one slide would cost. ``error`` is set where the slide cannot be used, ``note`` where its facts disagree."""
+    """Estimated cost of one slide. ``error`` is set if the slide cannot be used, ``note`` if its metadata disagree."""
 
     slide_id: str
     tiles: int = 0
@@ -63,7 +63,7 @@ class PlanRow:
 
 
 def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -> tuple[list[PlanRow], dict[str, float]]:
-    """Return a cost estimate per slide and the probe it rests on.
+    """Return a cost estimate for each slide, and the measurements of the probe on which it is based.
 
     The estimate is measured, not assumed: one real tile of 1000 working px from the middle of the first usable slide's
     tissue is segmented here, and its seconds and nuclei per mm2 are carried over to the rest.

@@ -32,11 +32,11 @@ MIN_COMMON_FRAC = 0.1
 
 @dataclass(frozen=True, slots=True)
 class SlideJob:
-    """What all tiles of a slide share.
+    """Constants of a slide, which all its tiles share.
 
     ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
-    ``note`` says why earlier work on it was dropped, ``warnings`` what of the given mask does not fit the slide
-    or which of its statements disagree.
+    ``note`` says why earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or
+    metadata of the slide that disagree.
     """
 
     meta: SlideMeta
@@ -75,8 +75,8 @@ def asked_of(slide_input: SlideInput) -> dict[str, Any]:
 def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain) -> SlideJob:
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
-    Where the slide's file, mpp or mask is no longer what the stored constants and tiles were made from, they are removed, the
-    slide is started again from nothing and ``note`` says so: tiles of two versions never meet in one table.
+    If the slide's file, mpp or mask changed since the stored constants and tiles were made, these are removed, the slide is
+    started again and ``note`` says so, so that tiles of two versions are never mixed in one table.
 
     Raises
     ------
@@ -127,13 +127,13 @@ def _given_tissue(slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnin
         warnings.append(
             f"tissue mask {slide_input.tissue_mask}: it covers {given_n / masks[0].size:.1%} of the slide, and "
             f"{both / given_n:.1%} of that shows tissue, while {found_n / masks[0].size:.1%} of the slide does. Is it of "
-            "another slide, or of another frame (--frame)?"
+            "another slide, or is its frame wrong (--frame)?"
         )
     return given
 
 
 def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
-    """Load stored constants. Raises ``FormatError`` where they are missing or broken."""
+    """Load stored constants. Raises ``FormatError`` if they are missing or damaged."""
     path = folder.job_json(slide_id)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -159,13 +159,13 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
     if job.meta.reader == "cucim-gpu":  # of an earlier version; others give equal pixels
         raise SlideOpenError(
             f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded (reader cucim-gpu), which this version "
-            "cannot do. Go on with the version that began it, or choose another --out."
+            "cannot do. Continue with the version that began it, or choose another --out."
         )
     slide = _opened(job.meta.path, job.meta.slide_id, config, job.meta.mpp, job.meta.cohort, reader)
     if (slide.meta.size_bytes, slide.meta.mtime_ns) != (job.meta.size_bytes, job.meta.mtime_ns):
         slide.close()
         raise SlideOpenError(
-            f"Slide {job.meta.slide_id}: {job.meta.path} changed while the run was going on (size or time differ). "
+            f"Slide {job.meta.slide_id}: {job.meta.path} changed during the run (size or time differ). "
             "Run the same command again: the slide is then started again."
         )
     return slide

@@ -83,12 +83,12 @@ def prepare_kernels(device: str = "cpu") -> Prepared:
 
 
 def probe_device(context: WorkerContext) -> None:
-    """Have a worker's device compute things of which the answer is known, before it is given a tile.
+    """Check a worker's device with computations of known result, before it gets a tile.
 
     Raises
     ------
     DeviceBrokenError
-        It gives another answer, or two answers to one question. A device that gives none raises the library's own error.
+        A result is wrong, or differs between two computations. If the device does not compute, the library's error is raised.
     """
     from wsiseg.predict import predict
 
@@ -104,9 +104,9 @@ def probe_device(context: WorkerContext) -> None:
         maps = [to_host(predict(model, there, window, read)) for _ in range(2)]
     found = len(batch), int(batch.columns["area_wpx"].sum())
     if found != KNOWN:
-        raise DeviceBrokenError(f"of a painted picture it makes {found[0]} nuclei of {found[1]} px, expected {KNOWN}")
+        raise DeviceBrokenError(f"in a test picture it finds {found[0]} nuclei with {found[1]} px, expected {KNOWN}")
     if not np.array_equal(*maps):
-        raise DeviceBrokenError("its network gives two different maps of one picture")
+        raise DeviceBrokenError("its network gives two different maps for the same picture")
 
 
 def _compute(rgb: npt.NDArray[np.uint8]) -> None:

@@ -29,7 +29,7 @@ from wsiseg.cluster.exits import word_of
 __all__ = ["Death", "Presence", "deaths", "read_workers", "sweep_workers"]
 
 BROKEN_STATUS = 75
-"""With which a worker ends itself whose GPU stopped computing."""
+"""Exit status of a worker that ends itself because its GPU stopped computing."""
 
 _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
 
@@ -101,7 +101,7 @@ class Presence:
                 self._watch()
 
     def end_process(self, reason: str) -> None:
-        """End this process, whatever its threads are at, and leave the reason on disk for whoever asks why."""
+        """End this process at once, whatever its threads are doing, and store the reason in its file."""
         with self._lock:
             self._broken = reason
             self._note()
@@ -180,7 +180,7 @@ def _what(entry: dict[str, Any]) -> tuple[str, str, int]:
 def _reason(trace: Path, record: dict[str, Any]) -> str:
     where = f"worker process {record['pid']} on {record['host']}"
     if record.get("broken"):
-        return f"{record['broken']}; the {where} was ended, since its GPU computes no more"
+        return f"{record['broken']}; the {where} was ended, because its GPU stopped computing"
     try:
         text = trace.read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -72,7 +72,9 @@ class ReaderPool:
             if reader is not None:
                 self._drop(reader)
             reader = None
-            raise TileReadError(f"slide {slide_id}, {box}: the process that read it died; the next try has a new one") from err
+            raise TileReadError(
+                f"slide {slide_id}, {box}: the process that read it died; the next try starts a new one"
+            ) from err
         finally:
             self._idle.put(reader)
 
@@ -135,9 +137,9 @@ class _Reader:
 
 
 def serve() -> None:
-    """Answer requests until the input ends: the whole life of a reader process."""
+    """Answer requests until the input ends; this is the main function of a reader process."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # libraries print to stdout; answers have it to themselves
+    os.dup2(2, 1)  # stdout is for answers only: what libraries print goes to stderr
     command = json.loads(sys.stdin.readline())
     folder, config = RunFolder(Path(command["folder"])), RunConfig.from_dict(command["config"])
 

@@ -1,4 +1,4 @@
-"""``wsiseg segment --retry-failed``: which slides of a run are done once more."""
+"""``wsiseg segment --retry-failed``: selects the slides of a run that are processed again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config_of_run(out: Path) -> RunConfig:
     Raises
     ------
     InputError
-        The folder holds no run, or one of a wsiseg whose settings this one does not know.
+        The folder holds no run, or a run of another version of wsiseg with settings that this version does not know.
     """
     record = RunFolder(out).read_run()
     if record is None:
@@ -32,7 +32,9 @@ def config_of_run(out: Path) -> RunConfig:
     try:
         return RunConfig.from_dict(tree)
     except ConfigError as err:
-        raise InputError(f"{out} was made by wsiseg {record.get('wsiseg')}, whose settings are others: {err}") from err
+        raise InputError(
+            f"{out} was made by wsiseg {record.get('wsiseg')}, with settings that this version does not know: {err}"
+        ) from err
 
 
 def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float | None = None) -> list[SlideInput]:
@@ -45,7 +47,7 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
     Parameters
     ----------
     mpp
-        For slides that failed for want of it.
+        Microns per level-0 px for slides that failed because theirs is not known.
 
     Raises
     ------
@@ -67,7 +69,9 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
         raise InputError(text)
     unknown = sorted(failed - set(known))
     if unknown:
-        raise InputError(f"{out} does not record where slide {unknown[0]!r} was. Name the slides too: SLIDE... --retry-failed.")
+        raise InputError(
+            f"{out} does not record the file of slide {unknown[0]!r}. Name the slides too: SLIDE... --retry-failed."
+        )
     slides = [s for s in known.values() if s.slide_id in rows]
     if mpp is not None:
         slides = [dataclasses.replace(s, mpp=mpp) if s.slide_id in failed and s.mpp is None else s for s in slides]

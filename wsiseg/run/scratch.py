@@ -17,12 +17,12 @@ __all__ = ["temporary_files"]
 
 @contextlib.contextmanager
 def temporary_files(folder: Path) -> Iterator[None]:
-    """Have this process and those it starts make temporary files in ``folder`` where no other folder takes them.
+    """Make this process and its children use ``folder`` for temporary files if no other folder is writable.
 
     Raises
     ------
     OSError
-        Nor does ``folder``.
+        ``folder`` is not writable either.
     """
     try:
         tempfile.gettempdir()

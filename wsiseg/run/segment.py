@@ -40,10 +40,10 @@ from wsiseg.types import Stain
 __all__ = ["Progress", "RunSummary", "segment"]
 
 MAX_ASKED = 8
-"""Workers, each of another host, that are asked what they would compute with until one answers."""
+"""Maximum number of workers, each on another host, that are asked what they would compute with, until one answers."""
 
 RECONNECT_S = 600.0
-"""How long a client waits for a scheduler that it lost: the restart of a machine."""
+"""How long a client waits for a lost scheduler, s: long enough for the restart of a machine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class RunSummary:
 
     @property
     def ok(self) -> bool:
-        """Return whether every slide is done, or empty for being blank."""
+        """Whether every slide is done, or is blank glass."""
         return all_good(self.rows)
 
 
@@ -107,7 +107,7 @@ def segment(
     DuplicateSlideError
         The folder holds one of the slides under another id: its nuclei would be there twice.
     WeightsError, WorkersLostError
-        The network cannot be loaded; or workers end over it, again and again.
+        The network cannot be loaded, or workers die repeatedly while loading it.
     SchedulerLostError
         The Dask scheduler is gone and did not come back: finished tiles are kept, and the same call resumes.
     DeviceBrokenError
@@ -145,8 +145,8 @@ def segment(
     if shard:
         merge_if_last(folder)
     seconds = time.perf_counter() - start
-    told = (*(f"left out   {line}" for line in left_out[0]), *(f"note       {line}" for line in left_out[1]))
-    done = (progress.mm2_done, digest, weights, watch.hosts_aside, told, progress.kernels_s)
+    notices = (*(f"left out   {line}" for line in left_out[0]), *(f"note       {line}" for line in left_out[1]))
+    done = (progress.mm2_done, digest, weights, watch.hosts_aside, notices, progress.kernels_s)
     precision = precision_text(folder.read_run() or {})
     return RunSummary(folder.root, ordered, errors, seconds, *done, precision)
 
@@ -208,7 +208,7 @@ def _pool_callbacks(
 ) -> tuple[Callable[[str], None], Callable[[dict[str, Any]], None]]:
     """Return the callbacks of a worker pool: for messages to the user, and for workers that become ready."""
 
-    def tell(text: str) -> None:
+    def report(text: str) -> None:
         progress.message = text
         on_progress(progress)
 
@@ -218,9 +218,9 @@ def _pool_callbacks(
         if facts["compiled"]:
             kept = f"kept in {facts['folder']}" if facts["folder"] else "compiled again by every worker: no folder is writable"
             took = f"compiled on {facts['host']} in {facts['seconds']:.1f} s"
-            tell(f"prepared   {facts['compiled']} CPU kernels {took}, {kept}")
+            report(f"prepared   {facts['compiled']} CPU kernels {took}, {kept}")
 
-    return tell, ready
+    return report, ready
 
 
 def _claimed(
@@ -236,7 +236,7 @@ def _claimed(
     try:
         folder.claim(config, facts, note, who["arithmetic"], choice)
     except OutputMismatchError:
-        # another shard, on another kind of machine, was quicker: its choice counts
+        # another shard, on another kind of machine, has claimed the folder first: its choice applies
         again, facts, who = _resolve(client, folder, asked)
         if again == config:
             raise
@@ -278,7 +278,7 @@ def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any],
                     break
         if error is None or isinstance(error, CancelledError):
             return future.result()
-        log.warning("worker %s cannot say what it would compute with (%s); asking another", address, one_line(error))
+        log.warning("worker %s cannot report what it would compute with (%s); asking another", address, one_line(error))
     return answer_of(client, function, *args, **({"workers": list(workers)} if workers else {}))
 
 

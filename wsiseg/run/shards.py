@@ -1,6 +1,6 @@
 """Shares of a run for job arrays that have no scheduler between them, and how their tables become one.
 
-Every shard is given the same slides and takes its own by a rule that all of them follow, so they need not talk. They may share
+Every shard is given the same slides and selects its own by the same rule, so that shards need not communicate. They may share
 one run folder: each writes only files of its own slides, and ``RUN/shards/<I>-of-<N>.json`` with the names of all slides. The
 last one to end makes the tables of the whole run, exactly as a run without shards makes them; ``wsiseg merge`` does it by hand.
 """
@@ -48,15 +48,15 @@ class Shard:
     def take(self, slides: Sequence[SlideInput]) -> list[SlideInput]:
         """Return this shard's slides, in the order given.
 
-        Slides are dealt like cards in the order of the SHA-256 of their ids: shares differ by one slide at most, do not depend
-        on the order in which slides are named, and large slides that stand side by side are spread.
+        Slides are sorted by the SHA-256 of their ids and assigned to shards in turn: the sizes of shards differ by at most one
+        slide, the assignment does not depend on the order of the arguments, and neighboring large slides are spread.
         """
         dealt = sorted(slides, key=lambda s: hashlib.sha256(s.slide_id.encode()).digest())
         own = {s.slide_id for s in dealt[self.index - 1 :: self.n]}
         return [s for s in slides if s.slide_id in own]
 
     def enter(self, folder: RunFolder, slides: Sequence[SlideInput]) -> None:
-        """Leave the names of all slides of the run in the folder."""
+        """Write the names of all slides of the run into the folder."""
         path = _shards_dir(folder) / f"{self.name}.json"
         path.parent.mkdir(exist_ok=True)
         record = {"shard": self.index, "of": self.n, "slides": [s.slide_id for s in slides]}

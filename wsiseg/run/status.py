@@ -23,7 +23,7 @@ from wsiseg.schema import ERRORS, SLIDE_STATUSES, SLIDES
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status", "slide_records"]
 
 SILENT_S = 60.0
-"""A client rewrites its progress every few seconds; after this long without, it is taken for dead, s."""
+"""A client rewrites its progress file every few seconds; after this time without an update it is considered dead, s."""
 
 TIMED_STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 
@@ -43,13 +43,13 @@ class RunStatus:
     nuclei, tissue_mm2
         In finished tables.
     mm2_per_s, slides_per_h, eta_s
-        Of the clients that live or ended last, by their own steady clocks; None where there is nothing to tell from.
+        Of the clients that run or ended last, by their own monotonic clocks; None if there are no data yet.
     precision
-        In which the network computes, and who chose it.
+        Arithmetic of the network, and whether it was chosen by the user.
     counts
         Retries, worker deaths, hangs and reconnects.
     clients, workers
-        What each said last; ``age_s`` is the time since then by this machine's clock.
+        Last report of each; ``age_s`` is its age by this machine's clock.
     rows
         The statistics rows of the slides, by id.
     """
@@ -144,8 +144,8 @@ def _clients(folder: RunFolder) -> list[dict[str, Any]]:
             continue  # gone meanwhile
         if _is_progress(record):  # else of another version, or damaged
             aside = record.get("hosts_aside")
-            told = {str(k): str(v) for k, v in aside.items()} if isinstance(aside, dict) else {}
-            found.append({**record, "client": path.stem, "age_s": _age_s(path), "hosts_aside": told})
+            reasons = {str(k): str(v) for k, v in aside.items()} if isinstance(aside, dict) else {}
+            found.append({**record, "client": path.stem, "age_s": _age_s(path), "hosts_aside": reasons})
     return found
 
 

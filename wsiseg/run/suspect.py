@@ -1,4 +1,4 @@
-"""A slide on which nothing was found: blank glass, or a finding that a person should see."""
+"""Slides on which no nucleus was found: decides whether one is blank glass, or suspect so that a person should look at it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def suspicion(job: SlideJob, config: RunConfig) -> str:
-    """Return in one line why a slide without nuclei may be one that was not understood; empty: it is plain glass.
+    """Return one line on why a slide without nuclei is suspect; empty if it is blank glass.
 
     Raises
     ------
     SlideOpenError, TileReadError
-        The slide, of which no tile was read yet, cannot be.
+        The slide cannot be read.
     """
     meta = job.meta
     frac = tissue_frac(job.tissue, Box(0, 0, meta.width_px, meta.height_px))
@@ -37,7 +37,7 @@ def suspicion(job: SlideJob, config: RunConfig) -> str:
         skipped = f"; tiles with {100 * least:g} % of it or less were left out" if least else ""
         return f"no nucleus in {mm2:.3g} mm2 of {where} ({_percent(frac)} of the slide at {meta.mpp:.4g} um/px){skipped}"
     if given:
-        return "the tissue mask given covers nothing of the slide"
+        return "the given tissue mask does not cover any part of the slide"
     slide = open_job_slide(job, config)
     try:
         found = survey_slide(slide)
@@ -52,7 +52,7 @@ def suspicion(job: SlideJob, config: RunConfig) -> str:
 
 
 def all_good(rows: Rows) -> bool:
-    """Return whether every slide is done, or empty for being blank."""
+    """Return whether every slide is done, or is blank glass."""
     return all(r["status"] in GOOD_STATUSES for r in rows)
 
 
@@ -63,7 +63,7 @@ def count_by_status(rows: Rows) -> str:
 
 
 def nothing_found(rows: Rows) -> list[str]:
-    """Return a line for each slide that gave no nucleus, with the reason: the suspect ones first, then the blank ones."""
+    """Return a line with the reason for each slide without nuclei: suspect slides first, then blank ones."""
     lines: list[str] = []
     for status in ("suspect", "empty"):
         found = [r for r in rows if r["status"] == status]

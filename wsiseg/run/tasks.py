@@ -42,7 +42,7 @@ FACTS = (MissingMppError, ImplausibleMppError, AnisotropicMppError)
 """Errors that are facts of a slide: every machine would find the same."""
 
 FORESEEN = (WsisegError, OSError, ImportError)
-"""What files, storage and installations raise; of anything else the place in the code is told."""
+"""Errors that files, storage and installations can raise; other errors are reported with their place in the code."""
 
 FIRST_PAUSE_S = 0.2
 """Pause before the second try of opening or finishing a slide, s; doubled before each further one."""
@@ -113,14 +113,14 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
 
 
 def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
-    """Do some tiles of a slide, each with its number of this try: a list of their outcomes in the same order.
+    """Compute some tiles of a slide, each given with the number of this try; return their outcomes in the same order.
 
-    A batch may be started again after its worker died or left: what that one finished is not done again. A worker
-    that is asked to leave ends the tile it is at.
+    A batch may be started again after its worker died or left; tiles that are finished are not computed again. A worker that is
+    asked to leave completes only its current tile.
     """
     context, busy = at_work(setup)
-    with contextlib.suppress(WsisegError, OSError, RuntimeError):  # the first tile will say it
-        _ = context.model  # loading it is no tile's time
+    with contextlib.suppress(WsisegError, OSError, RuntimeError):  # an error is raised again, and reported, by the first tile
+        _ = context.model  # loaded here, so that its time does not count for a tile
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):

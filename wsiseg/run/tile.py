@@ -29,7 +29,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     Threads of a worker do this at the same time, and only one (on a GPU: a few) of them computes: while it does, others read
     and write.
     """
-    model = context.model  # loaded before the clock starts: no tile pays for it
+    model = context.model  # loaded before the clock starts, so that its time does not count for a tile
     clock = StageClock()
     with context.slide(tile.slide_id) as (job, slide):
         rgb = context.pixels(job, slide, model.input_box(tile.read))
@@ -80,7 +80,7 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
 
 
 def tried(work: Callable[[], T]) -> T | Exception:
-    """Return what a piece of work gives, or what it raises: neither a tile nor a slide ever stops a run."""
+    """Return the result of a function, or the exception that it raises, so that no tile or slide stops a run."""
     try:
         return work()
     except Exception as err:  # noqa: BLE001 - the one place of the package

@@ -26,7 +26,7 @@ __all__ = ["Finding", "Verdict", "verify_run"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong (or, with ``wrong`` False, only worth knowing), where, and what to do."""
+    """Something wrong (or only a notice, if ``wrong`` is False), where it is, and what to do."""
 
     where: str
     what: str
@@ -55,7 +55,7 @@ def verify_run(root: Path) -> Verdict:
     Every JSON is parsed; every polygon table is read whole, its SHA-256, row count and config digest compared with what was
     recorded when it was made; tiles done, empty and failed add up to the slide's tiles, nuclei of the tiles to those of the
     table; the run's tables (``slides.parquet``, ``slides.csv``, ``errors.parquet``) say what the slides' own JSONs say; masks
-    open; nothing half-written lies about; every slide asked for is there.
+    open; there are no incomplete files; every slide asked for is done.
 
     Raises
     ------
@@ -206,7 +206,7 @@ def _check_errors(folder: RunFolder, expected: list[dict[str, Any]], redo: str) 
 def _check_leftovers(folder: RunFolder, records: dict[str, dict[str, Any]]) -> Iterator[Finding]:
     for path in sorted(folder.root.rglob("*.partial")):
         name = str(path.relative_to(folder.root))
-        yield Finding(name, "half-written file of a killed process; the next run removes it.", wrong=False)
+        yield Finding(name, "incomplete file of a killed process; the next run removes it.", wrong=False)
     for path in sorted((folder.root / "nuclei").glob("*.parquet")):
         if not folder.slide_json(path.stem).is_file():
             yield Finding(f"nuclei/{path.name}", "has no slides/*.json beside it. Run the same command again.")

@@ -2,7 +2,7 @@
 
 ::
 
-    RUN/inputs.jsonl              every slide ever asked for, one line each: how many there are, and what a retry needs
+    RUN/inputs.jsonl              every slide ever asked for, one line each: for status, and for a retry
     RUN/log.jsonl                 what happened, lines of JSON
     RUN/progress/run.json         totals, renewed every few seconds; with shards one file for each
 
@@ -33,7 +33,7 @@ from wsiseg.tables import atomic_write_bytes
 
 __all__ = ["COUNTS", "Totals", "Watch"]
 
-BEAT_S = 5.0
+PROGRESS_INTERVAL_S = 5.0
 """Interval at which the progress file is rewritten, s."""
 
 
@@ -74,7 +74,7 @@ class Watch:
         self._log = EventLog(folder.root / (f"log-{shard}.jsonl" if shard else "log.jsonl"))
         self._start = time.monotonic()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beats, name="wsiseg progress", daemon=True)
+        self._thread = threading.Thread(target=self._write_progress_regularly, name="wsiseg progress", daemon=True)
         self._shared = bool(shard)
 
     def __enter__(self) -> Watch:
@@ -114,8 +114,8 @@ class Watch:
             self.event(kind.removesuffix("s"), level="error", **dataclasses.asdict(death))
         return found
 
-    def _beats(self) -> None:
-        while not self._ended.wait(BEAT_S):
+    def _write_progress_regularly(self) -> None:
+        while not self._ended.wait(PROGRESS_INTERVAL_S):
             self._write("running")
 
     def _numbers(self) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class Watch:
 
 
 COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
-"""What a client counts beside its progress."""
+"""What a client counts in addition to its progress."""
 
 _METRICS = {
     "slides": ("gauge", "Slides asked for"),

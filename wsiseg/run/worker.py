@@ -141,9 +141,9 @@ class WorkerSetup(WorkerPlugin):
         folder = RunFolder(Path(local_path(folder_name, config.schedule.path_map)))
         reasons = await asyncio.to_thread(objections, requirements, folder, config)
         if reasons:
-            await self._tell(worker, refused="; ".join(reasons))
+            await self._report(worker, refused="; ".join(reasons))
             return
-        await self._tell(worker, preparing=True)
+        await self._report(worker, preparing=True)
         self._preparing = asyncio.create_task(self._get_ready(worker, folder))
 
     async def _get_ready(self, worker: Worker, folder: RunFolder) -> None:
@@ -156,7 +156,7 @@ class WorkerSetup(WorkerPlugin):
         await asyncio.wait({work})  # does not raise: an error refuses this worker
         err = work.exception()
         if err is not None:
-            await self._tell(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
+            await self._report(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
             return
         context = WorkerContext(folder, local_config(config), requirements.digest, own_device)
         self._gpu = device_label(own_device)
@@ -169,7 +169,7 @@ class WorkerSetup(WorkerPlugin):
             reasons = await asyncio.to_thread(processor_objections, requirements, context)
         if reasons:
             context.close()
-            await self._tell(worker, refused="; ".join(reasons), broken=fault is not None)
+            await self._report(worker, refused="; ".join(reasons), broken=fault is not None)
             return
         self.context = context
         # Without a nanny nothing would restart a killed worker, and a worker that is a thread would kill its whole process.
@@ -177,9 +177,9 @@ class WorkerSetup(WorkerPlugin):
         self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)
         await worker.set_resources(**{self.resource(r): UNLIMITED for r in (role, "any")})
         _wake(worker)
-        await self._tell(worker, role=role, **dataclasses.asdict(work.result()))
+        await self._report(worker, role=role, **dataclasses.asdict(work.result()))
 
-    async def _tell(self, worker: Worker, **found: Any) -> None:
+    async def _report(self, worker: Worker, **found: Any) -> None:
         name = str(worker.name)
         self.verdict = {"worker": worker.address, "name": name if "://" not in name else "", "host": platform.node()}
         self.verdict |= {"refused": "", "gpu": self._gpu, **found}
@@ -200,7 +200,7 @@ class WorkerSetup(WorkerPlugin):
 
 
 def verdict_of(setup: str, dask_worker: Worker) -> dict[str, Any]:
-    """Return what the setup of that name found at a worker; empty while it knows nothing (run on the worker by the client)."""
+    """Return what the named setup found on a worker, empty if not known yet. The client runs this on the worker."""
     plugin: Any = dask_worker.plugins.get(setup)
     return dict(getattr(plugin, "verdict", {}))
 
@@ -219,11 +219,11 @@ def _wake(worker: Worker) -> None:
 def end_broken(setup: str, reason: str) -> None:
     """End this worker, whose GPU stopped computing, from inside a task; its nanny starts another, with a new CUDA context.
 
-    Without a nanny nobody would, and the process may be somebody's program: the worker then leaves the cluster.
+    A worker without a nanny would not be restarted, and its process may belong to a user's program: it leaves the cluster.
     """
     worker = get_worker()
     presence: Presence | None = getattr(worker.plugins.get(setup), "presence", None)
-    log.error("worker %s ends: its GPU computes no more (%s)", worker.address, reason)
+    log.error("worker %s ends: its GPU stopped computing (%s)", worker.address, reason)
     if worker.nanny and presence is not None:
         presence.end_process(reason)
     worker.loop.add_callback(worker.close)

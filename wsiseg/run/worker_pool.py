@@ -27,11 +27,11 @@ ASK_S = 0.5
 ANSWER_S = 60.0
 """How long the scheduler may take to answer, s: a broken connection may raise no error."""
 
-PATIENCE_S = 30.0
+NO_WORKER_WARNING_S = 30.0
 """The user is warned when no worker has been connected for this long, s."""
 
 PREPARING_S = 4.0
-"""Workers that take longer than this to prepare their kernels are compiling them; the user is then told so, s."""
+"""Workers that take longer than this to prepare their kernels are compiling them, of which the user is informed, s."""
 
 LONGEST_PREPARING_S = 600.0
 """How long all workers may be preparing before the run continues as if none were connected, s."""
@@ -44,14 +44,14 @@ class WorkerPool:
         self,
         client: Client,
         setup: WorkerSetup,
-        tell: Callable[[str], None] = lambda text: None,
+        report: Callable[[str], None] = lambda text: None,
         on_ready: Callable[[dict[str, Any]], None] = lambda facts: None,
         *,
         remote: bool = True,
     ) -> None:
         self.client = client
         self.setup = setup
-        self._tell = tell
+        self._report = report
         self._on_ready = on_ready
         self._ready: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()  # from the client's own thread
         self._preparing: set[str] = set()
@@ -79,18 +79,18 @@ class WorkerPool:
         if error is not None:
             log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(error))
         start = time.monotonic()
-        told = False
+        warned = False
         while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
             # Workers report through scheduler events, which may arrive later than the answer of register_plugin. A refusal
             # arrives sooner than the acceptance of a worker, which loads its libraries first.
             waited = time.monotonic() - start
             compiling = bool(self._preparing) and not self._roles
-            patience = LONGEST_PREPARING_S if compiling else PATIENCE_S if answers and not self._roles else LOOK_S
+            patience = LONGEST_PREPARING_S if compiling else NO_WORKER_WARNING_S if answers and not self._roles else LOOK_S
             if waited > patience:
                 break
-            if compiling and waited > PREPARING_S and not told:
-                told = True
-                self._tell("preparing  CPU kernels, compiled once on each machine and kept for later runs")
+            if compiling and waited > PREPARING_S and not warned:
+                warned = True
+                self._report("preparing  CPU kernels, compiled once on each machine and kept for later runs")
             if waited > ASK_S:
                 self._ask(everyone)
             time.sleep(0.01 if waited < ASK_S else ASK_S)
@@ -116,7 +116,7 @@ class WorkerPool:
             self.threads = sum(self.there[a] for a in working if roles[a] == "tile")
             if self.threads:
                 self._seen, self._warned = now, False
-            elif not self._warned and now - self._seen > PATIENCE_S:
+            elif not self._warned and now - self._seen > NO_WORKER_WARNING_S:
                 self._warned = True
                 why = "no worker is ready yet: kernels are still compiled" if self._preparing else "no worker is there"
                 log.warning("%s; waiting for one. Ctrl-C stops; the same command resumes", why)
@@ -132,7 +132,7 @@ class WorkerPool:
         if reason:
             raise DeviceBrokenError(
                 f"No GPU is left to compute on: {reason}. Finished tiles are kept: run the same command again once the GPU is "
-                "reset or left away (--gpus), or on another machine."
+                "reset or excluded (--gpus), or on another machine."
             )
 
     def able(self, kind: str) -> list[str]:

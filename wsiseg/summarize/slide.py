@@ -116,8 +116,8 @@ def summarize_slide(
 
 def failed_row(slide_id: str, path: str, cohort: str, error: str) -> dict[str, Any]:
     """Return the statistics row of a slide that could not be used at all; ``error`` says why, in one line."""
-    told = {"path": plain_text(path), "error": plain_text(error)}
-    return _blank_row() | {"slide_id": slide_id, "cohort": cohort, "status": "failed", "n_nuclei": 0, **told}
+    texts = {"path": plain_text(path), "error": plain_text(error)}
+    return _blank_row() | {"slide_id": slide_id, "cohort": cohort, "status": "failed", "n_nuclei": 0, **texts}
 
 
 def _device_note(events: Mapping[str, int]) -> str:

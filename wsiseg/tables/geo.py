@@ -68,7 +68,7 @@ def wkb_polygons(xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int64
     Raises
     ------
     ValueError
-        More than 2 GiB of WKB: hand over fewer rings at a time.
+        The WKB is larger than 2 GiB: pass fewer rings at a time.
     """
     import pyarrow as pa
     import pyarrow.compute as pc

@@ -89,10 +89,19 @@ def look_of(rgb: NDArray[np.uint8]) -> Look:
 
 
 def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.Tensor:
-    """Return float32 (3, H, W), 0..255: a patch of an image of one look, moved by ``share`` of the way to another.
+    """Return a patch with its stain changed from the colors of one image towards those of another, float32 (3, H, W), 0..255.
 
-    The map between two Gaussians that moves colors least (optimal transport; Pitie and Kokaram, The linear Monge-Kantorovitch
-    colour mapping, 2007), applied to what is tissue. A share above 1 goes beyond.
+    The colors (optical densities) of tissue are transformed by the linear map that moves one Gaussian to another with the least
+    change (optimal transport; Pitie and Kokaram, The linear Monge-Kantorovitch colour mapping, 2007).
+
+    Parameters
+    ----------
+    rgb : float32 (3, H, W)
+        Patch of the first image, 0..255.
+    look, other
+        Color statistics of the first and of the second image.
+    share
+        0: no change, 1: the colors of the second image; above 1 extrapolates.
     """
     root = _power(look.covariance, 0.5)
     inverse = _power(look.covariance, -0.5)

@@ -1,4 +1,4 @@
-"""Public nucleus data sets -> the unified layout: which format is it, and write it."""
+"""Public nucleus data sets -> the unified layout: detects the format, reads it and writes the set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["FORMATS", "SourceFormat", "convert", "detect_format"]
 
 @dataclass(frozen=True, slots=True)
 class SourceFormat:
-    """A public format: how to know it, how to read it, and the facts that its publication states."""
+    """A public format: functions that detect and read it, and facts that its publication states."""
 
     name: str
     meaning: str
@@ -48,7 +48,7 @@ FORMATS: dict[str, SourceFormat] = {
         SourceFormat("nucfuse", "NucFuseRank: .tif and .npy of one stem", has_nucfuse, read_nucfuse),
     )
 }
-"""Readable formats by name, the most particular first."""
+"""Readable formats by name, the most specific first, which is the order of detection."""
 
 
 def detect_format(source: str | Path) -> str:
@@ -77,9 +77,11 @@ def convert(
     Parameters
     ----------
     format_name
-        Of ``FORMATS``, or ``auto``.
-    source, out
-        The set as it was published, unpacked; an empty or new folder.
+        A key of ``FORMATS``, or ``auto``.
+    source
+        Folder of the set as it was published, unpacked.
+    out
+        An empty or new folder.
     mpp
         Microns per pixel of every image, for sets that do not state it; overrides what they state.
     licence, name
@@ -92,7 +94,7 @@ def convert(
     Raises
     ------
     FormatError
-        Unknown format, broken or missing files, ids twice, or ``out`` holds a set already.
+        The format is unknown, files are damaged or missing, an image id is not unique, or ``out`` has a set already.
     """
     source, out = Path(source), Path(out)
     if format_name != "auto" and format_name not in FORMATS:

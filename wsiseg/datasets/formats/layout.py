@@ -44,9 +44,9 @@ class AnnotatedImage:
     mpp
         Microns per pixel as stated by the file or the set's publication; ``None``: not stated.
     organ, group
-        What is known; the group (a patient) must not be torn apart by a split.
+        Organ and group, if known; images of one group (a patient) must not be in different parts of a split.
     notes
-        What was repaired.
+        Repairs made while reading.
     """
 
     image_id: str
@@ -60,7 +60,7 @@ class AnnotatedImage:
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion wrote."""
+    """Result of a conversion."""
 
     format: str
     out: str
@@ -102,7 +102,7 @@ def write_dataset(
     Raises
     ------
     FormatError
-        An id comes twice, a label map has another size than its picture, ``out`` already holds a set, or nothing came.
+        An id is not unique, a label map and its picture differ in size, ``out`` already has a set, or there are no images.
     """
     if (out / "INFO.json").exists():
         raise FormatError(f"{out} already holds a converted set (INFO.json). Give an empty folder.")
@@ -111,7 +111,7 @@ def write_dataset(
     notes: list[str] = []
     for image in images:
         if image.image_id in per_image:
-            raise FormatError(f"{format_name}: the id {image.image_id!r} comes twice; file names must differ within a set.")
+            raise FormatError(f"{format_name}: two images have the id {image.image_id!r}; ids must be unique within a set.")
         if image.rgb.shape[:2] != image.labels.shape:
             raise FormatError(
                 f"{format_name}, {image.image_id}: the picture is {image.rgb.shape[:2]}, its labels {image.labels.shape} "
@@ -134,12 +134,12 @@ def write_dataset(
 def dataset_stats(root: str | Path) -> list[dict[str, Any]]:
     """Return one row of ``STATS_COLUMNS`` for a set, or for each set in a folder of sets.
 
-    Counts come from the label images, facts from ``INFO.json``; what is not stated is ``"unknown"``.
+    Counts are from the label images, other facts from ``INFO.json``; a fact that is not stated is ``"unknown"``.
 
     Raises
     ------
     FormatError
-        No set there, or a broken one.
+        There is no set, or a set is damaged.
     """
     root = sets_folder(root)
     folders = [root] if (root / "INFO.json").is_file() else sorted(p.parent for p in root.glob("*/INFO.json"))

@@ -65,9 +65,9 @@ def has_imagej(source: Path) -> bool:
 def read_imagej(source: Path) -> Iterator[AnnotatedImage]:
     """Read CryoNuSeg and NuInsSeg: ``tissue images/`` with, beside or below, ImageJ ROI zips and label masks.
 
-    Of the truths that lie there the first of these is read: ``label masks modify`` (overlaps go to the greater id),
-    the ROI zips (drawn in order, the later owns overlaps, which is the same rule), ``label masks``. In the last, overlapping
-    pixels hold the **sum** of the ids: they are given back to the greater id (``repair_overlap_sums``) or refused.
+    The first of these that exists is used: ``label masks modify`` (overlaps belong to the larger id); the ROI zips (drawn in
+    order, overlaps belong to the later ROI, which is the same rule); ``label masks``. In the last, overlapping pixels contain
+    the **sum** of the ids: they are assigned to the larger id (``repair_overlap_sums``), or the file is refused.
     """
     for tissue in _tissue_folders(source):
         truths = _truth_folders(tissue)
@@ -144,12 +144,12 @@ def roi_labels(path: Path, shape: tuple[int, int]) -> Labels:
 
 
 def repair_overlap_sums(labels: Labels, name: str = "label mask") -> tuple[Labels, int]:
-    """Undo the overlap-sum trap of "label masks", in which a pixel of two nuclei a and b holds a + b.
+    """Repair "label masks" in which pixels that belong to two nuclei a and b contain a + b.
 
-    True ids are 1..n without a gap. A region is *explained* where its id is the sum of two ids that touch it. n is the greatest
-    id with a region that is not explained; of each true id the largest region is the nucleus. All other explained regions are
-    overlaps and go to the greatest nucleus in the sum. (A last nucleus that touches two others whose ids sum to its own would
-    be taken for their overlap: the price of masks that lost this.)
+    True ids are 1..n without a gap. A region is *explained* if its id is the sum of two ids that touch it. n is the largest id
+    that has a region which is not explained; the nucleus of each true id is its largest region. All other explained regions are
+    overlaps and are assigned to the larger id of the sum. One case cannot be distinguished: if the nucleus with the last id
+    touches two others whose ids sum to its own, it is taken for their overlap.
 
     Parameters
     ----------
@@ -162,20 +162,20 @@ def repair_overlap_sums(labels: Labels, name: str = "label mask") -> tuple[Label
     -------
     labels : int32 (H, W)
     n_regions : int
-        Overlap regions given back.
+        Number of overlap regions that were assigned to a nucleus.
 
     Raises
     ------
     FormatError
-        Some id can be neither a nucleus nor a sum.
+        An id can be neither a nucleus nor a sum.
     """
     regions = _regions(labels)
     n_true = max((r.ident for r in regions if r.pair is None), default=0)
     gaps = sorted(set(range(1, n_true + 1)) - {r.ident for r in regions})
     if gaps:
         raise FormatError(
-            f"{name}: id {n_true} is no nucleus (id {gaps[0]} is missing below it) and no sum of two ids that touch it. Use "
-            "'label masks modify' or the ROI zips."
+            f"{name}: id {n_true} can be neither a nucleus (the smaller id {gaps[0]} is missing) nor the sum of two ids that "
+            "touch it. Use 'label masks modify' or the ROI zips."
         )
     largest: dict[int, int] = {}
     for region in regions:
