@@ -44,7 +44,7 @@ def qc() -> None:
     type=float,
     default=1 / 3,
     show_default="1/3",
-    help="A cohort gets a second round if at least this share of its flagged slides is judged unacceptable.",
+    help="A cohort gets a second round if this share or more of its flagged slides is judged unacceptable.",
 )
 @click.option(
     "--rounding",
