@@ -300,8 +300,9 @@ def grade(run: Path) -> None:
 def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
     """Write one HTML file about RUN that opens in any browser, offline, and beside it all decisions as one CSV file.
 
-    Each slide that needs a look has a card with its tissue mask, its nuclear density, why it was flagged, and the nuclei that
-    the mask left out. Six cards fit on a printed page. Both files contain names instead of this machine's paths, to be passed on.
+    Each slide that needs a look has a card with its tissue mask, its nuclear density, why it was flagged, and the nuclei
+    that the mask left out. Six cards fit on a printed page. Both files contain names instead of this machine's paths, to be
+    passed on.
 
     \b
     wsiseg qc report my-run -o my-report.html      also writes my-report.decisions.csv
