@@ -4,8 +4,8 @@
 // another; a barrier switches to the next, and the block goes on when all live fibers have arrived. The order of blocks, and of
 // threads after every barrier, is a permutation drawn from a seed, so a result that depends on the schedule shows itself. Blocks
 // may be spread over OS threads, so atomics and concurrent writes are real. A barrier that only some live threads reach aborts.
-// Not modelled: warps (kernels use no warp intrinsics), the GPU's weaker memory order, a barrier missing between two threads
-// whose order happens not to matter.
+// Not modelled: what warps exchange (our kernels use no warp intrinsics; CuPy's use __syncwarp, a barrier of 32 threads), the GPU's
+// weaker memory order, a barrier missing between two threads whose order happens not to matter (races.cpp finds those).
 #pragma once
 
 #include <algorithm>
@@ -28,17 +28,23 @@
 #define __shared__ static thread_local
 
 #if defined(FIND_RACES)  // see races.cpp
-extern "C" void race_thread_is(unsigned number);
+extern "C" void race_thread_is(unsigned number, const char* stack, unsigned long stack_size);
 extern "C" void race_begin();
+extern "C" void race_block();
+extern "C" void race_barrier();
 extern "C" void race_note(const void* address);
 #define UNWATCHED __attribute__((no_sanitize("thread")))
 #define RACE_BEGIN() race_begin()
-#define RACE_THREAD(n) race_thread_is(n)
+#define RACE_THREAD(n, stack, size) race_thread_is(n, stack, size)
+#define RACE_BLOCK() race_block()
+#define RACE_BARRIER() race_barrier()
 #define RACE_NOTE(address) race_note(address)
 #else
 #define UNWATCHED
 #define RACE_BEGIN()
-#define RACE_THREAD(n)
+#define RACE_THREAD(n, stack, size)
+#define RACE_BLOCK()
+#define RACE_BARRIER()
 #define RACE_NOTE(address)
 #endif
 
@@ -94,36 +100,42 @@ inline void prepare(Context& context, char* stack, size_t size, void (*entry)())
 #endif
 
 constexpr size_t STACK = 32 * 1024;
+constexpr unsigned WARP = 32;
+
+enum State { READY, AT_WARP, AT_BLOCK, DONE };
 
 struct Fiber {
   Context context;
   std::unique_ptr<char[]> stack;
   Index3 index;
-  bool done;
+  State state;
 };
 
 inline thread_local std::vector<Fiber> fibers;
 inline thread_local Context scheduler;
 inline thread_local Fiber* running = nullptr;
 inline thread_local const std::function<void()>* body;
-inline thread_local unsigned arrived;
 inline thread_local bool any_now, any_last;
 
-inline void fiber_main() {
+UNWATCHED inline void fiber_main() {
   (*body)();
-  running->done = true;
+  running->state = DONE;
   switch_to(running->context, scheduler);
   std::abort();
 }
 
-inline bool barrier(bool flag) {
+UNWATCHED inline void stop_at(State state) {
   if (!running) {
     std::fprintf(stderr, "barrier in a kernel that was registered without fibers\n");
     std::abort();
   }
-  arrived++;
-  any_now |= flag;
+  running->state = state;
   switch_to(running->context, scheduler);
+}
+
+UNWATCHED inline bool barrier(bool flag) {
+  any_now |= flag;
+  stop_at(AT_BLOCK);
   return any_last;
 }
 
@@ -131,31 +143,56 @@ inline Index3 unfold(unsigned k, const Index3& size) {
   return {k % size.x, k / size.x % size.y, k / (size.x * size.y)};
 }
 
+// Let those go on whose barrier is complete; false: none are left.
+inline bool release(unsigned n) {
+  unsigned live = 0, at_block = 0, ready = 0;
+  for (unsigned warp = 0; warp < n; warp += WARP) {
+    const unsigned end = std::min(warp + WARP, n);
+    unsigned alive = 0, waiting = 0;
+    for (unsigned k = warp; k < end; k++) {
+      alive += fibers[k].state != DONE;
+      waiting += fibers[k].state == AT_WARP;
+      at_block += fibers[k].state == AT_BLOCK;
+    }
+    live += alive;
+    if (waiting == 0 || waiting != alive) continue;
+    for (unsigned k = warp; k < end; k++)
+      if (fibers[k].state == AT_WARP) fibers[k].state = READY, ready++;
+  }
+  if (ready || !live) return live;
+  if (at_block != live) {
+    std::fprintf(stderr, "divergent barrier: %u of %u live threads\n", at_block, live);
+    std::abort();
+  }
+  for (unsigned k = 0; k < n; k++)
+    if (fibers[k].state == AT_BLOCK) fibers[k].state = READY;
+  any_last = any_now;
+  any_now = false;
+  RACE_BARRIER();
+  return true;
+}
+
 inline void run_block(std::vector<unsigned>& order, std::mt19937* random) {
-  while (fibers.size() < order.size()) fibers.push_back({{}, std::make_unique<char[]>(STACK), {}, false});
+  while (fibers.size() < order.size()) fibers.push_back({{}, std::make_unique<char[]>(STACK), {}, DONE});
   for (unsigned k = 0; k < order.size(); k++) {
     prepare(fibers[k].context, fibers[k].stack.get(), STACK, fiber_main);
     fibers[k].index = unfold(k, block_size);
-    fibers[k].done = false;
+    fibers[k].state = READY;
   }
-  for (unsigned live = order.size(); live > 0;) {
-    arrived = live = 0;
-    any_now = false;
+  any_now = false;
+  RACE_BLOCK();
+  do {
     for (unsigned k : order) {
-      if (fibers[k].done) continue;
+      if (fibers[k].state != READY) continue;
       running = &fibers[k];
       thread_index = running->index;
+      RACE_THREAD(k + 1, fibers[k].stack.get(), STACK);
       switch_to(scheduler, running->context);
-      live += !fibers[k].done;
+      RACE_THREAD(0, nullptr, 0);
     }
     running = nullptr;
-    if (arrived != live && arrived != 0) {
-      std::fprintf(stderr, "divergent barrier: %u of %u live threads\n", arrived, live);
-      std::abort();
-    }
-    any_last = any_now;
     if (random) std::shuffle(order.begin(), order.end(), *random);
-  }
+  } while (release((unsigned)order.size()));
 }
 
 inline void launch(Index3 grid, Index3 block, bool with_fibers, unsigned seed, int os_threads, const std::function<void()>& kernel) {
@@ -183,9 +220,9 @@ inline void launch(Index3 grid, Index3 block, bool with_fibers, unsigned seed, i
       } else {
         for (unsigned k : order) {
           thread_index = unfold(k, block);
-          RACE_THREAD(blocks[b] * (unsigned)order.size() + k + 1);
+          RACE_THREAD(blocks[b] * (unsigned)order.size() + k + 1, nullptr, 0);
           kernel();
-          RACE_THREAD(0);
+          RACE_THREAD(0, nullptr, 0);
         }
       }
     }
@@ -201,6 +238,7 @@ inline void launch(Index3 grid, Index3 block, bool with_fibers, unsigned seed, i
 
 inline void __syncthreads() { host::barrier(false); }
 inline int __syncthreads_or(int flag) { return host::barrier(flag != 0); }
+inline void __syncwarp() { host::stop_at(host::AT_WARP); }
 
 template <class T>
 UNWATCHED T atomicAdd(T* at, T value) {

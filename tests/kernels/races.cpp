@@ -1,34 +1,85 @@
-// A race detector for kernels without barriers: g++ -fsanitize=thread puts a call before every memory access, and these are the
-// calls. Within a launch, a word that one thread writes plainly may be touched by no other thread. Atomics and volatile accesses
-// may meet each other (their results are the tests' affair). Compiled without the sanitizer; used with one OS thread.
+// A race detector for kernels: g++ -fsanitize=thread puts a call before every memory access, and these are the calls.
+//
+// Within a launch, a word that one thread writes plainly may be touched by another only if a barrier of their block lies between;
+// between blocks nothing lies. Atomics and volatile accesses may meet each other (their results are the tests' affair). Shared
+// memory is forgotten when a block begins. Compiled without the sanitizer; used with one OS thread.
+#include <link.h>
+
 #include <cstdint>
 #include <unordered_map>
 
 namespace {
-unsigned race_thread = 0;  // number of the running CUDA thread, from 1; 0 outside kernels
 constexpr unsigned MANY = 0xffffffffu;
-struct Word {
-  unsigned writer, seen;
+struct Access {
+  unsigned block, thread, epoch;  // block 0: none yet
 };
-std::unordered_map<uintptr_t, Word> words;
+struct Word {
+  Access writer, seen;
+};
+Access now;          // who runs: number of the launch's block and thread, from 1; thread 0 outside kernels
+const char* stack;   // of the thread that runs, where it has its own
+uintptr_t stack_size;
+std::unordered_map<uintptr_t, Word> words, shared_words;
+uintptr_t shared_from, shared_size;
 unsigned n_races = 0;
 
+int find_shared(dl_phdr_info* info, size_t, void*) {  // __shared__ variables are thread_local ones of this library
+  bool ours = false;
+  uintptr_t size = 0;
+  for (int k = 0; k < info->dlpi_phnum; k++) {
+    const auto& part = info->dlpi_phdr[k];
+    const uintptr_t from = info->dlpi_addr + part.p_vaddr, at = reinterpret_cast<uintptr_t>(&find_shared);
+    ours |= part.p_type == PT_LOAD && at >= from && at < from + part.p_memsz;
+    if (part.p_type == PT_TLS) size = part.p_memsz;
+  }
+  if (!ours) return 0;
+  shared_from = reinterpret_cast<uintptr_t>(info->dlpi_tls_data);
+  shared_size = shared_from ? size : 0;
+  return 1;
+}
+
+bool unordered(const Access& before) {
+  return before.block && (before.block != now.block || (before.epoch == now.epoch && before.thread != now.thread));
+}
+
 void note(const void* address, bool plain_write) {
-  const unsigned t = race_thread;
-  if (!t) return;
+  if (!now.thread) return;
+  const uintptr_t at = reinterpret_cast<uintptr_t>(address);
   const char here = 0;
-  const intptr_t away = reinterpret_cast<intptr_t>(address) - reinterpret_cast<intptr_t>(&here);
-  if (away > -65536 && away < 65536) return;  // a thread's own variables
-  Word& w = words[reinterpret_cast<uintptr_t>(address)];
-  n_races += (w.writer && w.writer != t) || (plain_write && w.seen && w.seen != t);
-  if (plain_write) w.writer = t;
-  w.seen = w.seen == 0 || w.seen == t ? t : MANY;
+  const uintptr_t from = reinterpret_cast<uintptr_t>(stack ? stack : &here - 65536);
+  if (at - from < (stack ? stack_size : 131072)) return;  // a thread's own variables
+  Word& w = (at - shared_from < shared_size ? shared_words : words)[at];
+  n_races += unordered(w.writer) || (plain_write && unordered(w.seen));
+  if (plain_write) w.writer = now;
+  if (w.seen.block && w.seen.block != now.block) {
+    w.seen.block = MANY;
+  } else if (w.seen.block == now.block && w.seen.epoch == now.epoch && w.seen.thread != now.thread) {
+    w.seen.thread = MANY;
+  } else {
+    w.seen = now;
+  }
 }
 }  // namespace
 
 extern "C" {
-void race_begin() { words.clear(); }
-void race_thread_is(unsigned number) { race_thread = number; }
+void race_begin() {
+  static thread_local volatile char touched;  // the loader makes a library's thread_local variables when one is first used
+  touched = 1;
+  words.clear();
+  shared_words.clear();
+  dl_iterate_phdr(find_shared, nullptr);
+  now = {1, 0, 1};
+}
+void race_block() {
+  shared_words.clear();
+  now = {now.block + 1, 0, 1};
+}
+void race_barrier() { now.epoch++; }
+void race_thread_is(unsigned number, const char* its_stack, unsigned long size) {
+  now.thread = number;
+  stack = its_stack;
+  stack_size = size;
+}
 unsigned race_count() { return n_races; }
 void race_note(const void* address) { note(address, false); }
 void __tsan_init() {}
