@@ -62,7 +62,9 @@ def used() -> dict[str, list[str]]:
             name = _chain(node, short)
             if name:
                 call = calls.get(id(node))
-                names.setdefault(name, set()).update(k.arg for k in call.keywords if k.arg) if call else names.setdefault(name, set())
+                names.setdefault(name, set()).update(k.arg for k in call.keywords if k.arg) if call else names.setdefault(
+                    name, set()
+                )
     return {name: sorted(keywords) for name, keywords in sorted(names.items())}
 
 

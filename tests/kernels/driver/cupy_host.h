@@ -1,5 +1,6 @@
 // What CuPy's own kernels need besides cuda_host.h, and how a launch becomes work that is done later.
 #pragma once
+#include <cassert>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,29 @@
 #define __CUDA_ARCH__ 900
 
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
+inline int __popcll(unsigned long long v) { return __builtin_popcountll(v); }
+// CuPy's sums: all 32 threads of a warp take part, of blocks with one dimension.
+template <class T>
+T from_thread(T value, unsigned other) {
+  static thread_local T given[1024];
+  given[threadIdx.x] = value;
+  __syncwarp();
+  value = given[other];
+  __syncwarp();
+  return value;
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask, int) {
+  return from_thread(value, threadIdx.x ^ (unsigned)mask);
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, unsigned by, int) {
+  return from_thread(value, threadIdx.x % host::WARP < by ? threadIdx.x : threadIdx.x - by);
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int lane, int) {
+  return from_thread(value, threadIdx.x / host::WARP * host::WARP + (unsigned)lane % host::WARP);
+}
 using std::max;
 using std::min;
 

@@ -33,7 +33,7 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 std::mt19937 chance(1);
 std::vector<std::string> events_log;
 std::atomic<long> used{0};
-long limit = 8L << 30;
+constexpr long limit = 8L << 30;
 
 void note(const char* text, uint64_t a = 0, uint64_t b = 0) {
   char line[256];
@@ -167,6 +167,7 @@ EXPORT cudaGetDeviceProperties(char* out, int d) {  // the name comes first; 700
   if (d) return told(INVALID_DEVICE);
   memset(out, 0, 700);
   strcpy(out, "Stand-in for an H200");
+  *(int*)(out + 308) = 32;  // warpSize: behind name, uuid, luid, mask, and the sizes of memory
   return OK;
 }
 EXPORT cudaDeviceSynchronize() {
@@ -351,7 +352,6 @@ EXPORT cuLaunchKernel(void* f, unsigned gx, unsigned gy, unsigned gz, unsigned b
 
 // For the tests
 EXPORT stand_in_seed(unsigned seed) { return chance.seed(seed), OK; }
-EXPORT stand_in_limit(long bytes) { return limit = bytes, OK; }
 EXPORT stand_in_call(void* s, void (*function)(void*), void* argument) {
   Lock lock(mutex);
   put(of(s), [=] { function(argument); });
@@ -373,4 +373,9 @@ EXPORT stand_in_log(char* out, int size) {  // takes what was logged, as lines; 
   memcpy(out, text.c_str(), text.size() + 1);
   events_log.clear();
   return 0;
+}
+EXPORT stand_in_missing() {  // a function of the runtime that the stand-in does not have
+  Lock lock(mutex);
+  note("missing function");
+  return told(801);
 }
