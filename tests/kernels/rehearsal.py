@@ -4,8 +4,8 @@ CuPy holds the CUDA runtime as a static library. Its functions are made to jump 
 driver library that CuPy loads is the stand-in too. What CuPy gives to NVRTC goes to g++ behind the tests' header instead. That
 cannot be undone, so it is done in processes of their own.
 
-Not rehearsed: CUB, which CuPy takes for sums where it can (machine code; CuPy's own kernels take its place here), cuDNN, and all
-that PyTorch does on a GPU (``torch_stand_in.py`` does what its documentation says).
+Not rehearsed: CUB, which CuPy takes for sums where it can (machine code; here CuPy's own kernels take its place), cuDNN, and
+all that PyTorch does on a GPU (``torch_stand_in.py`` does what its documentation says).
 """
 
 from __future__ import annotations
