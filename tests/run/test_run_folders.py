@@ -227,8 +227,8 @@ def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
         "ending .qptiff, not taken from a folder (name a file outright to try it)": 1,
         "unfinished download": 1,
         "zero bytes": 1,
-        "broken link (nothing is where it leads)": 2,
-        "no regular file": 1,
+        "broken link (its target does not exist)": 2,
+        "not a regular file": 1,
         "Zarr folder (name it outright if it is a slide)": 1,
     }
 
@@ -381,14 +381,14 @@ def test_run_pictures_among_slides_are_not_taken_for_slides(crop_png: Path, tmp_
     found = find_slides([str(slides)])
     assert ids(found) == ["case"]
     assert reasons(found) == {
-        "run folder of wsiseg: its pictures are no slides": 1,
+        "run folder of wsiseg: its pictures are not slides": 1,
         "picture drawn by wsiseg": 2,
         "tissue mask of a wsiseg run": 1,
     }
     planned = run_here("plan", slides)
     assert "left out   picture drawn by wsiseg: 2" in planned.output
     again = run_here("segment", slides, "--out", run, "--mpp", "0.499", "--workers", "1")
-    assert "left out   run folder of wsiseg: its pictures are no slides: 1" in again.output
+    assert "left out   run folder of wsiseg: its pictures are not slides: 1" in again.output
     events = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert sum(e["event"] == "left_out" and "tissue mask" in e["text"] for e in events) == 1
     # what comes later is told apart, and the slide that the run has keeps its id
@@ -473,7 +473,7 @@ def test_a_path_that_means_two_files_is_refused(cohort: Path, monkeypatch: pytes
     (cohort / "m.csv").write_text("path\ns/a.svs\n")
     touch(cohort / "other" / "s" / "a.svs", b"another")
     monkeypatch.chdir(cohort / "other")
-    with pytest.raises(ManifestError, match=r"line 2: .*another one in the working folder"):
+    with pytest.raises(ManifestError, match=r"line 2: .*exists both in the manifest"):
         find_slides([str(cohort / "m.csv")])
     monkeypatch.chdir(cohort)
     assert ids(find_slides(["m.csv"])) == ["a"]

@@ -1,4 +1,4 @@
-"""Who computed a run: processors whose maps are equal are one, others are refused or, where the user says so, put on record.
+"""Processors that compute a run: one that computes other maps than the first is refused, or recorded if the user allows it.
 
 ``run.json`` holds the run's ``processors``: the first is the one that all others are compared with.
 """
@@ -18,7 +18,7 @@ MEASURED = "benchmarks/results/precision.json"
 def same_maps(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
     """Return whether two processors (see ``wsiseg.predict.arithmetic_of``) give the same maps.
 
-    A GPU's library may choose another kernel by the memory that is free, so GPUs of one name and version are taken for one.
+    GPUs of the same name and library version count as equal, because a GPU library may choose kernels by the free memory.
     """
     one_gpu = a["processor"] == b["processor"] and a.get("device", "cpu") == b.get("device", "cpu") == "cuda"
     return a["digest"] == b["digest"] or one_gpu
@@ -32,7 +32,7 @@ def with_processor(
     Raises
     ------
     OutputMismatchError
-        Its maps are not those of the run's, and that is not accepted; the message names both.
+        Its maps differ from those of the run, and ``accept`` is not set; the message names both processors.
     """
     if any(same_maps(here, processor) for processor in known):
         return list(known)
@@ -48,7 +48,7 @@ def with_processor(
 
 
 def precision_text(record: Mapping[str, Any]) -> str:
-    """Say in one line in which precision a run (its ``run.json``) was computed, who chose it, and whether bits may differ."""
+    """Return one line: the precision of a run (``run.json``), whether the user chose it, and whether bits may differ."""
     precision = record.get("results", {}).get("predict.precision", "")
     if not precision:
         return ""
@@ -64,7 +64,7 @@ def precision_text(record: Mapping[str, Any]) -> str:
 
 
 def mixed_precision_note(records: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say how runs (``run.json`` by name) that are combined differ in precision; empty where they do not.
+    """Return how combined runs (``run.json`` by name) differ in precision; empty if they do not.
 
     The figures are those of ``benchmarks/precision.py``: validation images of four sets, both weights.
     """

@@ -12,8 +12,8 @@
     RUN/slides.parquet, slides.csv   one row a slide
     RUN/errors.parquet               what failed and why
     RUN/parts/<slide_id>/            tiles done so far; removed when the slide is complete
-    RUN/workers/                     what each worker is at (see ``wsiseg.run.presence``)
-    RUN/inputs.jsonl, log.jsonl, progress/   what the run tells of itself (see ``wsiseg.run.watch``)
+    RUN/workers/                     what each worker is doing (see ``wsiseg.run.presence``)
+    RUN/inputs.jsonl, log.jsonl, progress/   log and progress of the run (see ``wsiseg.run.watch``)
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class RunFolder:
 
     @property
     def workers(self) -> Path:
-        """Return the folder in which workers say what they are at."""
+        """Return the folder in which workers record what they are doing."""
         return self.root / "workers"
 
     @property
@@ -92,7 +92,7 @@ class RunFolder:
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
     def read_run(self) -> dict[str, Any] | None:
-        """Return the run record, or None where there is none. Raises ``FormatError`` for a broken one."""
+        """Return the run record, or None if there is none. Raises ``FormatError`` if it is damaged."""
         try:
             record = json.loads(self.run_json.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -145,7 +145,7 @@ class RunFolder:
 
     @contextlib.contextmanager
     def _record_held(self) -> Iterator[None]:
-        """Hold ``run.json`` for a change: shards and workers may want to make one at once."""
+        """Lock ``run.json`` for a change, because several shards and workers may change it at the same time."""
         with (self.root / ".run-json.lock").open("a") as handle:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -159,7 +159,7 @@ class RunFolder:
         arithmetic: dict[str, str] | None,
         precision_choice: str,
     ) -> str:
-        """As ``claim``; empty where another shard was quicker, whose settings then count."""
+        """Do the work of ``claim``; return "" if another shard claimed the folder first, so that its settings apply."""
         results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
         digest = config.digest(**facts)
         old = self.read_run()
@@ -202,11 +202,18 @@ class RunFolder:
 
     @contextlib.contextmanager
     def exclusive(self, shard: str = "") -> Iterator[None]:
-        """Hold the folder for one client; a second one raises ``OutputInUseError``, a folder that cannot be ``InputError``.
+        """Lock the folder for one client.
 
-        Shards (``shard``: such as ``3-of-8``) hold it together, each its own name for itself; a run without shards, or a merge,
-        only gets it when no shard lives. Advisory locks on open files: the kernel drops them when the process dies, so a killed
-        run leaves nothing stale.
+        Shards (``shard``, such as ``3-of-8``) share the lock of the folder, and each locks its own name; a run without shards,
+        or a merge, gets the folder only if no shard runs. These are advisory locks on open files, which the kernel releases
+        when the process dies, so that a killed run leaves no stale lock.
+
+        Raises
+        ------
+        OutputInUseError
+            Another client has locked the folder.
+        InputError
+            The folder cannot be written to.
         """
         with contextlib.ExitStack() as held:
             held.enter_context(self._locked(".in-use", fcntl.LOCK_SH if shard else fcntl.LOCK_EX))
@@ -238,9 +245,9 @@ class RunFolder:
 
 
 def _open_lock(path: Path) -> int:
-    """Open a lock file, made with the rights that the umask leaves: a colleague of the group may go on with the run.
+    """Open a lock file; its permissions follow the umask, so that members of a group can resume each other's runs.
 
-    A lock file that another user made without those rights is opened for reading, which is enough for a lock.
+    A lock file of another user that is not writable is opened for reading, which is enough for locking.
     """
     try:
         return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)

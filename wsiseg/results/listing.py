@@ -1,7 +1,7 @@
 """A folder -> the slides in it and below, and what was left out and why.
 
-Nothing is opened but what only its first bytes can tell: DICOM headers, and pictures that wsiseg drew itself. Folders are
-walked once each, links to folders last, so that a loop of links ends.
+Only files that cannot be classified by name are opened: possible DICOM files, and pictures that wsiseg may have drawn. Each
+folder is visited once, links to folders last, so that circular links do no harm.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLIDE_SUFFIXES = (
     frozenset({".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"})
     | PICTURES
 )
-"""File endings taken from a folder (a file named outright may have any ending)."""
+"""File endings of slides that are found in folders (a file named on the command line may have any ending)."""
 
 _RASTERS = PICTURES | {".tif", ".tiff"}
 _UNFINISHED = frozenset({".partial", ".part", ".crdownload", ".download", ".filepart", ".opdownload", ".aria2", ".tmp"})
@@ -37,7 +37,7 @@ _NO_READER = frozenset(
 """Endings of slides that neither OpenSlide nor Pillow reads."""
 
 _MAY_OPEN = frozenset({".qptiff", ".btf", ".tf2", ".tf8", ".gif", ".jp2", ".j2k", ".ome", ".stk", ".flex", ".bigtiff"})
-"""Endings under which a slide may stand that a reader opens all the same."""
+"""Endings of files that are not taken from folders, but that a reader may be able to open."""
 
 _SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
 _BESIDE = r"(thumb(nail)?|label(ed|s)?|macro|overview|preview|masks?|overlay|density|anno(tations?)?|tissue|gt)"
@@ -45,7 +45,7 @@ _COMPANION = re.compile(rf"^(.+?)[ ._-]+{_BESIDE}$", re.IGNORECASE)
 _COMPANION_FOLDER = re.compile(rf"^({_BESIDE}s?|ground[ _-]?truth)$", re.IGNORECASE)
 _RUN_FOLDERS = frozenset({"nuclei", "slides", "maps", "features", "parts", "workers", "progress", "qc", "shards"})
 _OUR_PICTURE = b"wsiseg:"
-"""How the text begins by which wsiseg marks pictures that it draws."""
+"""Beginning of the text with which wsiseg marks the pictures that it draws."""
 
 _NO_ENTRY = "no permission to read"
 EXAMPLES = 5
@@ -118,7 +118,7 @@ def list_folder(root: Path) -> Listing:
         names = {e.name for e in members}
         ours = "run.json" in names and _is_run(folder)
         if ours and folder != str(root):
-            out.skip(folder, "run folder of wsiseg: its pictures are no slides")
+            out.skip(folder, "run folder of wsiseg: its pictures are not slides")
             continue
         folders = [e for e in members if _is_folder(e)]
         for e in folders:
@@ -166,7 +166,7 @@ def _is_run(folder: str) -> bool:
 
 
 def _folder_refusal(name: str, beside: set[str]) -> str:
-    """Return why a folder is not looked into; empty: it is."""
+    """Return why a folder is not searched; empty if it is."""
     lower = name.lower()
     if lower.startswith("."):
         return "hidden (its name begins with a dot)"
@@ -205,7 +205,7 @@ def _take_files(folder: str, members: Sequence[os.DirEntry[str]], out: Listing, 
 
 
 def _file_refusal(entry: os.DirEntry[str]) -> str:
-    """Return why a file is no slide, from its name and size; empty: it may be one."""
+    """Return why a file is not a slide, by its name and size; empty if it may be one."""
     name = entry.name
     ending = os.path.splitext(name)[1].lower()
     if name.startswith("."):
@@ -213,9 +213,9 @@ def _file_refusal(entry: os.DirEntry[str]) -> str:
     try:
         facts = entry.stat()
     except OSError as err:
-        return "broken link (nothing is where it leads)" if entry.is_symlink() else f"cannot be read ({err.strerror})"
+        return "broken link (its target does not exist)" if entry.is_symlink() else f"cannot be read ({err.strerror})"
     if not stat.S_ISREG(facts.st_mode):
-        return "no regular file"
+        return "not a regular file"
     if ending in _UNFINISHED:
         return "unfinished download"
     if ending not in SLIDE_SUFFIXES and not may_be_dicom(name):
@@ -251,7 +251,7 @@ def _take_dicom(folder: str, paths: Sequence[str], out: Listing, *, alone: bool)
         if facts is not None and facts.whole_slide:
             files.append(facts)
         elif facts is not None:
-            out.skip(path, f"DICOM, but no whole slide: {facts.kind}")
+            out.skip(path, f"DICOM, but not a whole slide: {facts.kind}")
         elif path.lower().endswith((".dcm", ".dicom")):
             unreadable.append(path)
         else:
@@ -261,7 +261,7 @@ def _take_dicom(folder: str, paths: Sequence[str], out: Listing, *, alone: bool)
         if f.series not in series:
             out.skip(f.path, "DICOM label, overview or thumbnail without its slide")
     if alone and len(series) + bool(unreadable) == 1:
-        out.slides.append(Path(folder))  # unreadable alone: opening it will say what is wrong
+        out.slides.append(Path(folder))  # unreadable: listed as a slide, so that opening it reports the reason
     else:
         out.slides += [Path(members[0].path) for members in series.values()]
         out.slides += map(Path, unreadable)

@@ -1,4 +1,4 @@
-"""Where a worker finds what the client named: under another prefix, or as a copy on its own disk."""
+"""Paths of the client -> paths on this machine: under another prefix (path map), or a copy on the local disk (staging)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["absolute_inputs", "local_config", "local_path", "slide_file"]
 def local_path(path: str, path_map: Sequence[str]) -> str:
     """Return a path as this machine has it: the first ``FROM=TO`` pair that leads to a file or folder, else the path itself.
 
-    Where nothing is there at all, the first pair's answer is returned, so that the error names where it should have been.
+    If none exists, the path by the first pair is returned, so that an error names where the file is expected.
     """
     mapped = []
     for pair in path_map:

@@ -1,4 +1,4 @@
-"""What the user names on the command line -> the list of slides, and what was left out.
+"""SLIDE arguments of the command line -> the list of slides, and what was left out.
 
 A SLIDE argument is a file, a folder (searched with all below it), a glob, or a manifest (``.csv``, ``.tsv``, ``.parquet``): see
 ``wsiseg.results.manifest_file``.
@@ -27,7 +27,7 @@ __all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slid
 
 @dataclass(slots=True)
 class Found:
-    """What SLIDE arguments lead to: slides, what was left out and why, and what else the user should know."""
+    """Result of resolving SLIDE arguments: slides, what was left out and why, and notes for the user."""
 
     slides: list[SlideInput] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Found:
 def collect_slides(
     inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
 ) -> list[SlideInput]:
-    """Return the slides of ``find_slides``, which see."""
+    """Return only the slides of ``find_slides``; see there for parameters and errors."""
     return find_slides(inputs, cohort=cohort, mpp=mpp, tissue_mask=tissue_mask, frame=frame).slides
 
 
@@ -70,7 +70,7 @@ def find_slides(
     Raises
     ------
     InputError
-        Nothing is there, or a name matches no slide.
+        There is no slide at all, or an argument matches none.
     DuplicateSlideError
         Two slides that were named outright, or in a manifest, share one id: their outputs would overwrite each other.
     ManifestError
@@ -99,7 +99,7 @@ def find_slides(
 
 
 def require_plain_names(slides: Iterable[SlideInput]) -> None:
-    """Raise ``InputError`` where a slide's id cannot be the name of a file in a run folder: ``..`` would lead out of it."""
+    """Raise ``InputError`` if a slide's id cannot be a file name in the run folder (``..`` would be outside of it)."""
     for s in slides:
         name = s.slide_id
         if name in ("", ".", "..") or plain_name(name) != name:
@@ -130,7 +130,7 @@ def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> list[
 
 
 def _in_folder(folder: Path, found: Found) -> list[Path]:
-    """Return the slides that a folder holds. Raises ``InputError`` where there is none."""
+    """Return the slides in a folder. Raises ``InputError`` if there is none."""
     listing = list_folder(folder)
     found.skipped += listing.skipped
     if not listing.slides:
@@ -143,7 +143,11 @@ def _in_folder(folder: Path, found: Found) -> list[Path]:
 
 
 def _matches(pattern: str, found: Found) -> list[Path]:
-    """Return what a glob matches: files of the ending it names, else by the rules of a folder; folders with all in them."""
+    """Return the slides that a glob matches.
+
+    If the glob names an ending, every file with that ending is a slide; otherwise the rules for folders apply. A folder that it
+    matches is searched.
+    """
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
         raise InputError(f"{plain_text(pattern)}: no such file, and no file matches it as a pattern.")

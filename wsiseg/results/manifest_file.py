@@ -2,8 +2,9 @@
 
 Columns: ``path``, and optional ``slide_id``, ``cohort``, ``mpp``, ``tissue_mask`` and ``frame`` (of the mask). Column names of
 two widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``. Relative paths
-count from the manifest's folder, then from the working folder; where both lead to a file, neither is taken. CSV may be
-separated by comma, semicolon, tab or bar, as its header says, in UTF-8 with or without its mark, or UTF-16.
+are relative to the manifest's folder, or else to the working folder; a path for which both exist is an error. Columns of a CSV
+may be separated by comma, semicolon, tab or bar, which is detected from the header; encodings are UTF-8 (BOM allowed) or
+UTF-16.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def _named(raw: dict[Any, Any], where: str, unused: set[str]) -> dict[str, Any]:
         if name not in _COLUMNS:
             unused.add(str(key).strip())
         elif _text(row.get(name)) and _text(value) and _text(row[name]) != _text(value):
-            raise ManifestError(f"{where}: two columns say {name}: {_text(row[name])!r} and {_text(value)!r}. Keep one.")
+            raise ManifestError(f"{where}: two columns give {name}: {_text(row[name])!r} and {_text(value)!r}. Keep one.")
         elif not _text(row.get(name)):
             row[name] = value
     return row
@@ -118,8 +119,8 @@ def _beside(manifest: Path, text: str, where: str) -> tuple[str, bool]:
         return text, True
     if os.path.basename(text) not in ("", ".", "..") and not os.path.samefile(text, beside):
         raise ManifestError(
-            f"{where}: {plain_text(text)!r} is a file beside the manifest, and another one in the working folder. "
-            "Write the whole path."
+            f"{where}: {plain_text(text)!r} exists both in the manifest's folder and in the working folder. "
+            "Write the full path."
         )
     return beside, True
 
@@ -154,7 +155,7 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
             if len(fields) > len(header) and any(f.strip() for f in fields[len(header) :]):
                 raise ManifestError(
                     f"Manifest {plain_text(str(path))}, {line}: expected {len(header)} fields as in the header, got "
-                    f"{len(fields)}. A path that holds the separator stands in double quotes."
+                    f"{len(fields)}. Put double quotes around a path that contains the separator."
                 )
             yield line, dict(zip(header, fields, strict=False))
     except csv.Error as err:

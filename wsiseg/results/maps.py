@@ -16,7 +16,7 @@ __all__ = ["make_maps", "maps_path", "slide_maps_of", "tissue_of"]
 
 
 def maps_path(folder: RunFolder, slide_id: str) -> Path:
-    """Return where a slide's maps stand."""
+    """Return the path of a slide's maps."""
     return folder.root / "maps" / f"{slide_id}.zarr"
 
 
@@ -27,7 +27,7 @@ def tissue_of(folder: RunFolder, slide_id: str) -> TissueMask | None:
 
 
 def make_maps(folder: RunFolder, slide_id: str, tissue: TissueMask | None = None) -> Path:
-    """Write the maps of a slide from its table; return where they stand.
+    """Write the maps of a slide from its table; return their path.
 
     Parameters
     ----------

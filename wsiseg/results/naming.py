@@ -24,7 +24,7 @@ NAMED = 5
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """A slide that was found, not named: ``base`` is the folder in which was looked."""
+    """A slide that was found in a folder; ``base`` is the folder that was searched."""
 
     slide: SlideInput
     base: Path
@@ -33,7 +33,7 @@ class Listed:
 def named_apart(
     slides: Sequence[SlideInput | Listed], known: Mapping[str, str] | None = None
 ) -> tuple[list[SlideInput], list[str]]:
-    """Return the slides, those that were found and share an id told apart, and what to tell of it.
+    """Return the slides with unique ids, and notes for the user about changed ids.
 
     Where ids are equal, those of slides that were found get the folders below ``base`` before them (``p1__scan``); of slides in
     one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of the
@@ -81,7 +81,7 @@ def _marked(path: str) -> str:
 
 
 def _clashing(ids: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:
-    """Return which slides share an id with a slide of another path."""
+    """Return the keys of slides whose id is also that of a slide with another path."""
     paths: dict[str, set[str]] = {}
     for (path, _), slide_id in ids.items():
         paths.setdefault(slide_id, set()).add(path)

@@ -1,4 +1,4 @@
-"""What a run folder says of its slides: stored records, ``RUN/slides/<slide_id>.json``, and what was asked for."""
+"""Stored records of a run's slides (``RUN/slides/<slide_id>.json``), and the list of slides that were asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Patches cut from images with everything that another scanner, stain or section would have changed.
+"""Images -> random patches, changed as another scanner, stain or section would have changed them.
 
 Geometry (flip, rotation, scale, elastic) is one resampling of image and targets together. Color works in optical density,
 where stains add up (Ruifrok and Johnston 2001; Tellez et al. 2019). Blur, loss of resolution, JPEG and noise come last, in
@@ -37,7 +37,7 @@ UNMIX = np.linalg.inv(STAINS)
 
 @dataclass(frozen=True, slots=True)
 class AugmentConfig:
-    """How strongly a patch is changed; probabilities end in ``_p``.
+    """Strengths and probabilities of augmentation; names of probabilities end in ``_p``.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Look:
 
 
 def look_of(rgb: NDArray[np.uint8]) -> Look:
-    """Return the look of an image uint8 (H, W, 3); clear glass (all channels above 220) does not count."""
+    """Return the color statistics of the tissue in an image, uint8 (H, W, 3); glass (all channels above 220) is ignored."""
     pixels = rgb.reshape(-1, 3)
     tissue = pixels[pixels.min(1) <= 220]
     density = -np.log(((tissue if len(tissue) > 64 else pixels).astype(np.float64) + 1) / 256)
@@ -155,7 +155,7 @@ def cut_patch(
         knots = torch.from_numpy(rng.uniform(-1, 1, (1, 2, 6, 6)).astype(np.float32)) * (config.elastic_px / zoom)
         bend = functional.interpolate(knots, (size_px, size_px), mode="bicubic", align_corners=True)[0].permute(1, 2, 0)
         grid += bend * torch.tensor([2 / pw, 2 / ph])
-    # outside the image: white and empty, or mirrored; a whole slide shows the first at its edges, tissue goes on in the second
+    # outside the image: white and empty as at the edge of a slide, or mirrored as if the tissue continued
     pad = "zeros" if rng.random() < 0.5 else "reflection"
     return functional.grid_sample(part[None], grid[None], mode="bilinear", padding_mode=pad, align_corners=False)[0]
 

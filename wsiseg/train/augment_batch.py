@@ -37,7 +37,7 @@ class StainStatistics:
 
 
 class PixelBank:
-    """Images of any sizes as one run of pixels on a device, to be cut into patches all at once."""
+    """Images of any sizes in one flat tensor on a device, from which the patches of a batch are sampled at once."""
 
     def __init__(self, stacks: Sequence[torch.Tensor], device: torch.device) -> None:
         """Take uint8 (C, H, W) each; 0 must mean "nothing here"."""
@@ -172,7 +172,7 @@ def blur_matrix(sigma_px: torch.Tensor, size_px: int) -> torch.Tensor:
 
 
 def _folded(index: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mirror indices into 0..size-1, and say which of them were there already."""
+    """Return indices mirrored into 0..size-1, and which of them were inside already."""
     inside = (index >= 0) & (index < size)
     folded = torch.remainder(index, 2 * size)
     return torch.minimum(folded, 2 * size - 1 - folded), inside

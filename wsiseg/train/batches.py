@@ -33,12 +33,13 @@ class Batch:
 
 
 class PatchSource:
-    """All images of a split in memory, with their targets, ready to be cut.
+    """All images of a split in memory, with their targets, from which batches of patches are drawn.
 
-    Patches are changed one by one on the host, or all of a batch at once on a device (``batched_on``). Either is a function of
-    seed and step, but not the same one. ``prepare`` is applied to each whole image first (stain normalization). ``teacher``
-    says what another network sees in a whole image, uint8 (2, H, W): targets are drawn towards it by ``teacher_share``
-    (distillation, Hinton et al. 2015): what annotators forgot or drew loosely weighs less.
+    Patches are augmented one by one on the host, or a whole batch at once on a device (``batched_on``). Both depend only on
+    seed
+    and step, but give different patches. ``prepare`` is applied to each whole image first (stain normalization). ``teacher``
+    returns the maps of another network for a whole image, uint8 (2, H, W); targets are moved towards them by ``teacher_share``
+    (distillation, Hinton et al. 2015), so that missing or inaccurate annotations have less weight.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The config of one training run: what a training TOML may say."""
+"""The config of one training run: the options of a training TOML file."""
 
 from __future__ import annotations
 
@@ -54,9 +54,10 @@ class TrainConfig:
         Thresholds of the weights: ``unseen``, those for tissue of sets not trained on (``fit_sets``); ``nucleus-size``, set by
         the mean nucleus of training images (``separation_by_size``); ``hou43``, those of Hou et al. 2020.
     init
-        Weights to go on from: a name that ships, or a .safetensors path relative to the config file; empty: from the seed.
+        Weights to start from: a name that ships, or a .safetensors path relative to the config file; empty: random weights.
     teacher, teacher_share
-        Weights (as for ``init``) whose maps, averaged over eight orientations, the targets are drawn towards, and how far.
+        Weights (as for ``init``) towards whose maps, averaged over eight orientations, the targets are moved, and the share of
+        it.
     """
 
     name: str
@@ -135,7 +136,7 @@ class TrainConfig:
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """Return the config without what only this machine knows."""
+    """Return the config as plain values, without paths of this machine."""
     tree = dataclasses.asdict(config)
     for name in ("data_root", "out", "licence"):
         tree.pop(name)
@@ -147,7 +148,7 @@ def _built(kind: Any, options: dict[str, Any], where: str) -> Any:
     known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise ConfigError(f"training config, {where}: no option {unknown[0]!r}. Expected some of {sorted(known)}.")
+        raise ConfigError(f"training config, {where}: there is no option {unknown[0]!r}. Options are {sorted(known)}.")
     try:
         return kind(**options)
     except TypeError as err:

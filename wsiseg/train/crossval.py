@@ -1,4 +1,4 @@
-"""``wsiseg train CONFIG --cv``: one run a fold, and a table of what each scores on the images that it never saw."""
+"""``wsiseg train CONFIG --cv``: one training run per fold, and a table of the scores on each fold's held-out images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _METRICS = ("dice", "aji", "aji_plus", "pq", "sq", "dq")
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """What a cross-validation found: its folder, and a row a fold with images, nuclei and the means of each metric."""
+    """Result of a cross-validation: its folder, and one row per fold with images, nuclei and the mean of each metric."""
 
     folder: Path
     rows: tuple[dict[str, Any], ...]

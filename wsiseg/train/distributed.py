@@ -23,7 +23,7 @@ from wsiseg.errors import ConfigError
 
 __all__ = ["ProcessGroup", "own_device", "rank_and_size", "process_group", "training_device"]
 
-_PATIENCE = timedelta(hours=12)  # the others wait in a collective while rank 0 validates
+_TIMEOUT = timedelta(hours=12)  # the others wait in a collective while rank 0 validates
 
 
 def rank_and_size() -> tuple[int, int]:
@@ -84,7 +84,7 @@ class ProcessGroup:
         return values
 
     def agree(self, step: int) -> None:
-        """Wait for the others, and make sure that they start from the same step. Raises ``ConfigError`` where they do not."""
+        """Wait for the other processes. Raises ``ConfigError`` if they do not all start from the same step."""
         if self.size > 1:
             steps: list[Any] = [None] * self.size
             distributed.all_gather_object(steps, step)
@@ -117,13 +117,13 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(place)
     mine = not distributed.is_initialized()
     if mine:
-        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_PATIENCE)
+        distributed.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=_TIMEOUT)
     try:
         yield ProcessGroup(rank, size, place)
     finally:
         if mine:
-            # The group's threads end with its last holder. One that still runs when Python shuts down is ended by force as soon
-            # as it asks for the interpreter lock, which aborts the process.
+            # The threads of the group end with its last reference. A thread that still runs while Python shuts down is killed
+            # when it requests the interpreter lock, which aborts the process.
             gc.collect()  # DistributedDataParallel holds the group, and itself
             distributed.destroy_process_group()
 

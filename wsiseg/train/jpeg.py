@@ -1,4 +1,4 @@
-"""What JPEG does to pixels, as arithmetic on a batch: for training on the device where the batch is.
+"""The loss of JPEG compression, computed for a batch on its own device, for augmentation.
 
 Color transform (JFIF), halved chroma, 8x8 cosine transform, quantization by the tables of ITU-T T.81 annex K scaled by quality
 as the Independent JPEG Group's library does, and all of it back. Entropy coding loses nothing and is left out.

@@ -1,4 +1,4 @@
-"""The training loop: AdamW, warm-up and cosine, an averaged copy of the weights, and a run folder that can be picked up.
+"""The training loop: AdamW, warm-up and cosine schedule, averaged weights, and a run folder from which it can be resumed.
 
 A run folder holds ``curve.jsonl`` (one JSON line per report), ``curve.png``, ``checkpoint.pt`` (everything that a resume
 needs) and ``ema.pt`` (the averaged weights). Every file appears whole or not at all.
@@ -34,7 +34,7 @@ Validate = Callable[[nn.Module, int], dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class LoopConfig:
-    """How long, how fast, on what.
+    """Options of the training loop.
 
     Attributes
     ----------
