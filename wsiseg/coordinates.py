@@ -118,12 +118,12 @@ def ground_of(meta: SlideMeta) -> Ground:
 
 
 def parse_frame(text: str) -> Frame:
-    """Return the frame that a text of the grammar names; empty: ``auto``.
+    """Return the frame that a text such as ``bounds,um`` names (see the docstring of the module); empty: ``auto``.
 
     Raises
     ------
     InputError
-        Not of the grammar.
+        The text does not follow the grammar.
     """
     origin: Origin | None = None
     unit: tuple[float, float] | None = None

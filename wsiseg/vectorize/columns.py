@@ -20,12 +20,12 @@ def columns_of(
     marker_xy: npt.NDArray[np.int64],
     center_u8: npt.NDArray[np.uint8],
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Integer sums -> columns.
+    """Return the columns of nuclei that are computed from integer sums over their pixels.
 
     Parameters
     ----------
     sums : int64 (N, 10)
-        As named by ``SUMS``; areas >= 1.
+        One column per name in ``SUMS``; areas are at least 1.
     first_xy : int64 (N, 2)
         (x, y) of each label's first pixel in raster order, working px.
     marker_xy : int64 (N, 2)
@@ -36,8 +36,8 @@ def columns_of(
     Returns
     -------
     dict of str to array (N,)
-        Named and typed as ``wsiseg.schema.BATCH_COLUMNS``. Second moments are taken about the centroid from integers shifted to
-        it, so nothing cancels; then float64 in a fixed order, then the column's type.
+        Names and types as in ``wsiseg.schema.BATCH_COLUMNS``. Second moments about the centroid are computed from integers
+        relative to it, without cancellation, then in float64 in a fixed order, and cast to the column type.
     """
     n, si, sj, sii, sij, sjj, edges, corners, label_px, material = sums.T
     mi, mj = si // n, sj // n  # whole-pixel shift: what is left is small and exact

@@ -168,7 +168,7 @@ class _Pages:
         return _json(self.source.slide_info(self._slide_id(request)))
 
     def tile(self, request: Request) -> Response:
-        """Answer with a tile of a slide."""
+        """Answer with a 256 px tile of a slide in the queue, as JPEG."""
         level, column, row = (request.path_params[k] for k in ("level", "column", "row"))
         if level > 20 or max(column, row) > 1_000_000:
             raise InputError(f"There is no tile {column}, {row} at level {level}.")
