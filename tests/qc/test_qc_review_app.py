@@ -277,3 +277,78 @@ def test_what_cannot_be_reviewed_is_refused(make_run, reviewed: Path) -> None:
 def test_a_taken_port_is_said(reviewed: Path) -> None:
     with serving(reviewed) as page, pytest.raises(InputError, match=f"Port {page.port}"):
         open_review(load_run(reviewed), "bob", port=page.port)
+
+
+def test_any_slide_can_be_jumped_to_and_the_queue_narrowed(reviewed: Path) -> None:
+    flags = pq.read_table(reviewed / "qc" / "outliers.parquet").to_pylist()
+    for r in flags:
+        r["cohort"] = {"a": "GBM", "b": "BRCA", "c": "BRCA"}[r["slide_id"]]
+        r["tails"] = {"a": "n_nuclei:low foreign:high", "b": "n_nuclei:low", "c": ""}[r["slide_id"]]
+    import pyarrow as pa
+
+    pq.write_table(pa.Table.from_pylist(flags), reviewed / "qc" / "outliers.parquet")
+    rows = pq.read_table(reviewed / "slides.parquet")
+    place = rows.schema.get_field_index("cohort")
+    rows = rows.set_column(place, rows.schema.field(place), [["GBM", "BRCA", "BRCA"]])
+    pq.write_table(rows, reviewed / "slides.parquet")
+    with serving(reviewed) as page:
+        listed = {s["slide_id"]: s for s in page.json("/api/slides")["slides"]}
+        assert {i: (s["queued"], s["cohort"], s["kinds"]) for i, s in listed.items()} == {
+            "a": (True, "GBM", ["nucleus count: low", "unlike the training images"]),
+            "b": (True, "BRCA", ["nucleus count: low"]),
+            "c": (False, "BRCA", []),
+        }
+        assert page.json("/api/state?queue=slides")["next"] == ["b", "a"]  # flagged ones, by cohort
+        narrow = page.json("/api/state?queue=slides&kind=unlike+the+training+images")
+        assert (narrow["next"], narrow["done"], narrow["total"]) == (["a"], 0, 1)
+        assert page.json("/api/state?queue=slides&cohort=BRCA")["next"] == ["b"]
+        assert page.json("/api/state?queue=slides&cohort=")["next"] == []
+        jumped = page.json("/api/state?queue=slides&item=c")
+        assert (jumped["next"][0], jumped["total"]) == ("c", 2)
+        assert page.json(f"/slide/{jumped['places'][0]}")["slide_id"] == "c"
+        after = page.json("/api/mark", {"queue": "slides", "item": "c", "mark": "acceptable", "cohort": "GBM"})
+        assert (after["next"], after["done"], after["total"]) == (["a"], 0, 1)  # c is of no queue, and the queue is GBM's
+        assert page.json("/api/state?queue=slides")["done"] == 0
+        assert page.json("/api/slides")["slides"][listed["c"]["place"]]["word"] == "acceptable"
+        assert page.json("/api/state?queue=slides&item=c")["words"][0] == "acceptable"
+        page.json("/api/mark", {"queue": "slides", "item": "b", "mark": "unacceptable"})
+        back = page.json("/api/mark", {"queue": "slides", "item": "", "mark": "undo", "cohort": "GBM"})
+        assert (back["undone"], back["next"][0]) == ("unacceptable", "b")
+        status, _, data = page.get("/api/state?queue=slides&item=nobody")
+        assert (status, "nobody" in json.loads(data)["error"]) == (400, True)
+
+
+def test_the_place_of_each_reviewer_is_kept(reviewed: Path) -> None:
+    where = {"queue": "slides", "item": "b", "view": [10.5, -3.0, 0.25], "cohort": "*", "kind": "x"}
+    with serving(reviewed) as page:
+        assert page.json("/api/place") == {}
+        page.json("/api/place", where)
+        for bad in ({"view": [1, 2]}, {"view": ["a", 1, 2]}, {"view": 3}):
+            assert page.ask("POST", "/api/place", bad)[0] == 400
+    with serving(reviewed, "bob") as page:
+        assert page.json("/api/place") == {}
+    with serving(reviewed) as page:
+        assert page.json("/api/place") == where
+        page.json("/api/mark", {"queue": "slides", "item": "b", "mark": "acceptable"})
+        assert "item" not in page.json("/api/place")  # done since: the next one comes
+    (reviewed / "qc" / "marks" / "ann.place.json").write_text("{broken")
+    with serving(reviewed) as page:
+        assert page.json("/api/place") == {}
+        assert page.json("/api/state?queue=slides")["done"] == 1  # marks do not depend on it
+
+
+def test_a_link_from_the_report_leads_to_its_slide(reviewed: Path) -> None:
+    run = load_run(reviewed)
+    with serving(reviewed) as page:
+        assert page.port == run.review_port  # what the report links to
+        stranger = Page.__new__(Page)
+        stranger.port, stranger.cookie = page.port, ""
+        status, headers, body = stranger.get("/?slide=a%22%3E%26b")  # as a browser follows a link: without the strict cookie
+        assert (status, headers["content-type"]) == (403, "text/html; charset=utf-8")
+        assert b'content="0; url=/?slide=a%22%3E%26b&amp;again"' in body
+        status, headers, _ = stranger.get("/?slide=a&again")
+        assert (status, "refresh" in headers) == (403, False)  # asked once more, and no more
+        token = page.cookie.split("=")[1]
+        assert stranger.get(f"/?token={token}&slide=a%20b%2F")[1]["location"] == "/?slide=a%20b%2F"
+        with serving(reviewed, "bob") as second:
+            assert second.port != page.port  # another reviewer on the same computer

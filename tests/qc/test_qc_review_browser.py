@@ -195,3 +195,51 @@ def test_a_slide_is_looked_at_and_judged_by_keyboard(reviewed: Path, chromium: A
     assert not complaints
     server.terminate()
     server.wait(20)
+
+
+def test_jump_filter_resume_and_the_link_from_the_report(reviewed: Path, chromium: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    server, url = start(reviewed, "eve")
+    open_page(chromium, url)
+    press(chromium, "?")
+    keys = chromium.find_element("id", "keys")
+    assert keys.is_displayed()
+    shot(chromium, "keys")
+    press(chromium, Keys.ESCAPE)
+    assert not keys.is_displayed()
+    press(chromium, "j")  # from the patches to the slides, into the field
+    wait(lambda: item(chromium) == "a" and chromium.switch_to.active_element.get_attribute("id") == "jump")
+    chromium.switch_to.active_element.send_keys("d", Keys.ENTER)  # d is a letter here, and a slide that nobody flagged
+    wait(lambda: item(chromium) == "d" and ready(chromium))
+    names = "return [...document.querySelectorAll('#names button')].map((b) => b.dataset.slide)"
+    assert sorted(chromium.execute_script(names)) == ["a", "b", "c", "d", "e"]
+    shot(chromium, "jumped")
+    chromium.execute_script(
+        "const s = document.getElementById('by-kind'); s.value = 'mean area: high'; s.dispatchEvent(new Event('change'))"
+    )
+    wait(lambda: item(chromium) == "a")
+    assert sorted(chromium.execute_script(names)) == ["a", "b"]
+    press(chromium, "s")
+    wait(lambda: item(chromium) == "b" and ready(chromium))
+    press(chromium, "+")
+    press(chromium, "+")
+    left = chromium.execute_script("return [viewer.x, viewer.y, viewer.scale]")
+    stored = reviewed / "qc" / "marks" / "eve.place.json"
+    wait(lambda: stored.is_file() and json.loads(stored.read_text()).get("view") == left)
+    server.terminate()
+    server.wait(20)
+
+    server, url = start(reviewed, "eve")  # the next day
+    open_page(chromium, url)
+    wait(lambda: item(chromium) == "b")
+    assert chromium.execute_script("return [viewer.x, viewer.y, viewer.scale]") == pytest.approx(left)
+    assert chromium.execute_script("return document.getElementById('by-kind').value") == "mean area: high"
+    page = reviewed / "report.html"
+    address = url.split("/?")[0] + "/?slide=e"
+    page.write_text(f'<a href="{address}">Review</a>')
+    chromium.get(page.as_uri())
+    chromium.find_element("css selector", "a").click()  # from a file: browsers keep the strict cookie back
+    wait(lambda: _try(lambda: item(chromium)) and item(chromium) == "e")
+    server.terminate()
+    server.wait(20)

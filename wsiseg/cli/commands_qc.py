@@ -190,7 +190,12 @@ def predict(run: Path, worst: int) -> None:
 @qc.command()
 @RUN
 @click.option("--reviewer", required=True, metavar="NAME", help="Name of the reviewer; each has a file of marks.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port on this machine.  [any free one]")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="Port on this machine.  [one of the run's own, to which its report links, else any free one]",
+)
 @click.option(
     "--share", default="1/1", show_default=True, metavar="K/N", help="This reviewer's part of the patches: the K-th of N."
 )
@@ -213,7 +218,7 @@ def predict(run: Path, worst: int) -> None:
     "slides",
     multiple=True,
     metavar="SLIDE_ID",
-    help="Only this slide in the slide queue; repeatable.  [the flagged ones]",
+    help="Only this slide in the slide queue; repeatable. Others can still be jumped to.  [the flagged ones]",
 )
 @click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
 @PATH_MAP
@@ -230,7 +235,9 @@ def review(
 ) -> None:
     """Serve the review page of RUN on this machine and print its address. Stop it with Ctrl-C; each answer is saved at once.
 
-    From another machine: ssh -L PORT:127.0.0.1:PORT host, and give --port.
+    Beside the flagged slides, any slide of the run can be jumped to by name (J), and the list narrowed by cohort and reason;
+    "Review" on a card of the report opens its slide here. The page begins where this reviewer stopped; ? shows the keys.
+    From another machine: ssh -L PORT:127.0.0.1:PORT host.
 
     \b
     wsiseg qc review my-run --reviewer ann --open

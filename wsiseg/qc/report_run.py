@@ -92,6 +92,7 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
         estimates=estimates,
         corrected={} if prediction is None else prediction.cohorts,
         predictor={} if prediction is None else _predictor(run, prediction.facts),
+        review=f"http://127.0.0.1:{run.review_port}",
         decisions_file=table.name,
         decisions=decisions,
     )

@@ -8,7 +8,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from wsiseg.qc.prediction import suspects_first
 from wsiseg.qc.release import read_rows
 from wsiseg.qc.review.app import ReviewSource
 from wsiseg.qc.review.queues import parse_share, patch_queue
-from wsiseg.qc.review.serve import ReviewServer
+from wsiseg.qc.review.serve import ReviewServer, free_port
 from wsiseg.qc.review.session import ReviewSession
 from wsiseg.qc.runs import QcRun, open_row_slide
 from wsiseg.read import Slide
@@ -33,6 +32,19 @@ __all__ = ["SlideCache", "make_source", "open_review", "parse_share"]
 TILE_PX = 256
 JPEG_QUALITY = 88
 MAX_OPEN_SLIDES = 4
+
+FLAG_WORDS = {
+    "n_nuclei": "nucleus count",
+    "nuclei_per_mm2": "density",
+    "area_mean_um2": "mean area",
+    "area_std_um2": "spread of area",
+    "joint": "all statistics together",
+    "foreign": "unlike the training images",
+    "outside_frac": "nuclei outside the mask",
+    "outside": "nuclei outside the mask",
+    "status": "failed, partly failed, empty or suspect",
+}
+"""Names of the flags in the page's list of reasons."""
 
 
 class SlideCache:
@@ -106,16 +118,17 @@ def jpeg(picture: Any, quality: int = JPEG_QUALITY) -> bytes:
     return buffer.getvalue()
 
 
-def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], reasons: dict[str, list[str]]) -> ReviewSource:
+def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outliers: Sequence[dict[str, Any]]) -> ReviewSource:
     """Return the functions that supply the page with pictures of a run.
 
     Parameters
     ----------
     packs
         ZIP of pictures for each patch id, relative to the qc folder.
-    reasons
-        Reasons why a slide was flagged, by slide id.
+    outliers
+        Rows of ``qc/outliers.parquet``.
     """
+    reasons = {r["slide_id"]: [t for t in (r["reasons"] or r["note"] or "").split("; ") if t] for r in outliers}
 
     def picture(patch: str, layer: bool) -> bytes:
         if patch not in packs:
@@ -140,7 +153,30 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], reas
         except FileNotFoundError:
             return np.empty((0, 2)), np.zeros(1, np.int64)  # no table: the slide failed, so there are no nuclei to draw
 
-    return ReviewSource(picture, info, slide_cache.tile, nuclei)
+    return ReviewSource(picture, info, slide_cache.tile, nuclei, _listed(run, outliers))
+
+
+def _listed(run: QcRun, outliers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return what the page lists of each slide of the run."""
+    flags = {r["slide_id"]: r for r in outliers}
+    guesses = {r["slide_id"]: r["bad_frac_estimate"] for r in read_rows(run.qc / "predicted_slides.parquet")}
+    return [
+        {
+            "slide_id": row["slide_id"],
+            "cohort": row.get("cohort") or "",
+            "kinds": sorted({flag_words(t) for t in (flags.get(row["slide_id"], {}).get("tails") or "").split()}),
+            "flagged": bool(flags.get(row["slide_id"], {}).get("round")),
+            "estimate": None if math.isnan(guesses.get(row["slide_id"], math.nan)) else guesses[row["slide_id"]],
+        }
+        for row in run.rows
+    ]
+
+
+def flag_words(tail: str) -> str:
+    """Return a flag's machine word, such as ``n_nuclei:low``, as a person reads it in a list."""
+    column, _, side = tail.partition(":")
+    name = FLAG_WORDS.get(column, column.replace("_", " "))
+    return f"{name}: {side}" if side in ("low", "high") and column not in ("foreign", "outside") else name
 
 
 def open_review(
@@ -159,8 +195,10 @@ def open_review(
     ----------
     share, second_opinion_frac
         See ``wsiseg.qc.review.patch_queue``.
+    port
+        0: the run's own (``QcRun.review_port``), where links of its report lead, or any free one where that is taken.
     slides
-        Slides of the slide queue; ``None``: the flagged slides.
+        Slides of the slide queue; ``None``: the flagged slides. All others of the run can be jumped to.
     order
         ``random``: by patch name, which is a hash, so that the patches judged so far are a random sample from which slides can
         be graded. ``predicted``: suspects tend to come first (``wsiseg.qc.prediction.suspects_first``); estimated shares are
@@ -197,11 +235,10 @@ def open_review(
     shown_by = "second" if second_opinion_frac > 0 else predicted if order == "predicted" else "random"
     log = MarkLog(run.marks, reviewer, run.digest, shown_by)
     slide_cache = SlideCache(run)
-    reasons = {r["slide_id"]: [t for t in (r["reasons"] or r["note"] or "").split("; ") if t] for r in outliers}
-    source = make_source(run, slide_cache, {e["patch_id"]: e["file"] for e in index}, reasons)
-    session = ReviewSession(log, {"patches": queue, "slides": shown})
+    source = make_source(run, slide_cache, {e["patch_id"]: e["file"] for e in index}, outliers)
+    session = ReviewSession(log, {"patches": queue, "slides": shown}, {"slides": [r["slide_id"] for r in run.rows]})
     try:
-        return ReviewServer(session, source, port=port, title=Path(run.folder.root).name), slide_cache
+        return ReviewServer(session, source, port=port or free_port(run.review_port), title=run.folder.root.name), slide_cache
     except WsisegError:
         session.close()
         raise

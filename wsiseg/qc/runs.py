@@ -10,6 +10,7 @@
     RUN/qc/predicted_slides.parquet    estimated share of bad patches of each slide
     RUN/qc/order.parquet               order of the suspects-first review, once one was begun
     RUN/qc/marks/<reviewer>.jsonl      marks of a reviewer
+    RUN/qc/marks/<reviewer>.place.json where the reviewer stopped on the review page
     RUN/qc/grades.parquet, *.csv       grades, the release's three CSV files, summaries, agreement
     RUN/qc/thumbs/<slide_id>.jpg       thumbnails for the report
     RUN/qc/report.html                 the report

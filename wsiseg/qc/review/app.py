@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import hmac
+import html
 import json
+import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 import numpy as np
 import numpy.typing as npt
@@ -54,12 +57,16 @@ class ReviewSource:
         (slide id, level, column, row) -> JPEG of a 256 px tile; level k is the slide reduced by 2**k.
     slide_nuclei
         (slide id, level-0 box) -> rings as (xy float (V, 2), ring_offsets (N + 1,)).
+    slides
+        What the page lists of each slide: ``slide_id``, ``cohort``, ``kinds`` (why it was flagged, in short words),
+        ``estimate`` (predicted bad share, or None), ``flagged``.
     """
 
     patch_picture: Callable[[str, bool], bytes]
     slide_info: Callable[[str], dict[str, Any]]
     slide_tile: Callable[[str, int, int, int], bytes]
     slide_nuclei: Callable[[str, Box], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
+    slides: Sequence[Mapping[str, Any]] = ()
 
 
 class _AccessCheck:
@@ -98,13 +105,31 @@ class _AccessCheck:
         if scope["path"] == "/" and given:
             if not hmac.compare_digest(given.encode(), self.token.encode()):
                 return PlainTextResponse("Wrong token: open the address that `wsiseg qc review` printed last.", 403)
-            answer = RedirectResponse("/", 303)
+            answer = RedirectResponse(_page_of(scope), 303)
             answer.set_cookie(self.cookie, self.token, httponly=True, samesite="strict", path="/")
             return answer
         cookie = cookie_parser(headers.get("cookie", "")).get(self.cookie, "")
-        if not hmac.compare_digest(cookie.encode(), self.token.encode()):
-            return PlainTextResponse("No token: open the address that `wsiseg qc review` printed.", 403)
-        return None
+        if hmac.compare_digest(cookie.encode(), self.token.encode()):
+            return None
+        text = "No token: open the address that `wsiseg qc review` printed."
+        if scope["path"] != "/" or "again" in parse_qs(scope["query_string"].decode("latin-1"), keep_blank_values=True):
+            return PlainTextResponse(text, 403)
+        return _ask_again(scope, text)
+
+
+def _page_of(scope: Scope) -> str:
+    """Return the page's address with the slide that the request asks for, and nothing else of the request."""
+    slide = parse_qs(scope["query_string"].decode("latin-1")).get("slide", [""])[0]
+    return f"/?slide={quote(slide, safe='')}" if slide else "/"
+
+
+def _ask_again(scope: Scope, text: str) -> Response:
+    """Answer to a link on another page, with which browsers send no strict cookie: our own page may ask once more."""
+    from starlette.responses import HTMLResponse
+
+    page = _page_of(scope)
+    address = f"{page}{'&' if '?' in page else '?'}again"
+    return HTMLResponse(f'<meta http-equiv="refresh" content="0; url={html.escape(address)}"><p>{html.escape(text)}</p>', 403)
 
 
 def _with_headers(send: Send) -> Send:
@@ -136,24 +161,58 @@ class _Pages:
         return _bytes(data, kind, "no-cache")
 
     async def state(self, request: Request) -> Response:
-        """Answer with the next items of a queue and the reviewer's progress."""
-        queue = request.query_params.get("queue", "patches")
+        """Answer with the next items of a queue (of one cohort or reason, or from a given slide on) and the progress."""
+        asked = request.query_params
+        queue = asked.get("queue", "patches")
         facts = {"reviewer": self.session.reviewer, "title": self.title}
-        return _json({**self.session.state(queue), **facts})
+        return _json({**self.session.state(queue, only=self._only(queue, asked), first=asked.get("item")), **facts})
+
+    async def slides(self, request: Request) -> Response:
+        """Answer with all slides that can be jumped to, in the order of their places."""
+        words, queued = self.session.words("slides"), self.session.queued("slides")
+        by_id = {s["slide_id"]: s for s in self.source.slides}
+        listed = [
+            {**by_id.get(name, {"slide_id": name}), "place": place, "queued": place < queued, "word": words.get(name, "")}
+            for place, name in enumerate(self.session.items("slides"))
+        ]
+        return _json({"slides": listed})
+
+    async def place(self, request: Request) -> Response:
+        """Answer with where the reviewer was, or remember it."""
+        if request.method != "POST":
+            place = self.session.place
+            gone = place.get("item") not in self.session.items("slides") or place.get("item") in self.session.words("slides")
+            return _json({k: v for k, v in place.items() if not (gone and k in ("item", "view"))})
+        body = await _small_json(request)
+        view = body.get("view")
+        if view is not None and not (isinstance(view, list) and len(view) == 3 and all(_is_number(v) for v in view)):
+            raise InputError(f"Expected a view as [x, y, scale], got {view!r}.")
+        place = {k: str(body.get(k) or "")[:500] for k in ("queue", "item", "cohort", "kind")}
+        await _in_thread(self.session.remember, place | ({"view": view} if view else {}))
+        return _json({})
 
     async def mark(self, request: Request) -> Response:
         """Record a mark, or withdraw the last one."""
-        from starlette.concurrency import run_in_threadpool
-
         body = await _small_json(request)
         queue, item, word = (str(body.get(k, "")) for k in ("queue", "item", "mark"))
+        only = self._only(queue, body)
         if word == "undo":
-            return _json(await run_in_threadpool(self.session.undo, queue))  # type: ignore[arg-type]
+            return _json(await _in_thread(functools.partial(self.session.undo, queue, only=only)))  # type: ignore[arg-type]
         seconds = body.get("seconds", 0)
-        if not isinstance(seconds, int | float) or not 0 <= seconds < float("inf"):
+        if not _is_number(seconds) or seconds < 0:
             raise InputError(f"Expected seconds to be a number of at least 0, got {seconds!r}.")
         comment = str(body.get("comment", ""))
-        return _json(await run_in_threadpool(self.session.mark, queue, item, word, comment, float(seconds)))  # type: ignore[arg-type]
+        deed = functools.partial(self.session.mark, queue, item, word, comment, float(seconds), only=only)  # type: ignore[arg-type]
+        return _json(await _in_thread(deed))
+
+    def _only(self, queue: str, asked: Mapping[str, Any]) -> frozenset[str] | None:
+        """Return the slides of the cohort and reason asked for; None where all are."""
+        cohort, kind = asked.get("cohort"), str(asked.get("kind") or "")
+        if queue != "slides" or (cohort is None and not kind):
+            return None
+        return frozenset(
+            s["slide_id"] for s in self.source.slides if cohort in (None, s["cohort"]) and (not kind or kind in s["kinds"])
+        )
 
     def patch(self, request: Request) -> Response:
         """Answer with a picture of a patch."""
@@ -202,6 +261,16 @@ class _Pages:
         if number >= len(items):
             raise InputError(f"There is no slide {number} in the queue, which has {len(items)}, counted from 0.")
         return items[number]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+async def _in_thread(deed: Callable[..., Any], *args: Any) -> Any:
+    from starlette.concurrency import run_in_threadpool
+
+    return await run_in_threadpool(deed, *args)
 
 
 async def _small_json(request: Request) -> dict[str, Any]:
@@ -260,6 +329,8 @@ def create_app(
     routes += [
         Route("/api/state", pages.state),
         Route("/api/mark", pages.mark, methods=["POST"]),
+        Route("/api/slides", pages.slides),
+        Route("/api/place", pages.place, methods=["GET", "POST"]),
         Route("/patch/{name}", pages.patch),
         Route("/slide/{number:int}", pages.slide),
         Route("/slide/{number:int}/tile/{level:int}/{column:int}/{row:int}.jpg", pages.tile),

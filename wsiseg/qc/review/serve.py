@@ -11,7 +11,18 @@ from wsiseg.errors import BackendUnavailableError, InputError
 from wsiseg.qc.review.app import ReviewSource, create_app
 from wsiseg.qc.review.session import ReviewSession
 
-__all__ = ["ReviewServer"]
+__all__ = ["ReviewServer", "free_port"]
+
+
+def free_port(wanted: int) -> int:
+    """Return the wanted port of 127.0.0.1, or 0 (any) where somebody else has it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", wanted))
+        except OSError:
+            return 0
+    return wanted
 
 
 class ReviewServer:

@@ -5,7 +5,7 @@ class SlideViewer {
     this.canvas = canvas; this.hint = hint; this.scaleBar = scaleBar;
     this.base = ""; this.info = null; this.tiles = new Map(); this.shapes = null; this.contours = true;
     this.x = 0; this.y = 0; this.scale = 1; // level-0 px at the canvas corner; canvas px per level-0 px
-    this.wanted = 0; this.timer = 0; this.drawing = false;
+    this.wanted = 0; this.timer = 0; this.drawing = false; this.onmoved = () => {};
     let drag = null;
     canvas.addEventListener("pointerdown", (e) => { drag = [e.clientX, e.clientY]; canvas.setPointerCapture(e.pointerId); });
     canvas.addEventListener("pointerup", () => { drag = null; });
@@ -22,10 +22,11 @@ class SlideViewer {
     }, { passive: false });
   }
 
-  open(base, info) {
+  open(base, info, view = null) { // view: [x, y, scale] where the slide was left, or null for all of it
     if (this.base !== base) { this.tiles.clear(); this.shapes = null; }
     this.base = base; this.info = info;
     this.resize(); this.fit();
+    if (view) { [this.x, this.y, this.scale] = view; this.moved(); }
   }
 
   clear() {
@@ -71,7 +72,7 @@ class SlideViewer {
   moved() {
     this.redraw();
     clearTimeout(this.timer);
-    this.timer = setTimeout(() => this.fetchShapes(), 120);
+    this.timer = setTimeout(() => { this.fetchShapes(); this.onmoved(); }, 120);
   }
 
   redraw() {
