@@ -36,6 +36,8 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
         schema.BORDERS,
     ),
     ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
+    ("Compared slides", "`OUT/compare.parquet` of `wsiseg compare`: one row a slide.", schema.COMPARED),
+    ("Compared cells", "`OUT/cells/<slide_id>.parquet`: where two segmentations agree.", schema.COMPARED_CELLS),
 )
 
 

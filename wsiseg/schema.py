@@ -14,6 +14,8 @@ from dataclasses import dataclass
 __all__ = [
     "BATCH_COLUMNS",
     "BORDERS",
+    "COMPARED",
+    "COMPARED_CELLS",
     "DERIVED",
     "ERRORS",
     "FEATURES",
@@ -245,3 +247,41 @@ ERRORS: tuple[Column, ...] = (
     Column("worker", "string", "", "worker of the last try: its name in the cluster, else its address (empty: not known)"),
 )
 """What failed."""
+
+COMPARED: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "slide of both"),
+    Column("status", "string", "", "done, empty (no nucleus on either side), refused (the tables do not fit) or failed"),
+    Column("n_a", "int64", "", "nuclei of A, the segmentation that is scored"),
+    Column("n_b", "int64", "", "nuclei of B, the reference"),
+    Column("matched", "int64", "", "pairs of IoU > 0.5"),
+    Column("count_ratio", "float64", "1", "n_a / n_b"),
+    Column("area_mean_a_um2", "float64", "um^2", "mean nuclear area of A"),
+    Column("area_mean_b_um2", "float64", "um^2", "mean nuclear area of B"),
+    Column("area_diff_frac", "float64", "1", "area_mean_a_um2 / area_mean_b_um2 - 1"),
+    Column("pq", "float64", "1", "panoptic quality at IoU > 0.5"),
+    Column("sq", "float64", "1", "mean IoU of the matches"),
+    Column("f1", "float64", "1", "F1 at IoU > 0.5"),
+    Column("precision", "float64", "1", "share of A that is matched"),
+    Column("recall", "float64", "1", "share of B that is matched"),
+    Column("dice", "float64", "1", "Dice of all nuclear pixels, level-0 px"),
+    Column("dice2", "float64", "1", "DICE_2 over overlapping pairs"),
+    Column("aji", "float64", "1", "aggregated Jaccard index"),
+    Column("aji_plus", "float64", "1", "the same over a one-to-one assignment"),
+    Column("f1_sweep_mean", "float64", "1", "mean F1 at IoU > 0.5, 0.55 ... 0.95"),
+    Column("notes", "string", "", "what does not quite fit, separated by semicolons"),
+    Column("error", "string", "", "why the slide was refused or failed (empty: neither)"),
+)
+"""One row per slide of ``wsiseg compare``."""
+
+COMPARED_CELLS: tuple[Column, ...] = (
+    Column("slide_id", "string", "", "slide"),
+    Column("x_px", "int64", "level-0 px", "left of the cell"),
+    Column("y_px", "int64", "level-0 px", "top of the cell"),
+    Column("side_px", "int32", "level-0 px", "side of the cell"),
+    Column("n_a", "int64", "", "nuclei of A with their centroid in the cell; a match counts where that of B is"),
+    Column("n_b", "int64", "", "nuclei of B with their centroid in the cell"),
+    Column("matched", "int64", "", "pairs of IoU > 0.5"),
+    Column("pq", "float64", "1", "panoptic quality of the cell"),
+    Column("f1", "float64", "1", "F1 at IoU > 0.5 of the cell"),
+)
+"""The map of a comparison: cells of a grid that hold a nucleus of either side."""

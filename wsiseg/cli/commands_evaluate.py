@@ -1,17 +1,20 @@
-"""``wsiseg evaluate``: files against files, a network against annotated sets, observers against each other."""
+"""``wsiseg evaluate``: files against files, a network on annotated sets, observers; ``wsiseg compare``: runs of slides."""
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
 
 from wsiseg.cli.commands_data import print_table
-from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, RenamedOption, build_config, default_of
+from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, RenamedOption, build_config, cluster_only_options, default_of
 
 if TYPE_CHECKING:
+    from wsiseg.evaluation.compare import Comparison
     from wsiseg.evaluation.reports import Report
 
 __all__ = ["COMMANDS"]
@@ -60,6 +63,7 @@ def evaluate() -> None:
     wsiseg evaluate --data SETS                     the default weights on annotated sets, patients held out
     wsiseg evaluate --data SETS --weights open --against research --gallery worst.png
     wsiseg evaluate --protocol hou2020 PRED TRUTH   the validation tables of Hou et al. 2020
+    wsiseg compare RUN_A RUN_B -o OUT               two segmentations of whole slides, window by window
     wsiseg evaluate observers anna=A ben=B anna=C   inter- and intra-observer agreement per organ
 
     `wsiseg evaluate files --help`, `... model --help` and `... observers --help` list the options. A file or folder that is
@@ -84,6 +88,8 @@ def evaluate() -> None:
               help="Whether polygon vertices are pixel edges or pixel centers.")  # fmt: skip
 @click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", show_default=True,
               help="What to do with a truth that has no prediction.")  # fmt: skip
+@click.option("--max-gb", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
+              help="Memory that scoring one image may take, 10^9 bytes; for whole slides there is wsiseg compare.")  # fmt: skip
 @click.option("--summary", is_flag=True, help="Only the summary, not a row per image.")
 @_PROTOCOL
 @_GROUPS
@@ -194,6 +200,70 @@ def observers(readings: tuple[str, ...], images: Path | None, organs: Path | Non
     _print(observer_report(readings, images=images, organs=organs, out=out))
 
 
+@click.command()
+@click.argument("a", type=_EXISTING)
+@click.argument("b", type=_EXISTING)
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make.")
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; may be repeated.")
+@click.option("--crops", type=click.IntRange(0), default=12, show_default=True, help="How many places the picture shows.")
+@click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
+@cluster_only_options
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+def compare(a: Path, b: Path, out: Path, slide_ids: tuple[str, ...], crops: int, quiet: bool, **options: Any) -> None:
+    """Compare two segmentations of whole slides: how far A agrees with B, and where it does not.
+
+    A and B are runs, imported sets (wsiseg import) or tables; slides pair by id. Per slide and pooled: PQ, F1, Dice, AJI,
+    counts, areas; their map; the places where most nuclei have no partner. Scores are those of wsiseg evaluate with B as
+    truth, but memory does not grow with the slide. The same command again goes on where it was stopped.
+
+    \b
+    wsiseg compare RUN_RESEARCH RUN_OPEN -o COMPARED
+    wsiseg import cells.geojson --format qupath --slide-file slide.svs -o THEIRS
+    wsiseg compare RUN THEIRS -o COMPARED
+    COMPARED/compare.html, compare.parquet, compare.json, cells/, maps/, disagreements.jpg
+    """
+    from rich.progress import Progress
+
+    from wsiseg.evaluation.compare import compare_segmentations
+
+    config = build_config(None, options)
+    with Progress(transient=True, disable=quiet or not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("windows", total=None)
+        found = compare_segmentations(
+            a, b, out, config, slide_ids, crops,
+            lambda p: bar.update(task, description=f"slides {p.slides_done}/{p.slides}", completed=p.windows_done,
+                                 total=max(p.windows, 1)),
+        )  # fmt: skip
+    for slide in found.slides:
+        for note in slide.notes:
+            click.echo(f"{slide.slide_id}: {note}", err=True)
+        if slide.error:
+            click.echo(f"{slide.slide_id}: {slide.status}: {slide.error}", err=True)
+    for side, names in (("A", found.only_a), ("B", found.only_b)):
+        if names:
+            click.echo(f"only in {side}, not compared: {len(names):,} slides ({', '.join(names[:5])})", err=True)
+    if not quiet:
+        _print_comparison(found)
+    sys.exit(0 if found.ok else 1)
+
+
+def _print_comparison(found: Comparison) -> None:
+    names = ("n_a", "n_b", "count_ratio", "area_diff_frac", "pq", "f1", "dice", "aji")
+    rows = [s.row() for s in (*found.slides[:40], found.pooled()) if s.status in ("done", "empty")]
+    cells = [[str(r["slide_id"]), *(_number(r[n]) for n in names)] for r in rows]
+    headings = ["slide", "A", "B", "A / B", "area A - B", "PQ", "F1", "Dice", "AJI"]
+    print_table(headings, cells, "A against B" if len(found.slides) <= 40 else "A against B (the first 40 slides)")
+    if found.reused:
+        click.echo(f"{found.reused} of {len(found.slides)} slides were compared before")
+    click.echo(f"{found.out / 'compare.html'}  (and compare.parquet, compare.json; {found.seconds:.0f} s)")
+
+
+def _number(value: float | None) -> str:
+    if value is None or math.isnan(value):
+        return "-"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.3f}"
+
+
 def _print(report: Report) -> None:
     for table in report.tables:
         print_table(table.headings, table.rows, table.title)
@@ -201,4 +271,4 @@ def _print(report: Report) -> None:
         click.echo(line)
 
 
-COMMANDS = (evaluate,)
+COMMANDS = (evaluate, compare)

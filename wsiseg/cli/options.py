@@ -17,6 +17,7 @@ __all__ = [
     "FRAME_HELP",
     "RenamedOption",
     "build_config",
+    "cluster_only_options",
     "cluster_options",
     "default_of",
     "segment_options",
@@ -235,8 +236,8 @@ def _compute_options(function: F) -> F:
     return function
 
 
-def cluster_options(function: F) -> F:
-    """Add the options of a run on more than this machine."""
+def cluster_only_options(function: F) -> F:
+    """Add the options that name a cluster of others."""
     pem = click.Path(exists=True, dir_okay=False)
     for option in reversed(
         (
@@ -257,6 +258,16 @@ def cluster_options(function: F) -> F:
                 metavar="FROM=TO",
                 help="Paths that begin with FROM here (slides, masks, weights, run) begin with TO on workers; repeatable.",
             ),
+        )
+    ):
+        function = option(function)
+    return function
+
+
+def cluster_options(function: F) -> F:
+    """Add the options of a run on more than this machine."""
+    for option in reversed(
+        (
             click.option(
                 "--any-processor",
                 is_flag=True,
@@ -277,7 +288,7 @@ def cluster_options(function: F) -> F:
         )
     ):
         function = option(function)
-    return function
+    return cluster_only_options(function)
 
 
 def build_config(config_file: Path | None, options: dict[str, Any], base: RunConfig | None = None) -> RunConfig:

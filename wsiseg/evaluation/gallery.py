@@ -8,7 +8,7 @@ used in addition to colors for color-blind readers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,8 @@ _SIGNS = {MERGED: "M", SPLIT: "S", OUTLINE: "o", ABSENT: "x"}
 _PANEL_PX = 400
 _CAPTION_PX = 44
 _GAP_PX = 8
-_LEGEND = "cyan: truth   yellow: predicted   x missed   + extra   M merged   S split   o drawn wrong   (left: the image itself)"
+WORDS = {k: k for k in ("missed", "extra", "merged", "split", "outline")}
+LEGEND = "cyan: truth   yellow: predicted   x missed   + extra   M merged   S split   o drawn wrong   (left: the image itself)"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -44,8 +45,17 @@ class Crop:
     pred: npt.NDArray[Any]
 
 
-def draw_gallery(crops: Sequence[Crop], path: str | Path, columns: int = 2) -> Path:
+def draw_gallery(
+    crops: Sequence[Crop], path: str | Path, columns: int = 2, legend: str = LEGEND, words: Mapping[str, str] = WORDS
+) -> Path:
     """Write crops as a sheet, two panels each, with their scores below; ``.png`` or ``.jpg``, complete or not at all.
+
+    Parameters
+    ----------
+    legend
+        What colors and signs mean.
+    words
+        What the kinds of ``FAILURE_KINDS`` are called below a crop.
 
     Raises
     ------
@@ -62,11 +72,11 @@ def draw_gallery(crops: Sequence[Crop], path: str | Path, columns: int = 2) -> P
     rows = -(-len(crops) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height + _CAPTION_PX), "white")
     pen = ImageDraw.Draw(sheet)
-    pen.text((_GAP_PX, 10), _LEGEND, fill="black", font=ImageFont.load_default(20))
+    pen.text((_GAP_PX, 10), legend, fill="black", font=ImageFont.load_default(20))
     for i, crop in enumerate(crops):
         left, top = (i % columns) * width, _CAPTION_PX + (i // columns) * height
         plain = Image.fromarray(crop.rgb).resize((_PANEL_PX, _PANEL_PX), Image.Resampling.BICUBIC)
-        marked, caption = _marked(plain, crop)
+        marked, caption = _marked(plain, crop, words)
         sheet.paste(plain, (left, top))
         sheet.paste(marked, (left + _PANEL_PX + 2, top))
         pen.text((left + 4, top + _PANEL_PX + 2), f"{crop.title}\n{caption}", fill="black", font=ImageFont.load_default(16))
@@ -79,7 +89,7 @@ def draw_gallery(crops: Sequence[Crop], path: str | Path, columns: int = 2) -> P
     return path
 
 
-def _marked(plain: Image.Image, crop: Crop) -> tuple[Image.Image, str]:
+def _marked(plain: Image.Image, crop: Crop, words: Mapping[str, str]) -> tuple[Image.Image, str]:
     """Return the panel with outlines and signs, and the crop's scores in words."""
     table = contingency(crop.pred, crop.truth)
     scores, kinds = scores_of(table), failures(table)
@@ -101,7 +111,7 @@ def _marked(plain: Image.Image, crop: Crop) -> tuple[Image.Image, str]:
                 pen.text(middle, names[value], fill="white", anchor="mm", stroke_width=3, stroke_fill="black",
                          font=ImageFont.load_default(22))  # fmt: skip
     n = kinds.counts()
-    wrong = ", ".join(f"{n[k]} {k}" for k in ("missed", "extra", "merged", "split", "outline") if n[k])
+    wrong = ", ".join(f"{n[k]} {word}" for k, word in words.items() if n[k])
     return picture, f"PQ {scores.pq:.2f}   Dice {scores.dice:.2f}   {scores.n_truth} nuclei: {wrong or 'all matched'}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,8 @@ __all__ = [
     "load_instances",
     "load_label_image",
     "load_rings",
+    "reach_of",
+    "require_room",
 ]
 
 JSON_SUFFIXES = (
@@ -170,6 +172,36 @@ def load_label_image(path: Path, shape: tuple[int, int] | None = None, *, compon
     return Instances(found.labels, found.unknown, found.notes)
 
 
+BYTES_PER_PX = 26
+"""Memory that drawing and scoring two label maps takes at its peak, bytes a pixel: 4.0 GB for 13,198 x 11,685 px."""
+
+
+def require_room(shape: Sequence[int], what: str, max_gb: float) -> None:
+    """Refuse an image too large to be scored at once, before any of it is allocated.
+
+    Parameters
+    ----------
+    shape
+        (H, W) of the image, px.
+    what
+        Names what makes it so large, and begins the message.
+    max_gb
+        Most memory, 10^9 bytes.
+
+    Raises
+    ------
+    FormatError
+        It would take more.
+    """
+    need_gb = shape[-2] * shape[-1] * BYTES_PER_PX / 1e9
+    if need_gb > max_gb:
+        raise FormatError(
+            f"{what} {shape[-1]:,} x {shape[-2]:,} px: to score that at once takes about {need_gb:,.1f} GB, and the limit is "
+            f"{max_gb:g} GB (--max-gb). Whole slides are compared window by window, in memory that does not grow, by "
+            "'wsiseg compare A B -o OUT', of runs, or of what 'wsiseg import' makes of other files."
+        )
+
+
 def draw_rings(
     rings: Rings,
     shape: tuple[int, int] | None = None,
@@ -180,9 +212,7 @@ def draw_rings(
     """Draw polygons (see ``load_instances``), adding layers until every polygon that has a pixel is visible in one."""
     outline = rings.outline_px if vertices == "auto" else vertices == "center"
     xy = (rings.xy - np.asarray(origin, np.float64) + (0.5 if outline else 0.0)) * scale
-    if shape is None:
-        right, bottom = np.ceil(xy.max(0) if len(xy) else np.zeros(2)).astype(int)
-        shape = (max(int(bottom), 0), max(int(right), 0))
+    shape = shape or _end_of(xy)
     order = np.argsort(-_ring_areas(rings), kind="stable")  # smaller polygons are drawn later, on top
     layers: list[npt.NDArray[np.int32]] = []
     left = np.ones(len(order), np.bool_)
@@ -194,6 +224,17 @@ def draw_rings(
         layers.append(drawn)
         left &= ~seen
     return Instances(layers[0] if len(layers) == 1 else np.stack(layers), None, tuple(rings.tally.lines()))
+
+
+def reach_of(rings: Rings, origin: tuple[float, float], scale: float) -> tuple[int, int]:
+    """Return (H, W) of the image that ``draw_rings`` would make without a shape, to a px; nothing is drawn."""
+    ends = rings.xy.max(axis=0, keepdims=True) if len(rings.xy) else np.zeros((0, 2))
+    return _end_of((ends - np.asarray(origin, np.float64)) * scale)
+
+
+def _end_of(xy: Float) -> tuple[int, int]:
+    right, bottom = np.ceil(xy.max(0) if len(xy) else np.zeros(2)).astype(int)
+    return max(int(bottom), 0), max(int(right), 0)
 
 
 def _drawn(xy: Float, rings: Rings, shape: tuple[int, int], order: Int, outline: bool) -> npt.NDArray[np.int32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,17 @@ import numpy.typing as npt
 
 from wsiseg.coordinates import MIN_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
 from wsiseg.errors import FormatError
-from wsiseg.evaluation.inputs import Instances, Rings, Vertices, draw_rings, holds_labels, load_label_image, load_rings
+from wsiseg.evaluation.inputs import (
+    Instances,
+    Rings,
+    Vertices,
+    draw_rings,
+    holds_labels,
+    load_label_image,
+    load_rings,
+    reach_of,
+    require_room,
+)
 
 __all__ = ["Pair", "Placing", "load_pair"]
 
@@ -25,6 +36,7 @@ class Placing:
 
     ``frame`` is the frame of other tools' polygons on the slide, ``origin`` (x, y) the image's corner on the slide, and
     ``scale`` image px per polygon px. ``vertices`` and ``components``: see ``load_instances`` and ``read_label_file``.
+    ``max_gb`` is the most memory that an image may take, 10^9 bytes.
     """
 
     scale: float = 1.0
@@ -32,6 +44,7 @@ class Placing:
     vertices: Vertices = "auto"
     frame: Frame = dataclasses.field(default_factory=Frame)
     components: bool = False
+    max_gb: float = math.inf
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,9 +75,13 @@ def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
     placed = {p: _placed(r, p, ground, placing.frame, notes) for p, r in rings.items()}
     shape = next((image.labels.shape[:2] for image in images.values()), None)
     if shape is not None:
+        require_room(shape, f"{' and '.join(map(str, paths))}: a label image has", placing.max_gb)
         for path, found in placed.items():
             notes += _on_image(found, path, (shape[0], shape[1]), placing)
-    elif len(placed) == 2:
+    else:
+        for path, found in placed.items():
+            require_room(reach_of(found, placing.origin, placing.scale), f"{path}: its polygons reach over", placing.max_gb)
+    if shape is None and len(placed) == 2:
         notes += _on_each_other(placed, rings, ground)
     drawn = {
         p: images[p] if p in images else draw_rings(placed[p], shape, placing.origin, placing.scale, placing.vertices)

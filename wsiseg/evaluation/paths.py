@@ -34,6 +34,9 @@ __all__ = [
     "write_evaluation",
 ]
 
+MAX_GB = 2.0
+"""Most memory that scoring one image may take unless the user says otherwise, 10^9 bytes: 8,770 x 8,770 px."""
+
 TABLE_COLUMNS = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1", "f1_sweep_mean")
 
 
@@ -91,6 +94,7 @@ def evaluate_paths(
     missing: Literal["error", "empty", "skip"] = "error",
     frame: str = "auto",
     components: bool = False,
+    max_gb: float = MAX_GB,
 ) -> Evaluation:
     """Score PRED against TRUTH: two files, or two folders whose files are paired by name.
 
@@ -110,6 +114,8 @@ def evaluate_paths(
         Frame of other tools' polygons on the slide, if the other side is a table of wsiseg (``wsiseg.coordinates``).
     components
         Each connected part of a label image is a nucleus.
+    max_gb
+        Most memory that an image may take, 10^9 bytes.
 
     Returns
     -------
@@ -118,14 +124,14 @@ def evaluate_paths(
     Raises
     ------
     FormatError
-        No files pair by name, a prediction is missing, a file is unreadable, or sizes differ.
+        No files pair by name, a prediction is missing, a file is unreadable, sizes differ, or an image is too large.
     """
     pairs, unused = _pairs(Path(pred), Path(truth), missing)
     masks = instance_files(Path(ignore)) if ignore is not None else {}
     names: list[str] = []
     scores: list[Scores] = []
     patches: list[HouPatch] = []
-    placing = Placing(scale, origin, vertices, parse_frame(frame), components)
+    placing = Placing(scale, origin, vertices, parse_frame(frame), components, max_gb)
     notes: list[str] = []
     for name, pred_file, truth_file in pairs:
         pair = load_pair(pred_file, truth_file, placing)

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any, Literal
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError
 from wsiseg.evaluation.gallery import Crop, draw_gallery
-from wsiseg.evaluation.paths import Evaluation, compare_runs, evaluate_paths, evaluation_table, null_for_nan, write_evaluation
+from wsiseg.evaluation.paths import (
+    MAX_GB,
+    Evaluation,
+    compare_runs,
+    evaluate_paths,
+    evaluation_table,
+    null_for_nan,
+    write_evaluation,
+)
 from wsiseg.metrics import HouPatch, hou_cells, hou_rows
 from wsiseg.tables import atomic_write_bytes
 
@@ -72,6 +80,7 @@ def score_files(
     annotators: Sequence[Path] = (),
     frame: str = "auto",
     components: bool = False,
+    max_gb: float = MAX_GB,
 ) -> Report:
     """Score PRED against TRUTH, by every score or by the protocol ``hou2020``.
 
@@ -91,7 +100,7 @@ def score_files(
     """
     options: dict[str, Any] = {
         "ignore": ignore, "scale": scale, "origin": origin, "vertices": vertices, "missing": missing, "frame": frame,
-        "components": components,
+        "components": components, "max_gb": max_gb,
     }  # fmt: skip
     scores = evaluate_paths(pred, truth, **options)
     report = Report()

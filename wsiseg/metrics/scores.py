@@ -30,6 +30,10 @@ SCORE_NAMES: tuple[str, ...] = (
 """Names of the overlap scores, all in [0, 1] or nan, in the order of tables."""
 
 
+_DENSE_GAINS = 1 << 20
+"""Largest matrix of all true against all predicted nuclei of a connected part; on whole slides parts can be larger."""
+
+
 def _ratio(numerator: float, denominator: float, empty: bool) -> float:
     if empty:
         return math.nan
@@ -261,19 +265,40 @@ def _assignment(table: Contingency, iou: npt.NDArray[np.float64]) -> npt.NDArray
     graph = coo_array((np.ones(n_pairs, np.int8), ends), shape=(n_truth + n_pred,) * 2)
     part = connected_components(graph, directed=False)[1][table.pair_truth]
     order = np.argsort(part, kind="stable")
-    groups = np.split(order, np.flatnonzero(np.diff(part[order])) + 1)
-    chosen: list[npt.NDArray[np.int64]] = []
+    alone = np.bincount(part)[part] == 1
+    chosen: list[npt.NDArray[np.int64]] = [np.flatnonzero(alone)]
+    order = order[~alone[order]]
+    groups = np.split(order, np.flatnonzero(np.diff(part[order])) + 1) if order.size else []
     for rows in groups:
-        if len(rows) == 1:
-            chosen.append(rows)
-            continue
         truths, i = np.unique(table.pair_truth[rows], return_inverse=True)
         preds, j = np.unique(table.pair_pred[rows], return_inverse=True)
+        if len(truths) * len(preds) > _DENSE_GAINS:
+            chosen.append(rows[_sparse_assignment(i, j, iou[rows])])
+            continue
         gain, where = np.zeros((len(truths), len(preds))), np.full((len(truths), len(preds)), -1, np.int64)
         gain[i, j], where[i, j] = iou[rows], rows
         picked = where[linear_sum_assignment(gain, maximize=True)]
         chosen.append(picked[picked >= 0])
     return np.concatenate(chosen)
+
+
+def _sparse_assignment(
+    i: npt.NDArray[np.int64], j: npt.NDArray[np.int64], iou: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """Return the pairs of the assignment of greatest summed IoU without a matrix of all against all.
+
+    Every true nucleus may also be matched to nothing, at the cost of an IoU of 0, so a full matching exists.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import min_weight_full_bipartite_matching
+
+    n, m = int(i.max()) + 1, int(j.max()) + 1
+    cost = np.r_[2.0 - iou, np.full(n, 2.0)]
+    ends = (np.r_[i, np.arange(n)], np.r_[j, m + np.arange(n)])
+    truth, pred = min_weight_full_bipartite_matching(coo_array((cost, ends), shape=(n, m + n)).tocsr())
+    kept = pred < m
+    place = np.searchsorted(i * m + j, truth[kept] * m + pred[kept])  # rows are ordered by truth, then by prediction
+    return np.asarray(place, np.int64)
 
 
 def pooled_scores(scores: Iterable[Scores]) -> Scores:
