@@ -214,7 +214,7 @@ def compare(a: Path, b: Path, out: Path, slide_ids: tuple[str, ...], crops: int,
 
     A and B are runs, imported sets (wsiseg import) or tables; slides pair by id. Per slide and pooled: PQ, F1, Dice, AJI,
     counts, areas; their map; the places where most nuclei have no partner. Scores are those of wsiseg evaluate with B as
-    truth, but memory does not grow with the slide. The same command again goes on where it was stopped.
+    truth, but memory does not grow with the slide. A stopped command continues when it is given again.
 
     \b
     wsiseg compare RUN_RESEARCH RUN_OPEN -o COMPARED
