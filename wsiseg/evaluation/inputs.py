@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,6 @@ __all__ = [
     "load_label_image",
     "load_rings",
     "reach_of",
-    "require_room",
 ]
 
 JSON_SUFFIXES = (
@@ -170,36 +169,6 @@ def load_label_image(path: Path, shape: tuple[int, int] | None = None, *, compon
         raise FormatError(f"{path}: expected {shape[1]} x {shape[0]} px, got {got[1]} x {got[0]}.")
     require_ids(int(np.count_nonzero(np.unique(found.labels))), id_parts(found.labels), str(path))
     return Instances(found.labels, found.unknown, found.notes)
-
-
-BYTES_PER_PX = 26
-"""Memory that drawing and scoring two label maps takes at its peak, bytes a pixel: 4.0 GB for 13,198 x 11,685 px."""
-
-
-def require_room(shape: Sequence[int], what: str, max_gb: float) -> None:
-    """Refuse an image too large to be scored at once, before any of it is allocated.
-
-    Parameters
-    ----------
-    shape
-        (H, W) of the image, px.
-    what
-        Names what makes it so large, and begins the message.
-    max_gb
-        Most memory, 10^9 bytes.
-
-    Raises
-    ------
-    FormatError
-        It would take more.
-    """
-    need_gb = shape[-2] * shape[-1] * BYTES_PER_PX / 1e9
-    if need_gb > max_gb:
-        raise FormatError(
-            f"{what} {shape[-1]:,} x {shape[-2]:,} px: to score that at once takes about {need_gb:,.1f} GB, and the limit is "
-            f"{max_gb:g} GB (--max-gb). Whole slides are compared window by window, in memory that does not grow, by "
-            "'wsiseg compare A B -o OUT', of runs, or of what 'wsiseg import' makes of other files."
-        )
 
 
 def draw_rings(

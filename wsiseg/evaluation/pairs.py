@@ -21,8 +21,8 @@ from wsiseg.evaluation.inputs import (
     load_label_image,
     load_rings,
     reach_of,
-    require_room,
 )
+from wsiseg.evaluation.room import require_room
 
 __all__ = ["Pair", "Placing", "load_pair"]
 
