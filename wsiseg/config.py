@@ -205,7 +205,16 @@ class ScheduleConfig:
     path_map
         ``FROM=TO`` pairs: what begins with FROM here begins with TO on the workers.
     stage, stage_gb
-        Folder on each worker's machine that slides are copied to while they are processed, and its size limit, 10^9 bytes.
+        Folder on each worker's machine that slides are copied or fetched to while they are processed, and its size limit, 10^9
+        bytes.
+    keep_staged
+        Keep copied and fetched slides there; the limit then counts those alone that are not finished.
+    fetch_to
+        Where slides at addresses are fetched to: chosen by the run (in ``stage``, else in the run folder).
+    fetch_connections, fetch_patience_s
+        Ranges of a slide that are fetched at a time, and how long is waited without a byte until the slide is given up, s.
+    gdc_token_file
+        File with the token for controlled files of the GDC, on every host; the token itself is never recorded.
     task_s
         Tiles are handed out in batches that take about this long, so that short tiles do not wait for the scheduler, s.
     tile_timeout_s
@@ -235,6 +244,11 @@ class ScheduleConfig:
     path_map: tuple[str, ...] = _free(())
     stage: str = _free("")
     stage_gb: float = _free(100.0)
+    keep_staged: bool = _free(False)
+    fetch_to: str = _free("")
+    fetch_connections: int = _free(4)
+    fetch_patience_s: float = _free(600.0)
+    gdc_token_file: str = _free("")
     in_flight_per_worker: int = _free(2)
     task_s: float = _free(1.0)
     retries: int = _free(2)
@@ -259,6 +273,8 @@ class ScheduleConfig:
         _require(self.in_flight_per_worker >= 1, "schedule.in_flight_per_worker", "1 or more", self.in_flight_per_worker)
         _require(self.task_s >= 0, "schedule.task_s", "0 s (one tile a task) or more", self.task_s)
         _require(self.stage_gb > 0, "schedule.stage_gb", "more than 0", self.stage_gb)
+        _require(1 <= self.fetch_connections <= 64, "schedule.fetch_connections", "1 to 64", self.fetch_connections)
+        _require(self.fetch_patience_s > 0, "schedule.fetch_patience_s", "more than 0 s", self.fetch_patience_s)
         for pair in self.path_map:
             ok = all(side.startswith("/") for side in pair.partition("=")[::2])
             _require(ok, "schedule.path_map", "FROM=TO, both absolute, e.g. /data=/mnt/nfs/data", pair)

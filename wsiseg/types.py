@@ -54,7 +54,7 @@ class SlideMeta:
     (0 where the format has none); coordinates in tables are in the full level-0 frame, not the bounds frame.
     ``reader`` names what decodes the pixels and ``reader_note`` says why a faster one was not used (empty: it was).
     ``layout`` says how the file holds its pixels and by which rule they were read, ``mpp_note`` what its statements of microns
-    per pixel disagree about.
+    per pixel disagree about. ``file`` is the slide's own name where ``path`` is an address (empty: the path ends with it).
     """
 
     slide_id: str
@@ -77,6 +77,7 @@ class SlideMeta:
     mtime_ns: int = 0
     layout: str = ""
     mpp_note: str = ""
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -77,6 +77,9 @@ _FIELDS = {
     "path_map": ("schedule", "path_map"),
     "stage": ("schedule", "stage"),
     "stage_gb": ("schedule", "stage_gb"),
+    "keep_staged": ("schedule", "keep_staged"),
+    "fetch_connections": ("schedule", "fetch_connections"),
+    "gdc_token_file": ("schedule", "gdc_token_file"),
     "retries": ("schedule", "retries"),
     "tile_timeout": ("schedule", "tile_timeout_s"),
     "any_processor": ("schedule", "any_processor"),
@@ -277,13 +280,26 @@ def cluster_options(function: F) -> F:
             click.option(
                 "--stage",
                 type=click.Path(file_okay=False),
-                help="Folder on each worker's own disk; slides are copied there while they are processed, once per host.",
+                help="Folder on each worker's own disk; slides are copied or fetched there while they are processed.  "
+                "[slides at addresses: RUN/staged]",
             ),
             click.option(
                 "--stage-gb",
                 type=click.FloatRange(0, min_open=True),
                 default=None,
                 help=f"Size limit of the --stage folder, GB.  [{default_of('stage_gb')}]",
+            ),
+            click.option("--keep-staged", is_flag=True, default=None, help="Keep staged slides after they are finished."),
+            click.option(
+                "--fetch-connections",
+                type=click.IntRange(1, 64),
+                default=None,
+                help=f"Ranges of a slide that are fetched at a time.  [{default_of('fetch_connections')}]",
+            ),
+            click.option(
+                "--gdc-token-file",
+                type=click.Path(exists=True, dir_okay=False),
+                help="File with the token for controlled files of the GDC; or GDC_TOKEN_FILE in the environment.",
             ),
         )
     ):

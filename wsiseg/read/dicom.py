@@ -6,6 +6,7 @@ each for label, overview and thumbnail. Files of several series may lie in one f
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterable
@@ -13,7 +14,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["DicomFile", "dicom_facts", "dicom_folder_series", "may_be_dicom", "series_of", "slide_series"]
+__all__ = ["DicomFile", "dicom_facts", "dicom_folder_series", "dicom_header", "may_be_dicom", "series_of",
+           "slide_series"]  # fmt: skip
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class: VL Whole Slide Microscopy Image Storage (DICOM PS3.4, B.5)."""
@@ -22,7 +24,7 @@ NO_PIXELS_OF_A_SLIDE = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL", "MACRO", "LO
 """Third value of Image Type (PS3.3, C.8.12.4.1.1) of instances that belong to a slide but are none."""
 
 _MAGIC_AT = 128
-_WANTED = (0x00080008, 0x00080016, 0x0020000E, 0x00480006, 0x00480007)
+_WANTED = (0x00080008, 0x00080016, 0x0020000E, 0x00480001, 0x00480006, 0x00480007)
 _LAST_TAG = 0x00480007
 
 
@@ -31,7 +33,7 @@ class DicomFile:
     """What the header of a DICOM file says of itself.
 
     ``series`` is the Series Instance UID, ``kind`` the SOP class in words, ``flavor`` the third value of Image Type; the size
-    is that of the level in px (0: not said).
+    is that of the level in px, ``width_mm`` what it shows (0: not said).
     """
 
     path: str
@@ -41,6 +43,7 @@ class DicomFile:
     flavor: str
     columns_px: int
     rows_px: int
+    width_mm: float = 0.0
 
     @property
     def is_volume(self) -> bool:
@@ -61,6 +64,13 @@ def dicom_facts(path: str | Path) -> DicomFile | None:
     except OSError:
         return None
     return _facts(str(path), stat.st_size, stat.st_mtime_ns)
+
+
+def dicom_header(name: str, data: bytes) -> DicomFile | None:
+    """Return what the first bytes of a DICOM file say it is; ``None`` where they are none, or end before the header does."""
+    if data[_MAGIC_AT : _MAGIC_AT + 4] != b"DICM":
+        return None
+    return _header(name, io.BytesIO(data))
 
 
 @lru_cache(maxsize=1 << 16)
@@ -93,6 +103,7 @@ def _header(path: str, stream: object) -> DicomFile | None:
                 flavor=flavors[2] if len(flavors) > 2 else "",
                 columns_px=int(found.get("TotalPixelMatrixColumns") or 0),
                 rows_px=int(found.get("TotalPixelMatrixRows") or 0),
+                width_mm=float(found.get("ImagedVolumeWidth") or 0.0),
             )
     except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError):
         return None  # what pydicom raises on bytes that are no header

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsiseg.config import RunConfig
+from wsiseg.fetch import FetchOptions, Held, Wanted, absolute_place, bring
 from wsiseg.results.manifest import SlideInput
+from wsiseg.results.remote import level_chooser
 from wsiseg.results.staging import staged
 
-__all__ = ["absolute_inputs", "local_config", "local_path", "slide_file"]
+__all__ = ["absolute_inputs", "fetch_options", "fetch_root", "fetched_slide", "local_config", "local_path", "slide_file"]
 
 
 def local_path(path: str, path_map: Sequence[str]) -> str:
@@ -48,14 +50,37 @@ def slide_file(path: str, slide_id: str, config: RunConfig) -> str:
     return str(staged(Path(found), slide_id, Path(config.schedule.stage), int(config.schedule.stage_gb * 1e9)))
 
 
+def fetch_root(config: RunConfig) -> Path:
+    """Return the folder of fetched slides as this machine has it."""
+    return Path(local_path(config.schedule.fetch_to, config.schedule.path_map))
+
+
+def fetch_options(config: RunConfig) -> FetchOptions:
+    """Return how this run fetches."""
+    schedule = config.schedule
+    token_file = local_path(schedule.gdc_token_file, schedule.path_map) if schedule.gdc_token_file else ""
+    return FetchOptions(schedule.fetch_connections, schedule.fetch_patience_s, token_file)
+
+
+def fetched_slide(want: Wanted, slide_id: str, config: RunConfig, mpp_model: float = 0.25) -> Held:
+    """Return a slide at an address as this machine holds it; it is fetched now if it is not here.
+
+    Raises
+    ------
+    FetchError
+        It cannot be.
+    """
+    return bring(want, slide_id, fetch_root(config), fetch_options(config), choose=level_chooser(mpp_model))
+
+
 def absolute_inputs(slides: Sequence[SlideInput], config: RunConfig) -> tuple[list[SlideInput], RunConfig]:
     """Return slides and config without relative paths: workers elsewhere have another working folder."""
-
-    def absolute(path: str) -> str:
-        return os.path.abspath(path) if path else ""
-
     weights = config.predict.weights
     if weights.endswith(".safetensors"):
-        config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=absolute(weights)))
-    there = [dataclasses.replace(s, path=absolute(s.path), tissue_mask=absolute(s.tissue_mask)) for s in slides]
+        config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=os.path.abspath(weights)))
+    schedule = config.schedule
+    if schedule.gdc_token_file:
+        schedule = dataclasses.replace(schedule, gdc_token_file=os.path.abspath(schedule.gdc_token_file))
+        config = dataclasses.replace(config, schedule=schedule)
+    there = [dataclasses.replace(s, path=absolute_place(s.path), tissue_mask=absolute_place(s.tissue_mask)) for s in slides]
     return there, config

@@ -1,7 +1,7 @@
 """SLIDE arguments of the command line -> the list of slides, and what was left out.
 
-A SLIDE argument is a file, a folder (searched with all below it), a glob, or a manifest (``.csv``, ``.tsv``, ``.parquet``): see
-``wsiseg.results.manifest_file``.
+A SLIDE argument is a file, a folder (searched with all below it), a glob, an address, or a manifest (``.csv``, ``.tsv``,
+``.parquet``: see ``wsiseg.results.manifest_file``; of the GDC or IDC: ``wsiseg.results.remote_manifests``).
 """
 
 from __future__ import annotations
@@ -15,14 +15,21 @@ from pathlib import Path
 
 from wsiseg.coordinates import parse_frame
 from wsiseg.errors import DuplicateSlideError, InputError, plain_text
+from wsiseg.fetch import is_address, local_of
 from wsiseg.read.dicom import dicom_facts, dicom_folder_series, may_be_dicom
 from wsiseg.read.files import MAX_ID_BYTES, plain_name, slide_id_of
 from wsiseg.results.listing import SLIDE_SUFFIXES, Listing, Skipped, group_skipped, list_files, list_folder
 from wsiseg.results.manifest_file import MANIFEST_SUFFIXES, read_manifest
 from wsiseg.results.naming import Listed, named_apart
+from wsiseg.results.remote import slides_at
+from wsiseg.results.remote_manifests import gdc_rows, idc_rows, is_gdc, is_idc, sniffed
 from wsiseg.results.slide_input import SlideInput
 
 __all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names", "slide_id_of"]
+
+
+REMOTE_SUFFIXES = frozenset({"", ".txt", ".tsv", ".csv", ".s5cmd", ".manifest", ".sh"})
+"""Endings of files that may be a manifest of an archive; their first lines tell."""
 
 
 @dataclass(slots=True)
@@ -113,7 +120,18 @@ def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> list[
     """Return the slides that one SLIDE argument leads to."""
     if not name.strip():
         raise InputError("An empty SLIDE argument (an unset shell variable?). Name a file, folder, glob or manifest.")
+    name = local_of(name)
+    if is_address(name):
+        return slides_at(name, found.skipped, cohort=cohort, mpp=mpp)
     path = Path(name)
+    if path.is_file() and path.suffix.lower() in REMOTE_SUFFIXES:
+        text = sniffed(path)
+        if is_gdc(text) or is_idc(text):
+            remote = (gdc_rows if is_gdc(text) else idc_rows)(path, cohort=cohort, mpp=mpp)
+            require_plain_names(remote.slides)
+            found.skipped += remote.skipped
+            found.notes += remote.notes
+            return list(remote.slides)
     if path.is_dir() and path.suffix.lower() != ".zarr":
         paths, base = _in_folder(path, found), path
     elif path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():

@@ -5,6 +5,10 @@ two widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``w
 are relative to the manifest's folder, or else to the working folder; a path for which both exist is an error. Columns of a CSV
 may be separated by comma, semicolon, tab or bar, which is detected from the header; encodings are UTF-8 (BOM allowed) or
 UTF-16.
+
+``path`` may be an address (``https://``, ``s3://``, ...), and then ``filename``, ``size`` (bytes) and ``md5`` are what is
+expected there. A table of the Imaging Data Commons has no ``path`` but the addresses of series (see
+``wsiseg.results.remote_manifests``); rows of another modality than SM are left out.
 """
 
 from __future__ import annotations
@@ -12,21 +16,26 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from wsiseg.errors import ManifestError, plain_text
+from wsiseg.fetch import is_address, local_of
+from wsiseg.fetch.address import name_in
 from wsiseg.read.files import plain_name, slide_id_of
+from wsiseg.results.remote_manifests import series_of_row, slide_name
 from wsiseg.results.slide_input import SlideInput
 
 __all__ = ["MANIFEST_SUFFIXES", "Manifest", "read_manifest"]
 
 MANIFEST_SUFFIXES = frozenset((".csv", ".tsv", ".parquet"))
 
-_ALIASES = {"wsi": "path", "slide": "path", "file": "path", "wsi_mpp": "mpp", "cancer_type": "cohort", "mask": "tissue_mask"}
-_COLUMNS = frozenset({"path", "slide_id", "cohort", "mpp", "tissue_mask", "frame"})
+_ALIASES = {"wsi": "path", "slide": "path", "file": "path", "wsi_mpp": "mpp", "cancer_type": "cohort", "mask": "tissue_mask",
+            "size_bytes": "size"}  # fmt: skip
+_COLUMNS = frozenset({"path", "slide_id", "cohort", "mpp", "tissue_mask", "frame", "filename", "size", "md5"})
 
 
 @dataclass(slots=True)
@@ -54,6 +63,11 @@ def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> 
     for line, raw in _rows(path):
         where = f"Manifest {plain_text(str(path))}, {line}"
         row = _named(raw, where, unused)
+        if "path" not in row and (found := _series(raw, row, cohort, mpp, where)) is not None:
+            unused.clear()  # columns of an archive's own
+            if found.slide_id and all(s.path != found.path for s in out.slides):
+                out.slides.append(found)
+            continue
         if "path" not in row:
             has = sorted(map(str, raw))
             raise ManifestError(f"Manifest {plain_text(str(path))}: expected a column 'path' (or 'wsi'), got {has}.")
@@ -62,7 +76,7 @@ def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> 
             if any(_text(v) for v in row.values()):
                 without.append(line)
             continue
-        slide, there = _beside(path, text, where)
+        slide, there = (text, True) if is_address(text) else _beside(path, local_of(text), where)
         if not there:
             missing.append(f"{line} ({plain_text(text)})")
         mask = _text(row.get("tissue_mask"))
@@ -71,12 +85,13 @@ def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> 
             raise ManifestError(f"{where}: expected a plain name as slide_id, got {plain_text(given)[:80]!r}.")
         out.slides.append(
             SlideInput(
-                given or slide_id_of(slide),
+                given or _id_of(slide, _text(row.get("filename"))),
                 slide,
                 _text(row.get("cohort")) or cohort.strip(),
                 _mpp_value(row.get("mpp"), f"{where} ({plain_text(text)})") or mpp,
                 _beside(path, mask, where)[0] if mask else "",
                 _text(row.get("frame")),
+                *_object(row, where),
                 where,
             )
         )
@@ -104,6 +119,32 @@ def _named(raw: dict[Any, Any], where: str, unused: set[str]) -> dict[str, Any]:
         elif not _text(row.get(name)):
             row[name] = value
     return row
+
+
+def _series(raw: dict[Any, Any], row: dict[str, Any], cohort: str, mpp: float | None, where: str) -> SlideInput | None:
+    """Return the slide of a row of the Imaging Data Commons (without an id: it is none); ``None``: the table is another."""
+    lower = {str(k).strip().lower(): v for k, v in raw.items()}
+    address, slide_id, collection = series_of_row(lower)
+    if not address:
+        return None
+    if _text(lower.get("modality")) not in ("", "SM"):
+        return SlideInput("", address)
+    given = (_text(row.get("cohort")) or collection or cohort.strip(), _mpp_value(row.get("mpp"), where) or mpp)
+    return SlideInput(_text(row.get("slide_id")) or slide_id, address, *given, origin=where)
+
+
+def _id_of(slide: str, filename: str) -> str:
+    return slide_name(filename or name_in(slide)) if is_address(slide) else slide_id_of(slide)
+
+
+def _object(row: dict[str, Any], where: str) -> tuple[str, int, str]:
+    """Return filename, size and MD5 that a row states of an object at an address."""
+    size, md5 = _text(row.get("size")), _text(row.get("md5")).lower()
+    if size and not size.removesuffix(".0").isdecimal():
+        raise ManifestError(f"{where}: expected size in bytes, got {size!r}.")
+    if md5 and not re.fullmatch("[0-9a-f]{32}", md5):
+        raise ManifestError(f"{where}: expected md5 of 32 hex digits, got {plain_text(md5)[:80]!r}.")
+    return os.path.basename(_text(row.get("filename"))), int(float(size or 0)), md5
 
 
 def _text(value: object) -> str:

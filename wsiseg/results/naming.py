@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wsiseg.fetch import absolute_place, shown
 from wsiseg.read.files import plain_name
 from wsiseg.results.slide_input import SlideInput
 
 __all__ = ["Listed", "named_apart"]
 
+_SCHEME = re.compile(r"^[^/:]+:/+")
 NAMED = 5
 """Maximum number of slide ids in a message."""
 
@@ -48,7 +51,7 @@ def named_apart(
         Ids by absolute path of an earlier run: they are kept, also of slides named outright (not of rows of a manifest).
     """
     plain = [s.slide if isinstance(s, Listed) else s for s in slides]
-    keys = [(os.path.abspath(s.path), s.slide_id if s.origin else "") for s in plain]
+    keys = [(shown(absolute_place(s.path)), s.slide_id if s.origin else "") for s in plain]
     steps: dict[tuple[str, str], list[str]] = {}
     for one, s, key in zip(slides, plain, keys, strict=True):
         old = None if s.origin else (known or {}).get(key[0])
@@ -68,7 +71,7 @@ def named_apart(
 def _ids(listed: Listed) -> list[str]:
     """Return the ids that a slide may get, the shortest first."""
     slide_id = listed.slide.slide_id
-    path, base = (Path(os.path.abspath(p)) for p in (listed.slide.path, listed.base))
+    path, base = (Path(_SCHEME.sub("/", absolute_place(str(p)))) for p in (listed.slide.path, listed.base))
     parents = path.parent.relative_to(base).parts if path != base and path.is_relative_to(base) else ()
     whole = (base.name, *parents, path.name)
     longer = ((*parents, slide_id), (*parents, path.name), whole, (_marked("/".join(whole)),), (_marked(str(path)),))

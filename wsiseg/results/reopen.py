@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wsiseg.errors import InputError, SlideOpenError, plain_text
+from wsiseg.fetch import is_address
 from wsiseg.log import log
 from wsiseg.read import Slide, fingerprint, open_slide
 from wsiseg.read.slide import content_digest
@@ -64,6 +65,8 @@ def slide_place(folder: RunFolder, slide_id: str, record: dict[str, Any], path_m
         It is not there.
     """
     stored = str((record.get("file") or {}).get("path") or record["row"].get("path") or "")
+    if is_address(stored):
+        return _fetched_place(slide_id, stored, record.get("file") or {}, path_map)
     listed = read_inputs(folder).get(slide_id)
     tried = [local_path(p, path_map) for p in (stored, listed.path if listed else "") if p]
     tried = list(dict.fromkeys(p for p in tried if os.path.isabs(p)))
@@ -78,6 +81,17 @@ def slide_place(folder: RunFolder, slide_id: str, record: dict[str, Any], path_m
     raise SlideOpenError(
         f"Slide {slide_id}: {plain_text(tried[0])} is not there. If slides were moved, name their place with "
         "--path-map FROM=TO."
+    )
+
+
+def _fetched_place(slide_id: str, address: str, file: dict[str, Any], path_map: Sequence[str]) -> str:
+    """Return where a slide that was fetched lies: where it was kept, or where ``path_map`` leads."""
+    for path in (local_path(address, path_map), local_path(str(file.get("staged") or ""), path_map)):
+        if path and not is_address(path) and os.path.exists(path):
+            return path
+    raise SlideOpenError(
+        f"Slide {slide_id} was fetched from {plain_text(address)} and is not here any more. Fetch it again, and name its place "
+        f"with --path-map {plain_text(address)}=/path/of/the/file (segment --keep-staged keeps slides)."
     )
 
 

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-__all__ = ["SlideInput"]
+from wsiseg.fetch import Wanted, is_address
+
+__all__ = ["SlideInput", "wanted_of"]
 
 
 @dataclass(frozen=True, slots=True)
 class SlideInput:
     """One slide to segment, as the user named it.
 
-    ``path`` may hold lone surrogates where a name is not UTF-8 (as ``os.fsdecode`` gives it); ``slide_id`` never does.
-    ``origin`` says where it was named, such as a manifest's line.
+    ``path`` may be an address (``https://``, ``s3://``, ...): then ``filename``, ``size_bytes`` and ``md5`` are what a manifest
+    says of the object there (empty, 0: nothing). It may hold lone surrogates where a name is not UTF-8 (as ``os.fsdecode``
+    gives it); ``slide_id`` never does. ``origin`` says where the slide was named, such as a manifest's line.
     """
 
     slide_id: str
@@ -21,4 +24,12 @@ class SlideInput:
     mpp: float | None = None
     tissue_mask: str = ""
     frame: str = ""
+    filename: str = ""
+    size_bytes: int = 0
+    md5: str = ""
     origin: str = field(default="", compare=False)
+
+
+def wanted_of(slide: SlideInput) -> Wanted | None:
+    """Return what is to be fetched for a slide; ``None``: it is a path, there is nothing to fetch."""
+    return Wanted(slide.path, slide.filename, slide.size_bytes, slide.md5) if is_address(slide.path) else None

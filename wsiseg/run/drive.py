@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import queue
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,15 @@ from distributed.client import Future
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import SchedulerLostError, one_line
+from wsiseg.fetch import shown
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import MAX_RETURNS, Feeder, PrepareDone, Task
+from wsiseg.run.fetching import FetchDone, fetch_task, lanes_of
 from wsiseg.run.finish import record_failed_slide
 from wsiseg.run.hosts import MAX_FAILURES_IN_A_ROW, WorkItem
+from wsiseg.run.lanes import FetchOrder
 from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker_pool import ANSWER_S, LOOK_S, WorkerPool
@@ -43,16 +46,18 @@ class Progress:
     mm2: float = 0.0
     mm2_done: float = 0.0
     kernels_s: float = 0.0
+    fetched_bytes: int = 0
     message: str = ""
 
 
 class Drive:
-    """One run, seen from the client: submits the tasks that the feeder chooses and takes their results.
+    """One run, seen from the client: submits the tasks that the feeders choose and takes their results.
 
-    Decisions are made elsewhere: ``Feeder`` says which task is next and when a tile is given up, ``Hosts`` which workers may
-    run it, ``WorkerPool`` which workers there are. This class connects them to Dask. A task can end in four ways: with a result
-    (``_take_tiles``, ``_take_prepared``, ``_close_slide``), with a ``Failure`` that the task caught (``_take_failure``),
-    without a result because its worker died (``_take_lost``), or cancelled because every worker that it was bound to is gone.
+    Decisions are made elsewhere: ``Feeder`` says which task is next and when a tile is given up, ``Lanes`` which host fetches a
+    slide and has its tiles, ``Hosts`` which workers may run a task, ``WorkerPool`` which workers there are. This class connects
+    them to Dask. A task can end in four ways: with a result (``_take_tiles``, ``_take_prepared``, ``_close_slide``), with a
+    ``Failure`` that the task caught (``_take_failure``), without a result because its worker died (``_take_lost``), or
+    cancelled because every worker that it was bound to is gone.
     """
 
     def __init__(
@@ -97,28 +102,40 @@ class Drive:
         """
         self.inputs = {s.slide_id: s for s in slides}
         schedule = self.config.schedule
-        feeder = Feeder(
-            slides, limit=1, retries=schedule.retries, in_flight=schedule.in_flight_per_worker, task_s=schedule.task_s
-        )
-        submitted: dict[Future, tuple[Task, frozenset[str]]] = {}
+        self.lanes = lanes = lanes_of(slides, self.pool, self.folder, self.digest, self.config)
+        submitted: dict[Future, tuple[Task, frozenset[str], Feeder]] = {}
         ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
-        while not feeder.done():
-            feeder.limit = max(1, self._look()) * schedule.in_flight_per_worker
-            self._reopen(feeder)
+        while not lanes.done():
+            self._look()
+            lanes.see(self.pool.threads_by_host(), schedule.in_flight_per_worker)
+            self._reopen(lanes.base.feeder)
             self._recall(submitted)
-            while (task := feeder.next_task()) is not None:
+            for task, feeder in self._next_tasks():
                 future, chosen = self._submit(task, feeder)
-                submitted[future] = task, chosen
+                submitted[future] = task, chosen, feeder
                 future.add_done_callback(ready.put)
             try:  # wake up at least every LOOK_S, as workers may have joined or left without any task ending
                 future = ready.get(timeout=LOOK_S)
             except queue.Empty:
                 continue
-            self._take(submitted.pop(future)[0], future, feeder)
+            task, _, feeder = submitted.pop(future)
+            self._take(task, future, feeder)
             self.on_progress(self.progress)
         self._report_hosts()
-        if schedule.stage:
-            self.client.run(end_staging, schedule.stage, on_error="ignore")
+        if schedule.stage or schedule.fetch_to:
+            self.client.run(end_staging, self.config, on_error="ignore")
+
+    def _next_tasks(self) -> Iterator[tuple[Task, Feeder]]:
+        """Yield what can be handed out now: fetches first, as they take no worker's time."""
+        lanes = self.lanes
+        while (order := lanes.next_fetch()) is not None:
+            yield Task("fetch", order.slide.slide_id, order), lanes.base.feeder
+        while lanes.refused:
+            slide, reason = lanes.refused.pop()
+            self._close_slide(slide.slide_id, f"{shown(slide.path)}: {reason}")
+        for lane in lanes:
+            while (task := lane.feeder.next_task()) is not None:
+                yield task, lane.feeder
 
     def _look(self) -> int:
         if self.client.status != "running":
@@ -141,13 +158,13 @@ class Drive:
         hosts.news.clear()
         self.watch.hosts_aside |= hosts.aside
 
-    def _recall(self, submitted: Mapping[Future, tuple[Task, frozenset[str]]]) -> None:
+    def _recall(self, submitted: Mapping[Future, tuple[Task, frozenset[str], Feeder]]) -> None:
         """Cancel tasks whose allowed workers are all gone: Dask would keep them waiting for ever."""
         there = self.pool.there
         if there is self.there_seen:
             return
         self.there_seen = there
-        for future in [f for f, (_, chosen) in submitted.items() if chosen and not chosen & there.keys()]:
+        for future in [f for f, (_, chosen, _) in submitted.items() if chosen and not chosen & there.keys()]:
             if future not in self.recalled:
                 self.recalled.add(future)
                 future.cancel()
@@ -168,7 +185,13 @@ class Drive:
     def _submit(self, task: Task, feeder: Feeder) -> tuple[Future, frozenset[str]]:
         """Submit a task; return its future and the workers that it is bound to (empty: any)."""
         name = self.pool.setup.name
-        options = {"pure": False, "retries": 0, **self.pool.options(task.kind, _items(task))}
+        if task.kind == "fetch":
+            order: FetchOrder = task.payload
+            worker = self.pool.first_of(order.host)
+            asked = {"pure": False, "retries": 0, "priority": 20, "workers": [worker] if worker else None}
+            return self.client.submit(fetch_task, order, name, self.constants[0], **asked), frozenset(filter(None, [worker]))
+        places = self.lanes.places(task.slide_id)
+        options = {"pure": False, "retries": 0, **self.pool.options(task.kind, _items(task), places)}
         bound = frozenset(options.get("workers", ()))
         if task.kind == "prepare":
             return self.client.submit(
@@ -191,7 +214,9 @@ class Drive:
             self._take_lost(task, str(future.key), one_line(error)[:500], feeder)
             return
         answer = _fetched(future)
-        if task.kind == "tiles":
+        if task.kind == "fetch":
+            self._take_fetched(task.payload, answer)
+        elif task.kind == "tiles":
             self._take_tiles(task, self.pool.hosts.took_tiles(answer.worker, answer.result), feeder)
         elif isinstance(answer.result, Failure):
             self._take_failure(task, answer.worker, answer.result, feeder)
@@ -203,6 +228,25 @@ class Drive:
             self.pool.hosts.succeeded(answer.worker, *_items(task))
             feeder.finished()
             self._close_slide(task.slide_id, answer.result)
+
+    def _take_fetched(self, order: FetchOrder, answer: Answer) -> None:
+        """Take a slide that was fetched, that needs more room than there is, or that cannot be fetched."""
+        slide_id, result = order.slide.slide_id, answer.result
+        if isinstance(result, Failure):
+            self.lanes.failed(order)
+            if order.share:
+                log.warning("slide %s: not shared with host %s (%s)", slide_id, order.host, result.reason)
+            else:
+                self._close_slide(slide_id, result.reason, worker=answer.worker)
+            return
+        done: FetchDone = result
+        if done.no_room:
+            self.lanes.no_room(order, done.size_bytes)
+            return
+        self.lanes.fetched(order, done.size_bytes, done.new_bytes, done.seconds)
+        self.progress.fetched_bytes += done.new_bytes
+        facts = {"bytes": done.size_bytes, "new_bytes": done.new_bytes, "seconds": round(done.seconds, 3)}
+        self.watch.event("slide_fetched", slide_id=slide_id, host=order.host, again=order.copy, **facts)
 
     def _take_failure(self, task: Task, worker: str, failure: Failure, feeder: Feeder) -> None:
         """Take a slide that could not be prepared or finished: another host tries it, if one is left that may succeed."""
@@ -238,6 +282,12 @@ class Drive:
                 self._count(by_id[outcome.tile_id], outcome)
             return
         self.lost[task.kind, task.slide_id] += 1
+        if task.kind == "fetch":
+            if self.lost[task.kind, task.slide_id] <= MAX_RETURNS:
+                self.lanes.again(task.payload)
+            else:
+                self._take_fetched(task.payload, Answer("", Failure(f"{shown(task.payload.slide.path)}: {reason}")))
+            return
         patience = self.config.schedule.retries if deaths else MAX_RETURNS
         elsewhere = self.pool.hosts.may_be_done(_items(task)[0], self.pool.able(task.kind))
         if self.lost[task.kind, task.slide_id] <= patience or elsewhere:
@@ -312,6 +362,7 @@ class Drive:
             log.error("slide %s: %s%s", slide_id, result, f" (on {at[0]}, worker {at[1]})" if at[0] else "")
             result = record_failed_slide(self.folder, slide, self.digest, result, attempts, at)
         self.rows[slide_id] = result
+        self.lanes.closed(slide_id)
         self.tile_mm2.pop(slide_id, None)
         self.progress.slides_done += 1
         if not earlier:

@@ -23,7 +23,7 @@ from wsiseg.types import Tile, TileOutcome
 
 __all__ = ["Feeder", "PrepareDone", "Task"]
 
-TaskKind = Literal["prepare", "tiles", "finish"]
+TaskKind = Literal["fetch", "prepare", "tiles", "finish"]
 
 MAX_TILES = 64
 """Maximum number of tiles in one task; it bounds the work that is lost if a worker dies."""
@@ -40,7 +40,11 @@ FIRST_GUESS_TILES = 8
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing to run: ``payload`` is a SlideInput, (Tile, attempt) pairs, or a (slide_id, failed outcomes) pair."""
+    """One thing to run.
+
+    ``payload`` is a SlideInput, (Tile, attempt) pairs, a (slide_id, failed outcomes) pair, or a ``wsiseg.run.lanes.FetchOrder``
+    (which no feeder hands out).
+    """
 
     kind: TaskKind
     slide_id: str
@@ -112,6 +116,35 @@ class Feeder:
     def upcoming(self) -> SlideInput | None:
         """Return the slide that is prepared next, if there is one."""
         return self._slides[0] if self._slides else None
+
+    @property
+    def n_waiting_slides(self) -> int:
+        """Return how many slides wait to be prepared."""
+        return len(self._slides)
+
+    @property
+    def n_waiting_tiles(self) -> int:
+        """Return how many tiles of prepared slides wait to be handed out."""
+        return self._waiting
+
+    @property
+    def seconds_left(self) -> float:
+        """Return about how long all that waits takes one thread, s (0 until a tile is done)."""
+        return (self._waiting + len(self._slides) * max(1.0, self._slide_tiles.value)) * self._tile_s.value
+
+    @property
+    def tile_seconds_left(self) -> float:
+        """Return about how long the tiles that wait take one thread, s."""
+        return self._waiting * self._tile_s.value
+
+    def most_waiting(self) -> str:
+        """Return the id of the slide of which most tiles wait; empty: none does."""
+        found = max(self._open, key=lambda i: len(self._open[i].waiting), default="")
+        return found if found and self._open[found].waiting else ""
+
+    def take_back(self) -> SlideInput | None:
+        """Return the slide whose turn to be prepared would come last, which this feeder forgets; ``None``: none waits."""
+        return self._slides.pop() if self._slides else None
 
     def next_task(self) -> Task | None:
         """Return the next task, or None while enough tasks are in flight."""

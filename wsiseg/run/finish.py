@@ -12,10 +12,11 @@ from typing import Any
 
 from wsiseg import __version__
 from wsiseg.errors import FormatError, SlideOpenError, plain_text
+from wsiseg.fetch import is_address, shown
 from wsiseg.read import working_size
 from wsiseg.read.slide import content_digest, fingerprint
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.locate import local_path
+from wsiseg.results.locate import fetch_root, local_path
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.maps import make_maps
 from wsiseg.results.reopen import other_content
@@ -40,14 +41,20 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str,
     except (OSError, ValueError, KeyError, TypeError):
         return None
     complete = record.get("digest") == digest and row.get("status") in FINISHED_STATUSES and folder.table(slide_id).is_file()
-    if not complete or (record.get("file") and not _same_file(record["file"], slide.path)):
+    if not complete or (record.get("file") and not _same_file(record["file"], slide)):
         return None
     asked = asked_of(slide)
     return row if record.get("asked", asked) == asked else None
 
 
-def _same_file(file: dict[str, Any], path: str) -> bool:
-    """Return whether a slide is still the file that was segmented; a file that was moved away or copied counts as the same."""
+def _same_file(file: dict[str, Any], slide: SlideInput) -> bool:
+    """Return whether a slide is still the file that was segmented; a file that was moved away or copied counts as the same.
+
+    Nothing is fetched: an object at an address is another one if the manifest states another MD5 than before.
+    """
+    path = slide.path
+    if is_address(path):
+        return not slide.md5 or file.get("md5", slide.md5) in (slide.md5, "")
     try:
         return fingerprint(path) == (file.get("size_bytes"), file.get("mtime_ns")) or not other_content(file, path)
     except SlideOpenError:
@@ -142,7 +149,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         "row": row,
         "errors": _error_rows(tiles, bad, job.scale),
         "asked": job.asked,
-        "file": {"path": job.meta.path, **_file_of(job)},
+        "file": {"path": job.meta.path, **_file_of(job), **_object_of(job, context)},
         "table_bytes": summary.n_bytes,
         "table_sha256": file_sha256(table),
         "n_nuclei_of_tiles": sum(h.n_nuclei for h in headers),
@@ -173,6 +180,8 @@ def _summed_events(headers: Sequence[PartHeader]) -> dict[str, int]:
 
 
 def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
+    if job.source:
+        return  # every opening has compared the version
     path = local_path(job.meta.path, context.config.schedule.path_map)
     file = _file_of(job)
     now = {**dict(zip(("size_bytes", "mtime_ns"), fingerprint(path), strict=True)), "content": content_digest(path)}
@@ -186,6 +195,15 @@ def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
 
 def _file_of(job: SlideJob) -> dict[str, Any]:
     return {"size_bytes": job.meta.size_bytes, "mtime_ns": job.meta.mtime_ns, "content": job.content}
+
+
+def _object_of(job: SlideJob, context: WorkerContext) -> dict[str, Any]:
+    """Return what tells the version of a slide that was fetched, and where it is kept if it is."""
+    if not job.source:
+        return {}
+    schedule = context.config.schedule
+    kept = {"staged": str(fetch_root(context.config) / job.meta.slide_id / job.meta.file)} if schedule.keep_staged else {}
+    return {"md5": job.source["md5"], "version": job.source["version"], **kept}
 
 
 def _table_facts(job: SlideJob, context: WorkerContext) -> dict[str, object]:
@@ -234,7 +252,7 @@ def record_failed_slide(
     ``attempts`` is how often it was tried, ``at`` the host and the worker of the last try.
     """
     slide_id, error = slide.slide_id, plain_text(error)
-    row = failed_row(slide_id, slide.path, slide.cohort, error)
+    row = failed_row(slide_id, shown(slide.path), slide.cohort, error)
     entry = {"slide_id": slide_id, "tile_id": -1, "x_px": 0, "y_px": 0, "error": error, "attempts": attempts}
     entry |= {"host": at[0], "worker": at[1]}
     record = {"digest": digest, "row": row, "errors": [entry]}

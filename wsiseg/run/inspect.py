@@ -12,7 +12,8 @@ from typing import Any
 from wsiseg.cluster.devices import compute_device
 from wsiseg.cluster.limits import default_workers
 from wsiseg.config import RunConfig
-from wsiseg.errors import TileReadError, WsisegError, plain_text
+from wsiseg.errors import InputError, TileReadError, WsisegError, plain_text
+from wsiseg.fetch import is_address, shown
 from wsiseg.log import log
 from wsiseg.read import fit_tissue, open_slide, scale_for, tissue_frac, working_size
 from wsiseg.read.slide import layout_words
@@ -30,6 +31,8 @@ BYTES_PER_NUCLEUS = 110.0
 
 def slide_info(path: str, mpp: float | None, mpp_model: float, tolerance_frac: float) -> dict[str, Any]:
     """Return the facts of one slide as ``wsiseg info`` prints them, with the share of it that is tissue."""
+    if is_address(path):
+        raise InputError(f"{shown(path)}: info reads slides on this machine; segment and plan take addresses too.")
     slide = open_slide(path, mpp=mpp)
     try:
         facts = dataclasses.asdict(slide.meta)

@@ -12,12 +12,14 @@ from typing import Any
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, SlideOpenError, TileReadError
+from wsiseg.fetch import Wanted, is_address, shown
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_cells, tissue_from_file
 from wsiseg.read.slide import Slide, content_digest, fingerprint
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.locate import local_path, slide_file
+from wsiseg.results.locate import fetched_slide, local_path, slide_file
 from wsiseg.results.manifest import SlideInput
+from wsiseg.results.slide_input import wanted_of
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, SlideMeta, Stain, Tile
@@ -35,8 +37,9 @@ class SlideJob:
     """Constants of a slide, which all its tiles share.
 
     ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
-    ``note`` says why earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or
-    metadata of the slide that disagree.
+    ``source`` is where a slide was fetched from and what identifies its version (empty: it was not fetched). ``note`` says why
+    earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or metadata of the
+    slide that disagree.
     """
 
     meta: SlideMeta
@@ -47,6 +50,7 @@ class SlideJob:
     content: str = ""
     note: str = ""
     warnings: tuple[str, ...] = ()
+    source: dict[str, Any] = field(default_factory=dict)
 
     @property
     def mpp_working(self) -> float:
@@ -84,17 +88,20 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
         The slide (or its given tissue mask) cannot be used.
     """
     asked = asked_of(slide_input)
-    slide = _opened(slide_input.path, slide_input.slide_id, config, slide_input.mpp, slide_input.cohort, config.read.reader)
+    want = wanted_of(slide_input)
+    file, source = _place(slide_input.path, slide_input.slide_id, config, want, mpp_model)
+    slide = _opened(slide_input.path, file, config, slide_input.mpp, slide_input.cohort, config.read.reader)
     try:
         meta = dataclasses.replace(slide.meta, slide_id=slide_input.slide_id, cohort=slide_input.cohort)
-        content = content_digest(local_path(slide_input.path, config.schedule.path_map))
+        content = content_digest(file if want else local_path(slide_input.path, config.schedule.path_map))
         note = _note({"asked": asked}, _finished_asked(folder, meta.slide_id))
         if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
             note = _note(_made_from(meta, asked, content), _made_from(job.meta, job.asked, job.content))
             if not note:
-                moved = dataclasses.replace(job, meta=dataclasses.replace(job.meta, path=meta.path, cohort=meta.cohort))
-                if moved.meta != job.meta:
+                place = dataclasses.replace(job.meta, path=meta.path, cohort=meta.cohort, file=meta.file)
+                moved = dataclasses.replace(job, meta=place, source=source)
+                if (moved.meta, moved.source) != (job.meta, job.source):
                     _store_job(moved, folder)
                 return moved
             shutil.rmtree(folder.parts(meta.slide_id))
@@ -102,7 +109,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
         warnings = [meta.mpp_note] if meta.mpp_note else []
         tissue = _given_tissue(slide, meta, slide_input, warnings) if slide_input.tissue_mask else fit_tissue(slide)
         stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, tissue, scale), aim.params)
-        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings))
+        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings), source)
         _store_job(job, folder)
         return job
     finally:
@@ -140,7 +147,7 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
         meta = SlideMeta(**{**raw["meta"], "level_downsamples": tuple(raw["meta"]["level_downsamples"])})
         stain = Stain(raw["stain"]["method"], tuple(raw["stain"]["params"]))
         tissue = TissueMask.load(folder.tissue_png(slide_id))
-        return SlideJob(meta, float(raw["scale"]), stain, tissue, raw["asked"], raw["content"])
+        return SlideJob(meta, float(raw["scale"]), stain, tissue, raw["asked"], raw["content"], source=raw.get("source", {}))
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise FormatError(
             f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove the folder {path.parent} to redo it."
@@ -161,7 +168,14 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
             f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded (reader cucim-gpu), which this version "
             "cannot do. Continue with the version that began it, or choose another --out."
         )
-    slide = _opened(job.meta.path, job.meta.slide_id, config, job.meta.mpp, job.meta.cohort, reader)
+    want = _wanted(job)
+    file, source = _place(job.meta.path, job.meta.slide_id, config, want, job.mpp_working)
+    if source.get("version") != job.source.get("version"):
+        raise SlideOpenError(
+            f"Slide {job.meta.slide_id}: {shown(job.meta.path)} changed while the run was going on: version "
+            f"{source['version']}, begun with {job.source['version']}. Run the same command again: it is then begun anew."
+        )
+    slide = _opened(job.meta.path, file, config, job.meta.mpp, job.meta.cohort, reader)
     if (slide.meta.size_bytes, slide.meta.mtime_ns) != (job.meta.size_bytes, job.meta.mtime_ns):
         slide.close()
         raise SlideOpenError(
@@ -171,11 +185,27 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
     return slide
 
 
-def _opened(path: str, slide_id: str, config: RunConfig, mpp: float | None, cohort: str, reader: str) -> Slide:
-    """Open a slide at its path on this machine; its facts keep the name, size and time of the path that the user gave."""
-    file = slide_file(path, slide_id, config)
+def _place(path: str, slide_id: str, config: RunConfig, want: Wanted | None, mpp_model: float) -> tuple[str, dict[str, Any]]:
+    """Return the file of a slide on this machine (copied or fetched if need be), and where it was fetched from."""
+    if want is None:
+        return slide_file(path, slide_id, config), {}
+    here = fetched_slide(want, slide_id, config, mpp_model)
+    stated = {"filename": want.filename, "size_bytes": want.size_bytes, "md5": want.md5}
+    return str(here.path), {"address": shown(want.address), **stated, "version": here.version}
+
+
+def _wanted(job: SlideJob) -> Wanted | None:
+    """Return what is to be fetched for a slide in work; ``None``: nothing."""
+    names = ("address", "filename", "size_bytes", "md5")
+    return Wanted(*(job.source[name] for name in names)) if job.source else None
+
+
+def _opened(path: str, file: str, config: RunConfig, mpp: float | None, cohort: str, reader: str) -> Slide:
+    """Open a slide's file on this machine; its facts keep the name, size and time of the path that the user gave."""
     slide = open_slide(file, mpp=mpp, cohort=cohort, reader=reader, cache_bytes=config.read.cache_bytes)
-    if file != path:
+    if is_address(path):
+        slide.meta = dataclasses.replace(slide.meta, path=shown(path), mtime_ns=0, file=Path(file).name)
+    elif file != path:
         size_bytes, mtime_ns = fingerprint(local_path(path, config.schedule.path_map))
         slide.meta = dataclasses.replace(slide.meta, path=path, size_bytes=size_bytes, mtime_ns=mtime_ns)
     return slide
@@ -195,6 +225,7 @@ def _store_job(job: SlideJob, folder: RunFolder) -> None:
         "stain": dataclasses.asdict(job.stain),
         "asked": job.asked,
         "content": job.content,
+        "source": job.source,
     }
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
 

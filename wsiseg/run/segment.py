@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from wsiseg.cluster.devices import compute_device
 from wsiseg.cluster.remote import answer_of, dashboard_link, fitting_workers
 from wsiseg.config import RunConfig
 from wsiseg.errors import DuplicateSlideError, InputError, OutputMismatchError, SchedulerLostError, one_line, plain_text
+from wsiseg.fetch import is_address, shown
 from wsiseg.log import log
 from wsiseg.results.arithmetic import precision_text
 from wsiseg.results.folder import RunFolder
@@ -125,7 +127,8 @@ def segment(
     else:
         config = _on_device(config, compute_device(config))
     own = shard.take(every) if shard else every
-    config = _staged_apart(config, folder, shard)
+    note = {**(note or {}), **({"command": [shown(a) for a in note["command"]]} if note and "command" in note else {})}
+    config = _staged_apart(config, folder, shard, any(is_address(s.path) for s in own))
     progress = Progress(slides=len(own))
     with folder.exclusive(shard.name if shard else ""), temporary_files(folder.root):
         folder.create()
@@ -137,7 +140,7 @@ def segment(
             for event, lines in zip(("left_out", "note"), left_out, strict=True):
                 for line in lines:
                     watch.event(event, text=line)
-            rows, digest, weights = _rows(own, folder, config, note or {}, progress, on_progress, watch)
+            rows, digest, weights = _rows(own, folder, config, note, progress, on_progress, watch)
             ordered = [rows[s.slide_id] for s in own]
             errors = _collect_errors(folder, [s.slide_id for s in own])
             if not shard:
@@ -287,13 +290,27 @@ def _on_device(config: RunConfig, device: str) -> RunConfig:
     return dataclasses.replace(config, schedule=schedule)
 
 
-def _staged_apart(config: RunConfig, folder: RunFolder, shard: Shard | None) -> RunConfig:
-    """Give this client a staging folder of its own, the same one when it is resumed."""
-    if not config.schedule.stage:
-        return config
-    key = hashlib.sha256(f"{folder.root} {shard.name if shard else ''}".encode()).hexdigest()[:12]
-    stage = str(Path(config.schedule.stage) / f"wsiseg-stage-{key}")
-    return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, stage=stage))
+def _staged_apart(config: RunConfig, folder: RunFolder, shard: Shard | None, fetches: bool) -> RunConfig:
+    """Give this client a staging folder of its own, the same one when it is resumed.
+
+    Raises
+    ------
+    InputError
+        Slides are to be fetched by workers of a scheduler, and no folder of theirs is named.
+    """
+    schedule = config.schedule
+    if schedule.stage:
+        key = hashlib.sha256(f"{folder.root} {shard.name if shard else ''}".encode()).hexdigest()[:12]
+        stage = str(Path(schedule.stage if schedule.remote else os.path.abspath(schedule.stage)) / f"wsiseg-stage-{key}")
+        schedule = dataclasses.replace(schedule, stage=stage, fetch_to=stage if fetches else "")
+    elif fetches and schedule.remote:
+        raise InputError(
+            "Slides at addresses are fetched by each host to its own disk: name a folder there with --stage, and its limit "
+            "with --stage-gb."
+        )
+    elif fetches:
+        schedule = dataclasses.replace(schedule, fetch_to=str(folder.root / ("staged" + (f"-{shard.name}" if shard else ""))))
+    return dataclasses.replace(config, schedule=schedule)
 
 
 def _sweep(folder: RunFolder, own: Sequence[SlideInput] | None) -> None:
@@ -322,11 +339,11 @@ def _refuse_renamed(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
     before = {old.path: slide_id for slide_id, old in read_inputs(folder).items() if folder.table(slide_id).is_file()}
     asked = {s.slide_id for s in slides}
     for s in slides:
-        old = before.get(s.path, s.slide_id)
+        old = before.get(shown(s.path), s.slide_id)
         if old != s.slide_id and old not in asked:
             raise DuplicateSlideError(
-                f"{plain_text(s.path)} is slide {old!r} in {folder.root}, and {s.slide_id!r} now (slides of one name were "
-                "added?). Name it so in a manifest (columns path, slide_id), or choose another --out."
+                f"{plain_text(shown(s.path))} is slide {old!r} in {folder.root}, and {s.slide_id!r} now (slides of one name "
+                "were added?). Name it so in a manifest (columns path, slide_id), or choose another --out."
             )
 
 

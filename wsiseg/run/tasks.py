@@ -21,9 +21,10 @@ from wsiseg.backend import device_fault
 from wsiseg.cluster.devices import device_label
 from wsiseg.config import RunConfig
 from wsiseg.errors import AnisotropicMppError, DeviceBrokenError, ImplausibleMppError, MissingMppError, WsisegError, one_line
+from wsiseg.fetch import is_address
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.locate import local_config, local_path
+from wsiseg.results.locate import fetch_root, local_config, local_path
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.context import WorkerContext
@@ -100,8 +101,11 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
         row = finished_row(context.folder, slide, context.digest)
         if row is not None:
             return PrepareDone(slide.slide_id, row=row)
-        if config.schedule.stage:
-            _stage_ahead(ahead, context)
+        if config.schedule.stage and not config.schedule.keep_staged:
+            drop_finished(Path(config.schedule.stage), context.folder.root / "slides")
+        if config.schedule.stage and ahead is not None and not is_address(ahead.path):
+            source = Path(local_path(ahead.path, config.schedule.path_map))
+            prefetch(source, ahead.slide_id, Path(config.schedule.stage), int(config.schedule.stage_gb * 1e9))
         job = prepare_slide(slide, context.folder, config, mpp_model, aim)
         todo, decided = tiles_to_do(job, context)
         mm2 = sum(t.core.w * t.core.h * t.tissue_frac for t in todo) * job.mpp_working**2 * 1e-6
@@ -121,6 +125,7 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     context, busy = at_work(setup)
     with contextlib.suppress(WsisegError, OSError, RuntimeError):  # an error is raised again, and reported, by the first tile
         _ = context.model  # loaded here, so that its time does not count for a tile
+    _bring(batch[0][0].slide_id, context)
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):
@@ -129,6 +134,13 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
         with busy("tile", tile.slide_id, tile.tile_id):
             outcomes.append(done or _run_tile(tile, context, attempt, setup))
     return _answer(outcomes)
+
+
+def _bring(slide_id: str, context: WorkerContext) -> None:
+    """Have a slide at an address here before a deadline runs: another host may have been the one to fetch it."""
+    if context.config.schedule.fetch_to:
+        with contextlib.suppress(WsisegError, OSError), context.slide(slide_id):  # the first tile will say it
+            pass
 
 
 def _run_tile(tile: Tile, context: WorkerContext, attempt: int, setup: str) -> TileOutcome:
@@ -148,9 +160,10 @@ def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> A
         row = _persistently(lambda: finish_slide(slide_id, failed, context), retries, f"slide {slide_id}: finishing")
     if isinstance(row, Failure):
         return _answer(row)
-    if context.config.schedule.stage:
-        context.forget(slide_id)
-        drop_staged(Path(context.config.schedule.stage), slide_id)
+    context.forget(slide_id)
+    if not context.config.schedule.keep_staged:
+        for root in _staging_roots(context.config):
+            drop_staged(root, slide_id)
     return _answer(row)
 
 
@@ -188,14 +201,13 @@ def full_disk(reason: str) -> int:
     return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if os.strerror(n) in reason), 0)
 
 
-def end_staging(stage: str) -> None:
+def end_staging(config: RunConfig) -> None:
     """Remove this run's copies on a worker's machine."""
-    drop_staged(Path(stage))
+    if not config.schedule.keep_staged:
+        for root in _staging_roots(config):
+            drop_staged(root)
 
 
-def _stage_ahead(ahead: SlideInput | None, context: WorkerContext) -> None:
-    config = context.config.schedule
-    root = Path(config.stage)
-    drop_finished(root, context.folder.root / "slides")
-    if ahead is not None:
-        prefetch(Path(local_path(ahead.path, config.path_map)), ahead.slide_id, root, int(config.stage_gb * 1e9))
+def _staging_roots(config: RunConfig) -> list[Path]:
+    roots = [Path(config.schedule.stage)] if config.schedule.stage else []
+    return [*roots, fetch_root(config)] if config.schedule.fetch_to else roots

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from wsiseg.config import RunConfig
+from wsiseg.fetch import absolute_place, shown
 from wsiseg.log import EventLog, log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
@@ -186,5 +187,5 @@ def _add_inputs(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
 
 
 def _absolute(slide: SlideInput) -> SlideInput:
-    mask = os.path.abspath(slide.tissue_mask) if slide.tissue_mask else ""
-    return dataclasses.replace(slide, path=os.path.abspath(slide.path), tissue_mask=mask)
+    """Return a slide as the run folder keeps it: without the working folder, and without secrets of an address."""
+    return dataclasses.replace(slide, path=shown(absolute_place(slide.path)), tissue_mask=absolute_place(slide.tissue_mask))

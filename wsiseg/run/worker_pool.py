@@ -139,13 +139,33 @@ class WorkerPool:
         """Return the workers, of those connected at the last look, that may run a kind of task."""
         return [a for a in self.there if kind != "tiles" or self._roles[a] == "tile"]
 
-    def options(self, kind: str, items: Sequence[WorkItem]) -> dict[str, Any]:
-        """Return a task's Dask options: a resource for its role and, if some hosts are to be avoided, the workers allowed."""
-        chosen = self.hosts.choose(items, self.able(kind))
+    def threads_by_host(self) -> dict[str, int]:
+        """Return how many tiles each host processes at once, of the hosts that are not put aside."""
+        found: dict[str, int] = {}
+        for address in self.hosts.working(self.there):
+            host = self.hosts.where(address)[0]
+            found[host] = found.get(host, 0) + (self.there[address] if self._roles[address] == "tile" else 0)
+        return found
+
+    def first_of(self, host: str) -> str:
+        """Return one worker of a host, the same each time, one that only reads if there is one; empty: none is there."""
+        own = [a for a in self.there if self.hosts.where(a)[0] == host]
+        return min(own, key=lambda a: (self._roles[a] != "slide", a), default="")
+
+    def options(self, kind: str, items: Sequence[WorkItem], places: Collection[str] = ()) -> dict[str, Any]:
+        """Return a task's Dask options: a resource for its role, and the workers allowed where not all are.
+
+        ``places`` are the hosts that hold the slide (none: any will do); where all of them are to be avoided, others may do it.
+        """
+        able = self.able(kind)
+        chosen = self.hosts.choose(items, able)
+        if places:
+            there = frozenset(a for a in (able if chosen is None else chosen) if self.hosts.where(a)[0] in places)
+            chosen = there or chosen
         if kind == "tiles":
             role = "tile"
         else:
-            readers = [a for a in (self.able(kind) if chosen is None else chosen) if self._roles[a] == "slide"]
+            readers = [a for a in (able if chosen is None else chosen) if self._roles[a] == "slide"]
             role = "slide" if readers else "any"
         asked: dict[str, Any] = {"resources": {self.setup.resource(role): 1}}
         return asked if chosen is None else {**asked, "workers": sorted(chosen)}

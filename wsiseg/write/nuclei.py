@@ -207,7 +207,7 @@ def _bounds(headers: Sequence[PartHeader], scale: float) -> tuple[float, float, 
 
 def _table_facts(meta: SlideMeta, scale: float, n_nuclei: int, facts: dict[str, object]) -> dict[str, object]:
     slide = {k: v for k, v in dataclasses.asdict(meta).items() if k not in FORGOTTEN_FACTS}
-    slide["file"] = plain_text(Path(meta.path).name)
+    slide["file"] = plain_text(meta.file or Path(meta.path).name)
     own = {"schema": SCHEMA_VERSION, "slide": slide, "scale": scale, "n_nuclei": n_nuclei, "snap_step_px": snap_step_px(scale)}
     return {**own, **facts}
 

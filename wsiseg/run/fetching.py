@@ -1,0 +1,117 @@
+"""Slides at addresses in a run: its lanes, and the task of a worker that fetches a slide while its threads go on with tiles."""
+
+from __future__ import annotations
+
+import errno
+import threading
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from distributed import Status, get_worker, secede
+
+from wsiseg.config import RunConfig
+from wsiseg.errors import FetchError, WsisegError, one_line
+from wsiseg.fetch import FetchStopped, bring, in_staging, is_address, shown
+from wsiseg.fetch.staged import NoRoom
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import fetch_options, fetch_root, local_path
+from wsiseg.results.remote import level_chooser
+from wsiseg.results.slide_input import SlideInput, wanted_of
+from wsiseg.results.staging import drop_staged
+from wsiseg.run.feed import Feeder
+from wsiseg.run.finish import finished_row
+from wsiseg.run.lanes import FetchOrder, Lanes
+from wsiseg.run.tasks import Answer, Failure
+from wsiseg.run.worker import at_work
+from wsiseg.run.worker_pool import WorkerPool
+
+__all__ = ["FetchDone", "fetch_task", "lanes_of"]
+
+_TURN = threading.Lock()
+"""Held by the fetch that hands out ranges: a host's fetches run in one process, one after the other, without a gap between."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchDone:
+    """A slide that is there: its bytes, those of them that came over the network, and how long it took.
+
+    ``no_room``: it is not, as it needs ``size_bytes``.
+    """
+
+    size_bytes: int
+    new_bytes: int = 0
+    seconds: float = 0.0
+    no_room: bool = False
+
+
+def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
+    """Fetch a slide into this host's staging folder: ``FetchDone``, or ``Failure`` with its address and the reason.
+
+    The task leaves the worker's pool of threads at once, so it takes no place from tiles.
+    """
+    worker = get_worker()
+    context, _ = at_work(setup)
+    secede()
+    want = wanted_of(order.slide)
+    assert want is not None
+    root = fetch_root(context.config)
+    start = time.perf_counter()
+    result: FetchDone | Failure
+    try:
+        for slide_id in order.drop:
+            if not context.config.schedule.keep_staged:
+                drop_staged(root, slide_id)
+        before = in_staging(root).get(order.slide.slide_id, 0)
+        held = bring(
+            want,
+            order.slide.slide_id,
+            root,
+            fetch_options(context.config),
+            choose=level_chooser(mpp_model),
+            room_bytes=order.room_bytes,
+            way=(_TURN, lambda: worker.status in (Status.closing, Status.closed)),
+        )
+        result = FetchDone(held.size_bytes, max(0, held.size_bytes - before), time.perf_counter() - start)
+    except NoRoom as err:
+        result = FetchDone(err.size_bytes, no_room=True)
+    except FetchStopped:
+        raise InterruptedError("the worker leaves") from None
+    except OSError as err:
+        full = err.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = f"the staging folder {root} is full (see --stage, --stage-gb)" if full else one_line(err)
+        result = Failure(one_line(FetchError(f"{shown(want.address)}: {why}")), fact=True)
+    except WsisegError as err:
+        result = Failure(one_line(err)[:2000], fact=True)
+    if isinstance(result, Failure):
+        drop_staged(root, order.slide.slide_id)
+    return Answer(worker.address, result)
+
+
+def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, digest: str, config: RunConfig) -> Lanes:
+    """Return a run's slides in lanes, with what hosts hold from an earlier run."""
+    schedule = config.schedule
+    remote = [s for s in slides if is_address(s.path)]
+    staged: dict[str, dict[str, int]] = {}
+    if remote:
+        where = pool.hosts.where
+        asked = [pool.first_of(h) for h in sorted({where(a)[0] for a in pool.there})]
+        found = pool.client.run(_staged_here, schedule.fetch_to, schedule.path_map, workers=asked, on_error="ignore")
+        staged = {where(address)[0]: held for address, held in found.items()}
+
+    def make(some: Iterable[SlideInput]) -> Feeder:
+        return Feeder(some, limit=1, retries=schedule.retries, in_flight=schedule.in_flight_per_worker, task_s=schedule.task_s)
+
+    def finished(slide: SlideInput) -> bool:
+        try:
+            return finished_row(folder, slide, digest) is not None
+        except (WsisegError, OSError):
+            return False  # preparing it will say what is wrong
+
+    local = [s for s in slides if not is_address(s.path)]
+    return Lanes((local, remote), make, int(schedule.stage_gb * 1e9), staged, finished)
+
+
+def _staged_here(fetch_to: str, path_map: tuple[str, ...]) -> dict[str, int]:
+    return in_staging(Path(local_path(fetch_to, path_map)))

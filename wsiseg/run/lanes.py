@@ -1,0 +1,271 @@
+"""Which slide is fetched next, and by which host: a state machine that does not depend on Dask.
+
+Slides at addresses are fetched once per run, not once per host: each goes to one host, and its tiles stay there. So every host
+has a *lane*: a feeder (``wsiseg.run.feed``) of the slides that it holds. Slides on storage that all hosts see have the lane
+``""``, whose tasks any worker may run.
+
+A host fetches ahead as far as the bound of its staging folder allows. At the end of a run, when a host has nothing left and
+another has much, the idle one takes over a slide, or shares one: the only case in which a slide is fetched twice, and at most
+for ``MAX_COPIED_FRAC`` of the cohort's bytes (a cohort of no more slides than there are hosts is shared without that limit).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from wsiseg.results.slide_input import SlideInput
+from wsiseg.run.feed import Feeder
+
+__all__ = ["FetchOrder", "Lane", "Lanes"]
+
+FETCHING = 2
+"""Most slides that a host fetches at a time: the second begins when the last range of the first is under way."""
+
+AHEAD = 4
+"""Most slides that wait on one of several hosts: a slide that waits there cannot be done elsewhere."""
+
+MAX_COPIED_FRAC = 0.1
+COPY_PAYS = 2.0
+"""A slide is fetched a second time if what is left of it takes so many times as long as the fetching."""
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOrder:
+    """One slide to fetch on one host, if it needs no more than ``room_bytes``, after removing the slides ``drop``.
+
+    ``copy``: another host has fetched it before. ``share``: that one is at its tiles and keeps them.
+    """
+
+    slide: SlideInput
+    host: str
+    room_bytes: int
+    drop: tuple[str, ...] = ()
+    copy: bool = False
+    share: bool = False
+
+
+@dataclass(slots=True)
+class Lane:
+    """A feeder and the hosts that hold its slides (none: any host)."""
+
+    feeder: Feeder
+    hosts: set[str] = field(default_factory=set)
+
+
+class Lanes:
+    """The lanes of a run, the slides still to be fetched, and what each host holds.
+
+    Parameters
+    ----------
+    local, remote
+        Slides that need no fetching, and those that do, in the order in which they are wanted.
+    make_feeder
+        Makes a feeder of slides.
+    bound_bytes
+        Most that the unfinished slides of one host may take.
+    staged
+        What hosts hold from an earlier run: bytes by slide id, whole or in part.
+    done_before
+        Whether a slide needs nothing any more: it is prepared, which finds its row, and never fetched.
+    """
+
+    def __init__(
+        self,
+        slides: tuple[Iterable[SlideInput], Iterable[SlideInput]],
+        make_feeder: Callable[[Iterable[SlideInput]], Feeder],
+        bound_bytes: int,
+        staged: Mapping[str, Mapping[str, int]] | None = None,
+        done_before: Callable[[SlideInput], bool] = lambda slide: False,
+    ) -> None:
+        local, remote = slides
+        self._make = make_feeder
+        self.base = Lane(make_feeder(local))
+        self._lanes: dict[str, Lane] = {}
+        self._queue = deque(remote)
+        self._inputs = {s.slide_id: s for s in self._queue}
+        self._bound = bound_bytes
+        self._done_before = done_before
+        self.size: dict[str, int] = {s.slide_id: s.size_bytes for s in self._queue if s.size_bytes}
+        self.holders: dict[str, set[str]] = {}
+        self._threads: dict[str, int] = {}
+        self._used: Counter[str] = Counter()
+        self._unclaimed: dict[str, dict[str, int]] = {h: dict(found) for h, found in (staged or {}).items()}
+        self._fetching: dict[tuple[str, str], FetchOrder] = {}
+        self._unknown: set[str] = set()
+        self._lane_of: dict[str, Lane] = {}
+        self._drop: dict[str, list[str]] = {}
+        self.fetched_bytes = self.copied_bytes = 0
+        self._seconds = 0.0
+        self.refused: list[tuple[SlideInput, str]] = []
+        """Slides that no host has room for, and why: to be recorded by the caller."""
+
+    def __iter__(self) -> Iterator[Lane]:
+        """Yield all lanes."""
+        yield self.base
+        yield from list(self._lanes.values())
+
+    def done(self) -> bool:
+        """Return whether nothing is left to fetch, to hand out or to wait for."""
+        return not (self._queue or self._fetching or self.refused) and all(lane.feeder.done() for lane in self)
+
+    def lane_of(self, slide_id: str) -> Lane:
+        """Return the lane in which a slide is."""
+        return self._lane_of.get(slide_id, self.base)
+
+    def see(self, threads: Mapping[str, int], in_flight: int) -> None:
+        """Take which hosts work, and how many tiles each does at once; set the limits of the feeders."""
+        self._threads = {h: n for h, n in threads.items() if n > 0}
+        for host in self._threads:
+            self._lanes.setdefault(host, Lane(self._make(()), {host}))
+        for lane in self._lanes.values():
+            if not lane.hosts & self._threads.keys() and self._threads and not lane.feeder.done():
+                lane.hosts = {min(self._threads, key=self._backlog)}  # its hosts are gone: another fetches what it needs again
+        self.base.feeder.limit = max(1, sum(threads.values())) * in_flight
+        for lane in self._lanes.values():
+            lane.feeder.limit = max(1, sum(self._threads.get(h, 0) for h in lane.hosts)) * in_flight
+
+    def places(self, slide_id: str) -> frozenset[str]:
+        """Return the hosts that work and hold a slide; none: any host may do it, and fetches it if need be."""
+        held = self.holders.get(slide_id, set())
+        lane = self._lane_of.get(slide_id)
+        return frozenset((held & self._threads.keys()) or (lane.hosts & self._threads.keys() if lane else ()))
+
+    def next_fetch(self) -> FetchOrder | None:
+        """Return the next slide to fetch, and on which host; ``None`` while no host can."""
+        while self._queue and self._done_before(self._queue[0]):
+            self.base.feeder.add(self._queue.popleft())
+        hosts = sorted((h for h in self._threads if self._may_fetch(h)), key=self._backlog)
+        if not self._queue:
+            return self._copy_for_idle(hosts)
+        queued = {s.slide_id: s for s in self._queue}
+        for host in hosts:
+            own = [queued[i] for i in self._unclaimed.get(host, ()) if i in queued]
+            elsewhere = {i for h, found in self._unclaimed.items() if h != host and h in self._threads for i in found}
+            idle = not any(h == host for h, _ in self._fetching) and self._lanes[host].feeder.done()
+            free = (s for s in self._queue if s.slide_id not in elsewhere)
+            slide = next(iter(own), None) or next(free, self._queue[0] if idle else None)
+            order = self._order(FetchOrder(slide, host, 0)) if slide else None
+            if slide and order is not None:
+                self._queue.remove(slide)
+                return order
+            if self.refused:
+                return None
+        return None
+
+    def _may_fetch(self, host: str) -> bool:
+        under_way = sum(h == host for h, _ in self._fetching)
+        waiting = under_way + self._lanes[host].feeder.n_waiting_slides
+        return under_way < FETCHING and host not in self._unknown and (len(self._threads) == 1 or waiting < AHEAD)
+
+    def _order(self, order: FetchOrder) -> FetchOrder | None:
+        """Return the order with its room, which is taken, if there is some; a slide larger than the bound is refused."""
+        slide_id, host = order.slide.slide_id, order.host
+        size = self.size.get(slide_id, 0)
+        if size > self._bound:
+            self._queue.remove(order.slide)
+            need, bound = f"{size / 1e9:.3f}", f"{self._bound / 1e9:.3f}"
+            self.refused.append((order.slide, f"{need} GB do not fit into the staging folder of {bound} GB (--stage-gb)."))
+            return None
+        mine = self._unclaimed.get(host, {})
+        stale = [i for i in mine if i == slide_id or i in self.holders or not self._is_queued(i)]
+        room = self._bound - self._used[host] - sum(n for i, n in mine.items() if i not in stale)
+        under_way = any(h == host for h, _ in self._fetching)
+        if size > room or (not size and (under_way or room <= 0)):
+            return None
+        for i in stale:
+            mine.pop(i)
+        self._used[host] += size
+        if not size:
+            self._unknown.add(host)
+        drop = {i for i in (*self._drop.pop(host, ()), *stale) if i != slide_id and host not in self.holders.get(i, ())}
+        self._fetching[host, slide_id] = dataclasses.replace(order, room_bytes=room, drop=tuple(sorted(drop)))
+        return self._fetching[host, slide_id]
+
+    def _is_queued(self, slide_id: str) -> bool:
+        return any(s.slide_id == slide_id for s in self._queue)
+
+    def _backlog(self, host: str) -> float:
+        """Return the bytes that a host has before it, per thread."""
+        return self._used[host] / max(1, self._threads.get(host, 1))
+
+    def fetched(self, order: FetchOrder, size_bytes: int, new_bytes: int, seconds: float) -> None:
+        """Take a slide that is there: its tiles go to that host. ``new_bytes`` of it came over the network."""
+        slide_id, host = order.slide.slide_id, order.host
+        self._end(order, size_bytes)
+        self.size[slide_id] = size_bytes
+        self.fetched_bytes += new_bytes
+        self._seconds += seconds
+        self.copied_bytes += new_bytes if order.copy else 0
+        self.holders.setdefault(slide_id, set()).add(host)
+        if not order.share:
+            self._lane_of[slide_id] = self._lanes[host]
+            self._lanes[host].feeder.add(order.slide)
+        elif slide_id not in self._lane_of:
+            self.closed(slide_id)  # it was finished meanwhile
+            return
+        self._lane_of[slide_id].hosts.add(host)
+
+    def no_room(self, order: FetchOrder, size_bytes: int) -> None:
+        """Take that a slide is larger than was known: it waits until there is room."""
+        self._end(order, 0)
+        self.size[order.slide.slide_id] = size_bytes
+        self._queue.appendleft(order.slide)
+
+    def again(self, order: FetchOrder) -> None:
+        """Take the loss of a fetch with its worker: another goes on with it."""
+        self._end(order, 0)
+        self._drop.setdefault(order.host, []).extend(order.drop)
+        if not order.share:
+            self._queue.appendleft(order.slide)
+
+    def failed(self, order: FetchOrder) -> None:
+        """Take that a slide cannot be fetched; what is there of it is removed."""
+        self._end(order, 0)
+        self._drop.setdefault(order.host, []).append(order.slide.slide_id)
+
+    def closed(self, slide_id: str) -> None:
+        """Take that a slide is finished or given up: its room is free."""
+        for host in self.holders.pop(slide_id, ()):
+            self._used[host] -= self.size.get(slide_id, 0)
+            self._drop.setdefault(host, []).append(slide_id)
+        self._lane_of.pop(slide_id, None)
+
+    def _end(self, order: FetchOrder, size_bytes: int) -> None:
+        del self._fetching[order.host, order.slide.slide_id]
+        self._unknown.discard(order.host)
+        self._used[order.host] += size_bytes - self.size.get(order.slide.slide_id, 0)
+
+    def _copy_for_idle(self, hosts: list[str]) -> FetchOrder | None:
+        """Return a second fetch of a slide for a host that has nothing left, if another has much and it pays."""
+        if self._fetching or not hosts or len(self._threads) < 2:
+            return None
+        idle = [h for h in hosts if all(lane.feeder.done() for lane in self._lanes.values() if h in lane.hosts)]
+        busy = [lane for lane in self._lanes.values() if lane.feeder.n_waiting_tiles or lane.feeder.n_waiting_slides]
+        if not idle or not busy:
+            return None
+        lane = max(busy, key=self._seconds_left)
+        whole = lane.feeder.take_back()
+        if whole:
+            lane.feeder.add(whole)
+        slide_id = whole.slide_id if whole else lane.feeder.most_waiting()
+        size = self.size.get(slide_id, 0)
+        few = len(self._inputs) <= len(self._threads)
+        cheap = few or self.copied_bytes + size <= MAX_COPIED_FRAC * sum(self.size.values())
+        # of a slide that waits: when its host would begin it; of one in work: how long that host still needs
+        left_s = self._seconds_left(lane, tiles_only=bool(whole))
+        pays = left_s > (1.0 if whole else COPY_PAYS) * self._seconds * size / max(1, self.fetched_bytes)
+        if not (size and cheap and pays) or idle[0] in self.holders.get(slide_id, ()):
+            return None
+        order = self._order(FetchOrder(self._inputs[slide_id], idle[0], 0, copy=True, share=not whole))
+        if order is not None and whole:
+            lane.feeder.take_back()
+            self.closed(slide_id)
+        return order
+
+    def _seconds_left(self, lane: Lane, *, tiles_only: bool = False) -> float:
+        """Return how long a lane's hosts need for what waits there, or for the tiles of the slides that are prepared."""
+        seconds = lane.feeder.tile_seconds_left if tiles_only else lane.feeder.seconds_left
+        return seconds / max(1, sum(self._threads.get(h, 0) for h in lane.hosts))
