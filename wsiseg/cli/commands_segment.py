@@ -80,6 +80,10 @@ def segment(
     manifest (CSV, TSV, Parquet) with a column `path` and optional `slide_id`, `cohort`, `mpp`, `tissue_mask`, `frame`. Files
     of a folder that are not segmented are listed at the end and in RUN/log.jsonl.
 
+    SLIDE or `path` may also be an address (https://, s3://, gs://, file://; `size`, `md5` and `filename` are then checked), and
+    SLIDE a download manifest of the GDC, or one of the IDC (s5cmd list, CSV). Such slides are fetched ahead while others are
+    segmented, verified, and dropped when they are finished; --stage-gb limits the disk that they take.
+
     \b
     RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table a slide
     RUN/slides.parquet, .csv    statistics, one row a slide
@@ -96,6 +100,8 @@ def segment(
     One machine:        wsiseg segment slides/ --out RUN
     Dask cluster:       wsiseg segment slides/ --out /nfs/RUN --scheduler tcp://head:8786
     Other mount points: ... --path-map /mnt/slides=/data/slides
+    From the GDC:       wsiseg segment gdc_manifest.txt --out RUN --stage /scratch --gdc-token-file token.txt
+    From a bucket:      wsiseg segment s3://bucket/folder/ --out RUN --stage /scratch --stage-gb 200
     Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
     What failed, again: wsiseg segment --retry-failed --out RUN
     """
