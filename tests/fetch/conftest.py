@@ -9,7 +9,6 @@ import pytest
 
 from tests.fetch.gdc_server import GdcServer, gdc_server
 from tests.fetch.s3_server import Bucket, s3_server
-from wsiseg.fetch.stores import _made
 
 
 @pytest.fixture
@@ -27,6 +26,4 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     with s3_server() as running:
         for name, value in running.environment.items():
             monkeypatch.setenv(name, value)
-        _made.cache_clear()
         yield running
-        _made.cache_clear()

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, RenamedOption
+from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, FolderOrAddress, RenamedOption
 
 __all__ = ["COMMANDS"]
 
@@ -140,21 +140,25 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
 
 
 @click.command()
-@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("run", type=FolderOrAddress())
 @click.argument("sql")
 @click.option(
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .csv or .parquet instead of printing."
 )
 @click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
 @click.option("--allow-files", is_flag=True, help="Let the SQL read and write other files, load extensions, use the network.")
-def query(run: Path, sql: str, out: Path | None, rows: int, allow_files: bool) -> None:
-    """Run an SQL query over the tables of RUN, which may also be a folder made by wsiseg cohort.
+def query(run: str | Path, sql: str, out: Path | None, rows: int, allow_files: bool) -> None:
+    """Run an SQL query over the tables of RUN.
+
+    RUN is a run folder, a folder made by wsiseg cohort, or the address to which wsiseg publish sent a run: of a bucket only the
+    row groups that the query needs are read.
 
     Views: nuclei, features, slides, errors, grades. The SQL can read these and nothing else, and write nothing; the answer is
     written with --out. With --allow-files it may do what DuckDB can: for SQL that you trust.
 
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
+    wsiseg query s3://bucket/run "select * from nuclei where slide_id = 'A' and cx between 5000 and 6000"
     wsiseg query RUN --allow-files "select * from nuclei join 'patients.csv' using (slide_id)" -o joined.parquet
     """
     from wsiseg.export.convert import query_run
@@ -234,4 +238,35 @@ def cohort(runs: tuple[Path, ...], out: Path) -> None:
         click.echo(f"warning: {warning}", err=True)
 
 
-COMMANDS = (export_command, import_command, query, features, cohort)
+@click.command()
+@click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("address", metavar="ADDRESS")
+@click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
+def publish(run: Path, address: str, quiet: bool) -> None:
+    """Send the finished slides of RUN to a bucket: their tables, the statistics, and QC.
+
+    Each object is there whole or not at all. The same command again sends only what is new or has changed (by size and MD5), so
+    it resumes, and may be repeated while a run goes on. wsiseg query, geopandas and pyarrow then read a window of a slide from
+    the bucket without fetching its table.
+
+    \b
+    wsiseg publish RUN s3://bucket/cohort-1
+    wsiseg query s3://bucket/cohort-1 "select count(*) from nuclei where slide_id = 'A' and cx < 5000 and cy < 5000"
+    """
+    from wsiseg.export.publish import publish_run
+
+    def tell(name: str, n_bytes: int) -> None:
+        if not quiet:
+            click.echo(f"sent       {name} ({n_bytes / 1e6:.2f} MB)", err=True)
+
+    done = publish_run(run, address, tell)
+    if not quiet:
+        click.echo(f"objects    {done.sent} sent ({done.sent_bytes / 1e6:.1f} MB), {done.there} were there already")
+        if done.unfinished:
+            more = ", ..." * (len(done.unfinished) > 5)
+            click.echo(
+                f"left out   {len(done.unfinished)} slides that are not finished: {', '.join(done.unfinished[:5])}{more}"
+            )
+
+
+COMMANDS = (export_command, import_command, query, features, cohort, publish)

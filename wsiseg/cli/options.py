@@ -15,6 +15,7 @@ __all__ = [
     "COMPONENTS_HELP",
     "DEVICES",
     "FRAME_HELP",
+    "FolderOrAddress",
     "RenamedOption",
     "build_config",
     "cluster_only_options",
@@ -50,6 +51,17 @@ class RenamedOption(click.Option):
             return super().get_help_record(ctx)
         finally:
             self.opts = every
+
+
+class FolderOrAddress(click.Path):
+    """A folder of this machine, or an address (``s3://bucket/run``), which is handed on as text."""
+
+    def __init__(self) -> None:
+        super().__init__(exists=True, file_okay=False, path_type=Path)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the address, or the folder as a path, which must exist."""
+        return value if "://" in str(value) else super().convert(value, param, ctx)
 
 
 _FIELDS = {

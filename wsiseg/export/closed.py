@@ -11,9 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from wsiseg.fetch import StoredObject
 from wsiseg.libraries import optional
 
-__all__ = ["PREFIX", "closed_database"]
+__all__ = ["PREFIX", "Table", "closed_database"]
+
+Table = Path | StoredObject
+"""A table of a run: a file, or an object of a bucket, of which only what a query needs is read."""
 
 PREFIX = "run://"
 """Begins the names under which a closed connection knows the tables: ``run://nuclei/<slide_id>.parquet``."""
@@ -28,7 +32,7 @@ SETTINGS = (
 
 
 @contextlib.contextmanager
-def closed_database(files: Mapping[str, Path]) -> Iterator[Any]:
+def closed_database(files: Mapping[str, Table]) -> Iterator[Any]:
     """Yield a connection to an empty database in memory that can read ``files`` and touch no other.
 
     DuckDB may write to every path that it may read (``allowed_paths``), also from within a ``SELECT``. So it is not given the
@@ -38,7 +42,7 @@ def closed_database(files: Mapping[str, Path]) -> Iterator[Any]:
     Parameters
     ----------
     files
-        Path of each table by its name, which begins with ``PREFIX``.
+        Each table by its name, which begins with ``PREFIX``.
 
     Raises
     ------
@@ -62,7 +66,7 @@ class _Reading(io.FileIO):
         self.close()
 
 
-def _read_only(files: Mapping[str, Path]) -> Any:
+def _read_only(files: Mapping[str, Table]) -> Any:
     """Return an fsspec file system of these files alone."""
     base: Any = optional("fsspec", "query").AbstractFileSystem
 
@@ -77,16 +81,19 @@ def _read_only(files: Mapping[str, Path]) -> Any:
         def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
             if mode != "rb":
                 raise PermissionError("tables of a run can only be read")
-            return _Reading(self._path(path), "rb")
+            table = self._table(path)
+            return _Reading(table, "rb") if isinstance(table, Path) else table.opened()
 
-        def _path(self, path: str) -> Path:
+        def _table(self, path: str) -> Table:
             try:
                 return files[self._strip_protocol(path)]
             except KeyError:
                 raise FileNotFoundError(path) from None
 
         def info(self, path: str, **_: Any) -> dict[str, Any]:
-            return {"name": path, "size": os.path.getsize(self._path(path)), "type": "file"}
+            table = self._table(path)
+            size = os.path.getsize(table) if isinstance(table, Path) else table.size_bytes
+            return {"name": path, "size": size, "type": "file"}
 
         def exists(self, path: str, **_: Any) -> bool:
             return self._strip_protocol(path) in files
@@ -99,7 +106,8 @@ def _read_only(files: Mapping[str, Path]) -> Any:
             return [self._strip_protocol(path)] if self.exists(path) else []
 
         def modified(self, path: str) -> datetime.datetime:
-            return datetime.datetime.fromtimestamp(os.path.getmtime(self._path(path)), datetime.UTC)
+            table = self._table(path)
+            return datetime.datetime.fromtimestamp(os.path.getmtime(table) if isinstance(table, Path) else 0, datetime.UTC)
 
     return _Tables()
 

@@ -195,7 +195,7 @@ def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, 
     return made, dict(slides), mixed_precision_note(records)
 
 
-def query_run(run: Path, sql: str, out: Path | None = None, *, allow_files: bool = False) -> tuple[Any, dict[str, str]]:
+def query_run(run: str | Path, sql: str, out: Path | None = None, *, allow_files: bool = False) -> tuple[Any, dict[str, str]]:
     """Return the result of an SQL query as (Arrow table, unit of each column that has one); also write it to ``out`` if given.
 
     Raises

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.export.closed import PREFIX, closed_database
+from wsiseg.export.closed import PREFIX, Table, closed_database
+from wsiseg.fetch import is_address, shown, stored_objects
 from wsiseg.libraries import optional
 from wsiseg.tables.arrow import BBOX_FIELDS
 from wsiseg.tables.columns import companion_of, read_columns
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["column_units", "nuclei_dataset", "query", "read_nuclei", "read_slides", "write_cohort"]
 
 GRADES = "qc/grades.parquet"
+STORED = {"slides": "slides.parquet", "errors": "errors.parquet", "grades": GRADES}
+"""Views that are a table of the run."""
 
 
 def read_nuclei(
@@ -206,7 +209,7 @@ def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
 
 
 def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.Table, dict[str, str]]:
-    """Run an SQL query over a run folder, or a cohort folder from ``write_cohort``, with DuckDB.
+    """Run an SQL query over a run folder, a cohort folder from ``write_cohort``, or a published run, with DuckDB.
 
     Views: ``nuclei`` (with ``slide_id`` and ``cohort``), ``features`` (the same with the columns of ``wsiseg.schema.DERIVED``
     and, if ``wsiseg features`` has computed them, of ``FEATURES``), ``slides``, ``errors`` and, if the run is graded,
@@ -219,6 +222,8 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
 
     Parameters
     ----------
+    run
+        A folder, or the address to which ``wsiseg publish`` sent a run: then only the row groups that the query needs are read.
     sql
         The query. It can read only the tables of the run, and cannot write anything (see ``wsiseg.export.closed``).
     allow_files
@@ -232,9 +237,9 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
         duckdb is not installed (extra ``query``).
     """
     duckdb = optional("duckdb", "query")
-    root = Path(run)
-    files, views = _views(root, allow_files=allow_files)
-    with duckdb.connect(":memory:") if allow_files else closed_database(files) as db:
+    files, views = _views(_tables_in(run), allow_files=allow_files)
+    open_to_all = allow_files and not is_address(str(run))
+    with duckdb.connect(":memory:") if open_to_all else closed_database(files) as db:
         try:
             for name, text in views.items():
                 db.execute(f"CREATE VIEW {name} AS {text}")
@@ -265,27 +270,42 @@ def _why(err: Exception, views: Mapping[str, str]) -> str:
     )
 
 
-def _views(root: Path, *, allow_files: bool) -> tuple[dict[str, Path], dict[str, str]]:
-    """Return the files by the names that the SQL reads, and the SQL of each view, in the order to create them."""
-    files = _tables_of(root, "", None)
-    cohort = not files
-    files = files or sorted(root.glob("cohort=*/slide_id=*/*.parquet"))
-    if not files:
-        raise InputError(f"{root}: expected a run folder with nuclei/*.parquet, or a cohort folder (cohort=*/slide_id=*/).")
-    names: dict[str, Path] = {}
+def _tables_in(run: str | Path) -> dict[str, Table]:
+    """Return the tables of a run, cohort folder or published run by their names in it, such as ``nuclei/a.parquet``."""
+    if is_address(str(run)):
+        found: dict[str, Table] = {k: v for k, v in stored_objects(str(run)).items() if k.endswith(".parquet")}
+    else:
+        root = Path(run)
+        files = _tables_of(root, "", None)
+        beside = [c for c in map(companion_of, files) if c is not None]
+        files = [*files, *beside] if files else sorted(root.glob("cohort=*/slide_id=*/*.parquet"))
+        files += [p for name in STORED.values() if (p := root / name).is_file()]
+        found = {p.relative_to(root).as_posix(): p for p in files}
+    if not any(name.startswith(("nuclei/", "cohort=")) for name in found):
+        raise InputError(
+            f"{shown(str(run))}: expected a run folder with nuclei/*.parquet, a cohort folder (cohort=*/slide_id=*/), or a "
+            "published run."
+        )
+    return found
 
-    def named(path: Path) -> str:
-        name = str(path) if allow_files else PREFIX + path.relative_to(root).as_posix()
-        names[name] = path
-        return _quoted(name)
 
+def _views(tables: Mapping[str, Table], *, allow_files: bool) -> tuple[dict[str, Table], dict[str, str]]:
+    """Return the tables by the names that the SQL reads, and the SQL of each view, in the order to create them."""
+    names: dict[str, Table] = {}
+
+    def named(name: str) -> str:
+        table = tables[name]
+        sql_name = str(table) if allow_files and isinstance(table, Path) else PREFIX + name
+        names[sql_name] = table
+        return _quoted(sql_name)
+
+    files = [name for name in tables if name.startswith("nuclei/")]
     views = {}
-    stored = {"slides": "slides.parquet", "errors": "errors.parquet", "grades": GRADES}
-    for name, path in stored.items():
-        if (root / path).is_file():
-            views[name] = f"SELECT * FROM read_parquet({named(root / path)}, hive_partitioning = false)"
-    if cohort:
-        listed = ", ".join(map(named, files))
+    for view, name in STORED.items():
+        if name in tables:
+            views[view] = f"SELECT * FROM read_parquet({named(name)}, hive_partitioning = false)"
+    if not files:
+        listed = ", ".join(named(name) for name in tables if name.startswith("cohort="))
         options = "hive_partitioning = true, hive_types_autocast = false, union_by_name = true"
         views["nuclei"] = f"SELECT * FROM read_parquet([{listed}], {options})"
     elif "slides" in views:
@@ -294,7 +314,7 @@ def _views(root: Path, *, allow_files: bool) -> tuple[dict[str, Path], dict[str,
     else:
         views["nuclei"] = _scan(map(named, files))
     made = ", ".join(f"{text} AS {name}" for name, text in DERIVED_SQL.items())
-    beside = [] if cohort else [c for c in map(companion_of, files) if c is not None]
+    beside = [name for name in tables if name.startswith("features/") and f"nuclei/{name.removeprefix('features/')}" in tables]
     joined = f" LEFT JOIN ({_scan(map(named, beside))}) f USING (slide_id, nucleus_id)" if beside else ""
     more = "".join(f", f.{name}" for name in FEATURE_NAMES) if beside else ""
     views["features"] = f"SELECT n.*, {made}{more} FROM nuclei n{joined}"

@@ -9,11 +9,13 @@ from wsiseg.fetch.address import Wanted, absolute_place, is_address, local_of, s
 from wsiseg.fetch.download import FetchOptions, FetchStopped
 from wsiseg.fetch.listing import list_address
 from wsiseg.fetch.staged import Held, bring, held, in_staging, named_size
+from wsiseg.fetch.stores import StoredObject, send_file, stored_objects
 
 __all__ = [
     "FetchOptions",
     "FetchStopped",
     "Held",
+    "StoredObject",
     "Wanted",
     "absolute_place",
     "bring",
@@ -23,5 +25,7 @@ __all__ = [
     "list_address",
     "local_of",
     "named_size",
+    "send_file",
     "shown",
+    "stored_objects",
 ]

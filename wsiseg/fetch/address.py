@@ -26,7 +26,8 @@ class Wanted:
     """A slide at an address.
 
     What a manifest says of it is checked: ``size_bytes`` (0: not said) and ``md5`` (hex; empty: not said). ``filename`` is the
-    slide's own name where the address does not end with it. An address that ends in ``/`` is a folder: the instances of a DICOM
+    slide's own name where the address does not end with it. ``version`` is the tag of a listed
+    object, which is not checked. An address that ends in ``/`` is a folder: the instances of a DICOM
     series.
     """
 
@@ -34,6 +35,7 @@ class Wanted:
     filename: str = ""
     size_bytes: int = 0
     md5: str = ""
+    version: str = ""
 
     @property
     def is_series(self) -> bool:

@@ -56,7 +56,7 @@ def _found(fs: Any, address: str, scheme: str) -> list[Wanted]:
         if info.get("type") == "directory" or not info.get("size"):
             continue
         tag = str(info.get("ETag") or info.get("etag") or "").strip('"')
-        out.append(Wanted(f"{scheme}://{name}", "", int(info["size"]), md5_of(info, tag)))
+        out.append(Wanted(f"{scheme}://{name}", "", int(info["size"]), md5_of(info, tag), tag))
     return out
 
 

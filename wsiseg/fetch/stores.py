@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from wsiseg.errors import BackendUnavailableError, FetchDeniedError, FetchError, FetchMissingError
+from wsiseg.errors import (
+    BackendUnavailableError,
+    FetchDeniedError,
+    FetchError,
+    FetchMissingError,
+    FetchUnreachableError,
+)
 from wsiseg.fetch.address import scrubbed, shown
 from wsiseg.fetch.source import Facts, TryAgain
 
-__all__ = ["StoreSource", "file_system", "store_errors", "translated"]
+__all__ = ["StoreSource", "StoredObject", "file_system", "send_file", "store_errors",
+           "stored_objects", "translated"]  # fmt: skip
 
 _MD5 = re.compile(r"^[0-9a-f]{32}$")
 _EXTRA = ("s3", "s3a", "gs", "gcs", "http", "https")
@@ -31,8 +41,12 @@ def store_errors() -> tuple[type[BaseException], ...]:
     return (OSError, asyncio.TimeoutError, *(f for f in found if isinstance(f, type)))
 
 
+_ACCOUNT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
+"""Of the environment, what makes another connection of the same kind of address."""
+
+
 @lru_cache(maxsize=32)
-def _made(protocol: str, netloc: str, anonymous: bool) -> Any:
+def _made(protocol: str, netloc: str, anonymous: bool, account: tuple[str, ...]) -> Any:
     import fsspec
 
     options: dict[str, Any] = {}
@@ -59,7 +73,8 @@ def file_system(address: str, *, anonymous: bool) -> Any:
     protocol = parts.scheme.lower()
     own = protocol not in ("s3", "s3a", "gs", "gcs")
     try:
-        return _made(protocol, parts.netloc if own else "", anonymous)
+        account = tuple(os.environ.get(name, "") for name in _ACCOUNT)
+        return _made(protocol, parts.netloc if own else "", anonymous, account)
     except ImportError as err:
         how = "pip install 'wsiseg[cloud]'" if protocol in _EXTRA else f"{err}"
         raise BackendUnavailableError(f"{shown(address)}: this needs a library that is not installed: {how}.") from err
@@ -160,3 +175,71 @@ def md5_of(info: dict[str, Any], tag: str) -> str:
         return base64.b64decode(str(hashed)).hex()
     encrypted = str(info.get("ServerSideEncryption", "")).startswith("aws:kms")
     return tag if _MD5.match(tag) and not encrypted and "StorageClass" in info else ""
+
+
+def send_file(path: Path, address: str, part_bytes: int) -> tuple[int, str]:
+    """Send a file to a bucket, where it appears whole; return the size and the tag of the object.
+
+    Parameters
+    ----------
+    part_bytes
+        Larger files than twice this are sent in parts.
+
+    Raises
+    ------
+    FetchError
+        The bucket refuses, is not there or does not answer.
+    """
+    fs = file_system(address, anonymous=False)
+    target = fs._strip_protocol(address)
+    parts = {"chunksize": part_bytes} if urlsplit(address).scheme in ("s3", "s3a") else {}
+    try:
+        fs.put_file(str(path), target, **parts)
+        fs.invalidate_cache(fs._parent(target))
+        info = fs.info(target)
+    except store_errors() as err:
+        raise _final(err, address) from None
+    return int(info["size"]), str(info.get("ETag") or info.get("etag") or "").strip('"')
+
+
+@dataclass(frozen=True, slots=True)
+class StoredObject:
+    """An object of a bucket, opened for reading when it is asked for; only the bytes that are read come over the network."""
+
+    address: str
+    size_bytes: int
+    anonymous: bool = False
+
+    def opened(self) -> Any:
+        """Return it as an open file: each read is one request, nothing is read ahead. Raises ``FetchError``."""
+        fs = file_system(self.address, anonymous=self.anonymous)
+        try:
+            return fs.open(fs._strip_protocol(self.address), "rb", cache_type="none", size=self.size_bytes)
+        except store_errors() as err:
+            raise _final(err, self.address) from None
+
+
+def stored_objects(address: str) -> dict[str, StoredObject]:
+    """Return the objects below a folder of a bucket by their names in it. Raises ``FetchError``."""
+    refused: Exception | None = None
+    for anonymous in logins(address):
+        fs = file_system(address, anonymous=anonymous)
+        root = fs._strip_protocol(address).rstrip("/")
+        scheme = urlsplit(address).scheme
+        try:
+            found = fs.find(root, detail=True)
+        except store_errors() as err:
+            refused = _final(err, address)
+            continue
+        return {
+            name.removeprefix(f"{root}/"): StoredObject(f"{scheme}://{name}", int(info["size"]), anonymous)
+            for name, info in sorted(found.items())
+        }
+    assert refused is not None
+    raise refused from None
+
+
+def _final(err: BaseException, address: str) -> Exception:
+    """Return a library's error as ours, where nobody tries again."""
+    ours = translated(err, address)
+    return FetchUnreachableError(f"{shown(address)}: {ours.reason}.") if isinstance(ours, TryAgain) else ours

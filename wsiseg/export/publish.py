@@ -1,0 +1,190 @@
+"""A run's finished slides -> objects in a bucket: each whole or not there, resumable, nothing sent twice.
+
+::
+
+    PREFIX/nuclei/<slide_id>.parquet, features/<slide_id>.parquet, slides/<slide_id>.json, slides/<slide_id>.tissue.png
+    PREFIX/qc/...                       grades, outliers, reports
+    PREFIX/slides.parquet, slides.csv, errors.parquet, run.json
+
+An object appears when its last byte is there (S3 and Google Cloud Storage replace objects in one step). What has the size and
+MD5 of the local file is not sent again; tables of slides come before the tables that list them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from wsiseg.atomic import atomic_write_bytes
+from wsiseg.errors import FetchDamagedError, FetchError, FormatError, InputError
+from wsiseg.fetch import list_address, shown
+from wsiseg.fetch.stores import send_file
+from wsiseg.results.folder import RunFolder
+from wsiseg.schema import FINISHED_STATUSES
+
+__all__ = ["Published", "publish_run"]
+
+SCHEMES = ("s3", "s3a", "gs", "gcs", "memory")
+"""Stores whose objects are replaced in one step."""
+
+PART_BYTES = 50 * 2**20
+"""Objects above twice this are sent in parts of it, which their ETag tells."""
+
+AT_ONCE = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What was done: objects and bytes sent, objects that were there already, slides left out as they are not finished."""
+
+    sent: int
+    sent_bytes: int
+    there: int
+    unfinished: tuple[str, ...]
+
+
+def publish_run(run: Path, address: str, on_sent: Callable[[str, int], None] = lambda name, n_bytes: None) -> Published:
+    """Send the finished slides of a run, its statistics and QC to a bucket.
+
+    Parameters
+    ----------
+    address
+        ``s3://bucket/prefix`` or ``gs://bucket/prefix``.
+    on_sent
+        Called with name and bytes of each object that was sent.
+
+    Raises
+    ------
+    InputError
+        No run, nothing finished, or an address of another kind.
+    FormatError
+        A table is not the one that its record describes.
+    FetchError
+        The bucket refuses, is not there, or holds something else after the sending.
+    """
+    address = address.rstrip("/")
+    if urlsplit(address).scheme not in SCHEMES or not urlsplit(address).netloc:
+        raise InputError(f"{shown(address)}: expected s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.")
+    folder = RunFolder(run.absolute())
+    if folder.read_run() is None:
+        raise InputError(f"{run} holds no wsiseg run (no run.json).")
+    slides, unfinished = _finished(folder)
+    if not slides:
+        raise InputError(f"{run}: no slide is finished, so there is nothing to publish.")
+    notes = _Notes(folder.root / "progress" / f"published-{hashlib.sha256(address.encode()).hexdigest()[:12]}.json")
+    there = {w.address: (w.size_bytes, w.version) for w in _listed(address)}
+    sent, sent_bytes, kept = 0, 0, 0
+    for group in (_of_slides(folder, slides), _of_qc(folder), _of_run(folder)):  # each complete before the next
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for name, n_bytes in pool.map(lambda path: _send(path, folder, address, there, notes), group):
+                if n_bytes < 0:
+                    kept += 1
+                    continue
+                sent, sent_bytes = sent + 1, sent_bytes + n_bytes
+                on_sent(name, n_bytes)
+    return Published(sent, sent_bytes, kept, tuple(unfinished))
+
+
+def _finished(folder: RunFolder) -> tuple[list[str], list[str]]:
+    """Return the ids of finished slides, whose tables are whole, and of the others."""
+    done, others = [], []
+    for path in sorted((folder.root / "slides").glob("*.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            status, table_bytes = record["row"]["status"], record.get("table_bytes")
+        except (OSError, ValueError, KeyError, TypeError) as err:
+            raise FormatError(f"Slide record {path} is unreadable: {err}") from err
+        table = folder.table(path.stem)
+        if status not in FINISHED_STATUSES or not table.is_file():
+            others.append(path.stem)
+            continue
+        if table_bytes not in (None, table.stat().st_size):
+            raise FormatError(
+                f"{table}: expected {table_bytes} bytes, got {table.stat().st_size}. Check the run: wsiseg verify."
+            )
+        done.append(path.stem)
+    return done, others
+
+
+def _of_slides(folder: RunFolder, slides: list[str]) -> Iterator[Path]:
+    for slide_id in slides:
+        of_slide = (folder.table(slide_id), folder.root / "features" / f"{slide_id}.parquet", folder.tissue_png(slide_id))
+        yield from (p for p in of_slide if p.is_file())
+        yield folder.slide_json(slide_id)
+
+
+def _of_qc(folder: RunFolder) -> Iterator[Path]:
+    yield from (p for p in sorted((folder.root / "qc").rglob("*")) if p.is_file() and not p.name.startswith("."))
+
+
+def _of_run(folder: RunFolder) -> Iterator[Path]:
+    names = ("errors.parquet", "slides.csv", "run.json", "slides.parquet")
+    yield from (folder.root / name for name in names if (folder.root / name).is_file())
+
+
+class _Notes:
+    """Which file was sent as which object: for stores whose ETags are no checksums."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._notes: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            self._notes = {}
+
+    def same(self, name: str, md5: str, version: str) -> bool:
+        """Return whether an object of this version is the file of this MD5."""
+        return bool(version) and self._notes.get(name) == [md5, version]
+
+    def add(self, name: str, md5: str, version: str) -> None:
+        """Note what was sent."""
+        with self._lock:
+            self._notes[name] = [md5, version]
+            self._path.parent.mkdir(exist_ok=True)
+            atomic_write_bytes(self._path, json.dumps(self._notes).encode())
+
+
+def _send(path: Path, folder: RunFolder, address: str, there: dict[str, tuple[int, str]], notes: _Notes) -> tuple[str, int]:
+    """Send one file unless it is there; return its name and the bytes sent (-1: it was there)."""
+    name = path.relative_to(folder.root).as_posix()
+    size, md5, tag = _checksums(path)
+    found = there.get(f"{address}/{name}")
+    if found is not None and found[0] == size and (found[1] in (md5, tag) or notes.same(name, md5, found[1])):
+        return name, -1
+    stored, version = send_file(path, f"{address}/{name}", PART_BYTES)
+    if stored != size:
+        raise FetchDamagedError(f"{shown(address)}/{name}: sent {size} bytes, the bucket has {stored}. Run the command again.")
+    notes.add(name, md5, version)
+    return name, size
+
+
+def _checksums(path: Path) -> tuple[int, str, str]:
+    """Return size, MD5, and the ETag that S3 gives a file sent in parts of ``PART_BYTES``."""
+    whole, parts, size = _md5(), [], 0
+    with path.open("rb") as stream:
+        while piece := stream.read(PART_BYTES):
+            size += len(piece)
+            whole.update(piece)
+            parts.append(_md5(piece).digest())
+    return size, whole.hexdigest(), f"{_md5(b''.join(parts)).hexdigest()}-{len(parts)}"
+
+
+def _md5(data: bytes = b"") -> Any:
+    return hashlib.md5(data, usedforsecurity=False)
+
+
+def _listed(address: str) -> list[Any]:
+    try:
+        return list_address(address + "/")
+    except FetchError as err:
+        if "no such object" in str(err):
+            return []
+        raise
