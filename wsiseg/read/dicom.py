@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 
 __all__ = ["DicomFile", "dicom_facts", "dicom_folder_series", "dicom_header", "may_be_dicom", "series_of",
-           "slide_series"]  # fmt: skip
+           "several_images", "slide_series"]  # fmt: skip
 
 WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class: VL Whole Slide Microscopy Image Storage (DICOM PS3.4, B.5)."""
@@ -26,6 +26,7 @@ NO_PIXELS_OF_A_SLIDE = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL", "MACRO", "LO
 _MAGIC_AT = 128
 _WANTED = (0x00080008, 0x00080016, 0x0020000E, 0x00480001, 0x00480006, 0x00480007)
 _LAST_TAG = 0x00480007
+_COUNTS = (0x00480302, 0x00480303)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +108,23 @@ def _header(path: str, stream: object) -> DicomFile | None:
             )
     except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError):
         return None  # what pydicom raises on bytes that are no header
+
+
+def several_images(path: str | Path) -> str:
+    """Say what makes a slide's DICOM file hold more than one image of the tissue; empty: it holds one, or is no such file.
+
+    OpenSlide shows the first optical path and no other; of focal planes it shows none.
+    """
+    facts = dicom_facts(path)
+    if facts is None or not facts.is_volume:
+        return ""
+    from pydicom.filereader import read_partial
+
+    with warnings.catch_warnings(), open(path, "rb") as stream:
+        warnings.simplefilter("ignore")
+        header = read_partial(stream, stop_when=lambda tag, vr, length: tag > max(_COUNTS), specific_tags=list(_COUNTS))
+    counts = {"optical paths": header.get("NumberOfOpticalPaths"), "focal planes": header.get("TotalPixelMatrixFocalPlanes")}
+    return " and ".join(f"{n} {name}" for name, n in counts.items() if n and int(n) > 1)
 
 
 def _values(value: object) -> Iterable[object]:

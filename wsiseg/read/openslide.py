@@ -15,7 +15,8 @@ from wsiseg.read._hostile import refuse_absurd_size
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._thumbnail import level_thumbnail
 from wsiseg.read._window import RGB, over_white, read_on_white
-from wsiseg.read.dicom import dicom_folder_series
+from wsiseg.read.dicom import dicom_folder_series, may_be_dicom, several_images
+from wsiseg.read.files import slide_files
 from wsiseg.read.mpp import objective_power, resolve_mpp
 from wsiseg.types import SlideMeta
 
@@ -174,6 +175,8 @@ class OpenSlideSlide:
 def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
     """Open a file, or the first file of a DICOM folder that OpenSlide takes (it finds the others of its series itself)."""
     files = _files_to_try(path) if path.is_dir() else [str(path)]
+    if path.is_dir() or may_be_dicom(path.name):
+        _refuse_several_images(path)
     reason: Exception | str = "the folder holds no .dcm file"
     for file in files:
         try:
@@ -181,6 +184,15 @@ def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
         except (openslide.OpenSlideError, OSError) as err:
             reason = err
     raise SlideOpenError(f"{path}: OpenSlide cannot open it: {reason}. Expected a whole-slide image; is the file complete?")
+
+
+def _refuse_several_images(path: Path) -> None:
+    """Refuse a DICOM slide of several optical paths or focal planes: which of them to segment is not ours to choose."""
+    for file in slide_files(path):
+        if several := several_images(file):
+            raise SlideOpenError(
+                f"{path}: {file.name} holds {several}, expected one H&E image. Write that one as a series of its own."
+            )
 
 
 def _files_to_try(folder: Path) -> list[str]:
