@@ -1,0 +1,54 @@
+"""What a plan says is what a run finds: within its interval, on real tissue that is not the same everywhere."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from tests.fetch.gdc_server import gdc_server
+from tests.run.conftest import SLIDE, run_here
+from wsiseg.run.plan import Estimate
+
+
+def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    made = [Estimate.of(list(rng.normal(100, 20, 8))) for _ in range(2000)]
+    assert 0.87 < np.mean([e.low <= 100 <= e.high for e in made]) < 0.93
+    one = Estimate.of([3.0])
+    assert (one.low, one.mean, one.high) == (1.0, 3.0, 9.0)
+
+
+def test_nuclei_and_bytes_of_a_run_lie_in_the_interval_of_its_plan(tmp_path: Path) -> None:
+    told = run_here("plan", SLIDE)
+    assert told.exit_code == 0, told.output
+    low, high = (
+        float(v.replace(",", "")) for v in re.search(r"worker, \S+ \(([\d,]+) to ([\d,]+)\) +nuclei", told.output).groups()
+    )
+    assert "Measured here on 8 windows" in told.output
+    assert run_here("segment", SLIDE, "--out", tmp_path / "out").exit_code == 0
+    (row,) = pq.read_table(tmp_path / "out/slides.parquet").to_pylist()
+    density = row["n_nuclei"] / row["tissue_mm2"]
+    assert low * 0.9 < density < high * 1.1
+    assert high < 3 * low
+
+
+@pytest.mark.parametrize(("stage_gb", "code"), [("1", 0), ("0.000001", 1)])
+def test_slides_at_addresses_are_listed_and_not_fetched(
+    stage_gb: str, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with gdc_server(tmp_path / "server") as server:
+        monkeypatch.setenv("WSISEG_GDC_API", server.address)
+        manifest = tmp_path / "m.txt"
+        manifest.write_text(f"id\tfilename\tmd5\tsize\tstate\n1\ta.svs\t{'0' * 32}\t2500000\tlive\n")
+        address = server.put("b.svs", bytes(1_500_000))
+        told = run_here("plan", manifest, address, "--stage", tmp_path / "stage", "--stage-gb", stage_gb)
+        assert told.exit_code == code, told.output
+        assert "2 slides to fetch, 0.004 GB" in told.output
+        assert ("cannot fit" in told.output) == bool(code)
+        assert server.sent("b.svs") <= 1
+        assert not (tmp_path / "stage").exists()
