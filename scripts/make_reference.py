@@ -20,6 +20,11 @@ from wsiseg.cli.main import main as wsiseg
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 NOTE = "<!-- written by scripts/make_reference.py: change the program, then run it -->\n"
 
+SURROUNDINGS = (
+    "`OUT/nuclei/<slide_id>.parquet` of `wsiseg neighbors`, row for row the nuclei; then for each radius `n_within_<r>um` and "
+    "`<column>_mean_within_<r>um`, and for the triangulation `n_delaunay`, `edge_mean_um_delaunay`, `<column>_mean_delaunay`."
+)
+
 TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
     ("Nuclei", "`RUN/nuclei/<slide_id>.parquet`: GeoParquet 1.1 in Hilbert order, one row a nucleus.", schema.NUCLEI),
     ("Features on reading", "Made of stored columns by `wsiseg.read_nuclei(..., columns=[...])`: no file.", schema.DERIVED),
@@ -35,6 +40,12 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
         "`FOLDER/<slide_id>.parquet` of `wsiseg regions --distances FOLDER`, row for row the nuclei; then `border_um_<class>`.",
         schema.BORDERS,
     ),
+    (
+        "Edges between nuclei",
+        "`OUT/radius/<slide_id>.parquet` (largest radius) and `OUT/delaunay/<slide_id>.parquet` of `wsiseg neighbors`.",
+        schema.EDGES,
+    ),
+    ("Surroundings of nuclei", SURROUNDINGS, schema.NEIGHBORS),
     ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
     ("Compared slides", "`OUT/compare.parquet` of `wsiseg compare`: one row a slide.", schema.COMPARED),
     ("Compared cells", "`OUT/cells/<slide_id>.parquet`: where two segmentations agree.", schema.COMPARED_CELLS),

@@ -236,6 +236,16 @@ BORDERS: tuple[Column, ...] = (
 )
 """Distances to regions, of ``wsiseg regions --distances``; a column ``border_um_<class>`` for each class follows."""
 
+EDGES: tuple[Column, ...] = (
+    Column("nucleus_a", "int64", "", "nucleus_id of one end: the one that comes first in the polygon table"),
+    Column("nucleus_b", "int64", "", "nucleus_id of the other end"),
+    Column("distance_um", "float32", "um", "distance of their centroids"),
+)
+"""Edges between nuclei, of ``wsiseg neighbors``: each once, in the order of the polygon table."""
+
+NEIGHBORS: tuple[Column, ...] = (Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),)
+"""What surrounds each nucleus, of ``wsiseg neighbors``; the columns of each radius and of the triangulation follow."""
+
 ERRORS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),
     Column("tile_id", "int32", "", "tile, -1 for the whole slide"),

@@ -1,4 +1,4 @@
-"""``wsiseg regions``."""
+"""``wsiseg regions`` and ``neighbors``."""
 
 from __future__ import annotations
 
@@ -79,4 +79,56 @@ def _tell_unpaired(what: str, names: list[str]) -> None:
         click.echo(f"{what}: {len(names):,} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})", err=True)
 
 
-COMMANDS = (regions,)
+@click.command()
+@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="RUN|FILE")
+@click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make or add to.")
+@click.option("--radius-um", "radii_um", type=float, multiple=True, metavar="R",
+              help="Nuclei with centroids at most R um apart are neighbors; repeatable.")  # fmt: skip
+@click.option("--delaunay", is_flag=True, help="Also nuclei that share an edge of the Delaunay triangulation of centroids.")
+@click.option("--max-edge-um", type=float, help="With --delaunay: leave out longer edges.")
+@click.option("--mean", "means", multiple=True, default=("area_um2",), show_default=True, metavar="COLUMN",
+              help="Mean of this column over the neighbors of each nucleus; repeatable.")  # fmt: skip
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
+@click.option("--overwrite", is_flag=True, help="Compute slides again that are there already.")
+def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
+    """Find which nuclei are near which, and how many and what surrounds each nucleus.
+
+    \b
+    OUT/radius/SLIDE_ID.parquet    edges: two nucleus ids, distance in um, up to the largest --radius-um
+    OUT/delaunay/SLIDE_ID.parquet  edges of the triangulation
+    OUT/nuclei/SLIDE_ID.parquet    a row a nucleus: neighbors within each radius, mean of each --mean over them
+
+    Distances are those of centroids. Neighborhoods are not cut at the border of the tissue, where nuclei have fewer neighbors.
+    --mean takes columns of the table, derived ones (circularity ...) and those of wsiseg features. The graphs are those of
+    squidpy.gr.spatial_neighbors. Finished slides are skipped: the same command resumes.
+
+    \b
+    wsiseg neighbors RUN -o NEIGHBORS --radius-um 25 --radius-um 50
+    wsiseg neighbors RUN -o NEIGHBORS --radius-um 50 --delaunay --max-edge-um 100 --mean area_um2 --mean circularity
+    """
+    from wsiseg.questions import NeighborOptions, find_neighbors, tables_of
+
+    tables = tables_of(target, slide_ids)
+    chosen = NeighborOptions(**options)
+    failed = skipped = n_nuclei = n_edges = 0
+    for k, done in enumerate(find_neighbors(tables, out, chosen), 1):
+        place = f"[{k}/{len(tables)}] {done.slide_id}"
+        for note in done.notes:
+            click.echo(f"  note: {done.slide_id}: {note}", err=True)
+        if done.error:
+            failed += 1
+            click.echo(f"{place}: {done.error}", err=True)
+        elif done.skipped:
+            skipped += 1
+            click.echo(f"{place}: {done.n_nuclei:,} nuclei, there already")
+        else:
+            n_nuclei, n_edges = n_nuclei + done.n_nuclei, n_edges + sum(done.n_edges.values())
+            edges = ", ".join(f"{n:,} {kind} edges" for kind, n in done.n_edges.items())
+            click.echo(f"{place}: {done.n_nuclei:,} nuclei, {edges}")
+    made = len(tables) - failed - skipped
+    click.echo(f"{out}: {made:,} slides ({n_nuclei:,} nuclei, {n_edges:,} edges), {skipped:,} there already, {failed:,} failed")
+    sys.exit(1 if failed else 0)
+
+
+COMMANDS = (regions, neighbors)

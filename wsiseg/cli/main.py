@@ -97,6 +97,7 @@ def main(verbose: int) -> None:
     Check quality:   wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
     For other tools: wsiseg export RUN --to qupath -o FOLDER
     Ask:             wsiseg query RUN "select ...";  wsiseg regions RUN ANNOTATIONS -o regions.parquet
+                     wsiseg neighbors RUN -o NEIGHBORS --radius-um 50
     """
     if threading.current_thread() is threading.main_thread():  # signals are the main thread's
         for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, _interrupt)):

@@ -1,0 +1,90 @@
+"""Centroids -> which nuclei are near which: pairs within a radius, piece by piece, and the edges of a Delaunay triangulation.
+
+They are the graphs of squidpy's ``spatial_neighbors(coord_type="generic")``: scikit-learn's radius graph, SciPy's ``Delaunay``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["delaunay_edges", "iter_pairs"]
+
+Float = npt.NDArray[np.float64]
+Int = npt.NDArray[np.int64]
+
+PIECE_PAIRS = 1 << 20
+"""Pairs held at a time (one nucleus with more neighbors than this is a piece of its own)."""
+
+CHUNK_ROWS = 1 << 14
+
+
+def iter_pairs(xy: Float, radius: float) -> Iterator[tuple[Int, Int, Float]]:
+    """Yield pairs (i, j, squared distance) of points at most ``radius`` apart, in both directions, sorted by i and then j.
+
+    A pair counts when ``dx**2 + dy**2 <= radius**2`` in double precision. All pairs of a point are in one piece, and pieces
+    follow the order of the points, so that sums over them have one order whatever the size of the pieces.
+
+    Parameters
+    ----------
+    xy : float64 (N, 2)
+    radius
+        In the unit of ``xy``.
+    """
+    from scipy.spatial import cKDTree
+
+    n = len(xy)
+    if n < 2:
+        return
+    tree = cKDTree(xy)
+    reach = radius * (1 + 1e-9)  # the tree only proposes: which pairs count is decided below
+    for first in range(0, n, CHUNK_ROWS):
+        rows = np.arange(first, min(n, first + CHUNK_ROWS))
+        counts = np.asarray(tree.query_ball_point(xy[rows], reach, return_length=True), np.int64)
+        for begin, end in _pieces(counts):
+            part = cKDTree(xy[rows[begin:end]])
+            found = part.sparse_distance_matrix(tree, reach, output_type="ndarray")
+            i, j = found["i"].astype(np.int64) + rows[begin], found["j"].astype(np.int64)
+            apart = i != j
+            i, j = i[apart], j[apart]
+            step = xy[i] - xy[j]
+            squared = step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1]
+            near = np.flatnonzero(squared <= radius * radius)
+            order = near[np.argsort(i[near] * n + j[near], kind="stable")]
+            yield i[order], j[order], squared[order]
+
+
+def _pieces(counts: Int) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows whose pairs number at most ``PIECE_PAIRS``."""
+    ends = np.cumsum(counts)
+    begin = 0
+    while begin < len(counts):
+        before = int(ends[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends, before + PIECE_PAIRS, side="right")))
+        yield begin, end
+        begin = end
+
+
+def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
+    """Return the edges (i, j, length) of the Delaunay triangulation, i < j, sorted; none where there is no triangle.
+
+    Of points at the same place Qhull keeps one; the others have no edge. Takes about 1 kB a point.
+    """
+    from scipy.spatial import Delaunay, QhullError
+
+    none = np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    if len(xy) < 3:
+        return none
+    try:
+        triangles = Delaunay(xy).simplices.astype(np.int64)
+    except QhullError:  # all on one line
+        return none
+    sides = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [0, 2]]])
+    del triangles
+    sides.sort(axis=1)
+    keys = np.unique(sides[:, 0] * len(xy) + sides[:, 1])
+    i, j = np.divmod(keys, len(xy))
+    step = xy[i] - xy[j]
+    return i, j, np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
