@@ -46,6 +46,7 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
         schema.EDGES,
     ),
     ("Surroundings of nuclei", SURROUNDINGS, schema.NEIGHBORS),
+    ("Points", "The output of `wsiseg assign`: one row a point, in the order of the file.", schema.ASSIGNED),
     ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
     ("Compared slides", "`OUT/compare.parquet` of `wsiseg compare`: one row a slide.", schema.COMPARED),
     ("Compared cells", "`OUT/cells/<slide_id>.parquet`: where two segmentations agree.", schema.COMPARED_CELLS),

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 __all__ = [
+    "ASSIGNED",
     "BATCH_COLUMNS",
     "BORDERS",
     "COMPARED",
@@ -245,6 +246,14 @@ EDGES: tuple[Column, ...] = (
 
 NEIGHBORS: tuple[Column, ...] = (Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),)
 """What surrounds each nucleus, of ``wsiseg neighbors``; the columns of each radius and of the triangulation follow."""
+
+ASSIGNED: tuple[Column, ...] = (
+    Column(
+        "nucleus_id", "int64", "", "nucleus that holds the point, or on whose border it lies, else the nearest (null: none)"
+    ),
+    Column("distance_um", "float32", "um", "0 in a nucleus, else the distance to its outline (null: no nucleus)"),
+)
+"""Points of ``wsiseg assign``, row for row those of the file; the columns that are kept follow."""
 
 ERRORS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),

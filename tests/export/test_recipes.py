@@ -50,6 +50,11 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "ANNOTATIONS").mkdir()
     for path in (root / "regions.geojson", root / "ANNOTATIONS/SLIDE.geojson"):
         path.write_text(json.dumps({"type": "Feature", "geometry": region, "properties": {"class": "Tumor"}}))
+    xy = [[x * 0.2125, y * 0.2125] for x in range(300, 1500, 40) for y in range(300, 1500, 40)]
+    columns = {"x_location": [p[0] for p in xy], "y_location": [p[1] for p in xy], "feature_name": ["CD3E"] * len(xy)}
+    pq.write_table(pa.table({"transcript_id": range(len(xy)), **columns}), root / "transcripts.parquet")
+    (root / "he_imagealignment.csv").write_text("1,0,0\n0,1,0\n0,0,1\n")
+    (root / "cells.csv").write_text("x_um,y_um\n300,300\n400,350\n")
     write_quip(source, root / "TCIA/luad_polygon").path.rename(root / "TCIA/luad_polygon/SLIDE.svs")
     store = zarr.storage.ZipStore(root / "pinst_pp.zip", mode="w")
     zarr.create_array(store, data=labels)
