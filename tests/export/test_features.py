@@ -18,10 +18,11 @@ from skimage import color, measure
 from tests.run.conftest import SLIDE
 from wsiseg import read_nuclei
 from wsiseg.cli.commands_convert import COMMANDS
-from wsiseg.config import WriteConfig
+from wsiseg.config import RunConfig, ScheduleConfig, WriteConfig
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export import query, write_csv, write_geojson
 from wsiseg.read import open_slide, read_working
+from wsiseg.run import features as features_module
 from wsiseg.run.features import FeatureOptions, measure_features, measure_run
 from wsiseg.schema import DERIVED, FEATURES
 from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors
@@ -174,6 +175,26 @@ def test_results_do_not_depend_on_the_windows(scaled_run: tuple[Path, float], la
     before = path.read_bytes()
     assert measure_features(run, SLIDE.stem, FeatureOptions(tile_wpx=tile_wpx)) == labels.max()
     assert path.read_bytes() == before
+
+
+def test_workers_give_the_same_bytes_and_tell_how_far_they_are(
+    labels: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run", labels, 1.0)
+    measure_features(run, SLIDE.stem)
+    alone = (run / f"features/{SLIDE.stem}.parquet").read_bytes()
+    monkeypatch.setattr(features_module, "FEW_NUCLEI", 0)
+    monkeypatch.setattr(features_module, "PIECE_PX", 1)
+    monkeypatch.setattr(features_module, "PIECE_GROUPS", 1)
+    told: list[tuple[int, int]] = []
+    config = RunConfig(schedule=ScheduleConfig(workers=2))
+    options = FeatureOptions(tile_wpx=300, overwrite=True)
+    done = measure_run(run, options, config=config, on_progress=lambda p: told.append((p.pieces_done, p.slides_done)))
+    assert list(done) == [(SLIDE.stem, labels.max())]
+    assert (run / f"features/{SLIDE.stem}.parquet").read_bytes() == alone
+    assert told[0] == (0, 0)
+    assert told[-1][0] > 5
+    assert told[-1][1] == 1
 
 
 def test_slanted_and_overlapping_polygons_do_not_depend_on_the_windows(tmp_path: Path) -> None:

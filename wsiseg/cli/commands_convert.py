@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, FolderOrAddress, RenamedOption
+from wsiseg.cli.options import (
+    COMPONENTS_HELP,
+    FRAME_HELP,
+    FolderOrAddress,
+    RenamedOption,
+    build_config,
+    cluster_only_options,
+)
+from wsiseg.config import RunConfig
 
-__all__ = ["COMMANDS"]
+if TYPE_CHECKING:
+    from wsiseg.run.features import FeatureOptions
+
+__all__ = ["COMMANDS", "measure_shown"]
 
 EXPORTS = ("anndata", "csv", "geopackage", "imagej", "labels-png", "labels-tiff", "maps", "marks", "ome-zarr", "quip", "qupath",
            "spatialdata", "tiatoolbox")  # fmt: skip
@@ -186,33 +197,61 @@ def query(run: str | Path, sql: str, out: Path | None, rows: int, allow_files: b
               default="ruifrok", show_default=True,
               help="Those of Ruifrok and Johnston, the same for all slides, or fitted to each by Macenko.")  # fmt: skip
 @click.option("--no-pixels", is_flag=True, help="Omit optical densities; the slide files are then not needed.")
-@click.option(
-    "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO; repeatable."
-)
 @click.option("--tile", "tile_wpx", type=click.IntRange(64, 16384), default=2048, show_default=True,
               help="Side of the windows read, pixels at the model's resolution; results do not depend on it.")  # fmt: skip
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
 @click.option("--overwrite", is_flag=True, help="Measure slides again that have features already.")
-def features(run: Path, slide_ids: tuple[str, ...], no_pixels: bool, **options: Any) -> None:
+@click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
+@cluster_only_options
+@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+def features(
+    run: Path,
+    slide_ids: tuple[str, ...],
+    stain: str,
+    no_pixels: bool,
+    tile_wpx: int,
+    overwrite: bool,
+    quiet: bool,
+    **options: Any,
+) -> None:
     """Measure further features of every nucleus of RUN: stain, solidity, neighbors.
 
     They are written to RUN/features/SLIDE_ID.parquet, in the row order of the slide's table; wsiseg query (view features),
     wsiseg export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and the like need
-    no measuring: they are derived from the table.
+    no measuring: they are derived from the table. Slides that were moved are found by --path-map. A stopped command continues
+    when it is given again: finished slides are not measured twice.
 
     \b
     wsiseg features RUN
     wsiseg query RUN "select slide_id, avg(hematoxylin_od_mean), avg(nearest_um) from features group by all"
     """
-    from wsiseg.run.features import FeatureOptions, measure_run
+    from wsiseg.run.features import FeatureOptions
+
+    config = build_config(None, options)
+    what = FeatureOptions(stain, not no_pixels, tile_wpx, config.schedule.path_map, overwrite)  # type: ignore[arg-type]
+    sys.exit(1 if measure_shown(run, what, slide_ids, config, quiet=quiet) else 0)
+
+
+def measure_shown(run: Path, options: FeatureOptions, slide_ids: tuple[str, ...], config: RunConfig, *, quiet: bool) -> int:
+    """Measure features and show progress; ``quiet`` shows errors alone. Return how many slides could not be measured."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from wsiseg.run.features import FeatureProgress, measure_run
 
     failed = 0
-    for slide_id, found in measure_run(run, FeatureOptions(pixels=not no_pixels, **options), slide_ids):
-        click.echo(
-            f"{slide_id}: {found:,} nuclei" if isinstance(found, int) else f"{slide_id}: {found}", err=isinstance(found, str)
-        )
-        failed += isinstance(found, str)
-    sys.exit(1 if failed else 0)
+    with Progress(transient=True, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as bar:
+        task = bar.add_task("features", total=None)
+
+        def show(p: FeatureProgress) -> None:
+            text = f"features  slides {p.slides_done}/{p.slides}"
+            bar.update(task, description=text, completed=p.pieces_done, total=max(1, p.pieces))
+
+        for slide_id, found in measure_run(run, options, slide_ids, config, show):
+            failed += isinstance(found, str)
+            if isinstance(found, str) or not quiet:
+                text = f"{slide_id}: {found:,} nuclei" if isinstance(found, int) else f"{slide_id}: {found}"
+                click.echo(text, err=isinstance(found, str))
+    return failed
 
 
 @click.command()

@@ -218,7 +218,7 @@ def compare(a: Path, b: Path, out: Path, slide_ids: tuple[str, ...], crops: int,
 
     \b
     wsiseg compare RUN_RESEARCH RUN_OPEN -o COMPARED
-    wsiseg import cells.geojson --format qupath --slide-file slide.svs -o THEIRS
+    wsiseg import cells.geojson --from qupath --slide-file slide.svs -o THEIRS
     wsiseg compare RUN THEIRS -o COMPARED
     COMPARED/compare.html, compare.parquet, compare.json, cells/, maps/, disagreements.jpg
     """

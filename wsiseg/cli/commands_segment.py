@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from wsiseg.cli.commands_convert import measure_shown
 from wsiseg.cli.options import build_config, cluster_options, default_of, segment_options, slide_options
 
 if TYPE_CHECKING:
@@ -126,16 +127,12 @@ def segment(
 
 
 def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool:
-    """Measure the features of a run's slides here, one process a worker; return whether all could be."""
-    from wsiseg.cluster.limits import usable_cores
-    from wsiseg.run.features import FeatureOptions, measure_run
+    """Measure the features of a run's slides on the workers of the run; return whether all could be."""
+    from wsiseg.run.features import FeatureOptions
 
-    options = FeatureOptions(path_map=config.schedule.path_map, workers=config.schedule.workers or usable_cores())
-    slide_ids = [r["slide_id"] for r in summary.rows if (out / "nuclei" / f"{r['slide_id']}.parquet").is_file()]
-    failed = [found for _, found in measure_run(out, options, slide_ids) if isinstance(found, str)] if slide_ids else []
-    for why in failed:
-        click.echo(why, err=True)
-    return not failed
+    options = FeatureOptions(path_map=config.schedule.path_map)
+    slide_ids = tuple(r["slide_id"] for r in summary.rows if (out / "nuclei" / f"{r['slide_id']}.parquet").is_file())
+    return not slide_ids or measure_shown(out, options, slide_ids, config, quiet=True) == 0
 
 
 @click.command()

@@ -1,59 +1,66 @@
-"""``wsiseg features``: finished slides -> features of nuclei that need pixels or neighbors, in tables beside their own.
+"""``wsiseg features``: finished slides -> what needs their pixels or neighbors, beside their tables.
 
-They are only computed on request, so that the main run is fast and its tables are small. The slide is read again at working
-resolution, window by window; the rings of a window are drawn into it, and each pixel is added to the sums of its nucleus. One
-window and about 200 bytes per nucleus are in memory.
+The main run stays fast and its tables small, so these columns are made when asked for. The slide is read once more at working
+resolution, window by window, on as many workers as there are; the rings of a window are drawn into it, and each pixel is added
+to its nucleus. Held in memory: one window a worker, and about 200 bytes a nucleus.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.cluster.spread import spread
+from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.errors import InputError, SlideOpenError, WsisegError
-from wsiseg.labels import rasterize_rings
 from wsiseg.normalize import fit_stain
-from wsiseg.read import TissueMask, fit_tissue, read_working, stain_sample, working_size
+from wsiseg.read import TissueMask, fit_tissue, stain_sample, working_size
 from wsiseg.read.slide import Slide
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
-from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
+from wsiseg.run.feature_pieces import FeaturePiece, measure_piece
+from wsiseg.summarize import RUIFROK_JOHNSTON, od_features
 from wsiseg.summarize.features import NEIGHBOR_UM
-from wsiseg.tables import open_nuclei, read_nuclei, read_table_meta, wkb_rings
+from wsiseg.tables import NucleiFile, open_nuclei, read_nuclei, read_table_meta
 from wsiseg.tables.features import features_path, table_fingerprint
+from wsiseg.tables.windows import occupied_windows
 from wsiseg.types import Box
 from wsiseg.write import write_features_table
 
-__all__ = ["FeatureOptions", "measure_features", "measure_run"]
+__all__ = ["FeatureOptions", "FeatureProgress", "measure_features", "measure_run"]
 
 Array = npt.NDArray[Any]
+
+PIECE_PX = 1 << 26
+"""Working px of the windows that a worker measures at a time: a second or two."""
+
+PIECE_GROUPS = 4
+"""Row groups whose outlines a worker measures at a time."""
+
+FEW_NUCLEI = 100_000
+"""With fewer, workers are not worth their start."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureOptions:
-    """Options of feature measurement.
+    """How features are measured.
 
     Attributes
     ----------
     stain
         ``ruifrok``: the published hematoxylin and eosin vectors, the same for all slides; ``macenko``: fitted to each slide.
     pixels
-        Measure optical densities. If False, the slide files are not needed.
+        Measure optical densities; without, slides need not be there.
     tile_wpx
         Side of the windows read, working px. Results do not depend on it.
     path_map
         As ``schedule.path_map``: where slides that were moved are now.
-    workers
-        Processes, one slide each.
     overwrite
         Measure slides again even if their features fit their table.
     """
@@ -62,7 +69,6 @@ class FeatureOptions:
     pixels: bool = True
     tile_wpx: int = 2048
     path_map: tuple[str, ...] = ()
-    workers: int = 1
     overwrite: bool = False
 
     def __post_init__(self) -> None:
@@ -71,19 +77,53 @@ class FeatureOptions:
             raise InputError(f"Expected windows of 64 to 16384 working px, got {self.tile_wpx}.")
 
 
+@dataclass(slots=True)
+class FeatureProgress:
+    """Running totals, handed to the progress callback after every piece of work."""
+
+    slides: int = 0
+    slides_done: int = 0
+    pieces: int = 0
+    pieces_done: int = 0
+
+
+@dataclass(slots=True)
+class _Open:
+    """A slide that is being measured."""
+
+    slide_id: str
+    source: NucleiFile
+    n: int
+    left: int
+    facts: dict[str, object]
+    sums: npt.NDArray[np.int64]
+    columns: dict[str, Array] = field(default_factory=dict)
+    outlines: dict[int, Array] = field(default_factory=dict)
+
+
 def measure_run(
-    run: Path, options: FeatureOptions | None = None, slide_ids: Sequence[str] = ()
+    run: Path,
+    options: FeatureOptions | None = None,
+    slide_ids: Sequence[str] = (),
+    config: RunConfig | None = None,
+    on_progress: Callable[[FeatureProgress], None] = lambda progress: None,
 ) -> Iterator[tuple[str, int | str]]:
     """Measure the slides of a run (default: all that have a table); yield (slide_id, nuclei), or (slide_id, why) on failure.
 
-    Slides that already have features of their current table are skipped.
+    Slides whose features fit their table already are passed over.
+
+    Parameters
+    ----------
+    config
+        ``schedule`` says which workers; default: this process alone.
 
     Raises
     ------
     InputError
         No such slide, or the run has no table.
     """
-    options = options or FeatureOptions()
+    options, config = options or FeatureOptions(), config or RunConfig(schedule=ScheduleConfig(workers=1))
+    run = run.absolute()
     folder = RunFolder(run)
     known = sorted(p.stem for p in (run / "nuclei").glob("*.parquet"))
     if not known:
@@ -92,20 +132,78 @@ def measure_run(
     if unknown:
         raise InputError(f"{run}: no slide {unknown[0]!r} in this run. It has: {', '.join(known[:20])}.")
     todo = [s for s in (slide_ids or known) if options.overwrite or not _has_features(folder.table(s), options)]
-    if options.workers <= 1 or len(todo) <= 1:
+    return _measured(folder, todo, options, config, on_progress)
+
+
+def measure_features(run: Path, slide_id: str, options: FeatureOptions | None = None) -> int:
+    """Measure one slide's nuclei in this process and write ``RUN/features/<slide_id>.parquet``; return how many there are.
+
+    Raises
+    ------
+    InputError
+        No such slide, its file is not where it was (``options.path_map``, or ``pixels=False``), or it cannot be read.
+    FormatError
+        The table cannot be read.
+    """
+    options, folder = options or FeatureOptions(), RunFolder(run.absolute())
+    slide, pieces = _opened(folder, slide_id, options, ())
+    for piece in pieces:
+        answer = measure_piece(piece)
+        if isinstance(answer, str):
+            raise InputError(answer)
+        _add(slide, piece, answer)
+    return _written(folder, slide)
+
+
+def _measured(
+    folder: RunFolder,
+    todo: Sequence[str],
+    options: FeatureOptions,
+    config: RunConfig,
+    on_progress: Callable[[FeatureProgress], None],
+) -> Iterator[tuple[str, int | str]]:
+    opened: dict[str, _Open] = {}
+    failed: list[tuple[str, str]] = []
+    progress = FeatureProgress(len(todo))
+    on_progress(progress)
+
+    def pieces() -> Iterator[FeaturePiece]:
         for slide_id in todo:
-            yield slide_id, _measured(run, slide_id, options)
-        return
-    # spawn: a forked child would share open slides and thread pools of this process
-    with ProcessPoolExecutor(options.workers, mp_context=get_context("spawn")) as pool:
-        yield from zip(todo, pool.map(_measured, [run] * len(todo), todo, [options] * len(todo)), strict=True)
+            try:
+                opened[slide_id], found = _opened(folder, slide_id, options, config.schedule.path_map)
+            except (WsisegError, OSError) as err:
+                failed.append((slide_id, str(err)))
+                continue
+            progress.pieces += len(found)
+            yield from found
+
+    for piece, answer in spread(measure_piece, pieces(), config, here=_few(folder, todo)):
+        progress.pieces_done += 1
+        slide = opened.get(piece.slide_id)
+        ended: list[tuple[str, int | str]] = [*failed]
+        failed.clear()
+        if slide is not None and isinstance(answer, str):
+            del opened[piece.slide_id]
+            ended.append((piece.slide_id, answer))
+        elif slide is not None and not isinstance(answer, str):
+            _add(slide, piece, answer)
+            if slide.left == 0:
+                ended.append((piece.slide_id, _written(folder, opened.pop(piece.slide_id))))
+        progress.slides_done += len(ended)
+        on_progress(progress)
+        yield from ended
+    yield from failed
 
 
-def _measured(run: Path, slide_id: str, options: FeatureOptions) -> int | str:
-    try:
-        return measure_features(run, slide_id, options)
-    except (WsisegError, OSError) as err:
-        return str(err)
+def _few(folder: RunFolder, slide_ids: Sequence[str]) -> bool:
+    import pyarrow.parquet as pq
+
+    total = 0
+    for slide_id in slide_ids:
+        total += int(pq.read_metadata(str(folder.table(slide_id))).num_rows)
+        if total > FEW_NUCLEI:
+            return False
+    return True
 
 
 def _has_features(table: Path, options: FeatureOptions) -> bool:
@@ -116,77 +214,54 @@ def _has_features(table: Path, options: FeatureOptions) -> bool:
     return facts.get("of") == table_fingerprint(table) and facts.get("stain") == (options.stain if options.pixels else "none")
 
 
-def measure_features(run: Path, slide_id: str, options: FeatureOptions | None = None) -> int:
-    """Measure one slide's nuclei and write ``RUN/features/<slide_id>.parquet``; return how many there are.
+def _opened(
+    folder: RunFolder, slide_id: str, options: FeatureOptions, path_map: tuple[str, ...]
+) -> tuple[_Open, list[FeaturePiece]]:
+    """Return a slide with nothing measured yet, and all that is to be done on it."""
+    import pyarrow.parquet as pq
 
-    Raises
-    ------
-    InputError
-        No such slide, or its file is not where it was (``options.path_map``, or ``pixels=False``).
-    FormatError
-        The table cannot be read.
-    """
-    options = options or FeatureOptions()
-    folder = RunFolder(run)
     table = folder.table(slide_id)
     source = open_nuclei(table)
-    found = read_nuclei(table, columns=["nucleus_id", "cx", "cy"])
-    xy_um = np.stack([found[c].to_numpy().astype(np.float64) for c in ("cx", "cy")], axis=1) * source.mpp
-    ids: npt.NDArray[np.int64] = found["nucleus_id"].to_numpy()
-    columns: dict[str, Array] = {"nucleus_id": ids, **neighbors(xy_um)}
+    n_groups = pq.read_metadata(str(table)).num_row_groups
     facts: dict[str, object] = {
         "slide_id": slide_id,
         "stain": "none",
         "neighbor_radius_um": NEIGHBOR_UM,
         "od": "-log10((v + 1) / 256)",
     }
+    maps = tuple(dict.fromkeys((*options.path_map, *path_map)))
+    common: dict[str, Any] = {"run": str(folder.root), "slide_id": slide_id, "path_map": maps}
+    pieces = [FeaturePiece("neighbors", mpp=source.mpp, **common)]
+    pieces += [
+        FeaturePiece("outlines", groups=tuple(range(n_groups)[first : first + PIECE_GROUPS]), **common)
+        for first in range(0, n_groups, PIECE_GROUPS)
+    ]
     if options.pixels:
-        sums, vectors = _pixel_sums(folder, slide_id, ids, options)
-        columns |= od_features(sums)
-        facts |= {"stain": options.stain, "stain_vectors_rgb": vectors}
-    else:
-        columns |= dict.fromkeys(od_features(np.zeros((0, 5), np.int64)), np.full(len(ids), np.nan, np.float32))
-    write_features_table(table, _groups(table, columns), facts)
-    return len(ids)
+        vectors, windows = _plan(folder, source, options)
+        facts |= {"stain": options.stain, "stain_vectors_rgb": [list(v) for v in vectors]}
+        step = max(1, PIECE_PX // options.tile_wpx**2)
+        pieces += [
+            FeaturePiece("pixels", windows=tuple(windows[k : k + step]), scale=source.scale, vectors=vectors, **common)
+            for k in range(0, len(windows), step)
+        ]
+    return _Open(slide_id, source, source.n_nuclei, len(pieces), facts, np.zeros((source.n_nuclei, 5), np.int64)), pieces
 
 
-def _groups(table: Path, columns: dict[str, Array]) -> Iterator[dict[str, Array]]:
-    """Yield the columns in the table's row groups, with what is measured on their polygons."""
-    import pyarrow.parquet as pq
-
-    first = 0
-    with pq.ParquetFile(str(table)) as file:
-        for group in range(file.num_row_groups):
-            wkb = file.read_row_group(group, columns=["geometry"])["geometry"]
-            rows = slice(first, first + len(wkb))
-            yield {**{name: values[rows] for name, values in columns.items()}, "solidity": solidity(wkb)}
-            first += len(wkb)
-
-
-def _pixel_sums(
-    folder: RunFolder, slide_id: str, ids: npt.NDArray[np.int64], options: FeatureOptions
-) -> tuple[npt.NDArray[np.int64], list[list[float]]]:
-    """Return optical density sums int64 (N, 5) in the order of ``ids``, and the stain vectors used."""
-    record = slide_record(folder, slide_id)
+def _plan(folder: RunFolder, source: NucleiFile, options: FeatureOptions) -> tuple[tuple[tuple[float, ...], ...], list[Box]]:
+    """Return the stain vectors, and the windows (working px) that some nucleus's bounding box meets."""
+    record = slide_record(folder, source.path.stem)
     try:
-        slide = reopen_slide(folder, slide_id, record, options.path_map)
+        slide = reopen_slide(folder, source.path.stem, record, options.path_map)
     except SlideOpenError as err:
-        raise SlideOpenError(f"{err} Its pixels are needed for optical densities; --no-pixels omits these.") from err
-    sums = np.zeros((len(ids), 5), np.int64)
-    order = np.argsort(ids, kind="stable")
-    in_order = ids[order]
+        raise SlideOpenError(f"{err} Optical densities need its pixels: --no-pixels leaves them out.") from err
     try:
-        table = folder.table(slide_id)
-        scale = float(read_table_meta(table)["scale"])
-        vectors = _stain_vectors(slide, folder.tissue_png(slide_id), scale, options.stain)
-        shares = od_tables(vectors)
-        for box in _windows(table, slide, scale, options.tile_wpx):
-            own, labels = _draw(table, box, scale)
-            if own.size:
-                sum_od(sums, order[np.searchsorted(in_order, own)], labels, read_working(slide, box, scale), shares)
+        vectors = _stain_vectors(slide, folder.tissue_png(source.path.stem), source.scale, options.stain)
+        size = working_size(slide.meta, source.scale)
     finally:
         slide.close()
-    return sums, [list(v) for v in vectors]
+    boxes = read_nuclei(source.path, columns=["bbox"])["bbox"].combine_chunks()
+    bounds = np.stack([np.asarray(boxes.field(f), np.float64) for f in ("xmin", "ymin", "xmax", "ymax")])
+    return tuple(tuple(v) for v in vectors), occupied_windows([bounds * source.scale], size, options.tile_wpx)
 
 
 def _stain_vectors(slide: Slide, tissue_png: Path, scale: float, stain: str) -> Sequence[Sequence[float]]:
@@ -195,50 +270,43 @@ def _stain_vectors(slide: Slide, tissue_png: Path, scale: float, stain: str) -> 
     tissue = TissueMask.load(tissue_png) if tissue_png.is_file() else fit_tissue(slide)
     fitted = fit_stain("macenko", *stain_sample(slide, tissue, scale))
     if fitted.method == "none":
-        raise InputError(
-            f"Slide {slide.meta.slide_id}: Macenko's method finds no two distinct stains. Use --stain-vectors ruifrok."
-        )
+        raise InputError(f"Slide {slide.meta.slide_id}: no two stains to be told apart (Macenko). Use --stain ruifrok.")
     return fitted.params[:3], fitted.params[3:6]
 
 
-def _windows(table: Path, slide: Slide, scale: float, side: int) -> Iterator[Box]:
-    """Yield the windows of a grid over the slide that some nucleus's bounding box meets."""
-    width, height = working_size(slide.meta, scale)
-    shape = (-(-height // side), -(-width // side))
-    boxes = read_nuclei(table, columns=["bbox"])["bbox"].combine_chunks()
-    if len(boxes) == 0:
-        return
-    ends = []
-    for axis, n in (("y", shape[0]), ("x", shape[1])):
-        low, high = (np.asarray(boxes.field(axis + end), np.float64) * scale / side for end in ("min", "max"))
-        first = np.clip(np.floor(low), 0, n - 1).astype(np.int64)
-        ends.append((first, np.clip(np.floor(high), first, n - 1).astype(np.int64) + 1))
-    (y0, y1), (x0, x1) = ends
-    corners = np.zeros((shape[0] + 1, shape[1] + 1), np.int64)
-    for y, x, step in ((y0, x0, 1), (y1, x0, -1), (y0, x1, -1), (y1, x1, 1)):
-        np.add.at(corners, (y, x), step)
-    met = corners.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
-    for row, column in np.argwhere(met).tolist():
-        left, above = int(column) * side, int(row) * side
-        yield Box(left, above, min(side, width - left), min(side, height - above))
+def _add(slide: _Open, piece: FeaturePiece, answer: dict[str, Array]) -> None:
+    """Take what a piece measured."""
+    slide.left -= 1
+    if piece.kind == "pixels":
+        slide.sums[answer["rows"]] += answer["sums"]
+    elif piece.kind == "outlines":
+        slide.outlines[piece.groups[0]] = answer["solidity"]
+    else:
+        slide.columns |= answer
 
 
-def _draw(table: Path, box: Box, scale: float) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-    """Return the ids of nuclei that intersect a window (working px), and the window's labels: k + 1 for ids[k], 0 elsewhere.
+def _written(folder: RunFolder, slide: _Open) -> int:
+    """Write a slide's features and return how many nuclei it has."""
+    table = folder.table(slide.slide_id)
+    ids = read_nuclei(table, columns=["nucleus_id"])["nucleus_id"].to_numpy()
+    columns = {"nucleus_id": ids, **slide.columns}
+    if slide.facts["stain"] != "none":
+        columns |= od_features(slide.sums)
+    else:
+        columns |= dict.fromkeys(od_features(np.zeros((0, 5), np.int64)), np.full(slide.n, np.nan, np.float32))
+    found = [slide.outlines[k] for k in sorted(slide.outlines)]
+    columns["solidity"] = np.concatenate([np.empty(0, np.float32), *found])
+    write_features_table(table, _groups(table, columns), slide.facts)
+    return slide.n
 
-    A pixel in two nuclei belongs to the smaller one, or to the smaller id if their areas are equal. Coordinates are not shifted
-    before drawing, so that rounding is the same in every window.
-    """
-    region = [math.floor(box.x / scale), math.floor(box.y / scale), math.ceil(box.x1 / scale), math.ceil(box.y1 / scale)]
-    found = read_nuclei(
-        table, Box(region[0], region[1], region[2] - region[0], region[3] - region[1]), ["nucleus_id", "geometry", "area_px"]
-    )
-    ids: npt.NDArray[np.int64] = found["nucleus_id"].to_numpy()
-    if not ids.size:
-        return ids, np.zeros((box.h, box.w), np.int32)
-    xy, offsets = wkb_rings(found["geometry"])
-    order = np.lexsort((-ids, -found["area_px"].to_numpy()))
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    labels = rasterize_rings(xy * scale, offsets, (box.h, box.w), ids=order + 1, ring_polygons=rank, origin=(box.x, box.y))
-    return ids, labels
+
+def _groups(table: Path, columns: dict[str, Array]) -> Iterator[dict[str, Array]]:
+    """Yield the columns in the table's row groups."""
+    import pyarrow.parquet as pq
+
+    meta = pq.read_metadata(str(table))
+    first = 0
+    for k in range(meta.num_row_groups):
+        rows = slice(first, first + meta.row_group(k).num_rows)
+        yield {name: values[rows] for name, values in columns.items()}
+        first = rows.stop

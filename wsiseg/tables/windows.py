@@ -58,19 +58,20 @@ class WindowRings:
             self.bounds[:, keep],
         )
 
-    def drawn(self, box: Box, ranks: Float | None = None, scale: float = 1.0) -> npt.NDArray[np.int32]:
+    def drawn(self, box: Box, order: Int | None = None, scale: float = 1.0) -> npt.NDArray[np.int32]:
         """Return the window's labels, int32 (H, W): k + 1 where nucleus k is. Where several lie the smallest is seen.
 
         Parameters
         ----------
         box
             The window in px of ``scale`` px per level-0 px. Windows drawn so agree to the last pixel.
-        ranks : float64 (n,), optional
-            Those of greater rank are drawn earlier, of equal ranks the earlier row first. Default: the area.
+        order : int64 (n,), optional
+            In which they are drawn, the last one on top. Default: the larger earlier, of equals the earlier row.
         """
         if not len(self):
             return np.zeros((box.h, box.w), np.int32)
-        order = np.argsort(-(ring_areas(self.xy, self.offsets) if ranks is None else ranks), kind="stable")
+        if order is None:
+            order = np.argsort(-ring_areas(self.xy, self.offsets), kind="stable")
         place = np.empty_like(order)
         place[order] = np.arange(len(order))
         xy = self.xy if scale == 1.0 else self.xy * scale

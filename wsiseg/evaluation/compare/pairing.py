@@ -55,7 +55,7 @@ def tables_of(path: Path) -> dict[str, Path]:
         return {p.stem: p for p in own}
     raise FormatError(
         f"{path}: expected a run folder with nuclei/*.parquet, or a table of wsiseg. What another tool wrote becomes one with "
-        f"'wsiseg import {path} --format ... -o RUN'."
+        f"'wsiseg import {path} --from ... -o RUN'."
     )
 
 

@@ -1,0 +1,112 @@
+"""The work of ``wsiseg features`` in pieces that any worker can do, and their sum: windows of pixels, outlines, neighbors.
+
+Every piece is a pure function of the slide and its table. Optical densities are summed in whole numbers, so the sum of a
+nucleus that several windows share is the same in any order.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.errors import SlideOpenError, WsisegError, one_line
+from wsiseg.read import read_working
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.locate import local_path
+from wsiseg.results.records import slide_record
+from wsiseg.results.reopen import reopen_slide
+from wsiseg.summarize import neighbors, od_tables, solidity, sum_od
+from wsiseg.tables import read_nuclei
+from wsiseg.tables.windows import RingWindows
+from wsiseg.types import Box
+
+__all__ = ["FeaturePiece", "measure_piece"]
+
+Int = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class FeaturePiece:
+    """Some work on one slide: ``kind`` says which fields count.
+
+    Attributes
+    ----------
+    windows, scale, vectors
+        ``pixels``: windows in working px, working px per level-0 px, and the stain vectors.
+    groups
+        ``outlines``: row groups of the table.
+    mpp
+        ``neighbors``: of all nuclei.
+    path_map
+        Where the worker finds what the client named.
+    """
+
+    kind: Literal["pixels", "outlines", "neighbors"]
+    run: str
+    slide_id: str
+    windows: tuple[Box, ...] = ()
+    scale: float = 1.0
+    vectors: tuple[tuple[float, ...], ...] = ()
+    groups: tuple[int, ...] = ()
+    mpp: float = 1.0
+    path_map: tuple[str, ...] = ()
+
+
+def measure_piece(piece: FeaturePiece) -> dict[str, npt.NDArray[Any]] | str:
+    """Return what a piece measures, or why it could not be.
+
+    ``pixels``: ``rows`` int64 (n,) of the table, each once, and ``sums`` int64 (n, 5). ``outlines``: ``solidity`` of the
+    groups, one after the other. ``neighbors``: its columns for all nuclei.
+    """
+    folder = RunFolder(Path(local_path(piece.run, piece.path_map)))
+    table = folder.table(piece.slide_id)
+    try:
+        if piece.kind == "pixels":
+            return _pixels(folder, table, piece)
+        if piece.kind == "outlines":
+            return {"solidity": _outlines(table, piece.groups)}
+        found = read_nuclei(table, columns=["cx", "cy"])
+        return neighbors(np.stack([found[c].to_numpy().astype(np.float64) for c in ("cx", "cy")], axis=1) * piece.mpp)
+    except (WsisegError, OSError) as err:
+        return one_line(err) if not isinstance(err, SlideOpenError) else str(err)
+
+
+def _outlines(table: Path, groups: tuple[int, ...]) -> npt.NDArray[np.float32]:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(str(table)) as file:
+        return np.concatenate([solidity(file.read_row_group(k, columns=["geometry"])["geometry"]) for k in groups])
+
+
+def _pixels(folder: RunFolder, table: Path, piece: FeaturePiece) -> dict[str, Int]:
+    """Sum optical densities over windows. Where two nuclei overlap the smaller has the pixel, of equals the lesser id."""
+    record = slide_record(folder, piece.slide_id)
+    try:
+        slide = reopen_slide(folder, piece.slide_id, record, piece.path_map)
+    except SlideOpenError as err:
+        raise SlideOpenError(f"{err} Optical densities need its pixels: --no-pixels leaves them out.") from err
+    known = read_nuclei(table, columns=["nucleus_id", "area_px"])
+    ids, area = known["nucleus_id"].to_numpy(), known["area_px"].to_numpy()
+    shares = od_tables(piece.vectors)
+    sums = np.zeros((len(ids), 5), np.int64)
+    met = np.zeros(len(ids), np.bool_)
+    try:
+        with RingWindows(table) as rings:
+            for box in piece.windows:
+                corners = (math.floor(box.x / piece.scale), math.floor(box.y / piece.scale))
+                near = rings.near(*corners, math.ceil(box.x1 / piece.scale), math.ceil(box.y1 / piece.scale))
+                if not len(near):
+                    continue
+                order = np.lexsort((-ids[near.rows], -area[near.rows]))
+                labels = near.drawn(box, order, piece.scale)
+                sum_od(sums, near.rows, labels, read_working(slide, box, piece.scale), shares)
+                met[near.rows] = True
+    finally:
+        slide.close()
+    rows = np.flatnonzero(met)
+    return {"rows": rows, "sums": sums[rows]}
