@@ -23,6 +23,7 @@ from wsiseg.export import read_nuclei, read_slides
 from wsiseg.labels import rasterize_rings
 from wsiseg.metrics import Scores, instance_scores
 from wsiseg.read import open_slide
+from wsiseg.results.slide_input import ALL_TISSUE
 from wsiseg.tables import wkb_rings
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def segment_image(
     *,
     weights: str = "default",
     config: RunConfig | None = None,
+    tissue_mask: str = "",
     as_geopandas: bool = False,
 ) -> pa.Table | Any:
     """Segment one picture: what a run writes for it, without a run folder.
@@ -56,6 +58,8 @@ def segment_image(
         ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file. Ignored where ``config`` is given.
     config
         Options of any stage (``RunConfig.from_toml``).
+    tissue_mask
+        ``all``: every pixel is segmented; empty: only where tissue is found, as in a run.
     as_geopandas
         Return a GeoDataFrame indexed by ``nucleus_id`` instead of a ``pyarrow.Table``.
 
@@ -67,7 +71,7 @@ def segment_image(
     Raises
     ------
     InputError
-        The array is no RGB picture, or ``mpp`` is not a positive number.
+        The array is no RGB picture, ``mpp`` is not a positive number, or ``tissue_mask`` is another word.
     WeightsError, BackendUnavailableError
         The network cannot be loaded; a device or precision is asked for that is not there.
 
@@ -90,9 +94,11 @@ def segment_image(
         raise InputError(f"segment_image: expected a picture uint8 (H, W, 3), got {rgb.dtype} {rgb.shape}.")
     if not 0 < mpp < float("inf"):
         raise InputError(f"segment_image: expected mpp to be a positive number of um per pixel, got {mpp!r}.")
+    if tissue_mask not in ("", ALL_TISSUE):
+        raise InputError(f"segment_image: expected tissue_mask to be empty or {ALL_TISSUE!r}, got {tissue_mask!r}.")
     config = config or RunConfig(predict=dataclasses.replace(RunConfig().predict, weights=weights))
     model = _model(config)
-    maps = map_image(rgb, mpp, model, config)
+    maps = map_image(rgb, mpp, model, config, everywhere=tissue_mask == ALL_TISSUE)
     batch = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp))
     tile = Tile("image", 0, maps.core, maps.core.padded(maps.halo_wpx), maps.scale, 1.0)
     meta = SlideMeta("image", "image", maps.shape[1], maps.shape[0], mpp, "user")
@@ -139,6 +145,7 @@ def segment(
     *,
     mpp: float | None = None,
     cohort: str = "",
+    tissue_mask: str | os.PathLike[str] = "",
     config: RunConfig | None = None,
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> RunSummary:
@@ -154,6 +161,8 @@ def segment(
         Run folder.
     mpp, cohort
         Microns per level-0 px and cohort of slides that say nothing else.
+    tissue_mask
+        A mask (PNG or GeoJSON), a folder of ``<slide_id>.png`` or ``.geojson``, or ``all``: no mask, the whole slides.
     config
         Options of any stage; default: those of the command line.
     on_progress
@@ -179,7 +188,7 @@ def segment(
     from wsiseg.run.segment import segment as run_segment
 
     names = [slides] if isinstance(slides, str | os.PathLike) else list(slides)
-    found = find_slides([os.fspath(name) for name in names], mpp=mpp, cohort=cohort)
+    found = find_slides([os.fspath(n) for n in names], mpp=mpp, cohort=cohort, tissue_mask=os.fspath(tissue_mask))
     return run_segment(found.slides, Path(out), config or RunConfig(), on_progress=on_progress)
 
 

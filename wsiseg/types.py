@@ -86,7 +86,9 @@ class Tile:
 
     ``tile_id`` is row-major in the full grid, so it does not depend on which tiles have tissue. ``read`` is the core plus the
     separation halo; the windows that a network needs around it are the predict stage's affair and may reach outside the slide.
-    ``scale`` is working px per level-0 px (1.0: native pixels are used as they are).
+    ``scale`` is working px per level-0 px (1.0: native pixels are used as they are). An ``outside`` tile is a window sampled
+    off the tissue mask: segmented as if all of it were tissue, counted, no part of the slide's table; its id follows the
+    grid's.
     """
 
     slide_id: str
@@ -95,6 +97,7 @@ class Tile:
     read: Box
     scale: float
     tissue_frac: float
+    outside: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,8 +121,9 @@ def slide_options(function: F) -> F:
             click.option(
                 "--tissue-mask",
                 default="",
-                metavar="PATH",
-                help="Tissue mask (PNG or GeoJSON), or a folder of <slide_id>.png / .geojson.",
+                metavar="PATH|all",
+                help="Tissue mask (PNG or GeoJSON), a folder of <slide_id>.png / .geojson, or all: no mask, the whole slide.  "
+                "[found on the slide]",
             ),
             click.option("--frame", default="", metavar="FRAME", help=FRAME_HELP.format("the tissue mask's coordinates")),
             click.option(

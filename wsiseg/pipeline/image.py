@@ -68,8 +68,10 @@ def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunC
     return separate_maps(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp))
 
 
-def map_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "") -> ImageMaps:
-    """Predict one picture as a slide of one tile: the first half of ``segment_image``."""
+def map_image(
+    rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "", *, everywhere: bool = False
+) -> ImageMaps:
+    """Predict one picture as a slide of one tile: the first half of ``segment_image``; ``everywhere``: no tissue mask."""
     slide = ArraySlide(rgb, mpp=mpp, slide_id=image_id)
     scale = scale_for(mpp, model.mpp, config.read.mpp_tolerance_frac)
     aim = stain_aim(model, config)
@@ -79,7 +81,8 @@ def map_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfi
     window = model.input_box(box)
     mask = fit_tissue(slide)
     tissue, unscanned = tissue_window(mask, box, scale), unscanned_window(mask, window, scale)
-    prob = window_maps(model, read_working(slide, window, scale), box, stain, tissue, unscanned=unscanned)
+    rgb_window, wanted = read_working(slide, window, scale), None if everywhere else tissue
+    prob = window_maps(model, rgb_window, box, stain, wanted, unscanned=unscanned)
     return ImageMaps(np.asarray(prob), core, config.read.halo_wpx, scale, mpp / scale, rgb.shape[:2])
 
 

@@ -19,6 +19,7 @@ from wsiseg.read.slide import Slide
 __all__ = [
     "UNSCANNED_MAX",
     "SlideSurvey",
+    "ThumbnailView",
     "TissueMask",
     "fit_tissue",
     "grown",
@@ -122,6 +123,29 @@ class TissueMask:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class ThumbnailView:
+    """The thumbnail that a slide's tissue was found on, and what was found: arrays of the tissue mask's shape.
+
+    Attributes
+    ----------
+    rgb : uint8 (h, w, 3)
+    colored, ink, unscanned : bool (h, w)
+        Tissue before the mask's margin is added; pen marks; plain black.
+    spot : float32 (h, w)
+        How much darker than what is around it (0 to 255, white balanced) a px is at the scale of a nucleus.
+    chroma : float32 (h, w)
+        Largest minus smallest channel, white balanced and smoothed alike.
+    """
+
+    rgb: RGB
+    colored: _Mask
+    ink: _Mask
+    unscanned: _Mask
+    spot: npt.NDArray[np.float32]
+    chroma: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class SlideSurvey:
     """What a slide shows, by area (0 to 1), and its tissue mask. What is neither is pale or dark and not recognized.
 
@@ -133,6 +157,7 @@ class SlideSurvey:
     glass_frac: float
     ink_frac: float
     unscanned_frac: float
+    view: ThumbnailView
 
     @property
     def is_blank(self) -> bool:
@@ -168,9 +193,10 @@ def survey_slide(slide: Slide) -> SlideSurvey:
     level, block = thumbnail_plan(slide.level_sizes_px, wanted)
     level_w, level_h = slide.level_sizes_px[level]
     px_w, px_h = block * meta.width_px / level_w, block * meta.height_px / level_h
-    areas = _areas(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
-    fracs = (float(area.mean()) for area in areas)
-    return SlideSurvey(TissueMask(areas[0].astype(np.uint8), px_w, px_h, has_unscanned=bool(areas[3].any())), *fracs)
+    wide, glass, view = _looked_at(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
+    fracs = [float(area.mean()) for area in (wide, glass, view.ink, view.unscanned)]
+    tissue = TissueMask(wide.astype(np.uint8), px_w, px_h, has_unscanned=bool(view.unscanned.any()))
+    return SlideSurvey(tissue, fracs[0], fracs[1], fracs[2], fracs[3], view)
 
 
 def tissue_of_thumbnail(rgb: RGB, um_per_px: float) -> npt.NDArray[np.uint8]:
@@ -182,32 +208,33 @@ def tissue_of_thumbnail(rgb: RGB, um_per_px: float) -> npt.NDArray[np.uint8]:
     are filled; where no larger piece of glass is left, all is tissue. The rest is grown by ``MARGIN_UM``. Black that was never
     scanned is neither tissue nor ink.
     """
-    return _areas(rgb, um_per_px)[0].astype(np.uint8)
+    return _looked_at(rgb, um_per_px)[0].astype(np.uint8)
 
 
-def _areas(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, _Mask, _Mask]:
-    """Return where a thumbnail shows tissue, glass, ink and nothing scanned: bool (h, w) each."""
+def _looked_at(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, ThumbnailView]:
+    """Return where a thumbnail shows tissue and glass, bool (h, w) each, and what else it shows."""
     px_um2 = um_per_px * um_per_px
     void = _unscanned(rgb, MIN_SPECK_UM2 / px_um2)
     balanced = _white_balanced(rgb, ~void)
     chroma = _chroma(balanced)
     colored, dark, light = _stained(balanced, chroma, ~void, um_per_px)
     near_px = max(1, round(SPOT_MARGIN_UM / um_per_px))
-    near_spots = grown(_spots(balanced, chroma, um_per_px), near_px)
+    spot, spot_chroma = _spots(balanced, chroma, um_per_px)
+    near_spots = grown((spot > SPOT_DEPTH) & (spot_chroma > SPOT_CHROMA), near_px)
     ink = _ink(rgb, balanced, void, MIN_SPECK_UM2 / px_um2)
     glass = light & ~colored & ~ink & ~void
     found = (colored | dark) & ~ink & ~void
     speck_px = min(MIN_SPECK_UM2 / px_um2, MIN_SPECK_FRAC * found.size)
     large = _without_small((found | near_spots) & ~ink & ~void, speck_px)
     if not large.any():
-        return large, glass, ink, void
+        return large, glass, ThumbnailView(rgb, large, ink, void, spot, spot_chroma)
     found = (found | ~grown(~near_spots, near_px)) & large  # what lies between spots, and no rim around them
     hole_px = MAX_HOLE_UM2 / px_um2
     if not _without_small((glass & ~found) | void, hole_px).any():
         found = ~ink & ~void
     found = ~_without_small(~found, hole_px) & ~ink & ~void
     wide = grown(found, max(1, round(MARGIN_UM / um_per_px)))
-    return wide & ~((ink | void) & ~found), glass, ink, void
+    return wide & ~((ink | void) & ~found), glass, ThumbnailView(rgb, found, ink, void, spot, spot_chroma)
 
 
 def _stained(
@@ -223,8 +250,10 @@ def _stained(
     return chroma > limit, (density > DARK_OD) & (chroma > CHROMA_LIMITS[0]), density < GLASS_OD
 
 
-def _spots(balanced: npt.NDArray[np.int16], chroma: npt.NDArray[np.float32], um_per_px: float) -> _Mask:
-    """Return True in colored spots of up to ``SPOT_UM`` that are darker than their surroundings, as nuclei are.
+def _spots(
+    balanced: npt.NDArray[np.int16], chroma: npt.NDArray[np.float32], um_per_px: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return how much darker than what is within ``SPOT_UM`` each px is, as nuclei are, and its chroma: float32 (h, w) each.
 
     A step between scanned fields is no spot, and dust is gray.
     """
@@ -234,8 +263,7 @@ def _spots(balanced: npt.NDArray[np.int16], chroma: npt.NDArray[np.float32], um_
     light = ndimage.uniform_filter(balanced.mean(axis=2, dtype=np.float32), side, mode="nearest")
     chroma = ndimage.uniform_filter(chroma, side, mode="nearest")
     around = ndimage.grey_closing(light, max(3, _odd_px(SPOT_UM, um_per_px)), mode="nearest")
-    found: _Mask = (around - light > SPOT_DEPTH) & (chroma > SPOT_CHROMA)
-    return found
+    return around - light, chroma
 
 
 def _chroma(rgb: npt.NDArray[np.int16]) -> npt.NDArray[np.float32]:

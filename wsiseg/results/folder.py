@@ -71,6 +71,14 @@ class RunFolder:
         """Return the part file of one tile."""
         return self.parts(slide_id) / f"{tile_id:06d}.parquet"
 
+    def outside_part(self, slide_id: str, tile_id: int) -> Path:
+        """Return the part file of one window sampled outside the tissue mask."""
+        return self.parts(slide_id) / "outside" / f"{tile_id:06d}.parquet"
+
+    def thumbnail_png(self, slide_id: str) -> Path:
+        """Return the thumbnail on which the mask will be drawn, while a slide is in progress."""
+        return self.parts(slide_id) / "thumbnail.png"
+
     @property
     def workers(self) -> Path:
         """Return the folder in which workers record what they are doing."""

@@ -11,6 +11,7 @@ from wsiseg.config import RunConfig
 from wsiseg.fetch import FetchOptions, Held, Wanted, absolute_place, bring
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.remote import level_chooser
+from wsiseg.results.slide_input import absolute_mask
 from wsiseg.results.staging import staged
 
 __all__ = ["absolute_inputs", "fetch_options", "fetch_root", "fetched_slide", "local_config", "local_path", "slide_file"]
@@ -82,5 +83,5 @@ def absolute_inputs(slides: Sequence[SlideInput], config: RunConfig) -> tuple[li
     if schedule.gdc_token_file:
         schedule = dataclasses.replace(schedule, gdc_token_file=os.path.abspath(schedule.gdc_token_file))
         config = dataclasses.replace(config, schedule=schedule)
-    there = [dataclasses.replace(s, path=absolute_place(s.path), tissue_mask=absolute_place(s.tissue_mask)) for s in slides]
+    there = [dataclasses.replace(s, path=absolute_place(s.path), tissue_mask=absolute_mask(s.tissue_mask)) for s in slides]
     return there, config

@@ -23,7 +23,7 @@ from wsiseg.results.manifest_file import MANIFEST_SUFFIXES, read_manifest
 from wsiseg.results.naming import Listed, named_apart
 from wsiseg.results.remote import slides_at
 from wsiseg.results.remote_manifests import gdc_rows, idc_rows, is_gdc, is_idc, sniffed
-from wsiseg.results.slide_input import SlideInput
+from wsiseg.results.slide_input import ALL_TISSUE, SlideInput
 
 __all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names", "slide_id_of"]
 
@@ -67,8 +67,8 @@ def find_slides(
     inputs
         Files, folders, globs or manifests.
     cohort, mpp, tissue_mask
-        Values for slides whose manifest row gives none. ``tissue_mask`` is a file for one slide, or a folder that holds
-        ``<slide_id>.png`` or ``<slide_id>.geojson``.
+        Values for slides whose manifest row gives none. ``tissue_mask`` is a file for one slide, a folder that holds
+        ``<slide_id>.png`` or ``<slide_id>.geojson``, or ``all``: slides are segmented whole.
     frame
         Where coordinates of the tissue masks lie, for slides whose manifest row gives none (see ``wsiseg.coordinates``).
     known
@@ -237,6 +237,8 @@ def _take_once(found: Found) -> None:
 def _with_mask(slide: SlideInput, mask: str, *, n_slides: int) -> SlideInput:
     if slide.tissue_mask:
         return slide
+    if mask == ALL_TISSUE:
+        return dataclasses.replace(slide, tissue_mask=mask)
     path = Path(mask)
     if path.is_dir():
         for suffix in (".png", "_mask_use.png", ".geojson", ".json", ".geojson.gz"):

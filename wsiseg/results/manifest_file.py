@@ -1,10 +1,10 @@
 """A manifest -> slides: a CSV, TSV or Parquet table with one row a slide.
 
-Columns: ``path``, and optional ``slide_id``, ``cohort``, ``mpp``, ``tissue_mask`` and ``frame`` (of the mask). Column names of
-two widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``. Relative paths
-are relative to the manifest's folder, or else to the working folder; a path for which both exist is an error. Columns of a CSV
-may be separated by comma, semicolon, tab or bar, which is detected from the header; encodings are UTF-8 (BOM allowed) or
-UTF-16.
+Columns: ``path``, and optional ``slide_id``, ``cohort``, ``mpp``, ``tissue_mask`` (a file, or ``all``: no mask) and ``frame``
+(of the mask). Column names of two widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp``
+(CellViT) for ``mpp``. Relative paths are relative to the manifest's folder, or else to the working folder; a path for which
+both exist is an error. Columns of a CSV may be separated by comma, semicolon, tab or bar, which is detected from the header;
+encodings are UTF-8 (BOM allowed) or UTF-16.
 
 ``path`` may be an address (``https://``, ``s3://``, ...), and then ``filename``, ``size`` (bytes) and ``md5`` are what is
 expected there. A table of the Imaging Data Commons has no ``path`` but the addresses of series (see
@@ -27,7 +27,7 @@ from wsiseg.fetch import is_address, local_of
 from wsiseg.fetch.address import name_in
 from wsiseg.read.files import plain_name, slide_id_of
 from wsiseg.results.remote_manifests import series_of_row, slide_name
-from wsiseg.results.slide_input import SlideInput
+from wsiseg.results.slide_input import ALL_TISSUE, SlideInput
 
 __all__ = ["MANIFEST_SUFFIXES", "Manifest", "read_manifest"]
 
@@ -89,7 +89,7 @@ def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> 
                 slide,
                 _text(row.get("cohort")) or cohort.strip(),
                 _mpp_value(row.get("mpp"), f"{where} ({plain_text(text)})") or mpp,
-                _beside(path, mask, where)[0] if mask else "",
+                mask if mask in ("", ALL_TISSUE) else _beside(path, mask, where)[0],
                 _text(row.get("frame")),
                 *_object(row, where),
                 where,

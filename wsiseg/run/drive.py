@@ -313,10 +313,11 @@ class Drive:
             return
         total = sum(t.core.w * t.core.h * t.tissue_frac for t in result.todo) or 1.0
         self.tile_mm2[task.slide_id] = result.mm2_todo / total
-        self.progress.tiles += len(result.todo)
+        tiles = sum(not t.outside for t in result.todo)
+        self.progress.tiles += tiles
         self.progress.mm2 += result.mm2_todo
         self.progress.nuclei += sum(o.n_nuclei for o in result.decided)
-        self.watch.event("slide_opened", slide_id=task.slide_id, tiles=len(result.todo), tiles_decided=len(result.decided))
+        self.watch.event("slide_opened", slide_id=task.slide_id, tiles=tiles, tiles_decided=len(result.decided))
 
     def _take_tiles(self, task: Task, outcomes: list[TileOutcome], feeder: Feeder) -> None:
         elsewhere = self._elsewhere(task)
@@ -340,7 +341,10 @@ class Drive:
         return frozenset(item[2] for item in _items(task) if hosts.may_be_done(item, able))
 
     def _count(self, tile: Tile, outcome: TileOutcome) -> None:
-        """Add a tile that is done or given up to the totals."""
+        """Add a tile that is done or given up to the totals; a window sampled outside the mask is in none of them."""
+        if tile.outside:
+            self.pool.hosts.forget(("tile", tile.slide_id, tile.tile_id))
+            return
         self.progress.tiles_done += 1
         self.progress.nuclei += outcome.n_nuclei
         self.progress.mm2_done += tile.core.w * tile.core.h * tile.tissue_frac * self.tile_mm2[tile.slide_id]

@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from wsiseg.results.manifest import SlideInput
 from wsiseg.results.maps import make_maps
 from wsiseg.results.reopen import other_content
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.job import SlideJob, asked_of, load_job, tiles_of
+from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of
+from wsiseg.run.outside import outside_facts, write_mask_picture
 from wsiseg.run.suspect import suspicion
 from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
@@ -62,7 +63,7 @@ def _same_file(file: dict[str, Any], slide: SlideInput) -> bool:
 
 
 def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list[TileOutcome]]:
-    """Split a slide's tiles into those still to do and the outcomes of those already decided."""
+    """Split a slide's tiles into those still to do, sampled windows among them, and the outcomes of those already decided."""
     todo: list[Tile] = []
     decided: list[TileOutcome] = []
     floor = context.config.read.tissue_min_frac
@@ -75,6 +76,7 @@ def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list
             todo.append(tile)
         else:
             decided.append(outcome)
+    todo += [tile for tile, _ in outside_tiles(job, context.config) if _valid_header(context, tile) is None]
     return todo, decided
 
 
@@ -88,7 +90,7 @@ def done_before(tile: Tile, context: WorkerContext) -> TileOutcome | None:
 
 def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
     try:
-        header = read_part_header(context.folder.part(tile.slide_id, tile.tile_id))
+        header = read_part_header(part_path(context.folder, tile))
     except FormatError:
         return None  # a tile with a damaged part file is computed again
     return header if header is not None and header.digest == context.digest else None
@@ -107,21 +109,9 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     start = time.perf_counter()
     job = load_job(context.folder, slide_id)
     _check_unchanged(job, context)
-    bad = {o.tile_id: o for o in failed}
-    headers: list[PartHeader] = []
-    n_empty = 0
-    floor = context.config.read.tissue_min_frac
-    tiles = tiles_of(job, context.config)
-    for tile in tiles:
-        if tile.tissue_frac <= floor:
-            n_empty += 1
-        elif tile.tile_id not in bad:
-            header = _valid_header(context, tile)
-            if header is None:
-                raise FormatError(
-                    f"Slide {slide_id}, tile {tile.tile_id}: its part file is missing. Run the same command again."
-                )
-            headers.append(header)
+    n_tiles = len(tiles := tiles_of(job, context.config))
+    bad = {o.tile_id: o for o in failed if o.tile_id < n_tiles}
+    headers, n_empty = _headers(tiles, bad, context)
     stats = sum((h.stats for h in headers), TileStats())
     seconds: dict[str, float] = {}
     for h in headers:
@@ -144,6 +134,8 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         events=_summed_events(headers),
         suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
     ) | _precision_of(context)
+    facts, drawn = _mask_facts(job, context, summary.n_nuclei)
+    row |= facts
     record = {
         "digest": context.digest,
         "row": row,
@@ -153,7 +145,8 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         "table_bytes": summary.n_bytes,
         "table_sha256": file_sha256(table),
         "n_nuclei_of_tiles": sum(h.n_nuclei for h in headers),
-        "n_tiles": len(tiles),
+        "n_tiles": n_tiles,
+        "mask_jpg": drawn,
         "stain": {"method": job.stain.method, "params": list(job.stain.params)},
         "tissue_png": f"slides/{slide_id}.tissue.png",
         "tissue_sha256": file_sha256(context.folder.tissue_png(slide_id)),
@@ -164,6 +157,29 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     if not bad and not context.config.write.keep_parts:
         shutil.rmtree(context.folder.parts(slide_id), ignore_errors=True)
     return row
+
+
+def _headers(tiles: Sequence[Tile], bad: Collection[int], context: WorkerContext) -> tuple[list[PartHeader], int]:
+    """Return the headers of a slide's finished tiles and how many are empty; raise ``FormatError`` for a missing one."""
+    headers: list[PartHeader] = []
+    n_empty = 0
+    for tile in tiles:
+        if tile.tissue_frac <= context.config.read.tissue_min_frac:
+            n_empty += 1
+        elif tile.tile_id not in bad:
+            header = _valid_header(context, tile)
+            if header is None:
+                where = f"Slide {tile.slide_id}, tile {tile.tile_id}"
+                raise FormatError(f"{where}: its part file is missing. Run the same command again.")
+            headers.append(header)
+    return headers, n_empty
+
+
+def _mask_facts(job: SlideJob, context: WorkerContext, n_nuclei: int) -> tuple[dict[str, Any], str]:
+    """Return the columns about the tissue mask, and the path of its picture, which is drawn."""
+    outside = [(tile, weight, _valid_header(context, tile)) for tile, weight in outside_tiles(job, context.config)]
+    facts, counts = outside_facts(job, outside, context.folder, n_nuclei)
+    return facts, write_mask_picture(job, [tile for tile, _, _ in outside], counts, context.folder)
 
 
 def _precision_of(context: WorkerContext) -> dict[str, str]:

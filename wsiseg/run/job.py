@@ -10,21 +10,46 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError, SlideOpenError, TileReadError
 from wsiseg.fetch import Wanted, is_address, shown
 from wsiseg.normalize import fit_stain
-from wsiseg.read import TissueMask, fit_tissue, open_slide, scale_for, stain_sample, tile_grid, tissue_cells, tissue_from_file
+from wsiseg.read import (
+    OutsideWindow,
+    SlideSurvey,
+    TissueMask,
+    open_slide,
+    outside_windows,
+    scale_for,
+    stain_sample,
+    survey_slide,
+    tile_grid,
+    tissue_cells,
+    tissue_from_file,
+)
 from wsiseg.read.slide import Slide, content_digest, fingerprint
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import fetched_slide, local_path, slide_file
 from wsiseg.results.manifest import SlideInput
-from wsiseg.results.slide_input import wanted_of
+from wsiseg.results.mask_picture import picture_base
+from wsiseg.results.slide_input import ALL_TISSUE, wanted_of
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, SlideMeta, Stain, Tile
 
-__all__ = ["SlideJob", "asked_of", "load_job", "open_job_slide", "prepare_slide", "tiles_of"]
+__all__ = [
+    "SlideJob",
+    "asked_of",
+    "everywhere",
+    "load_job",
+    "open_job_slide",
+    "outside_tiles",
+    "part_path",
+    "prepare_slide",
+    "tiles_of",
+]
 
 
 COMPARED_SIDE = 512
@@ -39,7 +64,8 @@ class SlideJob:
     ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
     ``source`` is where a slide was fetched from and what identifies its version (empty: it was not fetched). ``note`` says why
     earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or metadata of the
-    slide that disagree.
+    slide that disagree. ``outside`` are the windows sampled off the mask; ``None``: none could be
+    chosen.
     """
 
     meta: SlideMeta
@@ -51,6 +77,13 @@ class SlideJob:
     note: str = ""
     warnings: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
+    outside: tuple[OutsideWindow, ...] | None = None
+
+    @property
+    def mask_origin(self) -> str:
+        """Return where the mask is from: ``found``, ``given`` or ``all``."""
+        given = self.asked.get("tissue_mask_sha256")
+        return "all" if given == ALL_TISSUE else "given" if given else "found"
 
     @property
     def mpp_working(self) -> float:
@@ -66,13 +99,13 @@ def asked_of(slide_input: SlideInput) -> dict[str, Any]:
     FormatError
         The tissue mask cannot be read.
     """
-    mask = ""
-    if slide_input.tissue_mask:
+    mask = ALL_TISSUE if slide_input.tissue_mask == ALL_TISSUE else ""
+    if slide_input.tissue_mask and not mask:
         try:
             mask = hashlib.sha256(Path(slide_input.tissue_mask).read_bytes()).hexdigest()
         except OSError as err:
             raise FormatError(f"tissue mask {slide_input.tissue_mask}: cannot be read: {err.strerror or err}") from err
-    named = {"frame": slide_input.frame} if slide_input.frame else {}
+    named = {"frame": slide_input.frame} if slide_input.frame and mask != ALL_TISSUE else {}
     return {"mpp": slide_input.mpp, "tissue_mask_sha256": mask, **named}
 
 
@@ -107,36 +140,51 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
             shutil.rmtree(folder.parts(meta.slide_id))
         scale = scale_for(meta.mpp, mpp_model, config.read.mpp_tolerance_frac)
         warnings = [meta.mpp_note] if meta.mpp_note else []
-        tissue = _given_tissue(slide, meta, slide_input, warnings) if slide_input.tissue_mask else fit_tissue(slide)
-        stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, tissue, scale), aim.params)
-        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings), source)
-        _store_job(job, folder)
+        tissue, survey = _tissue_of(slide, meta, slide_input, warnings)
+        stained = survey.tissue if survey is not None and slide_input.tissue_mask == ALL_TISSUE else tissue
+        stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, stained, scale), aim.params)
+        outside = None if survey is None else tuple(outside_windows(meta, scale, tissue, survey, content))
+        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings), source, outside)
+        _store_job(job, folder, None if survey is None else picture_base(slide, survey))
         return job
     finally:
         slide.close()
 
 
-def _given_tissue(slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnings: list[str]) -> TissueMask:
-    """Read the user's mask; warn if it hardly overlaps the tissue found on the slide: its frame or slide may be wrong."""
-    given = tissue_from_file(slide_input.tissue_mask, meta, slide_input.frame, warnings.append)
+def _tissue_of(
+    slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnings: list[str]
+) -> tuple[TissueMask, SlideSurvey | None]:
+    """Return the mask to use and what the slide shows (``None``: a given mask's slide cannot be read whole)."""
+    given = slide_input.tissue_mask
+    if not given:
+        survey = survey_slide(slide)
+        return survey.tissue, survey
+    if given == ALL_TISSUE:
+        survey = survey_slide(slide)
+        whole = dataclasses.replace(survey.tissue, mask=np.ones_like(survey.tissue.mask), has_unscanned=False)
+        return whole, survey
+    tissue = tissue_from_file(given, meta, slide_input.frame, warnings.append)
     try:
-        found = fit_tissue(slide)
+        survey = survey_slide(slide)
     except TileReadError as err:  # damaged outside the mask, perhaps: its tiles say where it costs something
-        warnings.append(
-            f"tissue mask {slide_input.tissue_mask}: not compared with the slide, which cannot be read whole: {err}"
-        )
-        return given
+        warnings.append(f"tissue mask {given}: not compared with the slide, which cannot be read whole: {err}")
+        return tissue, None
+    _compare(tissue, survey.tissue, meta, given, warnings)
+    return tissue, survey
+
+
+def _compare(given: TissueMask, found: TissueMask, meta: SlideMeta, path: str, warnings: list[str]) -> None:
+    """Warn if the user's mask hardly overlaps the tissue found on the slide: its frame or slide may be wrong."""
     cell = max(1, max(meta.width_px, meta.height_px) // COMPARED_SIDE)
     whole = Box(0, 0, meta.width_px, meta.height_px)
     masks = [tissue_cells(mask, whole, cell) > 0.5 * cell**2 for mask in (given, found)]
     both, given_n, found_n = (int(m.sum()) for m in (masks[0] & masks[1], *masks))
     if given_n and found_n and both < MIN_COMMON_FRAC * min(given_n, found_n):
         warnings.append(
-            f"tissue mask {slide_input.tissue_mask}: it covers {given_n / masks[0].size:.1%} of the slide, and "
+            f"tissue mask {path}: it covers {given_n / masks[0].size:.1%} of the slide, and "
             f"{both / given_n:.1%} of that shows tissue, while {found_n / masks[0].size:.1%} of the slide does. Is it of "
             "another slide, or is its frame wrong (--frame)?"
         )
-    return given
 
 
 def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
@@ -147,7 +195,18 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
         meta = SlideMeta(**{**raw["meta"], "level_downsamples": tuple(raw["meta"]["level_downsamples"])})
         stain = Stain(raw["stain"]["method"], tuple(raw["stain"]["params"]))
         tissue = TissueMask.load(folder.tissue_png(slide_id))
-        return SlideJob(meta, float(raw["scale"]), stain, tissue, raw["asked"], raw["content"], source=raw.get("source", {}))
+        drawn = raw.get("outside")  # of a slide that an earlier version began: not chosen
+        outside = None if drawn is None else tuple(OutsideWindow(Box(*box), float.fromhex(weight)) for *box, weight in drawn)
+        return SlideJob(
+            meta,
+            float(raw["scale"]),
+            stain,
+            tissue,
+            raw["asked"],
+            raw["content"],
+            source=raw.get("source", {}),
+            outside=outside,
+        )
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise FormatError(
             f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove the folder {path.parent} to redo it."
@@ -216,8 +275,30 @@ def tiles_of(job: SlideJob, config: RunConfig) -> list[Tile]:
     return tile_grid(job.meta, job.scale, config.read.tile_wpx, config.read.halo_wpx, job.tissue)
 
 
-def _store_job(job: SlideJob, folder: RunFolder) -> None:
+def everywhere(meta: SlideMeta) -> TissueMask:
+    """Return a mask by which all of a slide is tissue."""
+    return TissueMask(np.ones((1, 1), np.uint8), float(meta.width_px), float(meta.height_px))
+
+
+def part_path(folder: RunFolder, tile: Tile) -> Path:
+    """Return the part file of a tile."""
+    return (folder.outside_part if tile.outside else folder.part)(tile.slide_id, tile.tile_id)
+
+
+def outside_tiles(job: SlideJob, config: RunConfig) -> list[tuple[Tile, float]]:
+    """Return the windows sampled off the mask as tiles, each with its weight; ids follow those of the grid."""
+    n, halo = len(tiles_of(job, config)), config.read.halo_wpx
+    return [
+        (Tile(job.meta.slide_id, n + k, window.box, window.box.padded(halo), job.scale, 0.0, outside=True), window.weight)
+        for k, window in enumerate(job.outside or ())
+    ]
+
+
+def _store_job(job: SlideJob, folder: RunFolder, thumbnail: bytes | None = None) -> None:
     folder.parts(job.meta.slide_id).mkdir(parents=True, exist_ok=True)
+    if thumbnail is not None:
+        folder.outside_part(job.meta.slide_id, 0).parent.mkdir(exist_ok=True)
+        atomic_write_bytes(folder.thumbnail_png(job.meta.slide_id), thumbnail)
     atomic_write_bytes(folder.tissue_png(job.meta.slide_id), job.tissue.to_png())
     record: dict[str, Any] = {
         "meta": dataclasses.asdict(job.meta),
@@ -226,6 +307,7 @@ def _store_job(job: SlideJob, folder: RunFolder) -> None:
         "asked": job.asked,
         "content": job.content,
         "source": job.source,
+        "outside": None if job.outside is None else [[*dataclasses.astuple(w.box), w.weight.hex()] for w in job.outside],
     }
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
 

@@ -30,7 +30,7 @@ def suspicion(job: SlideJob, config: RunConfig) -> str:
     meta = job.meta
     frac = tissue_frac(job.tissue, Box(0, 0, meta.width_px, meta.height_px))
     mm2 = frac * meta.width_px * meta.height_px * meta.mpp**2 * 1e-6
-    given = bool(job.asked.get("tissue_mask_sha256"))
+    given = job.mask_origin == "given"
     if frac > 0:
         where = "the tissue mask given" if given else "tissue"
         least = config.read.tissue_min_frac

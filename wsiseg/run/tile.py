@@ -13,7 +13,7 @@ from wsiseg.log import log
 from wsiseg.pipeline import StageClock, window_maps, window_nuclei, window_stats
 from wsiseg.read import TissueView, tissue_view, unscanned_window
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.job import SlideJob
+from wsiseg.run.job import SlideJob, everywhere, part_path
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
 from wsiseg.write import write_part
 
@@ -33,13 +33,13 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     clock = StageClock()
     with context.slide(tile.slide_id) as (job, slide):
         rgb = context.pixels(job, slide, model.input_box(tile.read))
-    tissue = tissue_view(job.tissue, tile.read, job.scale)
+    tissue = tissue_view(everywhere(job.meta) if tile.outside else job.tissue, tile.read, job.scale)
     clock.lap("read")
     with context.turn():
         clock.lap("wait")
         with clock.on_device(device_timer(context.device)):
             batch, stats, events = _compute(tile, job, rgb, tissue, context, clock)
-    path = context.folder.part(tile.slide_id, tile.tile_id)
+    path = part_path(context.folder, tile)
     write_part(path, batch, tile, stats, clock.seconds, context.digest, events)
     clock.lap("write")
     return TileOutcome(tile.slide_id, tile.tile_id, "done", len(batch), clock.seconds)

@@ -29,6 +29,7 @@ from wsiseg.log import EventLog, log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.records import read_inputs
+from wsiseg.results.slide_input import absolute_mask
 from wsiseg.run.presence import Death, deaths, sweep_workers
 from wsiseg.tables import atomic_write_bytes
 
@@ -188,4 +189,4 @@ def _add_inputs(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
 
 def _absolute(slide: SlideInput) -> SlideInput:
     """Return a slide as the run folder keeps it: without the working folder, and without secrets of an address."""
-    return dataclasses.replace(slide, path=shown(absolute_place(slide.path)), tissue_mask=absolute_place(slide.tissue_mask))
+    return dataclasses.replace(slide, path=shown(absolute_place(slide.path)), tissue_mask=absolute_mask(slide.tissue_mask))

@@ -5,10 +5,13 @@ Rings, pixels and centroids -> the features that are measured when asked for.
 
 from wsiseg.summarize.cohort import read_slides_table, write_errors_table, write_slides_table
 from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
+from wsiseg.summarize.outside import OutsideEstimate, estimate_outside
 from wsiseg.summarize.slide import failed_row, nuclei_statistics, summarize_slide
 
 __all__ = [
+    "OutsideEstimate",
     "RUIFROK_JOHNSTON",
+    "estimate_outside",
     "failed_row",
     "neighbors",
     "nuclei_statistics",
