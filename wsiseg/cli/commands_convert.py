@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "measure_shown"]
 
-EXPORTS = ("anndata", "csv", "geopackage", "imagej", "labels-png", "labels-tiff", "maps", "marks", "ome-zarr", "quip", "qupath",
-           "spatialdata", "tiatoolbox")  # fmt: skip
-IMPORTS = ("cellvit", "hovernet", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
+EXPORTS = ("anndata", "csv", "dicom-ann", "geopackage", "imagej", "labels-png", "labels-tiff", "maps", "marks", "ome-zarr",
+           "quip", "qupath", "spatialdata", "tiatoolbox")  # fmt: skip
+IMPORTS = ("cellvit", "dicom-ann", "hovernet", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
 
 PATH = click.Path(path_type=Path)
 
@@ -48,6 +48,9 @@ PATH = click.Path(path_type=Path)
 @click.option(
     "--features", is_flag=True, help="Add features: eccentricity, circularity, and those that wsiseg features measured."
 )
+@click.option("--dicom-series", type=click.Path(exists=True, path_type=Path), metavar="PATH",
+              help="dicom-ann: a file of the slide's DICOM series, or its folder.  [the slide of the run]")  # fmt: skip
+@click.option("--dicom-3d", is_flag=True, help="dicom-ann: mm in the slide's frame of reference instead of pixels.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:
     """Write the nuclei of a run (or of one table) in the format of another tool.
@@ -59,7 +62,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     labels-png   label image of a region (uint16)      ome-zarr     label image of the slide, OME-Zarr 0.5
     labels-tiff  the same, uint32                      maps         density, mean area, cover, OME-Zarr 0.5
     geopackage   GIS tools                             imagej       ROI set of a region
-    csv          table with WKT
+    csv          table with WKT                        dicom-ann    DICOM bulk annotations (.dcm)
 
     \b
     wsiseg export RUN --to qupath --out folder
@@ -124,6 +127,7 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
     quip        folder of *-features.csv (TCIA release) hovernext   label map (pinst_pp.zip) with --classes
     marks       caMicroscope documents                  tiatoolbox  annotation store (.db)
     qupath      GeoJSON of any tool, JSON lines too     cellvit     cells.json, also .snappy
+    dicom-ann   DICOM bulk annotations, 2D and 3D
     hovernet    json of HoVer-Net                       labels      StarDist, Cellpose (also _seg.npy), masks
 
     Label images are .tif .png .npy .npz .mat .zarr; text may be compressed (.gz, .zip). Objects that are not nuclei are left

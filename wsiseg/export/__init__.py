@@ -9,6 +9,8 @@ segmentation writes, with provenance and flags; nothing is changed silently.
 """
 
 from wsiseg.export.cellvit import read_cellvit
+from wsiseg.export.dicom_ann import write_dicom_annotations
+from wsiseg.export.dicom_ann_read import read_dicom_annotations
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, safe_name
@@ -24,6 +26,7 @@ from wsiseg.export.tiatoolbox import read_annotation_store, write_annotation_sto
 
 READERS: dict[str, Reader] = {
     "cellvit": read_cellvit,
+    "dicom-ann": read_dicom_annotations,
     "hovernet": read_cellvit,
     "marks": read_marks,
     "quip": read_quip,
@@ -49,6 +52,7 @@ __all__ = [
     "query",
     "read_annotation_store",
     "read_cellvit",
+    "read_dicom_annotations",
     "read_geojson",
     "read_marks",
     "read_nuclei",
@@ -59,6 +63,7 @@ __all__ = [
     "write_annotation_store",
     "write_cohort",
     "write_csv",
+    "write_dicom_annotations",
     "write_geojson",
     "write_geopackage",
     "write_imported_table",

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from wsiseg.errors import EmptyExportError, FormatError, InputError
 from wsiseg.export import query
+from wsiseg.export.dicom_ann import write_dicom_annotations
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.marks import write_marks
 from wsiseg.export.query import write_cohort
@@ -49,6 +50,10 @@ class ExportOptions:
         Side of a map's cell, level-0 px.
     features
         Add features as columns (measurements): derived ones, and those that ``wsiseg features`` computed.
+    dicom_series
+        A DICOM file of the slide, or its folder, for a slide that is no DICOM itself (``dicom-ann``).
+    dicom_3d
+        Write mm in the slide's frame of reference (``dicom-ann``).
     overwrite
         Replace an output that exists already.
     """
@@ -60,6 +65,8 @@ class ExportOptions:
     tile_px: int = 4000
     cell_px: int = 32
     features: bool = False
+    dicom_series: Path | None = None
+    dicom_3d: bool = False
     overwrite: bool = False
     executed: datetime.datetime | None = None
 
@@ -82,9 +89,14 @@ def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
     return write_geojson(s, p, o.selection, origin=o.frame, geometry="centroid" if o.centroids else "polygon")
 
 
+def _dicom(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_dicom_annotations(s, p, o.selection, series=o.dicom_series, three_d=o.dicom_3d)
+
+
 EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection)),
     "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
+    "dicom-ann": (".dcm", _dicom),
     "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
     "imagej": (".zip", lambda s, p, o: write_roi_zip(s, p, o.selection)),
     "labels-png": (".png", lambda s, p, o: write_label_image(s, p, o.region)),

@@ -168,7 +168,9 @@ def _chunks(
     height = options.height_px or (slide.meta.height_px if slide.meta else None)
     mpp = options.mpp if options.mpp is not None else slide.meta.mpp if slide.meta else None
     if fmt in READERS:
-        return READERS[fmt](Source(path, mpp, width, height, fix_edge_tiles=options.fix_edge_tiles), provenance)
+        return READERS[fmt](
+            Source(path, mpp, width, height, fix_edge_tiles=options.fix_edge_tiles, slide=options.slide), provenance
+        )
     if mpp is None:
         raise MissingMppError(f"{path}: a label image does not state its microns per pixel. Add --mpp, or --slide-file.")
     ground = Ground(width or 0, height or 0, mpp) if slide.meta is None else ground_of(slide.meta)

@@ -121,7 +121,10 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file and the options of its import: coordinates are divided by ``scale``, then ``dx, dy`` is added."""
+    """A file and the options of its import: coordinates are divided by ``scale``, then ``dx, dy`` is added.
+
+    ``slide`` is the slide's file, where the user names one.
+    """
 
     path: Path
     mpp: float | None = None
@@ -131,6 +134,7 @@ class Source:
     dx: float = 0.0
     dy: float = 0.0
     fix_edge_tiles: bool = False
+    slide: str = ""
 
 
 class Reader(Protocol):
