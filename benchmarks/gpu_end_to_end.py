@@ -151,6 +151,7 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="A small slide and short rows: shows that it works, writes nothing."
     )
+    parser.add_argument("--dry", action="store_true", help="With --quick: write the JSON all the same.")
     args = parser.parse_args()
     if args.quick:
         args.side, args.tile, args.seconds = min(args.side, 1200), min(args.tile, 600), 0.0
@@ -178,7 +179,8 @@ def main() -> int:
         "written": written,
         "rows": rows,
     }
-    if not args.quick:
+    result["measured"] = args.device != "cpu"
+    if not args.quick or args.dry:
         args.out.mkdir(parents=True, exist_ok=True)
         name = re.sub("[^a-z0-9]+", "_", result["device"].lower()).strip("_")
         path = args.out / f"gpu_end_to_end_{name}{'' if written.startswith('Parquet') else '_raw'}.json"

@@ -7,20 +7,21 @@ small adversarial maps under three sets of options, a tile of tissue of 1000 px,
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.gpu_stages import EXPECTATIONS
 from benchmarks.synthetic import synthetic_tile
 from tests.kernels.parity import ALL_PARAMS, core_of
 from tests.oracles.maps import adversarial
-from wsiseg.config import SeparateConfig
+from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.normalize import normalize
+from wsiseg.predict import load_model
 from wsiseg.separate import SeparateParams, resolve_params, separate
 from wsiseg.types import Box, Stain
 from wsiseg.vectorize import tile_stats, vectorize
 
-OUT = Path(__file__).resolve().parents[1] / "carry" / "gpu_expectations.npz"
+OUT = EXPECTATIONS
 STAIN = (0.65, 0.70, 0.29, 0.07, 0.99, 0.11, 1.4, 0.7)
 REINHARD = (-0.45, -0.06, 0.018, 0.25, 0.06, 0.011)
 STAT_FIELDS = ("core_px", "tissue_px", "material_px", "sum_center_u8", "sum_material_u8")
@@ -46,6 +47,21 @@ def answers(prob: np.ndarray, params: SeparateParams) -> dict[str, np.ndarray]:
     }
 
 
+def network_answers(side: int) -> dict[str, np.ndarray]:
+    """Return pixels of the demo slide and the shipped network's maps of them, fp32 on the CPU."""
+    from wsiseg.predict import predict
+    from wsiseg.read import open_slide
+    from wsiseg.run.doctor import demo_slide
+
+    model = load_model(PredictConfig(weights="open", precision="fp32", engine="eager"))
+    box = Box(0, 0, side, side)
+    window = model.input_box(box)
+    slide = open_slide(demo_slide(), reader="openslide")
+    rgb = slide.read_level(0, 700, 900, window.w, window.h)
+    slide.close()
+    return {"network|rgb": rgb, "network|maps": predict(model, rgb, window, box)}
+
+
 def main() -> None:
     """Write the file."""
     default = resolve_params(SeparateConfig(), {}, 0.25)
@@ -57,6 +73,7 @@ def main() -> None:
     flat = {f"{case}|{name}": values for case, parts in cases.items() for name, values in parts.items()}
     flat |= {"stain|rgb": rgb, "stain|params": np.array(STAIN), "stain|out": normalize(rgb, Stain("macenko", STAIN))}
     flat |= {"stain|reinhard": np.array(REINHARD), "stain|reinhard_out": normalize(rgb, Stain("reinhard", REINHARD))}
+    flat |= network_answers(480 if "--small" in sys.argv else 1200)
     OUT.parent.mkdir(exist_ok=True)
     np.savez_compressed(OUT, **flat)
     print(f"{OUT}: {len(cases)} cases, {OUT.stat().st_size / 1e6:.1f} MB")

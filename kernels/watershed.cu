@@ -46,11 +46,15 @@ __device__ inline bool is_peak(const u16* c, int W, int H, int x, int y, int rad
   return true;
 }
 
-KERNEL find_peaks(const u16* c, const u16* m, int W, int H, int center_threshold, int material_threshold, int radius, u8* peak) {
+// peak = whether a pixel is one; list[0..length) = the peaks in any order.
+KERNEL find_peaks(const u16* c, const u16* m, int W, int H, int center_threshold, int material_threshold, int radius, u8* peak,
+                  int* list, int* length) {
   const int x = column(), y = row();
   if (x >= W || y >= H) return;
   const int i = y * W + x;
-  peak[i] = c[i] >= center_threshold && m[i] >= material_threshold && is_peak(c, W, H, x, y, radius);
+  const bool found = c[i] >= center_threshold && m[i] >= material_threshold && is_peak(c, W, H, x, y, radius);
+  peak[i] = found;
+  if (found) list[atomicAdd(length, 1)] = i;
 }
 
 // Step 4, one line: whether the least c from p to q is > c(p) - depth.
@@ -63,25 +67,29 @@ __device__ inline bool shallow(const u16* c, int W, int px, int py, int dx, int 
   return true;
 }
 
-// Step 4: kept = peaks that no greater neighbour takes over. Reads `peak`, which stays as it is: dropped peaks still take over.
-KERNEL merge_peaks(const u16* c, const u8* peak, int W, int H, int depth, int reach, u8* kept) {
-  const int x = column(), y = row();
-  if (x >= W || y >= H) return;
-  const int i = y * W + x;
-  kept[i] = peak[i];
-  if (!peak[i]) return;
-  const int y0 = y - reach > 0 ? y - reach : 0, y1 = y + reach < H - 1 ? y + reach : H - 1;
-  const int x0 = x - reach > 0 ? x - reach : 0, x1 = x + reach < W - 1 ? x + reach : W - 1;
-  for (int yy = y0; yy <= y1; yy++) {
+// Step 4: dropped[k] = whether a greater neighbour takes over peak list[k]. A thread is a peak and a row of its surroundings. Reads
+// `peak`, which stays as it is: dropped peaks still take over.
+KERNEL merge_peaks(const u16* c, const u8* peak, const int* list, const int* length, int W, int H, int depth, int reach, int* dropped) {
+  const int span = 2 * reach + 1;
+  for (i64 t = element(); t < (i64)*length * span; t += (i64)gridDim.x * blockDim.x) {
+    const int k = (int)(t / span), i = list[k], x = i % W, y = i / W, yy = y + (int)(t % span) - reach;
+    if (yy < 0 || yy >= H) continue;
+    const int x0 = x - reach > 0 ? x - reach : 0, x1 = x + reach < W - 1 ? x + reach : W - 1;
     for (int xx = x0; xx <= x1; xx++) {
       const int j = yy * W + xx;
       if (!peak[j] || j == i || !(c[j] > c[i] || (c[j] == c[i] && j < i))) continue;
       const int dx = xx - x, dy = yy - y, ax = dx < 0 ? -dx : dx, ay = dy < 0 ? -dy : dy;
-      if (shallow(c, W, x, y, dx, dy, ax > ay ? ax : ay, depth)) {
-        kept[i] = 0;
-        return;
-      }
+      if (!shallow(c, W, x, y, dx, dy, ax > ay ? ax : ay, depth)) continue;
+      atomicExch(&dropped[k], 1);
+      break;
     }
+  }
+}
+
+// Step 4: dropped peaks are peaks no more.
+KERNEL drop_peaks(const int* list, const int* length, const int* dropped, u8* peak) {
+  for (int k = element(); k < *length; k += (int)(gridDim.x * blockDim.x)) {
+    if (dropped[k]) peak[list[k]] = 0;
   }
 }
 

@@ -193,6 +193,9 @@ class ScheduleConfig:
         Numbers of the GPUs to use, ``"0,2"``, among those that ``CUDA_VISIBLE_DEVICES`` shows; empty: all.
     workers
         Worker processes on the CPU; 0: one per core. On GPUs there are ``workers_per_gpu`` for each.
+    workers_per_gpu
+        Worker processes that share a GPU. 0: up to three, one for each 4 cores and 16 GiB of the GPU's memory; one where the
+        workers are those of a scheduler that runs already.
     threads_per_worker
         Tiles that a worker processes at once: one is read while another is computed and a third written. 0: one on the CPU,
         where processes do it; on a GPU the worker's share of the cores, 16 at most.
@@ -231,7 +234,7 @@ class ScheduleConfig:
 
     device: Literal["auto", "cpu", "cuda"] = _free("auto")
     gpus: str = _free("")
-    workers_per_gpu: int = _free(1)
+    workers_per_gpu: int = _free(0)
     dask_cuda: bool = _free(False)
     threads_per_worker: int = _free(0)
     device_memory_frac: float = _free(0.9)
@@ -267,7 +270,7 @@ class ScheduleConfig:
         numbers = [part.strip() for part in self.gpus.split(",")] if self.gpus else []
         good = all(n.isdecimal() for n in numbers) and len(set(numbers)) == len(numbers)
         _require(good, "schedule.gpus", "different GPU numbers with commas, such as 0,1", self.gpus)
-        _require(1 <= self.workers_per_gpu <= 16, "schedule.workers_per_gpu", "1 to 16", self.workers_per_gpu)
+        _require(0 <= self.workers_per_gpu <= 16, "schedule.workers_per_gpu", "0 (chosen) to 16", self.workers_per_gpu)
         _require(0 <= self.threads_per_worker <= 64, "schedule.threads_per_worker", "0 (chosen) to 64", self.threads_per_worker)
         _require(0 < self.device_memory_frac <= 1, "schedule.device_memory_frac", "0 to 1", self.device_memory_frac)
         _require(self.in_flight_per_worker >= 1, "schedule.in_flight_per_worker", "1 or more", self.in_flight_per_worker)

@@ -30,6 +30,7 @@ extern "C" int host_launch(const char* name, const unsigned* size, unsigned seed
   CASE(smooth, false)
   CASE(find_peaks, false)
   CASE(merge_peaks, false)
+  CASE(drop_peaks, false)
   CASE(component_facts, false)
   CASE(best_seed, false)
   CASE(place_seeds, false)

@@ -144,17 +144,27 @@ def test_one_bound_for_both_libraries() -> None:
         TORCH.most = 1 << 60
 
 
-def test_copies_are_over_when_the_host_goes_on(pool: Any) -> None:
+@pytest.mark.parametrize("n", [5000, 100_000], ids=["staged_by_cuda", "larger"])
+def test_copies_are_over_when_the_host_goes_on(pool: Any, n: int) -> None:
     (stream,) = streams(0, 1)
     with on_stream(stream):
-        for host in (np.arange(5000, dtype=np.uint16), pinned_empty((5000,), "uint16", "cuda")):
-            host[:] = np.arange(5000)
+        for host in (np.zeros(n, np.uint16), pinned_empty((n,), "uint16", "cuda")):
+            host[:] = np.arange(n)
             there = to_device(host, "cuda")
             host[:] = 0  # the reader writes the next tile's pixels there
             back = to_host(there)
             there.fill(9)
-            np.testing.assert_array_equal(back, np.arange(5000))
+            np.testing.assert_array_equal(back, np.arange(n).astype(np.uint16))
         to_host(there)
+
+
+def test_tables_that_are_kept_are_ready_for_every_stream(pool: Any) -> None:
+    one, other = streams(0, 2)
+    with on_stream(one):
+        table = BACKEND.kept("squares", np.arange(50, dtype=np.int32) ** 2)
+    with on_stream(other):
+        assert BACKEND.kept("squares", np.zeros(1, np.int32)) is table
+        np.testing.assert_array_equal(to_host(cupy.cumsum(table, dtype="int32")), np.cumsum(np.arange(50) ** 2))
 
 
 def test_stages_are_timed_on_their_stream(pool: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -9,31 +10,39 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import kernel_registers
 from tests.kernels.host import signatures
-from wsiseg.backend.source import KERNEL_FILES, NVRTC_OPTIONS, kernel_folder, kernel_source
+from wsiseg.backend.source import KERNEL_FILES, kernel_folder, kernel_source
 
 ARCHITECTURES = (80, 90, 100)
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_nvrtc_makes_machine_code(architecture: int) -> None:
-    nvrtc = pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
+def test_nvrtc_makes_machine_code_without_spills(architecture: int) -> None:
+    """With the options that CuPy gives; registers are few enough for half of a multiprocessor's threads."""
+    pytest.importorskip("cuda.bindings.nvrtc", reason="cuda-bindings is not installed")
     try:
-        error, program = nvrtc.nvrtcCreateProgram(kernel_source().encode(), b"wsiseg.cu", 0, [], [])
+        version = kernel_registers.version()
     except RuntimeError as err:
         pytest.skip(f"nvidia-cuda-nvrtc is not installed: {err}")
-    options = [f"--gpu-architecture=sm_{architecture}".encode(), *(o.encode() for o in NVRTC_OPTIONS)]
-    (error,) = nvrtc.nvrtcCompileProgram(program, len(options), options)
-    _, size = nvrtc.nvrtcGetProgramLogSize(program)
-    log = b" " * size
-    nvrtc.nvrtcGetProgramLog(program, log)
-    assert error == nvrtc.nvrtcResult.NVRTC_SUCCESS, log.decode()
-    _, size = nvrtc.nvrtcGetCUBINSize(program)
-    code = b" " * size
-    nvrtc.nvrtcGetCUBIN(program, code)
-    for name in signatures():
-        assert name.encode() in code
+    code, log = kernel_registers.compiled(architecture)
+    rows = kernel_registers.table(log)
+    assert set(rows) == set(signatures())
+    assert all(name.encode() in code for name in rows)
+    assert {name for name, row in rows.items() if row["spill_bytes"] or row["stack_bytes"]} == set()
+    assert {name for name, row in rows.items() if row["threads_by_registers"] < 1024} == set()
+    kept = json.loads((ROOT / "benchmarks" / "results" / "kernel_registers.json").read_text(encoding="utf-8"))
+    if kept["nvrtc"] == version:
+        assert kept["kernels"][f"sm_{architecture}"] == rows, "python -m benchmarks.kernel_registers writes the table anew"
+
+
+def test_the_kept_table_is_of_these_kernels() -> None:
+    kept = json.loads((ROOT / "benchmarks" / "results" / "kernel_registers.json").read_text(encoding="utf-8"))
+    assert set(kept["kernels"]) == {f"sm_{a}" for a in ARCHITECTURES}
+    for rows in kept["kernels"].values():
+        assert set(rows) == set(signatures())
+        assert not any(row["spill_bytes"] for row in rows.values())
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")

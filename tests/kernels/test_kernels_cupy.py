@@ -24,8 +24,7 @@ from tests.oracles.maps import adversarial
 from wsiseg.backend import cuda, pinned_empty, register_backend, to_device, to_host
 from wsiseg.errors import BackendUnavailableError
 from wsiseg.pipeline import StageClock
-from wsiseg.read import TissueMask, tissue_window
-from wsiseg.read.view import tissue_view
+from wsiseg.read import TissueMask, tissue_view, tissue_window, unscanned_view, unscanned_window
 from wsiseg.types import Box
 
 
@@ -46,9 +45,10 @@ def test_backend_holds_together(machine_like_cupy: Machine, name: str) -> None:
 
 
 def test_device_numbers(machine_like_cupy: Machine) -> None:
-    there = to_device(np.arange(6, dtype=np.uint8), "cuda:1")
+    host = np.arange(70_000, dtype=np.int32)  # more than CUDA stages by itself
+    there = to_device(host, "cuda:1")
     assert sys.modules["cupy"].cuda.get_current_stream().copies == 0, "the host's memory is free again when upload returns"
-    np.testing.assert_array_equal(to_host(there), np.arange(6))
+    np.testing.assert_array_equal(to_host(there), host)
     pinned = pinned_empty((3, 5), "uint16", "cuda:1")
     assert (pinned.shape, pinned.dtype) == ((3, 5), np.uint16)
     with pytest.raises(BackendUnavailableError, match="a GPU number below 2, got 5"):
@@ -110,6 +110,12 @@ def test_tissue_expanded_on_the_device_is_the_hosts(machine_like_cupy: Machine, 
     assert isinstance(there, FakeArray)
     np.testing.assert_array_equal(np.asarray(there), expected)
     np.testing.assert_array_equal(tissue_window(mask, box, scale), expected)
+    black = TissueMask(mask.mask, mask.px_w, mask.px_h, mask.x0, mask.y0, has_unscanned=True)
+    unscanned = unscanned_view(black, box, scale)
+    assert unscanned is not None
+    np.testing.assert_array_equal(np.asarray(unscanned.on("cuda:1")), unscanned_window(black, box, scale))
+    assert unscanned.mask.size <= 15 * 13, "nor this"
+    assert unscanned_view(mask, box, scale) is None
     part = Box(8, 16, 60, 31)
     assert view.count(part) == expected[16:47, 8:68].sum()
     assert view.mask.size <= 11 * 9, "what goes to the device is a small mask"

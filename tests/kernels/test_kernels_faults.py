@@ -120,7 +120,7 @@ def test_probe_knows_the_answer_and_refuses_another(tmp_path: Path, monkeypatch:
     context = WorkerContext(RunFolder(tmp_path), RunConfig(predict=PredictConfig(precision="fp32")), "probe", "cpu")
     probe_device(context)
     monkeypatch.setattr("wsiseg.run.kernels.KNOWN", (3, 525))
-    with pytest.raises(DeviceBrokenError, match="3 nuclei of 526 px, expected"):
+    with pytest.raises(DeviceBrokenError, match="3 nuclei with 526 px, expected"):
         probe_device(context)
     context.close()
 

@@ -139,6 +139,13 @@ def test_marker_on_the_rim_is_the_only_way_out_of_its_block(one_machine: Machine
     assert len(found.anchors) == 2
 
 
+@pytest.mark.parametrize("name", ["noise_65", "plateaus", "fine_checkerboard"])
+def test_more_peaks_than_threads(one_machine: Machine, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Threads that take several pieces of a list; without a least distance, every second pixel may be a peak."""
+    monkeypatch.setattr("wsiseg.separate._cuda.STRIDE_THREADS", 256)
+    check_map(one_machine, MAPS[name], SeparateParams(1, 1, 1, 0, 200, True, 1, 262143))
+
+
 def test_one_component_of_many_markers(machine: Machine) -> None:
     prob = np.full((2, 96, 129), 255, np.uint8)
     prob[0] = 0

@@ -42,6 +42,8 @@ def test_auto_compiles_only_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(machine, "cpu_has", lambda feature, amx=amx: amx)
         monkeypatch.setattr(shutil, "which", lambda name, compiler=compiler: compiler)
         assert resolve_engine("auto", precision, "cpu") == expected  # type: ignore[arg-type]
+    assert [resolve_engine("auto", p, "cuda:1") for p in ("bf16", "fp32")] == ["graph", "graph"]  # type: ignore[arg-type]
+    assert resolve_engine("eager", "bf16", "cuda") == "eager"
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(BackendUnavailableError, match="C\\+\\+ compiler"):
         resolve_engine("inductor", "bf16", "cpu")

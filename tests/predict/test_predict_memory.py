@@ -162,6 +162,12 @@ def test_recorded_graph_is_the_module(rgb: np.ndarray) -> None:
         stream = 2
         assert torch.equal(captured(windows[0], model.halo_wpx), kept)
         assert recordings == 2
+        smaller = torch.from_numpy(rgb[:256, :256].copy())
+        assert torch.equal(captured(smaller, model.halo_wpx), model.graph(smaller, model.halo_wpx))
+        assert len(captured._recorded) == 2, "a stream whose windows shrank holds no memory for larger ones; the other does"
+        stream = 1
+        captured(windows[0], model.halo_wpx)
+        assert recordings == 3, "the other stream's recording is still there"
 
 
 def test_a_window_that_cannot_be_recorded_is_computed_all_the_same(rgb: np.ndarray) -> None:

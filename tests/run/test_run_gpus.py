@@ -109,8 +109,9 @@ def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     assert gpus.missing_packages() == "not installed: cupy (pip install 'wsiseg[gpu]')"
 
 
-def test_each_worker_sees_one_gpu(driver: Any) -> None:
+def test_each_worker_sees_one_gpu(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(TWO)
+    monkeypatch.setattr(devices, "usable_cores", lambda: 4)
     seen = [e["CUDA_VISIBLE_DEVICES"] for e in gpu_environments(ScheduleConfig(), {})]
     assert seen == ["0", "1"]
     assert [e["CUDA_VISIBLE_DEVICES"] for e in gpu_environments(ScheduleConfig(gpus="1"), {})] == ["1"]
@@ -120,6 +121,28 @@ def test_each_worker_sees_one_gpu(driver: Any) -> None:
     assert [e["CUDA_VISIBLE_DEVICES"] for e in renamed] == ["5", "GPU-8f2a"]
     with pytest.raises(InputError, match=r"GPUs 0 to 1 .*got '0,3'"):
         gpu_environments(ScheduleConfig(gpus="0,3"), {})
+
+
+def test_as_many_workers_share_a_gpu_as_its_memory_and_the_cores_feed(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(gib: tuple[int, ...], cores: int, **schedule: Any) -> int:
+        driver(DriverReport(("GPU",) * len(gib), tuple(n * 2**30 for n in gib), ""))
+        monkeypatch.setattr(devices, "usable_cores", lambda: cores)
+        config = RunConfig(schedule=ScheduleConfig(**schedule))
+        resolved = devices.on_device(config, "cuda").schedule.workers_per_gpu
+        n_gpus = len(config.schedule.gpus.split(",")) if config.schedule.gpus else len(gib)
+        assert len(gpu_environments(config.schedule, {})) == resolved * n_gpus
+        return resolved
+
+    assert of((141,), 16) == 3
+    assert of((141,), 9) == 2
+    assert of((141, 141), 16) == 2
+    assert of((141, 141), 16, gpus="1") == 3
+    assert of((141, 24), 64) == 1, "by the smallest"
+    assert of((141,), 2) == 1
+    assert of((8,), 64) == 1
+    assert of((141,), 64, workers_per_gpu=5) == 5
+    assert of((141,), 64, dask_cuda=True) == 1
+    assert devices.on_device(RunConfig(), "cpu").schedule.workers_per_gpu == 0
 
 
 @pytest.mark.parametrize("text", ["a", "0,0", "-1", "0,,1"])

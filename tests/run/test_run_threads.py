@@ -147,7 +147,8 @@ def test_reader_processes_give_the_same_pixels(tmp_path: Path) -> None:
     assert not pool._readers
 
 
-def test_readers_die_with_their_worker(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["os.kill(os.getpid(), 9)", "os._exit(75)"], ids=["killed", "gpu_broken"])
+def test_readers_die_with_their_worker(tmp_path: Path, end: str) -> None:
     folder = RunFolder(tmp_path)
     folder.create()
     prepare_slide(SlideInput(SLIDE.stem, str(SLIDE)), folder, CONFIG, 0.25, Stain())
@@ -161,7 +162,7 @@ from wsiseg.types import Box
 pool = ReaderPool(RunFolder(Path({str(tmp_path)!r})), RunConfig(), 1)
 pool.read({SLIDE.stem!r}, Box(0, 0, 16, 16), np.empty((16, 16, 3), np.uint8))
 print(pool._readers[0]._process.pid, flush=True)
-os.kill(os.getpid(), 9)
+{end}
 """
     worker = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment(), timeout=120)
     pid = int(worker.stdout)

@@ -19,6 +19,9 @@ __all__ = ["CudaBackend", "CudaTimer", "cuda_backend", "cuda_report", "free_byte
 
 Array = Any
 
+STAGED_BYTES = 64 * 1024
+"""CUDA copies so much of pageable memory to a place of its own before an asynchronous copy returns."""
+
 
 class CudaBackend:
     """``wsiseg.backend.Backend`` with CuPy; work goes to CuPy's current stream."""
@@ -27,6 +30,8 @@ class CudaBackend:
         self._cupy = _cupy()
         self._device_id = device_id
         self._kernels: dict[str, Any] = {}
+        self._kept: dict[str, Array] = {}
+        self._keeping = threading.Lock()
         with self._device():
             self._module = self._cupy.RawModule(code=kernel_source(), options=NVRTC_OPTIONS)
             self._module.compile()
@@ -51,14 +56,28 @@ class CudaBackend:
             return self._cupy.ascontiguousarray(array)
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
-        """Copy to the device; memory of ``pinned`` goes there at the bus's full speed. ``array`` is free again on return."""
+        """Copy to the device; memory of ``pinned`` goes there at the bus's full speed. ``array`` is free again on return.
+
+        A small array, such as a table, is copied out of pageable memory, which CUDA has read when it returns: nobody waits.
+        """
         with self._device():
             out = self._cupy.empty(array.shape, array.dtype)
             if out.size:
                 stream = self._cupy.cuda.get_current_stream()
-                out.set(np.ascontiguousarray(array), stream=stream)
-                stream.synchronize()
+                small = array.nbytes <= STAGED_BYTES
+                out.set(np.array(array, order="C") if small else np.ascontiguousarray(array), stream=stream)
+                if not small:
+                    stream.synchronize()
             return out
+
+    def kept(self, name: str, array: npt.NDArray[Any]) -> Array:
+        """Return a table that is the same for all tiles, copied at the first call for its name. Every stream may read it."""
+        with self._keeping:
+            table = self._kept.get(name)
+            if table is None:
+                table = self._kept[name] = self.upload(array)
+                self._cupy.cuda.get_current_stream().synchronize()  # others' streams do not wait for this one
+            return table
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
         """Return a host array of any content in page-locked memory; it returns to CuPy's pool when the array is freed."""

@@ -15,7 +15,7 @@ import torch
 
 from wsiseg.backend.cuda import shared_stream, use_allocator
 
-__all__ = ["free_cached", "on_stream", "pool_facts", "share_pool", "streams"]
+__all__ = ["on_stream", "pool_facts", "share_pool", "streams"]
 
 
 def share_pool(device_id: int, most_bytes: int) -> None:
@@ -43,11 +43,6 @@ def on_stream(stream: Any) -> Iterator[None]:
     """Send this thread's work of both libraries to a stream of ``streams``."""
     with torch.cuda.stream(stream), shared_stream(stream.cuda_stream, stream.device.index):
         yield
-
-
-def free_cached() -> None:
-    """Give memory that is held but not used back to the device."""
-    torch.cuda.empty_cache()
 
 
 def pool_facts(device_id: int) -> dict[str, int]:

@@ -35,6 +35,9 @@ class Backend(Protocol):
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """Copy to the device."""
 
+    def kept(self, name: str, array: npt.NDArray[Any]) -> Array:
+        """Return a table that is the same for all tiles, copied at the first call for its name."""
+
     def to_host(self, array: Array) -> npt.NDArray[Any]:
         """Copy to the host, after all that was launched before."""
 

@@ -235,9 +235,9 @@ def _compute_options(function: F) -> F:
             click.option("--gpus", default=None, metavar="0,1", help="Numbers of the GPUs to use.  [all]"),
             click.option(
                 "--workers-per-gpu",
-                type=click.IntRange(1, 16),
+                type=click.IntRange(0, 16),
                 default=None,
-                help=f"Worker processes on each GPU.  [{default_of('workers_per_gpu')}]",
+                help="Worker processes on each GPU.  [0: up to 3, by its memory and the cores]",
             ),
             click.option(
                 "--threads-per-worker",

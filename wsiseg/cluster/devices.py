@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -14,10 +15,23 @@ from wsiseg.config import RunConfig, ScheduleConfig
 from wsiseg.errors import BackendUnavailableError, InputError
 from wsiseg.log import log
 
-__all__ = ["compute_device", "device_label", "gpu_environments", "gpu_obstacle", "threads_of_worker"]
+__all__ = [
+    "compute_device",
+    "device_label",
+    "gpu_environments",
+    "gpu_obstacle",
+    "on_device",
+    "threads_of_worker",
+    "workers_of_gpu",
+]
 
 MAX_THREADS = 16
 """Most tiles that a GPU worker processes at once: each holds its pixels, 60 MB, and more do not keep a GPU busier."""
+
+MOST_WORKERS = 3
+CORES_OF_WORKER, BYTES_OF_WORKER = 4, 16 * 2**30
+"""What one of several workers of a GPU needs to be worth its start: cores that read and write for it, and memory for its
+context, libraries and three tiles (3 GiB each with the shipped network, by ``wsiseg.predict.memory``)."""
 
 
 def compute_device(config: RunConfig) -> str:
@@ -55,7 +69,7 @@ def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os
     Parameters
     ----------
     config
-        ``gpus`` (numbers among the visible ones; empty: all) and ``workers_per_gpu``.
+        ``gpus`` (numbers among the visible ones; empty: all) and ``workers_per_gpu`` (0: ``workers_of_gpu``).
     environment
         Of this process; ``CUDA_VISIBLE_DEVICES`` in it renumbers GPUs, and may name them by UUID.
 
@@ -72,11 +86,46 @@ def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os
         raise BackendUnavailableError(f"Expected a GPU for --device cuda: {driver.reason}. Use --device cpu.")
     shown = environment.get("CUDA_VISIBLE_DEVICES", "")
     ids = [part.strip() for part in shown.split(",")][:n] if shown else [str(k) for k in range(n)]
-    wanted = [int(part) for part in config.gpus.split(",")] if config.gpus else list(range(n))
+    wanted = _wanted(config, n)
     wrong = [k for k in wanted if k >= n]
     if wrong:
         raise InputError(f"Expected --gpus to name GPUs 0 to {n - 1} ({', '.join(driver.names)}), got {config.gpus!r}.")
-    return [{"CUDA_VISIBLE_DEVICES": ids[k]} for _ in range(config.workers_per_gpu) for k in wanted]
+    return [{"CUDA_VISIBLE_DEVICES": ids[k]} for _ in range(workers_of_gpu(config, usable_cores())) for k in wanted]
+
+
+def workers_of_gpu(config: ScheduleConfig, cores: int) -> int:
+    """Return how many workers share each GPU of this machine: ``workers_per_gpu``, or where that is 0 as many as pay.
+
+    One Python process has one interpreter lock for all its threads; how many processes a GPU needs was estimated (docs/gpu.md),
+    not measured.
+    """
+    if config.workers_per_gpu or config.dask_cuda:
+        return config.workers_per_gpu or 1
+    memory = driver_report().memory_bytes
+    wanted = [k for k in _wanted(config, len(memory)) if k < len(memory)]
+    if not wanted:
+        return 1
+    by_memory = min(memory[k] for k in wanted) // BYTES_OF_WORKER
+    return max(1, min(MOST_WORKERS, by_memory, cores // len(wanted) // CORES_OF_WORKER))
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use; psutil is loaded only here: a worker on a bare GPU machine has none."""
+    from wsiseg.cluster import limits
+
+    return limits.usable_cores()
+
+
+def on_device(config: RunConfig, device: str) -> RunConfig:
+    """Return a run's config for workers of this machine: with its device, and the number of workers that share a GPU."""
+    schedule = config.schedule
+    n = workers_of_gpu(schedule, usable_cores()) if device == "cuda" else schedule.workers_per_gpu
+    schedule = dataclasses.replace(schedule, device=device, workers_per_gpu=n)  # type: ignore[arg-type]
+    return dataclasses.replace(config, schedule=schedule)
+
+
+def _wanted(config: ScheduleConfig, n: int) -> list[int]:
+    return [int(part) for part in config.gpus.split(",")] if config.gpus else list(range(n))
 
 
 def device_label(device: str, environment: Mapping[str, str] = os.environ) -> str:

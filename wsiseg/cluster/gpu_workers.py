@@ -29,7 +29,7 @@ def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
     environments = gpu_environments(config)
     threads = threads_of_worker(config, "cuda", len(environments), cores)
     if config.dask_cuda:
-        if config.workers_per_gpu != 1 or importlib.util.find_spec("dask_cuda") is None:
+        if config.workers_per_gpu > 1 or importlib.util.find_spec("dask_cuda") is None:
             raise InputError("schedule.dask_cuda needs the package dask-cuda and one worker a GPU (--workers-per-gpu 1).")
         return _dask_cuda(environments, threads)
     workers = {

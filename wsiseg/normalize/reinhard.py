@@ -8,6 +8,7 @@ channel is above ``FADE_FROM``, and from ``FADE_TO`` on (glass, white) a px stay
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ def apply(rgb: Any, params: Sequence[float]) -> Any:
     return out.reshape(rgb.shape)
 
 
+@cache
 def _tables() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Return what takes RGB to LMS in 16 bits (65000 is 1.0, white's a little less), their logarithms, and powers times 256."""
     mix = np.floor(RGB_TO_LMS * 65000 + 0.5).astype(np.int64)
@@ -108,10 +110,11 @@ def _apply_on_device(
     steps = np.float32(_STEPS)
     base = -np.float32(_LOG_LOW) * steps + np.float32(0.5)
     affine = np.column_stack([matrix.astype(np.float32) * steps, offset.astype(np.float32) * steps + base])
-    mix_there, log_there, affine_there, power_there, to_rgb_there, weight_there = (
-        device.upload(np.ascontiguousarray(table))
-        for table in (mix, log_of, affine, power_of, to_rgb.astype(np.float32), weight)
+    mix_there, log_there, power_there, weight_there = (
+        device.kept(f"reinhard {name}", table)
+        for name, table in (("mix", mix), ("log", log_of), ("power", power_of), ("weight", weight))
     )
+    affine_there, to_rgb_there = (device.upload(np.ascontiguousarray(t)) for t in (affine, to_rgb.astype(np.float32)))
     tables = (mix_there, log_there, affine_there, power_there, len(power_of), to_rgb_there, weight_there)
     device.launch("transfer_log_lms", blocks_for(n), BLOCK, (device.contiguous(rgb), n, *tables, out))
     return out

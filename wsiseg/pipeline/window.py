@@ -99,7 +99,7 @@ def window_maps(
     tissue: Array | TissueView | None,
     device: str = "cpu",
     *,
-    unscanned: Array | None = None,
+    unscanned: Array | TissueView | None = None,
     clock: StageClock | None = None,
     events: Counter[str] | None = None,
 ) -> Array:
@@ -115,8 +115,8 @@ def window_maps(
         The slide's stain transformation.
     tissue : bool (H, W), TissueView or None
         Where maps are wanted; elsewhere they may be 0. ``None``: everywhere.
-    unscanned : bool (h, w) or None
-        Where plain black means that nothing was scanned (``wsiseg.read.unscanned_window``); it is taken for white, as what lies
+    unscanned : bool (h, w), TissueView or None
+        Where plain black means that nothing was scanned (``wsiseg.read.unscanned_view``); it is taken for white, as what lies
         outside the slide. ``None``: nowhere.
     clock, events
         Receive seconds of ``normalize`` and ``predict``, and what was done otherwise for want of memory.
@@ -130,20 +130,20 @@ def window_maps(
     events = Counter() if events is None else events
     try:
         there = _on_white(rgb, unscanned, device)
-        return _maps(model, there, box, stain, _wanted(tissue, device), clock, events)
+        return _maps(model, there, box, stain, _there(tissue, device), clock, events)
     except memory_errors():
         if device == "cpu":
             raise
     # outside of the handler, which holds what the try had on the device
     log.warning("window %s: the memory of %s is full, only the network runs there", box, device)
     events["kept_on_host"] += 1
-    return _maps(model, _on_white(to_host(rgb), unscanned, "cpu"), box, stain, _wanted(tissue, "cpu"), clock, events)
+    return _maps(model, _on_white(to_host(rgb), unscanned, "cpu"), box, stain, _there(tissue, "cpu"), clock, events)
 
 
-def _wanted(tissue: Array | TissueView | None, device: str) -> Array | None:
-    if isinstance(tissue, TissueView):
-        return tissue.on(device)
-    return None if tissue is None else to_device(tissue, device)
+def _there(where: Array | TissueView | None, device: str) -> Array | None:
+    if isinstance(where, TissueView):
+        return where.on(device)
+    return None if where is None else to_device(where, device)
 
 
 def _maps(
@@ -158,9 +158,9 @@ def _maps(
     return prob
 
 
-def _on_white(rgb: Array, unscanned: Array | None, device: str) -> Array:
-    rgb = to_device(rgb, device)
-    return rgb if unscanned is None else _white_for_black(rgb, to_device(unscanned, device))
+def _on_white(rgb: Array, unscanned: Array | TissueView | None, device: str) -> Array:
+    rgb, where = to_device(rgb, device), _there(unscanned, device)
+    return rgb if where is None else _white_for_black(rgb, where)
 
 
 def _white_for_black(rgb: Array, where: Array) -> Array:

@@ -56,17 +56,27 @@ class CapturedGraph:
         if key in self._unrecorded:
             return self._forward(rgb, margin)
         if entry is None:
+            self._forget_others(key)
             entry = self._recorded[key] = fixed, replay, out
         fixed, replay, out = entry
         fixed.copy_(rgb)
         replay()
         return out.clone()
 
+    def _forget_others(self, key: tuple[Any, ...]) -> None:
+        """Drop recordings of other sizes for a stream: windows only shrink, and each recording holds its memory.
+
+        The recorder has waited for the stream, so none of them runs.
+        """
+        for other in [k for k in list(self._recorded) if k[-1] == key[-1] and k != key]:
+            del self._recorded[other]
+
 
 def record_on_gpu(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], Any], torch.Tensor]:
     """Record what ``function`` starts on the current stream; other threads may go on with theirs meanwhile."""
     function()  # cuDNN chooses its kernels outside the recording
     torch.cuda.current_stream().synchronize()
+    torch.cuda.empty_cache()  # a recording has memory of its own: the try's would be held beside it
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
         out = function()

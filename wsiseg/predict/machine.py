@@ -82,8 +82,9 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precis
     ``auto`` on a CPU is torch's compiled and frozen graph (inductor) where the processor has AMX and a C++ compiler is there:
     on such a machine it is up to 1.3 times as fast as eager bf16 (``benchmarks/results/network_amx.json``), because it fuses
     activations and lays weights out once. Elsewhere it gains a few per cent, which its compilation (10 to 20 s a process) does
-    not repay, so ``auto`` is eager. int8 is always eager: its convolutions are already fused. On a GPU ``auto`` is eager;
-    ``graph`` (CUDA graphs) and ``inductor`` there are choices that ``benchmarks/gpu_stages.py`` times side by side.
+    not repay, so ``auto`` is eager. int8 is always eager: its convolutions are already fused. On a GPU ``auto`` is ``graph``:
+    with windows of one size the network is recorded once a stream as a CUDA graph, the same kernels in one order, and where
+    that fails it runs eagerly. ``benchmarks/gpu_stages.py`` times it beside ``eager`` and ``inductor``.
 
     Raises
     ------
@@ -101,7 +102,9 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precis
         return "eager"
     if wanted != "auto":
         return wanted
-    return "inductor" if cpu_has("amx") and compiler and precision == "bf16" and device == "cpu" else "eager"
+    if device.startswith("cuda"):
+        return "graph"
+    return "inductor" if cpu_has("amx") and compiler and precision == "bf16" else "eager"
 
 
 def tune_malloc() -> bool:

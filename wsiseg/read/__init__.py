@@ -12,7 +12,7 @@ from wsiseg.read.outside import OutsideWindow, outside_windows
 from wsiseg.read.sample import stain_sample
 from wsiseg.read.slide import Slide, fingerprint, open_slide, slide_id_of
 from wsiseg.read.tissue import UNSCANNED_MAX, SlideSurvey, ThumbnailView, TissueMask, fit_tissue, grown, survey_slide
-from wsiseg.read.view import TissueView, tissue_view
+from wsiseg.read.view import TissueView, tissue_view, unscanned_view
 from wsiseg.read.working import read_working, scale_for, working_size
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "tissue_px_in",
     "tissue_view",
     "tissue_window",
+    "unscanned_view",
     "unscanned_window",
     "working_size",
 ]

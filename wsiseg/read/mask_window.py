@@ -11,7 +11,7 @@ import numpy.typing as npt
 from wsiseg.read.tissue import TissueMask, grown
 from wsiseg.types import Box
 
-__all__ = ["tissue_cells", "tissue_frac", "tissue_px_in", "tissue_window", "unscanned_window"]
+__all__ = ["scanned_part", "tissue_cells", "tissue_frac", "tissue_px_in", "tissue_window", "unscanned_window"]
 
 RIM_MASK_PX = 2
 
@@ -70,6 +70,8 @@ def tissue_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArr
     y = np.floor(((np.arange(box.y, box.y1) + 0.5) / scale - tissue.y0) / tissue.px_h).astype(np.int64)
     x = np.floor(((np.arange(box.x, box.x1) + 0.5) / scale - tissue.x0) / tissue.px_w).astype(np.int64)
     h, w = tissue.mask.shape
+    if tissue.mask.size == 0:
+        return np.zeros((box.h, box.w), np.bool_)
     inside_y, inside_x = (y >= 0) & (y < h), (x >= 0) & (x < w)
     rows = tissue.mask[np.clip(y, 0, h - 1)][:, np.clip(x, 0, w - 1)] > 0
     window: npt.NDArray[np.bool_] = rows & inside_y[:, None] & inside_x[None, :]
@@ -81,6 +83,12 @@ def unscanned_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.ND
 
     That is off the tissue, and up to ``RIM_MASK_PX`` into it: mask px at its rim are half black.
     """
+    scanned = scanned_part(tissue, box, scale)
+    return None if scanned is None else ~tissue_window(scanned, box, scale)
+
+
+def scanned_part(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueMask | None:
+    """Return the mask around a box without its rim: where black was scanned. ``None``: everywhere."""
     if not tissue.has_unscanned:
         return None
     (y, near_y), (x, near_x) = (
@@ -91,7 +99,7 @@ def unscanned_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.ND
         )
     )  # fmt: skip
     inner = ~grown(tissue.mask[y, x] == 0, RIM_MASK_PX)
-    return ~tissue_window(TissueMask(inner.astype(np.uint8), tissue.px_w, tissue.px_h, near_x, near_y), box, scale)
+    return TissueMask(inner.astype(np.uint8), tissue.px_w, tissue.px_h, near_x, near_y)
 
 
 def _near(start: float, size: float, origin: float, px: float, n: int) -> tuple[slice, float]:

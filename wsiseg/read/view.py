@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.backend import array_namespace, to_device
+from wsiseg.read.mask_window import scanned_part
 from wsiseg.read.tissue import TissueMask
 from wsiseg.types import Box
 
-__all__ = ["TissueView", "tissue_view"]
+__all__ = ["TissueView", "tissue_view", "unscanned_view"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -53,6 +54,15 @@ def tissue_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueView:
     height, rows = _shown(box.y, box.y1, scale, tissue.y0, tissue.px_h, n_rows)
     width, columns = _shown(box.x, box.x1, scale, tissue.x0, tissue.px_w, n_columns)
     return TissueView(np.pad(tissue.mask[height, width] > 0, 1), rows, columns)
+
+
+def unscanned_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueView | None:
+    """Return ``unscanned_window`` as few mask px: where plain black was not scanned; ``None``: nowhere."""
+    scanned = scanned_part(tissue, box, scale)
+    if scanned is None:
+        return None
+    view = tissue_view(scanned, box, scale)
+    return TissueView(~view.mask, view.rows, view.columns)
 
 
 def _shown(start: int, stop: int, scale: float, origin: float, px: float, n: int) -> tuple[slice, npt.NDArray[np.int32]]:

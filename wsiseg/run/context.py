@@ -81,7 +81,7 @@ class WorkerContext:
         from wsiseg.predict.gpu import ready_device
 
         schedule, read = self.config.schedule, self.config.read
-        share = schedule.device_memory_frac / schedule.workers_per_gpu
+        share = schedule.device_memory_frac / max(1, schedule.workers_per_gpu)
         model, streams = ready_device(self.config.predict, self.device, share, read.tile_wpx + 2 * read.halo_wpx)
         for stream in streams:
             self._turns.put(stream)

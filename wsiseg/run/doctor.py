@@ -16,7 +16,7 @@ import psutil
 from wsiseg import __version__
 from wsiseg.backend.cuda import cuda_report, free_bytes
 from wsiseg.backend.gpus import driver_report
-from wsiseg.cluster.devices import gpu_environments, gpu_obstacle, threads_of_worker
+from wsiseg.cluster.devices import gpu_environments, gpu_obstacle, threads_of_worker, workers_of_gpu
 from wsiseg.cluster.limits import default_workers, local_limits, usable_cores
 from wsiseg.config import PredictConfig, ReadConfig, ScheduleConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
@@ -108,15 +108,16 @@ def _gpu() -> list[Check]:
         return [*checks, Check("GPU run", "note", f"device auto is the CPU here: {obstacle}")]
     workers = gpu_environments(ScheduleConfig())
     threads = threads_of_worker(ScheduleConfig(), "cuda", len(workers), usable_cores())
-    how = f"device auto is cuda: {len(workers)} workers, {threads} tiles at once in each"
+    each = workers_of_gpu(ScheduleConfig(), usable_cores())
+    how = f"device auto is cuda: {len(workers)} workers ({each} on each GPU), {threads} tiles at once in each"
     model = load_model(PredictConfig(precision="fp32"))
     plans = []
     for k, total in enumerate(driver.memory_bytes):
         free = free_bytes(k)
-        most = int(free * ScheduleConfig().device_memory_frac)
+        most = int(free * ScheduleConfig().device_memory_frac / each)
         plan = plan_device(most, model.spec, 2, TILE_READ_WPX, model.halo_wpx)
         plans.append(f"GPU {k}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, windows of {plan.window_wpx} px, "
-                     f"{plan.batch} tiles on it at once")  # fmt: skip
+                     f"{plan.batch} tiles of each worker on it at once")  # fmt: skip
     return [*checks, Check("GPU run", "ok", how), Check("GPU memory", "ok", "; ".join(plans))]
 
 

@@ -17,7 +17,7 @@ from distributed.comm import CommClosedError
 
 from wsiseg import __version__
 from wsiseg.cluster.connect import connect
-from wsiseg.cluster.devices import compute_device
+from wsiseg.cluster.devices import compute_device, on_device
 from wsiseg.cluster.remote import answer_of, dashboard_link, fitting_workers
 from wsiseg.config import RunConfig
 from wsiseg.errors import DuplicateSlideError, InputError, OutputMismatchError, SchedulerLostError, one_line, plain_text
@@ -125,7 +125,7 @@ def segment(
     if config.schedule.remote:
         config = remote
     else:
-        config = _on_device(config, compute_device(config))
+        config = on_device(config, compute_device(config))
     own = shard.take(every) if shard else every
     note = {**(note or {}), **({"command": [shown(a) for a in note["command"]]} if note and "command" in note else {})}
     config = _staged_apart(config, folder, shard, any(is_address(s.path) for s in own))
@@ -254,7 +254,7 @@ def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunC
     # each GPU is asked in turn: one of several may be broken
     workers = fitting_workers(client) if remote else list(client.nthreads()) if config.schedule.device == "cuda" else []
     if remote:
-        config = _on_device(config, _asked(client, workers, compute_device, config))
+        config = _there(config, _asked(client, workers, compute_device, config))
     old = folder.read_run()
     for name in ("precision", "engine"):
         if old is not None and getattr(config.predict, name) == "auto":
@@ -285,7 +285,7 @@ def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any],
     return answer_of(client, function, *args, **({"workers": list(workers)} if workers else {}))
 
 
-def _on_device(config: RunConfig, device: str) -> RunConfig:
+def _there(config: RunConfig, device: str) -> RunConfig:
     schedule = dataclasses.replace(config.schedule, device=device)  # type: ignore[arg-type]
     return dataclasses.replace(config, schedule=schedule)
 

@@ -11,7 +11,7 @@ from wsiseg.backend import device_fault, device_timer
 from wsiseg.errors import DeviceBrokenError, one_line
 from wsiseg.log import log
 from wsiseg.pipeline import StageClock, window_maps, window_nuclei, window_stats
-from wsiseg.read import TissueView, tissue_view, unscanned_window
+from wsiseg.read import TissueView, tissue_view, unscanned_view
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.job import SlideJob, everywhere, part_path
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
@@ -51,7 +51,7 @@ def _compute(
     """Pixels -> polygons, sums, and what was changed for lack of memory."""
     model = context.model
     events: Counter[str] = Counter()
-    black = unscanned_window(job.tissue, model.input_box(tile.read), job.scale)
+    black = unscanned_view(job.tissue, model.input_box(tile.read), job.scale)
     prob = window_maps(model, rgb, tile.read, job.stain, tissue, context.device, unscanned=black, clock=clock, events=events)
     found = window_nuclei(prob, tile.read, tile.core, context.separate_params(job.mpp_working), clock=clock, events=events)
     stats = window_stats(found, tile.read, tile.core, tissue, events)

@@ -26,6 +26,8 @@ SIDE = 32
 ROUNDS = 4
 """Rounds of the flood between two looks at the number of blocks left: a tile takes four to six."""
 NO_PIXEL = 2**31 - 1
+STRIDE_THREADS = 2**18
+"""Most threads of a kernel whose list is as long as only the device knows: what a large GPU runs at once, each for several."""
 
 
 def find_markers(center: Array, material: Array, params: SeparateParams) -> Array:
@@ -69,19 +71,30 @@ def _prepare(device: Backend, center: Array, material: Array, params: SeparatePa
     device.launch("label_start", blocks_for(n), BLOCK, (m16, params.material_threshold, n, root))
     device.launch("label_join", grid, BLOCK_2D, (W, H, root))
     device.launch("label_flatten", blocks_for(n), BLOCK, (n, root))
-    marker = device.empty(shape, "uint8")
-    limits = (params.center_threshold, params.material_threshold, params.marker_radius_px)
-    device.launch("find_peaks", grid, BLOCK_2D, (c16, m16, W, H, *limits, marker))
-    if params.merge_depth:
-        kept = device.empty(shape, "uint8")
-        device.launch("merge_peaks", grid, BLOCK_2D, (c16, marker, W, H, params.merge_depth, MERGE_REACH_PX, kept))
-        marker = kept
+    marker = _peaks(device, c16, m16, params)
     if params.seed_recall:
         facts, best = device.full(shape, 0, "uint32"), device.full(shape, 0, "uint64")
         device.launch("component_facts", grid, BLOCK_2D, (root, marker, W, H, facts))
         device.launch("best_seed", grid, BLOCK_2D, (root, m16, facts, params.min_area_px, W, H, best))
         device.launch("place_seeds", blocks_for(n), BLOCK, (best, n, marker))
     return m16, root, device.nonzero(marker)
+
+
+def _peaks(device: Backend, c16: Array, m16: Array, params: SeparateParams) -> Array:
+    """Return where peaks are that no neighbour takes over (steps 3 and 4), uint8 (H, W)."""
+    shape = H, W = c16.shape
+    apart = params.marker_radius_px + 1  # two peaks never lie in one square of this side
+    most = -(-H // apart) * -(-W // apart)
+    marker, peaks, length = device.empty(shape, "uint8"), device.empty(most, "int32"), device.full(1, 0, "int32")
+    limits = (params.center_threshold, params.material_threshold, params.marker_radius_px)
+    device.launch("find_peaks", blocks_over(shape), BLOCK_2D, (c16, m16, W, H, *limits, marker, peaks, length))
+    if params.merge_depth:
+        dropped = device.full(most, 0, "int32")
+        at_once = blocks_for(min(most * (2 * MERGE_REACH_PX + 1), STRIDE_THREADS))
+        args = (c16, marker, peaks, length, W, H, params.merge_depth, MERGE_REACH_PX, dropped)
+        device.launch("merge_peaks", at_once, BLOCK, args)
+        device.launch("drop_peaks", blocks_for(min(most, STRIDE_THREADS)), BLOCK, (peaks, length, dropped, marker))
+    return marker
 
 
 def _flood(device: Backend, m16: Array, root: Array, markers: Array, table: npt.NDArray[np.uint16]) -> Array:

@@ -1,0 +1,171 @@
+"""Train a network on a lent GPU machine with the time that is left, from images that were carried there.
+
+    python -m benchmarks.gpu_train pack SETS [--sets consep,tnbc] [--most-mb 50]     # elsewhere -> carry/train.zip
+    python -m benchmarks.gpu_train run OUT [--minutes 5] [--net lean_w32] [--device cuda]    # there
+    python -m benchmarks.gpu_train export OUT CONFIG.toml                             # elsewhere: OUT/train -> weights and card
+
+The pack holds images that training may see (never those held out), in the unified layout: pixels as JPEG of quality 95 without
+subsampling, under names that end in .png (Pillow goes by content), labels as they are. A run plans its steps by timing some, so
+that the learning rate comes to its end when the time does. ``OUT/train`` has a checkpoint and the averaged weights at most
+``CHECKPOINT_S`` old, and ``OUT/gpu_train_<device>.json`` as many lines of the curve: whatever ends the run, that much is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import io
+import json
+import re
+import sys
+import tempfile
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks._machine import machine
+from wsiseg.datasets import list_samples, load_sample
+from wsiseg.predict import build_net
+from wsiseg.train.augment import AugmentConfig
+from wsiseg.train.batches import PatchSource
+from wsiseg.train.loop import LoopConfig, fit
+
+CARRY = Path(__file__).resolve().parents[1] / "carry" / "train.zip"
+CHECKPOINT_S = 60.0
+PROBE_STEPS = 20
+QUALITIES = (95, 90, 85, 75)
+AUGMENT = AugmentConfig(stain_gain=0.6, stain_offset=0.3, hue_mix=0.15, gamma=0.4)
+
+
+def pack(root: Path, sets: tuple[str, ...], most_bytes: int, out: Path) -> dict[str, Any]:
+    """Write what fits: at the best quality at which all images do."""
+    samples = [s for s in list_samples(root, sets) if not s.validation]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for quality in QUALITIES:
+        with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as file:
+            for name in sorted({s.dataset for s in samples}):
+                file.write(root / name / "INFO.json", f"{name}/INFO.json")
+            for sample in samples:
+                rgb, labels = load_sample(sample)
+                pixels, numbers = io.BytesIO(), io.BytesIO()
+                Image.fromarray(rgb).save(pixels, "JPEG", quality=quality, subsampling=0)
+                Image.fromarray(labels.astype(np.uint16)).save(numbers, "PNG")
+                file.writestr(f"{sample.dataset}/{sample.image_id}.png", pixels.getvalue())
+                file.writestr(f"{sample.dataset}/{sample.image_id}.labels.png", numbers.getvalue())
+        if out.stat().st_size <= most_bytes:
+            return {"images": dict(Counter(s.dataset for s in samples)), "quality": quality, "bytes": out.stat().st_size}
+    size = f"{out.stat().st_size / 1e6:.0f} MB at quality {QUALITIES[-1]}"
+    raise SystemExit(f"{out}: {size}, expected at most {most_bytes / 1e6:.0f}. Name fewer --sets.")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Train until the time is up; return the last state of the JSON."""
+    began = time.perf_counter()
+    device = torch.device(args.device)
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
+    path = args.out / f"gpu_train_{re.sub('[^a-z0-9]+', '_', name.lower()).strip('_')}.json"
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        with zipfile.ZipFile(args.pack) as file:
+            file.extractall(folder)
+        sets = sorted(p.parent.name for p in Path(folder).glob("*/INFO.json"))
+        samples = list_samples(Path(folder), tuple(sets))
+        shares = dict.fromkeys(sets, 1 / len(sets))
+        source = PatchSource(samples, shares, "ellipse", AUGMENT, args.patch, batched_on=device)
+        config = LoopConfig(steps=args.probe, batch=args.batch, device=args.device, warmup_steps=1, report_every=10**9)
+
+        def batch(step: int) -> Any:
+            return source.batch(args.batch, 1, step, 0, 1)
+
+        torch.manual_seed(1)
+        with tempfile.TemporaryDirectory() as probe:
+            fit(build_net(args.net), batch, dataclasses.replace(config, steps=2), Path(probe) / "a")
+            clock = time.perf_counter()
+            fit(build_net(args.net), batch, config, Path(probe) / "b")
+            step_s = (time.perf_counter() - clock) / args.probe
+        left_s = 60 * args.minutes - (time.perf_counter() - began)
+        steps = max(args.probe, int(0.9 * left_s / step_s))
+        result: dict[str, Any] = {
+            "command": " ".join(sys.argv),
+            "measured": device.type == "cuda",
+            "device": name,
+            "machine": machine(),
+            "net": args.net,
+            "images": len(samples),
+            "batch": args.batch,
+            "patch_px": args.patch,
+            "steps_planned": steps,
+            "step_ms": round(1e3 * step_s, 3),
+            "lines": [],
+        }
+
+        def on_line(line: dict[str, Any]) -> None:
+            result["lines"].append({k: round(v, 5) if isinstance(v, float) else v for k, v in line.items()})
+            write(path, result)
+            print(json.dumps(result["lines"][-1]), flush=True)
+
+        write(path, result)
+        every = max(1, min(100, int(CHECKPOINT_S / 2 / step_s)))
+        config = dataclasses.replace(config, steps=steps, warmup_steps=min(500, steps // 10 + 1), report_every=every)
+        fit(build_net(args.net), batch, config, args.out / "train", on_line=on_line)
+    result["seconds"] = round(time.perf_counter() - began, 1)
+    write(path, result)
+    print(path)
+    return result
+
+
+def export(out: Path, config_path: Path) -> None:
+    """Make weights of what a run left, by a training config that names the same network and where the sets are."""
+    from wsiseg.train.training import TrainConfig, export_weights, training_samples
+
+    config = TrainConfig.from_toml(config_path)
+    net = build_net(config.net)
+    net.load_state_dict(torch.load(out / "train" / "ema.pt", map_location="cpu", weights_only=True)["ema"])
+    print(json.dumps(export_weights(net, config, training_samples(config), out / "weights"), indent=1, default=str))
+
+
+def write(path: Path, result: dict[str, Any]) -> None:
+    """Write the JSON whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def main() -> None:
+    """Pack, run or export."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="what", required=True)
+    packing = commands.add_parser("pack")
+    packing.add_argument("root", type=Path)
+    packing.add_argument("--sets", default="consep,tnbc,dsb2018_he")
+    packing.add_argument("--most-mb", type=float, default=50)
+    packing.add_argument("--pack", type=Path, default=CARRY)
+    running = commands.add_parser("run")
+    running.add_argument("out", type=Path)
+    running.add_argument("--pack", type=Path, default=CARRY)
+    running.add_argument("--minutes", type=float, default=5)
+    running.add_argument("--net", default="lean_w32")
+    running.add_argument("--batch", type=int, default=16)
+    running.add_argument("--patch", type=int, default=256)
+    running.add_argument("--probe", type=int, default=PROBE_STEPS)
+    running.add_argument("--device", default="cuda")
+    exporting = commands.add_parser("export")
+    exporting.add_argument("out", type=Path)
+    exporting.add_argument("config", type=Path)
+    args = parser.parse_args()
+    if args.what == "pack":
+        print(json.dumps(pack(args.root, tuple(args.sets.split(",")), int(1e6 * args.most_mb), args.pack)))
+    elif args.what == "run":
+        run(args)
+    else:
+        export(args.out, args.config)
+
+
+if __name__ == "__main__":
+    main()
