@@ -41,6 +41,11 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
         schema.BORDERS,
     ),
     (
+        "Cells",
+        "`RUN/cells/<slide_id>.parquet` of `wsiseg cells`: GeoParquet 1.1, row for row the nuclei.",
+        schema.CELLS,
+    ),
+    (
         "Edges between nuclei",
         "`OUT/radius/<slide_id>.parquet` (largest radius) and `OUT/delaunay/<slide_id>.parquet` of `wsiseg neighbors`.",
         schema.EDGES,

@@ -237,6 +237,17 @@ BORDERS: tuple[Column, ...] = (
 )
 """Distances to regions, of ``wsiseg regions --distances``; a column ``border_um_<class>`` for each class follows."""
 
+CELLS: tuple[Column, ...] = (
+    Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),
+    Column(
+        "geometry", "wkb", "level-0 px", "the nucleus grown by up to expand_um, on pixel edges, holes where others lie in it"
+    ),
+    Column("bbox", "bbox", "level-0 px", "xmin, ymin, xmax, ymax of the geometry"),
+    Column("area_um2", "float32", "um^2", "area of the cell, nucleus included"),
+)
+"""Cells, the second geometry of a slide's nuclei: ``RUN/cells/<slide_id>.parquet`` of ``wsiseg cells``; null: others cover
+the nucleus (imported ones that overlap), or it lies outside the slide."""
+
 EDGES: tuple[Column, ...] = (
     Column("nucleus_a", "int64", "", "nucleus_id of one end: the one that comes first in the polygon table"),
     Column("nucleus_b", "int64", "", "nucleus_id of the other end"),

@@ -1,4 +1,4 @@
-"""``wsiseg regions`` and ``neighbors``."""
+"""``wsiseg regions``, ``neighbors`` and ``cells``."""
 
 from __future__ import annotations
 
@@ -131,4 +131,47 @@ def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: An
     sys.exit(1 if failed else 0)
 
 
-COMMANDS = (regions, neighbors)
+@click.command()
+@click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="RUN|FILE")
+@click.option(
+    "--expand-um", required=True, type=float, metavar="D", help="Farthest distance of a cell's border from its nucleus, um."
+)
+@click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
+@click.option("--overwrite", is_flag=True, help="Replace cells that are there already.")
+def cells(target: Path, expand_um: float, slide_ids: tuple[str, ...], overwrite: bool) -> None:
+    """Grow every nucleus of a run by up to D um into a cell; cells never overlap.
+
+    They are written to RUN/cells/SLIDE_ID.parquet, a second geometry in the row order of the slide's table. Every pixel within
+    D of a nucleus belongs to the nearest one (at equal distance to the smaller nucleus_id), so cells do not depend on tiles or
+    order. They say how far a cell may reach, not where its membrane is. wsiseg export --cells writes them with their nuclei.
+    Finished slides are skipped: the same command resumes. Runs on the CPU; slide files are not needed.
+
+    \b
+    wsiseg cells RUN --expand-um 5
+    wsiseg export RUN --to qupath --cells -o FOLDER
+    """
+    from wsiseg.questions import grow_cells, tables_of
+
+    tables = tables_of(target, slide_ids)
+    failed = skipped = n_cells = 0
+    for k, done in enumerate(grow_cells(tables, expand_um, overwrite=overwrite), 1):
+        place = f"[{k}/{len(tables)}] {done.slide_id}"
+        if done.error:
+            failed += 1
+            click.echo(f"{place}: {done.error}", err=True)
+        elif done.skipped:
+            skipped += 1
+            click.echo(f"{place}: {done.path} is there already")
+        else:
+            n = done.n_nuclei - done.n_covered
+            n_cells += n
+            size = f", {done.area_mean_um2:.1f} um2 on average" if n else ""
+            click.echo(f"{place}: {n:,} cells of {done.n_nuclei:,} nuclei{size}")
+            if done.n_covered:
+                click.echo(f"  note: {done.n_covered:,} nuclei lie under others or outside the slide: no cell", err=True)
+    made = len(tables) - failed - skipped
+    click.echo(f"{made:,} slides ({n_cells:,} cells), {skipped:,} there already, {failed:,} failed")
+    sys.exit(1 if failed else 0)
+
+
+COMMANDS = (cells, regions, neighbors)

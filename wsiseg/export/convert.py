@@ -26,6 +26,7 @@ from wsiseg.results.arithmetic import mixed_precision_note
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.maps import tissue_of
 from wsiseg.tables import Exported, NucleiFile, Selection, atomic_path, open_nuclei, with_features
+from wsiseg.tables.source import with_cells
 from wsiseg.types import Box
 from wsiseg.write import write_maps
 
@@ -54,6 +55,8 @@ class ExportOptions:
         A DICOM file of the slide, or its folder, for a slide that is no DICOM itself (``dicom-ann``).
     dicom_3d
         Write mm in the slide's frame of reference (``dicom-ann``).
+    cells
+        Write cells, made by ``wsiseg cells``, with their nuclei (QuPath, SpatialData).
     overwrite
         Replace an output that exists already.
     """
@@ -67,6 +70,7 @@ class ExportOptions:
     features: bool = False
     dicom_series: Path | None = None
     dicom_3d: bool = False
+    cells: bool = False
     overwrite: bool = False
     executed: datetime.datetime | None = None
 
@@ -111,6 +115,7 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
 }
 """Formats of ``wsiseg export``: the file ending, and the function that writes it."""
 
+WITH_CELLS = ("qupath", "spatialdata")
 NO_SAMPLE = frozenset(("labels-png", "labels-tiff", "ome-zarr", "maps"))
 
 
@@ -146,6 +151,8 @@ def export_tables(
         raise InputError(f"Expected one of the formats {', '.join(sorted(EXPORT_FORMATS))}, got {to!r}.")
     if options.sample is not None and to in NO_SAMPLE:
         raise InputError(f"The format {to} always contains all nuclei of a region: omit --sample.")
+    if options.cells and (to not in WITH_CELLS or options.centroids):
+        raise InputError(f"Cells can be written as outlines to {' and '.join(WITH_CELLS)}: omit --cells.")
     tables = _tables(target, slide_ids)
     suffix, write = EXPORT_FORMATS[to]
     is_folder = (out.is_dir() and out.suffix != ".zarr") or (not out.suffix and not out.is_file())
@@ -153,6 +160,7 @@ def export_tables(
     for table in tables:
         try:
             source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
+            source = with_cells(source) if options.cells else source
         except FormatError as err:
             if len(tables) == 1:
                 raise

@@ -1,4 +1,4 @@
-"""A polygon table -> QuPath GeoJSON with detections, written in bounded memory.
+"""A polygon table -> QuPath GeoJSON with detections, or cells with their nuclei, written in bounded memory.
 
 The rules are those of QuPath's reader (qupath-core ``GsonTools``, ``QuPathTypeAdapters``): ``objectType`` inside
 ``properties``; a classification with name **and** color; ``id`` a UUID; numbers that are not finite as strings; closed rings;
@@ -19,7 +19,7 @@ import numpy as np
 from wsiseg.export.repair import repaired
 from wsiseg.export.text import concat, decimal_text, join_rings, nucleus_uuids, number_text, text_bytes
 from wsiseg.tables import atomic_path
-from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
+from wsiseg.tables.source import CELL_GEOMETRY, Chunk, Exported, NucleiFile, Selection, iter_chunks, shifted
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +76,7 @@ def write_geojson(
     geometry: Literal["polygon", "centroid"] = "polygon",
     measurements: Sequence[str] = tuple(MEASUREMENTS),
 ) -> Exported:
-    """Write nuclei as QuPath detections.
+    """Write nuclei as QuPath detections; of a table ``with_cells`` as cells with a nucleus.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def write_geojson(
         if origin == "slide" and (source.bounds_x, source.bounds_y) != (0, 0):
             stated = b'"wsiseg":{"frame":"slide"},'
         stream.write(b'{"type":"FeatureCollection",' + stated + b'"features":[')
-        for raw in iter_chunks(source, selection, [*names, "class_name"]):
+        for raw in iter_chunks(source, selection, [*names, "class_name", CELL_GEOMETRY]):
             chunk = shifted(raw, *shift)
             if check and geometry == "polygon":
                 before = len(chunk)
@@ -131,15 +131,21 @@ def _features(
 ) -> pa.StringArray:
     ids = chunk.column("nucleus_id")
     kind, coordinates = ("Polygon", _ring_text(chunk)) if geometry == "polygon" else ("Point", _point_text(chunk, shift))
+    nucleus = concat(f'{{"type":"{kind}","coordinates":', coordinates, "}")
+    if CELL_GEOMETRY in chunk.table.column_names:
+        outlines, kinds = _cell_text(chunk, shift, nucleus), ',"properties":{"objectType":"cell","classification":'
+        outlines = concat(outlines, ',"nucleusGeometry":', nucleus)
+    else:
+        outlines, kinds = nucleus, ',"properties":{"objectType":"detection","classification":'
     values: list[Any] = []
     for k, name in enumerate(names):
         values += [("," if k else "") + json.dumps(MEASUREMENTS[name], ensure_ascii=False) + ":", _measurement(chunk, name)]
     return concat(
         ',\n{"type":"Feature","id":"',
         nucleus_uuids(source.slide_id, ids),
-        f'","geometry":{{"type":"{kind}","coordinates":',
-        coordinates,
-        '},"properties":{"objectType":"detection","classification":',
+        '","geometry":',
+        outlines,
+        kinds,
         _class_text(chunk, classes),
         ',"measurements":{',
         *values,
@@ -152,6 +158,17 @@ def _features(
 def _ring_text(chunk: Chunk) -> pa.StringArray:
     x, y = (decimal_text(chunk.xy[:, axis], DECIMALS, trim=True) for axis in (0, 1))
     return concat("[[[", join_rings(x, y, chunk.ring_offsets, ",", "],["), "]]]")
+
+
+def _cell_text(chunk: Chunk, shift: tuple[int, int], nucleus: pa.StringArray) -> pa.StringArray:
+    """Return the cells as GeoJSON geometries; that of the nucleus where there is no cell."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import shapely
+
+    shapes = shapely.from_wkb(chunk.table[CELL_GEOMETRY].combine_chunks().to_numpy(zero_copy_only=False))
+    moved = shapely.transform(shapes, lambda xy: np.round(xy + shift, DECIMALS))
+    return pc.coalesce(pa.array(shapely.to_geojson(moved), pa.string()), nucleus)
 
 
 def _point_text(chunk: Chunk, shift: tuple[int, int]) -> pa.StringArray:

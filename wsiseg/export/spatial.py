@@ -11,7 +11,7 @@ from wsiseg.errors import EmptyExportError
 from wsiseg.export.annstore import write_anndata_store
 from wsiseg.libraries import optional
 from wsiseg.tables import atomic_file, atomic_folder, wkb_polygons
-from wsiseg.tables.source import Exported, NucleiFile, Selection, iter_chunks
+from wsiseg.tables.source import CELL_GEOMETRY, Exported, NucleiFile, Selection, iter_chunks
 
 __all__ = ["write_anndata", "write_spatialdata"]
 
@@ -32,7 +32,8 @@ def write_spatialdata(
 
     Coordinates are level-0 px in the coordinate system ``global`` and micrometres in ``um``. The index of the shapes is
     ``nucleus_id``; the rows of the table refer to it by ``region`` and ``nucleus_id``. Features are only in the table, because
-    SpatialData cannot resolve a column name that is in both. Written chunk by chunk; of libraries, only zarr is needed.
+    SpatialData cannot resolve a column name that is in both. A table ``with_cells`` adds the shapes ``cells``, with the same
+    index. Written chunk by chunk; of libraries, only zarr is needed.
 
     Raises
     ------
@@ -52,7 +53,9 @@ def write_spatialdata(
             "coordinateTransformations": transforms,
             "spatialdata_attrs": SHAPES,
         }
-        root.create_group("shapes").create_group(key, attributes=attributes)
+        shapes = root.create_group("shapes")
+        for name in (key, "cells")[: 1 + (source.cells is not None)]:
+            shapes.create_group(name, attributes=attributes)
         table = root.create_group("tables").create_group(f"{key}_features")
         write_anndata_store(table, source, selection or Selection(), region=key)
         table.attrs.update({**TABLE, "region": key})
@@ -61,6 +64,8 @@ def write_spatialdata(
             warnings.filterwarnings("ignore", message="Consolidated metadata")
             zarr.consolidate_metadata(str(folder), zarr_format=3)  # must come before the Parquet file, on which zarr fails
         done = _write_shapes(source, folder / "shapes" / key / "shapes.parquet", selection or Selection())
+        if source.cells is not None:
+            _write_shapes(source, folder / "shapes" / "cells" / "shapes.parquet", selection or Selection(), CELL_GEOMETRY)
         if done == 0:
             raise EmptyExportError(
                 f"{source.path}: there is no nucleus to export, and SpatialData does not allow empty shapes."
@@ -75,8 +80,8 @@ def _transform(kind: str, system: str, scale: list[float] | None) -> dict[str, A
     return out if scale is None else {**out, "scale": scale}
 
 
-def _write_shapes(source: NucleiFile, path: Path, selection: Selection) -> int:
-    """Write the selected polygons as GeoParquet indexed by ``nucleus_id``; return their number."""
+def _write_shapes(source: NucleiFile, path: Path, selection: Selection, column: str = "") -> int:
+    """Write the selected polygons, or a column of WKB, as GeoParquet indexed by ``nucleus_id``; return their number."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -100,9 +105,10 @@ def _write_shapes(source: NucleiFile, path: Path, selection: Selection) -> int:
     )
     done = 0
     with pq.ParquetWriter(str(path), schema, compression="zstd") as writer:
-        for chunk in iter_chunks(source, selection):
-            arrays = [wkb_polygons(chunk.xy, chunk.ring_offsets), chunk.table["nucleus_id"].combine_chunks()]
-            writer.write_table(pa.table(arrays, schema=schema))
+        for chunk in iter_chunks(source, selection, [column]):
+            wkb = chunk.table[column].combine_chunks() if column else wkb_polygons(chunk.xy, chunk.ring_offsets)
+            table = pa.table([wkb, chunk.table["nucleus_id"].combine_chunks()], schema=schema)
+            writer.write_table(table.filter(wkb.is_valid()) if wkb.null_count else table)
             done += len(chunk)
     return done
 

@@ -1,13 +1,14 @@
-"""Questions to the nuclei of a run: which lie in drawn regions, how far from borders; what surrounds each; which holds a point.
+"""Questions to the nuclei of a run: which lie in regions or hold a point, what surrounds each, how far its cell may reach.
 
 Comes in: polygon tables; what people drew (``wsiseg.tables.annotations``); points of other instruments (``points``), and where
-they lie (``transforms``). Goes out: tables (``wsiseg.schema.REGIONS``, ``BORDERS``, ``EDGES``, ``NEIGHBORS``, ``ASSIGNED``) and
-AnnData.
+they lie (``transforms``). Goes out: tables (``wsiseg.schema.REGIONS``, ``BORDERS``, ``EDGES``, ``NEIGHBORS``, ``CELLS``,
+``ASSIGNED``) and AnnData.
 """
 
 from wsiseg.questions.annotated import Region, place_regions
 from wsiseg.questions.assign import Assigned, AssignOptions, assign_points_to_nuclei
 from wsiseg.questions.borders import write_borders
+from wsiseg.questions.cells import SlideCells, cells_of_slide, grow_cells
 from wsiseg.questions.coverage import tissue_area
 from wsiseg.questions.neighbors import NeighborOptions, SlideNeighbors, find_neighbors, neighbors_of_slide
 from wsiseg.questions.output import write_regions
@@ -24,9 +25,12 @@ __all__ = [
     "Region",
     "RegionOptions",
     "RegionRows",
+    "SlideCells",
     "SlideNeighbors",
     "assign_points_to_nuclei",
+    "cells_of_slide",
     "find_neighbors",
+    "grow_cells",
     "neighbors_of_slide",
     "open_points",
     "pair_annotations",

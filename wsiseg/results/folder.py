@@ -6,6 +6,7 @@
     RUN/nuclei/<slide_id>.parquet    one GeoParquet table a slide
     RUN/maps/<slide_id>.zarr         density, mean area, material and tissue fraction as an OME-Zarr pyramid
     RUN/features/<slide_id>.parquet  what ``wsiseg features`` measured, row by row the table's nuclei
+    RUN/cells/<slide_id>.parquet     what ``wsiseg cells`` grew of the nuclei, row by row the table's
     RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
     RUN/slides/<slide_id>.tissue.png tissue mask as used
     RUN/slides/<slide_id>.mask.jpg   the slide with the mask's outline, pen marks, and the windows sampled outside

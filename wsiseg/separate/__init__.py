@@ -37,7 +37,17 @@ fixed point: Kauffmann and Piche, A cellular automaton for ultra-fast watershed 
 
 from __future__ import annotations
 
+from wsiseg.separate.expand import expand
 from wsiseg.separate.instances import find_markers, separate
 from wsiseg.separate.params import FALLBACK, MERGE_REACH_PX, SeparateParams, distance_table, resolve_params
 
-__all__ = ["FALLBACK", "MERGE_REACH_PX", "SeparateParams", "distance_table", "find_markers", "resolve_params", "separate"]
+__all__ = [
+    "FALLBACK",
+    "MERGE_REACH_PX",
+    "SeparateParams",
+    "distance_table",
+    "expand",
+    "find_markers",
+    "resolve_params",
+    "separate",
+]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from wsiseg.errors import FormatError, InputError
 from wsiseg.tables.arrow import read_table_meta
 from wsiseg.tables.columns import add_derived, companion_of, stored_names
+from wsiseg.tables.companions import cells_of
 from wsiseg.tables.features import DERIVED_NAMES, FEATURE_NAMES
 from wsiseg.tables.geo import wkb_rings
 from wsiseg.types import Box
@@ -21,8 +22,10 @@ from wsiseg.types import Box
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Chunk", "Exported", "NucleiFile", "Selection", "iter_chunks", "open_nuclei", "shifted",
-           "with_features"]  # fmt: skip
+__all__ = ["CELL_GEOMETRY", "Chunk", "Exported", "NucleiFile", "Selection", "iter_chunks", "open_nuclei", "shifted",
+           "with_cells", "with_features"]  # fmt: skip
+
+CELL_GEOMETRY = "cell_geometry"
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -34,7 +37,8 @@ class NucleiFile:
 
     ``imported`` is the provenance of a table that another tool's file became (empty: wsiseg segmented the slide), and
     ``step_px`` the lattice on which its coordinates lie (0: none, any float). ``columns`` are those that can be asked for, and
-    ``companion`` the file of those stored beside the table (see ``with_features``).
+    ``companion`` the file of those stored beside the table (see ``with_features``), and
+    ``cells`` that of its cells (see ``with_cells``).
     """
 
     path: Path
@@ -53,6 +57,7 @@ class NucleiFile:
     imported: dict[str, Any] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
     companion: Path | None = None
+    cells: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +161,17 @@ def with_features(source: NucleiFile) -> NucleiFile:
     return replace(source, columns=columns, companion=companion)
 
 
+def with_cells(source: NucleiFile) -> NucleiFile:
+    """Return the table with the WKB of its cells as the column ``CELL_GEOMETRY``.
+
+    Raises
+    ------
+    FormatError
+        There are no cells of this table (``wsiseg cells``).
+    """
+    return replace(source, columns=(*source.columns, CELL_GEOMETRY), cells=cells_of(source.path))
+
+
 def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str] = ()) -> Iterator[Chunk]:
     """Yield the selected nuclei in table order, one chunk a row group; row groups outside the region are not read.
 
@@ -170,17 +186,21 @@ def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str]
     limit = _sample_limit(source, selection)
     wanted = list(dict.fromkeys(["nucleus_id", "cx", "cy", *(c for c in columns if c in source.columns)]))
     beside = [c for c in wanted if c in FEATURE_NAMES]
+    stored = stored_names([c for c in wanted if c != CELL_GEOMETRY])
     with ExitStack() as stack:
         file = stack.enter_context(pq.ParquetFile(str(source.path)))
         companion = stack.enter_context(pq.ParquetFile(str(source.companion))) if source.companion and beside else None
+        cells = stack.enter_context(pq.ParquetFile(str(source.cells))) if source.cells and CELL_GEOMETRY in wanted else None
         for group in range(file.num_row_groups):
             if selection.region is not None and _outside(file.metadata.row_group(group), selection.region):
                 continue
             try:
-                table = add_derived(file.read_row_group(group, columns=[*stored_names(wanted), "geometry"]), wanted)
+                table = add_derived(file.read_row_group(group, columns=[*stored, "geometry"]), wanted)
                 if companion is not None:  # its rows and row groups are those of the table
                     for field_, column in _columns(companion.read_row_group(group, columns=beside)):
                         table = table.append_column(field_, column)
+                if cells is not None:  # so are theirs
+                    table = table.append_column(CELL_GEOMETRY, cells.read_row_group(group, columns=["geometry"])["geometry"])
             except (OSError, pa.ArrowException) as err:
                 raise FormatError(f"{source.path}: row group {group} cannot be read ({err}).") from err
             table = table.select([*wanted, "geometry"])

@@ -1,0 +1,97 @@
+"""CPU kernels of ``expand``: the nearest label of every pixel, and the parts of it that hang together with its nucleus."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.backend._cpu_jit import jit
+
+__all__ = ["keep_joined", "nearest"]
+
+I32 = npt.NDArray[np.int32]
+
+
+@jit
+def nearest(labels: I32, reach_squared: Any) -> I32:
+    """Return the label of the nearest labelled pixel at a squared distance of ``reach_squared`` or less; ties: the smallest."""
+    H, W = labels.shape
+    far = np.int64(1) << 40
+    away = np.full((H, W), -1, np.int32)  # rows to the nearest label in the column, -1: none
+    which = np.zeros((H, W), np.int32)
+    for y in range(H):
+        for x in range(W):
+            if labels[y, x] != 0:
+                away[y, x], which[y, x] = 0, labels[y, x]
+            elif y > 0 and away[y - 1, x] >= 0:
+                away[y, x], which[y, x] = away[y - 1, x] + 1, which[y - 1, x]
+    below = np.full(W, -1, np.int64)
+    label = np.zeros(W, np.int32)
+    out = np.zeros((H, W), np.int32)
+    for y in range(H - 1, -1, -1):
+        some = False
+        for x in range(W):
+            if labels[y, x] != 0:
+                below[x], label[x] = 0, labels[y, x]
+            elif below[x] >= 0:
+                below[x] += 1
+                if away[y, x] < 0 or below[x] < away[y, x] or (below[x] == away[y, x] and label[x] < which[y, x]):
+                    away[y, x], which[y, x] = below[x], label[x]
+            some = some or (away[y, x] >= 0 and np.int64(away[y, x]) * away[y, x] <= reach_squared)
+        if not some:
+            continue
+        for x in range(W):
+            best, found = far, np.int32(0)
+            side = np.int64(0)
+            while side * side <= min(best, reach_squared):
+                for k in range(2):
+                    column = x - side if k == 0 else x + side
+                    if 0 <= column < W and away[y, column] >= 0:
+                        d = side * side + np.int64(away[y, column]) * away[y, column]
+                        if d < best or (d == best and which[y, column] < found):
+                            best, found = d, which[y, column]
+                side += 1
+            if best <= reach_squared:
+                out[y, x] = found
+    return out
+
+
+@jit
+def keep_joined(cells: I32, nuclei: I32, n: Any) -> None:
+    """Erase all parts (4-connected) of a cell but the one with most pixels of its nucleus; ties: the first in raster order."""
+    H, W = cells.shape
+    part = np.zeros(H * W, np.int32)
+    stack = np.empty(H * W, np.int64)
+    best = np.zeros(n + 1, np.int64)
+    chosen = np.zeros(n + 1, np.int32)
+    flat, seeds = cells.ravel(), nuclei.ravel()
+    count = np.int32(0)
+    for start in range(H * W):
+        if flat[start] == 0 or part[start] != 0:
+            continue
+        count += 1
+        value = flat[start]
+        stack[0] = start
+        size = 1
+        part[start] = count
+        own = np.int64(0)
+        while size > 0:
+            size -= 1
+            p = stack[size]
+            own += seeds[p] == value
+            x = p % W
+            for k in range(4):
+                if (k == 0 and x == 0) or (k == 1 and x == W - 1):
+                    continue
+                q = p - 1 if k == 0 else p + 1 if k == 1 else p - W if k == 2 else p + W
+                if 0 <= q < H * W and flat[q] == value and part[q] == 0:
+                    part[q] = count
+                    stack[size] = q
+                    size += 1
+        if own > best[value]:
+            best[value], chosen[value] = own, count
+    for p in range(H * W):
+        if flat[p] != 0 and part[p] != chosen[flat[p]]:
+            flat[p] = 0
