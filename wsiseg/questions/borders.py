@@ -46,7 +46,7 @@ def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> i
     ]
     facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(source.path), "point": marker_kind(source)}
     schema = arrow_schema([*BORDERS, *more], metadata={META_KEY: facts})
-    borders = [_Border(shape, source.mpp) for shape in (everything, *unions)]
+    borders = [_Border(shape, source.mpp) for shape in ([everything, *unions] if len(unions) > 1 else [everything])]
     done = 0
     with atomic_path(out) as partial, pq.ParquetWriter(str(partial), schema, compression="zstd") as writer:
         for table in iter_groups(source, MARKER_COLUMNS):
@@ -55,7 +55,8 @@ def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> i
             for r in reversed(kept):  # of several the first one in the file
                 region[inside(r.geometry, xy)] = r.number
             arrays = [table["nucleus_id"].combine_chunks(), pa.array(region)]
-            arrays += [pa.array(border.distances(xy)) for border in borders]
+            columns = [pa.array(border.distances(xy)) for border in borders]
+            arrays += columns if len(unions) > 1 else columns * (1 + len(unions))  # of one class: twice the same
             writer.write_table(pa.table(arrays, schema=schema))
             done += len(xy)
     return done
