@@ -115,6 +115,13 @@ def test_a_killed_run_goes_on_to_the_same_row_and_picture(
     assert not (out / "parts" / "crop").exists()
 
 
+def test_the_row_says_how_the_slide_looks(runs: dict[str, Path]) -> None:
+    found = row(runs["whole"])
+    shares = ("ink_frac", "fold_frac", "stain_residual", "od_red_frac", "od_blue_frac", "sharpness", "sharpness_low")
+    assert all(0 <= found[name] <= 1 for name in shares)
+    assert found["nuclei_per_colored_mm2"] >= found["nuclei_per_mm2"] * 0.99  # of the same area, or of less
+
+
 def test_the_picture_shows_slide_and_mask(runs: dict[str, Path], crop_rgb: np.ndarray) -> None:
     with Image.open(runs["half"] / "slides" / "crop.mask.jpg") as picture:
         seen = np.asarray(picture.convert("RGB")).astype(int)

@@ -7,6 +7,7 @@ from Python, scores on annotated images and the fitting of thresholds all go thr
 from __future__ import annotations
 
 from wsiseg.pipeline.image import ImageMaps, image_nuclei, map_image, segment_image, separate_maps
+from wsiseg.pipeline.look import picture_look
 from wsiseg.pipeline.window import StageClock, WindowNuclei, stain_aim, window_maps, window_nuclei, window_stats
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "WindowNuclei",
     "image_nuclei",
     "map_image",
+    "picture_look",
     "segment_image",
     "separate_maps",
     "stain_aim",

@@ -6,6 +6,7 @@ reads any window of it, white outside, with the same value of a px in every wind
 
 from wsiseg.read.array import ArraySlide
 from wsiseg.read.grid import tile_grid
+from wsiseg.read.look import slide_look
 from wsiseg.read.mask_files import tissue_from_file
 from wsiseg.read.mask_window import tissue_cells, tissue_frac, tissue_px_in, tissue_window, unscanned_window
 from wsiseg.read.outside import OutsideWindow, outside_windows
@@ -32,6 +33,7 @@ __all__ = [
     "read_working",
     "scale_for",
     "slide_id_of",
+    "slide_look",
     "stain_sample",
     "survey_slide",
     "tile_grid",

@@ -21,6 +21,7 @@ from wsiseg.results.manifest import SlideInput
 from wsiseg.results.maps import make_maps
 from wsiseg.results.reopen import other_content
 from wsiseg.run.context import WorkerContext
+from wsiseg.run.foreign import foreign_facts
 from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of
 from wsiseg.run.outside import outside_facts, write_mask_picture
 from wsiseg.run.suspect import suspicion
@@ -135,7 +136,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
     ) | _precision_of(context)
     facts, drawn = _mask_facts(job, context, summary.n_nuclei)
-    row |= facts
+    row |= facts | foreign_facts(job, row, context.model.card)
     record = {
         "digest": context.digest,
         "row": row,

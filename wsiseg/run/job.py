@@ -23,6 +23,7 @@ from wsiseg.read import (
     open_slide,
     outside_windows,
     scale_for,
+    slide_look,
     stain_sample,
     survey_slide,
     tile_grid,
@@ -65,7 +66,7 @@ class SlideJob:
     ``source`` is where a slide was fetched from and what identifies its version (empty: it was not fetched). ``note`` says why
     earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or metadata of the
     slide that disagree. ``outside`` are the windows sampled off the mask; ``None``: none could be
-    chosen.
+    chosen. ``look`` is how the slide looks (``wsiseg.read.slide_look``).
     """
 
     meta: SlideMeta
@@ -78,6 +79,7 @@ class SlideJob:
     warnings: tuple[str, ...] = ()
     source: dict[str, Any] = field(default_factory=dict)
     outside: tuple[OutsideWindow, ...] | None = None
+    look: dict[str, float] = field(default_factory=dict)
 
     @property
     def mask_origin(self) -> str:
@@ -144,7 +146,8 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
         stained = survey.tissue if survey is not None and slide_input.tissue_mask == ALL_TISSUE else tissue
         stain = Stain() if aim.method == "none" else fit_stain(aim.method, *stain_sample(slide, stained, scale), aim.params)
         outside = None if survey is None else tuple(outside_windows(meta, scale, tissue, survey, content))
-        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings), source, outside)
+        look = {} if survey is None else _look_of(slide, survey, stained, warnings)
+        job = SlideJob(meta, scale, stain, tissue, asked, content, note, tuple(warnings), source, outside, look)
         _store_job(job, folder, None if survey is None else picture_base(slide, survey))
         return job
     finally:
@@ -171,6 +174,15 @@ def _tissue_of(
         return tissue, None
     _compare(tissue, survey.tissue, meta, given, warnings)
     return tissue, survey
+
+
+def _look_of(slide: Slide, survey: SlideSurvey, tissue: TissueMask, warnings: list[str]) -> dict[str, float]:
+    """Return how a slide looks; where pixels cannot be decoded nothing is known, and the tiles say what that costs."""
+    try:
+        return slide_look(slide, survey, tissue)
+    except TileReadError as err:
+        warnings.append(f"how the slide looks is not measured: {err}")
+        return {}
 
 
 def _compare(given: TissueMask, found: TissueMask, meta: SlideMeta, path: str, warnings: list[str]) -> None:
@@ -206,6 +218,7 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
             raw["content"],
             source=raw.get("source", {}),
             outside=outside,
+            look=raw.get("look", {}),
         )
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise FormatError(
@@ -307,6 +320,7 @@ def _store_job(job: SlideJob, folder: RunFolder, thumbnail: bytes | None = None)
         "asked": job.asked,
         "content": job.content,
         "source": job.source,
+        "look": job.look,
         "outside": None if job.outside is None else [[*dataclasses.astuple(w.box), w.weight.hex()] for w in job.outside],
     }
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())

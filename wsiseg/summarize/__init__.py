@@ -5,14 +5,20 @@ Rings, pixels and centroids -> the features that are measured when asked for.
 
 from wsiseg.summarize.cohort import read_slides_table, write_errors_table, write_slides_table
 from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
+from wsiseg.summarize.foreign import TRAITS, Foreign, Trait, foreign_look, look_reference
 from wsiseg.summarize.outside import OutsideEstimate, estimate_outside
 from wsiseg.summarize.slide import failed_row, nuclei_statistics, summarize_slide
 
 __all__ = [
+    "Foreign",
     "OutsideEstimate",
     "RUIFROK_JOHNSTON",
+    "TRAITS",
+    "Trait",
     "estimate_outside",
     "failed_row",
+    "foreign_look",
+    "look_reference",
     "neighbors",
     "nuclei_statistics",
     "od_features",

@@ -1,0 +1,34 @@
+"""How a picture looks, with what the network finds on it: what a run measures of a slide, of one picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsiseg.config import RunConfig
+from wsiseg.pipeline.image import image_nuclei, map_image
+from wsiseg.read import ArraySlide, slide_look, survey_slide
+from wsiseg.separate import resolve_params
+
+if TYPE_CHECKING:
+    from wsiseg.predict import Model
+
+__all__ = ["picture_look"]
+
+
+def picture_look(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig) -> dict[str, float]:
+    """Return the traits of ``wsiseg.summarize.TRAITS`` of one picture uint8 (H, W, 3), without what cannot be measured."""
+    slide = ArraySlide(np.ascontiguousarray(rgb), mpp=mpp)
+    survey = survey_slide(slide)
+    out = slide_look(slide, survey, survey.tissue)
+    maps = map_image(rgb, mpp, model, config)
+    found = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp)).columns
+    n = len(found["area_wpx"])
+    if out["colored_mm2"]:
+        out["nuclei_per_colored_mm2"] = n / out["colored_mm2"]
+    if n:
+        out["area_p50_um2"] = float(np.median(found["area_wpx"])) * maps.mpp**2
+        out |= {f"{name}_mean": float(np.mean(found[name])) / 255 for name in ("center_prob", "material_prob")}
+    return out

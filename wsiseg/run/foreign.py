@@ -1,0 +1,31 @@
+"""How a slide looks and what the network found on it -> how unlike the training images it is, as columns of its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wsiseg.run.job import SlideJob
+from wsiseg.schema import TRUST
+from wsiseg.summarize import foreign_look
+
+__all__ = ["foreign_facts"]
+
+NETWORK = ("area_p50_um2", "center_prob_mean", "material_prob_mean")
+"""Columns of a slide's row that its look is completed by."""
+
+
+def foreign_facts(job: SlideJob, row: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the columns of ``wsiseg.schema.TRUST`` about a slide's look.
+
+    Weights whose card has no ``look`` (``scripts/measure_look.py`` measures it) give no score: it stays empty.
+    """
+    look: dict[str, Any] = {**job.look, **{name: row[name] for name in NETWORK}}
+    if job.look.get("colored_mm2"):
+        look["nuclei_per_colored_mm2"] = row["n_nuclei"] / job.look["colored_mm2"]
+    facts: dict[str, Any] = {c.name: float(look[c.name]) for c in TRUST if look.get(c.name) is not None}
+    reference = card.get("look", {}).get("percentiles_1_50_99")
+    found = foreign_look(look, reference) if reference and row["n_nuclei"] else None
+    if found is None:
+        return facts
+    return facts | {"foreign_score": round(found.score, 3), "foreign_reasons": "; ".join(found.reasons)}
