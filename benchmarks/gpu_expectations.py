@@ -73,7 +73,7 @@ def main() -> None:
     flat = {f"{case}|{name}": values for case, parts in cases.items() for name, values in parts.items()}
     flat |= {"stain|rgb": rgb, "stain|params": np.array(STAIN), "stain|out": normalize(rgb, Stain("macenko", STAIN))}
     flat |= {"stain|reinhard": np.array(REINHARD), "stain|reinhard_out": normalize(rgb, Stain("reinhard", REINHARD))}
-    flat |= network_answers(480 if "--small" in sys.argv else 1200)
+    flat |= network_answers(480 if "--small" in sys.argv else 640)
     OUT.parent.mkdir(exist_ok=True)
     np.savez_compressed(OUT, **flat)
     print(f"{OUT}: {len(cases)} cases, {OUT.stat().st_size / 1e6:.1f} MB")

@@ -2,15 +2,16 @@
 # What a lent machine's 15 minutes are spent on: parity with the CPU's stored answers, the stage table with its floors, slide to
 # polygons end to end, then training with the time that is left. Each step writes its own JSON at once. It needs a GPU and torch,
 # CuPy, NumPy, SciPy, safetensors; nothing is downloaded there. Prepare it elsewhere, in the project's environment:
-#   python -m benchmarks.gpu_expectations             # the CPU's answers -> carry/gpu_expectations.npz (18 MB)
+#   python -m benchmarks.gpu_expectations             # the CPU's answers -> carry/gpu_expectations.npz (about 18 MB)
 #   python -m benchmarks.gpu_carry                    # wheels for its Python 3.12 -> carry/read (27 MB), carry/write (43 MB)
 #   python -m benchmarks.gpu_train pack SETS --most-mb 17    # training images -> carry/train.zip (17 MB)
 # which downloads, for the first of the two folders,
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
 #     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d carry/read \
 #     openslide-python openslide-bin pillow tifffile click safetensors cucim-cu13 lazy-loader
-# One call of at most 64 MiB carries carry/read, the answers and carry/train.zip (62 MB together); carry/write and the step "end" alone
-# go another time. Of 10 minutes: 2 parity, 3 stages, 2 end to end, the rest training (TRAIN_MINUTES).
+# Where no more than 64 MiB may travel at once, the source tree (20 MB) counted: first carry/read and the answers, steps "parity stages
+# end"; then carry/train.zip alone, step "train", with the time that is left (TRAIN_MINUTES); carry/write and "end" another time. Steps
+# end by themselves: parity within 2.5 minutes, stages 4, end 3. A second call on the machine while it is warm finds it as it was.
 # Usage: scripts/on_gpu.sh [--dry] [folder for the JSON, default benchmarks/results] [steps, default "parity stages end train"]
 # --dry: the same steps on the CPU with tiny sizes; every JSON then says "measured": false.
 set -euo pipefail
