@@ -51,6 +51,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--dicom-series", type=click.Path(exists=True, path_type=Path), metavar="PATH",
               help="dicom-ann: a file of the slide's DICOM series, or its folder.  [the slide of the run]")  # fmt: skip
 @click.option("--dicom-3d", is_flag=True, help="dicom-ann: mm in the slide's frame of reference instead of pixels.")
+@click.option("--path-map", multiple=True, metavar="FROM=TO",
+              help="anndata, spatialdata: slides whose paths began with FROM are now under TO; repeatable.")  # fmt: skip
 @click.option("--cells", is_flag=True, help="qupath, spatialdata: cells that wsiseg cells made, with their nuclei.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.export.thumbnails import Thumbnail, put_pictures
 from wsiseg.tables.source import Chunk, NucleiFile, Selection, iter_chunks
 from wsiseg.write.elements import (
     growing,
@@ -52,7 +53,9 @@ class _CategoryCodes:
         return codes
 
 
-def write_anndata_store(root: Any, source: NucleiFile, selection: Selection, *, region: str = "") -> int:
+def write_anndata_store(
+    root: Any, source: NucleiFile, selection: Selection, *, region: str = "", pictures: dict[str, Thumbnail] | None = None
+) -> int:
     """Write the matrix of nuclei by features into an empty group; return the number of nuclei.
 
     Parameters
@@ -62,6 +65,8 @@ def write_anndata_store(root: Any, source: NucleiFile, selection: Selection, *, 
     region
         Name of the SpatialData element that the rows annotate; ``obs`` then has the columns ``region`` and ``nucleus_id``, and
         ``uns`` names them as SpatialData expects. Empty: none.
+    pictures
+        ``hires`` and ``lowres`` of the slide.
     """
     names = [f for f in FEATURES if f in source.columns]
     extras = [c for c in OBS if c in source.columns]
@@ -94,7 +99,7 @@ def write_anndata_store(root: Any, source: NucleiFile, selection: Selection, *, 
     var = put_frame(root, "var")
     put_texts(var, "_index", names)
     put_order(var, [])
-    _write_uns(root, source, diameter_px / max(1, index.n), region)
+    _write_uns(root, source, diameter_px / max(1, index.n), region, pictures or {})
     for empty in ("layers", "obsp", "varm", "varp"):
         put_dict(root, empty)
     return index.n
@@ -105,14 +110,15 @@ def _obs_dtypes(extras: Sequence[str], region: str) -> dict[str, str]:
     return {name: known[name] for name in (*extras, *(["nucleus_id"] if region else []))}
 
 
-def _write_uns(root: Any, source: NucleiFile, diameter_px: float, region: str) -> None:
+def _write_uns(root: Any, source: NucleiFile, diameter_px: float, region: str, pictures: dict[str, Thumbnail]) -> None:
     uns = put_dict(root, "uns")
     library = put_dict(put_dict(uns, "spatial"), source.slide_id)
     scales = put_dict(library, "scalefactors")
     put_number(scales, "spot_diameter_fullres", diameter_px)
-    put_number(scales, "tissue_hires_scalef", 1.0)
+    if not pictures:
+        put_number(scales, "tissue_hires_scalef", 1.0)
     put_number(put_dict(library, "metadata"), "mpp", source.mpp)
-    put_dict(library, "images")
+    put_pictures(put_dict(library, "images"), scales, pictures)
     if region:
         link = put_dict(uns, "spatialdata_attrs")
         for name, value in (("region", region), ("region_key", "region"), ("instance_key", "nucleus_id")):

@@ -20,6 +20,7 @@ from wsiseg.export.quip import write_quip
 from wsiseg.export.qupath import write_geojson
 from wsiseg.export.raster import write_label_image, write_ome_labels
 from wsiseg.export.spatial import write_anndata, write_spatialdata
+from wsiseg.export.thumbnails import thumbnails_of
 from wsiseg.export.tiatoolbox import write_annotation_store
 from wsiseg.read import tissue_cells
 from wsiseg.results.arithmetic import mixed_precision_note
@@ -57,6 +58,8 @@ class ExportOptions:
         Write mm in the slide's frame of reference (``dicom-ann``).
     cells
         Write cells, made by ``wsiseg cells``, with their nuclei (QuPath, SpatialData).
+    path_map
+        As ``schedule.path_map``: where slides that were moved are now (their pictures go into AnnData and SpatialData).
     overwrite
         Replace an output that exists already.
     """
@@ -71,6 +74,7 @@ class ExportOptions:
     dicom_series: Path | None = None
     dicom_3d: bool = False
     cells: bool = False
+    path_map: tuple[str, ...] = ()
     overwrite: bool = False
     executed: datetime.datetime | None = None
 
@@ -97,8 +101,12 @@ def _dicom(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
     return write_dicom_annotations(s, p, o.selection, series=o.dicom_series, three_d=o.dicom_3d)
 
 
+def _spatialdata(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_spatialdata(s, p, o.selection, overwrite=o.overwrite, pictures=thumbnails_of(s, o.path_map))
+
+
 EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
-    "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection)),
+    "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection, pictures=thumbnails_of(s, o.path_map))),
     "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
     "dicom-ann": (".dcm", _dicom),
     "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
@@ -110,7 +118,7 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "ome-zarr": (".labels.zarr", lambda s, p, o: write_ome_labels(s, p, o.region, overwrite=o.overwrite)),
     "quip": ("", lambda s, p, o: write_quip(s, p, o.selection, tile_px=o.tile_px, executed=o.executed, overwrite=o.overwrite)),
     "qupath": (".geojson.gz", _qupath),
-    "spatialdata": (".spatialdata.zarr", lambda s, p, o: write_spatialdata(s, p, o.selection, overwrite=o.overwrite)),
+    "spatialdata": (".spatialdata.zarr", _spatialdata),
     "tiatoolbox": (".db", lambda s, p, o: write_annotation_store(s, p, o.selection)),
 }
 """Formats of ``wsiseg export``: the file ending, and the function that writes it."""
