@@ -112,7 +112,7 @@ def main() -> None:
     options = parser.parse_args()
     config = RunConfig()
     model = load_model(config.predict)
-    reference = model.card["look"]["percentiles_1_50_99"]
+    reference = model.card["look"]["percentiles_5_50_95"]
     rows = [r for one in pictures(options.data, options.slides) for r in scored(one, model, config, reference)]
     held_out = table([r for r in rows if not r["tuned"]])
     result = {"held_out": held_out, "tuned": table([r for r in rows if r["tuned"]]), "rows": rows}

@@ -2,9 +2,9 @@
 
     python scripts/measure_look.py DATA [research open ...]
 
-DATA holds the annotated sets (``WSISEG_DATA``). Validation images are left out. Of each set at most ``MOST`` images count,
-evenly chosen, each with its middle ``SIDE_PX`` pixels, so that no set outweighs another. Written into the card as ``look``: the
-1st, 50th and 99th percentile of each trait (``wsiseg.summarize.TRAITS``).
+DATA holds the annotated sets (``WSISEG_DATA``). Validation images and sets without a scale are left out. Of each set at most
+``MOST`` images count, evenly chosen, each with its middle ``SIDE_PX`` pixels, so that no set outweighs another. Written into
+the card as ``look``: the 5th, 50th and 95th percentile of each trait (``wsiseg.summarize.TRAITS``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from wsiseg.summarize import look_reference
 
 MOST = 16
 SIDE_PX = 640
-NOMINAL_MPP = 0.25
 
 
 def middle(rgb: np.ndarray) -> np.ndarray:
@@ -43,13 +42,13 @@ def main() -> None:
         model = load_model(config.predict)
         looks = []
         for dataset in model.card["data"]["sets"]:
-            samples = [s for s in list_samples(root, (dataset,)) if not s.validation]
+            samples = [s for s in list_samples(root, (dataset,)) if not s.validation and s.mpp]
             for k in np.unique(np.linspace(0, len(samples) - 1, min(MOST, len(samples))).round().astype(int)):
                 rgb, _ = load_sample(samples[k])
-                looks.append(picture_look(middle(rgb), samples[k].mpp or NOMINAL_MPP, model, config))
+                looks.append(picture_look(middle(rgb), float(samples[k].mpp or 0), model, config))
         path = weights_path(name).with_suffix(".json")
         card = json.loads(path.read_text(encoding="utf-8"))
-        card["look"] = {"images": len(looks), "percentiles_1_50_99": look_reference(looks)}
+        card["look"] = {"images": len(looks), "percentiles_5_50_95": look_reference(looks)}
         atomic_write_bytes(path, (json.dumps(card, indent=2, ensure_ascii=False) + "\n").encode())
         print(name, json.dumps(card["look"]))
 

@@ -24,7 +24,7 @@ def foreign_facts(job: SlideJob, row: Mapping[str, Any], card: Mapping[str, Any]
     if job.look.get("colored_mm2"):
         look["nuclei_per_colored_mm2"] = row["n_nuclei"] / job.look["colored_mm2"]
     facts: dict[str, Any] = {c.name: float(look[c.name]) for c in TRUST if look.get(c.name) is not None}
-    reference = card.get("look", {}).get("percentiles_1_50_99")
+    reference = card.get("look", {}).get("percentiles_5_50_95")
     found = foreign_look(look, reference) if reference and row["n_nuclei"] else None
     if found is None:
         return facts

@@ -1,8 +1,8 @@
 """How unlike the training images a slide looks: one number, and the reasons for it in words.
 
-A trait of a slide is compared with the same trait of the images that the network was trained on, whose 1st, 50th and 99th
-percentiles stand in the model card (``scripts/measure_look.py``). Half of the distance from the median to the percentile on its
-side, beyond that percentile, counts as 1 unless the trait says otherwise; the slide's score is that of its most unusual trait.
+A trait of a slide is compared with the same trait of the images that the network was trained on, whose 5th, 50th and 95th
+percentiles stand in the model card (``scripts/measure_look.py``). Twice as far from the median as the percentile on its side
+scores 1 unless the trait says otherwise; the slide's score is that of its most unusual trait.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Trait:
     high: str = ""
     unit: str = ""
     log: bool = False
-    slack: float = 0.5
+    slack: float = 1.0
     least: float = 0.0
 
     def scaled(self, value: float) -> float:
@@ -69,12 +69,12 @@ class Foreign:
 
 
 def look_reference(looks: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
-    """Return the 1st, 50th and 99th percentile of each trait over training images, with four digits."""
+    """Return the 5th, 50th and 95th percentile of each trait over training images, with four digits."""
     out = {}
     for trait in TRAITS:
         known = [float(v) for look in looks if (v := _value(look, trait.name)) is not None]
         if known:
-            out[trait.name] = [float(f"{v:.4g}") for v in np.percentile(known, (1, 50, 99))]
+            out[trait.name] = [float(f"{v:.4g}") for v in np.percentile(known, (5, 50, 95))]
     return out
 
 
