@@ -1,4 +1,4 @@
-"""A polygon table -> DICOM Microscopy Bulk Simple Annotations (PS3.3, C.37), of any number of nuclei in little memory.
+"""A polygon table -> DICOM Microscopy Bulk Simple Annotations (PS3.3, C.37).
 
 highdicom makes the object with the attributes of its source image and a group of one nucleus; the group's arrays are then those
 of the table, which stream from row groups to a file that pydicom copies. So a million polygons are never Python objects.
