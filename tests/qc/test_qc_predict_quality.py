@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+from collections.abc import Callable
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage, optimize
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.qc import FEATURES, NUCLEUS_COLUMNS, QualityModel, load_quality, patch_features
+from wsiseg.qc import FEATURES, NUCLEUS_COLUMNS, QualityModel, load_quality, patch_features, patch_turns
+from wsiseg.qc.patch_features import OF_NUCLEI, PICTURE_FEATURES, TURN_FEATURES
+from wsiseg.qc.patch_turns import Turner, agreement, load_turner, turn_features
 from wsiseg.qc.predict_quality import (
     MIN_JUDGED,
     TERMS,
@@ -24,6 +29,7 @@ from wsiseg.qc.predict_quality import (
     recalibrate,
     reviews_saved,
 )
+from wsiseg.qc.quality_map import cell_features, map_png, quality_map
 
 NUCLEI = dict(zip(NUCLEUS_COLUMNS, (np.full(9, v) for v in (40.0, 22.4, 7.2, 7.1, 230.0, 240.0)), strict=True))
 
@@ -31,11 +37,11 @@ NUCLEI = dict(zip(NUCLEUS_COLUMNS, (np.full(9, v) for v in (40.0, 22.4, 7.2, 7.1
 def scene() -> tuple[np.ndarray, np.ndarray]:
     """Nine dark discs on pink with fine texture, and their labels."""
     random = np.random.default_rng(0)
-    y, x = np.mgrid[:120, :120]
-    discs = np.zeros((120, 120), np.int32)
+    y, x = np.mgrid[:128, :128]
+    discs = np.zeros((128, 128), np.int32)
     for k, (cy, cx) in enumerate(itertools.product((20, 60, 100), repeat=2)):
         discs[np.hypot(y - cy, x - cx) < 12] = k + 1
-    rgb = np.where(discs[..., None] > 0, (90, 60, 140), (225, 170, 200)) + random.normal(0, 8, (120, 120, 1))
+    rgb = np.where(discs[..., None] > 0, (90, 60, 140), (225, 170, 200)) + random.normal(0, 8, (128, 128, 1))
     return np.clip(rgb, 0, 255).astype(np.uint8), discs
 
 
@@ -93,7 +99,7 @@ def test_features_of_nuclei_are_the_plain_formulas() -> None:
         "small_frac": 1 / 3,
         "roundness_mean": sum(4 * np.pi * a / p**2 for a, p in ((10, 12), (30, 21), (90, 40))) / 3,
         "log_area_sd": np.log([10, 30, 90]).std(),
-        "log_count": np.log1p(3 * 256**2 / 120**2),
+        "log_count": np.log1p(3 * 256**2 / 128**2),
     }
     assert {k: feature(got, k) for k in expected} == pytest.approx(expected)
 
@@ -195,6 +201,124 @@ def test_spread_of_patients_is_that_which_chance_does_not_explain() -> None:
     assert group_spread(p, random.random(len(p)) < shifted, group.astype(str)) == pytest.approx(0.15, abs=0.02)
 
 
+def dark_is_nucleus(rgb: np.ndarray) -> np.ndarray:
+    """Maps of a network that takes what is dark for nuclei, whatever the orientation."""
+    dark = (rgb.mean(axis=2) < 140).astype(float)
+    material = ndimage.gaussian_filter(dark, 1) * 255
+    center = ndimage.gaussian_filter(dark, 4) * 255
+    return np.stack([center, material]).astype(np.uint8)
+
+
+def turned(monkeypatch: pytest.MonkeyPatch, network: Callable[[np.ndarray], np.ndarray], **given: np.ndarray) -> np.ndarray:
+    monkeypatch.setattr(patch_turns, "predict_picture", lambda model, rgb: network(rgb))
+    rgb, labels = scene()
+    return turn_features(given.get("rgb", rgb), given.get("labels", labels), load_turner("open"))
+
+
+def of_turns(values: np.ndarray, name: str) -> float:
+    return float(values[TURN_FEATURES.index(name)])
+
+
+def test_a_network_that_stands_by_its_word_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = scene()[1]
+    good = turned(monkeypatch, dark_is_nucleus)
+    for name in ("turn_f1", "turn_f1_low", "turn_dice", "mean_precision", "mean_recall", "mean_worse"):
+        assert of_turns(good, name) == pytest.approx(1.0, abs=1e-3)
+    for name in ("turn_sd_center", "turn_sd_material", "turn_sd_share", "turn_count_sd"):
+        assert of_turns(good, name) == pytest.approx(0.0, abs=1e-3)
+    missed = turned(monkeypatch, dark_is_nucleus, labels=labels * (labels > 3))  # three of nine were not stored
+    assert (of_turns(missed, "mean_precision"), of_turns(missed, "mean_recall")) == (1.0, pytest.approx(6 / 9))
+    extra = labels.copy()
+    extra[36:46, 36:46] = 10
+    false = turned(monkeypatch, dark_is_nucleus, labels=extra)
+    assert (of_turns(false, "mean_precision"), of_turns(false, "mean_recall")) == (pytest.approx(0.9), 1.0)
+
+    def blind(rgb: np.ndarray) -> np.ndarray:
+        maps = dark_is_nucleus(rgb)
+        maps[:, :, :50] = 0  # sees nothing at its left: never the same nuclei
+        return maps
+
+    unsteady = turned(monkeypatch, blind)
+    assert of_turns(unsteady, "turn_f1") < 0.8
+    assert of_turns(unsteady, "turn_sd_material") > 10 * of_turns(good, "turn_sd_material") + 1e-3
+    nothing = turned(monkeypatch, lambda rgb: np.zeros((2, *rgb.shape[:2]), np.uint8), labels=labels * 0)
+    assert np.isfinite(nothing).all()
+    assert of_turns(nothing, "turn_f1") == of_turns(nothing, "mean_worse") == 1.0  # nothing there, and nothing found
+    with pytest.raises(InputError, match="one window"):
+        turned(monkeypatch, dark_is_nucleus, labels=np.zeros((64, 128), np.int32))
+
+
+def test_agreement_counts_nuclei_by_hand() -> None:
+    a, b = np.zeros((100, 100), np.int32), np.zeros((100, 100), np.int32)
+    a[20:30, 20:30], a[50:60, 50:60], a[80:90, 20:30] = 3, 5, 9
+    b[20:30, 22:32], b[50:60, 56:66] = 1, 2  # IoU 2/3 and 1/4; the third is not there
+    b[2:12, 2:12] = 7  # its center is too near to the edge to count
+    assert agreement(a, b, 0.5) == (pytest.approx(1 / 3), pytest.approx(1 / 2))
+    assert agreement(a, b, 0.2) == (pytest.approx(2 / 3), 1.0)
+    assert agreement(a, b * 0, 0.5) == (0.0, 0.0)
+    assert agreement(a * 0, b * 0, 0.5) == (1.0, 1.0)
+
+
+def test_cells_of_a_map_are_summed_up_as_patches() -> None:
+    random = np.random.default_rng(4)
+    n = 500
+    columns = {
+        "area_um2": random.uniform(5, 90, n),
+        "perimeter_um": random.uniform(8, 40, n),
+        "major_um": random.uniform(5, 15, n),
+        "minor_um": random.uniform(3, 5, n),
+        "center_prob": random.integers(20, 255, n).astype(np.uint8),
+        "material_prob": random.integers(20, 255, n).astype(np.uint8),
+    }
+    cell = np.concatenate([np.arange(12), random.integers(0, 12, n - 12)])
+    found = cell_features(columns, cell, 12)
+    blank = np.full((256, 256, 3), 240, np.uint8), np.zeros((256, 256), np.int32)
+    for c in range(12):
+        expected = patch_features(*blank, {k: v[cell == c] for k, v in columns.items()})
+        assert found[c] == pytest.approx([expected[PICTURE_FEATURES.index(k)] for k in OF_NUCLEI])
+
+
+def test_a_map_shows_doubt_where_it_lies() -> None:
+    model = load_quality("research")
+    assert model is not None
+    assert model.of_nuclei is not None
+    random = np.random.default_rng(0)
+    n = 4000
+    x, y = random.uniform(0, 8000, n), random.uniform(0, 4000, n)
+    sure = x < 4000
+    columns = dict(zip(NUCLEUS_COLUMNS, (np.full(n, v) for v in (40.0, 22.4, 7.2, 7.1)), strict=False))
+    columns |= {"center_prob": np.where(sure, 235, 120), "material_prob": np.where(sure, 235, 130), "cx": x, "cy": y}
+    found = quality_map(columns, (8000, 4500), 0.25, model.of_nuclei)
+    assert found.cell_px == 256
+    assert found.fail_prob.shape == (18, 32)
+    assert np.isnan(found.fail_prob[16:]).all()  # no nucleus lies there
+    left, right = found.fail_prob[:15, :15], found.fail_prob[:15, 17:31]
+    assert np.nanmean(left) < np.nanmean(right)
+    picture = np.asarray(Image.open(io.BytesIO(map_png(found))))
+    assert (picture[..., 3] > 0).tolist() == np.isfinite(found.fail_prob).tolist()
+    large = quality_map(columns, (8_000_000, 4500), 0.25, model.of_nuclei)
+    assert large.fail_prob.shape[1] <= 400
+    assert large.cell_px == 256 * -(-31_250 // 400)
+
+
+def test_fitting_to_quality_keeps_the_order_and_the_probabilities() -> None:
+    x, _, chance = planted(1500)
+    random = np.random.default_rng(11)
+    quality = np.clip(1 - chance, 0, 1) * 0.5 + 0.5
+    fails = random.binomial(30, quality) / 30 < 0.75
+    groups = (np.arange(1500) % 12).astype(str)
+    model = fit_quality(x[:1000], fails[:1000], quality=quality[:1000], groups=groups[:1000])
+    score = model.predict(x[1000:])
+    assert auc(score, fails[1000:]) > auc(-quality[1000:], fails[1000:]) - 0.06
+    assert calibration_error(score, fails[1000:], 5) < 0.08
+    with pytest.raises(InputError, match="together"):
+        fit_quality(x, fails, quality=quality)
+
+
+def whole(rgb: np.ndarray, labels: np.ndarray, nuclei: dict[str, np.ndarray], turner: Turner) -> np.ndarray:
+    return np.concatenate([patch_features(rgb, labels, nuclei), turn_features(rgb, labels, turner)])
+
+
 @pytest.mark.parametrize("network", ["open", "research"])
 def test_the_models_that_ship_say_what_they_are(network: str) -> None:
     model = load_quality(network)
@@ -210,9 +334,10 @@ def test_the_models_that_ship_say_what_they_are(network: str) -> None:
         sum(abs(p - o) * n for p, o, n in held["calibration"]) / held["patches"], abs=2e-3
     )
     rgb, labels = scene()
-    good = model.predict(patch_features(rgb, labels, NUCLEI)[None])[0]
+    turner = load_turner(network)
+    good = model.predict(whole(rgb, labels, NUCLEI, turner)[None])[0]
     doubtful = {**NUCLEI, "center_prob": np.full(9, 80.0), "material_prob": np.full(9, 120.0)}
-    bad = model.predict(patch_features(rgb, np.roll(labels, 20, axis=1), doubtful)[None])[0]
+    bad = model.predict(whole(rgb, np.roll(labels, 20, axis=1), doubtful, turner)[None])[0]
     assert 0 < good < bad < 1
 
 
@@ -221,11 +346,12 @@ def test_a_patch_without_outlines_is_judged_by_what_it_shows(network: str) -> No
     model, none = load_quality(network), {k: v[:0] for k, v in NUCLEI.items()}
     assert model is not None
     rgb, labels = scene()
-    missed = patch_features(rgb, labels * 0, none)
-    texture = np.random.default_rng(1).normal(0, 8, (120, 120, 1))
+    turner = load_turner(network)
+    missed = whole(rgb, labels * 0, none, turner)
+    texture = np.random.default_rng(1).normal(0, 8, (128, 128, 1))
     pink = np.clip(np.array([225, 170, 200]) + texture, 0, 255).astype(np.uint8)
-    stroma = patch_features(pink, labels * 0, none)
-    assert feature(missed, "dark_outside_frac") > 0.2 > feature(stroma, "dark_outside_frac")
+    stroma = whole(pink, labels * 0, none, turner)
+    assert feature(missed, "dark_outside_frac") > 0.15 > feature(stroma, "dark_outside_frac")
     score = model.predict(np.stack([missed, stroma]))
     assert score[0] > score[1]
     odd = stroma.copy()  # what stands in the place of nuclei that are not there has no say
@@ -239,8 +365,8 @@ def test_what_cannot_be_fitted_or_read_is_refused() -> None:
         fit_quality(x, y | True)
     with pytest.raises(InputError, match="finite"):
         fit_quality(np.where(x > 2, np.nan, x), y)
-    whole = json.loads(fit_quality(x, y).to_json())
-    for text in ("", "{}", "[]", json.dumps({**whole, "terms": ["a"]}), json.dumps({**whole, "mean": [1.0]})):
+    stored = json.loads(fit_quality(x, y).to_json())
+    for text in ("", "{}", "[]", json.dumps({**stored, "terms": ["a"]}), json.dumps({**stored, "mean": [1.0]})):
         with pytest.raises(FormatError):
             QualityModel.from_json(text)
     assert load_quality("mine") is None

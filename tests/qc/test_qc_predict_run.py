@@ -52,6 +52,18 @@ def test_stored_patches_give_the_features_that_the_slide_gave(make_run, tmp_path
     assert [first.fail_prob[i] for i in sorted(fresh)] == pytest.approx(model.predict(values).tolist())
 
 
+def test_features_of_an_earlier_version_are_computed_again_and_said(make_run, caplog: pytest.LogCaptureFixture) -> None:
+    run = load_run(make_run(("a",)))
+    make_patches(run, 2)
+    new = predict_run(run).fail_prob
+    path = run.qc / "features.parquet"
+    pq.write_table(pq.read_table(path).drop_columns(["turn_f1", "mean_dice"]), path)
+    assert stored_prediction(run) is None
+    assert "earlier version" in caplog.text
+    assert predict_run(run).fail_prob == pytest.approx(dict(new))
+    assert stored_prediction(run) is not None
+
+
 def test_a_missing_slide_file_does_not_matter_and_a_lost_pack_is_said(make_run, tmp_path: Path) -> None:
     root = make_run(("a", "b"))
     run = load_run(root)

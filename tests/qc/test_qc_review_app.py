@@ -352,3 +352,37 @@ def test_a_link_from_the_report_leads_to_its_slide(reviewed: Path) -> None:
         assert stranger.get(f"/?token={token}&slide=a%20b%2F")[1]["location"] == "/?slide=a%20b%2F"
         with serving(reviewed, "bob") as second:
             assert second.port != page.port  # another reviewer on the same computer
+
+
+def test_predicted_quality_lies_over_the_slide(reviewed: Path) -> None:
+    from wsiseg.qc.prediction import predict_run
+
+    record = json.loads((reviewed / "run.json").read_text())
+    with serving(reviewed) as page:
+        status, _, data = page.get("/slide/0/quality")  # own weights, and no model of nuclei alone for those
+        assert (status, "weights test" in json.loads(data)["error"]) == (400, True)
+    record["results"]["weights"] = "research"
+    (reviewed / "run.json").write_text(json.dumps(record))
+    with serving(reviewed) as page:
+        facts = page.json("/slide/0/quality")
+        assert facts["patches"] == []  # nothing predicted yet, but the table is there
+    predict_run(load_run(reviewed))
+    index = {e["patch_id"]: e for e in pq.read_table(reviewed / "qc" / "patches.parquet").to_pylist()}
+    predicted = pq.read_table(reviewed / "qc" / "predicted.parquet").to_pylist()
+    expected = [
+        [index[r["patch_id"]]["x_px"], index[r["patch_id"]]["y_px"], index[r["patch_id"]]["side_px"], r["fail_prob_run"]]
+        for r in predicted
+        if r["slide_id"] == "a"
+    ]
+    with serving(reviewed) as page:
+        facts = page.json("/slide/0/quality")
+        assert sorted(facts["patches"]) == sorted(expected)
+        assert len(expected) == 3
+        picture = np.asarray(Image.open(io.BytesIO(page.get("/slide/0/quality.png")[2])))
+        assert picture.shape == (facts["h"], facts["w"], 4)
+        table = pq.read_table(reviewed / "nuclei" / "a.parquet", columns=["cx", "cy"]).to_pandas()
+        cells = set(zip((table.cy // facts["cell_px"]).astype(int), (table.cx // facts["cell_px"]).astype(int), strict=True))
+        assert set(zip(*map(list, np.nonzero(picture[..., 3])), strict=True)) == cells
+        (reviewed / "nuclei" / "b.parquet").unlink()
+        status, _, data = page.get("/slide/1/quality")
+        assert (status, "no table of nuclei" in json.loads(data)["error"]) == (400, True)

@@ -150,6 +150,9 @@ def test_fifty_patches_by_keys_with_a_killed_server(reviewed: Path, chromium: An
 
 
 def test_a_slide_is_looked_at_and_judged_by_keyboard(reviewed: Path, chromium: Any) -> None:
+    record = json.loads((reviewed / "run.json").read_text())
+    record["results"]["weights"] = "research"  # weights that have a model for the map of predicted quality
+    (reviewed / "run.json").write_text(json.dumps(record))
     server, url = start(reviewed, "bob")
     chromium.get_log("browser")  # forget what the killed server left
     open_page(chromium, url)
@@ -162,6 +165,13 @@ def test_a_slide_is_looked_at_and_judged_by_keyboard(reviewed: Path, chromium: A
     )
     time.sleep(0.3)
     shot(chromium, "slide")
+    press(chromium, "h")
+    wait(lambda: chromium.execute_script("return viewer.heat && viewer.heat.image && viewer.heat.image.naturalWidth"))
+    assert "from the nuclei alone" in chromium.find_element("id", "heat-key").text
+    time.sleep(0.3)
+    shot(chromium, "heat")
+    press(chromium, "h")
+    assert not chromium.find_element("id", "heat-key").is_displayed()
     assert chromium.find_element("id", "reasons").text.splitlines() == [
         "mean nuclear area 99.2 µm² is the highest of 100 slides",
         "3 tiles failed",

@@ -7,7 +7,7 @@ and int8 do not depend on how the slide was cut into boxes. Weights are safetens
 from __future__ import annotations
 
 from wsiseg.predict.arithmetic import arithmetic_of, machine_id
-from wsiseg.predict.engine import Model, load_model, model_from_net, predict
+from wsiseg.predict.engine import Model, load_model, model_from_net, predict, predict_picture
 from wsiseg.predict.machine import device_report, resolve_engine, resolve_precision, tune_malloc
 from wsiseg.predict.nets import NETS, NetSpec, UNet, build_net, fold_batch_norm, half_field_wpx, macs_per_px
 from wsiseg.predict.quantize import QUANTIZATION, activation_ranges, is_quantizable
@@ -34,6 +34,7 @@ __all__ = [
     "macs_per_px",
     "model_from_net",
     "predict",
+    "predict_picture",
     "resolve_engine",
     "resolve_precision",
     "save_weights",

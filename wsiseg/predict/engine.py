@@ -28,7 +28,7 @@ from wsiseg.predict.quantize import QuantizedUNet, is_quantizable
 from wsiseg.predict.weights import load_weights
 from wsiseg.types import Box, Stain
 
-__all__ = ["Model", "load_model", "model_from_net", "predict"]
+__all__ = ["Model", "load_model", "model_from_net", "predict", "predict_picture"]
 
 Array = Any
 
@@ -201,6 +201,35 @@ def predict(
     if wanted is not None:
         out *= (wanted != 0)[None]
     return out
+
+
+def predict_picture(model: Model, rgb: Array) -> Array:
+    """Return the maps of a picture whose surroundings are not known; the model's device must be the CPU.
+
+    Parameters
+    ----------
+    rgb : uint8 (H, W, 3)
+        A picture at ``model.mpp``; both sides multiples of ``model.multiple``, 112 px or more.
+
+    Returns
+    -------
+    uint8 (2, H, W)
+        As ``predict`` returns. Around the picture stands its mirror image, ``model.multiple`` px wide, and beyond that what the
+        network's own borders hold, so that within the network's field of the edge maps differ a little from those of a slide.
+
+    Raises
+    ------
+    InputError
+        The picture's size or type is another.
+    """
+    if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or min(rgb.shape[:2]) < _MIN_WPX:
+        raise InputError(f"Expected uint8 (H, W, 3) of at least {_MIN_WPX} px a side, got {rgb.dtype} {rgb.shape}.")
+    if rgb.shape[0] % model.multiple or rgb.shape[1] % model.multiple:
+        raise InputError(f"Expected sides that are multiples of {model.multiple} px, got {rgb.shape[:2]}.")
+    margin = model.multiple
+    pixels = np.pad(rgb, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
+    with torch.inference_mode():
+        return model.graph(torch.from_numpy(pixels), margin).numpy()
 
 
 class _Floats(nn.Module):

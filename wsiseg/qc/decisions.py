@@ -33,6 +33,9 @@ DECISIONS: tuple[Column, ...] = (
     Column("flag_round", "int64", "", "0 not flagged, 1 or 2 in that round; empty: outliers were not sought"),
     Column("flags", "string", "", "machine words of the flags, separated by spaces"),
     Column("flag_reasons", "string", "", "the same in words, separated by semicolons"),
+    Column("rank", "int64", "", "1: the most unusual of its cohort; empty: not ranked"),
+    Column("z", "float64", "1", "its most unusual statistic, in robust standard deviations; below 0: low"),
+    Column("z_of", "string", "", "which statistic that is"),
     Column("flag_note", "string", "", "why it was not ranked"),
     Column("foreign_score", "float64", "1", "how unlike the training images; flagged above 1; empty: not measured"),
     Column("foreign_reasons", "string", "", "why, the strongest first, separated by semicolons"),
@@ -97,7 +100,9 @@ def decisions_csv(
         flag, grade, guess = flags.get(name), graded.get(name), estimates.get(name)
         if flag is not None:
             line |= {"flag_round": flag["round"], "flags": flag["tails"]}
-            line |= {"flag_reasons": flag["reasons"], "flag_note": flag["note"]}
+            line |= {"flag_reasons": flag["reasons"], "flag_note": flag["note"]} | {
+                k: flag.get(k) for k in ("rank", "z", "z_of")
+            }
         if grade is not None:
             line |= {k: getattr(grade, k) for k in _OF_GRADE} | {"grade_reason": grade.reason}
         if guess is not None:

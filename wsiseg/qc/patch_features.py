@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from wsiseg.errors import InputError
 
-__all__ = ["FEATURES", "NUCLEUS_COLUMNS", "patch_features"]
+__all__ = ["FEATURES", "NUCLEUS_COLUMNS", "OF_NUCLEI", "PICTURE_FEATURES", "TURN_FEATURES", "patch_features"]
 
 FloatArray = npt.NDArray[np.float64]
 
 NUCLEUS_COLUMNS = ("area_um2", "perimeter_um", "major_um", "minor_um", "center_prob", "material_prob")
 """Columns of the polygon table that ``patch_features`` uses."""
 
-_OF_NUCLEI = (
+OF_NUCLEI = (
     "log_count",
     "center_mean",
     "center_p25",
@@ -40,8 +40,32 @@ _OF_NUCLEI = (
 _OF_OUTLINES = ("contrast", "dark_outside_frac", "dark_outside_share", "pale_inside_frac", "pale_nuclei_frac", "edge")
 _OF_PIXELS = ("sharpness", "od_mean", "hue_x", "hue_y")
 
-FEATURES = (*_OF_NUCLEI, *_OF_OUTLINES, *_OF_PIXELS)
-"""Order of the feature vector."""
+PICTURE_FEATURES = (*OF_NUCLEI, *_OF_OUTLINES, *_OF_PIXELS)
+"""What ``patch_features`` returns, in its order."""
+
+TURN_FEATURES = (
+    "turn_f1",
+    "turn_f1_low",
+    "turn_dice",
+    "turn_sd_center",
+    "turn_sd_material",
+    "turn_sd_share",
+    "turn_count_sd",
+    "weak_share",
+    "doubt_center",
+    "doubt_material",
+    "mean_precision",
+    "mean_recall",
+    "mean_worse",
+    "mean_f1",
+    "mean_dice",
+    "loose_recall",
+    "strict_precision",
+)
+"""What ``wsiseg.qc.patch_turns.turn_features`` returns, in its order."""
+
+FEATURES = (*PICTURE_FEATURES, *TURN_FEATURES)
+"""Order of the feature vector of a patch."""
 
 SMALL_UM2 = 12.0
 """Area of a disc of 4 um diameter; smaller objects are expected to be debris, or nuclei cut off by the section."""
@@ -57,7 +81,7 @@ background."""
 def patch_features(
     rgb: npt.NDArray[np.uint8], labels: npt.NDArray[np.int32], nuclei: Mapping[str, npt.NDArray[Any]]
 ) -> FloatArray:
-    """Return the features of one patch, float64 (22,) in the order of ``FEATURES``, all finite.
+    """Return the features of one patch, float64 (22,) in the order of ``PICTURE_FEATURES``, all finite.
 
     Parameters
     ----------
@@ -77,13 +101,13 @@ def patch_features(
         raise InputError(f"Expected pixels and labels of equal height and width, got {rgb.shape[:2]} and {labels.shape}.")
     density = -np.log10((rgb.astype(np.float64) + 1) / 256)
     values = {**_nucleus_features(nuclei, labels.size), **_outline_features(density, labels), **_pixel_features(rgb, density)}
-    return np.array([values[name] for name in FEATURES], np.float64)
+    return np.array([values[name] for name in PICTURE_FEATURES], np.float64)
 
 
 def _nucleus_features(nuclei: Mapping[str, npt.NDArray[Any]], n_px: int) -> dict[str, float]:
     area, perimeter, major, minor, center, material = (np.asarray(nuclei[k], np.float64) for k in NUCLEUS_COLUMNS)
     if area.size == 0:
-        return dict.fromkeys(_OF_NUCLEI, 0.0)
+        return dict.fromkeys(OF_NUCLEI, 0.0)
     area, major, minor = np.maximum(area, 1e-3), np.maximum(major, 1e-3), np.maximum(minor, 1e-3)
     center, material = center / 255, material / 255
     values = (
@@ -102,7 +126,7 @@ def _nucleus_features(nuclei: Mapping[str, npt.NDArray[Any]], n_px: int) -> dict
         np.log(area).std(),
         (area < SMALL_UM2).mean(),
     )
-    return dict(zip(_OF_NUCLEI, map(float, values), strict=True))
+    return dict(zip(OF_NUCLEI, map(float, values), strict=True))
 
 
 def _outline_features(density: FloatArray, labels: npt.NDArray[np.int32]) -> dict[str, float]:

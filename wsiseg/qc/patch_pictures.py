@@ -15,6 +15,7 @@ from wsiseg.errors import ConfigError, FormatError, WsisegError
 from wsiseg.labels import rasterize_rings
 from wsiseg.qc import patch_features
 from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS
+from wsiseg.qc.patch_turns import Turner, load_turner, turn_features
 from wsiseg.qc.patches import (
     LAYER_ZOOM,
     PATCH_MPP,
@@ -30,6 +31,7 @@ from wsiseg.qc.patches import (
     sample_patches,
     write_pack,
 )
+from wsiseg.qc.predict_quality import FALLBACK, load_quality
 from wsiseg.qc.release import read_rows, write_rows
 from wsiseg.qc.runs import QcRun, open_row_slide
 from wsiseg.read import TissueMask, read_working, scale_for
@@ -41,7 +43,7 @@ from wsiseg.types import Box
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FEATURE_COLUMNS", "PatchSummary", "make_patches", "nuclei_of_patch", "picture_features"]
+__all__ = ["FEATURE_COLUMNS", "PatchSummary", "make_patches", "nuclei_of_patch", "picture_features", "turner_of"]
 
 MPP_TOLERANCE_FRAC = 0.10
 """A slide whose microns per pixel differ from 0.25 by no more than this fraction is shown in its own pixels, not resampled."""
@@ -197,6 +199,7 @@ def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
 def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """Return (name, PNG) of a slide's patches; set ``n_nuclei`` and the features in their index rows."""
     pictures: list[tuple[str, bytes]] = []
+    turner = turner_of(run)
     slide = open_row_slide(run, row)
     try:
         for e in entries:
@@ -210,7 +213,7 @@ def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]
             pictures.append((f"{e['patch_id']}.png", rgb_png(rgb)))
             layer = contour_png(xy, offsets, origin, zoom * LAYER_ZOOM, PATCH_PX * LAYER_ZOOM)
             pictures.append((f"{e['patch_id']}.contours.png", layer))
-            e |= dict(zip(FEATURES, picture_features(rgb, nuclei, e).tolist(), strict=True))
+            e |= dict(zip(FEATURES, picture_features(rgb, nuclei, e, turner).tolist(), strict=True))
     finally:
         slide.close()
     return pictures
@@ -222,10 +225,12 @@ def nuclei_of_patch(run: QcRun, entry: dict[str, Any]) -> pa.Table:
     return read_nuclei(run.folder.table(entry["slide_id"]), region, ["geometry", "cx", "cy", *NUCLEUS_COLUMNS])
 
 
-def picture_features(rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any]) -> npt.NDArray[np.float64]:
-    """Return the features of a patch from its picture and the nuclei that intersect it.
+def picture_features(
+    rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any], turner: Turner
+) -> npt.NDArray[np.float64]:
+    """Return the features of a patch, in the order of ``FEATURES``, from its picture and the nuclei that intersect it.
 
-    Only those with their centroid in it count.
+    Nuclei with their centroid in it count as its nuclei. ``turner`` is the network that sees the picture in its orientations.
     """
     zoom, side = entry["zoom"], entry["side_px"]
     xy, offsets = wkb_rings(nuclei["geometry"])
@@ -233,4 +238,11 @@ def picture_features(rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[s
     labels = rasterize_rings(xy * zoom - origin, offsets, rgb.shape[:2])
     x, y = (np.asarray(nuclei[k], np.float64) - entry[f"{k[1]}_px"] for k in ("cx", "cy"))
     own = (x >= 0) & (x < side) & (y >= 0) & (y < side)
-    return patch_features(rgb, labels, {k: np.asarray(nuclei[k])[own] for k in NUCLEUS_COLUMNS})
+    of_picture = patch_features(rgb, labels, {k: np.asarray(nuclei[k])[own] for k in NUCLEUS_COLUMNS})
+    return np.concatenate([of_picture, turn_features(rgb, labels, turner)])
+
+
+def turner_of(run: QcRun) -> Turner:
+    """Return the network of a run's quality model: the run's own, or ``FALLBACK`` if no model was fitted to that."""
+    name = str((run.record.get("results") or {}).get("weights") or "")
+    return load_turner(name if load_quality(name) is not None else FALLBACK)

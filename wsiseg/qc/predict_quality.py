@@ -21,9 +21,10 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.qc.patch_features import FEATURES
+from wsiseg.qc.patch_features import FEATURES, TURN_FEATURES
 
 __all__ = [
+    "FALLBACK",
     "MIN_JUDGED",
     "QualityModel",
     "apply_calibration",
@@ -49,11 +50,22 @@ deviations. It replaces the three stain features because both too high and too l
 each could not express."""
 
 _COUNT = TERMS.index("log_count")
-_OF_A_NUCLEUS = [i for i, t in enumerate(TERMS) if t not in ("log_count", "dark_outside_frac", "sharpness", "stain_far")]
+_OF_A_PATCH = ("log_count", "dark_outside_frac", "sharpness", "stain_far", *TURN_FEATURES)
+_OF_A_NUCLEUS = [i for i, t in enumerate(TERMS) if t not in _OF_A_PATCH]
 
 MIN_JUDGED = 30
 """A run's own calibration replaces the general one from this number of judged patches, if some are adequate and some are
 not."""
+
+LEAST_QUALITY, QUALITY_BLUR = 0.75, 0.12
+"""Least adequate precision and recall, and the width of the sigmoid with which ``fit_quality`` turns a quality into a target.
+In a patch of 30 nuclei a share of 0.75 has a standard error of 0.08, and annotators differ by about as much again."""
+
+FOLDS = 8
+"""Parts into which ``fit_quality`` divides the patients for its calibration."""
+
+FALLBACK = "open"
+"""Weights whose quality model is used for runs with weights that have none (own weights, or imported nuclei)."""
 
 SLOPE_RIDGE, OFFSET_RIDGE = 4.0, 0.1
 """Ridge penalties of ``recalibrate`` on a change of slope and of offset: a slope needs more patches to estimate than an
@@ -66,9 +78,9 @@ class QualityModel:
 
     Attributes
     ----------
-    mean, scale : float64 (20,)
+    mean, scale : float64 (37,)
         Mean and standard deviation of each term over the training patches.
-    weights : float64 (21,)
+    weights : float64 (38,)
         Coefficients of the standardized terms, then the constant.
     stain : float64 (2, 3)
         Median and robust spread of ``od_mean``, ``hue_x`` and ``hue_y`` over the training patches.
@@ -85,13 +97,19 @@ class QualityModel:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     def predict(self, features: FloatArray) -> FloatArray:
-        """Return the probability that each patch fails, float64 (N,), from ``features`` (N, 22) ordered as ``FEATURES``."""
+        """Return the probability that each patch fails, float64 (N,), from ``features`` (N, 39) ordered as ``FEATURES``."""
         return _sigmoid(_design(_terms(features, self.stain), self.mean, self.scale) @ self.weights)
 
     @property
     def group_spread(self) -> float:
         """Standard deviation of a patient's share of bad patches around the prediction (see the function ``group_spread``)."""
         return float(self.facts.get("held_out", {}).get("group_spread", 0.0))
+
+    @property
+    def of_nuclei(self) -> QualityModel | None:
+        """Return the model that knows the nuclei's columns only, for maps of whole slides; None if none was stored."""
+        raw = self.facts.get("of_nuclei")
+        return None if raw is None else QualityModel.from_json(json.dumps({**raw, "terms": TERMS}))
 
     def to_json(self) -> str:
         """Return the model as JSON text, with the names of its terms."""
@@ -125,18 +143,30 @@ def load_quality(network: str) -> QualityModel | None:
 
 
 def fit_quality(
-    features: FloatArray, fails: BoolArray, importance: FloatArray | None = None, *, ridge: float = 25.0, steps: int = 50
+    features: FloatArray,
+    fails: BoolArray,
+    importance: FloatArray | None = None,
+    *,
+    quality: FloatArray | None = None,
+    groups: npt.NDArray[np.str_] | None = None,
+    ridge: float = 25.0,
+    steps: int = 50,
 ) -> QualityModel:
     """Fit the model by Newton's method on the penalized likelihood (unique optimum; no random numbers).
 
     Parameters
     ----------
-    features : float64 (N, 22)
-        From ``patch_features``.
+    features : float64 (N, 39)
+        In the order of ``FEATURES``.
     fails : bool (N,)
         Precision or recall below 75 % against truth.
     importance : float64 (N,), optional
         Weight of each patch, 1 on average: overlapping patches of one image carry less information than separate ones.
+    quality : float64 (N,), optional
+        The lower of precision and recall. If given, the weights are fitted to how far a patch lies from 75 % (a patch just
+        below is nearly as good as one just above), and the scores are then calibrated to probabilities of ``fails``.
+    groups : str (N,), optional
+        Patient of each patch; required with ``quality``, because calibration uses scores of patients held out.
     ridge
         Penalty on the squared weights; the constant has no penalty.
     steps
@@ -154,7 +184,29 @@ def fit_quality(
         )
     if not len(y) or y.min() == y.max():
         raise InputError(f"Expected both patches that fail and patches that do not, got {int(y.sum())} that fail of {y.size}.")
+    if (quality is None) != (groups is None):
+        raise InputError("Expected quality and groups together, got one of them.")
+    if groups is not None and len(np.unique(groups)) < 2:
+        raise InputError("Expected patches of at least two groups, got one group: no patches could be held out of it.")
     counts = np.ones(len(y)) if importance is None else np.asarray(importance, np.float64)
+    if quality is None or groups is None:
+        return _fit(features, y, counts, ridge, steps)
+    near = _sigmoid((LEAST_QUALITY - np.asarray(quality, np.float64)) / QUALITY_BLUR)
+    score = np.zeros(len(y))
+    fold = np.unique(groups, return_inverse=True)[1] % FOLDS
+    for k in np.unique(fold):
+        here = fold == k
+        score[here] = _fit(features[~here], near[~here], counts[~here], ridge, steps).predict(features[here])
+    x = np.column_stack([np.ones(len(y)), _logit(score)])
+    offset, slope = _newton(x, y, counts, np.full(2, 1e-3), np.array([0.0, 1.0]), steps).tolist()
+    model = _fit(features, near, counts, ridge, steps)
+    weights = slope * model.weights
+    weights[-1] += offset
+    return QualityModel(model.mean, model.scale, weights, model.stain)
+
+
+def _fit(features: FloatArray, target: FloatArray, counts: FloatArray, ridge: float, steps: int) -> QualityModel:
+    """Return the model of targets in 0 to 1."""
     raw = features[:, [FEATURES.index(name) for name in _STAIN]]
     median = np.median(raw, axis=0)
     spread = 1.4826 * np.median(np.abs(raw - median), axis=0)
@@ -164,7 +216,7 @@ def fit_quality(
     scale = np.where(scale > 1e-9, scale, 1.0)
     x = _design(terms, mean, scale)
     pull = np.append(np.full(len(TERMS), ridge), 1e-9)
-    return QualityModel(mean, scale, _newton(x, y, counts, pull, np.zeros(x.shape[1]), steps), stain)
+    return QualityModel(mean, scale, _newton(x, target, counts, pull, np.zeros(x.shape[1]), steps), stain)
 
 
 def _newton(x: FloatArray, y: FloatArray, counts: FloatArray, pull: FloatArray, start: FloatArray, steps: int) -> FloatArray:

@@ -13,12 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError, WsisegError
+from wsiseg.log import log
 from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
 from wsiseg.qc.marks import PATCH_MARKS, Mark, decide, read_all_marks
 from wsiseg.qc.patch_features import FEATURES
-from wsiseg.qc.patch_pictures import FEATURE_COLUMNS, nuclei_of_patch, picture_features
+from wsiseg.qc.patch_pictures import FEATURE_COLUMNS, nuclei_of_patch, picture_features, turner_of
 from wsiseg.qc.patches import read_picture
 from wsiseg.qc.predict_quality import (
+    FALLBACK,
     MIN_JUDGED,
     QualityModel,
     apply_calibration,
@@ -35,10 +37,7 @@ from wsiseg.qc.runs import QcRun
 from wsiseg.schema import Column
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["Prediction", "suspects_first", "predict_run", "stored_prediction"]
-
-FALLBACK = "open"
-"""Weights whose quality model is used for runs with weights that have no quality model (trained by the user, or imported)."""
+__all__ = ["Prediction", "quality_model", "suspects_first", "predict_run", "stored_prediction"]
 
 PREDICTED: tuple[Column, ...] = (
     Column("patch_id", "string", "", "patch"),
@@ -133,6 +132,12 @@ def stored_prediction(run: QcRun) -> Prediction | None:
     """Return the prediction from stored features and the marks given so far; None if there are no stored features."""
     index = {e["patch_id"]: e for e in read_rows(run.qc / "patches.parquet") if e["file"]}
     rows = [r for r in read_rows(run.qc / "features.parquet") if r["patch_id"] in index]
+    if rows and any(r.get(name) is None for r in rows for name in FEATURES):
+        log.warning(
+            "%s was written by an earlier version, with fewer features, so no prediction is shown: run `wsiseg qc predict`",
+            run.qc / "features.parquet",
+        )
+        return None
     if not rows:
         return None
     features = np.array([[r[name] for name in FEATURES] for r in rows], np.float64)
@@ -143,7 +148,8 @@ def _features(
     run: QcRun, index: Sequence[dict[str, Any]], progress: Callable[[int, int], None] | None
 ) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
     """Return the features of all patches, after computing and storing missing ones, and (patch id, reason) of failures."""
-    found = {r["patch_id"]: [r[name] for name in FEATURES] for r in read_rows(run.qc / "features.parquet")}
+    stored = read_rows(run.qc / "features.parquet")
+    found = {r["patch_id"]: [r[k] for k in FEATURES] for r in stored if all(r.get(k) is not None for k in FEATURES)}
     todo: dict[str, list[dict[str, Any]]] = {}
     for e in index:
         if e["patch_id"] not in found:
@@ -170,11 +176,12 @@ def _slide_features(run: QcRun, entries: Sequence[dict[str, Any]]) -> tuple[dict
     from PIL import Image
 
     made, failed = {}, []
+    turner = turner_of(run)
     for e in entries:
         try:
             with Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.png"))) as image:
                 rgb = np.asarray(image.convert("RGB"))
-            made[e["patch_id"]] = picture_features(rgb, nuclei_of_patch(run, e), e).tolist()
+            made[e["patch_id"]] = picture_features(rgb, nuclei_of_patch(run, e), e, turner).tolist()
         except (WsisegError, OSError) as err:
             failed.append((e["patch_id"], " ".join(str(err).split())))
     return made, failed
@@ -188,7 +195,7 @@ def _predict(
     *,
     write: bool = True,
 ) -> Prediction:
-    model, notes = _model_of(run)
+    model, notes = quality_model(run)
     ids = [e["patch_id"] for e in index]
     score = model.predict(features) if ids else np.zeros(0)
     marks = read_all_marks(run.marks, run.digest, "patches")
@@ -207,12 +214,17 @@ def _predict(
     slides = {
         s: predicted_share(tuned[at], [words.get(ids[i], "") for i in at], model.group_spread) for s, at in by_slide.items()
     }
-    facts = {**model.facts, "notes": notes, "n_judged": own.pop("n_judged"), "own": own}
+    facts = {
+        **{k: v for k, v in model.facts.items() if k != "of_nuclei"},
+        "notes": notes,
+        "n_judged": own.pop("n_judged"),
+        "own": own,
+    }
     fail_prob = dict(zip(ids, tuned.tolist(), strict=True))
     return Prediction(fail_prob, slides, _corrected_cohorts(run, index, marks, words), facts, failed)
 
 
-def _model_of(run: QcRun) -> tuple[QualityModel, list[str]]:
+def quality_model(run: QcRun) -> tuple[QualityModel, list[str]]:
     """Return the quality model for a run's network weights, and notes on its limits for this run."""
     results = run.record.get("results") or {}
     name, sha = str(results.get("weights") or ""), str(results.get("weights_sha256") or "")

@@ -6,8 +6,9 @@ import io
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ import numpy.typing as npt
 
 from wsiseg.errors import ConfigError, InputError, WsisegError
 from wsiseg.qc.marks import MarkLog, read_all_marks
+from wsiseg.qc.patch_features import NUCLEUS_COLUMNS
 from wsiseg.qc.patches import read_picture
-from wsiseg.qc.prediction import suspects_first
+from wsiseg.qc.prediction import quality_model, suspects_first
+from wsiseg.qc.quality_map import map_png, quality_map
 from wsiseg.qc.release import read_rows
 from wsiseg.qc.review.app import ReviewSource
 from wsiseg.qc.review.queues import parse_share, patch_queue
@@ -153,7 +156,35 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outl
         except FileNotFoundError:
             return np.empty((0, 2)), np.zeros(1, np.int64)  # no table: the slide failed, so there are no nuclei to draw
 
-    return ReviewSource(picture, info, slide_cache.tile, nuclei, _listed(run, outliers))
+    return ReviewSource(picture, info, slide_cache.tile, nuclei, _listed(run, outliers), _quality_source(run))
+
+
+def _quality_source(run: QcRun) -> Callable[[str], tuple[dict[str, Any], bytes]]:
+    """Return the function that gives the predicted quality over a slide: a map from its table, and its sampled patches."""
+
+    @lru_cache(maxsize=8)
+    def found(slide_id: str) -> tuple[dict[str, Any], bytes]:
+        row = run.row(slide_id)
+        model = quality_model(run)[0].of_nuclei
+        if model is None:
+            name = (run.record.get("results") or {}).get("weights") or "(unknown)"
+            raise InputError(f"No map of predicted quality: no model of nuclei alone was fitted for the weights {name}.")
+        if row.get("mpp") is None or not run.folder.table(slide_id).is_file():
+            raise InputError(f"Slide {slide_id}: its quality cannot be predicted, because it has no table of nuclei.")
+        table = read_nuclei(run.folder.table(slide_id), columns=["cx", "cy", *NUCLEUS_COLUMNS])
+        columns = {k: np.asarray(table[k]) for k in ("cx", "cy", *NUCLEUS_COLUMNS)}
+        heat = quality_map(columns, (row["width_px"], row["height_px"]), row["mpp"], model)
+        place = {e["patch_id"]: e for e in read_rows(run.qc / "patches.parquet")}
+        patches = [
+            [*(place[r["patch_id"]][k] for k in ("x_px", "y_px", "side_px")), r["fail_prob_run"]]
+            for r in read_rows(run.qc / "predicted.parquet")
+            if r["slide_id"] == slide_id and r["patch_id"] in place
+        ]
+        h, w = heat.fail_prob.shape
+        facts = {"cell_px": heat.cell_px, "cell_um": heat.cell_px * row["mpp"], "w": w, "h": h, "patches": patches}
+        return {**facts, "auc": model.facts.get("auc")}, map_png(heat)
+
+    return found
 
 
 def _listed(run: QcRun, outliers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

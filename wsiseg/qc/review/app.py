@@ -60,6 +60,8 @@ class ReviewSource:
     slides
         What the page lists of each slide: ``slide_id``, ``cohort``, ``kinds`` (why it was flagged, in short words),
         ``estimate`` (predicted bad share, or None), ``flagged``.
+    slide_quality
+        slide id -> (dict for the page: ``cell_px``, ``w``, ``h``, ``patches``; PNG of the map of predicted quality).
     """
 
     patch_picture: Callable[[str, bool], bytes]
@@ -67,6 +69,7 @@ class ReviewSource:
     slide_tile: Callable[[str, int, int, int], bytes]
     slide_nuclei: Callable[[str, Box], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
     slides: Sequence[Mapping[str, Any]] = ()
+    slide_quality: Callable[[str], tuple[dict[str, Any], bytes]] | None = None
 
 
 class _AccessCheck:
@@ -255,6 +258,13 @@ class _Pages:
             head + offsets.astype("<u4").tobytes() + xy.astype("<f4").tobytes(), "application/octet-stream", "no-store"
         )
 
+    def quality(self, request: Request) -> Response:
+        """Answer with the predicted quality over a slide: what the map covers, or its picture."""
+        if self.source.slide_quality is None:
+            raise InputError("This run has no predicted quality. Run `wsiseg qc predict` first.")
+        facts, png = self.source.slide_quality(self._slide_id(request))
+        return _bytes(png, "image/png", "no-store") if request.url.path.endswith(".png") else _json(facts)
+
     def _slide_id(self, request: Request) -> str:
         number = request.path_params["number"]
         items = self.session.items("slides")
@@ -335,6 +345,8 @@ def create_app(
         Route("/slide/{number:int}", pages.slide),
         Route("/slide/{number:int}/tile/{level:int}/{column:int}/{row:int}.jpg", pages.tile),
         Route("/slide/{number:int}/nuclei", pages.nuclei),
+        Route("/slide/{number:int}/quality", pages.quality),
+        Route("/slide/{number:int}/quality.png", pages.quality),
     ]
     return Starlette(
         routes=routes,

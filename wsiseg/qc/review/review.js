@@ -171,6 +171,13 @@ function keepPlace() {
   }, 400);
 }
 viewer.onmoved = keepPlace;
+let heat = false; // off at first: what is predicted should not be seen before it is judged, unless it is asked for
+viewer.onheat = (found) => {
+  $("heat-key").hidden = !found;
+  if (!found) return;
+  $("heat-bar").hidden = Boolean(found.error);
+  $("heat-text").textContent = found.error || `Predicted quality. Cells of ${Math.round(found.cell_um)} µm: from the nuclei alone, rough${found.auc ? ` (AUC ${found.auc.toFixed(2)})` : ""}. ${found.patches.length ? `Squares: the ${found.patches.length} sampled patches, from their pixels too.` : "No sampled patch has a prediction yet (wsiseg qc predict)."}`;
+};
 
 async function choose(name, slide = "") {
   queue = name;
@@ -180,7 +187,7 @@ async function choose(name, slide = "") {
   }
   for (const id of ["comment-box", "slide-list"]) $(id).hidden = name !== "slides";
   for (const row of document.querySelectorAll(".of-slides")) row.hidden = name !== "slides";
-  document.querySelector("#tools [data-key='0']").hidden = name !== "slides";
+  for (const key of ["0", "h"]) document.querySelector(`#tools [data-key='${key}']`).hidden = name !== "slides";
   $("reasons").hidden = true;
   document.body.classList.remove("waiting");
   if (name === "slides" && !listed.length) { await fetchList(); showFilter(); }
@@ -252,6 +259,7 @@ const DEEDS = {
 const LOOKS = {
   c: toggleContours, "+": () => zoom(1), "=": () => zoom(1), "-": () => zoom(-1), 0: () => viewer.fit(),
   m: () => { if (queue === "slides") $("comment").focus(); },
+  h: () => { if (queue === "slides") { heat = !heat; document.querySelector("#tools [data-key=h]").setAttribute("aria-pressed", String(heat)); viewer.showHeat(heat); } },
   j: () => { if (queue === "slides") $("jump").focus(); else run(() => choose("slides").then(() => $("jump").focus())); },
   "?": () => showKeys($("keys").hidden), escape: () => showKeys(false),
   arrowleft: () => viewer.pan(-0.25, 0), arrowright: () => viewer.pan(0.25, 0),

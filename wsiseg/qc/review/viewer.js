@@ -6,6 +6,7 @@ class SlideViewer {
     this.base = ""; this.info = null; this.tiles = new Map(); this.shapes = null; this.contours = true;
     this.x = 0; this.y = 0; this.scale = 1; // level-0 px at the canvas corner; canvas px per level-0 px
     this.wanted = 0; this.timer = 0; this.drawing = false; this.onmoved = () => {};
+    this.heatOn = false; this.heat = null; this.onheat = () => {}; // predicted quality: told to the page when it comes
     let drag = null;
     canvas.addEventListener("pointerdown", (e) => { drag = [e.clientX, e.clientY]; canvas.setPointerCapture(e.pointerId); });
     canvas.addEventListener("pointerup", () => { drag = null; });
@@ -24,13 +25,15 @@ class SlideViewer {
 
   open(base, info, view = null) { // view: [x, y, scale] where the slide was left, or null for all of it
     if (this.base !== base) { this.tiles.clear(); this.shapes = null; }
+    if (this.base !== base) { this.heat = null; this.onheat(null); }
     this.base = base; this.info = info;
+    if (this.heatOn) this.fetchHeat();
     this.resize(); this.fit();
     if (view) { [this.x, this.y, this.scale] = view; this.moved(); }
   }
 
   clear() {
-    this.info = null; this.base = ""; this.tiles.clear(); this.shapes = null;
+    this.info = null; this.base = ""; this.tiles.clear(); this.shapes = null; this.heat = null; this.onheat(null);
     this.hint.textContent = ""; this.scaleBar.hidden = true;
     this.canvas.getContext("2d").clearRect(0, 0, this.canvas.width, this.canvas.height);
   }
@@ -65,6 +68,53 @@ class SlideViewer {
     if (!this.info) return;
     this.x += dx * this.canvas.width / this.scale; this.y += dy * this.canvas.height / this.scale;
     this.moved();
+  }
+
+  showHeat(on) {
+    this.heatOn = on;
+    if (on && this.info && !this.heat) this.fetchHeat();
+    this.onheat(on ? this.heat : null);
+    this.redraw();
+  }
+
+  async fetchHeat() {
+    const base = this.base;
+    let heat;
+    try {
+      const answer = await fetch(`${base}/quality`), facts = await answer.json();
+      if (answer.ok) {
+        const image = new Image();
+        image.src = `${base}/quality.png`;
+        await image.decode();
+        heat = { ...facts, image };
+      } else heat = { error: facts.error };
+    } catch { heat = { error: "The server does not answer." }; }
+    if (base !== this.base) return; // another slide since
+    this.heat = heat;
+    if (this.heatOn) this.onheat(heat);
+    this.redraw();
+  }
+
+  drawHeat(g) {
+    const { image, cell_px: cell, w, h, patches } = this.heat, k = this.scale;
+    g.save();
+    g.beginPath();
+    g.rect(-this.x * k, -this.y * k, this.info.width_px * k, this.info.height_px * k);
+    g.clip(); // the last cells reach beyond the slide
+    g.imageSmoothingEnabled = false;
+    g.drawImage(image, -this.x * k, -this.y * k, w * cell * k, h * cell * k);
+    g.restore();
+    g.font = `600 ${13 * devicePixelRatio}px system-ui, "DejaVu Sans", sans-serif`;
+    for (const [x, y, side, p] of patches) {
+      const left = (x - this.x) * k, up = (y - this.y) * k, width = Math.max(6 * devicePixelRatio, side * k);
+      for (const [color, line] of [["#fff", 5], [p > 0.5 ? "#b71c1c" : "#00695c", 2.5]]) {
+        g.strokeStyle = color; g.lineWidth = line * devicePixelRatio; g.strokeRect(left, up, width, width);
+      }
+      if (width > 60 * devicePixelRatio) {
+        const text = `${Math.round(100 * p)} % likely not adequate`;
+        g.lineWidth = 4 * devicePixelRatio; g.strokeStyle = "#fff"; g.strokeText(text, left + 4, up - 7); g.fillStyle = "#111"; g.fillText(text, left + 4, up - 7);
+      }
+    }
   }
 
   showContours(on) { this.contours = on; if (this.info) this.moved(); }
@@ -107,6 +157,7 @@ class SlideViewer {
     g.clip(); // tiles at the border reach beyond the slide
     for (const at of [Math.min(top, level + 3), level]) this.drawLevel(g, at); // coarse below, so that nothing is blank
     g.restore();
+    if (this.heatOn && this.heat && this.heat.image) this.drawHeat(g);
     if (this.contours && this.shapes && this.showsNuclei()) this.drawShapes(g);
     this.drawScale();
   }
