@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +19,7 @@ import tests.kernels.torch_stand_in as torch_stand_in
 from tests.kernels.rehearsal import install
 
 FOLDER = Path(tempfile.mkdtemp())
+atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
 GPU = install(FOLDER)  # before CuPy is imported
 TORCH = torch_stand_in.install(GPU)
 
