@@ -54,25 +54,27 @@ class Handler(BaseHTTPRequestHandler):
             self._object(name, wanted, rule)
 
     def _object(self, name: str, wanted: str, rule: list[str]) -> None:
-        data = (self.folder / name).read_bytes()
-        start, stop = 0, len(data)
+        size = (self.folder / name).stat().st_size
+        start, stop = 0, size
         ranges = not (self.folder / "no-ranges").exists()
         if wanted and ranges:
             first, _, last = wanted.removeprefix("bytes=").partition("-")
-            start, stop = int(first), min(len(data), int(last) + 1 if last else len(data))
-        if rule and rule[0] == "wrong":
-            data = bytes(len(data))
+            start, stop = int(first), min(size, int(last) + 1 if last else size)
         end = min(stop, start + int(rule[1])) if rule and rule[0] == "cut" else stop
         self._log(name, wanted, 206 if wanted else 200, end - start)  # first: a test may look as soon as it has the bytes
         self.send_response(206 if wanted and ranges else 200)
         if wanted and ranges:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(data)}")
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
         self.send_header("Content-Length", str(stop - start))
         self.send_header("Content-Disposition", f'attachment; filename="{name}.bin"')
         self.end_headers()
-        for at in range(start, end, CHUNK):
-            self._pace(min(CHUNK, end - at))
-            self.wfile.write(data[at : min(at + CHUNK, end)])
+        with (self.folder / name).open("rb") as stream:
+            stream.seek(start)
+            for at in range(start, end, CHUNK):
+                n = min(CHUNK, end - at)
+                self._pace(n)
+                data = stream.read(n)
+                self.wfile.write(bytes(n) if rule and rule[0] == "wrong" else data)
         if end < stop:
             self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)

@@ -14,7 +14,7 @@ from typing import Any
 
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder, PrepareDone, Task
-from wsiseg.run.lanes import FetchOrder, Lanes
+from wsiseg.run.lanes import GONE_S, FetchOrder, Lanes
 from wsiseg.types import Box, Tile, TileOutcome
 
 IN_FLIGHT = 2
@@ -60,7 +60,10 @@ class World:
         self.alive = dict.fromkeys(self.hosts, threads)
         self.slides = [SlideInput(f"s{k:04d}", f"https://x/{k}", size_bytes=n) for k, n in enumerate(cohort.sizes)]
         self.lanes = Lanes(
-            ((), self.slides), lambda some: Feeder(some, limit=1, retries=2, in_flight=IN_FLIGHT, task_s=1.0), bound
+            ((), self.slides),
+            lambda some: Feeder(some, limit=1, retries=2, in_flight=IN_FLIGHT, task_s=1.0),
+            bound,
+            one_host=len(self.hosts) == 1,
         )
         self.now = 0.0
         self.events: list[tuple[float, int, str, Any]] = []
@@ -77,10 +80,10 @@ class World:
     def run(self) -> Told:
         """Run to the end."""
         for _ in range(1_000_000):
-            self.lanes.see(self.alive, IN_FLIGHT)
+            self.lanes.see(self.alive, IN_FLIGHT, self.now)
             while (order := self.lanes.next_fetch()) is not None:
                 self._fetch(order)
-            for lane in self.lanes:
+            for lane in self.lanes.working():
                 while (task := lane.feeder.next_task()) is not None:
                     self.waiting.append((task, lane.feeder, self.lanes.places(task.slide_id)))
             self._start_tasks()
@@ -116,6 +119,10 @@ class World:
 
     def _end_death(self, host: str) -> None:
         del self.alive[host]
+        self._at(self.now + GONE_S + 1.0, "wait", host)
+
+    def _end_wait(self, host: str) -> None:
+        """Nothing happens but that time has passed."""
 
     def _start_tasks(self) -> None:
         kept = []

@@ -13,13 +13,18 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 from PIL import Image
+from pydicom.uid import generate_uid
 
 from tests.fetch.gdc_server import GdcServer, gdc_server
 from tests.fetch.s3_server import s3_server
-from tests.run.conftest import environment, run_here
+from tests.run.conftest import environment, run_here, wsiseg
+from tests.run.dicoms import dicom_level
+from tests.run.hosts import Hosts, reached
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--precision", "fp32", "--engine", "eager")
 NAMES = [f"TCGA-0{k}-DX1.{'abcdef'[k]}0" for k in range(6)]
@@ -32,7 +37,7 @@ def slides(crop_png: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("slides")
     with Image.open(crop_png) as crop:
         for k, name in enumerate(NAMES):
-            crop.crop((k * 50, k * 30, k * 50 + 330, k * 30 + 300)).save(folder / f"{name}.png")
+            crop.crop((k * 60, k * 50, k * 60 + 220, k * 50 + 200)).save(folder / f"{name}.png")
     return folder
 
 
@@ -123,9 +128,9 @@ def test_killed_at_any_moment_the_same_command_goes_on(server: GdcServer, slides
     """What is finished, and every byte that is staged, is not fetched again: the server's log is the witness."""
     out = tmp_path / "out"
     server.rules(**{"id-1": ["404 always"]})
-    (server.folder / "rate").write_text("400000")  # slow enough that the kill meets fetches and tiles
+    (server.folder / "rate").write_text("150000")  # slow enough that the kill meets fetches and tiles
     manifest = gdc_manifest(tmp_path / "manifest.txt", slides)
-    command = ["segment", manifest, *CROP, "--out", out, "--workers", "1", "--stage-gb", "0.0008"]
+    command = ["segment", manifest, *CROP, "--out", out, "--workers", "1", "--stage-gb", "0.0004"]
     command_line = [sys.executable, "-m", "wsiseg", *map(str, command)]
     env = {**environment(), "GDC_TOKEN": TOKEN}
     to_us = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -169,3 +174,62 @@ def test_a_slide_larger_than_the_staging_folder_is_said_to_be(server: GdcServer,
     assert done.exit_code == 1
     assert "do not fit into the staging folder of 0.000 GB (--stage-gb)" in done.output
     assert not server.log()
+
+
+def test_of_two_hosts_each_fetches_its_own_slides_and_none_twice(
+    server: GdcServer, slides: Path, local: Path, tmp_path: Path
+) -> None:
+    """Workers of two hosts, each with a staging folder of its own on what happens to be one disk."""
+    out = tmp_path / "out"
+    nothing = [{"do": "EIO", "at": "tile", "times": 0, "host": "nobody"}]
+    env = {"WSISEG_GDC_API": server.address, "GDC_TOKEN": TOKEN}
+    with Hosts(tmp_path / "hosts", rules=nothing, names=("one", "two"), env=env) as hosts:
+        command = ["segment", gdc_manifest(tmp_path / "m.txt", slides), *CROP, "--out", out, "--scheduler", reached(hosts)]
+        wait = "import sys; from distributed import Client; Client(sys.argv[1], timeout=60).wait_for_workers(2, timeout=120)"
+        subprocess.run([sys.executable, "-c", wait, hosts.address], env=environment(), check=True, timeout=200)
+        refused = wsiseg(*command)
+        done = wsiseg(*command, "--stage", tmp_path / "stage", timeout=400)
+    assert refused.returncode == 2
+    assert "--stage" in refused.stderr
+    assert done.returncode == 0, done.stderr
+    assert_tables_equal(out, local)
+    fetched = [e for e in map(json.loads, (out / "log.jsonl").read_text().splitlines()) if e["event"] == "slide_fetched"]
+    assert sorted(e["slide_id"] for e in fetched) == sorted(NAMES), "none twice"
+    assert {e["host"] for e in fetched} <= {"one", "two"}
+    for k, name in enumerate(NAMES):
+        assert server.sent(f"id-{k}") == (slides / f"{name}.png").stat().st_size + 1, "and the byte by which the size is asked"
+    assert not list((tmp_path / "stage").rglob("*.png"))
+
+
+def test_of_a_series_in_a_bucket_the_needed_levels_are_fetched(
+    tmp_path: Path, crop_rgb: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    series = generate_uid()
+    whole = tmp_path / "series.dicom"
+    whole.mkdir()
+    for k, step in enumerate((1, 2, 4)):
+        path = dicom_level(whole / f"{k}.dcm", np.ascontiguousarray(crop_rgb[::step, ::step]), series, mpp=0.499 * step)
+        d = pydicom.dcmread(path)
+        d.ImagedVolumeWidth, d.ImagedVolumeHeight = (n * 0.499 / 1000 for n in crop_rgb.shape[1::-1])
+        d.save_as(path)
+    dicom_level(whole / "label.dcm", crop_rgb[:200, :200], series, flavor="LABEL")
+    options = CROP[2:]
+    assert run_here("segment", whole, *options, "--out", tmp_path / "local").exit_code == 0
+    with s3_server() as bucket:
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        for path in whole.iterdir():
+            bucket.put(f"idc/{path.name}", path.read_bytes())
+        (tmp_path / "m.s5cmd").write_text("cp s3://slides/idc/* .\n")
+        more = ("--keep-staged", "--stage", tmp_path / "stage")
+        done = run_here("segment", tmp_path / "m.s5cmd", *options, "--out", tmp_path / "out", *more)
+    assert done.exit_code == 0, done.output
+    kept = {p.name for p in (tmp_path / "stage").rglob("*.dcm")}
+    assert "0.dcm" in kept
+    assert "label.dcm" not in kept
+    assert kept < {p.name for p in whole.iterdir()}
+    ours, theirs = (
+        pq.read_table(tmp_path / f"{run}/nuclei/{name}.parquet") for run, name in (("out", "idc"), ("local", "series"))
+    )
+    assert ours.num_rows > 20
+    assert ours.equals(theirs), "the same nuclei as of the whole series on disk"

@@ -8,7 +8,7 @@ import pytest
 from tests.run.lanes_simulation import SLIDE_S, Cohort, World
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder
-from wsiseg.run.lanes import Lanes
+from wsiseg.run.lanes import GONE_S, Lanes
 
 GB = 10**9
 
@@ -114,3 +114,19 @@ def test_a_slide_larger_than_the_bound_is_refused_and_the_others_go_on() -> None
     order = run.next_fetch()
     assert order is not None
     assert order.slide.slide_id == "b"
+
+
+def test_a_host_that_is_gone_for_a_moment_keeps_its_slides() -> None:
+    run = lanes([SlideInput("s", "https://x/s", size_bytes=10), SlideInput("t", "https://x/t", size_bytes=10)], 100)
+    run.see({"a": 1, "b": 1}, 2, 0.0)
+    for order in [run.next_fetch(), run.next_fetch()]:
+        assert order is not None
+        run.fetched(order, 10, 10, 1.0)
+    (of_a,) = [s for s in ("s", "t") if run.places(s) == {"a"}]
+    run.see({"b": 1}, 2, GONE_S / 2)
+    assert run.lane_of(of_a) not in list(run.working()), "its tiles wait for it"
+    run.see({"a": 1, "b": 1}, 2, GONE_S * 0.9)
+    assert run.places(of_a) == {"a"}
+    run.see({"b": 1}, 2, GONE_S * 3)
+    assert run.lane_of(of_a) in list(run.working())
+    assert run.places(of_a) == {"b"}, "given up: another fetches what it needs"

@@ -222,6 +222,7 @@ def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shar
             rate = p.mm2_done / max(1e-9, display.tasks[0].elapsed or 0)
             facts = f"slides {p.slides_done}/{p.slides}, {p.nuclei:,} nuclei, {rate:.2f} mm²/s"
             facts += f", {p.tiles_failed} failed" if p.tiles_failed else ""
+            facts += f", fetched {p.fetched_bytes / 1e9:.2f} GB" if p.fetched_bytes else ""
             display.update(task, total=p.tiles or None, completed=p.tiles_done, facts=facts)
 
         return run(found.slides, out, config, shard=shard, note=note, left_out=left_out, on_progress=show)
@@ -248,7 +249,8 @@ def _plain_progress(p: Any) -> None:
     if p.slides_done != _EVERY.slides_done or now - _EVERY.last > 10:
         _EVERY.last, _EVERY.slides_done = now, p.slides_done
         line = f"slides {p.slides_done}/{p.slides}, tiles {p.tiles_done}/{p.tiles}, {p.nuclei} nuclei, {p.mm2_done:.1f} mm2"
-        click.echo(line + (f", {p.tiles_failed} tiles failed" if p.tiles_failed else ""), err=True)
+        line += f", {p.tiles_failed} tiles failed" if p.tiles_failed else ""
+        click.echo(line + (f", fetched {p.fetched_bytes / 1e9:.2f} GB" if p.fetched_bytes else ""), err=True)
 
 
 def print_summary(summary: RunSummary) -> None:

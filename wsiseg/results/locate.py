@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 from collections.abc import Sequence
 from pathlib import Path
 
 from wsiseg.config import RunConfig
 from wsiseg.fetch import FetchOptions, Held, Wanted, absolute_place, bring
+from wsiseg.read.files import plain_name
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.remote import level_chooser
 from wsiseg.results.slide_input import absolute_mask
@@ -52,8 +54,9 @@ def slide_file(path: str, slide_id: str, config: RunConfig) -> str:
 
 
 def fetch_root(config: RunConfig) -> Path:
-    """Return the folder of fetched slides as this machine has it."""
-    return Path(local_path(config.schedule.fetch_to, config.schedule.path_map))
+    """Return the folder of fetched slides of this machine, one of several that may name the same folder on shared storage."""
+    root = Path(local_path(config.schedule.fetch_to, config.schedule.path_map))
+    return root / plain_name(platform.node()) if config.schedule.remote else root
 
 
 def fetch_options(config: RunConfig) -> FetchOptions:

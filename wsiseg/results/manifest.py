@@ -15,7 +15,7 @@ from pathlib import Path
 
 from wsiseg.coordinates import parse_frame
 from wsiseg.errors import DuplicateSlideError, InputError, plain_text
-from wsiseg.fetch import is_address, local_of
+from wsiseg.fetch import is_address, local_of, shown
 from wsiseg.read.dicom import dicom_facts, dicom_folder_series, may_be_dicom
 from wsiseg.read.files import MAX_ID_BYTES, plain_name, slide_id_of
 from wsiseg.results.listing import SLIDE_SUFFIXES, Listing, Skipped, group_skipped, list_files, list_folder
@@ -111,7 +111,7 @@ def require_plain_names(slides: Iterable[SlideInput]) -> None:
         name = s.slide_id
         if name in ("", ".", "..") or plain_name(name) != name:
             raise InputError(
-                f"{plain_text(s.path)[:200]}: expected a plain name of at most {MAX_ID_BYTES} bytes for the slide, got "
+                f"{plain_text(shown(s.path))[:200]}: expected a plain name of at most {MAX_ID_BYTES} bytes for the slide, got "
                 f"{plain_text(name)[:80]!r}."
             )
 
@@ -225,12 +225,12 @@ def _take_once(found: Found) -> None:
             continue
         same = os.path.realpath(one.path) == os.path.realpath(s.path)
         if not same or (one.cohort, one.mpp, one.tissue_mask, one.frame) != (s.cohort, s.mpp, s.tissue_mask, s.frame):
-            a, b = (f"{plain_text(x.path)}{f' ({x.origin})' if x.origin else ''}" for x in (one, s))
+            a, b = (f"{plain_text(shown(x.path))}{f' ({x.origin})' if x.origin else ''}" for x in (one, s))
             raise DuplicateSlideError(
                 f"Two slides share the name {s.slide_id!r}: {a} and {b}. Outputs are named by slide: rename one, give each "
                 "its own id in a manifest (column slide_id), or run them into two output folders."
             )
-        found.skipped.append(Skipped(s.path, "named twice"))
+        found.skipped.append(Skipped(shown(s.path), "named twice"))
     found.slides = list(first.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import queue
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,7 +108,7 @@ class Drive:
         ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
         while not lanes.done():
             self._look()
-            lanes.see(self.pool.threads_by_host(), schedule.in_flight_per_worker)
+            lanes.see(self.pool.threads_by_host(), schedule.in_flight_per_worker, time.monotonic())
             self._reopen(lanes.base.feeder)
             self._recall(submitted)
             for task, feeder in self._next_tasks():
@@ -133,7 +134,7 @@ class Drive:
         while lanes.refused:
             slide, reason = lanes.refused.pop()
             self._close_slide(slide.slide_id, f"{shown(slide.path)}: {reason}")
-        for lane in lanes:
+        for lane in lanes.working():
             while (task := lane.feeder.next_task()) is not None:
                 yield task, lane.feeder
 

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from distributed import Status, get_worker, secede
 
@@ -16,7 +15,7 @@ from wsiseg.errors import FetchError, WsisegError, one_line
 from wsiseg.fetch import FetchStopped, bring, in_staging, is_address, shown
 from wsiseg.fetch.staged import NoRoom
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.locate import fetch_options, fetch_root, local_path
+from wsiseg.results.locate import fetch_options, fetch_root
 from wsiseg.results.remote import level_chooser
 from wsiseg.results.slide_input import SlideInput, wanted_of
 from wsiseg.results.staging import drop_staged
@@ -97,7 +96,7 @@ def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, 
     if remote:
         where = pool.hosts.where
         asked = [pool.first_of(h) for h in sorted({where(a)[0] for a in pool.there})]
-        found = pool.client.run(_staged_here, schedule.fetch_to, schedule.path_map, workers=asked, on_error="ignore")
+        found = pool.client.run(_staged_here, config, workers=asked, on_error="ignore")
         staged = {where(address)[0]: held for address, held in found.items()}
 
     def make(some: Iterable[SlideInput]) -> Feeder:
@@ -110,8 +109,8 @@ def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, 
             return False  # preparing it will say what is wrong
 
     local = [s for s in slides if not is_address(s.path)]
-    return Lanes((local, remote), make, int(schedule.stage_gb * 1e9), staged, finished)
+    return Lanes((local, remote), make, int(schedule.stage_gb * 1e9), staged, finished, one_host=not schedule.remote)
 
 
-def _staged_here(fetch_to: str, path_map: tuple[str, ...]) -> dict[str, int]:
-    return in_staging(Path(local_path(fetch_to, path_map)))
+def _staged_here(config: RunConfig) -> dict[str, int]:
+    return in_staging(fetch_root(config))

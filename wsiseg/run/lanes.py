@@ -12,7 +12,7 @@ for ``MAX_COPIED_FRAC`` of the cohort's bytes (a cohort of no more slides than t
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, deque
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -25,7 +25,10 @@ FETCHING = 2
 """Most slides that a host fetches at a time: the second begins when the last range of the first is under way."""
 
 AHEAD = 4
-"""Most slides that wait on one of several hosts: a slide that waits there cannot be done elsewhere."""
+"""Most slides that wait on one of several hosts: a slide that waits there cannot be done by one that comes later."""
+
+GONE_S = 120.0
+"""A host without a worker for so long is given up, s: its slides go to another. A worker that died is started again sooner."""
 
 MAX_COPIED_FRAC = 0.1
 COPY_PAYS = 2.0
@@ -70,6 +73,8 @@ class Lanes:
         What hosts hold from an earlier run: bytes by slide id, whole or in part.
     done_before
         Whether a slide needs nothing any more: it is prepared, which finds its row, and never fetched.
+    one_host
+        No other host will come, so as many slides may wait on this one as fit.
     """
 
     def __init__(
@@ -79,21 +84,27 @@ class Lanes:
         bound_bytes: int,
         staged: Mapping[str, Mapping[str, int]] | None = None,
         done_before: Callable[[SlideInput], bool] = lambda slide: False,
+        *,
+        one_host: bool = False,
     ) -> None:
         local, remote = slides
         self._make = make_feeder
         self.base = Lane(make_feeder(local))
         self._lanes: dict[str, Lane] = {}
-        self._queue = deque(remote)
-        self._inputs = {s.slide_id: s for s in self._queue}
+        self._queue = OrderedDict((s.slide_id, s) for s in remote)
+        self._inputs = dict(self._queue)
         self._bound = bound_bytes
         self._done_before = done_before
-        self.size: dict[str, int] = {s.slide_id: s.size_bytes for s in self._queue if s.size_bytes}
+        self._one_host = one_host
+        self.size: dict[str, int] = {s.slide_id: s.size_bytes for s in self._inputs.values() if s.size_bytes}
         self.holders: dict[str, set[str]] = {}
         self._threads: dict[str, int] = {}
+        self._seen_s: dict[str, float] = {}
         self._used: Counter[str] = Counter()
         self._unclaimed: dict[str, dict[str, int]] = {h: dict(found) for h, found in (staged or {}).items()}
         self._fetching: dict[tuple[str, str], FetchOrder] = {}
+        self._under_way: Counter[str] = Counter()
+        self._not_done = ""  # the head of the queue that was found to be unfinished
         self._unknown: set[str] = set()
         self._lane_of: dict[str, Lane] = {}
         self._drop: dict[str, list[str]] = {}
@@ -115,17 +126,23 @@ class Lanes:
         """Return the lane in which a slide is."""
         return self._lane_of.get(slide_id, self.base)
 
-    def see(self, threads: Mapping[str, int], in_flight: int) -> None:
-        """Take which hosts work, and how many tiles each does at once; set the limits of the feeders."""
+    def see(self, threads: Mapping[str, int], in_flight: int, now_s: float = 0.0) -> None:
+        """Take which hosts work at a time, and how many tiles each does at once; set the limits of the feeders."""
         self._threads = {h: n for h, n in threads.items() if n > 0}
         for host in self._threads:
             self._lanes.setdefault(host, Lane(self._make(()), {host}))
+            self._seen_s[host] = now_s
         for lane in self._lanes.values():
-            if not lane.hosts & self._threads.keys() and self._threads and not lane.feeder.done():
-                lane.hosts = {min(self._threads, key=self._backlog)}  # its hosts are gone: another fetches what it needs again
+            gone = self._threads and all(now_s - self._seen_s[h] > GONE_S for h in lane.hosts)
+            if gone and not lane.feeder.done():
+                lane.hosts = {min(self._threads, key=self._backlog)}  # another fetches what it needs again
         self.base.feeder.limit = max(1, sum(threads.values())) * in_flight
         for lane in self._lanes.values():
             lane.feeder.limit = max(1, sum(self._threads.get(h, 0) for h in lane.hosts)) * in_flight
+
+    def working(self) -> Iterator[Lane]:
+        """Yield the lanes whose tasks can be run now."""
+        yield from (lane for lane in self if lane is self.base or lane.hosts & self._threads.keys())
 
     def places(self, slide_id: str) -> frozenset[str]:
         """Return the hosts that work and hold a slide; none: any host may do it, and fetches it if need be."""
@@ -135,57 +152,70 @@ class Lanes:
 
     def next_fetch(self) -> FetchOrder | None:
         """Return the next slide to fetch, and on which host; ``None`` while no host can."""
-        while self._queue and self._done_before(self._queue[0]):
-            self.base.feeder.add(self._queue.popleft())
+        self._skip_finished()
         hosts = sorted((h for h in self._threads if self._may_fetch(h)), key=self._backlog)
-        if not self._queue:
+        if not hosts or not self._queue:
             return self._copy_for_idle(hosts)
-        queued = {s.slide_id: s for s in self._queue}
         for host in hosts:
-            own = [queued[i] for i in self._unclaimed.get(host, ()) if i in queued]
-            elsewhere = {i for h, found in self._unclaimed.items() if h != host and h in self._threads for i in found}
-            idle = not any(h == host for h, _ in self._fetching) and self._lanes[host].feeder.done()
-            free = (s for s in self._queue if s.slide_id not in elsewhere)
-            slide = next(iter(own), None) or next(free, self._queue[0] if idle else None)
+            slide = self._next_for(host)
             order = self._order(FetchOrder(slide, host, 0)) if slide else None
             if slide and order is not None:
-                self._queue.remove(slide)
+                del self._queue[slide.slide_id]
                 return order
             if self.refused:
                 return None
         return None
 
+    def _skip_finished(self) -> None:
+        """Have slides at the head of the queue that need nothing any more prepared: that finds their rows."""
+        while self._queue:
+            slide_id, slide = next(iter(self._queue.items()))
+            if slide_id == self._not_done:
+                return
+            if not self._done_before(slide):
+                self._not_done = slide_id
+                return
+            self.base.feeder.add(self._queue.pop(slide_id))
+
+    def _next_for(self, host: str) -> SlideInput | None:
+        """Return the slide that a host is to fetch: one that it holds from before, else the first that no host holds."""
+        for slide_id in [i for i in self._unclaimed.get(host, ()) if i in self._queue]:
+            if not self._done_before(self._queue[slide_id]):
+                return self._queue[slide_id]
+            self.base.feeder.add(self._queue.pop(slide_id))  # and what is staged of it is dropped
+        elsewhere = {i for h, found in self._unclaimed.items() if h in self._threads for i in found}
+        free = next((s for i, s in self._queue.items() if i not in elsewhere), None)
+        idle = not self._under_way[host] and self._lanes[host].feeder.done()
+        return free or (next(iter(self._queue.values())) if idle else None)
+
     def _may_fetch(self, host: str) -> bool:
-        under_way = sum(h == host for h, _ in self._fetching)
+        under_way = self._under_way[host]
         waiting = under_way + self._lanes[host].feeder.n_waiting_slides
-        return under_way < FETCHING and host not in self._unknown and (len(self._threads) == 1 or waiting < AHEAD)
+        return under_way < FETCHING and host not in self._unknown and (self._one_host or waiting < AHEAD)
 
     def _order(self, order: FetchOrder) -> FetchOrder | None:
         """Return the order with its room, which is taken, if there is some; a slide larger than the bound is refused."""
         slide_id, host = order.slide.slide_id, order.host
         size = self.size.get(slide_id, 0)
         if size > self._bound:
-            self._queue.remove(order.slide)
+            del self._queue[slide_id]
             need, bound = f"{size / 1e9:.3f}", f"{self._bound / 1e9:.3f}"
             self.refused.append((order.slide, f"{need} GB do not fit into the staging folder of {bound} GB (--stage-gb)."))
             return None
         mine = self._unclaimed.get(host, {})
-        stale = [i for i in mine if i == slide_id or i in self.holders or not self._is_queued(i)]
+        stale = [i for i in mine if i == slide_id or i in self.holders or i not in self._queue]
         room = self._bound - self._used[host] - sum(n for i, n in mine.items() if i not in stale)
-        under_way = any(h == host for h, _ in self._fetching)
-        if size > room or (not size and (under_way or room <= 0)):
+        if size > room or (not size and (self._under_way[host] or room <= 0)):
             return None
         for i in stale:
             mine.pop(i)
         self._used[host] += size
+        self._under_way[host] += 1
         if not size:
             self._unknown.add(host)
         drop = {i for i in (*self._drop.pop(host, ()), *stale) if i != slide_id and host not in self.holders.get(i, ())}
         self._fetching[host, slide_id] = dataclasses.replace(order, room_bytes=room, drop=tuple(sorted(drop)))
         return self._fetching[host, slide_id]
-
-    def _is_queued(self, slide_id: str) -> bool:
-        return any(s.slide_id == slide_id for s in self._queue)
 
     def _backlog(self, host: str) -> float:
         """Return the bytes that a host has before it, per thread."""
@@ -198,7 +228,6 @@ class Lanes:
         self.size[slide_id] = size_bytes
         self.fetched_bytes += new_bytes
         self._seconds += seconds
-        self.copied_bytes += new_bytes if order.copy else 0
         self.holders.setdefault(slide_id, set()).add(host)
         if not order.share:
             self._lane_of[slide_id] = self._lanes[host]
@@ -212,14 +241,14 @@ class Lanes:
         """Take that a slide is larger than was known: it waits until there is room."""
         self._end(order, 0)
         self.size[order.slide.slide_id] = size_bytes
-        self._queue.appendleft(order.slide)
+        self._put_back(order.slide)
 
     def again(self, order: FetchOrder) -> None:
         """Take the loss of a fetch with its worker: another goes on with it."""
         self._end(order, 0)
         self._drop.setdefault(order.host, []).extend(order.drop)
         if not order.share:
-            self._queue.appendleft(order.slide)
+            self._put_back(order.slide)
 
     def failed(self, order: FetchOrder) -> None:
         """Take that a slide cannot be fetched; what is there of it is removed."""
@@ -233,16 +262,26 @@ class Lanes:
             self._drop.setdefault(host, []).append(slide_id)
         self._lane_of.pop(slide_id, None)
 
+    def _put_back(self, slide: SlideInput) -> None:
+        self._queue[slide.slide_id] = slide
+        self._queue.move_to_end(slide.slide_id, last=False)
+        self._not_done = slide.slide_id
+
     def _end(self, order: FetchOrder, size_bytes: int) -> None:
         del self._fetching[order.host, order.slide.slide_id]
+        self._under_way[order.host] -= 1
         self._unknown.discard(order.host)
         self._used[order.host] += size_bytes - self.size.get(order.slide.slide_id, 0)
 
     def _copy_for_idle(self, hosts: list[str]) -> FetchOrder | None:
         """Return a second fetch of a slide for a host that has nothing left, if another has much and it pays."""
-        if self._fetching or not hosts or len(self._threads) < 2:
+        if self._queue or not hosts or len(self._threads) < 2:
             return None
-        idle = [h for h in hosts if all(lane.feeder.done() for lane in self._lanes.values() if h in lane.hosts)]
+        idle = [
+            h
+            for h in hosts
+            if not self._under_way[h] and all(lane.feeder.done() for lane in self._lanes.values() if h in lane.hosts)
+        ]
         busy = [lane for lane in self._lanes.values() if lane.feeder.n_waiting_tiles or lane.feeder.n_waiting_slides]
         if not idle or not busy:
             return None
@@ -260,12 +299,18 @@ class Lanes:
         if not (size and cheap and pays) or idle[0] in self.holders.get(slide_id, ()):
             return None
         order = self._order(FetchOrder(self._inputs[slide_id], idle[0], 0, copy=True, share=not whole))
+        if order is not None:
+            self.copied_bytes += size
         if order is not None and whole:
             lane.feeder.take_back()
             self.closed(slide_id)
         return order
 
     def _seconds_left(self, lane: Lane, *, tiles_only: bool = False) -> float:
-        """Return how long a lane's hosts need for what waits there, or for the tiles of the slides that are prepared."""
+        """Return how long a lane's hosts need for what waits there, or for the tiles of the slides that are prepared.
+
+        Hosts that are fetching a slide to share it count: another one need not.
+        """
         seconds = lane.feeder.tile_seconds_left if tiles_only else lane.feeder.seconds_left
-        return seconds / max(1, sum(self._threads.get(h, 0) for h in lane.hosts))
+        sharing = {o.host for o in self._fetching.values() if o.share and self._lane_of.get(o.slide.slide_id) is lane}
+        return seconds / max(1, sum(self._threads.get(h, 0) for h in lane.hosts | sharing))

@@ -101,8 +101,9 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
         row = finished_row(context.folder, slide, context.digest)
         if row is not None:
             return PrepareDone(slide.slide_id, row=row)
-        if config.schedule.stage and not config.schedule.keep_staged:
-            drop_finished(Path(config.schedule.stage), context.folder.root / "slides")
+        if not config.schedule.keep_staged:
+            for root in _staging_roots(config):
+                drop_finished(root, context.folder.root / "slides")
         if config.schedule.stage and ahead is not None and not is_address(ahead.path):
             source = Path(local_path(ahead.path, config.schedule.path_map))
             prefetch(source, ahead.slide_id, Path(config.schedule.stage), int(config.schedule.stage_gb * 1e9))
