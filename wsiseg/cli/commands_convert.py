@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "measure_shown"]
 
-EXPORTS = ("anndata", "csv", "dicom-ann", "geopackage", "imagej", "labels-png", "labels-tiff", "maps", "marks", "ome-zarr",
-           "quip", "qupath", "spatialdata", "tiatoolbox")  # fmt: skip
+EXPORTS = ("anndata", "asap", "csv", "dicom-ann", "geopackage", "imagej", "imagescope", "labels-png", "labels-tiff", "maps",
+           "marks", "ome-zarr", "quip", "qupath", "spatialdata", "tiatoolbox")  # fmt: skip
 IMPORTS = ("cellvit", "dicom-ann", "hovernet", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
 
 PATH = click.Path(path_type=Path)
@@ -65,6 +65,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     labels-png   label image of a region (uint16)      ome-zarr     label image of the slide, OME-Zarr 0.5
     labels-tiff  the same, uint32                      maps         density, mean area, cover, OME-Zarr 0.5
     geopackage   GIS tools                             imagej       ROI set of a region
+    asap         ASAP XML                              imagescope   Aperio ImageScope XML
     csv          table with WKT                        dicom-ann    DICOM bulk annotations (.dcm)
 
     \b

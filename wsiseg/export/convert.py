@@ -22,6 +22,7 @@ from wsiseg.export.raster import write_label_image, write_ome_labels
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.thumbnails import thumbnails_of
 from wsiseg.export.tiatoolbox import write_annotation_store
+from wsiseg.export.viewer_xml import write_asap, write_imagescope
 from wsiseg.read import tissue_cells
 from wsiseg.results.arithmetic import mixed_precision_note
 from wsiseg.results.folder import RunFolder
@@ -107,9 +108,11 @@ def _spatialdata(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
 
 EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection, pictures=thumbnails_of(s, o.path_map))),
+    "asap": (".xml", lambda s, p, o: write_asap(s, p, o.selection)),
     "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
     "dicom-ann": (".dcm", _dicom),
     "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
+    "imagescope": (".xml", lambda s, p, o: write_imagescope(s, p, o.selection)),
     "imagej": (".zip", lambda s, p, o: write_roi_zip(s, p, o.selection)),
     "labels-png": (".png", lambda s, p, o: write_label_image(s, p, o.region)),
     "labels-tiff": (".tif", lambda s, p, o: write_label_image(s, p, o.region)),

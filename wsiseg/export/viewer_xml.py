@@ -1,0 +1,118 @@
+"""A polygon table -> annotation files of two viewers: ASAP XML and ImageScope (Aperio) XML, written in bounded memory.
+
+Both count level-0 px from the slide's corner; what they hold is what their tools read: ``PartOfGroup`` of ASAP and the layer of
+ImageScope are the class of a nucleus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.sax.saxutils import quoteattr
+
+import numpy as np
+
+from wsiseg.export.text import concat, decimal_text, join_rings, number_text, text_bytes
+from wsiseg.tables import atomic_path
+from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["write_asap", "write_imagescope"]
+
+DECIMALS = 2
+PLAIN_CLASS = "Nucleus"
+COLORS = ((0, 200, 83), (255, 64, 64), (64, 96, 255), (255, 176, 0), (176, 64, 224), (0, 192, 208))
+
+
+def write_asap(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
+    """Write ASAP XML: a Polygon a nucleus, named by its id, in the group of its class."""
+    done = 0
+    names: dict[str, str] = {}
+    with atomic_path(out) as partial, partial.open("wb") as stream:
+        stream.write(b'<?xml version="1.0"?>\n<ASAP_Annotations>\n<Annotations>\n')
+        for chunk, classes in _chunks(source, selection):
+            for name in dict.fromkeys(classes):
+                names.setdefault(name, "#{:02X}{:02X}{:02X}".format(*COLORS[len(names) % len(COLORS)]))
+            stream.write(text_bytes(_asap(chunk, classes, names)))
+            done += len(chunk)
+        stream.write(b"</Annotations>\n<AnnotationGroups>\n")
+        for name, color in names.items():
+            group = f'<Group Name={quoteattr(name)} PartOfGroup="None" Color="{color}"><Attributes/></Group>\n'
+            stream.write(group.encode())
+        stream.write(b"</AnnotationGroups>\n</ASAP_Annotations>\n")
+    return Exported(out, done)
+
+
+def write_imagescope(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
+    """Write ImageScope XML: a layer a class, a region a nucleus, whose text is its id. The table is read once a class."""
+    import pyarrow as pa
+
+    names = list(dict.fromkeys(name for _, classes in _chunks(source, selection) for name in classes)) or [PLAIN_CLASS]
+    done = 0
+    with atomic_path(out) as partial, partial.open("wb") as stream:
+        stated = f' MicronsPerPixel="{source.mpp:.6f}"' if source.mpp > 0 else ""
+        stream.write(f'<?xml version="1.0" encoding="UTF-8"?>\n<Annotations{stated}>\n'.encode())
+        for k, name in enumerate(names):
+            red, green, blue = COLORS[k % len(COLORS)]
+            color = red | green << 8 | blue << 16  # as Windows counts colors
+            layer = f'<Annotation Id="{k + 1}" Name={quoteattr(name)} ReadOnly="0" Type="4" LineColor="{color}" Visible="1">\n'
+            stream.write(f"{layer}<Attributes/>\n<Regions>\n<RegionAttributeHeaders/>\n".encode())
+            n = 0
+            for chunk, classes in _chunks(source, selection):
+                own = np.array([c == name for c in classes], np.bool_)
+                if own.any():
+                    numbers = np.zeros(len(chunk), np.int64)
+                    numbers[own] = np.arange(n + 1, n + 1 + np.count_nonzero(own))
+                    n += int(np.count_nonzero(own))
+                    stream.write(text_bytes(_imagescope(chunk, pa.array(numbers)).filter(pa.array(own))))
+            stream.write(b"</Regions>\n<Plots/>\n</Annotation>\n")
+            done += n
+        stream.write(b"</Annotations>\n")
+    return Exported(out, done)
+
+
+def _chunks(source: NucleiFile, selection: Selection | None) -> Iterator[tuple[Chunk, list[str]]]:
+    """Yield chunks, and the class of each nucleus."""
+    for chunk in iter_chunks(source, selection or Selection(), ["class_name"]):
+        named = chunk.table["class_name"].to_pylist() if "class_name" in chunk.table.column_names else [""] * len(chunk)
+        yield chunk, [name or PLAIN_CLASS for name in named]
+
+
+def _asap(chunk: Chunk, classes: list[str], names: dict[str, str]) -> pa.StringArray:
+    import pyarrow as pa
+
+    order = np.arange(len(chunk.xy)) - np.repeat(chunk.ring_offsets[:-1], np.diff(chunk.ring_offsets))
+    x, y = (decimal_text(chunk.xy[:, axis], DECIMALS, trim=True) for axis in (0, 1))
+    points = join_rings(
+        concat(number_text(pa.array(order)), '" X="', x), y, chunk.ring_offsets, '" Y="', '"/><Coordinate Order="'
+    )
+    group = pa.array([f'PartOfGroup={quoteattr(c)} Color="{names[c]}"' for c in classes])
+    return concat(
+        '<Annotation Name="',
+        number_text(chunk.table["nucleus_id"]),
+        '" Type="Polygon" ',
+        group,
+        '><Coordinates><Coordinate Order="',
+        points,
+        '"/></Coordinates></Annotation>\n',
+    )
+
+
+def _imagescope(chunk: Chunk, numbers: pa.Array) -> pa.StringArray:
+    x, y = (decimal_text(chunk.xy[:, axis], DECIMALS, trim=True) for axis in (0, 1))
+    points = join_rings(x, y, chunk.ring_offsets, '" Y="', '" Z="0"/><Vertex X="')
+    number = number_text(numbers)
+    return concat(
+        '<Region Id="',
+        number,
+        '" Type="0" Zoom="1" Selected="0" Text="',
+        number_text(chunk.table["nucleus_id"]),
+        '" NegativeROA="0" InputRegionId="0" Analyze="1" DisplayId="',
+        number,
+        '"><Attributes/><Vertices><Vertex X="',
+        points,
+        '" Z="0"/></Vertices></Region>\n',
+    )
