@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -103,6 +104,24 @@ def test_counts_means_and_edges_of_a_slide(run: Path, tmp_path: Path) -> None:
         lengths = pd.concat([sides.distance_um, sides.distance_um]).groupby(ends.to_numpy()).mean()
         assert found.n_delaunay.tolist() == ends.value_counts().reindex(table.nucleus_id, fill_value=0).tolist()
         np.testing.assert_allclose(found.edge_mean_um_delaunay, lengths.reindex(table.nucleus_id), rtol=1e-5)
+
+
+def test_density_maps_count_discs(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call("neighbors", run, "-o", out, "--slide", "A", "--radius-um", 60, "--radius-um", 35, "--density-step-um", 70)
+    xy = pq.read_table(run / "nuclei/A.parquet", columns=["cx", "cy"]).to_pandas().to_numpy(np.float64) * 0.25
+    for radius in (35, 60):
+        with tifffile.TiffFile(out / f"density/A.{radius}um.tif") as file:
+            page = file.pages[0]
+            found = page.asarray()
+            assert page.get_resolution("MICROMETER")[0] == pytest.approx(1 / 70)
+        assert found.shape == (43, 43)  # 12,000 px of 0.25 um in steps of 70 um
+        for row, column in ((0, 0), (10, 20), (25, 25), (30, 12)):
+            near = np.hypot(xy[:, 0] - 70 * column - 35, xy[:, 1] - 70 * row - 35) <= radius
+            assert found[row, column] == pytest.approx(near.sum() / (np.pi * radius**2 * 1e-6), rel=1e-6)
+        assert found.max() > 0
+    with pytest.raises(InputError, match="--radius-um"):
+        NeighborOptions(delaunay=True, density_step_um=5.0)
 
 
 def test_a_run_is_resumed_and_gives_the_same_bytes(run: Path, tmp_path: Path) -> None:

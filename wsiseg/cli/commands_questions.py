@@ -88,6 +88,8 @@ def _tell_unpaired(what: str, names: list[str]) -> None:
 @click.option("--max-edge-um", type=float, help="With --delaunay: leave out longer edges.")
 @click.option("--mean", "means", multiple=True, default=("area_um2",), show_default=True, metavar="COLUMN",
               help="Mean of this column over the neighbors of each nucleus; repeatable.")  # fmt: skip
+@click.option("--density-step-um", type=float, metavar="S",
+              help="Also write maps of nuclei per mm2 within each radius, a value every S um.")  # fmt: skip
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
 @click.option("--overwrite", is_flag=True, help="Compute slides again that are there already.")
@@ -98,6 +100,7 @@ def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: An
     OUT/radius/SLIDE_ID.parquet    edges: two nucleus ids, distance in um, up to the largest --radius-um
     OUT/delaunay/SLIDE_ID.parquet  edges of the triangulation
     OUT/nuclei/SLIDE_ID.parquet    a row a nucleus: neighbors within each radius, mean of each --mean over them
+    OUT/density/SLIDE_ID.Rum.tif   maps of --density-step-um, float32 TIFF
 
     Distances are those of centroids. Neighborhoods are not cut at the border of the tissue, where nuclei have fewer neighbors.
     --mean takes columns of the table, derived ones (circularity ...) and those of wsiseg features. The graphs are those of

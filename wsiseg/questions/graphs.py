@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["delaunay_edges", "iter_pairs"]
+__all__ = ["delaunay_edges", "density_grid", "iter_pairs"]
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -70,7 +70,7 @@ def _pieces(counts: Int) -> Iterator[tuple[int, int]]:
 def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
     """Return the edges (i, j, length) of the Delaunay triangulation, i < j, sorted; none where there is no triangle.
 
-    Of points at the same place Qhull keeps one; the others have no edge. Takes about 1 kB a point.
+    Of points at the same place Qhull keeps one; the others have no edge. Takes about 600 bytes a point.
     """
     from scipy.spatial import Delaunay, QhullError
 
@@ -88,3 +88,29 @@ def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
     i, j = np.divmod(keys, len(xy))
     step = xy[i] - xy[j]
     return i, j, np.sqrt(step[:, 0] * step[:, 0] + step[:, 1] * step[:, 1])
+
+
+def density_grid(xy: Float, size: tuple[float, float], step: float, radius: float) -> Float:
+    """Return points per area of the disc of ``radius`` around the middle of each cell of a grid, float64 (rows, columns).
+
+    Parameters
+    ----------
+    xy : float64 (N, 2)
+    size
+        Width and height that the grid covers, from (0, 0); the last cells may reach further.
+    step
+        Side of a cell.
+    """
+    from scipy.spatial import cKDTree
+
+    columns, rows = (max(1, int(np.ceil(side / step))) for side in size)
+    out = np.zeros((rows, columns))
+    if not len(xy):
+        return out
+    tree = cKDTree(xy)
+    across = (np.arange(columns) + 0.5) * step
+    for row in range(rows):
+        middles = np.stack([across, np.full(columns, (row + 0.5) * step)], axis=1)
+        out[row] = tree.query_ball_point(middles, radius, return_length=True)
+    density: Float = out / (np.pi * radius**2)
+    return density

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError, MissingMppError, WsisegError
-from wsiseg.questions.graphs import delaunay_edges, iter_pairs
+from wsiseg.questions.graphs import delaunay_edges, density_grid, iter_pairs
 from wsiseg.schema import DERIVED, EDGES, FEATURES, NEIGHBORS, NUCLEI, SCHEMA_VERSION, Column
 from wsiseg.tables import arrow_schema, atomic_path, features_path, open_nuclei, read_table_meta, table_fingerprint
 from wsiseg.tables.arrow import META_KEY
@@ -31,6 +31,7 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 GROUP_ROWS = 1 << 18
+MAX_CELLS = 1 << 24
 MEASURED = {c.name: c for c in (*NUCLEI, *DERIVED, *FEATURES) if c.unit not in ("", "level-0 px") and c.arrow != "string"}
 """Columns of which a mean over neighbors can be asked."""
 
@@ -49,6 +50,8 @@ class NeighborOptions:
         Longer edges of the triangulation are left out (None: none is).
     means
         Columns of which each nucleus gets the mean over its neighbors.
+    density_step_um
+        Also write maps of nuclei per mm2 within each radius, a value every so many um (None: no maps).
     workers
         Processes, one slide each.
     overwrite
@@ -59,6 +62,7 @@ class NeighborOptions:
     delaunay: bool = False
     max_edge_um: float | None = None
     means: tuple[str, ...] = ("area_um2",)
+    density_step_um: float | None = None
     workers: int = 1
     overwrite: bool = False
 
@@ -66,7 +70,9 @@ class NeighborOptions:
         """Refuse impossible values."""
         if not self.radii_um and not self.delaunay:
             raise InputError("Expected --radius-um, --delaunay or both: they say which nuclei are neighbors.")
-        for value in (*self.radii_um, *(() if self.max_edge_um is None else (self.max_edge_um,))):
+        if self.density_step_um is not None and not self.radii_um:
+            raise InputError("Expected --radius-um with --density-step-um: it is the disc in which nuclei are counted.")
+        for value in (*self.radii_um, *(v for v in (self.max_edge_um, self.density_step_um) if v is not None)):
             if not 0 < value < np.inf:
                 raise InputError(f"Expected radii and lengths above 0 um, got {value:g}.")
         if unknown := [m for m in self.means if m not in MEASURED]:
@@ -75,7 +81,7 @@ class NeighborOptions:
     def facts(self) -> dict[str, Any]:
         """Return what decides the result, as it stands in the metadata of each file."""
         stated: dict[str, Any] = {"radii_um": sorted(set(self.radii_um)), "delaunay": self.delaunay, "means": list(self.means)}
-        return {**stated, "max_edge_um": self.max_edge_um, "point": "centroid"}
+        return {**stated, "max_edge_um": self.max_edge_um, "density_step_um": self.density_step_um, "point": "centroid"}
 
 
 @dataclass(slots=True)
@@ -146,6 +152,8 @@ def neighbors_of_slide(table: Path, out: Path, options: NeighborOptions) -> Slid
     made: _Made = [(NEIGHBORS[0], slide.ids)]
     if options.radii_um:
         made += _by_radius(slide, options, found)
+    if options.density_step_um is not None:
+        _write_maps(slide, (source.width_px, source.height_px), options)
     if options.delaunay:
         made += _by_triangles(slide, options, found)
     _write_nuclei(target, made, facts)
@@ -214,6 +222,31 @@ def _by_triangles(slide: _Slide, options: NeighborOptions, found: SlideNeighbors
     made = total.columns("delaunay", "joined to it by a Delaunay edge", options.means)
     column = Column("edge_mean_um_delaunay", "float32", "um", "mean length of its Delaunay edges; null: none")
     return [made[0], (column, mean.astype(np.float32)), *made[1:]]
+
+
+def _write_maps(slide: _Slide, size_px: tuple[int, int], options: NeighborOptions) -> None:
+    """Write nuclei per mm2 within each radius as float32 TIFF, whose resolution says the step."""
+    import tifffile
+
+    step_um = options.density_step_um or 0.0
+    size_um = size_px[0] * slide.mpp, size_px[1] * slide.mpp
+    if size_um[0] * size_um[1] / step_um**2 > MAX_CELLS:
+        raise InputError(f"Slide {slide.slide_id}: a density every {step_um:g} um is more than {MAX_CELLS:,} values.")
+    for radius in sorted(set(options.radii_um)):
+        density = density_grid(slide.xy * slide.mpp, size_um, step_um, radius) * 1e6
+        path = slide.out / "density" / f"{slide.slide_id}.{radius:g}um.tif"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_path(path) as partial:
+            tifffile.imwrite(
+                str(partial),
+                density.astype(np.float32),
+                resolution=(1e4 / step_um, 1e4 / step_um),
+                resolutionunit="CENTIMETER",
+                photometric="minisblack",
+                compression="zlib",
+                metadata=None,
+                description=f"nuclei per mm2 within {radius:g} um, every {step_um:g} um from {step_um / 2:g} um",
+            )
 
 
 class _Sums:
