@@ -418,7 +418,7 @@ def test_a_mask_in_zarr_is_taken_apart_in_windows(tmp_path: Path) -> None:
 def test_a_map_of_classes_asks(tmp_path: Path) -> None:
     classes = np.where(D > 0, 1 + D % 3, 0)
     np.save(tmp_path / "c.npy", classes)
-    with pytest.raises(FormatError, match=r"3 values stand in 12 separate parts.*--components"):
+    with pytest.raises(FormatError, match=r"3 values form 12 separate parts.*--components"):
         import_files([tmp_path / "c.npy"], "labels", tmp_path / "run", ImportOptions(mpp=0.25))
     with pytest.raises(FormatError, match="--components"):
         load_instances(tmp_path / "c.npy")

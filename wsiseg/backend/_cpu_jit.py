@@ -33,7 +33,7 @@ WAIT_S = 300.0
 class Compiled:
     """What this process has of the CPU kernels: signatures compiled here, signatures loaded from disk, and where they are kept.
 
-    ``folder`` is empty where nothing can be kept: every process compiles for itself then.
+    ``folder`` is empty if nothing can be kept: every process compiles for itself then.
     """
 
     compiled: int

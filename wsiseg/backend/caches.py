@@ -46,7 +46,7 @@ def writable(folder: Path) -> bool:
 
 
 def private_folder() -> Path | None:
-    """Return a folder for code of this user in the temporary folder, mode 700; ``None`` where there is no temporary folder.
+    """Return a folder for code of this user in the temporary folder, mode 700; ``None`` if there is no temporary folder.
 
     Its name is the same in every process of the user, so that kernels compiled by one are found by the next. Where somebody
     else has put something under that name, a new folder is made instead, which goes with this process.

@@ -292,9 +292,9 @@ def cohort(runs: tuple[Path, ...], out: Path) -> None:
 def publish(run: Path, address: str, quiet: bool) -> None:
     """Send the finished slides of RUN to a bucket: their tables, the statistics, and QC.
 
-    Each object is there whole or not at all. The same command again sends only what is new or has changed (by size and MD5), so
-    it resumes, and may be repeated while a run goes on. wsiseg query, geopandas and pyarrow then read a window of a slide from
-    the bucket without fetching its table.
+    Each object is there whole or not at all. The same command again sends only what is new or has changed (by size and
+    MD5), so it resumes, and may be repeated during a run. wsiseg query, geopandas and pyarrow then read a window of a
+    slide from the bucket without fetching its table.
 
     \b
     wsiseg publish RUN s3://bucket/cohort-1

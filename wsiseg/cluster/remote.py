@@ -117,7 +117,7 @@ def _check_tls(config: ScheduleConfig) -> None:
 
 
 def dashboard_link(client: Client) -> str:
-    """Return the address of the scheduler's dashboard; empty where none answers.
+    """Return the address of the scheduler's dashboard; empty if none answers.
 
     The scheduler names one even where it was started without: only the page itself tells.
     """

@@ -1,4 +1,4 @@
-"""Label images: read and write them in every form that other tools use, and draw polygons into them.
+"""Label images: read and write the formats that other tools use, and draw polygons into them.
 
 A label image is an integer array (H, W): 0 background, every other value one nucleus, negative not annotated.
 """

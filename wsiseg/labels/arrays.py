@@ -1,4 +1,4 @@
-"""Files of label images -> the array that they hold, as it stands there; nothing in them is run."""
+"""Reads the array of a label image file, unchanged; no code in the file is ever run."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def read_array(path: Path) -> npt.NDArray[Any]:
     Raises
     ------
     FormatError
-        Broken, or without one array that can be the label image.
+        The file is broken, or has no array, or several, that can be the label image.
     """
     try:
         array = _READERS[path.suffix.lower()](path)

@@ -1,8 +1,8 @@
-"""Cellpose's ``_seg.npy`` -> its label image, without unpickling: nothing that the file names is ever imported or called.
+"""Reads the label image of Cellpose's ``_seg.npy`` without unpickling: nothing that the file names is imported or called.
 
 NumPy stores a dictionary as a pickle, which may run any code when it is loaded. Here its opcodes are only listed (by the
-standard library's disassembler) and followed on a stack of inert values; an array is rebuilt from the bytes, shape and type
-that stand in the file where they are those of an integer array, and everything else stays a name.
+standard library's disassembler) and interpreted on a stack of plain values. An array is rebuilt from the bytes, shape and type
+in the file if they are those of an integer array; everything else stays a name.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MADE_BY = ("REDUCE", "NEWOBJ")
 
 @dataclass(slots=True, eq=False)
 class _Named:
-    """What the file would have called: a name, or a call of it with arguments and state, never carried out."""
+    """A call in the file that is not carried out: a name, with the arguments and state of the call."""
 
     name: str
     args: Any = None
@@ -49,7 +49,7 @@ def read_seg(path: Path) -> npt.NDArray[Any]:
     Raises
     ------
     FormatError
-        It is no such file, or its masks are no integer array (H, W).
+        Not such a file, or its masks are not an integer array (H, W).
     """
     try:
         with path.open("rb") as stream:
@@ -65,11 +65,11 @@ def read_seg(path: Path) -> npt.NDArray[Any]:
     except (ValueError, IndexError, KeyError, TypeError, AttributeError, OverflowError) as err:
         if isinstance(err, FormatError):
             raise
-        raise FormatError(f"{path}: a .npy of Python objects that cannot be followed ({err!r}). {_ADVICE}") from err
+        raise FormatError(f"{path}: a .npy of Python objects that cannot be interpreted ({err!r}). {_ADVICE}") from err
 
 
 def _followed(stream: IO[bytes], path: Path) -> Any:
-    """Follow the opcodes and return what would have been loaded, as inert values."""
+    """Interpret the opcodes and return the object that would be loaded, as plain values."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(stream):
@@ -96,7 +96,7 @@ def _followed(stream: IO[bytes], path: Path) -> Any:
 
 
 def _combine(name: str, stack: list[Any], path: Path) -> None:
-    """Follow an opcode that makes one value of those on the stack."""
+    """Interpret an opcode that makes one value from those on the stack."""
     if name.startswith("EMPTY_"):
         stack.append({"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}[name])
     elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
@@ -142,7 +142,7 @@ def _pairs(items: list[Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _masks(loaded: Any) -> Any:
-    """Return what the dictionary in a 0-d object array holds under ``masks``."""
+    """Return the value of ``masks`` of the dictionary in a 0-d object array."""
     for item in loaded.state[4] if isinstance(loaded, _Named) and isinstance(loaded.state, tuple) else [loaded]:
         if isinstance(item, dict) and _KEY in item:
             return item[_KEY]

@@ -1,7 +1,7 @@
 """Label images: read and write them, and draw polygons into them.
 
-A label image is an integer array (H, W): 0 background, every other value one nucleus. Several stages meet in it (evaluation
-scores it, training learns from it), so it lives below the stages.
+A label image is an integer array (H, W): 0 background, every other value one nucleus. Several packages use them (evaluation
+scores them, training learns from them), so this package is below the steps.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ _INT32_MAX = np.iinfo(np.int32).max
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LabelFile:
-    """A label image as it is meant.
+    """A label image after its values are interpreted.
 
     Attributes
     ----------
     labels : int32 (H, W)
-        0 background; ids as in the file, where they fit int32, else renumbered 1..N in ascending order.
+        0 background; ids as in the file if they fit int32, else renumbered 1..N in ascending order.
     unknown : bool (H, W) or None
         Pixels that were not annotated (negative in the file): neither nucleus nor background.
     notes
-        What was read otherwise than as plain ids, in words.
+        Messages about values that were not read as plain ids.
     """
 
     labels: npt.NDArray[np.int32]
@@ -55,7 +55,7 @@ class LabelFile:
 
 
 def read_labels(path: str | Path) -> npt.NDArray[np.int32]:
-    """Return ``read_label_file(path).labels``: int32 (H, W), what was not annotated is 0."""
+    """Return ``read_label_file(path).labels``: int32 (H, W), 0 also where nothing was annotated."""
     return read_label_file(path).labels
 
 
@@ -69,7 +69,7 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
         a Zarr array (folder or ``.zip``), or ``.mat``
         (MATLAB up to v7.2; ``inst_map``, else its only 2-D array). Floats that hold whole numbers are taken as ids, colors that
         each fill a region on black as ids too. A mask holds no ids: its 8-connected parts become the nuclei. An image is a mask
-        if it has one bit, or one value besides 0 that is 1 or the largest of its type, or that stands in three parts or more.
+        if it has one bit, or one value besides 0 that is 1 or the largest of its type, or that forms three parts or more.
     components
         Take any image as a mask.
 
@@ -87,7 +87,9 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
         return _label_file(np.asarray(open_label_store(path)[...]), path, components)
     suffix = path.suffix.lower()
     if suffix not in LABEL_SUFFIXES:
-        raise FormatError(f"{path}: {suffix or 'no suffix'} is no label image. Expected one of {', '.join(LABEL_SUFFIXES)}.")
+        raise FormatError(
+            f"{path}: {suffix or 'no suffix'} is no ending of label images. Expected one of {', '.join(LABEL_SUFFIXES)}."
+        )
     if not path.is_file():
         raise FormatError(f"{path}: no such label image.")
     return _label_file(read_array(path), path, components)
@@ -156,9 +158,9 @@ def rasterize_rings(
     overlap: Overlap = "last",
     origin: tuple[int, int] = (0, 0),
 ) -> npt.NDArray[np.int32]:
-    """Draw polygons: a pixel belongs to a polygon where its center is inside (even-odd).
+    """Draw polygons: a pixel belongs to a polygon if its center is inside (even-odd).
 
-    Rings on pixel edges come out exactly as the pixels they enclose, since no center lies on them. A center that lies on a
+    Rings on pixel edges give exactly the pixels that they enclose, since no center lies on them. A center that lies on a
     ring belongs to the inside to its right and below (half-open), so polygons that share an edge share no pixel.
 
     Parameters
@@ -176,7 +178,7 @@ def rasterize_rings(
     overlap
         Which polygon owns a pixel that several cover: the first or the last.
     origin
-        (x, y) of the raster's first pixel in the rings' frame. Windows drawn so agree where they overlap, to the last pixel.
+        (x, y) of the raster's first pixel in the rings' frame. Windows agree in every pixel where they overlap.
 
     Returns
     -------
@@ -198,7 +200,7 @@ def rasterize_rings(
     if total:
         begins = np.cumsum(width) - width
         flat = np.arange(total) - np.repeat(begins - (row * shape[1] + start), width)
-        labels.ravel()[flat] = np.repeat(values[owner], width)  # of equal indices the last assignment stays
+        labels.ravel()[flat] = np.repeat(values[owner], width)  # for equal indices the last assignment wins
     return labels
 
 
@@ -235,7 +237,7 @@ def _spans(
 
 
 def _label_file(array: npt.NDArray[Any], path: Path, components: bool) -> LabelFile:
-    """Tell ids, masks, colors and what is not annotated apart."""
+    """Distinguish ids, masks, colors and pixels that are not annotated."""
     notes: list[str] = []
     if array.ndim == 3 and array.shape[2] in (2, 3, 4):
         array = _of_colors(array, path, notes)
@@ -254,7 +256,7 @@ def _label_file(array: npt.NDArray[Any], path: Path, components: bool) -> LabelF
     if array.dtype.kind == "i" and array.size and int(array.min()) < 0:
         unknown = array < 0
         array = np.where(unknown, 0, array)
-        notes.append(f"{int(unknown.sum()):,} of {unknown.size:,} px are negative: not annotated, they count for nothing")
+        notes.append(f"{int(unknown.sum()):,} of {unknown.size:,} px are negative: not annotated, and not scored")
     value = _only_value(array)
     if components or array.dtype.kind == "b" or value:
         parts = split_components(array)
@@ -270,7 +272,7 @@ def _label_file(array: npt.NDArray[Any], path: Path, components: bool) -> LabelF
 
 
 def _wrapped(array: npt.NDArray[Any]) -> list[str]:
-    """Return what to tell where -1 was perhaps saved as the largest number of an unsigned type."""
+    """Return a note if -1 was perhaps saved as the largest number of an unsigned type."""
     top = int(array.max(initial=0))
     if array.dtype.kind != "u" or top != np.iinfo(array.dtype).max or int(array.max(initial=0, where=array != top)) >= top - 1:
         return []
@@ -280,7 +282,7 @@ def _wrapped(array: npt.NDArray[Any]) -> list[str]:
 
 
 def _background(labels: npt.NDArray[np.int32]) -> list[str]:
-    """Return what to tell where one label covers most of the image: masks with a white background, ids that begin at 1."""
+    """Return a note if one label covers most of the image, as in masks with a white background or ids that begin at 1."""
     largest = np.bincount(labels[labels > 0], minlength=1) if labels.size and int(labels.max()) < labels.size else np.zeros(1)
     k, n_px = int(largest.argmax()), int(largest.max())
     if 2 * n_px <= labels.size:
@@ -297,13 +299,13 @@ def _only_value(array: npt.NDArray[Any]) -> int:
 
 
 def _is_mask(value: int, n_parts: int, dtype: np.dtype[Any]) -> bool:
-    """Return whether an image with one value besides 0 is a mask: 1 and full scale say so, other values only in many parts."""
+    """Return whether an image with one value besides 0 is a mask: 1 or the type's maximum, or any value in 3 parts or more."""
     full = {1, 255, 65535, int(np.iinfo(dtype).max)}
     return value in full or n_parts > 2
 
 
 def _of_colors(array: npt.NDArray[Any], path: Path, notes: list[str]) -> npt.NDArray[Any]:
-    """Return ids of an image whose colors number its instances (id = R + 256 G + 65536 B), which a photograph is not."""
+    """Return ids of an image whose colors are ids (R + 256 G + 65536 B); a photograph is refused."""
     if array.shape[2] == 2 and not np.isin(np.unique(array[..., 1]), (0, np.iinfo(np.uint8).max)).all():
         raise FormatError(
             f"{path}: expected a label image (H, W), got shape {array.shape}: two planes, as ids with classes beside them. "
@@ -355,9 +357,9 @@ def id_parts(labels: npt.NDArray[Any]) -> int:
 
 
 def require_ids(n_ids: int, n_parts: int, where: str) -> None:
-    """Raise ``FormatError`` where regions are so many more than ids that the values are classes, not instances."""
+    """Raise ``FormatError`` if there are so many more regions than ids that the values must be classes, not instances."""
     if n_ids and n_parts >= 3 * n_ids and n_parts >= n_ids + 8:
         raise FormatError(
-            f"{where}: its {n_ids:,} values stand in {n_parts:,} separate parts: expected one part a nucleus. Is it a map of "
+            f"{where}: its {n_ids:,} values form {n_parts:,} separate parts: expected one part a nucleus. Is it a map of "
             "classes or a mask? With --components each connected part is a nucleus."
         )

@@ -1,7 +1,7 @@
-"""RGB uint8 of a window -> uint8 (2, H, W) probability maps (0 center, 1 material). Floating-point numbers occur here only.
+"""Prediction: RGB uint8 of a window to uint8 (2, H, W) probability maps (0 center, 1 material). Only this step uses floats.
 
-Comes in: pixels of ``model.input_box(box)``, white outside the slide. Goes out: the maps of ``box``, which in fp32
-and int8 do not depend on how the slide was cut into boxes. Weights are safetensors with a card beside them.
+Input: pixels of ``model.input_box(box)``, white outside the slide. Output: the maps of ``box``, which in fp32
+and int8 do not depend on how the slide was cut into boxes. Weights are a safetensors file with a JSON card beside it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Which arithmetic a model has here: a digest of its maps on a fixed picture, and words for the processor that made them.
+"""How this processor computes a model: a digest of the maps of a fixed picture, and the name of the processor.
 
-Processors compute the same network differently in the last bit, and no list of names says which. So they are asked: equal
-digests, equal maps. Measured (``tests/predict/test_predict_processors.py``): int8 is the same on every x86 processor, since its
+Processors compute the same network differently in the last bit, and no list of names says which. So it is measured: equal
+digests mean equal maps. Found (``tests/predict/test_predict_processors.py``): int8 is the same on every x86 processor, as its
 sums are integers; fp32 was on those with AVX2 and AVX-512; bf16 differs between AMX, AVX512_BF16 and emulation.
 """
 
@@ -21,18 +21,18 @@ from wsiseg.predict.machine import processor_name
 __all__ = ["arithmetic_of", "machine_id", "probe_picture"]
 
 _SIDE_WPX = 128
-"""Side of the maps that are compared: 32,768 numbers, of which bf16 gives thousands otherwise on another processor."""
+"""Side of the compared maps: 32,768 numbers, of which bf16 changes thousands on a different processor."""
 
 
 def arithmetic_of(model: Model) -> dict[str, str]:
-    """Return what tells this processor's results with a model from another's.
+    """Return what distinguishes this processor's results with a model from those of other processors.
 
     Returns
     -------
     dict
         ``digest``: 16 hex digits over the network's output for ``probe_picture``, before it is rounded to bytes; the same for
-        any number of threads. A compiled graph is not asked itself (it would be compiled for that): its convolutions are the
-        same. ``device`` (``cpu`` or ``cuda``), and ``processor`` and ``host`` for people.
+        any number of threads. A compiled graph is not run for it, which would need a compilation: its convolutions are the
+        same. ``device`` (``cpu`` or ``cuda``), and ``processor`` and ``host``, for messages.
     """
     picture = torch.from_numpy(probe_picture(_SIDE_WPX + 2 * model.halo_wpx)).to(model.device)
     with torch.inference_mode():
@@ -43,7 +43,7 @@ def arithmetic_of(model: Model) -> dict[str, str]:
 
 
 def machine_id(device: str) -> str:
-    """Return a name of this machine as it runs now, and of the settings that affect its arithmetic; empty if unknown."""
+    """Return a name of this machine since its last boot, and of the settings that affect its arithmetic; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:
@@ -52,7 +52,7 @@ def machine_id(device: str) -> str:
 
 
 def probe_picture(side: int) -> NDArray[np.uint8]:
-    """Return dark blobs of several sizes on pink, uint8 (side, side, 3), made of integers only: the same everywhere."""
+    """Return dark blobs of several sizes on pink, uint8 (side, side, 3), in integer arithmetic: the same on every machine."""
     rng = np.random.default_rng(12)
     density = np.zeros((side, side), np.int64)
     for step in (6, 12, 24):

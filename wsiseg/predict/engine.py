@@ -1,4 +1,4 @@
-"""RGB windows through the network, window by window, such that a pixel's value never depends on the windows.
+"""Run the network over RGB windows such that a pixel's value never depends on how the windows were cut.
 
 Window origins lie on multiples of the network's stride and every kept pixel is at least the network's half receptive field
 away from its window's border, so in fp32 and int8 the maps are those of one infinite window.
@@ -33,30 +33,30 @@ __all__ = ["Model", "load_model", "model_from_net", "predict", "predict_picture"
 Array = Any
 
 _WINDOW_WPX = {"cpu": 1040, "cuda": 4160}
-"""Useful side of a window. One process alone is faster at 2080 px (benchmarks/network.py), but processes side by side share the
-memory bus, and a smaller window follows the tissue more closely: with both cores at work 1040 px was faster."""
+"""Side of a window without its halo. A single process is faster at 2080 px (benchmarks/network.py), but several share the
+memory bus, and smaller windows fit the tissue more closely: with two processes on two cores 1040 px was faster."""
 
 _INT8_WINDOW_WPX = 2080
-"""Bytes load the bus less: over a whole slide with its tissue mask 13 % faster than 1040 px, with both cores at work."""
+"""The same for int8, which loads the memory bus less: 13 % faster than 1040 px over a slide, with two processes."""
 
 _MIN_WPX = 112
-"""Torch computes small layers by other code than large ones, which differs in the last bit: windows stay above that size."""
+"""Smallest side of a window: torch computes smaller layers by other code, whose results differ in the last bit."""
 
 _CUT_WPX = 256
-"""Where windows may be cut to follow the tissue: few sizes, since each new size costs torch a new plan and memory for it."""
+"""Windows are cut to the tissue in steps of this: few sizes, since torch makes and keeps a plan for each new size."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A network ready to predict, and what its card says.
+    """A network ready to predict, with the facts of its card.
 
     Attributes
     ----------
     mpp
         Microns per working px that it was trained for.
     stain_aim
-        What its training images were normalized to, and so slides must be: a method, and the numbers of the image they were
-        brought to (none: the method's own reference).
+        What its training images were normalized to, as slides must be: a method, and the numbers of the reference image
+        (none: the method's own reference).
     halo_wpx
         Context that it needs around a pixel, working px, a multiple of ``multiple``.
     separate_defaults
@@ -64,7 +64,7 @@ class Model:
     precision, engine
         ``fp32``, ``bf16`` or ``int8``, and ``eager`` or ``inductor``: how it computes here.
     window
-        Useful side of its windows: shrinks where a device's memory is short.
+        Side of its windows without the halo; it shrinks when a device's memory is too small.
     logits, graph
         uint8 (H, W, 3) and margin -> logits (1, 2, h, w), and -> maps uint8 (2, h, w): ``graph`` as the engine runs it.
     """
@@ -93,21 +93,21 @@ class Model:
 
 
 def load_model(config: PredictConfig, device: str = "cpu") -> Model:
-    """Load weights and make them ready on a device.
+    """Load weights and prepare the network on a device.
 
     Raises
     ------
     WeightsError
         When the weights are missing, altered or of another network.
     BackendUnavailableError
-        When the device is not there.
+        When the device does not exist.
     """
     net, card = load_weights(config.weights)
     return model_from_net(net, card, config, device)
 
 
 def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, device: str = "cpu") -> Model:
-    """Make a trained network ready to predict (it is folded in place); ``card`` as ``wsiseg.predict.weights`` describes."""
+    """Prepare a trained network to predict (it is folded in place); ``card`` as ``wsiseg.predict.weights`` describes."""
     precision = resolve_precision(config.precision, device, int8=bool(net.ranges) and is_quantizable(net.spec))
     engine = resolve_engine(config.engine, precision, device)
     multiple = net.spec.multiple
@@ -161,9 +161,9 @@ def predict(
     input_box, out_box
         Global working px; ``input_box`` holds ``model.input_box(out_box)``.
     wanted : (h, w), optional
-        Over ``out_box``; where it is 0 the maps are 0, and windows that it leaves empty are not computed.
+        Mask of ``out_box``; where it is 0 the maps are 0, and windows in which it is all 0 are not computed.
     events
-        ``window_halved`` counts windows that a device's memory did not hold and that were done in parts.
+        ``window_halved`` counts windows that did not fit in the device's memory and were computed in parts.
 
     Returns
     -------
@@ -246,7 +246,7 @@ class _Floats(nn.Module):
 
 
 class _Graph(nn.Module):
-    """uint8 (H, W, 3) -> uint8 (2, h, w): both ends inside, so that no float image ever leaves the device."""
+    """uint8 (H, W, 3) -> uint8 (2, h, w): conversion from and to bytes included, so that no float image leaves the device."""
 
     def __init__(self, logits: Callable[[torch.Tensor, int], torch.Tensor], tta: int) -> None:
         super().__init__()
@@ -282,7 +282,7 @@ def _level_table() -> torch.Tensor:
 
 
 def _run_if_it_fits(model: Model, pixels: Array) -> Array | None:
-    """Return the maps of a window, ``None`` where the device's memory is too small: nothing of the try is then held."""
+    """Return the maps of a window, ``None`` if the device's memory is too small (what the attempt took is then free)."""
     try:
         return _run(model, pixels)
     except memory_errors():
@@ -300,7 +300,7 @@ def _smaller(model: Model, part: Box) -> list[Box]:
         )
     if model.device != "cpu":
         torch.cuda.empty_cache()
-    log.warning("the memory of %s does not hold a window of %d px: going on with %d px", model.device, tried, side)
+    log.warning("the memory of %s does not hold a window of %d px: continuing with %d px", model.device, tried, side)
     return _windows(part, side, model.multiple)
 
 
@@ -320,9 +320,9 @@ def _compute(model: Model, pixels: Array) -> Array:
 
 
 def _run_at_one_size(model: Model, pixels: Array) -> Array:
-    """Run a window in a white square of the largest size that occurs, so that the graph is compiled or recorded once.
+    """Run a window padded with white to the largest size that occurs, so that the graph is compiled or recorded once.
 
-    What is added lies at least the halo away from every px that is kept, so it changes none.
+    The padding is at least the halo away from every px that is kept, so it changes none of them.
     """
     height, width = pixels.shape[:2]
     largest = _aligned(Box(0, 0, model.window.side_wpx, 1), model.multiple).w + 2 * model.multiple + 2 * model.halo_wpx
@@ -341,9 +341,9 @@ def _aligned(box: Box, multiple: int) -> Box:
 
 
 def _wanted_part(window: Box, wanted: Array, out_box: Box, *, cut: bool) -> Box:
-    """Return the box in a window, cut every ``_CUT_WPX``, that holds all its wanted px; of width 0 where there are none.
+    """Return the box in a window, cut every ``_CUT_WPX``, that holds all its wanted px; of width 0 if there are none.
 
-    Where nothing is to be cut it is the window, or of width 0.
+    If windows are not cut it is the whole window, or of width 0.
     """
     inside = wanted[window.y - out_box.y : window.y1 - out_box.y, window.x - out_box.x : window.x1 - out_box.x]
     if not cut:

@@ -1,4 +1,4 @@
-"""A GPU made ready for tiles: memory claimed for PyTorch and CuPy together, the network on it, windows that fit, streams."""
+"""Prepare a GPU for tiles: bound the memory of PyTorch and CuPy together, load the network, choose windows, make streams."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def ready_device(config: PredictConfig, device: str, share: float, tile_wpx: int
     Parameters
     ----------
     config
-        ``window_wpx`` 0: the largest window that fits.
+        With ``window_wpx`` 0 the largest window that fits is used.
     device
         ``cuda`` or ``cuda:1``.
     share
-        Of the device's free memory, for this process.
+        Fraction of the device's free memory that this process may use.
     tile_wpx
-        Side of what a tile reads, separation halo included.
+        Side of the window that a tile reads, including the separation halo.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def claim_device(device: str, share: float) -> int:
     most = int((free + torch.cuda.memory_reserved(number)) * share)  # what this process holds already is its own
     share_pool(number, most)
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False  # the same bytes each time
-    torch.backends.cudnn.allow_tf32 = False  # fp32 shall mean fp32: maps then agree with the CPU's to a level
+    torch.backends.cudnn.allow_tf32 = False  # no TF32: maps then agree with the CPU's within one level of 255
     return most
 
 

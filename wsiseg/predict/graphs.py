@@ -18,10 +18,10 @@ Recorder = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], Any], torch
 
 
 class CapturedGraph:
-    """Calls like the module that it is made of; the result is the same, also where recording fails, and the caller's own.
+    """Called like the module that it is made of, with the same result, even if recording fails. The caller owns the result.
 
-    A recording reads and writes fixed memory, so there is one for each size and each stream: tiles that are on the device at
-    once have a stream of their own.
+    A recording reads and writes fixed memory, so there is one for each size and each stream: tiles on the device at the same
+    time have a stream of their own.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ class CapturedGraph:
         return out.clone()
 
     def _forget_others(self, key: tuple[Any, ...]) -> None:
-        """Drop recordings of other sizes for a stream: windows only shrink, and each recording holds its memory.
+        """Drop a stream's recordings of other sizes: windows only shrink, and each recording keeps its memory.
 
         The recorder has waited for the stream, so none of them runs.
         """
@@ -73,10 +73,10 @@ class CapturedGraph:
 
 
 def record_on_gpu(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], Any], torch.Tensor]:
-    """Record what ``function`` starts on the current stream; other threads may go on with theirs meanwhile."""
+    """Record what ``function`` starts on the current stream; other threads may use their own streams meanwhile."""
     function()  # cuDNN chooses its kernels outside the recording
     torch.cuda.current_stream().synchronize()
-    torch.cuda.empty_cache()  # a recording has memory of its own: the try's would be held beside it
+    torch.cuda.empty_cache()  # a recording has its own memory: free that of the trial run first
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.current_stream(), capture_error_mode="thread_local"):
         out = function()

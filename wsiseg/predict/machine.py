@@ -1,4 +1,4 @@
-"""What this machine computes fast: the precision that pays, memory that is kept, a report for the user."""
+"""What this machine computes fast: the choice of precision and engine, memory settings, and a report for the user."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ _CAPS = {
     "bf16": ("AVX512_CORE_BF16", "AVX512_CORE_FP16", "AMX", "AVX10"),
     "amx": ("AMX",),
 }
-"""What a value of ONEDNN_MAX_CPU_ISA must hold to leave a feature in use."""
+"""Texts that a value of ONEDNN_MAX_CPU_ISA must contain to allow a feature."""
 
 
 def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: str, *, int8: bool = False) -> Precision:
     """Return the precision to compute in.
 
-    ``auto`` is, on a CPU, int8 where the weights have it (``int8``) and the processor multiplies bytes natively (VNNI, AMX);
+    ``auto`` is, on a CPU, int8 if the weights have it (``int8``) and the processor multiplies bytes natively (VNNI, AMX);
     else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it
-    is bf16, else fp32. It goes by what the processor is, not by a timing: two runs on one machine must agree, however busy it
-    is. ``wsiseg doctor`` shows the gain. int8 can be asked for wherever its sums are exact, which is tried out: without VNNI it
-    gives the same maps as with it, with AVX2 alone at a third to two thirds of the speed of fp32.
+    is bf16, else fp32. The choice depends on the processor, not on a timing: runs on one machine must agree, however busy it
+    is. ``wsiseg doctor`` shows the gain. int8 can be requested wherever a test finds its sums exact: without VNNI it
+    gives the same maps; with AVX2 alone it runs at a third to two thirds of the speed of fp32.
 
     Raises
     ------
@@ -77,12 +77,12 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
 
 
 def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precision: Precision, device: str) -> Engine:
-    """Return how the network is run.
+    """Return the engine that runs the network.
 
-    ``auto`` on a CPU is torch's compiled and frozen graph (inductor) where the processor has AMX and a C++ compiler is there:
+    ``auto`` on a CPU is torch's compiled and frozen graph (inductor) if the processor has AMX and a C++ compiler is installed:
     on such a machine it is up to 1.3 times as fast as eager bf16 (``benchmarks/results/network_amx.json``), because it fuses
-    activations and lays weights out once. Elsewhere it gains a few per cent, which its compilation (10 to 20 s a process) does
-    not repay, so ``auto`` is eager. int8 is always eager: its convolutions are already fused. On a GPU ``auto`` is ``graph``:
+    activations and arranges weights once. On others it gains a few per cent, less than its compilation costs (10 to 20 s a
+    process), so ``auto`` is eager. int8 is always eager: its convolutions are already fused. On a GPU ``auto`` is ``graph``:
     with windows of one size the network is recorded once a stream as a CUDA graph, the same kernels in one order, and where
     that fails it runs eagerly. ``benchmarks/gpu_stages.py`` times it beside ``eager`` and ``inductor``.
 
@@ -108,7 +108,7 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precis
 
 
 def tune_malloc() -> bool:
-    """Keep freed memory in this process; return whether the C library took it.
+    """Keep freed memory in this process; return whether the C library accepted the setting.
 
     glibc gives large blocks back to the system after every layer and faults them in again for the next, which costs up to
     half of the time on large windows. Call once at the start of a worker.
@@ -141,12 +141,12 @@ def cpu_has(feature: Feature) -> bool:
     }
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     if feature == "vnni" and capabilities.get("avx_vnni"):
-        return True  # what processors without AVX-512 have in its place
+        return True  # the same instructions on processors without AVX-512
     return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes[feature])
 
 
 def processor_name(device: str = "cpu") -> str:
-    """Return the processor that computes, what of it torch uses, and torch's version, for people."""
+    """Return the processor's name, the features of it that torch uses, and torch's version, for messages."""
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device) if torch.cuda.is_available() else "no CUDA device"
         return f"{name} (torch {torch.__version__})"
@@ -184,7 +184,7 @@ def _int8_report() -> tuple[str, bool, str]:
 
 
 def _int8_obstacle() -> str:
-    """Say what keeps int8 from computing here what it computes elsewhere; empty: nothing does."""
+    """Return why int8 maps would differ from other machines' here; empty if they would not."""
     if not (hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()):
         return "this torch has no quantized convolution"
     return "" if sums_are_exact() else f"this processor rounds its sums ({processor_name()})"
@@ -192,7 +192,7 @@ def _int8_obstacle() -> str:
 
 @cache
 def _bf16_gain() -> float:
-    """Time of a typical layer in fp32 over its time in bf16, the best of a few runs each; resolved once a process."""
+    """Time of a typical layer in fp32 divided by its time in bf16, each the best of a few runs; measured once a process."""
     times: dict[torch.dtype, float] = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):

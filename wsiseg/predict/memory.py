@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a tile takes, and windows that fit into what is free."""
+"""How much of a GPU's memory a tile takes, and which windows fit in the free memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from wsiseg.predict.nets import NetSpec
 __all__ = ["DevicePlan", "Window", "activation_bytes_per_px", "plan_device"]
 
 MIN_WINDOW_WPX = 256
-"""Smallest useful side of a window: below it nearly all of the work is the halo's."""
+"""Smallest side of a window without its halo: below it nearly all of the work is spent on the halo."""
 MAX_AT_ONCE = 3
-"""Tiles on a device at once: one uploads, one computes, one is traced. More would only hold memory."""
+"""Tiles on a device at once: one is uploaded, one computed, one traced. More would only use memory."""
 SEPARATE_BYTES_PER_PX = 56
-"""Of a tile on the device besides the network: pixels 3, maps 2, and what separate and vectorize hold at once (41), in bytes
-counted from their drivers, with a fifth more for lists of nuclei."""
+"""Bytes per px of a tile besides the network: pixels 3, maps 2, and what separate and vectorize hold at once (41),
+counted from their code, with a fifth more for lists of nuclei."""
 WORKSPACE = 1.25
-"""What cuDNN's scratch memory and the pool's rounding add to activations: assumed; where it is too little, windows shrink."""
+"""Assumed factor for cuDNN's scratch memory and the pool's rounding; if it is too small, windows shrink."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class DevicePlan:
 
 @dataclass(slots=True)
 class Window:
-    """Useful side of a network window, working px: it only shrinks, when a device's memory does not hold it.
+    """Side of a network window without its halo, working px; it only shrinks, when a window does not fit in memory.
 
     Attributes
     ----------
     side_wpx
-        Now in use by all threads of a worker.
+        The side that all threads of a worker now use.
     least_wpx
         A window of this side is not halved any more.
     """
@@ -45,9 +45,9 @@ class Window:
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def halve(self, failed_wpx: int) -> int | None:
-        """Take note that a window of ``failed_wpx`` did not fit; return the side to use instead, ``None``: none is left.
+        """Record that a window of ``failed_wpx`` did not fit; return the side to use instead, ``None`` if there is none.
 
-        A thread that failed with a side that another has halved already takes that thread's.
+        If another thread has already halved that side, its value is returned.
         """
         with self._lock:
             if failed_wpx <= self.least_wpx:
@@ -57,10 +57,10 @@ class Window:
 
 
 def activation_bytes_per_px(spec: NetSpec, itemsize: int) -> float:
-    """Return the most bytes of activations that live at once, per input px of a window.
+    """Return the largest number of bytes of activations held at once, per input px of a window.
 
-    A block holds what it was given, besides the input and the output of the convolution at work; skips wait for their way up; a
-    merge was given what rises and the skip side by side, and both live beside it. The largest sum over the steps counts.
+    A block holds its input, and the input and output of the current convolution; skips are kept for the way up; a
+    merge concatenates the upsampled map and the skip, which are both held beside it. The result is the largest sum of any step.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def activation_bytes_per_px(spec: NetSpec, itemsize: int) -> float:
         skips -= area[level] * width
         peak = max(peak, skips + area[level] * (2 * (risen + width) + min(convs, 2) * width))
         channels = width
-    pixels = 3 + 3 * 3 * itemsize  # bytes, and floats on their way to [-1, 1] in the network's layout
+    pixels = 3 + 3 * 3 * itemsize  # bytes, and floats while they are scaled to [-1, 1] in the network's layout
     levels = 2 * (itemsize + 2 + 4 + 4 + 1)  # logits, and the integers of the table look-up
     return pixels + max(peak * itemsize, area[0] * channels * itemsize + levels)
 
@@ -90,13 +90,13 @@ def activation_bytes_per_px(spec: NetSpec, itemsize: int) -> float:
 def plan_device(free_bytes: int, spec: NetSpec, itemsize: int, tile_wpx: int, halo_wpx: int) -> DevicePlan:
     """Return the window and the number of tiles at once that fit into a device's memory.
 
-    A window larger than the tile gains nothing; of smaller ones the largest is best, since each pays its own halo. Only where
-    whole tiles fit several times over is more than one let in.
+    A window larger than the tile gains nothing; of smaller ones the largest is best, since each computes its own halo. Only if
+    several whole tiles fit is more than one processed at a time.
 
     Parameters
     ----------
     free_bytes
-        What this process may take, its weights already there.
+        Memory that this process may take, with its weights already loaded.
     spec, itemsize
         See ``activation_bytes_per_px``.
     tile_wpx

@@ -1,10 +1,10 @@
-"""The two-head U-Net: one class, every variant a line of a table.
+"""The two-head U-Net: one class; each variant is one line of a table.
 
 Two heads are two channels of the last convolution: 0 the nucleus center, 1 the nuclear material. ``hou43`` is the published
 network of Hou et al. 2020 (doi 10.1038/s41597-020-0528-1; 43 convolutions, 5,746,706 parameters). ``lean`` starts at half
-resolution through a pixel-unshuffle and spends its convolutions where pixels are few, for a quarter of the multiply-adds.
+resolution through a pixel-unshuffle and has most convolutions at coarse levels, for a quarter of the multiply-adds.
 ``two_stage`` is the pair of U-Nets of Mahbod et al. 2019 (doi 10.1007/978-3-030-23937-4_9; 2 x 1,941,105 parameters): one makes
-the distance map, which stands in the place of the center, the other the material.
+the distance map, which takes the place of the center, the other the material.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["NETS", "NetSpec", "UNet", "build_net", "fold_batch_norm", "half_fiel
 
 @dataclass(frozen=True, slots=True)
 class NetSpec:
-    """What one variant is made of.
+    """The structure of one variant.
 
     Attributes
     ----------
@@ -103,7 +103,7 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor, margin: int = 0) -> torch.Tensor:
         """Return logits, without ``margin`` px (a multiple of ``spec.multiple``) on all four sides.
 
-        What the margin makes superfluous is cropped before it is computed, level by level, on the way up. The pixels that
+        Pixels that only the margin needs are cropped before they are computed, level by level, on the way up. The pixels that
         remain are those of the uncropped network wherever the margin reaches ``half_field_wpx``.
         """
         if self.center is not None:
@@ -119,7 +119,7 @@ class UNet(nn.Module):
             if level < len(self.down) - 1:
                 skips.append(x)
                 x = functional.max_pool2d(x, 2)
-        cropped = 0  # px of the current level already taken off each side
+        cropped = 0  # px of the current level already cropped on each side
         for step, (up, merge) in enumerate(zip(self.up, self.merge, strict=True)):
             x, skip, cropped = up(x), skips.pop(), 2 * cropped
             crop = max(0, spare_px(spec, step, margin) - cropped)
@@ -194,9 +194,9 @@ def _block(spec: NetSpec, channels: int, width: int, convs: int) -> nn.Sequentia
 
 
 def spare_px(spec: NetSpec, step: int, margin: int) -> int:
-    """Return how many px may go at the level that up-step ``step`` leads to, when ``margin`` px of the output are unwanted."""
+    """Return how many px can be cropped at the level after up-step ``step``, when ``margin`` px of the output are unwanted."""
     level = len(spec.widths) - 2 - step
-    need = spec.stem  # px of the input's scale that later convolutions still reach for
+    need = spec.stem  # px of the input's scale that later convolutions still need
     for later in range(step, len(spec.up_convs)):
         need += spec.up_convs[later] * spec.stem * 2 ** (len(spec.widths) - 2 - later)
     stride = spec.stem * 2**level

@@ -1,4 +1,4 @@
-"""The network in integers: unsigned 8-bit activations, signed 7-bit kernels, 32-bit sums, by oneDNN's quantized convolution.
+"""The network in int8: unsigned 8-bit activations, signed 7-bit kernels, 32-bit sums, by oneDNN's quantized convolution.
 
 It is twice as fast as bf16 on processors that multiply bytes natively (VNNI, AMX). Integer sums do not depend on their order,
 so the maps do not depend on windows, threads or processor, to the last bit. A processor without VNNI adds pairs of products in
@@ -59,7 +59,7 @@ _ZERO = 128
 
 
 def is_quantizable(spec: NetSpec) -> bool:
-    """Return whether a network of this make can run in integers: the ``lean`` family can, the published ``hou43`` cannot."""
+    """Return whether a network of this structure can run in int8: the ``lean`` family can, the published ``hou43`` cannot."""
     return spec.stem == 2 and spec.leak == 0 and not spec.wide_up and all(width % 8 == 0 for width in spec.widths)
 
 
@@ -309,14 +309,14 @@ def _chain(
 
 
 def _unshuffled(rgb: torch.Tensor) -> torch.Tensor:
-    """uint8 (H, W, 3) -> uint8 (1, 12, H / 2, W / 2) channels-last, moved as 16-bit words."""
+    """uint8 (H, W, 3) -> uint8 (1, 12, H / 2, W / 2) channels-last, copied as 16-bit words."""
     height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
     pairs = rgb.contiguous().view(-1).view(torch.int16).view(height, 2, width, 3).permute(0, 2, 1, 3)
     return pairs.reshape(height, width, 6).view(torch.uint8)[None].permute(0, 3, 1, 2)
 
 
 def _upsampled_and_skip(x: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-    """Spread four 1x1 results over their 2x2 squares and append the skip's channels; moved as 64-bit words."""
+    """Spread four 1x1 results over their 2x2 squares and append the skip's channels; copied as 64-bit words."""
     x, skip = (t.permute(0, 2, 3, 1)[0].view(torch.int64) for t in (x, skip))
     height, width, words = x.shape[0], x.shape[1], x.shape[2] // 4
     out = torch.empty((2 * height, 2 * width, words + skip.shape[2]), dtype=torch.int64)

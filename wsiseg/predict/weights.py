@@ -1,4 +1,4 @@
-"""Weights on disk: a ``.safetensors`` file and, beside it, the ``.json`` card that says what it is.
+"""Weights on disk: a ``.safetensors`` file and, beside it, a ``.json`` card that describes it.
 
 The card holds the network's name, the file's sha256, the working resolution, the stain normalization it was trained for, the
 separation thresholds, the licence, the data and the scores.
@@ -24,10 +24,10 @@ __all__ = ["DEFAULT_WEIGHTS", "SHIPPED_DIR", "as_stored", "load_weights", "save_
 
 SHIPPED_DIR = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "research"
-"""What ``default`` means: the set that scores better on validation data."""
+"""The weights that ``default`` stands for: the set that scores better on validation data."""
 
 _RANGE = "range."
-"""Prefix, in the file, of what ``wsiseg.predict.quantize`` measured for int8."""
+"""Prefix of the tensors in the file that hold the int8 ranges measured by ``wsiseg.predict.quantize``."""
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "name": str,
@@ -114,7 +114,7 @@ def save_weights(net: UNet, net_name: str, card: dict[str, Any], path: Path) -> 
 
 
 def as_stored(net: UNet) -> UNet:
-    """Return the network with its kernels rounded as ``save_weights`` rounds them (in place): score what ships."""
+    """Return the network with its kernels rounded as ``save_weights`` rounds them (in place), to score what is shipped."""
     with torch.no_grad():
         for tensor in net.state_dict().values():
             if tensor.ndim > 1:

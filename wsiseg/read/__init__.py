@@ -1,7 +1,7 @@
-"""Slides -> pixels: a slide file or image in; facts, tissue, tiles and uint8 (h, w, 3) windows in working px out.
+"""Slides to pixels: takes a slide file or image; gives its facts, tissue, tiles and uint8 (h, w, 3) windows in working px.
 
 ``open_slide`` picks the reader. ``fit_tissue`` (or the user's mask) and ``tile_grid`` plan the slide once; ``read_working``
-reads any window of it, white outside, with the same value of a px in every window.
+reads any window of it. Outside the slide a window is white, and a px has the same value in every window that shows it.
 """
 
 from wsiseg.read.array import ArraySlide

@@ -1,4 +1,4 @@
-"""Damaged files: what decoders raise over wrong bytes, and sizes that no slide has."""
+"""Damaged files: the errors that decoders raise for wrong bytes, and sizes that no slide has."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ DECODER_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
     TypeError, ValueError, struct.error, zlib.error,
 )  # fmt: skip
-"""Errors that Pillow, tifffile and cuCIM raise over damaged files, as seen by benchmarks/fuzz.py."""
+"""Errors that Pillow, tifffile and cuCIM raise for damaged files, as seen by benchmarks/fuzz.py."""
 
 MAX_SIDE_PX = 2**24
 MAX_SLIDE_PX = 2**40
-"""Sixteen million px a side, a million million in all: four metres, and a hundred times the largest slides."""
+"""Limits of 16 million px a side (about 4 m) and 10^12 px in all, which is a hundred times the largest slides."""
 
 MAX_TILE_PX = 2**28
-"""Of one tile of the file: it is decoded whole, by every reader, whatever window is asked for."""
+"""Limit for one tile of the file, because every reader decodes a tile whole, however small the window it needs."""
 
 
 def refuse_absurd_size(width_px: int, height_px: int, where: str, tile_px: int = 0) -> None:
-    """Raise ``SlideOpenError`` where a file claims a size that no slide has: it is damaged, or made to exhaust the memory."""
+    """Raise ``SlideOpenError`` if a file claims a size that no slide has: it is damaged, or made to exhaust the memory."""
     ok = 0 < width_px <= MAX_SIDE_PX and 0 < height_px <= MAX_SIDE_PX and width_px * height_px <= MAX_SLIDE_PX
     if not ok:
         raise SlideOpenError(

@@ -1,4 +1,4 @@
-"""Microns per px that a file states in words: OME-XML, ImageJ, Aperio, libvips and Leica texts, with every unit of theirs."""
+"""Microns per px that a file states in a text: OME-XML, ImageJ, Aperio, libvips and Leica, with all units that they use."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _UM_PER_UNIT = {
 
 @dataclass(frozen=True, slots=True)
 class MppClaim:
-    """One statement of a file: um per px in x and y (``nan``: stated, but not usable), and where it stands."""
+    """One statement of a file: um per px in x and y (``nan``: stated, but not usable), and where in the file it was found."""
 
     source: MppSource
     where: str
@@ -56,21 +56,21 @@ class MppClaim:
 
 
 def um_per_unit(unit: str) -> float | None:
-    r"""Return how many um a unit of length is, ``None`` where it is no length (``pixel``, ``reference frame``, empty).
+    r"""Return how many um a unit of length is, ``None`` if it is not a length (``pixel``, ``reference frame``, empty).
 
     Case and spelling are those seen in files: ``\u00B5m`` written out, the Greek letter and the micro sign, ``Âµm`` of a wrong
     decoding, plurals, British endings.
     """
     text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda m: chr(int(m[1], 16)), unit).strip().strip('"').replace("\u03bc", "\u00b5")
     if text in ("M", "Mm"):
-        return None  # a million meters, or a misspelling: either way no scale
+        return None  # a million meters, or a misspelling: unusable either way
     text = text.replace("Âµ", "µ").replace("\u212b", "å").replace("Å", "å").lower()
     text = text.replace("metre", "meter").replace("µmeter", "µm").replace("ång", "ang").replace("ström", "strom")
     return _UM_PER_UNIT.get(text, _UM_PER_UNIT.get(text.removesuffix("s").removesuffix(".")))
 
 
 def number(text: object) -> float | None:
-    """Return a positive finite number of a text (a decimal comma is one too), else ``None``."""
+    """Return the positive finite number that a text states (a decimal comma is accepted), else ``None``."""
     try:
         value = float(str(text).strip().replace(",", "."))
     except ValueError:
@@ -90,7 +90,7 @@ def claims_of_text(
     x_resolution, y_resolution
         The resolution tags, px per unit: ImageJ writes its scale there and only the unit into the text.
     width_px
-        The picture's: a text that describes a larger one (an Aperio thumbnail, a shrunk libvips copy) is scaled, or not used.
+        Width of the picture. A text that describes a larger one (Aperio thumbnail, shrunk libvips copy) is scaled, or not used.
     image
         Which OME image the picture is.
     """
@@ -122,7 +122,7 @@ def _local(node: ElementTree.Element) -> str:
 
 
 def ome_images(text: str) -> list[tuple[str, ElementTree.Element]]:
-    """Return (name, ``Pixels`` element) of every image of an OME-XML text, in order; empty where it cannot be parsed."""
+    """Return (name, ``Pixels`` element) of every image of an OME-XML text, in order; empty if it cannot be parsed."""
     root = _xml(text)
     found = []
     for node in [] if root is None else root:

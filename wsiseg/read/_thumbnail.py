@@ -47,7 +47,7 @@ def level_thumbnail(slide: LevelReader, max_side_px: int) -> RGB:
 def block_means(slide: LevelReader, level: int, block_px: int) -> RGB:
     """Return the rounded mean of every ``block_px`` square of a level; pixels beyond the slide count as white.
 
-    A slide narrower than a block is continued instead: averaged with white, its tissue would look like glass.
+    The last px of a slide narrower than a block are repeated instead: averaged with white, its tissue would look like glass.
 
     Returns
     -------

@@ -44,7 +44,7 @@ def read_on_white(
 
 
 def hides_all(colours: npt.NDArray[Any], alpha: npt.NDArray[Any]) -> bool:
-    """Return whether alpha is 0 throughout over colours that are not flat: it was left unset when the picture was written."""
+    """Return whether alpha is 0 everywhere although the colours vary: the writer of the picture left alpha unset."""
     return bool(alpha.size) and not alpha.any() and bool(colours.min() != colours.max())
 
 

@@ -28,16 +28,16 @@ class ArraySlide:
     Parameters
     ----------
     pixels
-        uint8 (H, W, 3): NumPy, Zarr, or anything sliced alike.
+        uint8 (H, W, 3): NumPy, Zarr, or any array that is sliced in the same way.
     mpp
         um per px of ``pixels``.
     coarser
-        Further levels, each a whole fraction of the size of ``pixels``.
+        Further levels; the size of ``pixels`` is a whole multiple of the size of each.
 
     Raises
     ------
     InputError
-        An array of another shape or dtype, or a level that is no whole fraction.
+        An array of another shape or dtype, or a level of another size.
     """
 
     def __init__(
@@ -172,13 +172,13 @@ def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size
 
 
 def _multiscale(attributes: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """Return the first multiscale image of OME-Zarr 0.5 (under ``ome``) or earlier, ``None`` where there is none."""
+    """Return the first multiscale image of OME-Zarr 0.5 (under ``ome``) or earlier, ``None`` if there is none."""
     images = dict(attributes.get("ome") or {}).get("multiscales") or attributes.get("multiscales")
     return dict(images[0]) if images else None
 
 
 def _axes(array: Any, image: Mapping[str, Any] | None) -> str:
-    """Return one letter an axis; without names by shape, where three channels come last or first."""
+    """Return one letter per axis, from the axes' names; without names from the shape, with three channels last or first."""
     names = [a["name"] if isinstance(a, Mapping) else a for a in (image or {}).get("axes", ())]
     names = names or list(getattr(array.metadata, "dimension_names", None) or array.attrs.get("_ARRAY_DIMENSIONS") or ())
     letters = "".join(str(name).strip().lower()[:1] if name else "?" for name in names).replace("s", "c").replace("b", "c")
@@ -218,12 +218,12 @@ class _Colour:
 
     @property
     def words(self) -> str:
-        """Say how the picture is held."""
+        """Describe how the picture is stored."""
         rule = "" if self._array.dtype == np.uint8 else f", {self.depth.words}"
         return f"3 samples of {self._array.dtype}, Zarr {tuple(self._array.shape)}, axes {self._axes}{rule}"
 
     def fit(self, coarsest: _Colour) -> None:
-        """Fit how samples become 8 bits, on the coarsest level or windows spread evenly over it."""
+        """Fit the rule that converts samples to 8 bits, on the coarsest level or on windows spread evenly over it."""
         if self._array.dtype == np.uint8 and self._axes.endswith("yxc"):
             return
         h, w = coarsest.shape[:2]

@@ -1,8 +1,8 @@
-"""SVS and tiled TIFF through cuCIM's ``CuImage``: OpenSlide's pixels, decoded on the CPU, several times faster.
+"""SVS and tiled TIFF read by cuCIM's ``CuImage``: the same pixels as OpenSlide's, decoded on the CPU several times faster.
 
-OpenSlide stays the arbiter. A file is read here only if its layout is one whose pixels are equal, and if both readers agree
+OpenSlide is the reference. A file is read here only if its layout gives equal pixels in both readers, and if they agree
 on probe windows when it is opened. cuCIM returns garbage for a tile that it cannot decode and only prints a line to the
-process's standard output, so that line is caught and the window is given to OpenSlide, which raises.
+process's standard output; that line is captured, and the window is read by OpenSlide, which raises the error.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _print_lock = threading.Lock()
 
 
 def library_version() -> str:
-    """Return cuCIM's version. Raises ``ImportError`` where it is not installed."""
+    """Return cuCIM's version. Raises ``ImportError`` if it is not installed."""
     import cucim
 
     return str(cucim.__version__)  # type: ignore[attr-defined]
 
 
 def refusal(slide: OpenSlideSlide) -> str:
-    """Return in one line why ``CuImage`` shall not read a slide; empty: it may (apart from the probe in ``CuSlide``)."""
+    """Return in one line why ``CuImage`` must not read a slide; empty if it may (``CuSlide`` still compares probe windows)."""
     try:
         import cucim  # noqa: F401
     except ImportError as err:
@@ -77,7 +77,9 @@ def _layout_refusal(page: tifffile.TiffPage, size_bytes: int) -> str:
 
 
 class CuSlide:
-    """A slide whose pixels ``CuImage`` decodes on the CPU; metadata, odd levels and damaged windows come from OpenSlide.
+    """A slide whose pixels ``CuImage`` decodes on the CPU.
+
+    Metadata, levels whose downsample is not a whole number, and damaged windows come from OpenSlide.
 
     Raises
     ------
@@ -153,7 +155,7 @@ class CuSlide:
 
 @contextmanager
 def _decoder_complaints() -> Iterator[list[str]]:
-    """Collect the error lines that cuCIM prints meanwhile, by C's stdout or stderr; whatever else is printed is passed on."""
+    """Collect the error lines that cuCIM prints to C's stdout or stderr inside the block; all other output is passed on."""
     found: list[str] = []
     flush = ctypes.CDLL(None).fflush
     with _print_lock:

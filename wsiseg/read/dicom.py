@@ -1,4 +1,4 @@
-"""DICOM files: which of them are whole slides, and which belong together. Pixels are OpenSlide's affair.
+"""DICOM files: which of them are whole slides, and which belong together. OpenSlide reads the pixels.
 
 A slide is a *series* (one Series Instance UID) of VL Whole Slide Microscopy instances: one file a pyramid level, and often one
 each for label, overview and thumbnail. Files of several series may lie in one folder, under any name and ending.
@@ -21,7 +21,7 @@ WHOLE_SLIDE = "1.2.840.10008.5.1.4.1.1.77.1.6"
 """SOP class: VL Whole Slide Microscopy Image Storage (DICOM PS3.4, B.5)."""
 
 NO_PIXELS_OF_A_SLIDE = frozenset({"LABEL", "OVERVIEW", "THUMBNAIL", "MACRO", "LOCALIZER"})
-"""Third value of Image Type (PS3.3, C.8.12.4.1.1) of instances that belong to a slide but are none."""
+"""Third value of Image Type (PS3.3, C.8.12.4.1.1) of instances that belong to a slide but do not show its tissue."""
 
 _MAGIC_AT = 128
 _WANTED = (0x00080008, 0x00080016, 0x0020000E, 0x00480001, 0x00480006, 0x00480007)
@@ -31,10 +31,10 @@ _COUNTS = (0x00480302, 0x00480303)
 
 @dataclass(frozen=True, slots=True)
 class DicomFile:
-    """What the header of a DICOM file says of itself.
+    """What the header of a DICOM file says about the file.
 
     ``series`` is the Series Instance UID, ``kind`` the SOP class in words, ``flavor`` the third value of Image Type; the size
-    is that of the level in px, ``width_mm`` what it shows (0: not said).
+    is that of the level in px, ``width_mm`` the width that it shows (0: not stated).
     """
 
     path: str
@@ -53,13 +53,13 @@ class DicomFile:
 
 
 def may_be_dicom(name: str) -> bool:
-    """Return whether a file of this name may be DICOM: it ends in ``.dcm``, or has no ending, or digits (a UID) for one."""
+    """Return whether a file of this name may be DICOM: it ends in ``.dcm``, or has no ending, or one of digits (a UID)."""
     ending = os.path.splitext(name)[1].lower()
     return ending in ("", ".dcm", ".dicom") or ending[1:].isdigit()
 
 
 def dicom_facts(path: str | Path) -> DicomFile | None:
-    """Return what a DICOM file is; ``None`` where it is not DICOM, damaged in its header, or cannot be read."""
+    """Return what a DICOM file is; ``None`` if it is not DICOM, damaged in its header, or cannot be read."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -68,7 +68,7 @@ def dicom_facts(path: str | Path) -> DicomFile | None:
 
 
 def dicom_header(name: str, data: bytes) -> DicomFile | None:
-    """Return what the first bytes of a DICOM file say it is; ``None`` where they are none, or end before the header does."""
+    """Return what the first bytes of a DICOM file say it is; ``None`` if they are none, or end before the header does."""
     if data[_MAGIC_AT : _MAGIC_AT + 4] != b"DICM":
         return None
     return _header(name, io.BytesIO(data))
@@ -92,7 +92,7 @@ def _header(path: str, stream: object) -> DicomFile | None:
     stream.seek(0)  # type: ignore[attr-defined]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # values that break a rule of the standard are not ours to judge
+            warnings.simplefilter("ignore")  # values that break a rule of the standard are accepted here
             found = read_partial(stream, stop_when=lambda tag, vr, length: tag > _LAST_TAG, specific_tags=list(_WANTED))
             flavors = [str(v).upper() for v in _values(found.get("ImageType"))]
             sop_class = found.get("SOPClassUID") or found.file_meta.get("MediaStorageSOPClassUID")
@@ -111,9 +111,9 @@ def _header(path: str, stream: object) -> DicomFile | None:
 
 
 def several_images(path: str | Path) -> str:
-    """Say what makes a slide's DICOM file hold more than one image of the tissue; empty: it holds one, or is no such file.
+    """Say in which way a DICOM file holds several images of the tissue; empty if it holds one, or is not a slide's file.
 
-    OpenSlide shows the first optical path and no other; of focal planes it shows none.
+    OpenSlide shows only the first optical path, and cannot show focal planes.
     """
     facts = dicom_facts(path)
     if facts is None or not facts.is_volume:
@@ -136,7 +136,7 @@ def _values(value: object) -> Iterable[object]:
 def slide_series(files: Iterable[DicomFile]) -> dict[str, list[DicomFile]]:
     """Return the slides among files: by Series Instance UID its whole-slide instances, the largest level first.
 
-    A series without a single level (its label alone, say) is no slide. Levels of one size stand in the order of their names.
+    A series without any level (such as a label alone) is not a slide. Levels of the same size are ordered by file name.
     """
     series: dict[str, list[DicomFile]] = {}
     for file in files:
@@ -162,6 +162,6 @@ def series_of(path: str | Path) -> list[Path]:
 
 
 def dicom_folder_series(folder: str | Path) -> dict[str, list[DicomFile]]:
-    """Return the slides that lie directly in a folder (see ``slide_series``). Raises ``OSError`` where it cannot be listed."""
+    """Return the slides directly in a folder (see ``slide_series``). Raises ``OSError`` if the folder cannot be listed."""
     paths = (os.path.join(folder, name) for name in sorted(os.listdir(folder)) if may_be_dicom(name))
     return slide_series(f for f in map(dicom_facts, paths) if f is not None)

@@ -11,7 +11,7 @@ from wsiseg.read.dicom import dicom_folder_series, may_be_dicom, series_of
 __all__ = ["MAX_ID_BYTES", "plain_name", "slide_files", "slide_id_of", "vms_parts"]
 
 MAX_ID_BYTES = 200
-"""Longest slide id: file names made of it have endings of up to 50 bytes, and 255 are allowed."""
+"""Longest slide id. File names append endings of up to 50 bytes to it, and a file name may have 255 bytes."""
 
 FOLDER_ENDINGS = (".dicom", ".zarr")
 _VMS = (".vms", ".vmu")
@@ -33,7 +33,7 @@ def plain_name(name: str) -> str:
 
 
 def slide_id_of(path: str | Path) -> str:
-    """Return a slide's id: the name before the last ending (a TCGA barcode keeps its uuid), made plain (see ``plain_name``).
+    """Return a slide's id: the name before the last ending (a TCGA barcode keeps its uuid), made safe (see ``plain_name``).
 
     Folders only lose ``.dicom`` and ``.zarr``; a name that ends in digits is a UID and loses nothing.
     """
@@ -44,15 +44,15 @@ def slide_id_of(path: str | Path) -> str:
 
 
 def slide_files(path: str | Path) -> list[Path]:
-    """Return the files that make up a slide, sorted: of a folder all of them, of most formats the one.
+    """Return the files that make up a slide, sorted: all files of a folder; for most formats the slide file alone.
 
-    Further ones have Mirax (the folder of the same name), Hamamatsu VMS and VMU (pictures named in the file) and DICOM (the
-    other files of the series in the folder; of a folder with one series that series alone).
+    Slides of several files: Mirax (the folder of the same name), Hamamatsu VMS and VMU (pictures named in the file), and DICOM
+    (the other files of the series in the folder; for a folder with one series only the files of that series).
 
     Raises
     ------
     OSError
-        As the system gave it.
+        The operating system's own error.
     """
     p = Path(path)
     ending = p.suffix.lower()
@@ -69,7 +69,7 @@ def slide_files(path: str | Path) -> list[Path]:
 
 
 def vms_parts(path: str | Path) -> set[str]:
-    """Return the names of the files that a Hamamatsu VMS or VMU file says it is made of; empty where it cannot be read."""
+    """Return the names of the files that a Hamamatsu VMS or VMU file says it is made of; empty if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             text = stream.read(1 << 16).decode("latin-1")

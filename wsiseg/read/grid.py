@@ -1,4 +1,4 @@
-"""The tile grid: cores partition the working plane exactly."""
+"""The tile grid: the cores of the tiles cover the plane of working px exactly once."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def tile_grid(meta: SlideMeta, scale: float, tile_wpx: int, halo_wpx: int, tissu
     scale
         Working px per level-0 px.
     tile_wpx
-        Side of a core in working px; cores at the right and bottom edge are as narrow as what is left, and kept.
+        Side of a core in working px; cores at the right and bottom edge are cut at the slide's edge.
     halo_wpx
         How far ``Tile.read`` reaches beyond the core on all sides, also beyond the slide.
     tissue
-        Fills ``Tile.tissue_frac`` (the fraction of the core); ``None``: every tile is all tissue (1.0).
+        The slide's mask, from which ``Tile.tissue_frac`` of each core is computed; ``None``: every tile counts as tissue (1.0).
 
     Returns
     -------

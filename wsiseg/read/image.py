@@ -24,7 +24,7 @@ MAX_IMAGE_PX = 2**31
 """Largest plain image in px: it is decoded whole (3 bytes a px), and a small file can claim any size."""
 
 MAX_BOMB_PX, MAX_BOMB_RATIO = 2**26, 400
-"""Above so many px, an image with more px a byte of its file than this holds no tissue (a JPEG slide has 1 to 10)."""
+"""Images above ``MAX_BOMB_PX`` may have at most ``MAX_BOMB_RATIO`` px per byte of the file (a JPEG slide has 1 to 10)."""
 
 _COLOUR_MODES = ("RGB", "RGBA", "RGBa", "RGBX", "P", "PA", "CMYK", "YCbCr")
 _ALPHA_MODES = ("RGBA", "RGBa", "P", "PA")
@@ -88,10 +88,10 @@ def open_image(
 
 
 def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
-    """Return resolution tags, pixels uint8 (h, w, 3), and how the picture is held, in words."""
+    """Return resolution tags, pixels uint8 (h, w, 3), and how the picture is stored, in words."""
     import PIL.Image
 
-    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # ours below counts, and it can say why
+    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # the limit below is used instead: its error says why
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged tags that we do not read
@@ -132,7 +132,7 @@ def _refuse_size(path: Path, width_px: int, height_px: int, size_bytes: int) -> 
 
 
 def _refuse_mode(path: Path, image: Image) -> str:
-    """Return how a picture is held; raise ``SlideOpenError`` where that is not H&E colour."""
+    """Return how a picture is stored; raise ``SlideOpenError`` if that is not H&E colour."""
     mode = str(image.mode)
     if mode.startswith("I;") or mode in _GRAY_MODES:
         held = _GRAY_MODES.get(mode, "1 sample of 16 bits")
@@ -145,7 +145,7 @@ def _refuse_mode(path: Path, image: Image) -> str:
             f"image {path}: Pillow mode {mode!r} has no defined way to RGB of 8 bits. Expected H&E colour; convert it to RGB."
         )
     frames = int(getattr(image, "n_frames", 1))
-    if frames > 1 and image.format not in ("MPO", "TIFF"):  # an MPO's others are previews; TIFFs were judged before
+    if frames > 1 and image.format not in ("MPO", "TIFF"):  # further frames of an MPO are previews; TIFFs were checked before
         raise SlideOpenError(f"image {path}: holds {frames} frames, expected one picture. Save each as a file of its own.")
     bits = 16 if image.format == "PNG" and _png_bits(path) == 16 else 8
     deep = _jpeg2000_bits(path) if image.format == "JPEG2000" else 8

@@ -1,4 +1,4 @@
-"""How a TIFF holds its picture: samples, bits, planes, photometric, orientation; and which layouts show H&E colour.
+"""How a TIFF stores its picture (samples, bits, planes, photometric, orientation), and which layouts show H&E colour.
 
 One file can say "three samples a px" in many ways: interleaved, in separate planes, as three single-channel pages that OME-XML
 calls R, G and B, as a palette. ``picture_of`` finds the pages that make one picture and ``refusal`` says why a picture cannot
@@ -44,7 +44,7 @@ _PURE = {(255, 0, 0): 0, (0, 255, 0): 1, (0, 0, 255): 2}
 
 @dataclass(frozen=True, slots=True)
 class TiffPicture:
-    """The pages of a TIFF that make one picture, and how they hold it.
+    """The pages of a TIFF that make one picture, and how they store it.
 
     Attributes
     ----------
@@ -53,19 +53,19 @@ class TiffPicture:
     samples
         Channels of the picture in all: samples of a page, or pages of one sample.
     channels
-        Names that the file gives them (may be fewer, or empty strings).
+        Names of the channels by the file (may be fewer than channels, or empty strings).
     stack
         Axes other than x, y and channel that are longer than 1, as ``Z 5``.
     others
         Sizes of further pictures of that size in the file.
     files
-        Names of the files that hold its pages, where they are several.
+        Names of the files that hold its pages, if there are several.
     declared_bits
         Bits that carry the value, where the file says so and they are fewer than the container has; else 0.
     image
         Which OME image it is.
     palette_bits
-        16, or 8 where a writer put colors of 8 bits into a palette.
+        16, or 8 if the writer put colors of 8 bits into the palette.
     """
 
     levels: tuple[tuple[Any, ...], ...]
@@ -93,7 +93,7 @@ class TiffPicture:
 
     @property
     def words(self) -> str:
-        """Say in a line how the picture is held."""
+        """Describe in one line how the picture is stored."""
         page = self.page
         kind = _KINDS.get(getattr(page.dtype, "kind", "?"), " unknown")
         plural, bits = "s" * (self.samples != 1), _bits(page)
@@ -118,9 +118,9 @@ def is_tiff(head: bytes) -> bool:
 
 
 def picture_of(tiff: tifffile.TiffFile) -> TiffPicture:
-    """Find the picture of a TIFF: OME-TIFF's largest image, else the largest page with what belongs to it.
+    """Find the picture of a TIFF: OME-TIFF's largest image, else the largest page with its coarser levels and planes.
 
-    A thumbnail may stand before it. Transparency masks, and pictures of less than a quarter of its px, do not count.
+    A thumbnail may come before it. Transparency masks, and pictures of less than a quarter of its px, do not count.
 
     Raises
     ------
@@ -173,10 +173,10 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
 
 
 def _imagej_channels(tiff: tifffile.TiffFile) -> tuple[str, ...]:
-    """Return names of the three pages of an ImageJ file that are red, green and blue; empty: they are something else.
+    """Return the names of an ImageJ file's three pages if they are red, green and blue; empty if they are not.
 
-    They are if labels say so, or if they are the three channels of a composite whose lookup tables, if it brings any, run to
-    pure red, green and blue. Whether that is a picture in transmitted light its brightness tells.
+    They are if labels say so, or if they are the three channels of a composite whose lookup tables, if it has any, run to
+    pure red, green and blue. Whether it was taken in transmitted light is judged later, by its brightness.
     """
     facts = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
     labels = tuple(str(name).strip() for name in facts.get("Labels", ()))
@@ -192,7 +192,7 @@ def _imagej_channels(tiff: tifffile.TiffFile) -> tuple[str, ...]:
 
 
 def _reduced(page: Any, first: Any) -> bool:
-    """Return whether a page shows the same picture, smaller, and holds it alike."""
+    """Return whether a page shows the same picture, smaller, and stores it in the same way."""
     alike = all(getattr(page, name) == getattr(first, name) for name in ("samplesperpixel", "bitspersample", "photometric"))
     small = 1 <= page.imagewidth < first.imagewidth and page.imagelength >= 1
     if not (alike and small and page.dtype == first.dtype):
@@ -277,7 +277,7 @@ def _name(page: Any, tag: str) -> str:
 
 
 def foreign_channels(names: Sequence[str]) -> list[str]:
-    """Return the names that are no colour of RGB, and not mere numbers: stains, markers, wavelengths."""
+    """Return the names that are neither a colour of RGB nor a plain number: stains, markers, wavelengths."""
     known = {*_NAMES, "a", "alpha"}
     return [name for name in names if name.strip().lower() not in known and not _NO_NAME.fullmatch(name.strip())]
 
@@ -293,7 +293,7 @@ def colour_order(names: Sequence[str], colours: Sequence[int | None] = ()) -> tu
 def is_plain(picture: TiffPicture, *, opaque: bool = True) -> bool:
     """Return whether OpenSlide and Pillow show a picture as it is: one page of three samples of 8 bits, RGB or YCbCr, upright.
 
-    Without ``opaque``: whether Pillow does, which also knows palettes, CMYK, alpha and orientation, where all lies interleaved.
+    Without ``opaque``: whether Pillow does, which also reads palettes, CMYK, alpha and orientation if samples are interleaved.
     """
     page = picture.page
     alone = len(picture.levels[0]) == 1 and page.index == 0  # those two read a file's first page
@@ -302,7 +302,7 @@ def is_plain(picture: TiffPicture, *, opaque: bool = True) -> bool:
     if picture.samples == int(page.samplesperpixel) == 3 and int(page.photometric) in (RGB, YCBCR):
         return picture.orientation == 1 or not opaque
     if picture.palette_bits == 8:
-        return False  # Pillow takes 16
+        return False  # Pillow reads 16
     few = {RGB: 4, CMYK: 4, PALETTE: 1}.get(int(page.photometric), 0)
     return not opaque and picture.samples == few and int(page.planarconfig) == 1
 
@@ -341,7 +341,7 @@ def refusal(picture: TiffPicture) -> str:
 
 
 def cut_short(tiff: tifffile.TiffFile) -> str:
-    """Say what of a TIFF lies beyond its end (empty: nothing): a file that was not copied whole may look like another one."""
+    """Say what is missing at the end of a TIFF (empty: nothing). A truncated file may look like one of another layout."""
     size = int(tiff.filehandle.size)
     missing = n = 0
     for k in range(_MAX_PAGES):
@@ -370,7 +370,7 @@ def mpp_claims(picture: TiffPicture) -> list[MppClaim]:
 
 
 def resolution_tags(page: Any) -> dict[str, str]:
-    """Return a page's resolution tags under OpenSlide's names, as far as they are there."""
+    """Return the resolution tags that a page has, under OpenSlide's names."""
     found = {}
     for name, code in (("XResolution", 282), ("YResolution", 283)):
         tag = page.tags.get(code)

@@ -1,4 +1,4 @@
-"""Which instances of a DICOM series a run reads: the others need not be fetched."""
+"""Which instances of a DICOM series a run reads; the others need not be fetched."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["needed_levels"]
 def needed_levels(files: Iterable[DicomFile], mpp_model: float) -> list[str]:
     """Return the paths of the instances of one series that a run reads: level 0, that of the tissue mask, that of the tiles.
 
-    Labels, overviews and thumbnails are not needed, nor levels between. Of levels near the model's resolution two are taken, as
-    the header gives the resolution in few digits.
+    Labels, overviews, thumbnails and levels between are not needed. Near the model's resolution two levels are taken, because
+    the header states the resolution with few digits.
 
     Parameters
     ----------

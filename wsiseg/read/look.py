@@ -1,4 +1,4 @@
-"""How a slide looks: color, sharpness, compression, ink and folds of its tissue, as numbers to compare slides by."""
+"""How a slide looks: color, sharpness, compression, ink and folds of its tissue, as numbers that can be compared."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOOK_MPP = 0.5
 PATCHES, PATCH_PX = 32, 128
 MIN_PATCH_TISSUE = 0.5
 FAINT_OD, DARK_OD = 0.05, 0.25
-"""Mean optical density (base 10) above which a px says something about the stain; and least density of a fold."""
+"""Mean optical density (base 10) from which a px is used to measure the stain, and from which it is a fold."""
 FOLD_TIMES = 2.0
 REFERENCE_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 """Optical densities (r, g, b) of hematoxylin and eosin: the reference of Macenko et al. 2009 (ISBI)."""
@@ -65,14 +65,14 @@ def slide_look(slide: Slide, survey: SlideSurvey, tissue: TissueMask) -> dict[st
 
 
 def _ink(rgb: RGB, found: Mask) -> Mask:
-    """Return pen marks: what the mask left out as such, and blue ink that lets tissue through, where H&E has less green."""
+    """Return pen marks: what the mask left out as ink, and transparent blue ink over tissue (H&E itself has less green)."""
     r, g, b = (rgb[..., k].astype(np.int16) for k in range(3))
     blue = (b - r > 60) & (g - r > 4) & (b - g > 25)
     return found | (blue & grown(blue, 1)) if blue.any() else found
 
 
 def _patches(rgb: RGB, on: Mask) -> list[tuple[FloatArray, Mask]]:
-    """Return those of stacked patches that are mostly tissue, as gray float64 (h, w) and their tissue."""
+    """Return the patches of a stack that are mostly tissue, each as gray float64 (h, w) and its tissue mask."""
     n = len(rgb) // PATCH_PX
     pairs = zip(np.split(rgb, n), np.split(on, n), strict=True) if n else ()
     return [(p.mean(axis=2), o) for p, o in pairs if o.mean() >= MIN_PATCH_TISSUE]
@@ -98,7 +98,7 @@ def _stains(rgb: npt.NDArray[np.uint8]) -> dict[str, float]:
 
 
 def _sharpness(gray: FloatArray, on: Mask) -> float | None:
-    """Return the energy of detail under 1 px over that under 4 px (sigma of a Gaussian): 0 blurred, 1 noise."""
+    """Return the energy of detail finer than 1 px, divided by that finer than 4 px (Gaussian sigmas): 0 blurred, 1 noise."""
     from scipy import ndimage
 
     fine = gray - ndimage.gaussian_filter(gray, 1.0)
@@ -108,7 +108,7 @@ def _sharpness(gray: FloatArray, on: Mask) -> float | None:
 
 
 def _blocking(gray: FloatArray) -> float | None:
-    """Return steps across the likeliest grid of 8 px over steps elsewhere, less 1: near 0 without blocks."""
+    """Return the mean step across the likeliest grid of 8 px divided by the step elsewhere, minus 1: near 0 without blocks."""
     found = []
     for turned in (gray, gray.T):
         bend = np.abs(turned[:, 1:-2] - turned[:, :-3] - turned[:, 3:] + turned[:, 2:-1])

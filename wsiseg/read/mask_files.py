@@ -38,14 +38,14 @@ def tissue_from_file(
     meta
         The slide that the mask belongs to.
     frame
-        Where the mask's coordinates lie (``wsiseg.coordinates``).
+        The frame of the mask's coordinates (``wsiseg.coordinates``).
     on_note
         Called with what the user should know: what was left out, and what does not fit the slide.
 
     Raises
     ------
     FormatError
-        Neither; a mask of another slide, by its size; or a GeoJSON without polygons, or outside the slide's scanned area.
+        The file is neither PNG nor GeoJSON, its size is another slide's, or its GeoJSON has no polygons on the scanned area.
     InputError
         ``frame`` is not of the grammar.
     """
@@ -152,7 +152,7 @@ def _fit(
     what: str,
     polygons: list[list[npt.NDArray[np.float64]]],
 ) -> str:
-    """Return what to tell of corners outside the slide; outlines around it (a whole slide as tissue) have all of them there."""
+    """Return the note about corners outside the slide; an outline of the whole slide may have all its corners there."""
     try:
         notes = check_fit(corners, ground, placed, what)
     except FormatError as err:

@@ -1,4 +1,4 @@
-"""Where a window lies on a slide's tissue mask: shares, areas and px of it."""
+"""The part of a slide's tissue mask that a window shows: as fraction, area and px."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[n
     for (start, length, origin, px), n in zip(axes, tissue.mask.shape, strict=True):
         borders = start + np.minimum(np.arange(-(-length // cell_px) + 1) * cell_px, length)
         ends.append(np.clip((borders - origin) / px, 0, n))
-    strip = 256  # a mask has up to 4096 px a side: in strips, so that its sums never stand in memory whole
+    strip = 256  # a mask has up to 4096 px a side: in strips, so that its sums are never in memory as a whole
     width = tissue.mask.shape[1]
     rows = np.concatenate([_between(tissue.mask[:, k : k + strip], ends[0]) for k in range(0, width, strip)], axis=1)
     cells = np.concatenate([_between(rows[k : k + strip].T, ends[1]).T for k in range(0, len(rows), strip)])
@@ -79,9 +79,9 @@ def tissue_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArr
 
 
 def unscanned_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.NDArray[np.bool_] | None:
-    """Return bool (box.h, box.w): where a px of a box (working px) that is plain black was not scanned; ``None``: nowhere.
+    """Return bool (box.h, box.w): True if the px of a box (working px), when plain black, was not scanned; ``None``: all False.
 
-    That is off the tissue, and up to ``RIM_MASK_PX`` into it: mask px at its rim are half black.
+    True outside the tissue, and up to ``RIM_MASK_PX`` into it: mask px at its rim are half black.
     """
     scanned = scanned_part(tissue, box, scale)
     return None if scanned is None else ~tissue_window(scanned, box, scale)

@@ -1,17 +1,17 @@
 """Find a slide's microns per pixel: the sources in their order, or an error that says that none states it.
 
 1. the user's value (``--mpp``, manifest column ``mpp``), whatever it is: it also confirms one that step 3 asks about;
-2. what the file states, most explicit first: the vendor's value as OpenSlide tells it, OME-XML, ImageJ, Aperio, libvips and
+2. what the file states, most explicit first: the vendor's value as OpenSlide gives it, OME-XML, ImageJ, Aperio, libvips and
    Leica texts, the scale of an OME-Zarr, and last the resolution tags (TIFF, PNG, JPEG), unless they describe a screen or a
    printer. The first is taken if it lies in ``PLAUSIBLE_MPP``;
-3. outside, ``ImplausibleMppError`` asks: converters are off by 10, 2.54, 25.4 or 1000, and a network that is fed a tenth of the
+3. outside, ``ImplausibleMppError`` asks: converters are off by 10, 2.54, 25.4 or 1000, and a network given a tenth of the
    scale finds nothing;
 4. the objective power that the scanner states: 10 / power (0.25 um/px at 40x, 0.5 at 20x), the convention of the large
    scanners, good to about 10 %; the note says so;
 5. nothing: ``MissingMppError``. A physical fact is never guessed.
 
-The step taken is recorded as ``SlideMeta.mpp_source``; as ``mpp_note`` statements that disagree with it by more than 1 %, and
-that an objective power was all there was.
+The step taken is recorded as ``SlideMeta.mpp_source``. ``mpp_note`` records statements that disagree by more than 1 %, and
+whether only an objective power was stated.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from wsiseg.types import MppSource
 __all__ = ["MAX_ANISOTROPY_FRAC", "PLAUSIBLE_MPP", "Mpp", "resolve_mpp", "objective_power", "tag_claim"]
 
 PLAUSIBLE_MPP = (0.1, 2.0)
-"""Microns per px that are taken as the file states them: 100x to 5x. Outside, the user confirms them with ``--mpp``."""
+"""Range of microns per px that is accepted as stated (100x to 5x). The user must confirm others with ``--mpp``."""
 
 MAX_TAG_MPP = 20.0
 """Resolution tags above it describe a screen or printer: 72, 96, 300 or 600 dpi are 352.8, 264.6, 84.7 or 42.3 um/px, one of
-"1 px per cm" is 10,000. They state nothing of the slide."""
+"1 px per cm" is 10,000. They say nothing about the slide."""
 
 MAX_ANISOTROPY_FRAC = 0.01
 """Largest relative difference of the x and y resolution; beyond it lengths and areas would be wrong."""
@@ -57,7 +57,7 @@ class Mpp:
 
 
 def tag_claim(x_resolution: object, y_resolution: object, unit: object, where: str = "TIFF resolution tags") -> MppClaim | None:
-    """Return what resolution tags state, ``None`` where they state no length, or that of a screen or printer on both axes."""
+    """Return what resolution tags state, ``None`` if they state no length, or a screen's or printer's on both axes."""
     x, y = _tag_um(x_resolution, unit), _tag_um(y_resolution, unit)
     if x is None or y is None or min(x, y) > MAX_TAG_MPP:
         return None
@@ -65,7 +65,7 @@ def tag_claim(x_resolution: object, y_resolution: object, unit: object, where: s
 
 
 def objective_power(properties: Mapping[str, str]) -> float | None:
-    """Return the nominal magnification (40.0 for 40x) of a file's properties, ``None`` where absent or absurd."""
+    """Return the nominal magnification (40.0 for 40x) of a file's properties, ``None`` if absent or absurd."""
     power = number(properties.get("openslide.objective-power"))
     return power if power is not None and 1 <= power <= 150 else None
 
@@ -165,7 +165,7 @@ def _disagreement(taken: MppClaim, others: Iterable[MppClaim]) -> str:
 
 
 def _slips(value: float) -> str:
-    """Say which usual mistake would make a plausible value of it, those that give a usual value first."""
+    """Say which common mistake may explain a value, those first whose correction gives a usual scanner resolution."""
     low, high = PLAUSIBLE_MPP
     found = [(v, name) for f, name in _SLIPS for v in (value * f, value / f) if low <= v <= high]
     found.sort(key=lambda pair: min(abs(math.log(pair[0] / common)) for common in _COMMON_MPP))

@@ -1,4 +1,4 @@
-"""Slides read by OpenSlide: every format it knows. Its pixels are the reference for all other readers."""
+"""Slides read by OpenSlide, in every format that it supports. Its pixels are the reference for all other readers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def library_version() -> str:
 
 
 def detect_vendor(path: Path) -> str | None:
-    """Return OpenSlide's vendor name for a file, ``None`` where it knows none (the file may still be a plain image)."""
+    """Return OpenSlide's vendor name for a file, ``None`` if it knows none (the file may still be a plain image)."""
     try:
         return openslide.OpenSlide.detect_format(str(path))
     except openslide.OpenSlideError:
@@ -48,7 +48,7 @@ class OpenSlideSlide:
     mpp
         The user's um per level-0 px, or ``None`` for the sources of ``wsiseg.read.mpp``.
     cache_bytes
-        Most bytes of decoded tiles kept.
+        Maximum bytes of decoded tiles kept.
     claims, layout
         What texts of the file state of its um per px, and how it holds its pixels, in words.
 
@@ -152,7 +152,7 @@ class OpenSlideSlide:
         with self._replacing:
             if self._handle is failed:
                 # The failed handle is not closed here: other threads may be reading with it, and closing would free the memory
-                # that they use. It closes itself when the last of them lets go of it.
+                # that they use. It closes itself when no thread refers to it.
                 self._handle = self._opened()
 
     def _opened(self) -> openslide.OpenSlide:
@@ -187,7 +187,7 @@ def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
 
 
 def _refuse_several_images(path: Path) -> None:
-    """Refuse a DICOM slide of several optical paths or focal planes: which of them to segment is not ours to choose."""
+    """Refuse a DICOM slide of several optical paths or focal planes: the user must choose which of them to segment."""
     for file in slide_files(path):
         if several := several_images(file):
             raise SlideOpenError(
@@ -196,7 +196,7 @@ def _refuse_several_images(path: Path) -> None:
 
 
 def _files_to_try(folder: Path) -> list[str]:
-    """Return the files by which the one DICOM series of a folder may be opened: its levels, else whatever ends in .dcm."""
+    """Return the files through which a folder's one DICOM series may be opened: its levels, else all files ending in .dcm."""
     series = dicom_folder_series(folder)
     if len(series) > 1:
         names = ", ".join(sorted(os.path.basename(files[0].path) for files in series.values())[:5])

@@ -1,7 +1,7 @@
-"""Which few windows outside a slide's tissue mask are segmented, to learn how many nuclei the mask leaves out.
+"""Choice of a few windows outside the tissue mask to segment, to estimate how many nuclei the mask leaves out.
 
-The slide is cut into squares of ``CELL_WPX`` working px. One that lies off the mask somewhere may hold a nucleus there unless
-it is plain: the thumbnail shows no px off the mask that is darker than its surroundings or colored. Of the others a sample is
+The slide is cut into squares of ``CELL_WPX`` working px. A square partly outside the mask may hold a nucleus there unless
+it is plain: no px of the thumbnail outside the mask is darker than its surroundings or colored. Of the others a sample is
 drawn with probability proportional to the number and depth of such px (systematic sampling, Madow 1949, Annals of Mathematical
 Statistics 20:333), so that what looks most like nuclei is nearly always looked at. The draw is a hash of slide, scale and mask:
 it does not depend on tiles, workers or tries.
@@ -29,13 +29,13 @@ WINDOW_COST_WPX2 = (CELL_WPX + 2 * 64 + 2 * 112) ** 2
 """Pixels that the network sees for one window, with the halos."""
 
 COST_FRAC = 0.02
-"""Share of the network's work on tissue that the sample may cost; one window is always drawn where there is one to draw."""
+"""Largest cost of the sample, as a fraction of the network's work on tissue; at least one window is drawn if there is one."""
 
 MAX_WINDOWS = 64
 
 PLAIN_DEPTH, PLAIN_CHROMA = 6.0, 6.0
-"""A px of no more depth (how much darker than its surroundings) is glass or noise; a deeper one is dust unless it is colored,
-but dust is looked at too."""
+"""A px of at most this depth (how much darker than its surroundings) is glass or noise. Above it is dust unless it is colored,
+but dust is sampled too."""
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -49,7 +49,7 @@ class OutsideWindow:
 
 
 def outside_windows(meta: SlideMeta, scale: float, tissue: TissueMask, survey: SlideSurvey, seed: str) -> list[OutsideWindow]:
-    """Return the windows to segment, row by row; none where all that lies off the mask is plain.
+    """Return the windows to segment, row by row; none if everything outside the mask is plain.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def outside_windows(meta: SlideMeta, scale: float, tissue: TissueMask, survey: S
     survey
         Of the same slide.
     seed
-        What the draw hashes, such as the slide's content digest.
+        Text that is hashed for the draw, such as the slide's content digest.
     """
     strength = _strengths(meta, scale, tissue, survey)
     rows, columns = np.nonzero(strength)
@@ -85,7 +85,7 @@ def outside_windows(meta: SlideMeta, scale: float, tissue: TissueMask, survey: S
 
 
 def _strengths(meta: SlideMeta, scale: float, tissue: TissueMask, survey: SlideSurvey) -> FloatArray:
-    """Return by cell of the slide the depths of its px off the mask, summed, float64 (rows, columns); 0: plain, ink, unscanned.
+    """Return for each cell the sum of depths of its px outside the mask, float64 (rows, columns); 0: plain, ink, unscanned.
 
     Cells that touch pen marks are left out: what lies beneath ink is hidden from any network.
     """

@@ -20,7 +20,7 @@ def stain_sample(
 ) -> tuple[RGB, npt.NDArray[np.bool_]]:
     """Read patches spread evenly over the tissue; nothing is random, so a slide always gives the same sample.
 
-    At a thumbnail's 8 um a px nuclei and cytoplasm are blended and stain vectors come out too near each other; patches are not.
+    In a thumbnail of 8 um a px nuclei and cytoplasm are blended, so stain vectors come out too similar; patches avoid that.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ def stain_sample(
     Returns
     -------
     rgb : uint8 (n * patch_wpx, patch_wpx, 3)
-        ``n`` patches above each other: ``n_patches``, or as many as there are mask px with tissue (0: shape (0, patch_wpx, 3)).
+        ``n`` patches in one column: ``n_patches``, or as many as there are mask px with tissue (0: shape (0, patch_wpx, 3)).
     on_tissue : bool (n * patch_wpx, patch_wpx)
 
     Raises

@@ -1,10 +1,10 @@
-"""Sample values of any type -> 8 bits, by one rule a slide.
+"""Conversion of sample values of any type to 8 bits, by one rule per slide.
 
 Integers of more than 8 bits: the upper 8 of the bits in use are taken. Those are the bits that the file declares (OME
 ``SignificantBits``, ``BitsPerSample``) where they are fewer than the container's, else the fewest of 8, 10, 12, 14, 16 (or 32)
 that hold the brightest sample of the slide: in H&E that is glass or pale tissue, which fills more than a quarter of the range.
 Floats: 0..1 where the brightest is at most ``FLOAT_ONE``, else 0..255.
-The rule is fitted once a slide, never a tile; a tile with a value beyond it cannot be read and says so.
+The rule is fitted once per slide, not per tile; reading a tile with a value beyond it is an error.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Depth:
 
     @property
     def words(self) -> str:
-        """Say the rule in words; empty for samples of 8 bits."""
+        """Return the rule in words; empty for samples of 8 bits."""
         return f"values read as 0 to {self.full:g}" if self.full else f"values read as {self.bits} bits"
 
 
@@ -75,7 +75,7 @@ def depth_of(values: npt.NDArray[Any], declared_bits: int = 0) -> Depth:
 
 
 def to_u8(values: npt.NDArray[Any], depth: Depth) -> npt.NDArray[np.uint8]:
-    """Bring samples to 0..255 by a slide's rule: uint8 of the same shape. A float that is no number is white.
+    """Convert samples to 0..255 by a slide's rule: uint8 of the same shape. A float that is not a number becomes white.
 
     Raises
     ------
@@ -95,13 +95,13 @@ def to_u8(values: npt.NDArray[Any], depth: Depth) -> npt.NDArray[np.uint8]:
 
 
 def cmyk_to_rgb(cmyk: npt.NDArray[np.uint8]) -> RGB:
-    """Convert uint8 (h, w, 4) of ink (255: full) to RGB as Pillow does: white less black, less the share of each ink."""
+    """Convert CMYK uint8 (h, w, 4) (255: full ink) to RGB as Pillow does: white minus black, minus the share of each ink."""
     light = 255 - cmyk[..., 3:4].astype(np.int32)
     product = cmyk[..., :3] * light + 128
     return np.clip(light - ((product >> 8) + product >> 8), 0, 255).astype(np.uint8)
 
 
 def looks_bright(rgb: RGB) -> bool:
-    """Return whether some of an RGB picture is bright in all three channels, as brightfield is; a black one counts as well."""
+    """Return whether some of an RGB picture is bright in all three channels, as brightfield is; a black picture counts too."""
     least = rgb.min(axis=-1)
     return bool(np.percentile(least, 99) >= _BRIGHT_U8) or not rgb.any()

@@ -1,4 +1,4 @@
-"""The ``Slide`` protocol, and which reader opens what."""
+"""The ``Slide`` protocol, and the choice of a reader for each file."""
 
 from __future__ import annotations
 
@@ -53,7 +53,9 @@ class Slide(Protocol):
 
 
 def fingerprint(path: str | Path) -> tuple[int, int]:
-    """Return (size in bytes, time of last change in ns) of a slide, by which a run notices a change; of files: sum, latest.
+    """Return (size in bytes, time of last change in ns) of a slide, by which a run notices a change.
+
+    Of several files: the sum of sizes and the latest time.
 
     Raises
     ------
@@ -68,9 +70,9 @@ def fingerprint(path: str | Path) -> tuple[int, int]:
 
 
 def content_digest(path: str | Path, *, alone: bool = False) -> str:
-    """Return 16 hex digits over a slide's size and samples of its bytes: what notices a change that kept size and time.
+    """Return a hash (16 hex digits) of a slide's size and samples of its bytes, to notice changes that keep size and time.
 
-    Of a file both ends and 16 places between are read (192 KiB in all), of a folder, and of the further files of a slide of
+    Of a file both ends and 16 places between are read (192 KiB in all); of a folder, and of the further files of a slide of
     several (see ``slide_files``), the names, sizes and beginnings of up to 32: a fraction of a second, on slow storage too.
     ``alone`` leaves those out.
 
@@ -127,10 +129,10 @@ def open_slide(
     cohort
         The slide's cancer type or study, recorded.
     reader
-        ``auto``: cuCIM's CuImage where it may, else OpenSlide, with the reason in ``meta.reader_note``; ``openslide``;
-        ``cucim``: fail where it cannot. Plain images and Zarr arrays have one reader only.
+        ``auto``: cuCIM's CuImage if it can be used, else OpenSlide, with the reason in ``meta.reader_note``; ``openslide``;
+        ``cucim``: an error if CuImage cannot be used. Plain images and Zarr arrays have one reader only.
     cache_bytes
-        Most bytes of decoded tiles that the reader keeps.
+        Maximum bytes of decoded tiles that the reader keeps.
 
     Raises
     ------
@@ -159,7 +161,7 @@ def open_slide(
 
 
 def _open_file(p: Path, cache_bytes: int, facts: dict[str, Any]) -> Slide:
-    """Open a file (or DICOM folder) by OpenSlide, Pillow or tifffile, whichever shows its pixels as they are."""
+    """Open a file (or DICOM folder) by OpenSlide, Pillow or tifffile, whichever shows its pixels correctly."""
     from wsiseg.read.openslide import OpenSlideSlide, detect_vendor
 
     vendor = None if p.is_dir() else detect_vendor(p)
@@ -180,14 +182,14 @@ def _open_file(p: Path, cache_bytes: int, facts: dict[str, Any]) -> Slide:
             return open_image(p, claims=claims, layout=layout, **facts)
         return OpenSlideSlide(p, cache_bytes=cache_bytes, claims=claims, layout=layout, **facts)
     except SlideOpenError as err:
-        other = ("Unsupported TIFF compression", "not a slide or image", "cannot be decoded")  # tifffile may know it
+        other = ("Unsupported TIFF compression", "not a slide or image", "cannot be decoded")  # tifffile may support it
         if picture is None or not any(text in str(err) for text in other):
             raise
         return TiffSlide(p, cache_bytes=cache_bytes, vendor=vendor or "tiff", **facts)
 
 
 def _tiff_facts(p: Path, vendor: str | None) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
-    """Return the picture of a TIFF (``None`` where the file is no TIFF, or a scanner's own) and what its texts say of mpp."""
+    """Return the picture of a TIFF (``None`` if the file is no TIFF, or a scanner's own) and what its texts say of mpp."""
     picture, claims = _picture(p)
     if picture is None or vendor in (None, "generic-tiff"):
         return picture, claims
@@ -215,14 +217,14 @@ def _picture(p: Path) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
 
 
 def layout_words(path: str | Path) -> str:
-    """Say how a file that OpenSlide reads holds its pixels, as far as its TIFF directory tells (empty: it is no TIFF)."""
+    """Describe how a file read by OpenSlide stores its pixels, from its TIFF directory (empty if it is not a TIFF)."""
     p = Path(path)
     picture = None if p.is_dir() else _picture(p)[0]
     return "" if picture is None else picture.words
 
 
 def _with_cucim(slide: Slide, *, strict: bool) -> Slide:
-    """Put CuImage before an OpenSlide slide where it may read it; else the slide itself, with the reason in its note."""
+    """Return a ``CuSlide`` over an OpenSlide slide if CuImage may read it, else the slide with the reason in its note."""
     from wsiseg.read.cuslide import CuSlide, refusal
     from wsiseg.read.openslide import OpenSlideSlide
 

@@ -1,4 +1,4 @@
-"""TIFFs in layouts that OpenSlide and Pillow do not show as they are, read window by window with tifffile.
+"""TIFFs in layouts that OpenSlide and Pillow do not show correctly, read window by window with tifffile.
 
 Three single-channel pages (OME-TIFF), samples of 16 bits or floats, RGB that is tagged as gray, palettes, alpha, tiles that are
 stored turned, compressions that OpenSlide lacks. What cannot be shown as H&E colour is refused with its samples, bits, planes.
@@ -45,7 +45,7 @@ _SAMPLED_SEGMENTS, _SAMPLED_PX = 64, 2**24
 
 
 def refuse_layout(path: Path | str, picture: TiffPicture) -> None:
-    """Raise ``SlideOpenError`` where a picture cannot be shown as H&E colour, with its samples, bits and planes."""
+    """Raise ``SlideOpenError`` if a picture cannot be shown as H&E colour; the message names its samples, bits and planes."""
     reason = refusal(picture)
     if reason:
         raise SlideOpenError(f"{path}: {picture.words}: {reason}. Expected H&E colour: red, green and blue samples.")
@@ -59,7 +59,7 @@ class TiffSlide:
     path, slide_id, mpp, cohort, cache_bytes, size_bytes, mtime_ns
         As of ``OpenSlideSlide``.
     properties
-        What OpenSlide tells of the file, where it knows it.
+        OpenSlide's properties of the file, if it knows the format.
 
     Raises
     ------
@@ -155,11 +155,11 @@ class TiffSlide:
         )  # fmt: skip
 
     def _refuse_dark(self, path: Path, seen: npt.NDArray[Any]) -> None:
-        """Raise ``SlideOpenError`` where samples (n, channels) of the slide are darker than any brightfield, or transparent."""
+        """Raise ``SlideOpenError`` if samples (n, channels) of the slide are darker than any brightfield, or transparent."""
         picture, (alpha, kind) = self._picture, self._alpha
         if kind and hides_all(seen[..., :3], seen[..., alpha]):
             raise SlideOpenError(f"{path}: {picture.words}: {ALL_TRANSPARENT}")
-        is_declared = seen.dtype == np.uint8 or picture.declared_bits > 0  # how bright a sample is: by the file, not fitted
+        is_declared = seen.dtype == np.uint8 or picture.declared_bits > 0  # the range is known
         if (is_declared and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen[np.newaxis])):
             return
         deep = "" if is_declared else (
@@ -180,7 +180,7 @@ class TiffSlide:
         rows = page.tilelength if page.is_tiled else page.rowsperstrip
         columns = -(-page.imagewidth // page.tilewidth) if page.is_tiled else 1
         if page.dtype == np.uint8 and int(page.photometric) != MINISBLACK and not self._alpha[1]:
-            wanted = range(1)  # nothing to fit: it only proves that the compression can be decoded
+            wanted = range(1)  # nothing to fit: one read checks that the compression can be decoded
         elif page.imagewidth * page.imagelength <= _SAMPLED_PX:
             wanted = range(plane)
         else:
@@ -259,7 +259,7 @@ class TiffSlide:
         return values, absent
 
     def _segment(self, level: int, number: int, index: int) -> npt.NDArray[Any] | None:
-        """Return one tile or strip (h, w, samples), ``None`` where the file has none."""
+        """Return one tile or strip (h, w, samples), ``None`` if the file has none."""
         key = (level, number, index)
         with self._lock:
             if key in self._cache:
@@ -309,7 +309,7 @@ class TiffSlide:
 
 
 def _refuse_truncated(path: Path, pages: tuple[Any, ...], size_bytes: int) -> None:
-    """Raise ``SlideOpenError`` where tiles or strips lie beyond the end of the file."""
+    """Raise ``SlideOpenError`` if tiles or strips lie beyond the end of the file."""
     ends = np.concatenate([np.add(page.dataoffsets, page.databytecounts, dtype=np.int64) for page in pages])
     cut = int((ends > size_bytes).sum())
     if cut:

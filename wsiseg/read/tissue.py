@@ -28,32 +28,32 @@ __all__ = [
 ]
 
 THUMBNAIL_UM = 8.0
-"""Wanted side of a mask px: a nucleus or two."""
+"""Side that a mask px should have: one or two nuclei."""
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 128
-"""A picture of a few fields is looked at more closely, or its mask would be of a dozen px."""
+"""Small pictures get a finer thumbnail; otherwise their mask would have only a dozen px."""
 CHROMA_LIMITS = (8, 18)
-"""Otsu's threshold on chroma (largest minus smallest channel, white balanced) is kept in these limits, so that a slide that is
-all tissue, or all glass, is not cut in two."""
+"""Otsu's threshold on chroma (largest minus smallest channel, white balanced) is clipped to these limits, so that a slide
+that is all tissue or all glass is not divided into two classes."""
 DARK_OD = 0.35
 """Optical density (base 10, mean of channels) above which even a weakly colored px is tissue: folds, dense frozen sections."""
 GLASS_OD = 0.1
 """Optical density of the white-balanced picture below which a px may be glass."""
 GLASS_MIN, GLASS_MAX_CHROMA, GLASS_MAX_PINK = 120, 32, 8
-"""Of glass under any lamp: its least channel, largest chroma, and by how much green may lie below both others. Brightest px
-that are darker, of more color or pinker are tissue, and the picture is not white balanced by them."""
+"""Limits for glass under any lamp: darkest channel, chroma, and by how much green may lie below both others. Brightest px
+beyond these limits are tissue, and are not used for the white balance."""
 FLAT_MAX_DIFF, GLASS_MIN_FLAT_FRAC = 6, 0.1
-"""Pinker ones are glass after all where so large a share of the picture differs from them by so little in each channel."""
+"""Pinker px still count as glass if at least this fraction of the picture differs from them by at most this in each channel."""
 BLANK_GLASS_FRAC = 0.95
 NUCLEUS_UM, SPOT_UM, SPOT_MARGIN_UM = 6.0, 40.0, 16.0
 SPOT_CHROMA = 6
 SPOT_DEPTH = 12.0
 """How much darker than its surroundings (0 to 255, smoothed over ``NUCLEUS_UM``) a spot is; noise and JPEG stay below half."""
 UNSCANNED_MAX = 6
-"""Greatest channel of what was never scanned: 0, and what JPEG makes of it."""
+"""Largest channel value of an unscanned px: 0, plus what JPEG compression adds."""
 MIN_SPECK_UM2 = 4000.0
 MIN_SPECK_FRAC = 1 / 64
-"""Of a picture's area: in one of a few fields a single nucleus is no speck."""
+"""Fraction of the picture's area: in a picture of a few fields a single nucleus is not a speck."""
 MAX_HOLE_UM2 = 50_000.0
 MARGIN_UM = 40.0
 """Dilation: at least three nuclei, so that none at a border is lost."""
@@ -87,7 +87,7 @@ class TissueMask:
     has_unscanned: bool = False
 
     def to_png(self) -> bytes:
-        """Return the mask as PNG (255 tissue) that carries its own place; the same mask gives the same bytes."""
+        """Return the mask as PNG (255 tissue) that also states its position; the same mask gives the same bytes."""
         from PIL import Image, PngImagePlugin
 
         info = PngImagePlugin.PngInfo()
@@ -105,7 +105,7 @@ class TissueMask:
         Raises
         ------
         FormatError
-            Not a PNG, or one that does not say where it lies (a foreign mask: ``tissue_from_file``).
+            Not a PNG, or a PNG without its position (read masks of other programs with ``tissue_from_file``).
         """
         from PIL import Image
 
@@ -147,7 +147,7 @@ class ThumbnailView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideSurvey:
-    """What a slide shows, by area (0 to 1), and its tissue mask. What is neither is pale or dark and not recognized.
+    """What a slide shows, by area (0 to 1), and its tissue mask. The rest is pale or dark and not recognized.
 
     ``tissue_frac`` includes the margin of the mask, which lies on glass too: the four may sum to more than 1.
     """
@@ -161,7 +161,7 @@ class SlideSurvey:
 
     @property
     def is_blank(self) -> bool:
-        """Return whether there is no tissue, and what was scanned is plain glass but for dust."""
+        """Return whether there is no tissue, and what was scanned is plain glass apart from dust."""
         scanned_frac = 1.0 - self.unscanned_frac
         return self.tissue_frac == 0 and scanned_frac > 0 and self.glass_frac >= BLANK_GLASS_FRAC * scanned_frac
 
@@ -169,7 +169,7 @@ class SlideSurvey:
 def fit_tissue(slide: Slide) -> TissueMask:
     """Find the tissue of a slide on a thumbnail of about 8 um a px, at least 128 px long (see ``tissue_of_thumbnail``).
 
-    A slide without tissue gives an empty mask; a picture without glass is tissue throughout, ink apart.
+    A slide without tissue gives an empty mask; a picture without glass is all tissue, except for ink.
 
     Raises
     ------
@@ -228,7 +228,7 @@ def _looked_at(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, ThumbnailView]
     large = _without_small((found | near_spots) & ~ink & ~void, speck_px)
     if not large.any():
         return large, glass, ThumbnailView(rgb, large, ink, void, spot, spot_chroma)
-    found = (found | ~grown(~near_spots, near_px)) & large  # what lies between spots, and no rim around them
+    found = (found | ~grown(~near_spots, near_px)) & large  # the area between spots, without a rim around them
     hole_px = MAX_HOLE_UM2 / px_um2
     if not _without_small((glass & ~found) | void, hole_px).any():
         found = ~ink & ~void
@@ -240,7 +240,7 @@ def _looked_at(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, ThumbnailView]
 def _stained(
     balanced: npt.NDArray[np.int16], chroma: npt.NDArray[np.float32], scanned: _Mask, um_per_px: float
 ) -> tuple[_Mask, _Mask, _Mask]:
-    """Return where a white-balanced thumbnail is colored, dark and colored, and as light as glass: bool (h, w) each."""
+    """Return three masks of a white-balanced thumbnail, bool (h, w): colored; dark and colored; as light as glass."""
     from scipy import ndimage
 
     side = max(3, _odd_px(3 * THUMBNAIL_UM, um_per_px))
@@ -253,9 +253,9 @@ def _stained(
 def _spots(
     balanced: npt.NDArray[np.int16], chroma: npt.NDArray[np.float32], um_per_px: float
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return how much darker than what is within ``SPOT_UM`` each px is, as nuclei are, and its chroma: float32 (h, w) each.
+    """Return how much darker each px is than what lies within ``SPOT_UM``, and its chroma: float32 (h, w) each.
 
-    A step between scanned fields is no spot, and dust is gray.
+    Nuclei are dark and colored; a step between scanned fields is not such a spot, and dust is gray.
     """
     from scipy import ndimage
 
@@ -283,13 +283,13 @@ def _unscanned(rgb: RGB, min_px: float) -> _Mask:
 
 
 def _ink(rgb: RGB, balanced: npt.NDArray[np.int16], void: _Mask, min_px: float) -> _Mask:
-    """Return True on pen marks and their faint borders; a px that touches what was not scanned is half black, and no ink."""
+    """Return True on pen marks and their faint borders; px that touch an unscanned area are half black, and not ink."""
     from scipy import ndimage
 
     ink = _without_small(pen_marks(rgb) & ~grown(void, 2), min_px)  # single px are JPEG noise, or pigment
     if not ink.any():
         return ink
-    # Ink fades out: what is greener than any H&E and touches ink belongs to it.
+    # Ink fades out at its border: px that touch ink and are greener than any H&E are ink too.
     faint = balanced[..., 1] - balanced[..., 0] > 6
     return grown(ndimage.binary_propagation(ink, mask=ink | faint), 2)
 
@@ -297,8 +297,8 @@ def _ink(rgb: RGB, balanced: npt.NDArray[np.int16], void: _Mask, min_px: float) 
 def pen_marks(rgb: RGB) -> npt.NDArray[np.bool_]:
     """Return True (h, w) where a px uint8 (h, w, 3) has the color of marker ink: green or blue, red, black.
 
-    In H&E, whatever the balance, green is never much above red (both stains absorb green most), eosin and blood keep about as
-    much blue as green, and nothing is both dark and gray.
+    In H&E, whatever the white balance, green is never much above red (both stains absorb green most), eosin and blood have
+    about as much blue as green, and nothing is both dark and gray.
     """
     r, g, b = (rgb[..., k].astype(np.int16) for k in range(3))
     green_or_blue = (g - r > 24) & (np.maximum(g, b) - r > 32)
@@ -347,7 +347,7 @@ def grown(mask: _Mask, radius_px: int) -> _Mask:
 
     if not mask.any():
         return mask
-    if radius_px <= 3:  # the same, and several times as fast
+    if radius_px <= 3:  # the same result, several times as fast
         v, u = np.mgrid[-radius_px : radius_px + 1, -radius_px : radius_px + 1]
         return cast("_Mask", ndimage.binary_dilation(mask, u * u + v * v <= radius_px * radius_px))
     return cast("_Mask", ndimage.distance_transform_edt(~mask) <= radius_px)

@@ -1,6 +1,6 @@
-"""A slide's tissue mask over a window: few mask px and which of them each row and column shows, expanded where it is needed.
+"""The tissue mask of a window, kept as mask px and, for each row and column, which mask px it shows; expanded on the device.
 
-A window of 4128 px shows about 130 px of the mask. Expanded on the host it is 17 MB, which a GPU would wait for.
+A window of 4128 px shows about 130 px of the mask. Expanded on the host it would be 17 MB to copy to a GPU.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["TissueView", "tissue_view", "unscanned_view"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TissueView:
-    """What a window shows of a tissue mask.
+    """The part of a tissue mask that a window shows.
 
     Attributes
     ----------
     mask : bool (h, w)
-        The mask px that the window touches, and none outside the mask, as a border.
+        The mask px that the window touches, with a border of False for what lies outside the mask.
     rows, columns : int32 (H,), (W,)
-        By row and column of the window: whose mask px it shows.
+        For each row and column of the window: the index of the mask px that it shows.
     """
 
     mask: npt.NDArray[np.bool_]
@@ -49,7 +49,7 @@ class TissueView:
 
 
 def tissue_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueView:
-    """Return what a box (working px at ``scale``) shows of a mask: by the mask px that holds the center of each of its px."""
+    """Return the view of a mask for a box (working px at ``scale``): each px shows the mask px that holds its center."""
     n_rows, n_columns = tissue.mask.shape
     height, rows = _shown(box.y, box.y1, scale, tissue.y0, tissue.px_h, n_rows)
     width, columns = _shown(box.x, box.x1, scale, tissue.x0, tissue.px_w, n_columns)
@@ -57,7 +57,7 @@ def tissue_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueView:
 
 
 def unscanned_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueView | None:
-    """Return ``unscanned_window`` as few mask px: where plain black was not scanned; ``None``: nowhere."""
+    """Return ``unscanned_window`` in mask px: True where plain black was not scanned; ``None``: nowhere."""
     scanned = scanned_part(tissue, box, scale)
     if scanned is None:
         return None
@@ -66,7 +66,7 @@ def unscanned_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueVi
 
 
 def _shown(start: int, stop: int, scale: float, origin: float, px: float, n: int) -> tuple[slice, npt.NDArray[np.int32]]:
-    """Return the mask px that px show along an axis, and by px which of them, from 1; 0: none, outside the mask."""
+    """Return the mask px shown along an axis, and for each px the index of its mask px among them, from 1; 0: outside."""
     shown = np.floor(((np.arange(start, stop) + 0.5) / scale - origin) / px).astype(np.int64)
     inside = (shown >= 0) & (shown < n)
     first, end = (int(shown[inside].min()), int(shown[inside].max()) + 1) if inside.any() else (0, 0)

@@ -2,7 +2,7 @@
 
 A working pixel's value depends on its place in the slide alone, never on the window that asked for it, so tiles agree bit for
 bit where they overlap. At scale 1 working pixels *are* level-0 pixels. Otherwise pixel i of an axis is a weighted mean around
-its center ``c = (i + 0.5) r - 0.5`` in px of a source level, r being source px per working px: a triangle of half-width
+its center ``c = (i + 0.5) r - 0.5`` in px of a source level, where r is source px per working px: a triangle of half-width
 ``max(1, r)`` (anti-aliased when shrinking, linear interpolation when enlarging), with weights in 1/16384 that depend on i only.
 """
 
@@ -32,7 +32,7 @@ def scale_for(mpp: float, mpp_model: float, tolerance_frac: float) -> float:
     mpp, mpp_model
         um per px of the slide's level 0 and of what the network was trained on.
     tolerance_frac
-        Relative difference, of the model's mpp, that the network takes without resampling.
+        Largest difference, as a fraction of the model's mpp, up to which the slide is not resampled.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def scale_for(mpp: float, mpp_model: float, tolerance_frac: float) -> float:
     """
     if not (mpp > 0 and mpp_model > 0):
         raise ConfigError(f"Expected positive microns per pixel, got {mpp!r} (slide) and {mpp_model!r} (model).")
-    # The last digits of a header must not decide: 0.275 is within 10 % of 0.25.
+    # Rounding in the header must not decide: 0.275 is within 10 % of 0.25.
     return 1.0 if abs(mpp - mpp_model) <= tolerance_frac * mpp_model * (1 + 1e-9) else mpp / mpp_model
 
 
@@ -140,7 +140,7 @@ def _resample_numpy(
     y_weights: npt.NDArray[np.int32],
     out: RGB,
 ) -> None:
-    """Do the same in NumPy, where Numba is not installed."""
+    """Do the same in NumPy, if Numba is not installed."""
     rows = np.full((out.shape[0], source.shape[1], 3), 32, np.int32)
     for k in range(y_weights.shape[1]):
         rows += y_weights[:, k, None, None] * source[y_first + k]

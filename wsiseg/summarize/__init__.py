@@ -1,6 +1,6 @@
-"""A slide's table and additive tile sums -> one row of statistics; the rows of a run -> tables with units, and a CSV twin.
+"""Statistics: one row per slide from its table and tile sums; the rows of a run as a table with units, and as CSV.
 
-Rings, pixels and centroids -> the features that are measured when asked for.
+Also the features of nuclei that are measured on request, from rings, pixels and centroids.
 """
 
 from wsiseg.summarize.cohort import read_slides_table, write_errors_table, write_slides_table

@@ -1,4 +1,4 @@
-"""Rows of many slides -> one Parquet table with units, and a CSV twin for people."""
+"""Writes the rows of many slides as one Parquet table with units, and as CSV for people."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Row = Mapping[str, Any]
 
 
 def write_slides_table(rows: Sequence[Row], path: str | Path) -> None:
-    """Write the statistics rows of a run to ``path`` (Parquet) and to its twin with the suffix ``.csv``, in the given order.
+    """Write the statistics rows of a run to ``path`` (Parquet) and to the same name with ``.csv``, in the given order.
 
     Raises
     ------
     ValueError
         A row's fields are not exactly those of ``wsiseg.schema.SLIDES``; those in ``LATER`` may be left out.
     OSError
-        As the system gave it.
+        The operating system's own error.
     """
     rows = [_completed(row) for row in rows]
     _write_parquet(rows, SLIDES, Path(path))
@@ -39,7 +39,7 @@ def write_slides_table(rows: Sequence[Row], path: str | Path) -> None:
 
 
 def write_errors_table(rows: Sequence[Row], path: str | Path) -> None:
-    """Write what failed to ``path`` (Parquet; no rows give a valid empty table). Raises as ``write_slides_table``.
+    """Write the rows of failures to ``path`` (Parquet; no rows give a valid empty table). Raises as ``write_slides_table``.
 
     Rows of older runs have no ``host`` and ``worker``: they stay empty.
     """
@@ -74,7 +74,7 @@ def read_slides_table(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _completed(row: Row) -> dict[str, Any]:
-    """Return a row with the columns that earlier versions did not have, in the schema's order."""
+    """Return a row in the schema's order, with defaults for columns that earlier versions did not have."""
     filled = {**LATER, **row}
     return {c.name: filled.pop(c.name) for c in SLIDES if c.name in filled} | filled
 

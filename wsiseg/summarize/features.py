@@ -1,6 +1,6 @@
-"""Rings, pixels and centroids -> features of nuclei that the main run does not measure (``wsiseg.schema.FEATURES``).
+"""Features of nuclei that the main run does not measure (``wsiseg.schema.FEATURES``), from rings, pixels and centroids.
 
-Optical density is summed per label in integers, so a nucleus has the same numbers however its slide is cut into windows.
+Optical density is summed per label in integers, so a nucleus gets the same numbers however its slide is cut into windows.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ Int = npt.NDArray[np.int64]
 
 
 def od_tables(stains: Sequence[Sequence[float]]) -> npt.NDArray[np.int32]:
-    """Return shares of stain density, int32 (2, 3, 256): (stain, channel, value), in 1/``OD_STEPS``.
+    """Return each channel value's share of the stain densities, int32 (2, 3, 256): (stain, channel, value), in 1/``OD_STEPS``.
 
     The density of hematoxylin or eosin at a pixel is the sum of three shares: least squares of its optical densities
-    ``-log10((v + 1) / 256)`` on the two stain vectors, brought to length 1 (Ruifrok and Johnston's deconvolution with the cross
-    product as third vector is the same). Linear, not clipped: a pixel bluer than hematoxylin has a little less than no eosin.
+    ``-log10((v + 1) / 256)`` on the two stain vectors, scaled to length 1 (Ruifrok and Johnston's deconvolution with the cross
+    product as third vector is the same). Linear, not clipped: a pixel bluer than hematoxylin has slightly negative eosin.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def od_features(sums: Int) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def solidity(wkb: pa.BinaryArray | pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """Return area over the area of the convex hull of WKB polygons, float32 (N,), (0, 1]; nan where there is no area.
+    """Return the area of WKB polygons divided by that of their convex hulls, float32 (N,), (0, 1]; nan if there is no area.
 
     Both are measured on the outline along pixel edges; scikit-image counts the hull's pixels, which for nuclei of 200 px or
     more differs by a few percent at most.
@@ -113,7 +113,7 @@ def neighbors(xy_um: Float, radius_um: float = NEIGHBOR_UM) -> dict[str, npt.NDA
     ----------
     xy_um : float64 (N, 2)
     radius_um
-        The disc in which other nuclei are counted. It is not cut where the slide or the tissue ends.
+        The disc in which other nuclei are counted. It is not cut at the border of the slide or the tissue.
 
     Returns
     -------
@@ -136,5 +136,5 @@ def neighbors(xy_um: Float, radius_um: float = NEIGHBOR_UM) -> dict[str, npt.NDA
 
 
 def _rounded(values: npt.NDArray[Any], steps: int) -> npt.NDArray[np.float32]:
-    """Return values to 1/``steps``: finer digits are noise that costs bytes."""
+    """Return values rounded to 1/``steps``: finer digits are noise that costs bytes."""
     return (np.rint(values * steps) / steps).astype(np.float32)

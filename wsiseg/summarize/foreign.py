@@ -1,7 +1,7 @@
 """How unlike the training images a slide looks: one number, and the reasons for it in words.
 
 A trait of a slide is compared with the same trait of the images that the network was trained on, whose 5th, 50th and 95th
-percentiles stand in the model card (``scripts/measure_look.py``). Twice as far from the median as the percentile on its side
+percentiles are in the model card (``scripts/measure_look.py``). Twice as far from the median as the percentile on its side
 scores 1 unless the trait says otherwise; the slide's score is that of its most unusual trait.
 """
 
@@ -19,7 +19,7 @@ __all__ = ["TRAITS", "Foreign", "Trait", "foreign_look", "look_reference"]
 
 @dataclass(frozen=True, slots=True)
 class Trait:
-    """One number of a slide, and what a value below or above those of the training images means (empty: nothing).
+    """One number of a slide, and the meaning of values below or above those of the training images (empty: not unusual).
 
     ``slack`` is how far beyond a percentile, in distances of it from the median, a value scores 1; ``log``: the logarithm is
     compared. ``least`` is a distance from the median, in the compared scale, below which nothing is unusual.
@@ -34,7 +34,7 @@ class Trait:
     least: float = 0.0
 
     def scaled(self, value: float) -> float:
-        """Return the value as it is compared."""
+        """Return the value on the scale on which it is compared."""
         return math.log(max(value, 1e-6)) if self.log else value
 
 
@@ -57,7 +57,7 @@ TRAITS: tuple[Trait, ...] = (
     Trait("center_prob_mean", low="the network is unsure where nuclei are", least=0.05),
     Trait("material_prob_mean", low="the network is unsure what nuclei are", least=0.05),
 )  # fmt: skip
-"""What is compared. ``nuclear_detail`` is the median nuclear area over sharpness: a wrong scale moves them oppositely."""
+"""The traits. ``nuclear_detail`` is the median nuclear area divided by sharpness: a wrong scale moves them oppositely."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,14 @@ def look_reference(looks: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]
 
 
 def foreign_look(look: Mapping[str, Any], reference: Mapping[str, Sequence[float]]) -> Foreign | None:
-    """Return how unlike the training images a slide looks; ``None`` where none of its traits can be compared.
+    """Return how unlike the training images a slide looks; ``None`` if none of its traits can be compared.
 
     Parameters
     ----------
     look
         Traits of the slide by name; those missing or ``None`` are left out.
     reference
-        Of ``look_reference``.
+        The result of ``look_reference``.
     """
     found = []
     for trait in TRAITS:

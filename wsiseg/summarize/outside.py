@@ -1,4 +1,4 @@
-"""Nuclei counted in a sample of windows -> how many there are outside the tissue mask, with an interval."""
+"""Estimates the number of nuclei outside the tissue mask, with an interval, from counts in a sample of windows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["OutsideEstimate", "estimate_outside"]
 
 @dataclass(frozen=True, slots=True)
 class OutsideEstimate:
-    """An estimated number of nuclei with its 95 % interval, from so many windows."""
+    """An estimated number of nuclei with its 95 % interval, and the number of windows that it comes from."""
 
     nuclei: float
     low: float
@@ -21,22 +21,22 @@ class OutsideEstimate:
 
 
 def estimate_outside(counts: Sequence[int], weights: Sequence[float]) -> OutsideEstimate:
-    """Return the total that counts in sampled windows stand for.
+    """Return the total number estimated from counts in sampled windows.
 
     The estimate is that of Horvitz and Thompson (1952, J. Am. Stat. Assoc. 47:663), the sum of weight times count. Its interval
     is the wider of two. The first is the gamma interval of Fay and Feuer (1997, Statistics in Medicine 16:791) for a weighted
     sum of Poisson counts, exact for equal weights, with the mean weight where theirs is the largest (Tiwari et al. 2006, Stat.
-    Methods Med. Res. 15:547). The second is for nuclei in clusters: what windows hold is taken as gamma-distributed with the
-    variance seen between them, to which one window that deviates by the whole mean is added, as few windows say little of how
-    they differ. Where no window holds a nucleus nothing is known of clusters, and the upper end is that of single nuclei. What
-    a window of weight 1 holds is known.
+    Methods Med. Res. 15:547). The second is for nuclei in clusters: counts of windows are taken as gamma-distributed with the
+    variance seen between them, plus one window that deviates by the whole mean, as few windows say little about how
+    they differ. If no window holds a nucleus nothing is known of clusters, and the upper end is that of single nuclei. The
+    count of a window of weight 1 adds no uncertainty.
 
     Parameters
     ----------
     counts
-        Nuclei off the mask in each window.
+        Nuclei outside the mask in each window.
     weights
-        How many windows each stands for, at least 1.
+        How many windows each one represents, at least 1.
     """
     from scipy.stats import chi2
 

@@ -1,4 +1,4 @@
-"""One slide -> one row of ``wsiseg.schema.SLIDES``. What does not exist (the mean of nothing) is None, never a number."""
+"""One row of ``wsiseg.schema.SLIDES`` for a slide. Values that do not exist (the mean of nothing) are None, not a number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsiseg.types import SlideMeta, TileStats
 __all__ = ["failed_row", "nuclei_statistics", "summarize_slide"]
 
 SUMMARIZED_COLUMNS = ("area_um2", "center_prob", "material_prob")
-"""What is read of a slide's table: about 6 bytes a nucleus."""
+"""Columns that are read from a slide's table: about 6 bytes a nucleus."""
 
 AREA_QUANTILES = {"area_p05_um2": 0.05, "area_p25_um2": 0.25, "area_p50_um2": 0.5, "area_p75_um2": 0.75, "area_p95_um2": 0.95}
 
@@ -58,7 +58,7 @@ def summarize_slide(
     table_name
         The table's path relative to the run folder.
     events
-        What tiles had to do otherwise for want of GPU memory, by name (see ``wsiseg.write.PartHeader``).
+        Counts of what tiles did differently for lack of GPU memory, by name (see ``wsiseg.write.PartHeader``).
     suspicion
         Why a slide without nuclei should have some, in one line; empty: it is blank. Not used where there are nuclei.
 
@@ -67,7 +67,7 @@ def summarize_slide(
     dict
         Exactly the columns of ``wsiseg.schema.SLIDES``, JSON-ready: plain numbers, None where a value does not exist (mean of
         no nuclei, density of no tissue). ``status`` is ``done``; ``empty`` without nuclei, or ``suspect`` for the reason given;
-        ``partial`` where some tiles failed; ``failed`` where all that had tissue did. Standard deviation is the population's;
+        ``partial`` if some tiles failed; ``failed`` if all that had tissue did. Standard deviation is the population's;
         quantiles interpolate linearly.
 
     Raises
@@ -139,7 +139,7 @@ def _columns(table: str | Path | Mapping[str, Array]) -> dict[str, Array]:
 
 
 def nuclei_statistics(area: npt.NDArray[np.float64], center_prob: Array, material_prob: Array) -> dict[str, float]:
-    """Return the columns of ``wsiseg.schema.SLIDES`` that are statistics over nuclei; none of them for no nuclei.
+    """Return the columns of ``wsiseg.schema.SLIDES`` that are statistics over nuclei; empty if there are no nuclei.
 
     Parameters
     ----------

@@ -1,6 +1,6 @@
-"""Tables, shared by every stage: columns of ``wsiseg.schema`` and arrays -> Arrow schemas, WKB, whole files on disk.
+"""Tables, shared by all stages: from columns of ``wsiseg.schema`` and arrays to Arrow schemas, WKB and files, and back.
 
-Nothing here loads pyarrow until a table is read or written, so that the pixel stages run on a machine without it.
+pyarrow is loaded only when a table is read or written, so that the pixel stages run on a machine without it.
 """
 
 from wsiseg.atomic import (

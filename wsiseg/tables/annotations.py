@@ -1,6 +1,6 @@
-"""Outlines that people drew: GeoJSON (QuPath and any other), ASAP XML, ImageScope (Aperio) XML -> named regions.
+"""Outlines drawn by people, read as named regions: GeoJSON (of QuPath or others), ASAP XML, ImageScope (Aperio) XML.
 
-Which of them a file is, is told by its content. Lines, points and rulers are no regions: they are left out and counted.
+The format is recognized by the file's content. Lines, points and rulers are not regions: they are left out and counted.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ __all__ = ["ANNOTATION_ENDINGS", "Annotations", "Drawn", "read_annotations"]
 Float = npt.NDArray[np.float64]
 
 ANNOTATION_ENDINGS = (".geojson.gz", ".json.gz", ".xml.gz", ".geojsonl", ".geojsons", ".geojson", ".ndjson", ".json", ".xml")
-"""Endings of files that are taken from a folder (a file named outright may have any)."""
+"""Endings of files that are taken from a folder (a file given by name may have any ending)."""
 
 MAX_XML_BYTES = 1 << 30
 ELLIPSE_POINTS = 512
-"""Corners of the polygon that stands for an ellipse: its area is 0.003 % smaller."""
+"""Corners of the polygon that replaces an ellipse; its area is 0.003 % smaller."""
 
 _GZIP = b"\x1f\x8b"
 _HEAD_BYTES = 1 << 16
@@ -47,7 +47,7 @@ class Drawn:
     minus
         Rings that are cut out of all polygons (negative regions of ImageScope).
     name, class_name
-        ``""`` where the file gives none.
+        ``""`` if the file gives none.
     """
 
     where: str
@@ -59,7 +59,7 @@ class Drawn:
 
 @dataclass(slots=True)
 class Annotations:
-    """The regions of a file, and what it says of its frame: where (0, 0) lies, and the um/px that it states (None: not)."""
+    """The regions of a file, and its frame as far as stated: the place of (0, 0), and um/px (None: not stated)."""
 
     path: Path
     format: Literal["geojson", "asap", "imagescope"]
@@ -71,7 +71,7 @@ class Annotations:
 
 
 def read_annotations(path: Path) -> Annotations:
-    """Read the regions of an annotation file, packed by gzip or not.
+    """Read the regions of an annotation file, gzip-compressed or not.
 
     GeoJSON: a FeatureCollection, list, single feature or geometry; annotations and tiles of QuPath, not its detections; several
     polygons of one feature are one region. The class is the feature's ``classification`` (or ``class``, ``label`` ...).
@@ -82,7 +82,7 @@ def read_annotations(path: Path) -> Annotations:
     Raises
     ------
     FormatError
-        None of these, broken, or without a single region (a file without any object has none, which is no error).
+        Another format, broken, or objects of which none is a region (a file without any object is accepted: no regions).
     """
     head = _head(path)
     found = _read_xml(path, head) if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _read_geojson(path)
@@ -94,7 +94,7 @@ def read_annotations(path: Path) -> Annotations:
         )
     found.regions = [drawn for drawn in found.regions if drawn.polygons]
     if not found.regions and found.tally.skipped:
-        raise FormatError(f"{path}: no region in it ({'; '.join(found.tally.lines())}). Expected polygons.")
+        raise FormatError(f"{path}: no region in this file ({'; '.join(found.tally.lines())}). Expected polygons.")
     return found
 
 

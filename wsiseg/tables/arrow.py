@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 __all__ = ["BBOX_FIELDS", "META_KEY", "arrow_schema", "read_table_meta"]
 
 META_KEY = "wsiseg"
-"""Key of our JSON in a Parquet file's metadata."""
+"""Key of wsiseg's JSON in a Parquet file's metadata."""
 
 BBOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 """Members of a ``bbox`` column, in the order that GeoParquet 1.1 asks for."""
@@ -30,7 +30,7 @@ def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata:
     columns
         A table of ``wsiseg.schema``. ``wkb`` becomes ``binary``, ``bbox`` a struct of four float32.
     nullable
-        Whether values may be missing (true of the slide statistics, never of nuclei).
+        Whether values may be missing (true for slide statistics, false for nuclei).
     metadata
         Schema metadata; values that are not text are written as JSON with sorted keys.
 

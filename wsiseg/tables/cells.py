@@ -23,14 +23,14 @@ _GEOJSON_TEXT = re.compile(r'"(?:features|geometry|geometries|coordinates)"\s*:'
 
 
 def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tuple[str, Float | None, Any]]:
-    """Yield (where, contour, type) of CellViT's ``cells`` or HoVer-Net's ``nuc``; no contour: left out.
+    """Yield (where, contour, type) of CellViT's ``cells`` or HoVer-Net's ``nuc``; those without contour are left out.
 
-    A list of cells, or an object of cells by number (older HoVer-Net), may also be all of the file.
+    The whole file may also be a list of cells, or an object of cells by number (older HoVer-Net).
 
     Parameters
     ----------
     facts
-        Filled with the other members of the file, wherever they are in it, before the first cell is yielded.
+        Filled with all other members of the file before the first cell is yielded.
 
     Raises
     ------
@@ -70,20 +70,20 @@ def _cells_of(item: Any) -> Iterable[Any]:
 
 
 def _read_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Read the members beside the cells, which may come after them: the whole file is passed over once without keeping it."""
+    """Read the members beside the cells, which may come after them: one pass over the whole file, without keeping it."""
     for _, item in iter_objects(path, ("cells", "nuc"), facts):
         if isinstance(item, dict) and item and item == facts:  # no such array: the one object itself
             return
 
 
 def is_cells_json(path: Path) -> bool:
-    """Return whether a JSON file begins as CellViT's or HoVer-Net's do, not as GeoJSON."""
+    """Return whether a JSON file begins like CellViT's or HoVer-Net's, not like GeoJSON."""
     begin = _begin(path)
     return begin.lstrip().startswith(("{", "[")) and bool(_CELLS_TEXT.search(begin)) and not _GEOJSON_TEXT.search(begin)
 
 
 def is_geojson(path: Path) -> bool:
-    """Return whether a JSON file begins as GeoJSON does, not as CellViT's or HoVer-Net's cells."""
+    """Return whether a JSON file begins like GeoJSON, not like CellViT's or HoVer-Net's cells."""
     begin = _begin(path)
     return bool(_GEOJSON_TEXT.search(begin)) and not _CELLS_TEXT.search(begin)
 
@@ -94,7 +94,7 @@ def _begin(path: Path) -> str:
 
 
 def stated_mpp(facts: dict[str, Any]) -> float | None:
-    """Return the slide's um/px of CellViT's metadata, where it is a number or the text of one."""
+    """Return the slide's um/px of CellViT's metadata, if it is a number or the text of one."""
     meta = facts.get("wsi_metadata")
     if not isinstance(meta, dict):
         return None

@@ -1,4 +1,4 @@
-"""Columns of nuclei whichever way they are kept: stored in the table, derived from it on reading, or in the file beside it."""
+"""Columns of nuclei from any source: stored in the table, derived from it on reading, or in the features file beside it."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def add_derived(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
 
 
 def companion_of(path: Path) -> Path | None:
-    """Return the features file beside a polygon table, if there is one and it is of this table."""
+    """Return the features file beside a polygon table, if there is one and it was made from this table."""
     companion = features_path(path)
     if not companion.is_file() or read_table_meta(companion).get("of") != table_fingerprint(path):
         return None
@@ -59,12 +59,12 @@ def companion_of(path: Path) -> Path | None:
 
 
 def read_columns(path: Path, box: Box | None, wanted: Sequence[str] | None, *, features: bool = False) -> pa.Table:
-    """Return columns of one table's nuclei in a window; ``features`` adds those derived and those beside it, if any.
+    """Return columns of one table's nuclei in a window; ``features`` adds derived ones and those of the features file, if any.
 
     Raises
     ------
     FormatError
-        A column is not there.
+        There is no such column.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -95,7 +95,7 @@ def _rows(ids: Int, asked: Int, path: Path) -> Int:
     at = np.searchsorted(ids[order], asked)
     if len(asked) and (at.max() >= len(ids) or (ids[order][at] != asked).any()):
         raise FormatError(
-            f"{features_path(path)}: a nucleus of {path} is missing in it. Measure again: wsiseg features --overwrite."
+            f"{features_path(path)}: a nucleus of {path} is missing in this file. Measure again: wsiseg features --overwrite."
         )
     rows: Int = order[at]
     return rows

@@ -1,4 +1,4 @@
-"""Where the files that stand beside a polygon table are, row for row its nuclei."""
+"""Paths of the files beside a polygon table that have one row for each of its nuclei, in the same order."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["cells_of", "cells_path"]
 
 
 def cells_path(table: str | Path) -> Path:
-    """Return where the cells of ``RUN/nuclei/<slide_id>.parquet`` stand: ``RUN/cells/<slide_id>.parquet``."""
+    """Return the path of the cells of ``RUN/nuclei/<slide_id>.parquet``: ``RUN/cells/<slide_id>.parquet``."""
     table = Path(table)
     return table.parent.parent / "cells" / table.name
 
@@ -23,12 +23,12 @@ def cells_of(table: str | Path) -> Path:
     Raises
     ------
     FormatError
-        There is none, or it was made of another table.
+        There is none, or it was made from another table.
     """
     path = cells_path(table)
     again = f"Make them with: wsiseg cells {path.parent.parent} --expand-um D"
     if not path.is_file():
         raise FormatError(f"{path}: no cells here. {again}")
     if read_table_meta(path).get("of") != table_fingerprint(table):
-        raise FormatError(f"{path}: these cells are of another table than {table}. {again} --overwrite")
+        raise FormatError(f"{path}: these cells were made from another table than {table}. {again} --overwrite")
     return path

@@ -1,4 +1,4 @@
-"""Features of nuclei: those that follow from stored columns, and the companion file that holds the others row by row."""
+"""Features of nuclei: those computed from stored columns, and the companion file that holds the others row by row."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DERIVED_SQL: dict[str, str] = {
     "equivalent_diameter_area_um": "sqrt(4 * area_um2 / pi())::FLOAT",
     "circularity": "(4 * pi() * area_um2 / (perimeter_um * perimeter_um))::FLOAT",
 }
-"""The same as SQL, so that a query computes only what it asks for."""
+"""The same features as SQL, so that a query computes only those that it uses."""
 
 Float = npt.NDArray[np.float64]
 
@@ -66,13 +66,13 @@ def derived(columns: dict[str, npt.NDArray[Any]], names: Sequence[str] = DERIVED
 
 
 def features_path(table: str | Path) -> Path:
-    """Return where the companion of ``RUN/nuclei/<slide_id>.parquet`` stands: ``RUN/features/<slide_id>.parquet``."""
+    """Return the path of the companion of ``RUN/nuclei/<slide_id>.parquet``: ``RUN/features/<slide_id>.parquet``."""
     table = Path(table)
     return table.parent.parent / "features" / table.name
 
 
 def table_fingerprint(table: str | Path) -> str:
-    """Return 16 hex digits over a Parquet file's footer: places, sizes and limits of all its column chunks.
+    """Return a hash (16 hex digits) of a Parquet file's footer: positions, sizes and limits of all its column chunks.
 
     Raises
     ------
@@ -85,18 +85,18 @@ def table_fingerprint(table: str | Path) -> str:
         tail = stream.read(8)
         length = int.from_bytes(tail[:4], "little")
         if tail[4:] != b"PAR1" or length + 12 > size:
-            raise FormatError(f"{table}: expected a Parquet file, got another end of file.")
+            raise FormatError(f"{table}: expected a Parquet file, but its end is not that of one. Is the file complete?")
         stream.seek(size - 8 - length)
         return hashlib.sha256(stream.read(length)).hexdigest()[:16]
 
 
 def read_features(table: str | Path, names: Sequence[str] = FEATURE_NAMES) -> pa.Table:
-    """Return the companion's columns, row by row those of the polygon table.
+    """Return the companion's columns, in the row order of the polygon table.
 
     Raises
     ------
     FormatError
-        There is none, or it was made of another table: ``wsiseg features RUN`` measures it again.
+        There is none, or it was made from another table: ``wsiseg features RUN`` measures it again.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -107,7 +107,7 @@ def read_features(table: str | Path, names: Sequence[str] = FEATURE_NAMES) -> pa
         raise FormatError(f"{path}: no features of pixels and neighbors here. {again}")
     of = read_table_meta(path).get("of")
     if of != table_fingerprint(table):
-        raise FormatError(f"{path}: these features are of another table than {table}. {again}")
+        raise FormatError(f"{path}: these features were made from another table than {table}. {again}")
     try:
         return pq.read_table(str(path), columns=list(names), partitioning=None)
     except (OSError, pa.ArrowException, json.JSONDecodeError) as err:

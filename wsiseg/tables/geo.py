@@ -25,7 +25,7 @@ WKB_HEADER = np.dtype([("little_endian", "u1"), ("kind", "<u4"), ("n_rings", "<u
 WKB_POLYGON = 3
 
 MAX_BINARY_BYTES = 2**31 - 1
-"""What the int32 offsets of one Arrow binary array can address."""
+"""Largest size that the int32 offsets of an Arrow binary array can address."""
 
 
 def geo_metadata(bbox: Sequence[float] | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Position on the Hilbert curve: neighbors in a table are neighbors on the slide, so a window reads few row groups."""
+"""Position on the Hilbert curve: rows near each other are near on the slide, so a window reads few row groups."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def hilbert_key(x: UInt32, y: UInt32) -> UInt64:
     if not x.size:
         return key
     bits = int(max(x.max(), y.max())).bit_length()
-    # Two levels of zero bits swap the axes twice, which is nothing: leading zeros are skipped in pairs.
+    # Two levels of zero bits swap the axes twice, which changes nothing: leading zeros are skipped in pairs.
     for bit in range(bits + bits % 2 - 1, -1, -1):
         right, below = (x >> np.uint32(bit)) & np.uint32(1), (y >> np.uint32(bit)) & np.uint32(1)
         key = (key << np.uint64(2)) | ((right * np.uint32(3)) ^ below)

@@ -19,7 +19,7 @@ from wsiseg.tables.snappy import FRAMED_SNAPPY, unsnapped
 __all__ = ["MAX_OBJECT_CHARS", "iter_lines", "iter_objects", "open_text", "read_json"]
 
 MAX_OBJECT_CHARS = 1 << 28
-"""A single object (one nucleus, or all points of one class) longer than this is refused instead of filling memory."""
+"""A single object (one nucleus, or all points of one class) longer than this is refused, to bound memory."""
 
 BLOCK_CHARS = 1 << 20
 _DECODER = json.JSONDecoder()
@@ -29,15 +29,15 @@ _SPACE = " \t\n\r\x1e"
 
 @contextmanager
 def open_text(path: Path) -> Iterator[IO[str]]:
-    """Open a file as text, unpacked if need be: gzip, the one file of a zip, snappy.
+    """Open a file as text, decompressed if needed: gzip, the one file of a zip, snappy.
 
-    How it is packed is recognized by its first bytes, not by its name; raw snappy, which has none, by the ending ``.snappy``.
-    Text is UTF-8, or UTF-16 where it begins with a byte order mark.
+    The compression is recognized by the first bytes, not by the name; raw snappy, which has no mark, by the ending ``.snappy``.
+    Text is UTF-8, or UTF-16 if it begins with a byte order mark.
 
     Raises
     ------
     FormatError
-        Truncated or broken packing, no such encoding, or a zip with more or less than one file.
+        Truncated or broken compression, another encoding, or a zip that does not hold exactly one file.
     """
     packing = ""
     try:
@@ -66,7 +66,7 @@ def _packing(magic: bytes, path: Path) -> str:
         return "snappy"
     if magic.startswith((b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")):
         kind = {b"B": "bzip2", b"\xfd": "xz", b"\x28": "zstandard"}[magic[:1]]
-        raise FormatError(f"{path}: packed with {kind}, which is not read here. Unpack it first.")
+        raise FormatError(f"{path}: compressed with {kind}, which is not supported. Decompress it first.")
     return ""
 
 
@@ -81,14 +81,14 @@ def _unpacked(raw: IO[bytes], packing: str, path: Path) -> Iterator[Any]:
             names = [n for n in archive.namelist() if not n.endswith("/")]
             if len(names) != 1:
                 raise FormatError(f"{path}: expected a zip of one file, got {len(names)}.")
-            with archive.open(names[0]) as inner:  # read in place: nothing is unpacked, so its name cannot lead anywhere
+            with archive.open(names[0]) as inner:  # read from the zip, not extracted: the name in it is never used as a path
                 yield inner
     else:
         yield raw
 
 
 class _Text:
-    """A sliding window over a text stream that knows where it is."""
+    """A sliding window over a text stream that keeps its position."""
 
     def __init__(self, stream: IO[str], path: Path, slips: dict[str, int]) -> None:
         self.stream = stream
@@ -104,7 +104,7 @@ class _Text:
         return self.dropped + self.at
 
     def more(self) -> bool:
-        """Read on; return whether there was anything."""
+        """Read the next block; return whether there was one."""
         if self.at > BLOCK_CHARS:
             self.text, self.dropped, self.at = self.text[self.at :], self.dropped + self.at, 0
         block = self.stream.read(max(BLOCK_CHARS, len(self.text) - self.at))  # doubling: an object is scanned log times at most
@@ -144,12 +144,12 @@ class _Text:
                     ) from err
                 continue
             if end == len(self.text) and not self.ended and self.more():
-                continue  # a number may go on in the next block
+                continue  # a number may continue in the next block
             self.at = end
             return value
 
     def name(self) -> str:
-        """Take a member's name and the colon."""
+        """Read a member's name and the colon."""
         name = self.value()
         if not isinstance(name, str):
             raise FormatError(f"{self.path}, character {self.position}: expected a member's name, got {str(name)[:40]!r}.")
@@ -157,7 +157,7 @@ class _Text:
         return name
 
     def comma(self, end: str) -> bool:
-        """Take a comma; return whether another item follows. One before the end of the list is read over and counted."""
+        """Read a comma; return whether another item follows. A trailing comma is skipped and counted."""
         if self.peek() != ",":
             return False
         self.take(",")
@@ -197,7 +197,7 @@ def iter_objects(
 ) -> Iterator[tuple[int, Any]]:
     """Yield (number, object) of the array ``key`` of a JSON object, of a top-level array, or the one object itself.
 
-    A file of several top-level values (JSON lines, GeoJSON text sequences) is read as if they stood in one array.
+    A file of several top-level values (JSON lines, GeoJSON text sequences) is read as if they were items of one array.
 
     Parameters
     ----------
@@ -207,7 +207,7 @@ def iter_objects(
     facts
         Filled with the other members of the top-level object, those after the array only once it is exhausted.
     slips
-        Filled with the number of trailing commas, which are read over.
+        Filled with the number of trailing commas, which are skipped.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What counts as a nucleus in another tool's file: one rule for all importers, for ``evaluate`` and for tissue masks.
+"""The rule that decides what is a nucleus in another tool's file, for all importers, ``evaluate`` and tissue masks.
 
 Left out and counted (``Tally.skipped``): objects without a geometry, empty geometries, points and lines, rings of fewer than
 three different points or without area, and objects that hold nuclei rather than being one. Repaired and counted
@@ -51,30 +51,30 @@ _GEOMETRIES = frozenset(
 
 @dataclass(slots=True)
 class Tally:
-    """How much of a file was left out or repaired, by reason."""
+    """How many objects of a file were left out or repaired, by reason."""
 
     skipped: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
 
     def skip(self, reason: str, n: int = 1) -> None:
-        """Count objects that are no nuclei."""
+        """Count objects that are not nuclei."""
         if n:
             self.skipped[reason] = self.skipped.get(reason, 0) + n
 
     def repair(self, what: str, n: int = 1) -> None:
-        """Count what was read otherwise than it is written."""
+        """Count objects that were read with a repair."""
         if n:
             self.repaired[what] = self.repaired.get(what, 0) + n
 
     def lines(self) -> list[str]:
-        """Return sentences' worth of counts: ``left out, empty geometries: 3``."""
+        """Return the counts as lines such as ``left out, empty geometries: 3``."""
         out = [f"left out, {reason}: {n:,}" for reason, n in sorted(self.skipped.items())]
         return out + [f"repaired, {what}: {n:,}" for what, n in sorted(self.repaired.items())]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Outlined:
-    """One object of a file with its polygons (none: left out), class (``""``: not said) and properties."""
+    """One object of a file with its polygons (none: left out), class (``""``: not stated) and properties."""
 
     where: str
     polygons: list[Polygon]
@@ -88,14 +88,14 @@ def iter_outlined(
 ) -> Iterator[Outlined]:
     """Yield the objects of a GeoJSON file in any of its shapes, one after the other in bounded memory.
 
-    FeatureCollection, list or single feature, bare geometry or GeometryCollection, JSON lines and text sequences; packed or
-    not. Annotations and tiles of QuPath are nuclei only where the file has no detections or cells: else they hold them. With
-    ``regions`` they are what is looked for, and detections and cells are left out instead.
+    FeatureCollection, list or single feature, bare geometry or GeometryCollection, JSON lines and text sequences; compressed or
+    not. Annotations and tiles of QuPath are nuclei only if the file has no detections or cells: else they contain them. With
+    ``regions`` annotations and tiles are yielded, and detections and cells are left out.
 
     Raises
     ------
     FormatError
-        Broken JSON, or an object that is no GeoJSON; the message names the object.
+        Broken JSON, or an object that is not GeoJSON; the message names the object.
     """
     holds_nuclei: bool | None = None
     for number, item in iter_objects(path, ("features", "geometries"), facts, tally.repaired):
@@ -127,7 +127,7 @@ def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list
     Raises
     ------
     FormatError
-        Not a geometry, or coordinates that are no finite numbers.
+        Not a geometry, or coordinates that are not finite numbers.
     """
     if geometry is None:
         tally.skip(_NONE)
@@ -157,12 +157,12 @@ def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list
 
 
 def ring_of(points: Any, where: str, tally: Tally, *, closed: bool) -> Float | None:
-    """Return a ring as float64 (n, 2), or None where it is no outline (counted).
+    """Return a ring as float64 (n, 2), or None if it is not an outline (which is counted).
 
     Parameters
     ----------
     closed
-        Whether the format asks for the first point again at the end: rings without it are then counted as repaired.
+        Whether the format repeats the first point at the end: rings without it are then counted as repaired.
 
     Raises
     ------
@@ -190,7 +190,7 @@ def ring_of(points: Any, where: str, tally: Tally, *, closed: bool) -> Float | N
 
 
 def with_area(polygons: list[Polygon], tally: Tally) -> list[Polygon]:
-    """Return the polygons whose outer ring encloses something; the others are counted."""
+    """Return the polygons whose outer ring encloses an area; the others are counted."""
     if not polygons:
         return polygons
     offsets = np.r_[0, np.cumsum([len(rings[0]) for rings in polygons])].astype(np.int64)
@@ -200,21 +200,21 @@ def with_area(polygons: list[Polygon], tally: Tally) -> list[Polygon]:
 
 
 def require_outlines(n: int, tally: Tally, where: str) -> None:
-    """Raise ``FormatError`` where a file of points or lines has no outline at all: its nuclei would be lost in silence.
+    """Raise ``FormatError`` if a file of points or lines has no outline at all: its nuclei would be lost without a message.
 
     A file whose objects are merely empty holds 0 nuclei.
     """
     if n == 0 and any(reason.startswith(_TYPED) for reason in tally.skipped):
         raise FormatError(
-            f"{where}: no outline of a nucleus in it ({'; '.join(tally.lines())}): points have no area, and lines none; "
+            f"{where}: no outline of a nucleus in this file ({'; '.join(tally.lines())}). Points and lines have no area; "
             "give the file with polygons."
         )
 
 
 def flat_rings(xy: Float, ring_offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
-    """Return which rings (open or closed, none of them empty) enclose nothing, bool (N,).
+    """Return which rings (open or closed, none of them empty) enclose no area, bool (N,).
 
-    A ring that crosses itself may have a shoelace sum of 0 and still enclose something: such rings go through GEOS.
+    A ring that crosses itself may have a shoelace sum of 0 and still enclose an area: such rings are checked by GEOS.
     """
     import shapely
 
@@ -260,7 +260,7 @@ def _polygon(rings: Any, where: str, tally: Tally) -> Polygon | None:
     outer = ring_of(rings[0], where, tally, closed=True)
     if outer is None:
         return None
-    unseen = Tally()  # a hole without area is no missing nucleus
+    unseen = Tally()  # a hole without area is not a lost nucleus
     holes = (ring_of(ring, where, unseen, closed=True) for ring in rings[1:])
     return [outer, *(hole for hole in holes if hole is not None)]
 
@@ -293,18 +293,18 @@ def _features(item: Any, where: str, depth: int = 0) -> Iterator[dict[str, Any] 
 
 
 def _object_type(feature: dict[str, Any]) -> str:
-    """Return QuPath's kind of object in lower case (``detection``, ``annotation`` ...), "" where the file is not QuPath's."""
+    """Return QuPath's kind of object in lower case (``detection``, ``annotation`` ...), "" if the file is not QuPath's."""
     properties = feature.get("properties")
     if isinstance(properties, dict):
         stated = properties.get("objectType", properties.get("object_type"))
         if isinstance(stated, str):
             return stated.lower()
-    old = str(feature.get("id")).lower()  # QuPath up to 0.2 says it in the id: PathDetectionObject, TMACoreObject
+    old = str(feature.get("id")).lower()  # QuPath up to 0.2 states it in the id: PathDetectionObject, TMACoreObject
     return old.removeprefix("path").removesuffix("object") if old.endswith("object") else ""
 
 
 def _has_nuclei(path: Path) -> bool:
-    """Return whether a file has detections or cells of QuPath: its text is searched, object by object nothing is built."""
+    """Return whether a file has detections or cells of QuPath: its text is searched, without building the objects."""
     with open_text(path) as stream:
         tail = ""
         while block := stream.read(_SCAN_CHARS):

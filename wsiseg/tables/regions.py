@@ -1,4 +1,4 @@
-"""A region of a polygon table -> its label image, in memory."""
+"""Label image of a region of a polygon table, in memory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def rasterize_region(
     Returns
     -------
     int32 (H, W)
-        0 background. Where nuclei overlap (one in the filled hole of another) the smaller one is seen.
+        0 background. Where nuclei overlap (one in the filled hole of another) the smaller one is drawn on top.
     """
     table = read_nuclei(source.path, region, ["nucleus_id", "geometry", "area_px"])
     shape = (round(region.h / downsample), round(region.w / downsample))

@@ -1,4 +1,4 @@
-"""Snappy-packed bytes -> bytes, by the codec that pyarrow brings along: ``cells.json.snappy`` of CellViT."""
+"""Decompression of snappy with pyarrow's codec, for ``cells.json.snappy`` of CellViT."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ MAX_BYTES = 1 << 33
 
 
 def unsnapped(data: bytes, path: Path) -> bytes:
-    """Return what raw or framed snappy holds.
+    """Return the decompressed bytes of raw or framed snappy.
 
     Raises
     ------
     FormatError
-        It is truncated or broken, or would unpack to more than 8 GiB.
+        It is truncated or broken, or would decompress to more than 8 GiB.
     """
     if not data.startswith(FRAMED_SNAPPY):
         return _block(data, path)
@@ -45,7 +45,7 @@ def _block(data: bytes, path: Path) -> bytes:
     import pyarrow as pa
 
     size = shift = 0
-    for byte in data[:5]:  # the unpacked size, 7 bits a byte, least first
+    for byte in data[:5]:  # the decompressed size, 7 bits a byte, lowest first
         size |= (byte & 0x7F) << shift
         shift += 7
         if byte < 0x80:

@@ -1,4 +1,4 @@
-"""A slide's polygon table -> chunks of rings and columns, one row group at a time, of a window or a sample."""
+"""Read a slide's polygon table as chunks of rings and columns, one row group at a time, for a window or a sample."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class NucleiFile:
-    """What a polygon table says of its slide (level-0 px; mpp in um/px).
+    """The facts of its slide that a polygon table states (level-0 px; mpp in um/px).
 
-    ``imported`` is the provenance of a table that another tool's file became (empty: wsiseg segmented the slide), and
-    ``step_px`` the lattice on which its coordinates lie (0: none, any float). ``columns`` are those that can be asked for, and
+    ``imported`` is the provenance of a table imported from another tool's file (empty: wsiseg segmented the slide), and
+    ``step_px`` the lattice on which its coordinates lie (0: none, any float). ``columns`` are those that can be read, and
     ``companion`` the file of those stored beside the table (see ``with_features``), and
     ``cells`` that of its cells (see ``with_cells``).
     """
@@ -62,10 +62,10 @@ class NucleiFile:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which nuclei: those with their centroid in ``region`` (half-open, level-0 px), at most ``sample`` of them.
+    """Which nuclei to read: those with their centroid in ``region`` (half-open, level-0 px), at most ``sample`` of them.
 
-    Windows that partition the slide therefore partition its nuclei. A sample is the nuclei with the least hash of their id: the
-    same ones every time, spread over the slide, and a larger sample holds the smaller one.
+    Windows that partition the slide therefore partition its nuclei. A sample is the nuclei whose ids have the least hashes: the
+    same ones every time, spread over the slide, and a larger sample contains the smaller one.
     """
 
     region: Box | None = None
@@ -98,10 +98,10 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote: polygons that rounding made invalid were ``repaired``, or ``dropped`` if nothing was left.
+    """The result of an export. Polygons that rounding made invalid were ``repaired``, or ``dropped`` if nothing was left.
 
-    ``empty`` says why nothing was written for want of nuclei, ``error`` why the table could not be read (empty: neither);
-    ``path`` is then the table's.
+    ``empty`` says why there was no nucleus to write, ``error`` why the table could not be read (empty: neither);
+    in both cases ``path`` is the table's.
     """
 
     path: Path
@@ -119,7 +119,7 @@ def open_nuclei(path: str | Path) -> NucleiFile:
     Raises
     ------
     FormatError
-        Not a table of wsiseg, or without what an export needs.
+        Not a table of wsiseg, or one that lacks columns or facts that an export needs.
     FileNotFoundError
         There is no such file.
     """
@@ -199,7 +199,7 @@ def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str]
                 if companion is not None:  # its rows and row groups are those of the table
                     for field_, column in _columns(companion.read_row_group(group, columns=beside)):
                         table = table.append_column(field_, column)
-                if cells is not None:  # so are theirs
+                if cells is not None:  # the same is true for the cells
                     table = table.append_column(CELL_GEOMETRY, cells.read_row_group(group, columns=["geometry"])["geometry"])
             except (OSError, pa.ArrowException) as err:
                 raise FormatError(f"{source.path}: row group {group} cannot be read ({err}).") from err

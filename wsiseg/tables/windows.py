@@ -1,6 +1,6 @@
-"""A polygon table read window after window: row groups stay decoded while windows near each other follow each other.
+"""A polygon table read window after window: decoded row groups are kept for the next windows, which are usually close by.
 
-``read_nuclei`` opens the file anew and decodes whole row groups for every window: right for one, slow for all of a slide.
+``read_nuclei`` opens the file and decodes whole row groups for every window, which is slow for all windows of a slide.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from wsiseg.types import Box
 __all__ = ["RingWindows", "WindowRings", "occupied_windows", "ring_areas"]
 
 CACHE_BYTES = 192 << 20
-"""Most bytes of decoded row groups that are kept."""
+"""Maximum bytes of decoded row groups that are kept."""
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -59,14 +59,14 @@ class WindowRings:
         )
 
     def drawn(self, box: Box, order: Int | None = None, scale: float = 1.0) -> npt.NDArray[np.int32]:
-        """Return the window's labels, int32 (H, W): k + 1 where nucleus k is. Where several lie the smallest is seen.
+        """Return the window's labels, int32 (H, W): k + 1 where nucleus k is, the smallest on top.
 
         Parameters
         ----------
         box
-            The window in px of ``scale`` px per level-0 px. Windows drawn so agree to the last pixel.
+            The window in px of ``scale`` px per level-0 px. Overlapping windows agree in every pixel.
         order : int64 (n,), optional
-            In which they are drawn, the last one on top. Default: the larger earlier, of equals the earlier row.
+            Order of drawing, the last one on top. Default: larger ones first, and equal ones by row.
         """
         if not len(self):
             return np.zeros((box.h, box.w), np.int32)
@@ -79,7 +79,7 @@ class WindowRings:
 
 
 class RingWindows:
-    """An open polygon table, a context.
+    """An open polygon table, used as a context manager.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ class RingWindows:
         """Return the nuclei whose box meets a window (level-0 px, touching edges left out)."""
         parts = []
         for k, limits in enumerate(self._limits):
-            # limits are float32 of the stored boxes: a px of grace
+            # limits are the stored boxes' float32: one px of tolerance
             if limits is not None and (limits[2] + 1 < x0 or limits[0] - 1 > x1 or limits[3] + 1 < y0 or limits[1] - 1 > y1):
                 continue
             group = self._group(k)
@@ -176,7 +176,7 @@ def ring_areas(xy: Float, offsets: Int) -> Float:
 
 
 def occupied_windows(bounds: Sequence[Float], size: tuple[int, int], side: int) -> list[Box]:
-    """Return the windows of a grid that some box meets, along the Hilbert curve: neighbors in the list are neighbors.
+    """Return the windows of a grid that some box meets, in the order of the Hilbert curve, so that consecutive ones are close.
 
     Parameters
     ----------
@@ -185,7 +185,7 @@ def occupied_windows(bounds: Sequence[Float], size: tuple[int, int], side: int) 
     size
         Width and height of the gridded area, which begins at (0, 0); what lies outside is clipped.
     side
-        Of a window, px; those at the right and lower edge are smaller.
+        Side of a window, px; windows at the right and lower edge are smaller.
     """
     columns, rows = -(-size[0] // side), -(-size[1] // side)
     if not columns or not rows:
@@ -221,7 +221,7 @@ def _joined(parts: list[WindowRings]) -> WindowRings:
 
 
 def _limits(group: Any) -> tuple[float, float, float, float] | None:
-    """Return xmin, ymin, xmax, ymax of a row group's boxes; None where the file does not say."""
+    """Return xmin, ymin, xmax, ymax of a row group's boxes; None if the file does not state them."""
     ends = {}
     for k in range(group.num_columns):
         column = group.column(k)

@@ -1,4 +1,4 @@
-"""Which nuclei lie in a geometry: by their marker, or by the share of their area. Level-0 px throughout."""
+"""Which nuclei are inside a geometry: by their marker, or by the fraction of their area. All coordinates in level-0 px."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Mask = npt.NDArray[np.bool_]
 Bounds = tuple[float, float, float, float]
 
 MARKER_COLUMNS = ("nucleus_id", "cx", "cy")
-"""What ``marker_xy`` needs of a table."""
+"""Columns that ``marker_xy`` needs."""
 
 _SEED_BITS = 31
 _CUT_TOGETHER = 64
@@ -34,12 +34,12 @@ def marker_kind(source: NucleiFile) -> str:
 
 
 def marker_xy(source: NucleiFile, table: pa.Table) -> Float:
-    """Return the point by which a nucleus belongs: the center of its marker's pixel (of imported nuclei: the centroid).
+    """Return the point that decides where a nucleus belongs: the center of its marker's pixel (imported nuclei: the centroid).
 
     Parameters
     ----------
     table
-        With ``MARKER_COLUMNS``. The id of a segmented nucleus is the place of its marker, in working px.
+        With ``MARKER_COLUMNS``. The id of a segmented nucleus states the position of its marker, in working px.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def polygonal(geometry: Any) -> Any:
 
 
 def inside(geometry: Any, xy: Float) -> Mask:
-    """Return which points lie in a geometry or on its border, bool (N,): ``shapely.intersects_xy`` on what its box holds."""
+    """Return which points lie in a geometry or on its border, bool (N,): ``shapely.intersects_xy`` for those in its box."""
     import shapely
 
     x0, y0, x1, y1 = shapely.bounds(geometry)
@@ -99,7 +99,7 @@ def inside(geometry: Any, xy: Float) -> Mask:
 
 
 def area_share(geometry: Any, shapes: npt.NDArray[Any]) -> Float:
-    """Return which share of each polygon's area lies in a geometry, float64 (N,), 0 to 1."""
+    """Return the fraction of each polygon's area that lies in a geometry, float64 (N,), 0 to 1."""
     import shapely
 
     shapely.prepare(geometry)
@@ -110,7 +110,7 @@ def area_share(geometry: Any, shapes: npt.NDArray[Any]) -> Float:
     for some in (cut[k : k + _CUT_TOGETHER] for k in range(0, len(cut), _CUT_TOGETHER)):
         area = shapely.area(shapes[some])
         x0, y0, x1, y1 = shapely.total_bounds(shapes[some])
-        near = shapely.intersection(geometry, shapely.box(x0, y0, x1, y1))  # an outline of many corners is cut once for all
+        near = shapely.intersection(geometry, shapely.box(x0, y0, x1, y1))  # the outline is cut once for all
         common = shapely.area(shapely.intersection(shapes[some], near))
         share[some] = np.divide(common, area, out=np.zeros(len(some)), where=area > 0)
     return np.minimum(share, 1.0)
@@ -119,7 +119,7 @@ def area_share(geometry: Any, shapes: npt.NDArray[Any]) -> Float:
 def iter_groups(source: NucleiFile, columns: Sequence[str], boxes: Sequence[Bounds] | None = None) -> Iterator[pa.Table]:
     """Yield the row groups of a table that may hold nuclei whose bounding box meets one of ``boxes`` (None: all).
 
-    Row groups of tables without statistics of ``bbox`` are all read. Yields them with ``columns`` that the table has.
+    Without statistics of ``bbox`` all row groups are read. Each has those of ``columns`` that the table has.
 
     Raises
     ------
@@ -145,7 +145,7 @@ def iter_groups(source: NucleiFile, columns: Sequence[str], boxes: Sequence[Boun
 
 
 def _group_bounds(group: Any) -> Bounds | None:
-    """Return xmin, ymin, xmax, ymax of a row group's nuclei as its statistics have them; None: they do not."""
+    """Return xmin, ymin, xmax, ymax of a row group's nuclei from its statistics; None if they lack it."""
     limits: dict[str, tuple[float, float]] = {}
     for k in range(group.num_columns):
         column = group.column(k)

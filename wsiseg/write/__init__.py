@@ -1,7 +1,7 @@
-"""Polygons of a tile -> a part file; the parts of a slide -> its GeoParquet table.
+"""Writing: the polygons of a tile to a part file, and the parts of a slide to its GeoParquet table.
 
 Every file appears complete or not at all, and the table's bytes depend on the nuclei and the config alone: not on the order in
-which tiles were done, not on the clock, not on where the files stand.
+which tiles were done, the time, or the folder of the files.
 """
 
 from wsiseg.write.features import write_features_table

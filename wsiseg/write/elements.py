@@ -1,6 +1,6 @@
-"""Elements of AnnData's on-disk form, in an open HDF5 file or Zarr group alike: arrays that grow, frames, dicts, texts.
+"""Elements of AnnData's on-disk format, in an open HDF5 file or Zarr group: growing arrays, data frames, dicts, texts.
 
-Specification: https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Every element says by two attributes what it is.
+Specification: https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Two attributes of each element state its type.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Growing:
 
 
 def tell(element: Any, kind: str, version: str) -> Any:
-    """Mark an element as of a kind; return it."""
+    """Write the attributes that state an element's type; return it."""
     element.attrs["encoding-type"] = kind
     element.attrs["encoding-version"] = version
     return element
@@ -102,7 +102,7 @@ def growing(group: Any, name: str, dtype: Any, width: int = 0) -> Growing:
 
 
 def is_hdf5(group: Any) -> bool:
-    """Return whether a group is of HDF5, not of Zarr."""
+    """Return whether a group belongs to HDF5, not to Zarr."""
     return type(group).__module__.startswith("h5py")
 
 

@@ -1,4 +1,4 @@
-"""Features of a slide's nuclei -> the companion of its polygon table: the same rows in the same row groups."""
+"""Writes the features of a slide's nuclei to the companion of its polygon table, with the same rows and row groups."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def write_features_table(
     table
         The polygon table. Its fingerprint is stored, so that features of another table are never joined to it.
     groups
-        The columns of one row group of ``table`` after the other; nan becomes null.
+        The columns of each row group of ``table``, in order; nan becomes null.
     facts
-        JSON-ready: how they were measured.
+        JSON-ready description of how they were measured.
 
     Raises
     ------
     OSError
-        As the system gave it; a file that was there is then what it was before.
+        The operating system's own error; an existing file is then unchanged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

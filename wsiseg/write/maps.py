@@ -1,4 +1,4 @@
-"""A polygon table -> coarse maps of a slide: nuclear density, mean area, material and tissue fraction, exact at every level."""
+"""Coarse maps of a slide from its polygon table: nuclear density, mean area, material and tissue fraction, all exact."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ MAP_UNITS = ("1/mm^2", "um^2", "1", "1")
 
 CELL_PX = 32
 MAX_CELLS = 1 << 22
-"""Most cells of a slide's finest map: about 250 MB while they are made."""
+"""Maximum number of cells of a slide's finest map; making one of this size takes about 250 MB."""
 
 MAX_SPAN = 6
-"""Cells along a side within which a nucleus's area is spread with all the others; larger ones, one by one."""
+"""Nuclei of up to this many cells along a side are added together as arrays, larger ones one by one."""
 
 SHARD_CELLS = 1024
 
 Float = npt.NDArray[np.float64]
 TissueOf = Callable[[Box, int], npt.NDArray[np.float64]]
-"""Region and cell side, level-0 px -> tissue area of each cell, level-0 px^2."""
+"""Takes a region and the side of a cell, level-0 px; returns the tissue area of each cell, level-0 px^2."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,7 +74,7 @@ class SlideMaps:
         return SlideMaps(sums[0].astype(np.int64), sums[1], sums[2], sums[3], 2 * self.cell_px, self.mpp, tissue)
 
     def stack(self, rows: slice = slice(None), columns: slice = slice(None)) -> npt.NDArray[np.float32]:
-        """Return float32 (4, h, w) as named by ``MAP_NAMES``; nan where there is nothing to average or unknown."""
+        """Return float32 (4, h, w) as named by ``MAP_NAMES``; nan for unknown values and means of nothing."""
         part = (rows, columns)
         count, valid = self.count[part], self.valid_px[part]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -119,18 +119,18 @@ def slide_maps(
     cell_px
         Side of a cell in level-0 px, 4 or more.
     tissue
-        What says how much of each cell is tissue (``wsiseg.read.tissue_cells`` of the slide's mask).
+        Returns the tissue area of each cell (``wsiseg.read.tissue_cells`` of the slide's mask).
 
     Raises
     ------
     InputError
-        Another side, or the slide's size is not known and no region is given.
+        ``cell_px`` is below 4, or the slide's size is not known and no region is given.
     """
     if cell_px < 4:
         raise InputError(f"Expected cells of 4 px or more, got {cell_px}.")
     region = region or Box(0, 0, source.width_px, source.height_px)
     if region.w <= 0 or region.h <= 0:
-        raise InputError(f"{source.path}: the slide's size is not known; name a --region x,y,w,h.")
+        raise InputError(f"{source.path}: the slide's size is not known. Give a --region x,y,w,h.")
     shape = (-(-region.h // cell_px), -(-region.w // cell_px))
     count = np.zeros(shape, np.int64)
     area, covered = np.zeros(shape), np.zeros(shape)
@@ -158,7 +158,7 @@ def write_maps(
 ) -> Exported:
     """Write ``out`` (``*.zarr``): an OME-Zarr 0.5 image (c, y, x), float32, sharded, levels that halve down to 64 cells.
 
-    Channels are ``MAP_NAMES``, nan where a cell has nothing to say. The attribute ``wsiseg`` names units, cells and the table.
+    Channels are ``MAP_NAMES``, nan where a cell has no value. The attribute ``wsiseg`` states units, cells and the table.
     """
     import zarr
 
@@ -209,12 +209,12 @@ def read_maps(path: str | Path, max_cells: int = MAX_CELLS) -> MapLevel:
         return MapLevel(values, cells[level], float(facts["mpp"]), int(facts["x"]), int(facts["y"]))
     except (OSError, KeyError, TypeError, ValueError) as err:
         raise FormatError(
-            f"{path}: expected the maps of a slide, made by wsiseg ({err!r}). Remove it; it is then made again."
+            f"{path}: expected the maps of a slide, made by wsiseg ({err!r}). Remove this folder; it is then made again."
         ) from err
 
 
 def maps_are_of(path: Path, table: Path) -> bool:
-    """Return whether stored maps are there and were made of a polygon table as it is now."""
+    """Return whether there are stored maps that were made from the polygon table in its present state."""
     import zarr
 
     try:
@@ -248,7 +248,7 @@ def _blocks(height: int, width: int, side: int) -> Iterator[tuple[int, int]]:
 
 
 def _centers(source: NucleiFile) -> Iterator[pa.Table]:
-    """Yield the columns that maps are made of, one row group after the other: no polygon is read."""
+    """Yield the columns that maps are made from, one row group after the other; no polygon is read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(str(source.path)) as file:

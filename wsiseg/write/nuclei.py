@@ -1,6 +1,6 @@
-"""The parts of a slide -> one GeoParquet 1.1 table: level-0 px, Hilbert order, small row groups, the same bytes every time.
+"""Writes a slide's parts as one GeoParquet 1.1 table: level-0 px, Hilbert order, small row groups, reproducible bytes.
 
-Memory stays small because polygons wait as steps (about 70 bytes a nucleus) until their row group is written.
+Memory stays small because polygons are kept as steps (about 70 bytes a nucleus) until their row group is written.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ __all__ = ["TableSummary", "level0_coordinates", "outward_float32", "write_nucle
 Array = npt.NDArray[Any]
 
 SNAP_PER_WPX = 16
-"""Where working px are not level-0 px, coordinates are snapped to a power of two that is at most 1/16 working px."""
+"""If working px are not level-0 px, coordinates are snapped to multiples of a power of two of at most 1/16 working px."""
 
 STEP_BY_COLUMN = {"cx": 1 / 16, "cy": 1 / 16, "perimeter_um": 1 / 32, "major_um": 1 / 32, "minor_um": 1 / 32,
                   "orientation_rad": 1 / 256}  # fmt: skip
-"""What measured columns are rounded to (finer digits are noise that costs bytes); areas are not rounded."""
+"""Steps to which measured columns are rounded (finer digits are noise that costs bytes); areas are not rounded."""
 
 GEOMETRY_ZSTD_LEVEL = 1
-"""WKB of pixel edges packs better, and ten times faster, at level 1 than at 3 to 15: short matches cost more than they save."""
+"""WKB of pixel edges becomes smaller, ten times faster, at level 1 than at 3 to 15: short matches cost more than they save."""
 
 FORGOTTEN_FACTS = ("path", "mtime_ns", "reader", "reader_note", "layout", "mpp_note")
-"""Facts of where, when and by what a slide was read: they stand in the run's records and would make equal tables differ."""
+"""Facts of where, when and by which reader a slide was read: only in the run's records, as equal tables would differ."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSummary:
-    """What was written: rows, bytes of the file, row groups, and xmin, ymin, xmax, ymax in level-0 px (None when empty)."""
+    """The table that was written: rows, bytes, row groups, and xmin, ymin, xmax, ymax in level-0 px (None when empty)."""
 
     n_nuclei: int
     n_bytes: int
@@ -95,7 +95,7 @@ def write_nuclei_table(
     InputError
         ``scale`` is not a positive number.
     OSError
-        As the system gave it; ``out`` is then what it was before.
+        The operating system's own error; ``out`` is then unchanged.
     """
     import pyarrow.parquet as pq
 
@@ -125,7 +125,7 @@ def level0_coordinates(wpx: npt.NDArray[np.integer], scale: float) -> npt.NDArra
     """Return working-px lattice coordinates in level-0 px.
 
     At scale 1 they are the same whole numbers. Otherwise the nearest multiple of ``snap_step_px``, s: short binary numbers,
-    which pack well and are exact in every reader. The map of each axis is strictly increasing (working px lie at least 16 steps
+    which compress well and are exact in all readers. The map of each axis is strictly increasing (working px lie >= 16 steps
     apart), so a ring on pixel edges stays one: valid, with the same turns. No coordinate moves by more than s/2, so an area
     changes by at most L s/2 + n (s/2)², with L the length of the ring in level-0 px and n its vertices.
     """
@@ -182,7 +182,7 @@ def _gather(parts: Sequence[Path], headers: Sequence[PartHeader]) -> _Gathered:
 
 
 def _order(nuclei: _Gathered, slide_id: str) -> npt.NDArray[np.int64]:
-    """Return rows by Hilbert key of the centroid's working px, then by id: an order of the nuclei, not of the parts."""
+    """Return the order of rows by Hilbert key of the centroid's working px, then by id, whatever the order of the parts."""
     ids = nuclei.columns["nucleus_id"]
     by_id = np.argsort(ids, kind="stable")
     twin = np.flatnonzero(np.diff(ids[by_id]) == 0)
@@ -213,9 +213,9 @@ def _table_facts(meta: SlideMeta, scale: float, n_nuclei: int, facts: dict[str, 
 
 
 def _layout(schema: pa.Schema, zstd_level: int) -> dict[str, Any]:
-    """Return how columns are encoded: measured on realistic rings, see benchmarks/tables.py."""
+    """Return the encoding of each column, chosen by measurements on realistic rings (benchmarks/tables.py)."""
     bbox = [f"bbox.{name}" for name in BBOX_FIELDS]
-    split = [*bbox, "cx", "cy"]  # floats of similar size: their high bytes pack to almost nothing once gathered
+    split = [*bbox, "cx", "cy"]  # floats of similar size: split by byte, their high bytes compress to almost nothing
     plain = [f.name for f in schema if f.name not in {"bbox", "cx", "cy"}]
     encodings = {"nucleus_id": "DELTA_BINARY_PACKED", "geometry": "DELTA_LENGTH_BYTE_ARRAY"}
     leaves = [*split, *plain]
@@ -248,7 +248,7 @@ def _row_group(nuclei: _Gathered, rows: npt.NDArray[np.int64], schema: pa.Schema
 
 
 def _take(rings: CodedRings, rows: npt.NDArray[np.int64]) -> CodedRings:
-    """Return some rings, in the order of ``rows``; the copying of ragged rows is Arrow's."""
+    """Return the rings of ``rows``, in that order; Arrow copies the ragged rows."""
     import pyarrow as pa
 
     width = rings.coding.dtype.itemsize

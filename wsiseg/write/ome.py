@@ -17,7 +17,7 @@ def multiscales(
     Parameters
     ----------
     steps_um, firsts_um
-        Of each level, as (y, x): distance of pixel centers, and where the first pixel's center lies in the frame whose zero is
+        For each level, as (y, x): distance of pixel centers, and the first pixel's center in the frame whose zero is
         the center of the slide's first pixel (so index times mpp is a place in level 0).
     channels
         Whether an axis ``c`` comes first.

@@ -1,4 +1,4 @@
-"""Part files: one finished tile each, compact Parquet in working px, checked as a whole when read.
+"""Part files: one finished tile each, compact Parquet in working px, verified by a checksum when read.
 
 A part carries the seconds it took, so the parts of two runs may differ in bytes; only its nuclei reach a table.
 """
@@ -32,13 +32,13 @@ PART_VERSION = 1
 PART_KEY = "wsiseg_part"
 
 SEAL = b"wsiseg-part-crc32="
-"""Stands once in the file's tail, before eight hex digits: the CRC-32 of the file with those digits set to zero."""
+"""Occurs once, near the end of the file, before eight hex digits: the file's CRC-32 with those digits set to zero."""
 BLANK = b"00000000"
 
 
 @dataclass(frozen=True, slots=True)
 class PartHeader:
-    """What a part says of its tile.
+    """The facts of its tile that a part states.
 
     Attributes
     ----------
@@ -47,16 +47,16 @@ class PartHeader:
     stats
         Additive pixel sums of the tile's core.
     status
-        ``empty`` where the core has neither tissue nor nuclei, else ``done``.
+        ``empty`` if the core has neither tissue nor nuclei, else ``done``.
     seconds
         Wall seconds by stage up to writing.
     coding, n_steps
-        How the rings are written, and how many steps they have in all.
+        Encoding of the rings, and their total number of steps.
     bounds_wpx
         xmin, ymin, xmax, ymax over all rings, working px; None without nuclei.
     events
-        What was done otherwise and how often: ``window_halved``, ``separated_on_cpu``,
-        ``kept_on_host``, ``summed_on_cpu``; and ``device_peak_bytes``, a height.
+        How often the tile was computed differently for lack of memory: ``window_halved``, ``separated_on_cpu``,
+        ``kept_on_host``, ``summed_on_cpu``; and ``device_peak_bytes``, the most memory in use.
     """
 
     digest: str
@@ -97,7 +97,7 @@ def write_part(
     ValueError
         The batch lacks a column of ``BATCH_COLUMNS``, has one of another length, or holds a ring that is not closed.
     OSError
-        As the system gave it.
+        The operating system's own error.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -127,7 +127,7 @@ def write_part(
 
 
 def read_part_header(path: Path) -> PartHeader | None:
-    """Return what a part says of its tile, after checking the whole file; None where there is none.
+    """Return the facts that a part states, after checking the whole file; None if there is no such file.
 
     Raises
     ------
@@ -219,7 +219,7 @@ def _read_whole(path: Path) -> bytes | None:
 
 
 def _open(path: Path, data: bytes) -> tuple[PartHeader, Any]:
-    """Check the seal, then parse: damaged bytes never reach a parser."""
+    """Check the checksum, then parse, so that no parser gets damaged bytes."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

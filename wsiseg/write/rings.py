@@ -1,6 +1,6 @@
-"""Rings as steps between vertices: a fifteenth of the bytes of WKB in memory and on disk, decoded by one cumulative sum.
+"""Rings as steps between vertices, decoded by one cumulative sum: 1/15 of the bytes of WKB, in memory and on disk.
 
-A ring on pixel edges alternates between the axes, so one number a vertex is enough (``runs``); any other ring keeps both
+A ring on pixel edges alternates between the axes, so one number per vertex is enough (``runs``); any other ring keeps both
 numbers (``deltas``). The last step, back to the first vertex, is kept: the steps of an undamaged ring sum to zero.
 """
 
@@ -23,7 +23,7 @@ Steps = npt.NDArray[np.signedinteger]
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How rings are written as steps.
+    """How rings are encoded as steps.
 
     ``kind`` is ``runs`` (axes alternate, ``first_axis`` 0 = x, 1 = y comes first) or ``deltas`` (dx, dy of each edge);
     ``bits`` is the width of a step.
@@ -65,7 +65,7 @@ def encode_rings(xy: Int32, ring_offsets: Int64) -> CodedRings:
     if n_edges.min() < 1 or (xy[starts] != xy[ends]).any():
         raise ValueError("Expected closed rings of two points or more (last point equal to the first), got another.")
     inside = np.ones(len(xy) - 1, np.bool_)
-    inside[ends[:-1]] = False  # from the last vertex of a ring to the first of the next is no edge
+    inside[ends[:-1]] = False  # there is no edge from the last vertex of a ring to the first of the next
     delta = np.diff(xy, axis=0)[inside]
     offsets = np.concatenate([[0], np.cumsum(n_edges)]).astype(np.int64)
     for axis in (0, 1):
@@ -82,7 +82,7 @@ def decode_rings(rings: CodedRings) -> tuple[Int32, Int64]:
     Raises
     ------
     FormatError
-        Some ring does not come back to its start: the steps are damaged.
+        A ring does not end at its start: the steps are damaged.
     """
     n = len(rings.step_offsets) - 1
     delta = _deltas(rings)
@@ -105,7 +105,7 @@ def decode_rings(rings: CodedRings) -> tuple[Int32, Int64]:
 def widest(codings: list[Coding]) -> Coding:
     """Return the form that holds the rings of all ``codings``: runs that begin along y wherever all are runs.
 
-    WKB of pixel edges that begin along y packs to four fifths of the same rings begun along x, because equal coordinates then
+    WKB of rings that begin along y compresses to four fifths of the size of rings that begin along x, as equal coordinates then
     follow each other in longer stretches of bytes.
     """
     bits = max((c.bits for c in codings), default=8)
@@ -113,7 +113,7 @@ def widest(codings: list[Coding]) -> Coding:
 
 
 def recode(rings: CodedRings, coding: Coding) -> CodedRings:
-    """Return the same rings in a wider form (see ``widest``); where the first axis changes, each begins one vertex later."""
+    """Return the same rings in a wider form (see ``widest``); if the first axis changes, each begins one vertex later."""
     if rings.coding.kind == coding.kind:
         steps, anchors = rings.steps, rings.anchors
         if rings.coding.first_axis != coding.first_axis and len(steps):
