@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pydicom
 import pytest
 import zarr
 from click.testing import CliRunner
 
+from tests.export.test_dicom_ann import level
 from tests.export.test_features import blobs, make_run
 from tests.run.conftest import SLIDE
+from tests.run.dicoms import dicom_level
 from wsiseg.cli import main
 from wsiseg.export import query, write_geojson, write_quip
 from wsiseg.results.folder import RunFolder
@@ -24,6 +27,17 @@ from wsiseg.tables import open_nuclei
 
 RECIPES = Path(__file__).resolve().parents[2] / "wsiseg/export/RECIPES.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def dicom_series(folder: Path) -> None:
+    """Write the slide as DICOM, white, with the headers of patient and specimen that annotations repeat."""
+    folder.mkdir()
+    path = dicom_level(folder / "level0.dcm", np.full((2967, 2220, 3), 255, np.uint8), "1.2.3", 0.499)
+    whole, header = pydicom.dcmread(path), level(folder.parent / "header/level.dcm", 2220, 2967, mpp=0.499)
+    for element in header:
+        if element.tag not in whole:
+            whole.add(element)
+    whole.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +58,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_maps(RunFolder(run), "SLIDE")
     source = open_nuclei(run / "nuclei/SLIDE.parquet")
     (root / "SLIDE.svs").symlink_to(SLIDE)
+    dicom_series(root / "SERIES")
     write_geojson(source, root / "a.geojson")
     corners = [[300, 300], [1500, 300], [1500, 1500], [300, 1500], [300, 300]]
     region = {"type": "Polygon", "coordinates": [corners]}
@@ -83,4 +98,4 @@ def test_every_recipe_runs(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert set(kinds) == {"bash", "python", "sql"}
     assert (workplace / "density.png").stat().st_size > 10_000
     answer, _ = query("IMPORTED", "select slide_id, count(*) n from nuclei group by all order by slide_id")
-    assert answer["slide_id"].to_pylist() == ["A", "B", "SLIDE"]
+    assert answer["slide_id"].to_pylist() == ["A", "B", "SLIDE", "level0"]
