@@ -25,7 +25,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the functions of ``wsiseg.library`` when one is first asked for."""
+    """Load the functions of ``wsiseg.library`` when one is first used."""
     if name in __all__:
         from wsiseg import library
 
@@ -34,5 +34,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return the names that may be asked for."""
+    """Return the public names."""
     return sorted(__all__)

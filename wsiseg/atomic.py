@@ -17,15 +17,15 @@ __all__ = ["atomic_create_bytes", "atomic_file", "atomic_folder", "atomic_path",
 PARTIAL_SUFFIX = ".partial"
 
 _NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EBADF, errno.EACCES)
-"""What file systems without a sync of folders (some network mounts) answer; the rename itself is still atomic there."""
+"""Errors of file systems that cannot sync folders (some network mounts); the rename itself is still atomic there."""
 
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK)
-"""What file systems without hard links answer."""
+"""Errors of file systems without hard links."""
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path; when the block ends well its file becomes ``path`` in one step, otherwise it is removed.
+    """Yield a temporary path; if the block succeeds its file becomes ``path`` in one step, otherwise it is removed.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises
     ------
     OSError
-        As the system gave it (disk full, read-only, ...); ``path`` is then what it was before.
+        The operating system's own error (disk full, read-only, ...); ``path`` is then unchanged.
     """
     final = Path(path)
     partial = _partial_of(final)
@@ -49,22 +49,22 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_file(partial)
         os.replace(partial, final)
     finally:
-        with contextlib.suppress(OSError):  # already renamed, or the error on its way says more than this one would
+        with contextlib.suppress(OSError):  # already renamed, or the error being raised says more than this one would
             partial.unlink()
     _sync_folder(final.parent)
 
 
 def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
-    """Write ``data`` to ``path``, complete or not at all (see ``atomic_path`` for what is raised)."""
+    """Write ``data`` to ``path``, complete or not at all (see ``atomic_path`` for errors)."""
     with atomic_path(path) as partial, partial.open("wb") as stream:
         stream.write(data)
 
 
 def atomic_create_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> bool:
-    """Write ``data`` to ``path`` unless there is such a file; return whether this call made it.
+    """Write ``data`` to ``path`` unless the file exists; return whether this call made it.
 
-    Of several processes, on several hosts too, exactly one makes it, complete (a hard link cannot be made over a file). Where
-    the file system has no hard links the last one wins. Raises ``OSError`` as the system gave it.
+    Of several processes, on several hosts too, exactly one makes it, complete (a hard link cannot replace a file). If
+    the file system has no hard links the last one wins. Raises the operating system's ``OSError``.
     """
     final = Path(path)
     partial = _partial_of(final)
@@ -88,12 +88,12 @@ def atomic_create_bytes(path: str | os.PathLike[str], data: bytes | memoryview) 
 
 @contextlib.contextmanager
 def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """Yield an empty folder; when the block ends well it becomes ``path`` in one step, otherwise it is removed.
+    """Yield an empty folder; if the block succeeds it becomes ``path`` in one step, otherwise it is removed.
 
     Raises
     ------
     InputError
-        ``path`` is there already and shall not be overwritten.
+        ``path`` exists and must not be overwritten.
     """
     if path.exists() and not overwrite:
         raise InputError(f"{path} exists already. Remove it, choose another output, or ask to overwrite.")
@@ -115,7 +115,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path of the same name in a folder of its own, for writers that look at the ending; then as ``atomic_path``."""
+    """Yield a path of the same name in a folder of its own, for writers that need its ending; else as ``atomic_path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = _partial_of(path)
     folder.mkdir()
@@ -139,7 +139,7 @@ def sweep_partials(folder: str | os.PathLike[str]) -> int:
 
 
 def _partial_of(final: Path) -> Path:
-    # The process id alone would not do: processes on two hosts, or in two containers, may have the same.
+    # The process id alone is not enough: processes on two hosts, or in two containers, may have the same one.
     return final.with_name(f".{final.name}.{os.getpid()}-{secrets.token_hex(3)}{PARTIAL_SUFFIX}")
 
 

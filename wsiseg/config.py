@@ -1,4 +1,4 @@
-"""Every option: its default, its unit and its meaning, in one frozen value.
+"""All options, with default, unit and meaning, in one frozen value.
 
 ``RunConfig`` holds one frozen dataclass per stage. ``RunConfig.digest()`` covers exactly the fields that change results; fields
 whose metadata says ``results=False`` (workers, retries, ...) are left out, so they may differ between a run and its resume.
@@ -54,7 +54,7 @@ class ReadConfig:
         A slide whose mpp is within this fraction of the model's is used at its native pixels (polygons are then exact level-0
         pixel edges); beyond it, pixels are resampled to the model's mpp.
     reader
-        ``auto`` takes cuCIM's CuImage where it reads the file, else OpenSlide: equal pixels.
+        ``auto`` uses cuCIM's CuImage if it reads the file, else OpenSlide; their pixels are equal.
     tissue_min_frac
         Tiles with less tissue than this fraction of their core are recorded as empty without being predicted.
     """
@@ -79,7 +79,7 @@ class ReadConfig:
 
 @dataclass(frozen=True, slots=True)
 class NormalizeConfig:
-    """Stain normalization; ``auto`` is whatever the weights were trained for."""
+    """Stain normalization; ``auto`` is the method that the weights were trained for."""
 
     method: Literal["auto", "none", "reinhard", "macenko"] = "auto"
 
@@ -93,7 +93,7 @@ class PredictConfig:
     weights
         ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file with its ``.json`` card beside it.
     precision
-        ``auto`` is resolved once per run by what the machine does fast and then recorded (a resume keeps it).
+        ``auto`` is resolved once per run to what the machine computes fast, and recorded (a resume keeps it).
     engine
         ``eager``, ``inductor`` (compiled by torch at start), or on a GPU ``graph`` (CUDA graphs); ``auto`` is resolved and
         recorded in the same way.
@@ -132,7 +132,7 @@ class SeparateConfig:
     min_area_um2, max_area_um2
         Limits on the hole-filled area of a nucleus.
     min_material_frac
-        Least mean material probability of a nucleus, 0 (all are kept) to 1: what the network is less sure of is dropped.
+        Smallest mean material probability of a nucleus, 0 (all are kept) to 1; nuclei with a lower one are dropped.
     """
 
     center_threshold_frac: float | None = None
@@ -169,7 +169,7 @@ class VectorizeConfig:
 
 @dataclass(frozen=True, slots=True)
 class WriteConfig:
-    """Tables: layout only, never content."""
+    """Layout of tables; it does not change their content."""
 
     row_group_rows: int = _free(16384)
     zstd_level: int = _free(9)
@@ -183,12 +183,12 @@ class WriteConfig:
 
 @dataclass(frozen=True, slots=True)
 class ScheduleConfig:
-    """Who does the work: nothing here changes results.
+    """Devices, workers and schedulers; nothing here changes results.
 
     Attributes
     ----------
     device
-        ``auto``: a GPU where PyTorch and CuPy can use one, else the CPU.
+        ``auto``: a GPU if PyTorch and CuPy can use one, else the CPU.
     gpus
         Numbers of the GPUs to use, ``"0,2"``, among those that ``CUDA_VISIBLE_DEVICES`` shows; empty: all.
     workers
@@ -206,12 +206,12 @@ class ScheduleConfig:
     tls_ca, tls_cert, tls_key
         Certificates (PEM) for a ``tls://`` scheduler; empty: Dask's own configuration.
     path_map
-        ``FROM=TO`` pairs: what begins with FROM here begins with TO on the workers.
+        ``FROM=TO`` pairs: paths that begin with FROM here begin with TO on the workers.
     stage, stage_gb
         Folder on each worker's machine that slides are copied or fetched to while they are processed, and its size limit, 10^9
         bytes.
     keep_staged
-        Keep copied and fetched slides there; the limit then counts those alone that are not finished.
+        Keep copied and fetched slides there; the limit then counts only slides that are not finished.
     fetch_to
         Where slides at addresses are fetched to: chosen by the run (in ``stage``, else in the run folder).
     fetch_connections, fetch_patience_s
@@ -221,15 +221,15 @@ class ScheduleConfig:
     task_s
         Tiles are handed out in batches that take about this long, so that short tiles do not wait for the scheduler, s.
     tile_timeout_s
-        Most seconds for one tile (or for opening or finishing one slide): a worker that hangs longer is ended and replaced, and
+        Maximum seconds for one tile (or for opening or finishing one slide): a slower worker is killed and replaced, and
         the tile tried again; 0: no limit.
     any_processor
-        Let processors whose maps differ in their last bits (bf16; fp32 without AVX2) work on one run all the same. They are
+        Allow processors whose maps differ in their last bits (bf16; fp32 without AVX2) in one run. They are
         recorded in ``run.json``.
     dask_cuda
         Start GPU workers by the package dask-cuda, which binds each to the cores near its GPU; it must be installed.
     metrics_file
-        Counters in Prometheus' text format are kept here, for its node exporter.
+        File to which counters are written in Prometheus' text format, for its node exporter.
     """
 
     device: Literal["auto", "cpu", "cuda"] = _free("auto")
@@ -339,7 +339,7 @@ class RunConfig:
             hints = typing.get_type_hints(kind)
             for name, value in options.items():
                 if (stage, name, value) == ("read", "reader", "cucim-gpu"):
-                    raise ConfigError("Option read.reader: 'cucim-gpu' is gone: it decoded on the CPU too. Use 'auto'.")
+                    raise ConfigError("Option read.reader: 'cucim-gpu' was removed, as it decoded on the CPU too. Use 'auto'.")
                 _require(_fits(value, hints[name]), f"{stage}.{name}", _expected(hints[name]), value)
             built[stage] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
         return cls(**built)

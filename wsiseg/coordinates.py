@@ -1,4 +1,4 @@
-"""Frames: where coordinates that come from outside lie on a slide, and whether they fit it.
+"""Frames: the origin and unit of coordinates from outside, and checks whether they fit the slide.
 
 Every command that takes such coordinates (tissue masks, imports, files to score) has one option, ``--frame``, with one grammar:
 an origin and a unit, joined by a comma, either of which may be left out.
@@ -42,7 +42,7 @@ __all__ = [
 
 FRAME_GRAMMAR = "[auto|slide|bounds][,px|,um|,mpp=UM|,down=N]"
 MIN_INSIDE_FRAC = 0.02
-"""With a smaller share than this inside the slide, coordinates are refused: they are another slide's, or of another frame."""
+"""If a smaller fraction of coordinates is inside the slide they are refused, as another slide's or another frame's."""
 WARN_OUTSIDE_FRAC = 0.01
 MPP_TOLERANCE_FRAC = 0.02
 
@@ -52,7 +52,7 @@ Origin = Literal["auto", "slide", "bounds"]
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """What a slide says of its frame (level-0 px; a side of 0: not known; ``mpp`` None: not known)."""
+    """The frame of a slide (level-0 px; a side of 0: not known; ``mpp`` None: not known)."""
 
     width_px: int = 0
     height_px: int = 0
@@ -73,7 +73,7 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An origin and a unit, as the user or the file names them. ``um_per_unit`` 0: not said; ``down`` level-0 px per unit."""
+    """An origin and a unit, as the user or the file names them. ``um_per_unit`` 0: not stated; ``down`` level-0 px per unit."""
 
     origin: Origin = "auto"
     um_per_unit: float = 0.0
@@ -92,7 +92,7 @@ class Frame:
         stated
             The origin that the file itself states, for ``auto``.
         what
-            Begins an error.
+            Text with which error messages begin.
 
         Raises
         ------
@@ -210,7 +210,7 @@ def _hint(xy: Float, ground: Ground, inside: float) -> str:
 
 
 def mpp_note(what: str, stated: float | None, ground_mpp: float | None) -> list[str]:
-    """Return what to tell the user where a file states another um/px than the slide has; empty: it agrees or is not stated."""
+    """Return a warning if a file states another um/px than the slide has; empty if it agrees or is not stated."""
     if not stated or not ground_mpp or abs(stated / ground_mpp - 1) <= MPP_TOLERANCE_FRAC:
         return []
     text = f"{what}: it states {stated:g} um/px, the slide has {ground_mpp:g} um/px ({stated / ground_mpp:.3g} times). "
@@ -219,14 +219,14 @@ def mpp_note(what: str, stated: float | None, ground_mpp: float | None) -> list[
 
 
 def size_note(what: str, size: Sequence[int], ground: Ground, factor: float, *, origin: str) -> list[str]:
-    """Return what to tell of a label image or mask whose sides do not cover the slide; empty: they do.
+    """Return a warning if a label image or mask does not cover the slide; empty if it does.
 
     Parameters
     ----------
     size
         (width, height) of the image.
     factor
-        Level-0 px per px of the image, as it is going to be read.
+        Level-0 px per px of the image with which it will be read.
     origin
         ``bounds``: it is meant to cover the scanned area; else the slide.
     """
@@ -246,5 +246,5 @@ def size_note(what: str, size: Sequence[int], ground: Ground, factor: float, *, 
 
 
 def _covers(size: Sequence[int], sides: tuple[int, int], down: float) -> bool:
-    """Return whether an image of px of ``down`` level-0 px is as large as the sides, to a px of it and a half percent."""
+    """Return whether an image of px of ``down`` level-0 px is as large as the sides, within one px and half a percent."""
     return all(abs(n * down - side) <= max(1.0, down, 0.005 * side) for n, side in zip(size, sides, strict=True))

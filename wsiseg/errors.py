@@ -1,4 +1,4 @@
-"""Every error that wsiseg raises on purpose, in one tree.
+"""All errors that wsiseg raises on purpose.
 
 ::
 
@@ -17,11 +17,11 @@
     |- WorkersLostError            workers ended before they could begin
     |- DeviceBrokenError           a GPU stopped computing
     |- TileReadError               pixels of one tile could not be decoded
-    |- FetchError                  a slide could not be brought here from its address
+    |- FetchError                  a slide could not be fetched from its address
     |  |- FetchDeniedError         the server wants a login or a right (401, 403)
     |  |- FetchMissingError        there is no such object (404, 410)
     |  |- FetchDamagedError        its size or checksum is not the one that was stated
-    |  `- FetchUnreachableError    no answer, or none but to come later, for longer than is waited
+    |  `- FetchUnreachableError    no answer, or only requests to retry later, until the time limit
     |- OutputMismatchError         the output folder was made by another config
     |- OutputInUseError            another live run writes to the same folder
     |- WeightsError                weights are missing, altered or of another network
@@ -69,9 +69,9 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 def plain_text(text: str) -> str:
-    """Return text that any file, table and terminal takes: bytes of a file name that are not UTF-8 become ``%E4`` and the like.
+    """Return text that can be written to any file, table or terminal: bytes that are not UTF-8 become ``%E4`` and the like.
 
-    Python hands such a byte on as a lone surrogate (U+DC80 to U+DCFF), which no UTF-8 text can hold.
+    In file names Python represents such a byte as a lone surrogate (U+DC80 to U+DCFF), which UTF-8 cannot encode.
     """
     return _SURROGATES.sub(lambda m: f"%{ord(m[0]) & 0xFF:02X}", text)
 
@@ -98,7 +98,7 @@ class MissingMppError(InputError):
 
 
 class ImplausibleMppError(InputError):
-    """The file states microns-per-pixel that no usual scan has: a converter's slip until the user confirms them."""
+    """The file states microns-per-pixel that no usual scan has, perhaps a converter's mistake: the user must confirm them."""
 
 
 class AnisotropicMppError(InputError):
@@ -130,11 +130,11 @@ class TileReadError(WsisegError, OSError):
 
 
 class FetchError(WsisegError):
-    """A slide could not be brought here from its address."""
+    """A slide could not be fetched from its address."""
 
 
 class FetchDeniedError(FetchError):
-    """The server wants a login, or a right that the one given does not have (HTTP 401, 403)."""
+    """The server requires a login, or the given one lacks a permission (HTTP 401, 403)."""
 
 
 class FetchMissingError(FetchError):
@@ -142,11 +142,11 @@ class FetchMissingError(FetchError):
 
 
 class FetchDamagedError(FetchError):
-    """What arrived has another size or checksum than was stated."""
+    """The downloaded file has another size or checksum than was stated."""
 
 
 class FetchUnreachableError(FetchError):
-    """The server did not answer, or asked to come later, for longer than is waited."""
+    """The server did not answer, or asked to retry later, until the time limit."""
 
 
 class OutputMismatchError(WsisegError):
@@ -158,11 +158,11 @@ class OutputInUseError(WsisegError):
 
 
 class SchedulerLostError(WsisegError):
-    """The Dask scheduler is gone and did not come back."""
+    """The connection to the Dask scheduler was lost and could not be restored."""
 
 
 class WorkersLostError(WsisegError):
-    """Workers ended, again and again, before they could begin."""
+    """Workers ended repeatedly before they could start work."""
 
 
 class DeviceBrokenError(WsisegError):

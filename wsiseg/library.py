@@ -1,6 +1,6 @@
 """The functions for Python and notebooks: NumPy arrays and paths in, Arrow tables or GeoDataFrames out.
 
-They are what the command line calls, with its defaults; ``import wsiseg`` loads them when they are first asked for.
+The command line calls the same functions with the same defaults; ``import wsiseg`` loads them when they are first used.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def segment_image(
     tissue_mask: str = "",
     as_geopandas: bool = False,
 ) -> pa.Table | Any:
-    """Segment one picture: what a run writes for it, without a run folder.
+    """Segment one picture and return the rows that a run would write for it, without a run folder.
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def segment_image(
     mpp
         Microns per pixel.
     weights
-        ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file. Ignored where ``config`` is given.
+        ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file. Ignored if ``config`` is given.
     config
         Options of any stage (``RunConfig.from_toml``).
     tissue_mask
@@ -71,9 +71,9 @@ def segment_image(
     Raises
     ------
     InputError
-        The array is no RGB picture, ``mpp`` is not a positive number, or ``tissue_mask`` is another word.
+        The array is not an RGB picture, ``mpp`` is not a positive number, or ``tissue_mask`` has another value.
     WeightsError, BackendUnavailableError
-        The network cannot be loaded; a device or precision is asked for that is not there.
+        The network cannot be loaded, or the device or precision is not available.
 
     Examples
     --------
@@ -102,7 +102,7 @@ def segment_image(
     batch = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp))
     tile = Tile("image", 0, maps.core, maps.core.padded(maps.halo_wpx), maps.scale, 1.0)
     meta = SlideMeta("image", "image", maps.shape[1], maps.shape[0], mpp, "user")
-    with tempfile.TemporaryDirectory() as folder:  # through the files that a run makes: the same rows, to the last bit
+    with tempfile.TemporaryDirectory() as folder:  # through a run's files: the rows are then equal to the last bit
         part, table = Path(folder) / "part.parquet", Path(folder) / "image.parquet"
         write_part(part, batch, tile, TileStats(), {}, "image")
         write_nuclei_table([part], table, meta, maps.scale, {"weights": model.name}, config.write)
@@ -160,7 +160,7 @@ def segment(
     out
         Run folder.
     mpp, cohort
-        Microns per level-0 px and cohort of slides that say nothing else.
+        Microns per level-0 px and cohort of slides for which no others are stated.
     tissue_mask
         A mask (PNG or GeoJSON), a folder of ``<slide_id>.png`` or ``.geojson``, or ``all``: no mask, the whole slides.
     config
@@ -176,7 +176,7 @@ def segment(
     Raises
     ------
     WsisegError
-        The run could not be started or goes on no more; the message says what to do. Slides that fail are rows, not errors.
+        The run could not start or continue; the message says what to do. Slides that fail are rows, not errors.
 
     Examples
     --------
@@ -233,7 +233,7 @@ def _model(config: RunConfig) -> Model:
 
 @lru_cache(maxsize=2)
 def _loaded(predict: Any, device: str) -> Model:
-    """Return the network, kept: a notebook segments many pictures with one."""
+    """Return the network, which is kept in memory: a notebook segments many pictures with one."""
     from wsiseg.predict import load_model
 
     return load_model(predict, device)

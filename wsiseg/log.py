@@ -1,4 +1,4 @@
-"""One logger for the package, and a run's own log as lines of JSON; the CLI decides what a person sees."""
+"""One logger for the package, and a run's own log as lines of JSON; the CLI decides what is shown on the terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class EventLog(logging.Handler):
     """A file of one JSON object a line: ``time`` (UTC, for people), ``level``, ``event`` and the event's own fields.
 
     As a handler of ``log`` it also takes the package's warnings and errors (event ``message``). Lines are appended whole, so
-    two writers never mix. A log that cannot be written (disk full) never stops what it tells of.
+    two writers never mix. A log that cannot be written (disk full) never stops the run.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:

@@ -1,4 +1,4 @@
-"""The frozen values in which stages meet.
+"""The frozen values that stages pass to each other.
 
 Frames and units
 ----------------
@@ -85,9 +85,9 @@ class Tile:
     """One unit of work, in working px. The cores of a slide's tiles partition it exactly.
 
     ``tile_id`` is row-major in the full grid, so it does not depend on which tiles have tissue. ``read`` is the core plus the
-    separation halo; the windows that a network needs around it are the predict stage's affair and may reach outside the slide.
+    separation halo; the windows that a network needs around it are chosen by the predict stage and may reach outside the slide.
     ``scale`` is working px per level-0 px (1.0: native pixels are used as they are). An ``outside`` tile is a window sampled
-    off the tissue mask: segmented as if all of it were tissue, counted, no part of the slide's table; its id follows the
+    outside the tissue mask: segmented as if all of it were tissue and counted, but not in the slide's table; its id follows the
     grid's.
     """
 
@@ -104,8 +104,8 @@ class Tile:
 class Stain:
     """A fitted stain normalization: a constant of the slide, never of a tile.
 
-    ``params`` are the fitted numbers of the slide in the order that ``wsiseg.normalize`` documents for the method. Of an image
-    that slides are brought to it is the same (``aim``); without numbers the aim is the method's own reference.
+    ``params`` are the fitted numbers of the slide in the order that ``wsiseg.normalize`` documents. A reference
+    image (the ``aim`` of ``fit_stain``) has the same numbers; if it has none, the method's own reference is used.
     """
 
     method: StainMethod = "none"
@@ -178,7 +178,7 @@ class TileStats:
 
 @dataclass(frozen=True, slots=True)
 class TileOutcome:
-    """What travels back through Dask for one tile: about 200 bytes, never pixels or polygons.
+    """The result of one tile that is sent back through Dask: about 200 bytes, never pixels or polygons.
 
     ``host`` and ``worker`` say where a failed one was tried last; the client fills them in.
     """

@@ -209,7 +209,7 @@ BAD = {
     "text for a number": (["plan", "CROP", "--config", 'tile_wpx = "400"'], 2, "read.tile_wpx to be a whole number, got '400'"),
     "fraction for a whole": (["plan", "CROP", "--config", "tile_wpx = 400.5"], 2, "a whole number, got 400.5"),
     "word out of a list": (["plan", "CROP", "--config", 'reader = "cuccim"'], 2, "'auto', 'cucim', 'openslide'"),
-    "reader of old": (["plan", "CROP", "--config", 'reader = "cucim-gpu"'], 2, "is gone"),
+    "reader of old": (["plan", "CROP", "--config", 'reader = "cucim-gpu"'], 2, "was removed"),
     "broken TOML": (["plan", "CROP", "--config", "tile_wpx ="], 2, "line 2"),
     "info": (["info", "gone.svs", "FILE"], 1, "gone.svs: no such file"),
     "no mpp": (["plan", "CROP"], 1, "--mpp"),

@@ -1,4 +1,4 @@
-"""The code for an array's kind: host functions for NumPy, kernels for CuPy. Stages call this instead of testing for CuPy."""
+"""Choice of the code for an array: host functions for NumPy, kernels for CuPy. Stages call this, and do not test for CuPy."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def is_cupy_array(array: Any) -> bool:
 
 
 def register_backend(kind: type, make: Callable[[Any], Backend]) -> None:
-    """Let ``make(array)`` say which backend works on arrays of exactly the type ``kind``."""
+    """Register ``make(array)``, which returns the backend for arrays of exactly the type ``kind``."""
     _MAKERS[kind] = make
 
 
 def backend_of(array: Any) -> Backend | None:
-    """Return the backend whose kernels work on ``array``; ``None``: a host array, for the CPU's own code.
+    """Return the backend whose kernels work on ``array``; ``None``: a host array, for the CPU code.
 
     Raises
     ------
@@ -66,7 +66,7 @@ def backend_of(array: Any) -> Backend | None:
 
 
 def to_device(array: Any, device: str) -> Any:
-    """Bring an array to where a worker computes; one that is there already stays.
+    """Copy an array to the device where a worker computes; an array that is already there is returned.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def to_device(array: Any, device: str) -> Any:
 
 
 def to_host(array: Any) -> Any:
-    """Bring an array from where it is to the host; a NumPy array comes back as it is."""
+    """Copy an array to the host; a NumPy array is returned as it is."""
     backend = backend_of(array)
     return array if backend is None else backend.to_host(array)
 
@@ -111,7 +111,7 @@ def pinned_empty(shape: tuple[int, ...], dtype: str, device: str) -> Any:
 
 
 def device_timer(device: str) -> DeviceTimer | None:
-    """Return what times work on a GPU's current stream; ``None``: the CPU, which is timed by the clock."""
+    """Return a timer of a GPU's current stream; ``None`` for the CPU, where the clock is used."""
     if device == "cpu":
         return None
     from wsiseg.backend.cuda import CudaTimer

@@ -31,9 +31,9 @@ WAIT_S = 300.0
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What this process has of the CPU kernels: signatures compiled here, signatures loaded from disk, and where they are kept.
+    """The CPU kernels of this process: signatures compiled here, signatures loaded from disk, and the folder of the cache.
 
-    ``folder`` is empty if nothing can be kept: every process compiles for itself then.
+    ``folder`` is empty if there is no writable place: every process then compiles for itself.
     """
 
     compiled: int
@@ -44,7 +44,7 @@ class Compiled:
 def jit(function: F) -> F:
     """Compile ``function`` on first use; see ``wsiseg.backend.caches`` for where its machine code is kept.
 
-    Where there is no place at all it is compiled once in every process.
+    If there is no such place it is compiled once in every process.
     """
     try:
         kernel: Any = numba.njit(cache=True, nogil=True)(function)
@@ -65,7 +65,7 @@ def _kept_in_private(function: Callable[..., Any]) -> Any:
 
 
 def compiled_so_far() -> Compiled:
-    """Return what was compiled and loaded in this process since it began."""
+    """Return what was compiled and loaded in this process since its start."""
     stats = [kernel.stats for kernel in _KERNELS]
     folder = next((str(s.cache_path) for s in stats if s.cache_path), "")
     return Compiled(sum(sum(s.cache_misses.values()) for s in stats), sum(sum(s.cache_hits.values()) for s in stats), folder)
@@ -75,7 +75,7 @@ def compiled_so_far() -> Compiled:
 def one_at_a_time() -> Iterator[None]:
     """Let one of a machine's processes compile while the others wait; once it has, all of them load at the same time.
 
-    Where that cannot be arranged (no folder, a file system without locks, a process that hangs) the block runs all the same.
+    If that is not possible (no folder, a file system without locks, a process that hangs) the block runs without waiting.
     """
     folder = compiled_so_far().folder
     done = os.path.join(folder, f".wsiseg-compiled-{_fingerprint()}")
@@ -91,7 +91,7 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def _fingerprint() -> str:
-    """Return 16 hex digits over what machine code depends on: the sources, the compiler and the processor."""
+    """Return a hash (16 hex digits) of what machine code depends on: the sources, the compiler and the processor."""
     found = hashlib.sha256(f"{numba.__version__} {llvmlite.__version__} {sys.version}".encode())
     found.update(f"{get_host_cpu_name()} {get_host_cpu_features().flatten()}".encode())
     for source in sorted(Path(__file__).parents[1].glob("*/_cpu*.py")):

@@ -1,10 +1,10 @@
-"""Where machine code that is compiled here is kept: the one place that decides it, for numba, CuPy and whatever follows XDG.
+"""Decides where compiled machine code is kept, for numba, CuPy and libraries that follow XDG.
 
-The first of these that can be written to: what the library's own variable names (``NUMBA_CACHE_DIR``, ``CUPY_CACHE_DIR``); the
+It is the first of these that can be written to: that of the library's variable (``NUMBA_CACHE_DIR``, ``CUPY_CACHE_DIR``); the
 library's own choice (numba: ``__pycache__`` beside the source, else the user's cache folder; CuPy: the home folder); a folder
 of this user in the temporary folder. Caches hold code that is run, so that folder is taken only where it belongs to this user
-and nobody else can write to it. Without a home folder and an entry in passwd ``~`` stays what it is, and libraries would make a
-folder of that name wherever they are started: they are given a folder first.
+and nobody else can write to it. Without a home folder and an entry in passwd ``~`` is not expanded, and libraries would make a
+folder of that name in the current folder, so their variables are set first.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["place_caches", "private_folder", "writable"]
 
 
 def place_caches(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set the variables of libraries that would else keep their caches nowhere, or in a folder named ``~``.
+    """Set the variables of libraries that would otherwise have no cache, or one in a folder named ``~``.
 
     Call it before numba, CuPy or matplotlib is imported; processes that are started later inherit what is set. Nothing is
     changed on a machine where the user has a home folder.
@@ -49,7 +49,7 @@ def private_folder() -> Path | None:
     """Return a folder for code of this user in the temporary folder, mode 700; ``None`` if there is no temporary folder.
 
     Its name is the same in every process of the user, so that kernels compiled by one are found by the next. Where somebody
-    else has put something under that name, a new folder is made instead, which goes with this process.
+    else has put something under that name, a new folder is made instead, which is removed with this process.
     """
     try:
         return _private_folder(tempfile.gettempdir())

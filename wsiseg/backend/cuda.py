@@ -1,4 +1,4 @@
-"""The only place that touches CuPy: kernels compiled once a device, arrays, streams shared with PyTorch, pool limits."""
+"""The only module that uses CuPy: kernels compiled once per device, arrays, streams shared with PyTorch, pool limits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CudaBackend", "CudaTimer", "cuda_backend", "cuda_report", "free_byte
 Array = Any
 
 STAGED_BYTES = 64 * 1024
-"""CUDA copies so much of pageable memory to a place of its own before an asynchronous copy returns."""
+"""Bytes of pageable memory that CUDA copies to a buffer of its own before an asynchronous copy returns."""
 
 
 class CudaBackend:
@@ -56,9 +56,9 @@ class CudaBackend:
             return self._cupy.ascontiguousarray(array)
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
-        """Copy to the device; memory of ``pinned`` goes there at the bus's full speed. ``array`` is free again on return.
+        """Copy to the device; memory of ``pinned`` is copied at the bus's full speed. ``array`` may be reused on return.
 
-        A small array, such as a table, is copied out of pageable memory, which CUDA has read when it returns: nobody waits.
+        A small array, such as a table, is copied from pageable memory, which CUDA has read on return, so there is no wait.
         """
         with self._device():
             out = self._cupy.empty(array.shape, array.dtype)
@@ -119,7 +119,7 @@ class CudaTimer:
         self._device_id = device_id
 
     def mark(self) -> Any:
-        """Put an event behind all that was launched on the current stream."""
+        """Record an event after all work launched so far on the current stream."""
         with self._cupy.cuda.Device(self._device_id):
             event = self._cupy.cuda.Event()
             event.record()
@@ -162,7 +162,7 @@ def _made(device_id: int) -> CudaBackend:
 
 
 def cuda_report() -> tuple[bool, str]:
-    """Say whether kernels can run here, and on what, or what is missing: for ``wsiseg doctor``."""
+    """Return whether kernels can run here and the names of the GPUs, or what is missing, for ``wsiseg doctor``."""
     try:
         cupy = _cupy()
         count = cupy.cuda.runtime.getDeviceCount()
@@ -200,7 +200,7 @@ def free_bytes(device_id: int) -> int:
 
 
 def use_allocator(allocate: Callable[[int, int], int], free: Callable[[int], None]) -> None:
-    """Take CuPy's memory from another library: ``allocate(bytes, device) -> pointer``, ``free(pointer)``."""
+    """Let CuPy allocate from another library: ``allocate(bytes, device) -> pointer``, ``free(pointer)``."""
     cuda = _cupy().cuda
     cuda.set_allocator(cuda.PythonFunctionAllocator(allocate, lambda pointer, device_id: free(pointer)).malloc)
 
@@ -215,7 +215,7 @@ def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDAr
     except cupy.cuda.runtime.CUDARuntimeError as err:
         if device_fault(err):
             raise
-        return np.empty(shape, dtype)  # no more memory can be locked: slower, and as good
+        return np.empty(shape, dtype)  # no more memory can be locked: slower, with the same result
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

@@ -1,7 +1,7 @@
-"""PyTorch and CuPy on one GPU as one library: one memory pool, one stream at a time, arrays that pass without a copy.
+"""PyTorch and CuPy together on one GPU: one memory pool, one stream at a time, arrays passed without a copy.
 
-Arrays themselves pass by DLPack where they are used (``wsiseg.predict``). Here is what else it takes: CuPy's memory comes from
-PyTorch's pool, so that there is one bound on both and neither holds what the other lacks; and a tile's work goes to one stream
+Arrays are passed by DLPack in ``wsiseg.predict``. This module does the rest: CuPy's memory comes from
+PyTorch's pool, so that one limit holds for both and neither keeps memory that the other needs. A tile's work goes to one stream
 of both, so that neither waits for the other.
 """
 

@@ -1,8 +1,8 @@
-"""Errors of PyTorch and CuPy -> whether this process can still compute on its GPU.
+"""Decides from an error of PyTorch or CuPy whether this process can still compute on its GPU.
 
 An illegal address, an uncorrectable ECC error or a GPU that fell off the bus breaks the process's CUDA context: every later
-call fails with the same error, and nothing but a new process mends it. Told apart here are those errors, full memory, which
-passes, and all others, which are a tile's own. Neither library is imported.
+call fails with the same error, and only a new process helps. This module distinguishes those errors, full memory, which
+is temporary, and all others, which concern one tile. Neither library is imported.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from wsiseg.errors import DeviceBrokenError, one_line
 __all__ = ["device_fault"]
 
 _OF_CUDA = frozenset({"AcceleratorError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "CuDNNError"})
-"""Classes by which PyTorch and CuPy hand on an error of the driver."""
+"""Classes with which PyTorch and CuPy report an error of the driver."""
 
 _TEXT = re.compile(
     r"CUDA (driver )?error: |CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)|"
     r"CUBLAS_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)"
 )
-"""What PyTorch's plain RuntimeError says where a library on the GPU failed."""
+"""Texts of PyTorch's plain RuntimeError after a library on the GPU failed."""
 
 _MEMORY = re.compile(r"out of memory|memory allocation|ALLOC_FAILED", re.IGNORECASE)
 
 
 def device_fault(err: BaseException) -> str:
-    """Say in one line which error of the GPU is behind an error; empty: none, or its memory was full."""
+    """Return in one line the GPU error that caused an error; empty if there is none, or if its memory was full."""
     for each in _chain(err):
         if isinstance(each, DeviceBrokenError):
             return str(each)

@@ -1,4 +1,4 @@
-"""What the NVIDIA driver says of this machine, asked without PyTorch or CuPy: at once, and no memory is taken on a GPU."""
+"""The GPUs of this machine by the NVIDIA driver, without PyTorch or CuPy: fast, and without using memory on a GPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def driver_report() -> DriverReport:
 
 
 def missing_packages() -> str:
-    """Say which packages of the GPU path are not installed, and what to do; empty: they are."""
+    """Return which packages for GPUs are not installed, and how to install them; empty if all are installed."""
     missing = [name for name in ("torch", "cupy") if importlib.util.find_spec(name) is None]
     return f"not installed: {', '.join(missing)} (pip install 'wsiseg[gpu]')" if missing else ""
 

@@ -1,4 +1,4 @@
-"""What a stage's device code asks of a machine: arrays, two scans, and kernels by name.
+"""What a stage's device code needs: arrays, two scans, and kernels by name.
 
 The same driver code runs with CuPy on a GPU (``wsiseg.backend.cuda``) and, in the tests, with kernels compiled for the host.
 """
@@ -52,16 +52,16 @@ class Backend(Protocol):
 
 
 class DeviceTimer(Protocol):
-    """Marks on a device's current stream, which say afterwards when its work came to them."""
+    """Marks on a device's current stream, to measure afterwards when its work reached them."""
 
     def mark(self) -> Any:
-        """Put a mark behind all that was launched on the stream so far."""
+        """Add a mark after all work launched so far on the stream."""
 
     def wait(self, mark: Any) -> None:
-        """Wait until the device has come to a mark."""
+        """Wait until the device has reached a mark."""
 
     def seconds(self, before: Any, after: Any) -> float:
-        """Return the time between two marks that the device has come to."""
+        """Return the time between two marks that the device has reached."""
 
 
 def blocks_for(n: int) -> tuple[int]:

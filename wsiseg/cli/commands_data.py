@@ -150,7 +150,7 @@ def _one_out(out: Path | None, old_out: Path | None) -> Path:
 
 
 def print_table(headings: list[str], rows: list[list[str]], title: str = "") -> None:
-    """Print a table as wide as it needs to be where the output is no terminal."""
+    """Print a table; if the output is not a terminal, as wide as the table needs."""
     table = Table(*headings, title=title or None, title_justify="left")
     for row in rows:
         table.add_row(*row)

@@ -150,7 +150,7 @@ def _interval(found: Estimate, form: str) -> str:
 
 
 def _print_left_out(console: Console, found: Found) -> None:
-    """Print what folders hold beside the slides, by reason, and what else the user should know of the slides."""
+    """Print the files of folders that are not slides, by reason, and notes about the slides."""
     from wsiseg.results.listing import group_skipped
 
     for group in group_skipped(found.skipped):

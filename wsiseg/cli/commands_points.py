@@ -74,7 +74,7 @@ def assign(target: Path, points: Path, out: Path, slide_ids: tuple[str, ...], ov
         )
     named = {name: options.pop(name) for name in ("x", "y", "gene", "keep")}
     source = open_points(points, options.pop("fmt"), **named)
-    done = assign_points_to_nuclei(tables[0], source, out, AssignOptions(**options), on_progress=_told_every(10_000_000))
+    done = assign_points_to_nuclei(tables[0], source, out, AssignOptions(**options), on_progress=_report_every(10_000_000))
     for note in done.notes:
         click.echo(f"  note: {note}", err=True)
     n = max(1, done.n_points)
@@ -91,17 +91,17 @@ def assign(target: Path, points: Path, out: Path, slide_ids: tuple[str, ...], ov
         click.echo(f"{options['counts']}: {shape}{left}")
 
 
-def _told_every(step: int) -> Callable[[int], None]:
-    """Return what tells of every so many points done."""
+def _report_every(step: int) -> Callable[[int], None]:
+    """Return a function that prints the number of points done after every ``step`` points."""
     last = 0
 
-    def tell(done: int) -> None:
+    def report(done: int) -> None:
         nonlocal last
         if done // step > last // step:
             click.echo(f"{done:,} points", err=True)
         last = done
 
-    return tell
+    return report
 
 
 COMMANDS = (assign,)

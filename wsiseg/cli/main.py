@@ -46,7 +46,7 @@ class _TerminatedError(KeyboardInterrupt):
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # one is enough: what follows is a few seconds of tidying up
+    signal.signal(number, signal.SIG_IGN)  # one is enough: closing down takes only a few seconds
     _quiet_tornado()
     raise _TerminatedError
 

@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RenamedOption(click.Option):
-    """An option that still answers to the names of earlier versions (``old_names``), which its help does not show."""
+    """An option that still accepts the names of earlier versions (``old_names``), which its help does not show."""
 
     def __init__(self, declarations: Sequence[str], *, old_names: Sequence[str], **attributes: Any) -> None:
         super().__init__([*declarations, *old_names], **attributes)
@@ -54,7 +54,7 @@ class RenamedOption(click.Option):
 
 
 class FolderOrAddress(click.Path):
-    """A folder of this machine, or an address (``s3://bucket/run``), which is handed on as text."""
+    """A folder of this machine, or an address (``s3://bucket/run``), which is passed on as text."""
 
     def __init__(self) -> None:
         super().__init__(exists=True, file_okay=False, path_type=Path)
@@ -109,7 +109,7 @@ def default_of(option: str) -> str:
 
 
 def slide_options(function: F) -> F:
-    """Add the options that say what a slide is."""
+    """Add the options that describe slides: microns per pixel, cohort, tissue mask, reader."""
     for option in reversed(
         (
             click.option(
@@ -253,7 +253,7 @@ def _compute_options(function: F) -> F:
 
 
 def cluster_only_options(function: F) -> F:
-    """Add the options that name a cluster of others."""
+    """Add the options that select an existing Dask scheduler."""
     pem = click.Path(exists=True, dir_okay=False)
     for option in reversed(
         (
@@ -321,7 +321,7 @@ def cluster_options(function: F) -> F:
 
 
 def build_config(config_file: Path | None, options: dict[str, Any], base: RunConfig | None = None) -> RunConfig:
-    """Return the config of a TOML file (else ``base``, else the defaults) with the given command-line options laid over it.
+    """Return the config of a TOML file (else ``base``, else the defaults), overridden by the given command-line options.
 
     Raises
     ------

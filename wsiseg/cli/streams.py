@@ -1,4 +1,4 @@
-"""Standard output and error that never stop a run: whoever listens may leave, be full, or know no letters but ASCII."""
+"""Standard output and error that never stop a run: a pipe may be closed or full, or the encoding only ASCII."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 __all__ = ["lost_output", "steady_streams"]
 
 _LEFT = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
-"""The listener went away (``| head``), or there never was one: no fault of anybody."""
+"""Errors of a reader that closed the pipe (``| head``), or of no reader at all: these are not reported."""
 
 MAX_WAIT_S = 5.0
-"""How long a pipe that is full and was set not to wait may take, s; then what it cannot take is lost."""
+"""How long to wait for a full non-blocking pipe, s; after that the output is lost."""
 
 _LOST: dict[int, OSError] = {}
-"""By file descriptor, why what was written there is lost."""
+"""For each file descriptor, why its output is lost."""
 
 
 class _Steady(io.RawIOBase):
-    """A file descriptor on which writing always succeeds; what cannot be written is lost, and so is all that follows it."""
+    """A file descriptor on which writing always succeeds; output that cannot be written is lost, and so is all that follows."""
 
     def __init__(self, handle: int) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class _Steady(io.RawIOBase):
         while done < len(view) and self._handle not in _LOST:
             try:
                 done += os.write(self._handle, view[done:])
-            except BlockingIOError:  # a pipe that somebody has set not to wait: so we do, but not for ever
+            except BlockingIOError:  # a non-blocking pipe: wait for it, up to a limit
                 if not select.select([], [self._handle], [], MAX_WAIT_S)[1]:
                     break
             except OSError as err:
@@ -57,10 +57,10 @@ class _Steady(io.RawIOBase):
 
 
 def steady_streams() -> None:
-    """Put streams in the place of ``sys.stdout`` and ``sys.stderr`` that neither a lost listener nor a letter can break.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that fail neither for a closed pipe nor for a character.
 
-    Descriptors that are closed (``>&-``) lead nowhere from now on: else the next file that is opened would get their number,
-    and what is meant for the terminal would be written into it.
+    Closed descriptors (``>&-``) are opened on the null device: else the next file that is opened would get their number,
+    and output for the terminal would be written into it.
     """
     for handle in (0, 1, 2):
         try:
@@ -77,7 +77,7 @@ def steady_streams() -> None:
 def _steady(stream: Any, handle: int) -> io.TextIOWrapper:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     if encoding.lower().replace("_", "-") in ("ascii", "us-ascii", "ansi-x3.4-1968", "646"):
-        encoding = "utf-8"  # the C locale: µm² cannot be written in it, and no terminal is limited to it
+        encoding = "utf-8"  # the C locale: µm² cannot be written in it, although terminals can show it
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -87,7 +87,7 @@ def _steady(stream: Any, handle: int) -> io.TextIOWrapper:
 
 
 def lost_output() -> str:
-    """Return why what was written to standard output is lost, such as a full disk; empty: it is not, or nobody listened."""
+    """Return why output to standard output is lost, such as a full disk; empty if it is not, or its reader closed the pipe."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     err = _LOST.get(1)

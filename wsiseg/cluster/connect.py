@@ -25,25 +25,25 @@ __all__ = ["connect"]
 
 @contextlib.contextmanager
 def connect(config: RunConfig) -> Iterator[Client]:
-    """Yield a Dask client: of ``schedule.scheduler``, or of a local cluster: a process a core, or (``device`` cuda) a GPU.
+    """Yield a Dask client of ``schedule.scheduler``, or of a local cluster with a process per core or (``device`` cuda) GPU.
 
     On the CPU one thread each: torch and numba stages scale by processes, and a dead worker loses one tile.
     """
     for name in ("", ".nanny", ".worker", ".scheduler", ".core", ".client", ".batched", ".comm"):
-        # its comings and goings are not the user's; failures are outcomes
+        # its messages about workers are not for the user; failures are reported as outcomes
         logging.getLogger(f"distributed{name}").setLevel(logging.CRITICAL)
     if config.schedule.remote:
         with connect_remote(config.schedule) as client:
             yield client
         return
     settings = {
-        "distributed.worker.memory.target": False,  # tiles leave nothing in Dask's store: its spilling has nothing to do
+        "distributed.worker.memory.target": False,  # tiles keep no data in Dask, so there is nothing to spill
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
         "distributed.worker.memory.terminate": False,
-        "distributed.scheduler.allowed-failures": 0,  # the client counts: it knows what a dead worker was at
+        "distributed.scheduler.allowed-failures": 0,  # the client counts failures itself
         "distributed.comm.timeouts.connect": "60s",
-        # else so long after a worker died Dask closes its nanny for good, if the next one happens to be dead or starting then
+        # else Dask closes a nanny for good this long after its worker died, if the next worker is dead or starting then
         "distributed.deploy.lost-worker-timeout": "3650 days",
         **QUIET_DASK,
         # one thread per process, before torch and numba start in it
@@ -71,7 +71,7 @@ def _cluster(config: ScheduleConfig) -> Any:
         n_workers=n_workers,
         threads_per_worker=threads_of_worker(config, "cpu", n_workers, usable_cores()),
         processes=True,
-        # no dashboard; its port else would be 8787, and a second run on the machine would complain of the first
+        # no dashboard: a second run on the machine would warn that its port, 8787, is in use
         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},
         silence_logs=50,
         host="127.0.0.1",
@@ -81,11 +81,11 @@ def _cluster(config: ScheduleConfig) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Hold back Ctrl-C in this thread until the block ends; threads and processes started in it never see one.
+    """Block Ctrl-C in this thread until the block ends; threads and processes started in it never receive one.
 
     A terminal sends Ctrl-C to every process: workers would die with tracebacks instead of being closed by the client.
     """
-    resource_tracker.ensure_running()  # its start, with the first process otherwise, would let Ctrl-C through again
+    resource_tracker.ensure_running()  # started later, it would unblock Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

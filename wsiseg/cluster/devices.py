@@ -26,11 +26,11 @@ __all__ = [
 ]
 
 MAX_THREADS = 16
-"""Most tiles that a GPU worker processes at once: each holds its pixels, 60 MB, and more do not keep a GPU busier."""
+"""Maximum tiles that a GPU worker processes at once: each takes 60 MB for its pixels, and more do not use the GPU better."""
 
-MOST_WORKERS = 3
+MAX_WORKERS = 3
 CORES_OF_WORKER, BYTES_OF_WORKER = 4, 16 * 2**30
-"""What one of several workers of a GPU needs to be worth its start: cores that read and write for it, and memory for its
+"""Needs of each of several workers of a GPU: cores that read and write for it, and memory for its
 context, libraries and three tiles (3 GiB each with the shipped network, by ``wsiseg.predict.memory``)."""
 
 
@@ -46,9 +46,9 @@ def compute_device(config: RunConfig) -> str:
 
 @cache
 def gpu_obstacle() -> str:
-    """Say what keeps this machine from computing on a GPU; empty: nothing does.
+    """Return why this machine cannot compute on a GPU; empty if it can.
 
-    PyTorch and CuPy are asked in a process of their own: here they would take a second and some memory on the GPU.
+    PyTorch and CuPy are tried in a separate process: in this one they would take a second, and memory on the GPU.
     """
     driver = driver_report()
     reason = driver.reason or missing_packages()
@@ -64,7 +64,7 @@ def gpu_obstacle() -> str:
 
 
 def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Return for each GPU worker what its environment needs so that it sees its one GPU, and sees it as number 0.
+    """Return for each GPU worker the environment variables by which it sees only its own GPU, as number 0.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os
 
 
 def workers_of_gpu(config: ScheduleConfig, cores: int) -> int:
-    """Return how many workers share each GPU of this machine: ``workers_per_gpu``, or where that is 0 as many as pay.
+    """Return how many workers share each GPU of this machine: ``workers_per_gpu``, or if 0 as many as fit.
 
     One Python process has one interpreter lock for all its threads; how many processes a GPU needs was estimated (docs/gpu.md),
     not measured.
@@ -106,11 +106,11 @@ def workers_of_gpu(config: ScheduleConfig, cores: int) -> int:
     if not wanted:
         return 1
     by_memory = min(memory[k] for k in wanted) // BYTES_OF_WORKER
-    return max(1, min(MOST_WORKERS, by_memory, cores // len(wanted) // CORES_OF_WORKER))
+    return max(1, min(MAX_WORKERS, by_memory, cores // len(wanted) // CORES_OF_WORKER))
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use; psutil is loaded only here: a worker on a bare GPU machine has none."""
+    """Return how many cores this process may use; psutil is loaded only here, as GPU machines may lack it."""
     from wsiseg.cluster import limits
 
     return limits.usable_cores()
@@ -129,9 +129,9 @@ def _wanted(config: ScheduleConfig, n: int) -> list[int]:
 
 
 def device_label(device: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return what to call a GPU of this machine, the same for every process that uses it; empty for the CPU.
+    """Return a name of a GPU of this machine, the same in every process that uses it; empty for the CPU.
 
-    Its number or UUID as ``CUDA_VISIBLE_DEVICES`` names it, where that shows a process only some.
+    Its number or UUID as ``CUDA_VISIBLE_DEVICES`` names it, if that restricts the process to some.
     """
     if device == "cpu":
         return ""

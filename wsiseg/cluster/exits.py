@@ -1,6 +1,6 @@
-"""How workers of this machine ended: the signal, and whether the kernel ended processes for want of memory meanwhile.
+"""How workers of this machine ended: the signal, and whether the kernel killed processes for lack of memory meanwhile.
 
-Dask says it in its nannies' log, which is all that is known: a worker process that was killed cannot say anything itself.
+The only source is the log of Dask's nannies: a worker process that was killed cannot report anything itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["heard_of", "last_end", "memory_note", "word_of"]
 _SAID = re.compile(r"Worker process (\d+) (?:was killed by signal (\d+)|exited with status (\d+))")
 
 NANNY_S = 1.0
-"""How long a nanny may take to say how its worker ended, s."""
+"""How long to wait for a nanny to log how its worker ended, s."""
 
 FEWER = "for want of memory: use fewer --workers or a smaller --tile"
 
 
 class _Ends(logging.Handler):
-    """Keeps what the nannies of this process say about ended workers."""
+    """Keeps what the nannies of this process log about ended workers."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -33,7 +33,7 @@ class _Ends(logging.Handler):
         self.oom_before = oom_kills()[0]
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Take a line of the log."""
+        """Process a line of the log."""
         said = _SAID.search(record.getMessage())
         if said:
             pid, number, status = said.groups()
@@ -45,14 +45,14 @@ _ENDS: list[_Ends] = []
 
 @contextlib.contextmanager
 def heard_of() -> Iterator[None]:
-    """Listen, while the block runs, to how workers of this process's cluster end."""
+    """Record, while the block runs, how workers of this process's cluster end."""
     nanny = logging.getLogger("distributed.nanny")
     level, propagate = nanny.level, nanny.propagate
     ends = _Ends()
     _ENDS.append(ends)
     nanny.addHandler(ends)
     nanny.setLevel(logging.INFO)
-    nanny.propagate = False  # what it says is not for the user
+    nanny.propagate = False  # its messages are not meant for the user
     try:
         yield
     finally:
@@ -77,7 +77,7 @@ def word_of(pid: int) -> str:
 
 
 def last_end() -> str:
-    """Return how the worker that ended last did; empty: none is known."""
+    """Return how the last worker ended; empty if none is known."""
     _waited_for(lambda: any(e.by_pid for e in _ENDS))
     pid = next((list(e.by_pid)[-1] for e in reversed(_ENDS) if e.by_pid), None)
     return "" if pid is None else word_of(pid)
@@ -94,7 +94,7 @@ def _waited_for(known: Callable[[], bool]) -> bool:
 
 
 def memory_note() -> str:
-    """Say, as the end of a sentence, that processes were ended for want of memory since the run began, or that it may be so."""
+    """Return the end of a sentence: processes were killed for lack of memory since the run began, or perhaps were."""
     if not _ENDS:
         return ""
     count, by = oom_kills()

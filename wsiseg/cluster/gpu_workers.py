@@ -1,4 +1,4 @@
-"""One worker process for each GPU (or several), each seeing its own GPU alone, set before anything is imported in it."""
+"""Starts one worker process or several for each GPU. Each sees only its own GPU, which is set before its imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{_HOST}:0"}
 
 
 def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
-    """Return a cluster on this machine's GPUs: a plain one, or dask-cuda's where ``schedule.dask_cuda`` asks for it.
+    """Return a cluster on this machine's GPUs: a plain one, or dask-cuda's if ``schedule.dask_cuda`` is set.
 
     Raises
     ------
@@ -41,7 +41,7 @@ def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
 
 
 def _dask_cuda(environments: list[dict[str, str]], threads: int) -> Any:
-    """Return dask-cuda's cluster, which also binds workers to the cores near their GPU; its memory limits are left to us."""
+    """Return dask-cuda's cluster, which also binds workers to the cores near their GPU; memory limits are set by wsiseg."""
     return importlib.import_module("dask_cuda").LocalCUDACluster(
         CUDA_VISIBLE_DEVICES=[env["CUDA_VISIBLE_DEVICES"] for env in environments],
         threads_per_worker=threads,

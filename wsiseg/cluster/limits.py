@@ -1,9 +1,9 @@
-"""How much of this machine a run may really use: cores and memory by affinity, control groups and the batch system.
+"""How much of this machine a run may use: cores and memory by affinity, control groups and the batch system.
 
-A container or a job sees all cores and all memory of its host. What it is given stands in control groups: in version 2
+A container or a job sees all cores and all memory of its host. Its limits are in control groups: in version 2
 ``cpu.max`` and ``memory.max``, in version 1 ``cpu.cfs_quota_us`` and ``memory.limit_in_bytes``, of its own group and of each
-group above it; the tightest counts. Kubernetes' limits are such groups. Batch systems that do not confine their jobs
-say in variables what a job was given.
+group above it; the lowest limit counts. Kubernetes uses such groups. Batch systems that do not confine their jobs
+state a job's share in environment variables.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import psutil
 __all__ = ["Limits", "default_workers", "local_limits", "oom_kills", "usable_cores"]
 
 WORKER_BYTES = int(1.6 * 2**30)
-"""What a CPU worker needs with tiles of the default size: 1.20 GiB in int8 and 1.59 GiB in fp32 were measured at the most."""
+"""Memory of a CPU worker with tiles of the default size: at most 1.20 GiB in int8 and 1.59 GiB in fp32 were measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``cores`` and ``memory_bytes`` that may be used, and what sets each of them (empty: the machine itself)."""
+    """``cores`` and ``memory_bytes`` that may be used, and what limits each of them (empty: the machine itself)."""
 
     cores: int
     cores_by: str
@@ -47,7 +47,7 @@ def local_limits(
     environment
         Of this process.
     affinity, total_bytes
-        Cores and memory before any limit; ``None``: asked of the system.
+        Cores and memory before any limit; ``None``: as the system reports them.
     """
     if affinity is None:
         affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
@@ -70,12 +70,12 @@ def local_limits(
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may really use (affinity, quota and job, not the machine's total)."""
+    """Return the cores that this process may use (by affinity, quota and job, not the machine's total)."""
     return local_limits().cores
 
 
 def default_workers(wanted: int = 0, limits: Limits | None = None) -> tuple[int, str]:
-    """Return how many CPU workers there will be, and in words why not one a core (empty: one a core, or as ``wanted``)."""
+    """Return the number of CPU workers, and why it is not one per core (empty: it is, or the number is ``wanted``)."""
     if wanted:
         return wanted, ""
     limits = limits or local_limits()
@@ -90,7 +90,7 @@ def default_workers(wanted: int = 0, limits: Limits | None = None) -> tuple[int,
 
 
 def oom_kills(root: Path = Path("/")) -> tuple[int, str]:
-    """Return how many processes were ended for want of memory so far, and who counts: this control group, else the kernel."""
+    """Return how many processes were killed for lack of memory so far, and the counter: this control group, else the kernel."""
     for version, controller, group in _groups(root):
         if controller != "memory":
             continue
@@ -128,7 +128,7 @@ def _chain(mount: Path, mounted: str, path: str) -> Iterator[Path]:
     """Yield a group's folder and those above it up to the mount; ``mounted`` is the group that the mount shows at its top."""
     parts = [p for p in path.split("/") if p]
     top = [p for p in mounted.split("/") if p]
-    # in a container the mount shows the container's own group, and the path may be told as the host has it or from outside
+    # in a container the mount shows the container's own group, and the path may be relative to the host's root
     parts = parts[len(top) :] if parts[: len(top)] == top else []
     if ".." in parts:
         parts = []
@@ -137,7 +137,7 @@ def _chain(mount: Path, mounted: str, path: str) -> Iterator[Path]:
 
 
 def _quota(group: Path, version: int) -> float | None:
-    """Return the cores that a group's CPU time is worth; ``None``: no limit."""
+    """Return the number of cores that a group's CPU quota equals; ``None``: no limit."""
     if version == 2:
         words = (_lines(group / "cpu.max") or [""])[0].split()
         quota, period = (words[0], words[1] if len(words) > 1 else "100000") if words else ("", "")
@@ -166,7 +166,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _unescaped(text: str) -> str:
-    """Return a path of mountinfo as it is: blanks and the like are written there in octal."""
+    """Return a path of mountinfo with its octal escapes (of blanks and the like) decoded."""
     for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, char)
     return text
@@ -182,7 +182,7 @@ _CORES_OF_JOBS = (
     ("LSB_JOBID", ("LSB_DJOB_NUMPROC",)),
     ("JOB_ID", ("NSLOTS",)),
 )
-"""By the variable that says that this is a job: which ones say its cores, the first that is there counts."""
+"""For the variable that marks a job of each batch system: the variables that state its cores; the first one set counts."""
 
 
 def _job_cores(environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:
@@ -196,5 +196,5 @@ def _job_memory(environment: Mapping[str, str], cores: float) -> Iterator[tuple[
     if environment.get("SLURM_JOB_ID"):
         for name, times in (("SLURM_MEM_PER_NODE", 1), ("SLURM_MEM_PER_CPU", int(cores))):
             text = environment.get(name, "")
-            if text.isdecimal() and int(text) > 0:  # MiB; 0 is all of the node's
+            if text.isdecimal() and int(text) > 0:  # MiB; 0: all memory of the node
                 yield name, int(text) * times * 2**20

@@ -1,4 +1,4 @@
-"""A scheduler of others -> a client of it, and the first look at its workers."""
+"""Connects to an existing scheduler and checks its workers."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ QUIET_DASK = {
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.tick.interval": "500ms",
 }
-"""For Dask, which else remembers the last 1000 messages of every connection with all the tiles in them, and 10,000 events; and
-in every worker looks at its threads 100 times a second, at its event loop 50 times and at the machine's counters twice."""
+"""Settings for Dask, which else keeps the last 1000 messages of every connection with all their tiles, and 10,000 events; and
+in every worker samples its threads 100 times a second, its event loop 50 times and the machine's counters twice."""
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
     Raises
     ------
     InputError
-        Nothing answers there, or not with these certificates.
+        No scheduler answers there, or not with these certificates.
     """
     where = config.scheduler or config.scheduler_file
     if config.scheduler_file and not Path(config.scheduler_file).is_file():
@@ -81,17 +81,17 @@ def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
                 set_as_default=False,
             )
     except (OSError, TimeoutError, ValueError, TypeError) as err:
-        tls = " With tls:// the scheduler's authority must be that of --tls-ca." if where.startswith("tls://") else ""
+        tls = " With tls:// its certificate must be signed by the authority of --tls-ca." if where.startswith("tls://") else ""
         raise InputError(
-            f"No Dask scheduler answers at {where!r} ({one_line(err)}). Start one with 'dask scheduler', or leave --scheduler "
-            f"away to use this machine.{tls}"
+            f"No Dask scheduler answers at {where!r} ({one_line(err)}). Start one with 'dask scheduler', or omit --scheduler "
+            f"to use this machine.{tls}"
         ) from err
     with client:
         yield client
 
 
 def _check_tls(config: ScheduleConfig) -> None:
-    """Raise ``InputError`` at once where the address and the certificates do not belong together."""
+    """Raise ``InputError`` if the address and the certificates do not belong together."""
     address = config.scheduler
     if config.scheduler_file:
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -104,39 +104,39 @@ def _check_tls(config: ScheduleConfig) -> None:
         if any(given.values()) and "://" in address:
             raise InputError(
                 f"Certificates are given ({', '.join(o for o, f in given.items() if f)}) but the scheduler's address is "
-                f"{address}: it talks without TLS. Start it with --protocol tls, or leave the certificates away."
+                f"{address}, without TLS. Start the scheduler with --protocol tls, or omit the certificates."
             )
         return
     known = {"--tls-ca": "ca-file", "--tls-cert": "client.cert", "--tls-key": "client.key"}
     missing = [o for o, f in given.items() if not f and not dask.config.get(f"distributed.comm.tls.{known[o]}", None)]
     if missing:
         raise InputError(
-            f"The scheduler {address} talks TLS, and {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: "
+            f"The scheduler {address} uses TLS, but {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing: "
             "--tls-ca, --tls-cert and --tls-key name PEM files, as scripts/cluster/make_certificates.sh makes them."
         )
 
 
 def dashboard_link(client: Client) -> str:
-    """Return the address of the scheduler's dashboard; empty if none answers.
+    """Return the address of the scheduler's dashboard; empty if there is none.
 
-    The scheduler names one even where it was started without: only the page itself tells.
+    The scheduler states an address even without a dashboard, so the page itself is requested.
     """
     if "dashboard" not in client.scheduler_info().get("services", {}):
         return ""
     link = str(client.dashboard_link)
     plain = ssl.create_default_context()
-    plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE  # nothing is sent or read over this connection
+    plain.check_hostname, plain.verify_mode = False, ssl.CERT_NONE  # no data is sent or read over this connection
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=plain))
     try:
         with direct.open(link, timeout=LOOK_S) as page:
-            found = page.status == HTTPStatus.OK and b"Dask needs" not in page.read(1000)  # bokeh, to show one
+            found = page.status == HTTPStatus.OK and b"Dask needs" not in page.read(1000)  # the dashboard needs bokeh
     except (OSError, ValueError, HTTPException):
         return ""
     return link if found else ""
 
 
 def answer_of(client: Client, function: Callable[..., T], *args: Any, **options: Any) -> T:
-    """Return what a worker answers; where it ends over it, another one, or the one in its place, is asked.
+    """Return a worker's answer; if the worker ends, another one or its replacement is asked.
 
     Raises
     ------
@@ -157,22 +157,22 @@ def answer_of(client: Client, function: Callable[..., T], *args: Any, **options:
                 ) from err
             log.warning("a worker %s while it loaded the network; trying again (%d of %d)", how, attempt + 1, TRIES)
             while not set(client.nthreads(callback_timeout=f"{CONNECT_S}s")) - {err.last_worker.address}:
-                time.sleep(0.1)  # the one in its place: what is handed out before it is there may wait for ever
+                time.sleep(0.1)  # work submitted before its replacement is there may never start
             if "workers" in options:
                 options["workers"] = fitting_workers(client)
     raise AssertionError("unreachable")
 
 
 def fitting_workers(client: Client) -> list[str]:
-    """Return the addresses of workers that compute and have this version of wsiseg, waiting until there is one at all.
+    """Return the addresses of workers that compute and have this version of wsiseg, waiting until there is at least one.
 
-    Those that have a GPU (``--resources GPU=1``) come first, and among equals first one of each machine, then the others: who
-    asks them in turn soon comes to another machine. Workers that only read (``CPU=1`` without ``GPU``) decide nothing.
+    Those that have a GPU (``--resources GPU=1``) come first, and among equals first one per machine, then the others, so that
+    asking them in turn soon reaches another machine. Workers that only read (``CPU=1`` without ``GPU``) are not considered.
 
     Raises
     ------
     InputError
-        There are workers, and none of them has it; the message names what each has.
+        There are workers, but none has this version; the message states what each has.
     """
     printed = ""
     while True:

@@ -1,4 +1,4 @@
-"""Many equal pieces of work over the workers of a config: in this process, on this machine's cores, or on a cluster."""
+"""Distributes pieces of work over the workers of a config: in this process, on this machine's cores, or on a cluster."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 IN_FLIGHT = 2
-"""Pieces that a worker's thread holds: one that it does and one that waits for it."""
+"""Pieces per thread of a worker: one in progress and one waiting."""
 
 LOOK_S = 2.0
 
 
 def spread(function: Callable[[T], R], pieces: Iterable[T], config: RunConfig, *, here: bool = False) -> Iterator[tuple[T, R]]:
-    """Yield every piece of work with its answer as it is done; at most twice as many as there are threads are handed out.
+    """Yield every piece of work with its result, as they finish; at most two pieces per thread are submitted at a time.
 
     Parameters
     ----------
@@ -42,14 +42,14 @@ def spread(function: Callable[[T], R], pieces: Iterable[T], config: RunConfig, *
     config
         ``schedule`` says which workers. They need no GPU.
     here
-        Do it in this process, where ``config`` names no scheduler: starting workers takes seconds.
+        Work in this process if ``config`` names no scheduler: starting workers takes seconds.
 
     Raises
     ------
     WorkersLostError
         A piece was lost with its worker ``schedule.retries`` + 1 times.
     SchedulerLostError
-        The scheduler is gone.
+        The connection to the scheduler is lost.
     """
     schedule = config.schedule
     if not schedule.remote and (here or default_workers(schedule.workers)[0] <= 1):
@@ -95,7 +95,7 @@ def _handed_out(
                     f"A piece of work was lost {lost + 1} times with the worker that did it "
                     f"({one_line(error) if error else 'cancelled'}). If memory is short, use fewer --workers."
                 )
-            log.warning("a worker was lost at its work (%s); trying again", one_line(error) if error else "cancelled")
+            log.warning("a worker was lost during its work (%s); trying again", one_line(error) if error else "cancelled")
             again.append((piece, lost + 1))
             continue
         yield piece, future.result()

@@ -1,7 +1,7 @@
-"""Pixels -> pixels of one look: uint8 (h, w, 3) of any slide in, its tissue in the reference slide's colors out.
+"""Stain normalization: takes uint8 (h, w, 3) of any slide and returns its tissue in the reference slide's colors.
 
-``fit_stain`` runs once a slide (a ``Stain`` is a slide constant); ``normalize`` is a function of one px and that constant,
-so it cannot tell one tile from another. White stays white.
+``fit_stain`` runs once per slide (a ``Stain`` is a slide constant); ``normalize`` is a function of one px and that constant,
+so its result does not depend on tiles. White stays white.
 """
 
 from wsiseg.normalize.stain import fit_stain, normalize

@@ -13,7 +13,7 @@ __all__ = ["mix_densities", "transfer_log_lms"]
 
 @jit
 def mix_densities(flat: Any, table: Any, back: Any, out: Any) -> None:
-    """Fill ``out`` uint8 (n, 3): sum each channel's density shares, look the sum's color up. Integers: equal to NumPy's."""
+    """Fill ``out`` uint8 (n, 3): add each channel's density shares, look up the sum's color. Integers, equal to NumPy's."""
     last = back.shape[0] - 1
     for i in range(flat.shape[0]):
         r, g, b = flat[i, 0], flat[i, 1], flat[i, 2]

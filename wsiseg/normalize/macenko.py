@@ -24,7 +24,7 @@ TARGET_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 TARGET_MAX_C = (1.9705, 1.0308)
 """Reference 99th percentiles of the concentrations: ``maxCRef`` of the same code."""
 
-_MIN_DENSITY = 0.15  # "beta": fainter px say nothing about the stain's color
+_MIN_DENSITY = 0.15  # "beta": the color of fainter px says nothing about the stain
 _PERCENTILE = 1.0  # "alpha"
 _MAX_FIT_PX = 1_000_000
 _STEPS = 4096  # per unit of optical density, in the tables of ``apply``
@@ -57,7 +57,7 @@ def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
 def density_matrix(params: Sequence[float]) -> npt.NDArray[np.float64]:
     """Return the 3x3 matrix that takes a slide's optical densities (r, g, b) to the normalized ones.
 
-    ``params`` are the slide's eight numbers, and eight more where another image than the authors' is the reference.
+    ``params`` are the slide's eight numbers, and eight more if another image than the authors' is the reference.
     """
     (stains, c_max), aim = _parted(params[:8]), params[8:]
     target_stains, target_c = _parted(aim) if aim else (np.array(TARGET_STAINS).T, np.array(TARGET_MAX_C))

@@ -28,9 +28,9 @@ TARGET_STD = (0.3077, 0.0507, 0.0116)
 """l, alpha, beta of the reference: tissue of the bundled demo slide, as ``fit`` measures it."""
 
 FADE_FROM, FADE_TO = 200, 240
-"""Darkest channel (0 to 255) from which on the change fades out, and from which on there is none."""
+"""Values of the darkest channel (0 to 255) from which the change fades out, and from which there is no change."""
 _MIN_STD = 1e-3
-_MAX_GAIN = 3.0  # a nearly uniform slide must not have its noise blown up
+_MAX_GAIN = 3.0  # the noise of a nearly uniform slide must not be amplified
 _LOG_LOW, _STEPS = -5.0, 8192
 
 
@@ -46,7 +46,7 @@ def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
 def log_transform(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Return matrix (3, 3) and offset (3,) that take log10 LMS of a slide to the normalized log10 LMS.
 
-    ``params`` are the slide's six numbers, and six more where another image than the demo slide is the reference.
+    ``params`` are the slide's six numbers, and six more if another image than the demo slide is the reference.
     """
     mean, std, aim = np.array(params[:3]), np.array(params[3:6]), np.array(params[6:] or (*TARGET_MEAN, *TARGET_STD))
     gain = np.minimum(aim[3:] / std, _MAX_GAIN)
@@ -87,7 +87,7 @@ def apply(rgb: Any, params: Sequence[float]) -> Any:
 
 @cache
 def _tables() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return what takes RGB to LMS in 16 bits (65000 is 1.0, white's a little less), their logarithms, and powers times 256."""
+    """Return tables from RGB to LMS in 16 bits (65000 is 1.0, white a little less), of logarithms, and of powers * 256."""
     mix = np.floor(RGB_TO_LMS * 65000 + 0.5).astype(np.int64)
     log_of = np.log10(np.maximum(np.arange(65536), 1) / 65000).astype(np.float32)
     power_of = (256 * 10 ** (_LOG_LOW + np.arange(int((0.5 - _LOG_LOW) * _STEPS)) / _STEPS)).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Which method, and what a fitted stain holds.
+"""Choice of the method, and the parameters of a fitted stain.
 
 ======== ================================================================================================================
 method   ``Stain.params``
@@ -8,8 +8,8 @@ reinhard means of l, alpha, beta, then standard deviations of l, alpha, beta (6 
 macenko  hematoxylin vector (r, g, b), eosin vector (r, g, b), 99th percentiles of both concentrations (8; see ``macenko``)
 ======== ================================================================================================================
 
-After them stand as many numbers of the reference, if it is not the method's own: those of the image that the network's training
-aimed at (``Stain`` of that image, the ``aim`` of ``fit_stain``).
+As many numbers of the reference follow, if it is not the method's own: those of the image that the network's training
+images were normalized to (``Stain`` of that image, the ``aim`` of ``fit_stain``).
 
 A slide without enough tissue to fit (``MIN_FIT_PX``) gets method ``none``: it is left as it is.
 """
@@ -27,7 +27,7 @@ __all__ = ["MIN_FIT_PX", "fit_stain", "normalize"]
 
 MIN_FIT_PX = 256
 _N_PARAMS = {"reinhard": 6, "macenko": 8}
-_WHITE_U8 = 250  # a px as bright as this in all channels is glass, and says nothing about stain
+_WHITE_U8 = 250  # a px at least this bright in all channels is glass, and is not used to fit the stain
 
 
 def fit_stain(
@@ -44,7 +44,7 @@ def fit_stain(
     tissue : bool (h, w)
         Which px are tissue.
     aim
-        ``Stain.params`` of the image whose colors slides are given; none: the method's own reference.
+        ``Stain.params`` of the image to whose colors slides are normalized; none: the method's own reference.
 
     Returns
     -------

@@ -24,7 +24,7 @@ __all__ = ["ImageMaps", "image_nuclei", "map_image", "segment_image", "separate_
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageMaps:
-    """What the network says of one picture with its surroundings: enough to separate it again under other thresholds.
+    """The network's maps of one picture with its halo: enough to separate it again with other thresholds.
 
     Attributes
     ----------

@@ -30,7 +30,7 @@ Array = Any
 
 @dataclass(slots=True)
 class StageClock:
-    """Seconds of consecutive stages: by the wall's clock, and for what a device does behind the host's back by the device's."""
+    """Seconds of consecutive stages: by the wall's clock, and for asynchronous work of a device by the device's clock."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
@@ -68,7 +68,7 @@ class StageClock:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowNuclei:
-    """What a window holds: the polygons that its core owns, and all instances with the maps that they come from.
+    """The results of a window: the polygons that its core owns, and all instances with the maps that they come from.
 
     Attributes
     ----------

@@ -1,6 +1,6 @@
-"""uint8 probability maps (2, H, W) -> ``Instances``: labels int32 (H, W) and one marker pixel each.
+"""From uint8 probability maps (2, H, W) to ``Instances``: labels int32 (H, W) and one marker pixel each.
 
-All of it is integer arithmetic with one right answer, defined here so that a kernel on any device can be built from the
+All of it is integer arithmetic with a unique result, defined here so that a kernel for any device can be written from the
 text alone. Arrays are (H, W) with pixel (y, x); *raster order* is by y, then x; neighbours are 4-connected; ``C``, ``M`` are
 the raw center and material maps, 0..255.
 

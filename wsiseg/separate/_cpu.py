@@ -17,7 +17,7 @@ from wsiseg.separate.params import MERGE_REACH_PX, SeparateParams, distance_tabl
 
 __all__ = ["find_markers", "separate"]
 
-Int = Any  # a machine integer: numba finds its width
+Int = Any  # an integer whose width numba chooses
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -59,7 +59,7 @@ def smooth_material(src: U8, out: U16) -> None:
 
 @jit
 def flagged(flags: U8, out: I64) -> Int:
-    """Write the indices of nonzero ``flags`` (8 k of them) to ``out``, return how many: zeros are passed eight at a time."""
+    """Write the indices of nonzero ``flags`` (8 k of them) to ``out``, return how many: zeros are skipped eight at a time."""
     words = flags.view(np.uint64)
     n = 0
     for w in range(words.size):
@@ -73,7 +73,7 @@ def flagged(flags: U8, out: I64) -> Int:
 
 @jit
 def grown(array: Any) -> Any:
-    """Return a copy of a 1-D array with twice its room."""
+    """Return a copy of a 1-D array with twice its length."""
     out = np.empty(2 * array.size, array.dtype)
     out[: array.size] = array
     return out
@@ -81,7 +81,7 @@ def grown(array: Any) -> Any:
 
 @jit
 def mask_runs(m16: U16, threshold: Int) -> tuple[I64, I32, I32, I32]:
-    """Mask -> runs: ``row_start`` (H + 1,), and per run its row ``ry`` and its columns ``rx0 <= x < rx1``."""
+    """Return the runs of a mask: ``row_start`` (H + 1,), and per run its row ``ry`` and its columns ``rx0 <= x < rx1``."""
     H, W = m16.shape
     row_start = np.zeros(H + 1, np.int64)
     rx0 = np.empty(1 << 16, np.int32)
@@ -115,7 +115,7 @@ def mask_runs(m16: U16, threshold: Int) -> tuple[I64, I32, I32, I32]:
 
 @jit
 def find_root(parent: I32, i: Int) -> Int:
-    """Return the least run of ``i``'s tree, halving the path on the way."""
+    """Return the smallest run of ``i``'s tree, halving the path on the way."""
     while parent[i] != i:
         parent[i] = parent[parent[i]]
         i = parent[i]
@@ -124,7 +124,7 @@ def find_root(parent: I32, i: Int) -> Int:
 
 @jit
 def join_runs(row_start: I64, rx0: I32, rx1: I32) -> I32:
-    """Return for each run the least run of its 4-connected component."""
+    """Return for each run the smallest run of its 4-connected component."""
     parent = np.arange(rx0.size).astype(np.int32)
     for y in range(1, row_start.size - 1):
         a = row_start[y - 1]
@@ -176,7 +176,7 @@ def find_peaks(c16: U16, m16: U16, center_threshold: Int, material_threshold: In
         row = c16[y]
         above = c16[y - 1] if y > 0 else nothing
         below = c16[y + 1] if y + 1 < H else nothing
-        # the four neighbours turn away nearly all before any square is searched
+        # the four neighbours exclude nearly all pixels before any square is searched
         for x in range(W):
             flags[x] = (row[x] >= level) & (above[x] < row[x]) & (below[x] <= row[x])
         for x in range(1, W):
@@ -195,7 +195,7 @@ def find_peaks(c16: U16, m16: U16, center_threshold: Int, material_threshold: In
 
 @jit
 def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int) -> bool:
-    """Return whether the least smoothed center value on the line from ``p`` to ``q`` is > c(p) - depth."""
+    """Return whether the smallest smoothed center value on the line from ``p`` to ``q`` is > c(p) - depth."""
     W = c16.shape[1]
     py, px = p // W, p % W
     dy, dx = q // W - py, q % W - px
@@ -209,7 +209,7 @@ def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int) -> bool:
 
 @jit
 def merge_peaks(c16: U16, peaks: I64, depth: Int, reach: Int) -> I64:
-    """Return the peaks that no greater neighbour takes over (step 4)."""
+    """Return the peaks that are not merged into a greater neighbour (step 4)."""
     W = c16.shape[1]
     value = c16.ravel()
     keep = np.ones(peaks.size, np.bool_)
@@ -302,7 +302,7 @@ def prepare(center: U8, material: U8, params: SeparateParams) -> tuple[U16, I64,
 
 
 def as_anchors(markers: I64, width: Int) -> I32:
-    """Raster indices -> (x, y)."""
+    """Return (x, y) of raster indices."""
     return np.stack([markers % width, markers // width], axis=1).astype(np.int32)
 
 

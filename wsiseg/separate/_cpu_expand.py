@@ -1,4 +1,4 @@
-"""CPU kernels of ``expand``: the nearest label of every pixel, and the parts of it that hang together with its nucleus."""
+"""CPU kernels of ``expand``: the nearest label of every pixel, and the part of it that is connected with its nucleus."""
 
 from __future__ import annotations
 

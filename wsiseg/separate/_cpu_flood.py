@@ -23,7 +23,7 @@ from wsiseg.separate.params import DISTANCE_REACH_PX, MATERIAL_MAX
 
 __all__ = ["Runs", "flood_shared", "limit_sizes", "paint_single"]
 
-Int = Any  # a machine integer: numba finds its width
+Int = Any  # an integer whose width numba chooses
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]

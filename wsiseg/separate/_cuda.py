@@ -1,10 +1,10 @@
-"""Device driver: the order in which kernels do the ten steps. Three small numbers come to the host, pixels never.
+"""Separation on a GPU: calls the kernels of the ten steps in order. Only three small numbers are copied to the host.
 
 Pixels of components with a single marker get its label without a flood, as on the CPU. The flood's lists of blocks stay on the
 device: ``ROUNDS`` rounds are launched before the host asks whether any block is left.
 
-The CPU's flood and this one are the same fixed point as long as no step count ends (2^18 - 1 steps on one level: a corridor a
-quarter of a million px long): beyond that, what a region that is too large for any limit takes from its neighbours may differ.
+The CPU's flood and this one reach the same fixed point if no step count overflows (2^18 - 1 steps on one level: a corridor a
+quarter of a million px long). Beyond that, borders of regions that are too large for any limit may differ.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ Array = Any
 SIDE = 32
 """Side of the flood's blocks in px, as in ``watershed.cu``."""
 ROUNDS = 4
-"""Rounds of the flood between two looks at the number of blocks left: a tile takes four to six."""
+"""Rounds of the flood between two checks of the number of blocks left; a tile takes four to six rounds."""
 NO_PIXEL = 2**31 - 1
 STRIDE_THREADS = 2**18
-"""Most threads of a kernel whose list is as long as only the device knows: what a large GPU runs at once, each for several."""
+"""Maximum threads of a kernel whose list length only the device knows: as many as a large GPU runs at once."""
 
 
 def find_markers(center: Array, material: Array, params: SeparateParams) -> Array:
@@ -81,7 +81,7 @@ def _prepare(device: Backend, center: Array, material: Array, params: SeparatePa
 
 
 def _peaks(device: Backend, c16: Array, m16: Array, params: SeparateParams) -> Array:
-    """Return where peaks are that no neighbour takes over (steps 3 and 4), uint8 (H, W)."""
+    """Return the peaks that are not merged into a neighbour (steps 3 and 4), uint8 (H, W)."""
     shape = H, W = c16.shape
     apart = params.marker_radius_px + 1  # two peaks never lie in one square of this side
     most = -(-H // apart) * -(-W // apart)
@@ -128,7 +128,7 @@ def _flood(device: Backend, m16: Array, root: Array, markers: Array, table: npt.
 
 
 def _limit_sizes(device: Backend, labels: Array, material: Array, n: int, params: SeparateParams) -> tuple[Array, Array]:
-    """Return for labels 0..n whether they are kept (step 10) and how many are up to each, both int32."""
+    """Return for labels 0..n whether they are kept (step 10) and the running count of kept ones, both int32."""
     H, W = labels.shape
     first, area = device.full(n + 1, NO_PIXEL, "int32"), device.full(n + 1, 0, "int32")
     total, wanted = device.full(n + 1, 0, "uint64"), int(params.min_material > 0)

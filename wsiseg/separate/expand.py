@@ -1,13 +1,13 @@
-"""Labels of nuclei -> labels of cells: each pixel near a nucleus belongs to the nearest one.
+"""Labels of cells from labels of nuclei: each pixel near a nucleus belongs to the nearest one.
 
-Integer arithmetic with one right answer, whatever the order or the tiling:
+Integer arithmetic with a unique result, whatever the order or the tiling:
 
 1. **Nearest.** A pixel whose least squared distance (of pixel centers) to a nucleus's pixel is at most r^2 belongs to that
    nucleus; of several at the same distance to the one of the smallest label. Pixels of nuclei belong to themselves.
 2. **Joined.** Of a cell's 4-connected parts the one with most pixels of its nucleus is kept; ties: the first in raster order.
    (Digital sectors between two nuclei can end in pixels that touch their cell by a corner only.)
 
-What a pixel is depends on pixels at most r away, so a window is right for every nucleus that lies 2 r or more inside it.
+A pixel's label depends on pixels at most r away, so a window is correct for every nucleus that lies 2 r or more inside it.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ Array = Any
 
 
 def separate(prob: Array, params: SeparateParams) -> Instances:
-    """Probability maps -> instances, by the definition in ``wsiseg.separate`` (all ten steps).
+    """Separate probability maps into instances, by the definition in ``wsiseg.separate`` (all ten steps).
 
     Parameters
     ----------
@@ -43,7 +43,7 @@ def separate(prob: Array, params: SeparateParams) -> Instances:
 
 
 def find_markers(prob: Array, params: SeparateParams) -> Array:
-    """Probability maps -> markers (steps 1 to 6 of the definition), before any size limit.
+    """Return the markers of probability maps (steps 1 to 6 of the definition), before any size limit.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Options in fractions and µm² -> the integers that the kernels compare with."""
+"""Conversion of options in fractions and µm² to the integers that the kernels compare with."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ DISTANCE_REACH_PX = 32
 MERGE_REACH_PX = 24
 """Peaks further apart than this (in x or in y) are never merged."""
 AREA_LIMIT_PX = (1 << 18) - 1
-"""The flood's step count has 18 bits, so no larger nucleus can be asked for."""
+"""Largest area limit: the flood's step count has 18 bits."""
 
 FALLBACK: Mapping[str, Any] = MappingProxyType(
     {
@@ -39,13 +39,13 @@ FALLBACK: Mapping[str, Any] = MappingProxyType(
         "min_material_frac": 0.0,
     }
 )
-"""Used where neither the config nor the weights' card says anything. Radius 6 px at 0.25 um/px: maxima closer than 1.5 um are
+"""Used if neither the config nor the weights' card has a value. Radius 6 px at 0.25 um/px: maxima closer than 1.5 um are
 one nucleus; 6 um^2 is a disc of 2.8 um, below the smallest lymphocyte section."""
 
 
 @dataclass(frozen=True, slots=True)
 class SeparateParams:
-    """Separation parameters in map units and working px: what the definition in ``wsiseg.separate`` names.
+    """Separation parameters in map units and working px, as used by the definition in ``wsiseg.separate``.
 
     Attributes
     ----------

@@ -94,9 +94,9 @@ def fit(
         This process's part of the batch of a step; a pure function of the step, or a resume will differ from an
         uninterrupted run.
     validate
-        Called with the averaged network and the step; its numbers join the curve.
+        Called with the averaged network and the step; its numbers are added to the curve.
     resume
-        Go on from the folder's checkpoint; without one, start.
+        Continue from the folder's checkpoint; without one, start.
     on_line
         Called with every line of the curve.
     stop_after
@@ -155,7 +155,7 @@ def _report(
 
 
 class _LoopState:
-    """What a checkpoint holds: weights, their average, the optimizer and the step."""
+    """The contents of a checkpoint: weights, their average, the optimizer and the step."""
 
     def __init__(self, net: nn.Module, config: LoopConfig, group: ProcessGroup) -> None:
         net = net.to(group.device, memory_format=torch.channels_last)
@@ -171,7 +171,7 @@ class _LoopState:
         self.rate = 0.0
 
     def advance(self, batch: Batch, config: LoopConfig) -> dict[str, torch.Tensor]:
-        """Take one step; return the loss and its terms, still on the device: to read them here would make it wait."""
+        """Take one step; return the loss and its terms, still on the device: reading them here would make the host wait."""
         self.rate = config.learning_rate * learning_rate_factor(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -209,7 +209,7 @@ class _LoopState:
         _save_whole({"ema": self.ema.state_dict(), "step": self.step}, run_dir / "ema.pt")
 
     def load(self, path: Path) -> None:
-        """Take up a checkpoint."""
+        """Load a checkpoint."""
         held = torch.load(path, map_location="cpu", weights_only=True)
         self.net.load_state_dict(held["net"])
         self.ema.load_state_dict(held["ema"])
@@ -247,7 +247,7 @@ def _append(path: Path, line: dict[str, Any]) -> None:
 
 
 def _trim_curve(path: Path, step: int) -> None:
-    """Drop lines of steps that the checkpoint does not hold: they will be made again."""
+    """Drop lines of steps after the checkpoint, which will be repeated."""
     if path.exists():
         lines = [text for text in path.read_text(encoding="utf-8").splitlines() if json.loads(text)["step"] <= step]
         atomic_write_bytes(path, "".join(f"{text}\n" for text in lines).encode())

@@ -1,4 +1,4 @@
-"""What the two heads are held to: cross-entropy per pixel plus soft Dice per image, for both."""
+"""The loss of the two heads: cross-entropy per pixel plus soft Dice per image, for both."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class LossConfig:
     Attributes
     ----------
     center, material
-        Of the two heads.
+        Weights of the two heads.
     dice, entropy
-        Of a head's Dice and of its cross-entropy.
+        Weights of a head's Dice and of its cross-entropy.
     focal_gamma
         0 is plain cross-entropy (Lin et al. 2017 for others).
     center_loss
         ``overlap``: cross-entropy and Dice for the center, as for the material; ``mse``: mean squared error alone, as Mahbod
-        et al. 2019 hold their distance maps to, of the linear output ``logit / 4 + 1/2``. That is the tangent of the sigmoid
-        in its middle; through the sigmoid itself the error loses its slope where nothing is found, and all maps become empty.
+        et al. 2019 train their distance maps, of the linear output ``logit / 4 + 1/2``. That is the tangent of the sigmoid
+        in its middle; through the sigmoid itself the gradient vanishes where nothing is found, and all maps become empty.
     """
 
     center: float = 1.0

@@ -63,7 +63,7 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
 
     Mahbod et al. 2019 smooth the distance map by a Gaussian as wide as the mean nucleus of the image asks, and take its local
     maxima. Here the mean is taken once, over training images: a width that changed from tile to tile would make results depend
-    on tiles. What a Gaussian does to maxima is asked of markers directly: of those nearer than a quarter of the mean diameter
+    on tiles. The effect of a Gaussian on maxima is imposed on markers directly: of those nearer than 1/4 of the mean diameter
     (in x and y) one remains, and two with a saddle less deep than a tenth of the map's range are one.
 
     Parameters

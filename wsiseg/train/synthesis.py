@@ -32,7 +32,7 @@ _REGION_PX = 8192  # of a segmented slide: thousands of nuclei, and one image in
 
 @dataclass(frozen=True, slots=True)
 class SynthConfig:
-    """What is drawn.
+    """Options of the synthetic images.
 
     Attributes
     ----------
@@ -77,7 +77,7 @@ def read_cohort(folder: Path) -> list[Picture]:
         return [Picture(s.image_id, read_rgb(Path(s.image_path)), s.mpp, s.organ, s.group) for s in samples]
     paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in _PICTURES and ".labels." not in p.name)
     if not paths:
-        raise FormatError(f"{folder}: no picture ({', '.join(_PICTURES)}) in it.")
+        raise FormatError(f"{folder}: expected pictures ({', '.join(_PICTURES)}) in this folder, found none.")
     return [Picture(p.stem, read_rgb(p)) for p in paths]
 
 
@@ -106,7 +106,7 @@ def reference_shapes(reference: Path, patch_px: int) -> tuple[ShapeStatistics, f
     source = open_nuclei(reference)
     center = read_nuclei(source.path, None, ["cx", "cy"])
     if center.num_rows == 0:
-        raise InputError(f"{reference}: holds no nucleus.")
+        raise InputError(f"{reference}: expected a reference with nuclei, it has none.")
     cx, cy = (int(np.median(center[name].to_numpy())) for name in ("cx", "cy"))
     x, y = max(0, cx - _REGION_PX // 2), max(0, cy - _REGION_PX // 2)
     region = Box(x, y, min(_REGION_PX, source.width_px - x), min(_REGION_PX, source.height_px - y))
@@ -231,7 +231,7 @@ def _rescaled(shapes: ShapeStatistics, from_mpp: float | None, to_mpp: float | N
 
 
 def _finished(out: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
-    """Return an image that an earlier call has written whole: labels come last."""
+    """Return an image that an earlier call completed (labels are written last)."""
     for ending in (".labels.png", ".labels.tif"):
         if (out / f"{image_id}{ending}").exists():
             image, labels = out / f"{image_id}.png", out / f"{image_id}{ending}"
@@ -240,7 +240,7 @@ def _finished(out: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.i
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Say in the folder what is being made there, or see that it is the same; ``ConfigError`` where it is not."""
+    """Record the settings in the folder, or check that the recorded ones are equal; ``ConfigError`` if they are not."""
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "synth.json", json.dumps(settings, indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:

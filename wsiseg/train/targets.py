@@ -1,4 +1,4 @@
-"""Instance labels -> what the two heads learn: a center map, a material map, and a weight per pixel.
+"""Training targets of the two heads from instance labels: a center map, a material map, and a weight per pixel.
 
 The center is a bump scaled to the nucleus, so that one nucleus gives one maximum whatever its size. The material is lower on
 the pixels where two nuclei touch, so that the watershed finds a valley there. (Mahbod et al. 2019 leave those pixels out; that

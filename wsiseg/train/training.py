@@ -68,7 +68,7 @@ def train_from_toml(
 
 
 def training_samples(config: TrainConfig) -> list[Sample]:
-    """Return all images of a config's sets; ``ConfigError`` where it is not said where they are."""
+    """Return all images of a config's sets; ``ConfigError`` if their folder is not given."""
     return list_samples(_data_root(config), tuple(config.sets))
 
 
@@ -81,9 +81,9 @@ def train_samples(
     resume: bool = False,
     on_line: Callable[[dict[str, Any]], None] | None = None,
 ) -> dict[str, Any]:
-    """Train on some images, judge by those of them with ``validation``, and return the card of the weights.
+    """Train on the images, score those marked ``validation``, and return the card of the weights.
 
-    ``base`` is the folder of the config file, from which a relative ``init`` counts. Of several processes (torchrun) the first
+    ``base`` is the folder of the config file, to which a relative ``init`` refers. Of several processes (torchrun) the first
     scores and writes; the others return an empty card.
 
     Raises
@@ -133,7 +133,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
     """Measure the int8 ranges, fit thresholds, score, and write weights and card; return the card.
 
     Thresholds suit tissue of sets that the network has not seen: fitted on ``config.fit_sets``, or ``OPERATING_POINT``. Scores
-    are those of the held-out images, none of which has a part in what it judges; without held-out images there are none.
+    are those of the held-out images, which are used neither for training nor for thresholds; without them there are none.
     """
     assert isinstance(net, UNet)
     held_out, seen = [s for s in samples if s.validation], [s for s in samples if not s.validation]
@@ -194,7 +194,7 @@ def _teacher(config: TrainConfig, folder: Path) -> Callable[[NDArray[np.uint8]],
 
 
 def _weights_from(stated: str, folder: Path) -> str:
-    """Return a name that ships as it is, and a path as counted from the config file's folder."""
+    """Return the name of shipped weights unchanged, and a path relative to the config file's folder."""
     return str(folder / stated) if stated.endswith(".safetensors") else stated
 
 
@@ -223,7 +223,7 @@ def _calibration_images(seen: list[Sample], aim: Stain) -> Iterator[NDArray[np.u
 
 
 def _stain_aim(config: TrainConfig, seen: list[Sample]) -> tuple[Stain, dict[str, Any]]:
-    """Return what images are normalized to, and what the card says of it (nothing where they are not)."""
+    """Return what images are normalized to, and the card's entries about it (empty if they are not normalized)."""
     if config.stain == "none":
         return Stain(), {}
     if config.stain_reference == "published":

@@ -1,4 +1,4 @@
-"""Annotated images -> scores of a network, and the separation thresholds that suit images of sets it has not seen."""
+"""Scores of a network on annotated images, and separation thresholds that suit images of sets that it has not seen."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ OPERATING_POINT: Mapping[str, Any] = MappingProxyType(
 """Thresholds for tissue of sets that the network has not seen, as ``benchmarks/operating_point.py`` measures them: those of
 weights that are trained without a set to fit others on."""
 
-# the order is that of the descent: what moves the score most comes first
+# in the order of the descent: options that change the score most come first
 _GRID: dict[str, tuple[Any, ...]] = {
     "material_threshold_frac": (0.22, 0.24, 0.26, 0.28, 0.3, 0.32, 0.34, 0.36, 0.38, 0.4, 0.42, 0.44, 0.46, 0.5, 0.54, 0.58),
     "min_material_frac": (0.0, 0.5, 0.52, 0.54, 0.56, 0.58, 0.6, 0.62, 0.64, 0.66, 0.68, 0.7, 0.72, 0.75),
@@ -104,15 +104,15 @@ def set_means(judged: Sequence[Judged], scores: Sequence[Scores]) -> dict[str, f
 def fit_separation(judged: Sequence[Judged], rounds: int = 2) -> tuple[dict[str, Any], float]:
     """Fit the separation thresholds by walking one at a time over a grid.
 
-    The score is the mean over sets, each with the same weight, of the mean of PQ and AJI (``set_means``): PQ alone would buy a
-    little precision with many nuclei that are then missing from tables and counts. On images of a set that the network was
+    The score is the mean over sets, each with the same weight, of the mean of PQ and AJI (``set_means``): PQ alone would gain a
+    little precision by dropping many nuclei, then missing from tables and counts. On images of a set that the network was
     trained on borders are surer than elsewhere, so thresholds fitted there are too high for other tissue: give images of sets
     that it has not seen.
 
     Parameters
     ----------
     judged
-        Predicted images that will judge nothing; maps of several networks may stand together.
+        Predicted images that are not used for scores; maps of several networks may be combined.
     rounds
         Passes over all thresholds; a pass that changes nothing ends the descent.
 

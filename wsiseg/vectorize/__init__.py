@@ -1,6 +1,6 @@
-"""``Instances`` of one window -> ``PolygonBatch`` of the nuclei that the tile owns, and the tile's additive sums.
+"""From the ``Instances`` of one window: a ``PolygonBatch`` of the nuclei that the tile owns, and the tile's additive sums.
 
-Integer arithmetic with one right answer up to the last step; neighbours are 4-connected, (y, x) is a pixel, coordinates are
+Integer arithmetic with a unique result up to the last step; neighbours are 4-connected, (y, x) is a pixel, coordinates are
 (x, y) of pixel corners.
 
 * **Ownership.** A tile writes the nuclei whose marker pixel lies in its core. Cores partition the slide, so each nucleus is
@@ -9,18 +9,18 @@ Integer arithmetic with one right answer up to the last step; neighbours are 4-c
   raster order, heading east, with the label on the right. At each corner: if the pixel ahead on the left has the label, turn
   left; else if the one ahead on the right has it, go straight on; else turn right. So where two pixels of the label touch only
   by a corner the ring passes between the two pixels that are not in it, never twice through one corner, and every ring is a
-  valid, simple polygon. Vertices are the turns; the first is repeated at the end. With y pointing down this is clockwise to
-  the eye; the shoelace sum over (x, y) as stored is positive, which is what GeoJSON, WKB and shapely call counter-clockwise.
+  valid, simple polygon. Vertices are the turns; the first is repeated at the end. With y pointing down this is clockwise on
+  screen; the shoelace sum over (x, y) as stored is positive, which is what GeoJSON, WKB and shapely call counter-clockwise.
   Its area is the label's pixel count with holes filled (4-connected background that cannot reach the outside).
 * **Sums** over the filled pixels, exactly, by Green's theorem on the ring: 1, i, j, ii, ij, jj with (i, j) = (x, y) relative to
   the first pixel; also the ring's unit edges and its corners; and the material sum over the label's own pixels.
-* **Columns** are made of those sums by one NumPy function (``columns_of``), whatever device made the sums. Axes are those of
+* **Columns** are computed from those sums by one NumPy function (``columns_of``), on every device. Axes are those of
   the ellipse with the same second moments of pixel centers (``4 sqrt(eigenvalue)``, as scikit-image's regionprops). The
   perimeter is Crofton's with 4 directions, ``pi / 8 ((1 + sqrt 2) edges - corners / sqrt 2)``: unbiased for outlines without a
   preferred direction, between -5.2 % (axis-parallel) and +2.6 % for a straight edge (Ohser and Muecklich, Statistical Analysis
   of Microstructures in Materials Science, 2000).
 
-``rasterize`` is the inverse: rings -> label image. Where polygons overlap (a nucleus in the filled hole of another) the
+``rasterize`` is the inverse, from rings to a label image. Where polygons overlap (a nucleus in the filled hole of another) the
 smallest one wins; ties: the first.
 """
 

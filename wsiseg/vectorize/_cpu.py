@@ -13,7 +13,7 @@ from wsiseg.vectorize.traced import Traced
 
 __all__ = ["core_sums", "paint_rings", "scan_labels", "trace_owned", "trace_rings"]
 
-Int = Any  # a machine integer: numba finds its width
+Int = Any  # an integer whose width numba chooses
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -163,7 +163,7 @@ def core_sums(center: U8, material: U8, labels: I32) -> tuple[Int, Int, Int]:
 
 @jit
 def paint_ring(labels: I32, ring: I32, value: Int, ox: Int, oy: Int, odd: U8) -> Any:
-    """Fill one ring with ``value``; ``odd`` is all-zero scratch, returned (perhaps larger) all-zero."""
+    """Fill one ring with ``value``; ``odd`` is a scratch array of zeros, returned (possibly enlarged) as zeros."""
     H, W = labels.shape
     x0, x1 = max(ring[:, 0].min() - ox, 0), min(ring[:, 0].max() - ox, W)
     y0, y1 = max(ring[:, 1].min() - oy, 0), min(ring[:, 1].max() - oy, H)

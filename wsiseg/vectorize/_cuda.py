@@ -1,7 +1,7 @@
-"""Device driver: label sums, then one thread a ring: twice around it, first to count, then to write. Two waits in all.
+"""Vectorization on a GPU: label sums, then one thread per ring, which follows it twice: to count, then to write.
 
-What comes back is what a table needs: rings and integer sums, a few megabytes a tile, through pinned memory. Columns are made
-of them on the host by the same NumPy function whatever device made the sums.
+The host waits twice. It receives rings and integer sums, a few megabytes a tile, through pinned memory. Columns are computed
+from them on the host by the same NumPy function as on the CPU.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _traced(rows: np.ndarray[Any, np.dtype[np.int64]], xy: np.ndarray[Any, np.dt
 
 
 def _within(value: int, size: int) -> int:
-    """Return ``value`` cut to 0..size: markers lie in the window, and the kernel's numbers are 32 bits wide."""
+    """Return ``value`` clipped to 0..size: markers lie in the window, and the kernel's numbers are 32 bits wide."""
     return min(max(value, 0), size)
 
 

@@ -1,4 +1,4 @@
-"""Integer sums per nucleus -> the columns of ``wsiseg.schema.BATCH_COLUMNS``."""
+"""Computes the columns of ``wsiseg.schema.BATCH_COLUMNS`` from integer sums per nucleus."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy.typing as npt
 __all__ = ["SUMS", "columns_of"]
 
 SUMS = ("area", "i", "j", "ii", "ij", "jj", "edges", "corners", "label_px", "material")
-"""What a kernel hands over for each nucleus, in this order, int64: sums over the filled region relative to the first pixel, the
+"""What a kernel returns for each nucleus, in this order, int64: sums over the filled region relative to the first pixel, the
 ring's unit edges and corners, the label's own pixels and their material sum."""
 
 
@@ -40,7 +40,7 @@ def columns_of(
         relative to it, without cancellation, then in float64 in a fixed order, and cast to the column type.
     """
     n, si, sj, sii, sij, sjj, edges, corners, label_px, material = sums.T
-    mi, mj = si // n, sj // n  # whole-pixel shift: what is left is small and exact
+    mi, mj = si // n, sj // n  # shift by whole pixels: the remaining numbers are small and exact
     ri, rj = si - n * mi, sj - n * mj
     vii = (sii - 2 * mi * si + n * mi * mi - ri * ri / n) / n
     vij = (sij - mi * sj - mj * si + n * mi * mj - ri * rj / n) / n

@@ -1,4 +1,4 @@
-"""Public functions: check the arguments, call the kernels for the kind of array, and name the results."""
+"""Public functions: check the arguments, call the kernels for the type of array, and name the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
     Parameters
     ----------
     instances
-        What ``wsiseg.separate.separate`` made of ``prob``.
+        The result of ``wsiseg.separate.separate`` for ``prob``.
     prob : uint8 (2, H, W)
         Center (0) and material (1) maps of the window.
     read, core
@@ -33,7 +33,7 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
     -------
     PolygonBatch
         Rings in working px of the slide, nuclei in raster order of their markers; columns as ``wsiseg.schema.BATCH_COLUMNS``.
-        NumPy arrays whatever the device: they are small, and the next station is a file.
+        NumPy arrays on every device: they are small, and are written to a file next.
 
     Raises
     ------
@@ -55,7 +55,7 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
 
 
 def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: Array | None = None) -> TileStats:
-    """Sum maps, labels and tissue of a window over its core: what adds up over tiles.
+    """Sum maps, labels and tissue of a window over its core: sums that can be added over tiles.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ def rasterize(batch: PolygonBatch, box: Box) -> Array:
         As ``vectorize``.
     """
     if backend_of(batch.xy) is not None:
-        raise BackendUnavailableError("rasterize: polygons live on the host, whatever made them. Bring them: cupy.asnumpy(xy).")
+        raise BackendUnavailableError("rasterize: expected polygons in NumPy arrays, got CuPy. Copy them: cupy.asnumpy(xy).")
     from wsiseg.vectorize import _cpu
 
     area = area_of_rings(batch.xy, batch.ring_offsets)

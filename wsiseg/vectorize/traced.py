@@ -1,4 +1,4 @@
-"""What CPU and CUDA kernels return alike: rings and integer sums of the owned nuclei, on the host."""
+"""The result of both CPU and CUDA kernels: rings and integer sums of the owned nuclei, on the host."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Traced(NamedTuple):
 
     ``xy`` int32 (V, 2) in working px of the slide, ``offsets`` int64 (N + 1,), ``sums`` int64 (N, 10) as named by
     ``wsiseg.vectorize.columns.SUMS``; ``first`` int64 (N,) raster index of the label's first pixel, ``anchors`` int64 (N, 2)
-    and ``center`` uint8 (N,) of the marker, all in the window. ``missing`` is the least label without a pixel (0: all have
-    some); then the rest says nothing.
+    and ``center`` uint8 (N,) of the marker, all in the window. ``missing`` is the smallest label without a pixel (0: all have
+    some); if there is one, the other values are not valid.
     """
 
     xy: npt.NDArray[np.int32]
