@@ -317,7 +317,7 @@ class RunConfig:
         return out
 
     def digest(self, **facts: Any) -> str:
-        """Return 16 hex digits over everything that changes results: options plus ``facts`` (weights sha256, ...)."""
+        """Return a hash (16 hex digits) of everything that changes results: options and ``facts`` (weights sha256, ...)."""
         text = json.dumps({**self.result_fields(), **facts}, sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -29,5 +29,5 @@ def optional(name: str, extra: str) -> ModuleType:
         return importlib.import_module(name)
     except ImportError as err:
         raise BackendUnavailableError(
-            f"This needs {name}, which is not installed ({err}): pip install 'wsiseg[{extra}]'."
+            f"The package {name} is needed but not installed ({err}). Install it: pip install 'wsiseg[{extra}]'."
         ) from err

@@ -189,7 +189,7 @@ def demo(out: Path, workers: int | None) -> None:
 
 
 def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shard: Shard | None = None) -> RunSummary:
-    """Run the main job with a progress display where there is a terminal."""
+    """Run the main job, with a progress display if the output is a terminal."""
     from wsiseg.results.listing import group_skipped
     from wsiseg.run.segment import segment as run
 

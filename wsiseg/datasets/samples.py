@@ -66,7 +66,7 @@ _LABELS = (".labels.png", ".labels.tif")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One annotated image; ``store`` names the patch store that holds it, and is empty where it lies in files.
+    """One annotated image; ``store`` names the patch store that holds it, and is empty for images in files.
 
     ``weight`` is how much more or less often than others of its set the image is drawn (synthetic ones: ``train.synth``).
     """

@@ -84,7 +84,7 @@ class SetScores:
 
 
 def annotated_sets(root: Path) -> list[str]:
-    """Return the names of the sets in a folder (those with INFO.json and label images). Raises ``FormatError``: none."""
+    """Return the names of the sets in a folder (with INFO.json and label images). Raises ``FormatError`` if there are none."""
     found = sorted(p.parent.name for p in sets_folder(root).glob("*/INFO.json") if next(p.parent.glob("*.labels.png"), None))
     if not found:
         raise FormatError(

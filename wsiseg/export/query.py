@@ -358,7 +358,7 @@ def _grades_of(root: Path) -> dict[str, str]:
 
     path = root / GRADES
     if not path.is_file():
-        raise InputError(f"{root}: the run has no QC grades ({GRADES}). Run `wsiseg qc grade` first.")
+        raise InputError(f"{root}: the run has no QC grades ({GRADES}). Run `wsiseg qc grade {root}` first.")
     table = pq.read_table(str(path))
     if not {"slide_id", "grade"} <= set(table.column_names):
         raise FormatError(f"{path}: expected the columns slide_id and grade, got {table.column_names}.")

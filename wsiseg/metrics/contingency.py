@@ -80,7 +80,7 @@ def contingency(
     pred_map, truth_map = _as_labels(pred, "pred", layered), _as_labels(truth, "truth", layered)
     if pred_map.shape[-2:] != truth_map.shape[-2:]:
         raise FormatError(
-            f"evaluate: pred has shape {pred_map.shape}, truth {truth_map.shape}. Expected the same (H, W); "
+            f"evaluate: pred has shape {pred_map.shape}, truth {truth_map.shape}. Expected the same (H, W). "
             "Were they made at different resolutions?"
         )
     if ignore is not None:

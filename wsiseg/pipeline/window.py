@@ -181,7 +181,7 @@ def window_nuclei(
     clock: StageClock | None = None,
     events: Counter[str] | None = None,
 ) -> WindowNuclei:
-    """Separate maps into instances and trace those that the core owns; where a device has no memory left, on the CPU.
+    """Separate maps into instances and trace those that the core owns; on the CPU if the device has no memory left.
 
     Parameters
     ----------
@@ -206,7 +206,7 @@ def window_nuclei(
 
 
 def window_stats(found: WindowNuclei, read: Box, core: Box, tissue: TissueView, events: Counter[str]) -> TileStats:
-    """Sum maps, labels and tissue of a window over its core; where a device has no memory left, on the CPU."""
+    """Sum maps, labels and tissue of a window over its core; on the CPU if the device has no memory left."""
     try:
         stats = tile_stats(found.prob, found.instances, read, core)
     except memory_errors():

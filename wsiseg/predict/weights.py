@@ -73,7 +73,7 @@ def load_weights(weights: str) -> tuple[UNet, dict[str, Any]]:
     try:
         raw = path.read_bytes()
     except OSError as err:
-        raise WeightsError(f"Weights file {path}: {err}") from err
+        raise WeightsError(f"Weights file {path}: cannot be read: {err.strerror or err}.") from err
     digest = hashlib.sha256(raw).hexdigest()
     if digest != card["sha256"]:
         raise WeightsError(

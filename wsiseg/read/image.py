@@ -163,7 +163,7 @@ def _png_bits(path: Path) -> int:
 
 
 def _jpeg2000_bits(path: Path) -> int:
-    """Return the bits of the first sample by the codestream's SIZ marker (ISO 15444-1, A.5.1), 8 where there is none."""
+    """Return the bits of the first sample by the codestream's SIZ marker (ISO 15444-1, A.5.1), 8 if there is none."""
     with path.open("rb") as stream:
         head = stream.read(1 << 20)
     at = head.find(b"\xff\x4f\xff\x51")

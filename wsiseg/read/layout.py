@@ -87,7 +87,7 @@ class TiffPicture:
 
     @property
     def orientation(self) -> int:
-        """Return the Orientation tag, 1 (as stored) where it is absent or no orientation."""
+        """Return the Orientation tag, 1 (as stored) if it is absent or invalid."""
         tag = self.page.tags.get(274)
         return int(tag.value) if tag is not None and tag.value in range(1, 9) else 1
 

@@ -172,7 +172,7 @@ class TiffSlide:
         )
 
     def _sampled(self) -> npt.NDArray[Any]:
-        """Return samples (n, channels): all of the coarsest level where it is small, else of segments spread evenly over it."""
+        """Return samples (n, channels): all of the coarsest level if it is small, else of segments spread evenly over it."""
         level = len(self.level_sizes_px) - 1
         pages = self._picture.levels[level]
         page = pages[0]

@@ -30,7 +30,7 @@ _GLASS, _FADE = 240.0, 40.0  # darkest channel from which on glass stays as it i
 
 @dataclass(frozen=True, slots=True)
 class StainStatistics:
-    """An image's stain as ``wsiseg.normalize`` fits it (``Stain.params``); empty where it cannot be fitted."""
+    """An image's stain as ``wsiseg.normalize`` fits it (``Stain.params``); empty if it cannot be fitted."""
 
     macenko: tuple[float, ...] = ()
     reinhard: tuple[float, ...] = ()

@@ -83,7 +83,7 @@ def train_samples(
 ) -> dict[str, Any]:
     """Train on the images, score those marked ``validation``, and return the card of the weights.
 
-    ``base`` is the folder of the config file, to which a relative ``init`` refers. Of several processes (torchrun) the first
+    ``base`` is the folder of the config file, to which a relative ``init`` refers. With several processes (torchrun) the first
     scores and writes; the others return an empty card.
 
     Raises

@@ -137,7 +137,7 @@ class _Canvas:
         self.rings.append(stamp.ring + np.array((x, y)))
 
     def _corner(self, stamp: _Stamp, cy: float, cx: float) -> tuple[int, int] | None:
-        """Return where a stamp begins whose center is here; none where that is out of the field, or the stamp has no room."""
+        """Return the corner of a stamp with its center here; None if that is outside the field, or the stamp does not fit."""
         h, w = stamp.mask.shape
         within = all(_PAD_PX <= c < _PAD_PX + self.side for c in (cy, cx))
         return (round(cy - h / 2), round(cx - w / 2)) if within and max(h, w) < 2 * _PAD_PX else None
