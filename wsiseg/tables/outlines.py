@@ -206,7 +206,7 @@ def require_outlines(n: int, tally: Tally, where: str) -> None:
     """
     if n == 0 and any(reason.startswith(_TYPED) for reason in tally.skipped):
         raise FormatError(
-            f"{where}: no outline of a nucleus in this file ({'; '.join(tally.lines())}). Points and lines have no area; "
+            f"{where}: no outline of a nucleus in this file ({'; '.join(tally.lines())}): points have no area, nor do lines; "
             "give the file with polygons."
         )
 
