@@ -49,29 +49,22 @@ AS_RECIPES = {
     "DASK_DISTRIBUTED__ADMIN__SYSTEM_MONITOR__INTERVAL": "5s",
 }
 """Messages and events are else remembered by the thousand, and every worker is looked at many times a second."""
-FACTS = {
-    "weights": "none",
-    "weights_sha256": "0" * 64,
-    "precision": "fp32",
-    "engine": "eager",
-    "mpp_model": 0.25,
-    "stain_method": "none",
-    "separate": {},
-    "licence": "none",
-    "arithmetic": {"digest": "0" * 16, "device": "cpu", "processor": "none", "host": "none"},
-    "machine": "none",
-}
 
 
 def install_stand_ins(mode: dict[str, Any]) -> None:
     """Replace what touches pixels in this process."""
+    from wsiseg.results.slide_record import SlideRecord, write_slide
+    from wsiseg.rows import SlideRow
     from wsiseg.run import tasks, worker
     from wsiseg.run.context import WorkerContext
-    from wsiseg.schema import BATCH_COLUMNS, SLIDES
-    from wsiseg.tables import atomic_write_bytes
-    from wsiseg.types import Box, PolygonBatch, Tile, TileOutcome, TileStats
+    from wsiseg.run.facts import ModelFacts, WorkerFacts
+    from wsiseg.schema import BATCH_COLUMNS
+    from wsiseg.separate import SeparateParams
+    from wsiseg.types import Box, PolygonBatch, Processor, Tile, TileOutcome, TileStats
     from wsiseg.write import write_part
 
+    model = ModelFacts("none", "0" * 64, 0.25, "none", SeparateParams(1, 1, 1, 0, 0, True, 1, 1))
+    facts = WorkerFacts(model, "fp32", "eager", "none", Processor("0" * 16, "none", "none"), "none")
     stages: dict[str, float] = mode["stages"]
     batch = PolygonBatch(*_circles(200), {c.name: np.ones(200, c.arrow) for c in BATCH_COLUMNS})
 
@@ -94,21 +87,19 @@ def install_stand_ins(mode: dict[str, Any]) -> None:
             write_part(path, batch, one, TileStats(), stages, context.digest)
         return TileOutcome(one.slide_id, one.tile_id, "done", len(batch), dict(stages), attempts=attempt)
 
-    def finish(slide_id: str, failed: Any, context: Any) -> dict[str, Any]:
+    def finish(slide_id: str, failed: Any, context: Any) -> SlideRow:
         time.sleep(mode["finish_s"])
         if mode["parts"]:
             found = len(list(context.folder.parts(slide_id).glob("*.parquet")))
             if found != mode["tiles_per_slide"]:
                 raise OSError(f"{slide_id}: expected {mode['tiles_per_slide']} parts, found {found}")
             shutil.rmtree(context.folder.parts(slide_id))
-        row: dict[str, Any] = dict.fromkeys(c.name for c in SLIDES)
-        row |= {"slide_id": slide_id, "status": "done", "n_nuclei": 200 * mode["tiles_per_slide"]}
-        record = {"digest": context.digest, "row": row, "errors": []}
-        atomic_write_bytes(context.folder.slide_json(slide_id), json.dumps(record).encode())
+        row = SlideRow.blank(slide_id, "done", n_nuclei=200 * mode["tiles_per_slide"])
+        write_slide(context.folder, SlideRecord(context.digest, row))
         return row
 
     replaced = {"prepare_slide": prepare, "tiles_to_do": to_do, "run_tile": tile, "finish_slide": finish}
-    replaced |= {"finished_row": lambda *_: None, "worker_facts": lambda *_: dict(FACTS)}
+    replaced |= {"finished_row": lambda *_: None, "worker_facts": lambda *_: facts}
     if not mode["parts"]:
         replaced["done_before"] = lambda *_: None
     for name, function in replaced.items():

@@ -88,7 +88,7 @@ def test_files_of_a_host_whose_clock_is_ahead_are_fresh(tmp_path: Path) -> None:
         os.utime(progress, (at, at))
         now = run_status(tmp_path)
         assert now.state == "running"
-        assert 0 <= now.clients[0]["age_s"] < 60
+        assert 0 <= now.clients[0].age_s < 60
 
 
 @pytest.mark.parametrize(("umask", "others"), [(0o077, 0o077), (0o022, 0o022)])

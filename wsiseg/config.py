@@ -11,12 +11,12 @@ import dataclasses
 import hashlib
 import json
 import tomllib
-import types
 import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from wsiseg.decode import fits, type_words
 from wsiseg.errors import ConfigError
 
 __all__ = [
@@ -340,7 +340,7 @@ class RunConfig:
             for name, value in options.items():
                 if (stage, name, value) == ("read", "reader", "cucim-gpu"):
                     raise ConfigError("Option read.reader: 'cucim-gpu' was removed, as it decoded on the CPU too. Use 'auto'.")
-                _require(_fits(value, hints[name]), f"{stage}.{name}", _expected(hints[name]), value)
+                _require(fits(value, hints[name]), f"{stage}.{name}", type_words(hints[name]).removesuffix(" or null"), value)
             built[stage] = kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in options.items()})
         return cls(**built)
 
@@ -352,28 +352,6 @@ class RunConfig:
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
             raise ConfigError(f"config file {path}: {err}") from err
         return cls.from_dict(tree)
-
-
-def _fits(value: object, hint: Any) -> bool:
-    """Return whether a value read from a file is of an option's type."""
-    if typing.get_origin(hint) is Literal:
-        return any(value == v and type(value) is type(v) for v in typing.get_args(hint))
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, h) for h in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:  # of texts
-        return isinstance(value, list | tuple) and all(type(v) is str for v in value)
-    return type(value) in ((int, float) if hint is float else (hint,))  # exactly: true is no number
-
-
-def _expected(hint: Any) -> str:
-    """Describe an option's type."""
-    if typing.get_origin(hint) is Literal:
-        return f"one of {list(typing.get_args(hint))}"
-    if isinstance(hint, types.UnionType):
-        return " or ".join(_expected(h) for h in typing.get_args(hint) if h is not type(None))
-    if typing.get_origin(hint) is tuple:
-        return "a list of texts"
-    return {int: "a whole number", float: "a number", str: "text", bool: "true or false"}.get(hint, str(hint))
 
 
 def _require(ok: bool, name: str, expected: str, got: object) -> None:

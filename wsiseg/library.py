@@ -182,7 +182,7 @@ def segment(
     --------
     >>> import wsiseg
     >>> summary = wsiseg.segment("wsiseg/demo", "RUN")                              # doctest: +SKIP
-    >>> [(row["slide_id"], row["status"], row["n_nuclei"]) for row in summary.rows]   # doctest: +SKIP
+    >>> [(row.slide_id, row.status, row.n_nuclei) for row in summary.rows]   # doctest: +SKIP
     """
     from wsiseg.results.manifest import find_slides
     from wsiseg.run.segment import segment as run_segment

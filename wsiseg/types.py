@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Box", "Instances", "PolygonBatch", "SlideMeta", "Stain", "Tile", "TileOutcome", "TileStats"]
+__all__ = ["Box", "Instances", "PolygonBatch", "Processor", "SlideMeta", "Stain", "Tile", "TileOutcome", "TileStats"]
 
 Array = Any  # numpy.ndarray or cupy.ndarray: same kind in, same kind out
 
@@ -78,6 +78,20 @@ class SlideMeta:
     layout: str = ""
     mpp_note: str = ""
     file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Processor:
+    """What tells the maps of one processor with a network from those of another (see ``wsiseg.predict.arithmetic_of``).
+
+    ``digest`` is over the network's output for a picture that is the same everywhere; ``device`` is ``cpu`` or ``cuda``;
+    ``processor`` and ``host`` are for people.
+    """
+
+    digest: str
+    processor: str
+    host: str
+    device: str = "cpu"
 
 
 @dataclass(frozen=True, slots=True)

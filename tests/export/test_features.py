@@ -22,6 +22,9 @@ from wsiseg.config import RunConfig, ScheduleConfig, WriteConfig
 from wsiseg.errors import FormatError, InputError
 from wsiseg.export import query, write_csv, write_geojson
 from wsiseg.read import open_slide, read_working
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.slide_record import SlideRecord, write_slide
+from wsiseg.rows import SlideRow
 from wsiseg.run import features as features_module
 from wsiseg.run.features import FeatureOptions, measure_features, measure_run
 from wsiseg.schema import DERIVED, FEATURES
@@ -65,8 +68,8 @@ def make_run(root: Path, labels: np.ndarray, scale: float, path: Path = SLIDE) -
     part = root / "part.parquet"
     write_part(part, batch, Tile(slide_id, 0, WINDOW, WINDOW, scale, 1.0), TileStats(), {}, "d" * 16)
     write_nuclei_table([part], root / f"nuclei/{slide_id}.parquet", meta, scale, {}, WriteConfig(row_group_rows=64))
-    row = {"path": str(path), "mpp": meta.mpp, "cohort": "CMU", "slide_id": slide_id}
-    (root / f"slides/{slide_id}.json").write_text(json.dumps({"row": row}))
+    row = SlideRow.blank(slide_id, "done", path=str(path), mpp=meta.mpp, cohort="CMU")
+    write_slide(RunFolder(root), SlideRecord("d" * 16, row))
     return root
 
 

@@ -86,7 +86,7 @@ def write_run(root: Path, rows: list[dict[str, Any]], errors: list[dict[str, Any
     record = {
         "wsiseg": "0.1",
         "digest": digest,
-        "results": {"weights": "test", "mpp_model": 0.25},
+        "results": {"weights": "test", "mpp_model": 0.25, "read.tile_wpx": 4000},
         "created": "2026-11-21T01:00:00+00:00",
         "config": {"read": {"tile_wpx": 4000}},
         "host": {"name": "here"},

@@ -278,7 +278,7 @@ def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path
     assert "host blind is put aside" in done.stderr
     assert "put aside  blind:" in done.stdout
     (client,) = run_status(out).clients
-    assert list(client["hosts_aside"]) == ["blind"]
+    assert list(client.hosts_aside) == ["blind"]
     assert verify_run(out).ok
     assert f"on      {error['host']} (1)" in run_here("errors", out).output
     assert "put aside  blind" in run_here("status", out).output

@@ -6,6 +6,7 @@ import csv
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -17,13 +18,18 @@ from wsiseg.errors import OutputMismatchError
 from wsiseg.predict.machine import cpu_has
 from wsiseg.results.arithmetic import mixed_precision_note, precision_text, with_processor
 from wsiseg.results.folder import RunFolder
+from wsiseg.results.run_record import RunNote, RunRecord
 from wsiseg.run.context import WorkerContext
+from wsiseg.run.facts import ModelFacts
 from wsiseg.run.worker import RunRequirements, processor_objections
+from wsiseg.separate import SeparateParams
 from wsiseg.summarize import read_slides_table
+from wsiseg.types import Processor
 
 CROP = ("--mpp", "0.499", "--tile", "400", "--workers", "1", "--engine", "eager")
-A = {"digest": "a" * 16, "device": "cpu", "processor": "Xeon (AMX)", "host": "one"}
-B = {"digest": "b" * 16, "device": "cpu", "processor": "EPYC (BF16)", "host": "two"}
+A = Processor("a" * 16, "Xeon (AMX)", "one")
+B = Processor("b" * 16, "EPYC (BF16)", "two")
+MODEL = ModelFacts("open", "0" * 64, 0.25, "none", SeparateParams(1, 1, 1, 0, 0, True, 1, 9))
 
 
 def on_avx2(*args: str | Path) -> subprocess.CompletedProcess[str]:
@@ -95,7 +101,7 @@ def test_a_table_of_an_earlier_version_is_read_and_resumed(crop_png: Path, tmp_p
     pq.write_table(pq.read_table(out / "slides.parquet").drop_columns(list(later)), out / "slides.parquet")
     run = json.loads((out / "run.json").read_text())
     (out / "run.json").write_text(json.dumps({k: v for k, v in run.items() if k not in ("processors", "precision_choice")}))
-    assert read_slides_table(out / "slides.parquet")[0]["precision"] == ""
+    assert read_slides_table(out / "slides.parquet")[0].precision == ""
     before = (out / "nuclei/crop.parquet").stat().st_mtime_ns
     assert run_here(*command).exit_code == 0
     assert (out / "nuclei/crop.parquet").stat().st_mtime_ns == before, "done anew though nothing changed"
@@ -107,30 +113,32 @@ def test_a_worker_with_other_maps_is_refused_or_recorded(tmp_path: Path) -> None
     folder = RunFolder(tmp_path)
     folder.create()
     config = RunConfig(predict=PredictConfig(weights="open", precision="fp32"))
-    folder.claim(config, {}, {}, A, "chosen")
-    requirements = RunRequirements("", "", {}, "another machine")
+    folder.claim(config, {}, RunNote(), A, "chosen")
+    requirements = RunRequirements("", "", MODEL, "another machine")
     found = processor_objections(requirements, WorkerContext(folder, config, ""))
     assert len(found) == 1
-    assert A["processor"] in found[0]
-    assert "other" not in str(folder.read_run())
+    assert A.processor in found[0]
+    before = folder.read_run()
+    assert before is not None
+    assert before.processors == (A,), "what was refused is not recorded"
     open_to_all = RunConfig(predict=config.predict, schedule=ScheduleConfig(any_processor=True))
     assert processor_objections(requirements, WorkerContext(folder, open_to_all, "")) == []
     record = folder.read_run()
     assert record is not None
-    assert record["processors"][0]["digest"] == A["digest"]
-    assert len(record["processors"]) == 2
+    assert record.processors[0] == A
+    assert len(record.processors) == 2
     assert processor_objections(requirements, WorkerContext(folder, config, "")) == [], "it is on record now"
 
 
 def test_processors_are_told_apart_by_their_maps_only() -> None:
-    assert with_processor([], A, "bf16", accept=False) == [A]
-    assert with_processor([A], {**B, "digest": A["digest"]}, "fp32", accept=False) == [A]
-    assert with_processor([A], B, "bf16", accept=True) == [A, B]
+    assert with_processor([], A, "bf16", accept=False) == (A,)
+    assert with_processor([A], replace(B, digest=A.digest), "fp32", accept=False) == (A,)
+    assert with_processor([A], B, "bf16", accept=True) == (A, B)
     with pytest.raises(OutputMismatchError) as caught:
         with_processor([A], B, "bf16", accept=False)
-    assert A["processor"] in str(caught.value)
-    assert B["processor"] in str(caught.value)
-    gpus = [{**A, "device": "cuda", "processor": "H200"}, {**B, "device": "cuda", "processor": "H200"}]
+    assert A.processor in str(caught.value)
+    assert B.processor in str(caught.value)
+    gpus = tuple(replace(one, device="cuda", processor="H200") for one in (A, B))
     assert with_processor(gpus[:1], gpus[1], "bf16", accept=False) == gpus[:1]
 
 
@@ -146,5 +154,5 @@ def test_runs_of_mixed_precision_are_warned_of(crop_png: Path, tmp_path: Path) -
     assert "warning: these runs were computed in fp32" in mixed.output
     alone = run_here("cohort", runs[0], "-o", tmp_path / "other")
     assert "warning" not in alone.output
-    assert mixed_precision_note({"a": {}, "b": {"results": {"predict.precision": "int8"}}}) == ""
-    assert precision_text({}) == ""
+    assert mixed_precision_note({"a": None, "b": RunRecord({"predict.precision": "int8"})}) == ""
+    assert precision_text(None) == precision_text(RunRecord({})) == ""

@@ -15,6 +15,8 @@ from tests.run.conftest import run_here
 from wsiseg.errors import FormatError, InputError, OutputInUseError
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
+from wsiseg.results.slide_record import SlideRecord, write_slide
+from wsiseg.rows import SlideRow
 from wsiseg.run.segment import _sweep
 from wsiseg.run.shards import Shard, merge_shards
 
@@ -131,7 +133,7 @@ def test_merging_waits_for_living_shards_and_they_do_not_wait_for_each_other(fol
 def test_what_another_digest_left_counts_as_missing(folder: RunFolder) -> None:
     entered(folder, ["a", "b"], 1, 1)
     for name, digest in (("a", "d"), ("b", "older")):
-        folder.slide_json(name).write_text(json.dumps({"digest": digest, "row": {}}))
+        write_slide(folder, SlideRecord(digest, SlideRow.blank(name, "done")))
     with pytest.raises(InputError, match=r"1 of 2 slides .* not done yet \(b\)\. Run --shard 1/1 again"):
         merge_shards(folder.root)
 

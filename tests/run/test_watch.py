@@ -184,14 +184,14 @@ def test_status_of_a_run_that_goes_and_of_one_that_fell_silent(run: Path) -> Non
     presence = Presence(run / "workers", "Worker-1")
     with presence.busy("task", "tile", "good", 3):
         now = run_status(run)
-        assert [(w["at"][0]["tile_id"], w["tiles_done"]) for w in now.workers] == [(3, 0)]
+        assert [(w.at[0].tile_id, w.tiles_done) for w in now.workers] == [(3, 0)]
         assert "tile good tile 3" in run_here("status", run).output
     assert now.state == "running"
     assert (now.slides["in_work"], now.slides["waiting"], now.tiles_done) == (1, 1, 3)
     assert now.mm2_per_s == pytest.approx(0.02)
     assert now.eta_s is None, "one slide is not opened yet, and no finished one says how large slides are"
     presence.close()
-    assert run_status(run).workers == []
+    assert run_status(run).workers == ()
     (run / "slides/good.json").write_text(good)
     assert run_status(run).eta_s == pytest.approx(6.0 / 0.02), "what is opened is more than two mean slides"
     old = time.time() - 3600
@@ -304,7 +304,7 @@ def test_a_hang_in_c_that_holds_the_interpreter_is_ended_and_named(tmp_path: Pat
     assert ended.returncode == 1
     assert time.monotonic() - start < 50
     (worker,) = read_workers(tmp_path)
-    assert worker["tiles_done"] == 1
+    assert worker.tiles_done == 1
     assert deaths(tmp_path, "t1") == []
     (death,) = deaths(tmp_path, "t2")
     assert (death.kind, death.slide_id, death.tile_id, death.alone) == ("tile", "s", 2, True)

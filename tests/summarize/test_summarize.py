@@ -14,9 +14,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from wsiseg.decode import decode, encode
 from wsiseg.errors import FormatError
+from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.schema import ERRORS, SLIDES
-from wsiseg.summarize import failed_row, read_slides_table, summarize_slide, write_errors_table, write_slides_table
+from wsiseg.summarize import (
+    failed_row,
+    read_errors_table,
+    read_slides_table,
+    summarize_slide,
+    write_errors_table,
+    write_slides_table,
+)
 from wsiseg.types import SlideMeta, TileStats
 
 META = SlideMeta("S1", "/in/S1.svs", 40_000, 30_000, 0.5, "tiff", bounds_x=3, bounds_y=4, vendor="aperio", cohort="BRCA",
@@ -33,35 +42,36 @@ def columns(n: int = 1001) -> dict[str, np.ndarray]:
     }
 
 
-def summarize(table: Any = None, stats: TileStats = STATS, tiles: tuple[int, int, int] = (5, 2, 0)) -> dict[str, Any]:
+def summarize(table: Any = None, stats: TileStats = STATS, tiles: tuple[int, int, int] = (5, 2, 0)) -> SlideRow:
     table = columns() if table is None else table
     seconds = {"read": 1.5, "predict": 20.0, "write": 0.25}
     return summarize_slide(table, stats, META, 2.0, tiles=tiles, seconds=seconds, stain="none", table_name="nuclei/S1.parquet")
 
 
 def test_row_has_exactly_the_schema_and_is_json() -> None:
-    row = summarize()
-    assert list(row) == [c.name for c in SLIDES]
-    assert list(failed_row("S9", "/in/S9.svs", "", "broken")) == [c.name for c in SLIDES]
-    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    rows = summarize(), failed_row("S9", "/in/S9.svs", "", "broken")
+    for row in rows:
+        plain = json.loads(json.dumps(encode(row), allow_nan=False))
+        assert list(plain) == list(row.columns) == [c.name for c in SLIDES]
+        assert decode(SlideRow, plain, "here") == row
 
 
 def test_numbers_against_the_standard_library() -> None:
     row, values = summarize(), columns()
     area = [float(a) for a in values["area_um2"]]
-    assert row["n_nuclei"] == 1001
-    assert row["area_mean_um2"] == pytest.approx(statistics.fmean(area))
-    assert row["area_std_um2"] == pytest.approx(statistics.pstdev(area))
+    assert row.n_nuclei == 1001
+    assert row.area_mean_um2 == pytest.approx(statistics.fmean(area))
+    assert row.area_std_um2 == pytest.approx(statistics.pstdev(area))
     cuts = statistics.quantiles(area, n=20, method="inclusive")
     quarter = statistics.quantiles(area, n=4, method="inclusive")
-    assert [row[f"area_p{p}_um2"] for p in ("05", "95")] == pytest.approx([cuts[0], cuts[-1]])
-    assert [row[f"area_p{p}_um2"] for p in ("25", "50", "75")] == pytest.approx(quarter)
-    assert row["center_prob_mean"] == pytest.approx(statistics.fmean(values["center_prob"].tolist()) / 255)
+    assert [getattr(row, f"area_p{p}_um2") for p in ("05", "95")] == pytest.approx([cuts[0], cuts[-1]])
+    assert [getattr(row, f"area_p{p}_um2") for p in ("25", "50", "75")] == pytest.approx(quarter)
+    assert row.center_prob_mean == pytest.approx(statistics.fmean(values["center_prob"].tolist()) / 255)
     # 0.5 um/px at scale 2 is 0.25 um a working px: 4 million of them are a quarter of a square millimetre
-    assert row["tissue_mm2"] == pytest.approx(0.25)
-    assert row["nuclei_per_mm2"] == pytest.approx(1001 / 0.25)
-    assert row["material_frac"] == 0.25
-    assert (row["seconds_read"], row["seconds_predict"], row["seconds_separate"]) == (1.5, 20.0, 0.0)
+    assert row.tissue_mm2 == pytest.approx(0.25)
+    assert row.nuclei_per_mm2 == pytest.approx(1001 / 0.25)
+    assert row.material_frac == 0.25
+    assert (row.seconds_read, row.seconds_predict, row.seconds_separate) == (1.5, 20.0, 0.0)
 
 
 def test_table_file_and_arrays_agree(tmp_path: Path) -> None:
@@ -72,9 +82,9 @@ def test_table_file_and_arrays_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("tiles", "status"), [((5, 2, 0), "done"), ((4, 2, 1), "partial"), ((0, 2, 3), "failed")])
 def test_status_and_reason(tiles: tuple[int, int, int], status: str) -> None:
     row = summarize(tiles=tiles)
-    assert row["status"] == status
-    assert bool(row["error"]) == (tiles[2] > 0)
-    assert (row["tiles_done"], row["tiles_empty"], row["tiles_failed"]) == tiles
+    assert row.status == status
+    assert bool(row.error) == (tiles[2] > 0)
+    assert (row.tiles_done, row.tiles_empty, row.tiles_failed) == tiles
 
 
 def test_a_slide_without_nuclei_is_empty_or_suspect_for_a_reason() -> None:
@@ -83,18 +93,18 @@ def test_a_slide_without_nuclei_is_empty_or_suspect_for_a_reason() -> None:
         summarize_slide(columns(0), stats, META, 2.0, tiles=(1, 0, 0), seconds={}, stain="", table_name="", suspicion=why)
         for why in ("", "no nucleus in 2 mm2 of tissue")
     )
-    assert (blank["status"], blank["error"]) == ("empty", "")
-    assert (suspect["status"], suspect["error"]) == ("suspect", "no nucleus in 2 mm2 of tissue")
+    assert (blank.status, blank.error) == ("empty", "")
+    assert (suspect.status, suspect.error) == ("suspect", "no nucleus in 2 mm2 of tissue")
     some = summarize_slide(columns(), stats, META, 2.0, tiles=(1, 0, 0), seconds={}, stain="", table_name="", suspicion="no")
-    assert (some["status"], some["error"]) == ("done", "")
+    assert (some.status, some.error) == ("done", "")
 
 
 def test_slide_without_anything_has_no_made_up_numbers() -> None:
     row = summarize(columns(0), TileStats(core_px=9), (0, 7, 0))
-    assert row["status"] == "empty"
-    assert (row["n_nuclei"], row["tissue_mm2"]) == (0, 0.0)
+    assert row.status == "empty"
+    assert (row.n_nuclei, row.tissue_mm2) == (0, 0.0)
     for name in ("nuclei_per_mm2", "area_mean_um2", "area_p50_um2", "material_frac", "center_prob_mean"):
-        assert row[name] is None
+        assert getattr(row, name) is None
 
 
 def test_tables_round_trip_with_units_and_a_csv_twin(tmp_path: Path) -> None:
@@ -107,10 +117,10 @@ def test_tables_round_trip_with_units_and_a_csv_twin(tmp_path: Path) -> None:
     with (tmp_path / "slides.csv").open(newline="") as stream:
         twin = list(csv.DictReader(stream))
     assert [r["error"] for r in twin] == ["", "line, with comma", ""]
-    assert float(twin[0]["area_mean_um2"]) == rows[0]["area_mean_um2"]
+    assert float(twin[0]["area_mean_um2"]) == rows[0].area_mean_um2
     assert twin[2]["area_mean_um2"] == ""
     mean = duckdb.sql(f"select avg(area_mean_um2) from '{tmp_path / 'slides.parquet'}'").fetchall()
-    assert mean == [(rows[0]["area_mean_um2"],)]
+    assert mean == [(rows[0].area_mean_um2,)]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["slides.csv", "slides.parquet"]
 
 
@@ -124,17 +134,24 @@ def test_no_rows_are_a_valid_table(tmp_path: Path) -> None:
 def test_errors_table(tmp_path: Path) -> None:
     row = {"slide_id": "S1", "tile_id": 3, "x_px": 12_000, "y_px": 0, "error": "TileReadError: bad JPEG", "attempts": 3}
     where = {"host": "node7", "worker": "tcp://10.0.0.7:4711"}
-    write_errors_table([row, {**row, "tile_id": 4, **where}], tmp_path / "errors.parquet")
+    rows = [decode(ErrorRow, r, "here") for r in (row, {**row, "tile_id": 4, **where})]
+    write_errors_table(rows, tmp_path / "errors.parquet")
     nowhere = {"host": "", "worker": ""}
     assert pq.read_table(tmp_path / "errors.parquet").to_pylist() == [{**row, **nowhere}, {**row, "tile_id": 4, **where}]
+    assert read_errors_table(tmp_path / "errors.parquet") == rows
 
 
-def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
+def test_columns_of_another_type_or_version(tmp_path: Path) -> None:
     row = summarize()
-    del row["mpp"]
-    with pytest.raises(ValueError, match=r"S1.*missing \['mpp'\].*not known \['extra'\]"):
-        write_slides_table([{**row, "extra": 1}], tmp_path / "slides.parquet")
-    assert list(tmp_path.iterdir()) == []
+    path = tmp_path / "slides.parquet"
+    write_slides_table([row], path)
+    table = pq.read_table(path)
+    pq.write_table(table.append_column("newer", pa.array([1])), path)
+    assert read_slides_table(path) == [row], "a column of a newer version is left out"
+    at = table.column_names.index("n_nuclei")
+    pq.write_table(table.set_column(at, "n_nuclei", pa.array(["many"])), path)
+    with pytest.raises(FormatError, match=r"slides\.parquet, row 0: expected field n_nuclei to be a whole number.*'many'"):
+        read_slides_table(path)
 
 
 def test_other_files_are_refused(tmp_path: Path) -> None:

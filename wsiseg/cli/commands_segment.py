@@ -131,7 +131,7 @@ def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool
     from wsiseg.run.features import FeatureOptions
 
     options = FeatureOptions(path_map=config.schedule.path_map)
-    slide_ids = tuple(r["slide_id"] for r in summary.rows if (out / "nuclei" / f"{r['slide_id']}.parquet").is_file())
+    slide_ids = tuple(r.slide_id for r in summary.rows if (out / "nuclei" / f"{r.slide_id}.parquet").is_file())
     return not slide_ids or measure_shown(out, options, slide_ids, config, quiet=True) == 0
 
 
@@ -151,7 +151,7 @@ def merge(run: Path) -> None:
 
     rows, errors = merge_shards(run)
     click.echo(f"slides     {count_by_status(rows)}")
-    click.echo(f"nuclei     {sum(int(r['n_nuclei'] or 0) for r in rows):,}")
+    click.echo(f"nuclei     {sum(r.n_nuclei or 0 for r in rows):,}")
     click.echo(f"errors     {len(errors)}")
     click.echo(f"run        {run}")
     for line in nothing_found(rows):
@@ -181,7 +181,7 @@ def demo(out: Path, workers: int | None) -> None:
         overlay_png(out, found.slides[0].slide_id, picture)
     row = summary.rows[0]
     console = Console(highlight=False, soft_wrap=True)
-    console.print(f"\npolygons    {out / row['table']}")
+    console.print(f"\npolygons    {out / row.table}")
     console.print(f"statistics  {out / 'slides.csv'}  (and slides.parquet)")
     console.print(f"overlay     {picture}\n")
     print_summary(summary)
@@ -191,13 +191,11 @@ def demo(out: Path, workers: int | None) -> None:
 def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shard: Shard | None = None) -> RunSummary:
     """Run the main job, with a progress display if the output is a terminal."""
     from wsiseg.results.listing import group_skipped
+    from wsiseg.results.run_record import RunNote
     from wsiseg.run.segment import segment as run
 
-    note = {
-        "command": sys.argv,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "user": os.environ.get("USER", ""),
-    }
+    created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    note = RunNote(tuple(sys.argv), created, os.environ.get("USER", ""))
     left_out = [str(group) for group in group_skipped(found.skipped)], found.notes
     console = Console(stderr=True, highlight=False)
     if quiet or not console.is_terminal:
@@ -255,14 +253,14 @@ def _plain_progress(p: Any) -> None:
 
 def print_summary(summary: RunSummary) -> None:
     """Print the lines that end a run, and each failure with its reason."""
+    from wsiseg.rows import STAGES
     from wsiseg.run.suspect import count_by_status, nothing_found
 
     rows = summary.rows
-    nuclei = sum(int(r["n_nuclei"] or 0) for r in rows)
-    tissue = sum(float(r["tissue_mm2"] or 0) for r in rows)  # a failed slide has no numbers
-    area = sum(float(r["area_mean_um2"]) * int(r["n_nuclei"]) for r in rows if r["n_nuclei"]) / max(1, nuclei)
-    names = ("read", "normalize", "predict", "separate", "vectorize", "write")
-    stages = {s: sum(float(r[f"seconds_{s}"] or 0) for r in rows) for s in names}
+    nuclei = sum(r.n_nuclei or 0 for r in rows)
+    tissue = sum(r.tissue_mm2 or 0.0 for r in rows)  # a failed slide has no numbers
+    area = sum((r.area_mean_um2 or 0.0) * (r.n_nuclei or 0) for r in rows) / max(1, nuclei)
+    stages = {stage: sum(r.seconds[stage] for r in rows) for stage in STAGES}
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(f"slides     {count_by_status(rows)}")
     density = nuclei / tissue if tissue else 0
@@ -278,8 +276,8 @@ def print_summary(summary: RunSummary) -> None:
     for line in [*summary.left_out, *nothing_found(rows)]:
         console.print(line)
     for error in summary.errors[:20]:
-        where = f"slide {error['slide_id']}" + (f", tile {error['tile_id']}" if error["tile_id"] >= 0 else "")
-        console.print(f"failed     {where}: {error['error']}")
+        where = f"slide {error.slide_id}" + (f", tile {error.tile_id}" if error.tile_id >= 0 else "")
+        console.print(f"failed     {where}: {error.error}")
     if len(summary.errors) > 20:
         console.print(f"failed     ... and {len(summary.errors) - 20} more in {summary.out / 'errors.parquet'}")
 

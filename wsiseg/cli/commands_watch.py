@@ -7,13 +7,16 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
 from rich.table import Table
 
+from wsiseg.decode import encode
+
 if TYPE_CHECKING:
+    from wsiseg.run.presence import Work
     from wsiseg.run.status import RunStatus
 
 __all__ = ["COMMANDS"]
@@ -47,7 +50,7 @@ def status(run: Path, by_slide: bool, as_json: bool, every: float | None) -> Non
     while True:
         now = run_status(run)
         if as_json:
-            click.echo(json.dumps({**dataclasses.asdict(now), "rows": list(now.rows.values()) if by_slide else None}))
+            click.echo(json.dumps(_plain_status(now, by_slide)))
         else:
             _print_status(run, now)
             if by_slide:
@@ -75,26 +78,34 @@ def _print_status(run: Path, now: RunStatus) -> None:
     if any(now.counts.values()):
         console.print("trouble    " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in now.counts.items() if n))
     for client in now.clients:
-        console.print(f"client     {client['client']} on {client.get('host')}: {client['state']}, {client['age_s']:.0f} s ago")
-        for host, reason in client["hosts_aside"].items():
+        console.print(f"client     {client.client} on {client.host}: {client.state}, {client.age_s:.0f} s ago")
+        for host, reason in client.hosts_aside.items():
             console.print(f"put aside  {host}: {reason}")
     for worker in now.workers[:40]:
-        at = ", ".join(_place(entry) for entry in worker["at"]) or "waits"
-        console.print(f"worker     {worker.get('host')} {worker.get('pid')}: {at} (for {worker['age_s']:.0f} s)")
+        at = ", ".join(_place(work) for work in worker.at) or "waits"
+        console.print(f"worker     {worker.host} {worker.pid}: {at} (for {worker.age_s:.0f} s)")
     if len(now.workers) > 40:
         console.print(f"worker     ... and {len(now.workers) - 40} more")
     if now.slides["failed"] or now.slides["partial"]:
         console.print(f"failed     see: wsiseg errors {run}")
-    suspect = [row for row in now.rows.values() if row["status"] == "suspect"]
+    suspect = [row for row in now.rows.values() if row.status == "suspect"]
     for row in suspect[:5]:
-        console.print(f"suspect    slide {row['slide_id']}: {row['error']}")
+        console.print(f"suspect    slide {row.slide_id}: {row.error}")
     if len(suspect) > 5:
         console.print(f"suspect    ... and {len(suspect) - 5} more, see: wsiseg errors {run}")
 
 
-def _place(entry: dict[str, Any]) -> str:
-    tile = f" tile {entry['tile_id']}" if entry.get("tile_id", -1) >= 0 else ""
-    return f"{entry.get('kind')} {entry.get('slide_id')}{tile}"
+def _plain_status(now: RunStatus, by_slide: bool) -> dict[str, object]:
+    """Return a status as plain values for JSON; files say nothing of their own names and ages, so these are added."""
+    rows = [row.columns for row in now.rows.values()] if by_slide else None
+    clients = [{**encode(c), "client": c.client, "age_s": c.age_s} for c in now.clients]
+    workers = [{**encode(w), "id": w.id, "age_s": w.age_s} for w in now.workers]
+    own = dataclasses.replace(now, rows={}, clients=(), workers=())
+    return {**encode(own), "clients": clients, "workers": workers, "rows": rows}
+
+
+def _place(work: Work) -> str:
+    return f"{work.kind} {work.slide_id}" + (f" tile {work.tile_id}" if work.tile_id >= 0 else "")
 
 
 def _duration(seconds: float) -> str:
@@ -105,17 +116,17 @@ def _duration(seconds: float) -> str:
 
 
 def _print_slides(now: RunStatus) -> None:
-    from wsiseg.run.status import TIMED_STAGES
+    from wsiseg.rows import STAGES
 
     table = Table(box=None, pad_edge=False)
     for name in ("slide", "status"):
         table.add_column(name, overflow="fold")
-    for name in ("nuclei", "mm²", "tiles", *(f"{s} s" for s in TIMED_STAGES), "all s"):
+    for name in ("nuclei", "mm²", "tiles", *(f"{s} s" for s in STAGES), "all s"):
         table.add_column(name, justify="right")
     for row in now.rows.values():
-        seconds = [float(row[f"seconds_{s}"] or 0) for s in TIMED_STAGES]
-        numbers = [f"{int(row['n_nuclei'] or 0):,}", f"{float(row['tissue_mm2'] or 0):.2f}", str(row["tiles_done"] or 0)]
-        table.add_row(row["slide_id"], row["status"], *numbers, *(f"{s:.1f}" for s in (*seconds, sum(seconds))))
+        seconds = [row.seconds[stage] for stage in STAGES]
+        numbers = [f"{row.n_nuclei or 0:,}", f"{row.tissue_mm2 or 0.0:.2f}", str(row.tiles_done or 0)]
+        table.add_row(row.slide_id, row.status, *numbers, *(f"{s:.1f}" for s in (*seconds, sum(seconds))))
     Console(highlight=False, width=None if sys.stdout.isatty() else 200).print(table)
 
 

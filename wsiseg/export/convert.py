@@ -27,6 +27,7 @@ from wsiseg.read import tissue_cells
 from wsiseg.results.arithmetic import mixed_precision_note
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.maps import tissue_of
+from wsiseg.results.run_record import RunRecord
 from wsiseg.tables import Exported, NucleiFile, Selection, atomic_path, open_nuclei, with_features
 from wsiseg.tables.source import with_cells
 from wsiseg.types import Box
@@ -218,11 +219,11 @@ def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, 
     """
     made = write_cohort(runs, out)
     slides: Counter[str] = Counter()
-    records: dict[str, dict[str, Any]] = {}
+    records: dict[str, RunRecord | None] = {}
     for run in runs:
-        record = RunFolder(run).read_run() or {}
-        records[str(run)] = record
-        slides[record.get("results", {}).get("predict.precision", "unknown")] += len(list((run / "nuclei").glob("*.parquet")))
+        record = records[str(run)] = RunFolder(run).read_run()
+        precision = record.precision if record is not None else ""
+        slides[precision or "unknown"] += len(list((run / "nuclei").glob("*.parquet")))
     return made, dict(slides), mixed_precision_note(records)
 
 

@@ -15,8 +15,8 @@ from wsiseg.errors import InputError
 from wsiseg.export.overlay import save_picture
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.maps import slide_maps_of
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
+from wsiseg.results.slide_record import slide_record
 from wsiseg.write import MapLevel
 
 __all__ = ["Density", "density_picture", "density_png", "tissue_density"]
@@ -79,18 +79,18 @@ def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = (
         raise InputError(f"Expected a picture file that ends in .png, got {out}.")
     folder = RunFolder(run)
     record = slide_record(folder, slide_id)
-    row = record["row"]
+    row = record.row
     maps = slide_maps_of(run, slide_id, MAX_CELLS)
-    slide = reopen_slide(folder, slide_id, record, path_map)
+    slide = reopen_slide(folder, record, path_map)
     try:
         thumbnail = slide.thumbnail(PANEL_PX)
     finally:
         slide.close()
     density = tissue_density(maps)
-    title = f"{slide_id}: {row['n_nuclei']:,} nuclei"
-    if row.get("nuclei_per_mm2"):
-        title += f", {row['nuclei_per_mm2']:,.0f} per mm² of tissue"
-    picture = density_picture(thumbnail, density, row["width_px"] * row["mpp"], title)
+    title = f"{slide_id}: {row.n_nuclei:,} nuclei"
+    if row.nuclei_per_mm2:
+        title += f", {row.nuclei_per_mm2:,.0f} per mm² of tissue"
+    picture = density_picture(thumbnail, density, slide.meta.width_px * slide.meta.mpp, title)
     save_picture(picture, out, slide_id)
     return density
 

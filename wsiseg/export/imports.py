@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +23,8 @@ from wsiseg.export.table import Imported, write_imported_table
 from wsiseg.read import TissueMask, fit_tissue, open_slide, tissue_px_in
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.reopen import file_facts
+from wsiseg.results.run_record import RunNote
+from wsiseg.results.slide_record import ImportFacts, SlideRecord, read_slide, slide_or_none, write_slide
 from wsiseg.summarize import summarize_slide, write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.tables.outlines import require_outlines
@@ -128,7 +128,7 @@ def import_files(paths: Sequence[Path], fmt: str, out: Path, options: ImportOpti
     folder = RunFolder(out.absolute())
     with folder.exclusive():
         folder.create()
-        folder.claim(RunConfig(), {"source": "import"}, {"note": "imported: see each table's metadata"})
+        folder.claim(RunConfig(), {"source": "import"}, RunNote(note="imported: see each table's metadata"))
         done = [_import_one(path, fmt, folder, options) for path in paths]
         _write_run_tables(folder)
     return done
@@ -345,11 +345,8 @@ def _digest(path: Path, classes: Path | None) -> tuple[list[str], str]:
 
 
 def _same_source(folder: RunFolder, slide_id: str, sha256: str) -> bool:
-    try:
-        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
-        return bool(record["imported"]["sha256"] == sha256)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+    record = slide_or_none(folder, slide_id)
+    return record is not None and record.imported is not None and record.imported.sha256 == sha256
 
 
 def _write_slide(folder: RunFolder, meta: SlideMeta, slide: _Slide, done: Imported, provenance: Provenance) -> None:
@@ -370,28 +367,25 @@ def _write_slide(folder: RunFolder, meta: SlideMeta, slide: _Slide, done: Import
         stain="",
         table_name=f"nuclei/{meta.slide_id}.parquet",
     )
-    row["material_prob_mean"] = None
-    if table["center_prob"].null_count:
-        row["center_prob_mean"] = None
-    if not slide.tissue_px:
-        row["tissue_mm2"] = None
-    imported = {"format": provenance.format, "sha256": provenance.sha256, "flags": done.flags, "skipped": done.skipped,
-                "notes": provenance.notes}  # fmt: skip
-    record = {"digest": "", "row": row, "errors": [], "imported": imported}
-    if slide.meta is not None:
-        record["file"] = file_facts(slide.meta.path)
+    row = dataclasses.replace(
+        row,
+        material_prob_mean=None,
+        center_prob_mean=None if table["center_prob"].null_count else row.center_prob_mean,
+        tissue_mm2=row.tissue_mm2 if slide.tissue_px else None,
+    )
     if slide.tissue_png:
         atomic_write_bytes(folder.tissue_png(meta.slide_id), slide.tissue_png)
-        record["tissue_png"] = f"slides/{meta.slide_id}.tissue.png"
-    atomic_write_bytes(folder.slide_json(meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+    record = SlideRecord(
+        "",
+        row,
+        imported=ImportFacts(provenance.format, provenance.sha256, done.flags, done.skipped, tuple(provenance.notes)),
+        file=None if slide.meta is None else file_facts(slide.meta.path),
+        tissue_png=f"slides/{meta.slide_id}.tissue.png" if slide.tissue_png else None,
+    )
+    write_slide(folder, record)
 
 
 def _write_run_tables(folder: RunFolder) -> None:
-    rows: list[dict[str, Any]] = []
-    for path in sorted((folder.root / "slides").glob("*.json")):
-        try:
-            rows.append(json.loads(path.read_text(encoding="utf-8"))["row"])
-        except (ValueError, KeyError) as err:
-            raise FormatError(f"Slide record {path} is unreadable: {err!r}") from err
+    rows = [read_slide(folder, path.stem).row for path in sorted((folder.root / "slides").glob("*.json"))]
     write_slides_table(rows, folder.root / "slides.parquet")
     write_errors_table([], folder.root / "errors.parquet")

@@ -14,8 +14,8 @@ from PIL.PngImagePlugin import PngInfo
 from wsiseg.errors import InputError
 from wsiseg.read import read_working
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
+from wsiseg.results.slide_record import slide_record
 from wsiseg.tables import atomic_path, read_nuclei
 from wsiseg.types import Box
 
@@ -108,22 +108,23 @@ def overlay_png(
         raise InputError(f"Expected a picture file that ends in .png, got {out}.")
     folder = RunFolder(run)
     record = slide_record(folder, slide_id)
-    row = record["row"]
+    row = record.row
+    width, height = row.width_px or 0, row.height_px or 0
     table = folder.table(slide_id)
     if not table.is_file():
-        raise InputError(f"Slide {slide_id} has no polygon table in {run}: {row.get('error') or 'not finished yet'}.")
+        raise InputError(f"Slide {slide_id} has no polygon table in {run}: {row.error or 'not finished yet'}.")
     if region is None:
         region = densest_region(table, 1600, 1000)
-        x, y = (max(0, min(v, row[side] - n)) for v, side, n in ((region.x, "width_px", 1600), (region.y, "height_px", 1000)))
+        x, y = (max(0, min(v, side - n)) for v, side, n in ((region.x, width, 1600), (region.y, height, 1000)))
         region = Box(x, y, region.w, region.h)  # no white margin where the slide ends
     if region.w <= 0 or region.h <= 0:
         raise InputError(f"Expected --region x,y,w,h with w and h above 0 level-0 px, got {region.w} x {region.h}.")
-    if region.x1 <= 0 or region.y1 <= 0 or region.x >= row["width_px"] or region.y >= row["height_px"]:
+    if region.x1 <= 0 or region.y1 <= 0 or region.x >= width or region.y >= height:
         raise InputError(
             f"Region {region.x},{region.y},{region.w},{region.h} is outside slide {slide_id}, whose size is "
-            f"{row['width_px']} x {row['height_px']} level-0 px."
+            f"{width} x {height} level-0 px."
         )
-    slide = reopen_slide(folder, slide_id, record, path_map)
+    slide = reopen_slide(folder, record, path_map)
     try:
         zoom = min(1.0, MAX_PICTURE_PX / max(region.w, region.h))
         size = max(1, round(region.w * zoom)), max(1, round(region.h * zoom))

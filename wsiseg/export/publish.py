@@ -27,6 +27,7 @@ from wsiseg.errors import FetchDamagedError, FetchError, FormatError, InputError
 from wsiseg.fetch import list_address, shown
 from wsiseg.fetch.stores import send_file
 from wsiseg.results.folder import RunFolder
+from wsiseg.results.slide_record import read_slide
 from wsiseg.schema import FINISHED_STATUSES
 
 __all__ = ["Published", "publish_run"]
@@ -96,18 +97,14 @@ def _finished(folder: RunFolder) -> tuple[list[str], list[str]]:
     """Return the ids of finished slides, whose tables are whole, and of the others."""
     done, others = [], []
     for path in sorted((folder.root / "slides").glob("*.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            status, table_bytes = record["row"]["status"], record.get("table_bytes")
-        except (OSError, ValueError, KeyError, TypeError) as err:
-            raise FormatError(f"Slide record {path} is unreadable: {err}") from err
+        record = read_slide(folder, path.stem)
         table = folder.table(path.stem)
-        if status not in FINISHED_STATUSES or not table.is_file():
+        if record.row.status not in FINISHED_STATUSES or not table.is_file():
             others.append(path.stem)
             continue
-        if table_bytes not in (None, table.stat().st_size):
+        if record.table_bytes not in (None, table.stat().st_size):
             raise FormatError(
-                f"{table}: expected {table_bytes} bytes, got {table.stat().st_size}. Check the run: wsiseg verify."
+                f"{table}: expected {record.table_bytes} bytes, got {table.stat().st_size}. Check the run: wsiseg verify."
             )
         done.append(path.stem)
     return done, others

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,8 @@ from wsiseg.errors import FormatError, InputError
 from wsiseg.export.closed import PREFIX, Table, closed_database
 from wsiseg.fetch import is_address, shown, stored_objects
 from wsiseg.libraries import optional
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.slide_record import read_slide
 from wsiseg.tables.arrow import BBOX_FIELDS
 from wsiseg.tables.columns import companion_of, read_columns
 from wsiseg.tables.features import DERIVED_SQL, FEATURE_NAMES
@@ -184,12 +185,9 @@ def write_cohort(runs: Sequence[str | Path], out: str | Path) -> list[Path]:
     made: dict[Path, Path] = {}
     for run in runs:
         for table in _tables_of(Path(run), "", None):
-            cohort = _slide_row(Path(run), table.stem).get("cohort") or "unknown"
+            cohort = _cohort_of(Path(run), table.stem) or "unknown"
             target = (
-                Path(out)
-                / f"cohort={quote(str(cohort), safe=' ')}"
-                / f"slide_id={quote(table.stem, safe=' ')}"
-                / "nuclei.parquet"
+                Path(out) / f"cohort={quote(cohort, safe=' ')}" / f"slide_id={quote(table.stem, safe=' ')}" / "nuclei.parquet"
             )
             if target in made:
                 raise InputError(
@@ -365,12 +363,12 @@ def _grades_of(root: Path) -> dict[str, str]:
     return dict(zip(table["slide_id"].to_pylist(), table["grade"].to_pylist(), strict=True))
 
 
-def _slide_row(root: Path, slide_id: str) -> dict[str, Any]:
+def _cohort_of(root: Path, slide_id: str) -> str:
+    """Return the cohort of a slide; empty: none, or the run has no record of the slide."""
     try:
-        row = json.loads((root / "slides" / f"{slide_id}.json").read_text(encoding="utf-8"))["row"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    return row if isinstance(row, dict) else {}
+        return read_slide(RunFolder(root), slide_id).row.cohort
+    except FileNotFoundError:
+        return ""
 
 
 def _with_slide(table: pa.Table, slide_id: str) -> pa.Table:

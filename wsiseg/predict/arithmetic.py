@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wsiseg.predict.engine import Model
 from wsiseg.predict.machine import processor_name
+from wsiseg.types import Processor
 
 __all__ = ["arithmetic_of", "machine_id", "probe_picture"]
 
@@ -24,12 +25,12 @@ _SIDE_WPX = 128
 """Side of the compared maps: 32,768 numbers, of which bf16 changes thousands on a different processor."""
 
 
-def arithmetic_of(model: Model) -> dict[str, str]:
-    """Return what distinguishes this processor's results with a model from those of other processors.
+def arithmetic_of(model: Model) -> Processor:
+    """Return what tells this processor's results with a model from another's.
 
     Returns
     -------
-    dict
+    Processor
         ``digest``: 16 hex digits over the network's output for ``probe_picture``, before it is rounded to bytes; the same for
         any number of threads. A compiled graph is not run for it, which would need a compilation: its convolutions are the
         same. ``device`` (``cpu`` or ``cuda``), and ``processor`` and ``host``, for messages.
@@ -39,7 +40,7 @@ def arithmetic_of(model: Model) -> dict[str, str]:
         logits = model.logits(picture, model.halo_wpx).float().cpu().contiguous().numpy()
     digest = hashlib.sha256(logits.tobytes()).hexdigest()[:16]
     kind = torch.device(model.device).type
-    return {"digest": digest, "device": kind, "processor": processor_name(model.device), "host": platform.node()}
+    return Processor(digest, processor_name(model.device), platform.node(), kind)
 
 
 def machine_id(device: str) -> str:

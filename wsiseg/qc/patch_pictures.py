@@ -36,6 +36,7 @@ from wsiseg.qc.release import read_rows, write_rows
 from wsiseg.qc.runs import QcRun, open_row_slide
 from wsiseg.read import TissueMask, read_working, scale_for
 from wsiseg.read.tissue import MARGIN_UM as TISSUE_MARGIN_UM
+from wsiseg.results.slide_record import slide_record
 from wsiseg.schema import Column
 from wsiseg.tables import atomic_write_bytes, read_nuclei, wkb_rings
 from wsiseg.types import Box
@@ -191,9 +192,9 @@ def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
     """Return the level-0 boxes of tiles that were not segmented."""
     if not row.get("tiles_failed"):
         return []
-    record = json.loads(run.folder.slide_json(row["slide_id"]).read_text(encoding="utf-8"))
-    side = round(run.record["config"]["read"]["tile_wpx"] / row["scale"])
-    return [Box(e["x_px"], e["y_px"], side, side) for e in record["errors"] if e["tile_id"] >= 0]
+    side = round(run.record.tile_wpx / row["scale"])
+    errors = slide_record(run.folder, row["slide_id"]).errors
+    return [Box(e.x_px, e.y_px, side, side) for e in errors if e.tile_id >= 0]
 
 
 def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:

@@ -226,8 +226,7 @@ def _predict(
 
 def quality_model(run: QcRun) -> tuple[QualityModel, list[str]]:
     """Return the quality model for a run's network weights, and notes on its limits for this run."""
-    results = run.record.get("results") or {}
-    name, sha = str(results.get("weights") or ""), str(results.get("weights_sha256") or "")
+    name, sha = run.record.weights, run.record.weights_sha256
     model = load_quality(name)
     if model is None:
         other = load_quality(FALLBACK)

@@ -103,9 +103,9 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
 
 
 def _subtitle(run: QcRun) -> str:
-    created = str(run.record.get("created") or "")[:16].replace("T", " ")
+    created = (run.record.created or "")[:16].replace("T", " ")
     of_when = f" of {created}" if created else ""
-    return f"{len(run.rows):,} slides · wsiseg {run.record.get('wsiseg', '?')} · run {run.digest}{of_when}"
+    return f"{len(run.rows):,} slides · wsiseg {run.record.wsiseg or '?'} · run {run.digest}{of_when}"
 
 
 def _predictor(run: QcRun, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -232,13 +232,13 @@ def _provenance(run: QcRun) -> list[tuple[str, Any]]:
     facts: list[tuple[str, Any]] = [
         ("run folder", run.folder.root.resolve().name),
         ("run digest", run.digest),
-        ("wsiseg", record.get("wsiseg", "")),
-        ("created", record.get("created", "")),
-        ("host", ", ".join(str(v) for v in (record.get("host") or {}).values())),
+        ("wsiseg", record.wsiseg),
+        ("created", record.created or ""),
+        ("host", ", ".join(v for v in (record.host.name, record.host.platform, record.host.python) if v)),
     ]
     facts += [
         (str(k), readable(json.dumps(v) if isinstance(v, dict | list) else "" if v is None else str(v), run.folder.root))
-        for k, v in sorted((record.get("results") or {}).items())
+        for k, v in sorted(record.results.items())
     ]
     table = run.folder.root / "slides.parquet"
     facts.append(("slides.parquet sha256", hashlib.sha256(table.read_bytes()).hexdigest()))

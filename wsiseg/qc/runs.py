@@ -35,8 +35,10 @@ from wsiseg.qc.outliers import OUTLIERS, OutlierRow, TailRule, find_outliers
 from wsiseg.qc.release import csv_bytes, read_rows, write_release, write_rows
 from wsiseg.read import Slide
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
+from wsiseg.results.run_record import RunRecord
+from wsiseg.results.slide_record import SlideRecord, slide_record
+from wsiseg.rows import SlideRow
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = [
@@ -57,7 +59,7 @@ class QcRun:
 
     folder: RunFolder
     digest: str
-    record: dict[str, Any]
+    record: RunRecord
     rows: list[dict[str, Any]]
     path_map: tuple[str, ...] = ()
 
@@ -111,7 +113,7 @@ def load_run(run: Path, path_map: Sequence[str] = ()) -> QcRun:
         raise InputError(
             f"Run {run} has no polygon table in {run / 'nuclei'}, so there is nothing to review. Run `wsiseg segment` again."
         )
-    return QcRun(folder, str(record.get("digest", "")), record, rows, tuple(path_map))
+    return QcRun(folder, record.digest, record, rows, tuple(path_map))
 
 
 def _check_names(rows: Sequence[dict[str, Any]], run: Path) -> None:
@@ -139,8 +141,11 @@ def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
         The slide's record is damaged.
     """
     slide_id = row["slide_id"]
-    stored = slide_record(run.folder, slide_id) if run.folder.slide_json(slide_id).is_file() else {}
-    return reopen_slide(run.folder, slide_id, {"row": row, "file": stored.get("file")}, run.path_map)
+    if run.folder.slide_json(slide_id).is_file():
+        stored = slide_record(run.folder, slide_id)
+    else:
+        stored = SlideRecord(run.digest, SlideRow.blank(**{k: v for k, v in row.items() if v is not None}))
+    return reopen_slide(run.folder, stored, run.path_map)
 
 
 # --- outliers -----------------------------------------------------------------------------------------------------------------
@@ -183,7 +188,7 @@ NOT_COMPARED = ("read.mpp", "read.reader", "read.tile_wpx", "predict.precision",
 
 
 def _check_comparable(run: QcRun, reference: QcRun) -> None:
-    both = [{k: v for k, v in (r.record.get("results") or {}).items() if k not in NOT_COMPARED} for r in (run, reference)]
+    both = [{k: v for k, v in r.record.results.items() if k not in NOT_COMPARED} for r in (run, reference)]
     differ = sorted(k for k in set(both[0]) | set(both[1]) if both[0].get(k) != both[1].get(k))
     if differ:
         listed = ", ".join(f"{k}: {both[0].get(k)!r} here, {both[1].get(k)!r} there" for k in differ[:5])

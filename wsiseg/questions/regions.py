@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from wsiseg.questions.pairing import Pairing
 from wsiseg.read import TissueMask
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.maps import tissue_of
+from wsiseg.results.slide_record import slide_or_none
 from wsiseg.summarize import nuclei_statistics
 from wsiseg.tables.annotations import read_annotations
 from wsiseg.tables.source import NucleiFile, open_nuclei
@@ -271,13 +271,9 @@ def _run_notes(source: NucleiFile, options: RegionOptions) -> list[str]:
     notes = []
     if options.belongs == "marker" and source.imported:
         notes.append(f"slide {source.slide_id} was imported and has no markers: nuclei belong by their centroid")
-    record = RunFolder(source.path.parent.parent).slide_json(source.path.stem)
-    try:
-        row = json.loads(record.read_text(encoding="utf-8"))["row"]
-    except (OSError, ValueError, KeyError, TypeError):
-        row = {}
-    if row.get("status") == "partial":
+    record = slide_or_none(RunFolder(source.path.parent.parent), source.path.stem)
+    if record is not None and record.row.status == "partial":
         notes.append(
-            f"slide {source.slide_id}: {row.get('tiles_failed')} of its tiles failed: nuclei there are missing (wsiseg errors)"
+            f"slide {source.slide_id}: {record.row.tiles_failed} of its tiles failed: nuclei there are missing (wsiseg errors)"
         )
     return notes

@@ -6,27 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from wsiseg.errors import OutputMismatchError
+from wsiseg.results.run_record import RunRecord
+from wsiseg.types import Processor
 
 __all__ = ["mixed_precision_note", "precision_text", "with_processor"]
 
 MEASURED = "benchmarks/results/precision.json"
 
 
-def same_maps(a: Mapping[str, str], b: Mapping[str, str]) -> bool:
+def same_maps(a: Processor, b: Processor) -> bool:
     """Return whether two processors (see ``wsiseg.predict.arithmetic_of``) give the same maps.
 
     GPUs of the same name and library version count as equal, because a GPU library may choose kernels by the free memory.
     """
-    one_gpu = a["processor"] == b["processor"] and a.get("device", "cpu") == b.get("device", "cpu") == "cuda"
-    return a["digest"] == b["digest"] or one_gpu
+    one_gpu = a.processor == b.processor and a.device == b.device == "cuda"
+    return a.digest == b.digest or one_gpu
 
 
-def with_processor(
-    known: Sequence[dict[str, str]], here: dict[str, str], precision: str, *, accept: bool
-) -> list[dict[str, str]]:
+def with_processor(known: Sequence[Processor], here: Processor, precision: str, *, accept: bool) -> tuple[Processor, ...]:
     """Return the processors of a run with this one among them.
 
     Raises
@@ -35,9 +34,9 @@ def with_processor(
         Its maps differ from those of the run, and ``accept`` is not set; the message names both processors.
     """
     if any(same_maps(here, processor) for processor in known):
-        return list(known)
+        return tuple(known)
     if not known or accept:
-        return [*known, here]
+        return (*known, here)
     run, advice = known[0], "Use machines of one kind"
     if precision != "int8":
         advice += "; or start a new --out with --precision int8, which is equal on every x86 processor"
@@ -47,32 +46,29 @@ def with_processor(
     )
 
 
-def precision_text(record: Mapping[str, Any]) -> str:
+def precision_text(record: RunRecord | None) -> str:
     """Return one line: the precision of a run (``run.json``), whether the user chose it, and whether bits may differ."""
-    precision = record.get("results", {}).get("predict.precision", "")
-    if not precision:
+    if record is None or not record.precision:
         return ""
-    choice = record.get("precision_choice", "")
-    text = f"{precision}, {choice}" if choice else str(precision)
+    precision, choice = record.precision, record.precision_choice
+    text = f"{precision}, {choice}" if choice else precision
     if choice == "automatic":
         text += f" for this processor: another may take another; --precision {precision} gives every machine this one"
-    processors = record.get("processors", [])
-    if len(processors) > 1:
-        names = "; ".join(_named(p) for p in processors)
+    if len(record.processors) > 1:
+        names = "; ".join(_named(p) for p in record.processors)
         text += f". Tiles differ in their last bits between processors (--any-processor): {names}"
     return text
 
 
-def mixed_precision_note(records: Mapping[str, Mapping[str, Any]]) -> str:
+def mixed_precision_note(records: Mapping[str, RunRecord | None]) -> str:
     """Return how combined runs (``run.json`` by name) differ in precision; empty if they do not.
 
     The figures are those of ``benchmarks/precision.py``: validation images of four sets, both weights.
     """
     by_precision: dict[str, list[str]] = {}
     for name, record in records.items():
-        precision = str(record.get("results", {}).get("predict.precision", ""))
-        if precision:
-            by_precision.setdefault(precision, []).append(name)
+        if record is not None and record.precision:
+            by_precision.setdefault(record.precision, []).append(name)
     if len(by_precision) < 2:
         return ""
     parts = " and ".join(f"{precision} ({_some(names)})" for precision, names in sorted(by_precision.items()))
@@ -93,5 +89,5 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _named(processor: Mapping[str, str]) -> str:
-    return f"{processor['processor']} on {processor['host']} (maps {processor['digest']})"
+def _named(processor: Processor) -> str:
+    return f"{processor.processor} on {processor.host} (maps {processor.digest})"

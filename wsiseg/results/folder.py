@@ -20,20 +20,22 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
-import platform
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wsiseg import __version__
 from wsiseg.config import RunConfig
-from wsiseg.errors import FormatError, InputError, OutputInUseError, OutputMismatchError
+from wsiseg.decode import encode
+from wsiseg.errors import InputError, OutputInUseError, OutputMismatchError
 from wsiseg.results.arithmetic import with_processor
+from wsiseg.results.run_record import Host, RunNote, RunRecord, differing_results, read_run_record
 from wsiseg.tables import atomic_create_bytes, atomic_write_bytes
+from wsiseg.types import Processor
 
 __all__ = ["RunFolder"]
 
@@ -100,32 +102,24 @@ class RunFolder:
         for name in ("nuclei", "slides", "parts"):
             (self.root / name).mkdir(parents=True, exist_ok=True)
 
-    def read_run(self) -> dict[str, Any] | None:
+    def read_run(self) -> RunRecord | None:
         """Return the run record, or None if there is none. Raises ``FormatError`` if it is damaged."""
-        try:
-            record = json.loads(self.run_json.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as err:
-            raise FormatError(
-                f"Run record {self.run_json} is unreadable ({err}). Move it away to start this folder again."
-            ) from err
-        if not isinstance(record, dict) or "results" not in record:
-            raise FormatError(f"{self.run_json} is not a wsiseg run record. Choose another --out.")
-        return record
+        return read_run_record(self.run_json)
 
     def claim(
         self,
         config: RunConfig,
-        facts: dict[str, Any],
-        note: dict[str, Any],
-        arithmetic: dict[str, str] | None = None,
+        facts: Mapping[str, object],
+        note: RunNote,
+        arithmetic: Processor | None = None,
         precision_choice: str = "",
     ) -> str:
         """Record this run's result-changing settings, or check them against the folder's; return the digest.
 
         Parameters
         ----------
+        facts
+            What the run computes with beside its config, as plain values.
         arithmetic
             Of the processor that computes, from ``wsiseg.predict.arithmetic_of``.
         precision_choice
@@ -141,16 +135,15 @@ class RunFolder:
             digest = self._claimed(config, facts, note, arithmetic, precision_choice)
         return digest or self.claim(config, facts, note, arithmetic, precision_choice)
 
-    def add_processor(self, arithmetic: dict[str, str], *, accept: bool) -> None:
+    def add_processor(self, arithmetic: Processor, *, accept: bool) -> None:
         """Record a processor that joins the run. ``OutputMismatchError``: it computes other maps, which is not accepted."""
         with self._record_held():
             record = self.read_run()
             if record is None:
                 return
-            known = record.get("processors", [])
-            now = with_processor(known, arithmetic, record["results"].get("predict.precision", ""), accept=accept)
-            if now != known:
-                atomic_write_bytes(self.run_json, json.dumps({**record, "processors": now}, indent=1, sort_keys=True).encode())
+            now = with_processor(record.processors, arithmetic, record.precision, accept=accept)
+            if now != record.processors:
+                atomic_write_bytes(self.run_json, _text_of(dataclasses.replace(record, processors=now)))
 
     @contextlib.contextmanager
     def _record_held(self) -> Iterator[None]:
@@ -163,50 +156,43 @@ class RunFolder:
     def _claimed(
         self,
         config: RunConfig,
-        facts: dict[str, Any],
-        note: dict[str, Any],
-        arithmetic: dict[str, str] | None,
+        facts: Mapping[str, object],
+        note: RunNote,
+        arithmetic: Processor | None,
         precision_choice: str,
     ) -> str:
         """Do the work of ``claim``; return "" if another shard claimed the folder first, so that its settings apply."""
         results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
         digest = config.digest(**facts)
         old = self.read_run()
-        if old is not None and old["results"] != results:
-            both = sorted(set(old["results"]) | set(results))
-            lines = [
-                f"  {k}: folder has {old['results'].get(k)!r}, this run asks {results.get(k)!r}"
-                for k in both
-                if old["results"].get(k) != results.get(k)
-            ]
+        if old is not None and old.results != results:
             raise OutputMismatchError(
                 f"Output folder {self.root} was made with settings that give other results:\n"
-                + "\n".join(lines)
+                + "\n".join(differing_results(old, results))
                 + "\nRun with the folder's settings to resume it, or choose another --out."
             )
-        processors: list[dict[str, str]] = old.get("processors", []) if old is not None else []
+        processors = old.processors if old is not None else ()
         if arithmetic is not None:
             accept = config.schedule.any_processor
             processors = with_processor(processors, arithmetic, config.predict.precision, accept=accept)
-        host = {"name": platform.node(), "platform": platform.platform(), "python": platform.python_version()}
-        record = {
-            "wsiseg": __version__,
-            "digest": digest,
-            "results": results,
-            "config": config.as_dict(),
-            "host": host,
-            "processors": processors,
-            "precision_choice": precision_choice,
-            **note,
-        }
-        if old is not None:
-            record["created"] = old.get("created", record.get("created"))
-            record["precision_choice"] = old.get("precision_choice", precision_choice)
-        text = json.dumps(record, indent=1, sort_keys=True, default=str).encode()
-        if old is not None:
-            atomic_write_bytes(self.run_json, text)
-        elif not atomic_create_bytes(self.run_json, text):
-            return ""
+        record = RunRecord(
+            results=results,
+            digest=digest,
+            wsiseg=__version__,
+            config=config.as_dict(),
+            host=Host.here(),
+            processors=processors,
+            precision_choice=precision_choice,
+            command=note.command,
+            created=note.created or None,
+            user=note.user,
+            note=note.note,
+        )
+        if old is None:
+            return digest if atomic_create_bytes(self.run_json, _text_of(record)) else ""
+        created, choice = old.created or record.created, old.precision_choice or precision_choice
+        record = dataclasses.replace(record, created=created, precision_choice=choice, other=old.other)
+        atomic_write_bytes(self.run_json, _text_of(record))
         return digest
 
     @contextlib.contextmanager
@@ -251,6 +237,10 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
+
+
+def _text_of(record: RunRecord) -> bytes:
+    return json.dumps(encode(record), indent=1, sort_keys=True, default=str).encode()
 
 
 def _open_lock(path: Path) -> int:

@@ -1,49 +1,33 @@
-"""Stored records of a run's slides (``RUN/slides/<slide_id>.json``), and the list of slides that were asked for."""
+"""``RUN/inputs.jsonl``: the list of slides that were asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 from pathlib import Path
-from typing import Any
 
-from wsiseg.errors import FormatError, InputError
+from wsiseg.decode import decode
+from wsiseg.errors import FormatError
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.slide_input import SlideInput
 
-__all__ = ["known_ids", "read_inputs", "slide_record"]
-
-
-def slide_record(folder: RunFolder, slide_id: str) -> dict[str, Any]:
-    """Return the stored record of one slide.
-
-    Raises
-    ------
-    InputError
-        The run has no such slide; the message names those it has.
-    """
-    path = folder.slide_json(slide_id)
-    if not path.is_file():
-        known = sorted(p.stem for p in (folder.root / "slides").glob("*.json"))
-        raise InputError(f"Run {folder.root} has no slide {slide_id!r}. It has: {', '.join(known[:20]) or 'none'}.")
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise FormatError(f"Slide record {path} is unreadable: {err}") from err
-    return record
+__all__ = ["known_ids", "read_inputs"]
 
 
 def read_inputs(folder: RunFolder) -> dict[str, SlideInput]:
-    """Return every slide that this run folder was ever asked for, by id, as it was last given; broken lines are left out."""
+    """Return every slide that this run folder was ever asked for, by id, as it was last given.
+
+    Lines that are broken, or of a newer version with fields that are not known here, are left out.
+    """
     found: dict[str, SlideInput] = {}
     try:
         text = Path(folder.inputs).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return found
     for line in text.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            raw = json.loads(line)
-            found[str(raw["slide_id"])] = SlideInput(**raw)
+        with contextlib.suppress(ValueError, RecursionError, FormatError):
+            slide = decode(SlideInput, json.loads(line), str(folder.inputs))
+            found[slide.slide_id] = slide
     return found
 
 

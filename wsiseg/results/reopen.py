@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from wsiseg.errors import InputError, SlideOpenError, plain_text
 from wsiseg.fetch import is_address
@@ -15,11 +14,12 @@ from wsiseg.read.slide import content_digest
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_path
 from wsiseg.results.records import read_inputs
+from wsiseg.results.slide_record import FileFacts, SlideRecord
 
 __all__ = ["file_facts", "other_content", "reopen_slide", "slide_place"]
 
 
-def file_facts(path: str | Path) -> dict[str, Any]:
+def file_facts(path: str | Path) -> FileFacts:
     """Return what a run stores of a slide's file: whole path, size, time of change, and digest (see ``content_digest``).
 
     Raises
@@ -29,10 +29,10 @@ def file_facts(path: str | Path) -> dict[str, Any]:
     """
     size_bytes, mtime_ns = fingerprint(path)
     whole = os.path.abspath(path)
-    return {"path": whole, "size_bytes": size_bytes, "mtime_ns": mtime_ns, "content": content_digest(path)}
+    return FileFacts(whole, size_bytes, mtime_ns, content_digest(path))
 
 
-def other_content(file: dict[str, Any], path: str | Path) -> str:
+def other_content(file: FileFacts, path: str | Path) -> str:
     """Return how a file differs from the one that ``file_facts`` was made of; empty: it is that one, or a copy of it.
 
     Raises
@@ -42,19 +42,17 @@ def other_content(file: dict[str, Any], path: str | Path) -> str:
     """
     size_bytes, _ = fingerprint(path)
     content = content_digest(path)
-    if (size_bytes, content) == (file.get("size_bytes"), file.get("content")):
+    stored = (file.size_bytes, file.content)
+    if (size_bytes, content) == stored:
         return ""
-    if os.path.isfile(path) and (os.path.getsize(path), content_digest(path, alone=True)) == (
-        file.get("size_bytes"),
-        file.get("content"),
-    ):
+    if os.path.isfile(path) and (os.path.getsize(path), content_digest(path, alone=True)) == stored:
         return ""  # a slide of several files, of a run that knew the first one only
-    if size_bytes != file.get("size_bytes"):
-        return f"it has {size_bytes} bytes, the one that was segmented had {file.get('size_bytes')}"
-    return f"its bytes have the digest {content}, those of the one that was segmented {file.get('content')}"
+    if size_bytes != file.size_bytes:
+        return f"it has {size_bytes} bytes, the one that was segmented had {file.size_bytes}"
+    return f"its bytes have the digest {content}, those of the one that was segmented {file.content}"
 
 
-def slide_place(folder: RunFolder, slide_id: str, record: dict[str, Any], path_map: Sequence[str] = ()) -> str:
+def slide_place(folder: RunFolder, record: SlideRecord, path_map: Sequence[str] = ()) -> str:
     """Return where the slide of a record lies now: where it was, where ``path_map`` leads, or where a later run found it.
 
     Never a path that depends on the working folder: runs of older versions stored what was typed.
@@ -64,9 +62,10 @@ def slide_place(folder: RunFolder, slide_id: str, record: dict[str, Any], path_m
     SlideOpenError
         It is not there.
     """
-    stored = str((record.get("file") or {}).get("path") or record["row"].get("path") or "")
+    slide_id, file = record.row.slide_id, record.file
+    stored = (file.path if file is not None else "") or record.row.path
     if is_address(stored):
-        return _fetched_place(slide_id, stored, record.get("file") or {}, path_map)
+        return _fetched_place(slide_id, stored, file.staged if file is not None else "", path_map)
     listed = read_inputs(folder).get(slide_id)
     tried = [local_path(p, path_map) for p in (stored, listed.path if listed else "") if p]
     tried = list(dict.fromkeys(p for p in tried if os.path.isabs(p)))
@@ -84,9 +83,9 @@ def slide_place(folder: RunFolder, slide_id: str, record: dict[str, Any], path_m
     )
 
 
-def _fetched_place(slide_id: str, address: str, file: dict[str, Any], path_map: Sequence[str]) -> str:
+def _fetched_place(slide_id: str, address: str, staged: str, path_map: Sequence[str]) -> str:
     """Return where a slide that was fetched lies: where it was kept, or where ``path_map`` leads."""
-    for path in (local_path(address, path_map), local_path(str(file.get("staged") or ""), path_map)):
+    for path in (local_path(address, path_map), local_path(staged, path_map)):
         if path and not is_address(path) and os.path.exists(path):
             return path
     raise SlideOpenError(
@@ -95,7 +94,7 @@ def _fetched_place(slide_id: str, address: str, file: dict[str, Any], path_map: 
     )
 
 
-def reopen_slide(folder: RunFolder, slide_id: str, record: dict[str, Any], path_map: Sequence[str] = ()) -> Slide:
+def reopen_slide(folder: RunFolder, record: SlideRecord, path_map: Sequence[str] = ()) -> Slide:
     """Open the slide of a record (``RUN/slides/<slide_id>.json``).
 
     Raises
@@ -105,12 +104,13 @@ def reopen_slide(folder: RunFolder, slide_id: str, record: dict[str, Any], path_
     SlideOpenError
         It is not there, cannot be opened, or is another file than the one that was segmented.
     """
-    row = record["row"]
-    if row.get("mpp") is None:
-        raise InputError(f"Slide {slide_id} could not be used by the run: {row.get('error') or 'no reason recorded'}.")
-    path = slide_place(folder, slide_id, record, path_map)
-    file = record.get("file") or {}
-    if not file.get("content"):
+    row = record.row
+    slide_id = row.slide_id
+    if row.mpp is None:
+        raise InputError(f"Slide {slide_id} could not be used by the run: {row.error or 'no reason recorded'}.")
+    path = slide_place(folder, record, path_map)
+    file = record.file
+    if file is None or not file.content:
         log.warning(
             "slide %s: the run stores no digest of it, so it cannot be checked that %s is the same file",
             slide_id,
@@ -121,4 +121,4 @@ def reopen_slide(folder: RunFolder, slide_id: str, record: dict[str, Any], path_
             f"Slide {slide_id}: {plain_text(path)} is another file than the one that was segmented: {why}. Its pixels do not "
             "belong to this run's nuclei. Restore the slide, give its new path with --path-map FROM=TO, or segment it again."
         )
-    return open_slide(path, mpp=row["mpp"], cohort=row.get("cohort") or "")
+    return open_slide(path, mpp=row.mpp, cohort=row.cohort)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import queue
 import threading
@@ -20,11 +19,12 @@ from wsiseg.pipeline import stain_aim
 from wsiseg.read import read_working
 from wsiseg.read.slide import Slide
 from wsiseg.results.folder import RunFolder
+from wsiseg.run.facts import ModelFacts, WorkerFacts
 from wsiseg.run.handles import OpenSlides
 from wsiseg.run.job import SlideJob, load_job, open_job_slide
 from wsiseg.run.readers import ReaderPool, can_share_memory
 from wsiseg.separate import SeparateParams, resolve_params
-from wsiseg.types import Box, Stain
+from wsiseg.types import Box, Processor, Stain
 
 if TYPE_CHECKING:  # the client knows a context but never computes: it starts without torch
     from wsiseg.predict import Model
@@ -153,7 +153,7 @@ class WorkerContext:
         if self._readers is not None:
             self._readers.close()
 
-    def arithmetic(self) -> dict[str, str]:
+    def arithmetic(self) -> Processor:
         """Return the facts by which the maps of this worker's processor differ from those of another."""
         from wsiseg.predict import arithmetic_of
 
@@ -161,19 +161,24 @@ class WorkerContext:
         with self.turn():
             return arithmetic_of(model)
 
-    def facts(self) -> dict[str, object]:
+    def facts(self) -> ModelFacts:
         """Return what this worker would compute with: part of the run's digest."""
-        return {
-            "weights": self.model.name,
-            "weights_sha256": self.model.sha256,
-            "precision": self.model.precision,
-            "engine": self.model.engine,
-            **({"quantization": _quantization()} if self.model.precision == "int8" else {}),
-            "mpp_model": self.model.mpp,
-            "stain_method": self.stain_aim.method,
-            **({"stain_aim": list(self.stain_aim.params)} if self.stain_aim.params else {}),
-            "separate": dataclasses.asdict(self.separate_params(self.model.mpp)),
-        }
+        model, aim = self.model, self.stain_aim
+        return ModelFacts(
+            model.name,
+            model.sha256,
+            model.mpp,
+            aim.method,
+            self.separate_params(model.mpp),
+            aim.params,
+            _quantization() if model.precision == "int8" else "",
+        )
+
+    def worker_facts(self, machine: str) -> WorkerFacts:
+        """Return the same and what ``auto`` means here; ``machine`` names this machine."""
+        processor = self.arithmetic()
+        model = self.model
+        return WorkerFacts(self.facts(), model.precision, model.engine, model.licence, processor, machine)
 
     @property
     def stain_aim(self) -> Stain:

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from distributed.client import Future
 
@@ -18,6 +17,7 @@ from wsiseg.fetch import shown
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
+from wsiseg.rows import SlideRow
 from wsiseg.run.feed import MAX_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.fetching import FetchDone, fetch_task, lanes_of
 from wsiseg.run.finish import record_failed_slide
@@ -71,7 +71,7 @@ class Drive:
         progress: Progress,
         on_progress: Callable[[Progress], None],
         watch: Watch,
-        rows: dict[str, dict[str, Any]],
+        rows: dict[str, SlideRow],
     ) -> None:
         self.pool = pool
         self.client = pool.client
@@ -310,7 +310,7 @@ class Drive:
             log.warning("slide %s: %s", task.slide_id, warning)
         if result.row is not None:
             self._close_slide(task.slide_id, result.row, earlier=True)
-            self.progress.nuclei += int(result.row["n_nuclei"])
+            self.progress.nuclei += result.row.n_nuclei or 0
             return
         total = sum(t.core.w * t.core.h * t.tissue_frac for t in result.todo) or 1.0
         self.tile_mm2[task.slide_id] = result.mm2_todo / total
@@ -357,7 +357,7 @@ class Drive:
             self.watch.event("tile_failed", level="error", **facts, error=outcome.error)
 
     def _close_slide(
-        self, slide_id: str, result: dict[str, Any] | str, *, earlier: bool = False, worker: str = "", attempts: int = 1
+        self, slide_id: str, result: SlideRow | str, *, earlier: bool = False, worker: str = "", attempts: int = 1
     ) -> None:
         if isinstance(result, str):
             _stop_on_full_disk(result, self.folder)
@@ -371,8 +371,8 @@ class Drive:
         self.tile_mm2.pop(slide_id, None)
         self.progress.slides_done += 1
         if not earlier:
-            facts = {k: v for k, v in result.items() if k in LOGGED or k.startswith(("seconds_", "tiles_"))}
-            level = "warning" if result["status"] == "suspect" else "info"
+            facts = {k: v for k, v in result.columns.items() if k in LOGGED or k.startswith(("seconds_", "tiles_"))}
+            level = "warning" if result.status == "suspect" else "info"
             self.watch.event("slide_closed", level=level, **facts)
 
 

@@ -18,8 +18,8 @@ from wsiseg.errors import SlideOpenError, WsisegError, one_line
 from wsiseg.read import read_working
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_path
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
+from wsiseg.results.slide_record import slide_record
 from wsiseg.summarize import neighbors, od_tables, solidity, sum_od
 from wsiseg.tables import read_nuclei
 from wsiseg.tables.windows import RingWindows
@@ -87,7 +87,7 @@ def _pixels(folder: RunFolder, table: Path, piece: FeaturePiece) -> dict[str, In
     """Sum optical densities over windows. Where two nuclei overlap the smaller has the pixel, of equals the lesser id."""
     record = slide_record(folder, piece.slide_id)
     try:
-        slide = reopen_slide(folder, piece.slide_id, record, piece.path_map)
+        slide = reopen_slide(folder, record, piece.path_map)
     except SlideOpenError as err:
         raise SlideOpenError(f"{err} Optical densities need its pixels: --no-pixels leaves them out.") from err
     known = read_nuclei(table, columns=["nucleus_id", "area_px"])

@@ -22,8 +22,8 @@ from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, stain_sample, working_size
 from wsiseg.read.slide import Slide
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
+from wsiseg.results.slide_record import slide_record
 from wsiseg.run.feature_pieces import FeaturePiece, measure_piece
 from wsiseg.summarize import RUIFROK_JOHNSTON, od_features
 from wsiseg.summarize.features import NEIGHBOR_UM
@@ -251,7 +251,7 @@ def _plan(folder: RunFolder, source: NucleiFile, options: FeatureOptions) -> tup
     """Return the stain vectors, and the windows (working px) that some nucleus's bounding box meets."""
     record = slide_record(folder, source.path.stem)
     try:
-        slide = reopen_slide(folder, source.path.stem, record, options.path_map)
+        slide = reopen_slide(folder, record, options.path_map)
     except SlideOpenError as err:
         raise SlideOpenError(f"{err} Optical densities need its pixels: --no-pixels leaves them out.") from err
     try:

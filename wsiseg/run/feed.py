@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from wsiseg.results.manifest import SlideInput
+from wsiseg.rows import SlideRow
 from wsiseg.run.presence import Death
 from wsiseg.types import Tile, TileOutcome
 
@@ -56,7 +57,7 @@ class PrepareDone:
     """Result of preparing a slide: a finished row (nothing to do), or tiles to do and outcomes of tiles already decided."""
 
     slide_id: str
-    row: dict[str, Any] | None = None
+    row: SlideRow | None = None
     todo: tuple[Tile, ...] = ()
     decided: tuple[TileOutcome, ...] = ()
     mm2_todo: float = 0.0

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wsiseg import __version__
+from wsiseg.decode import encode
 from wsiseg.errors import FormatError, SlideOpenError, plain_text
 from wsiseg.fetch import is_address, shown
 from wsiseg.read import working_size
@@ -20,6 +21,8 @@ from wsiseg.results.locate import fetch_root, local_path
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.maps import make_maps
 from wsiseg.results.reopen import other_content
+from wsiseg.results.slide_record import FileFacts, SlideRecord, slide_or_none, write_slide
+from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.foreign import foreign_facts
 from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of
@@ -27,38 +30,36 @@ from wsiseg.run.outside import outside_facts, write_mask_picture
 from wsiseg.run.suspect import suspicion
 from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
-from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Tile, TileOutcome, TileStats
 from wsiseg.write import PartHeader, read_part_header, write_nuclei_table
+
+if TYPE_CHECKING:
+    from wsiseg.predict import Model
 
 __all__ = ["done_before", "file_sha256", "finish_slide", "finished_row", "record_failed_slide", "tiles_to_do"]
 
 
-def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> dict[str, Any] | None:
+def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> SlideRow | None:
     """Return the statistics row of a slide that an earlier run completed under the same digest, mpp and mask, else None."""
     slide_id = slide.slide_id
-    try:
-        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
-        row: dict[str, Any] = record["row"]
-    except (OSError, ValueError, KeyError, TypeError):
+    record = slide_or_none(folder, slide_id)
+    if record is None or record.digest != digest or record.row.status not in FINISHED_STATUSES:
         return None
-    complete = record.get("digest") == digest and row.get("status") in FINISHED_STATUSES and folder.table(slide_id).is_file()
-    if not complete or (record.get("file") and not _same_file(record["file"], slide)):
+    if not folder.table(slide_id).is_file() or (record.file is not None and not _same_file(record.file, slide)):
         return None
-    asked = asked_of(slide)
-    return row if record.get("asked", asked) == asked else None
+    return record.row if record.asked in (None, asked_of(slide)) else None
 
 
-def _same_file(file: dict[str, Any], slide: SlideInput) -> bool:
+def _same_file(file: FileFacts, slide: SlideInput) -> bool:
     """Return whether a slide is still the file that was segmented; a file that was moved away or copied counts as the same.
 
     Nothing is fetched: an object at an address is another one if the manifest states another MD5 than before.
     """
     path = slide.path
     if is_address(path):
-        return not slide.md5 or file.get("md5", slide.md5) in (slide.md5, "")
+        return not slide.md5 or file.md5 in (slide.md5, "")
     try:
-        return fingerprint(path) == (file.get("size_bytes"), file.get("mtime_ns")) or not other_content(file, path)
+        return fingerprint(path) == (file.size_bytes, file.mtime_ns) or not other_content(file, path)
     except SlideOpenError:
         return True
 
@@ -97,7 +98,7 @@ def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
     return header if header is not None and header.digest == context.digest else None
 
 
-def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerContext) -> dict[str, Any]:
+def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerContext) -> SlideRow:
     """Write the slide's table, statistics and JSON from its part files; return the statistics row.
 
     Raises
@@ -114,10 +115,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     bad = {o.tile_id: o for o in failed if o.tile_id < n_tiles}
     headers, n_empty = _headers(tiles, bad, context)
     stats = sum((h.stats for h in headers), TileStats())
-    seconds: dict[str, float] = {}
-    for h in headers:
-        for stage, s in h.seconds.items():
-            seconds[stage] = seconds.get(stage, 0.0) + s
+    seconds = _summed_seconds(headers)
     table = context.folder.table(slide_id)
     parts = [context.folder.part(slide_id, h.tile_id) for h in headers]
     summary = write_nuclei_table(parts, table, job.meta, job.scale, _table_facts(job, context), context.config.write)
@@ -134,27 +132,29 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         table_name=f"nuclei/{slide_id}.parquet",
         events=_summed_events(headers),
         suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
-    ) | _precision_of(context)
+    )
+    row = dataclasses.replace(row, precision=context.config.predict.precision, precision_choice=_choice_of(context.folder))
     facts, drawn = _mask_facts(job, context, summary.n_nuclei)
-    row |= facts | foreign_facts(job, row, context.model.card)
-    record = {
-        "digest": context.digest,
-        "row": row,
-        "errors": _error_rows(tiles, bad, job.scale),
-        "asked": job.asked,
-        "file": {"path": job.meta.path, **_file_of(job), **_object_of(job, context)},
-        "table_bytes": summary.n_bytes,
-        "table_sha256": file_sha256(table),
-        "n_nuclei_of_tiles": sum(h.n_nuclei for h in headers),
-        "n_tiles": n_tiles,
-        "mask_jpg": drawn,
-        "stain": {"method": job.stain.method, "params": list(job.stain.params)},
-        "tissue_png": f"slides/{slide_id}.tissue.png",
-        "tissue_sha256": file_sha256(context.folder.tissue_png(slide_id)),
-        "level_downsamples": list(job.meta.level_downsamples),
-        "objective_power": job.meta.objective_power,
-    }
-    atomic_write_bytes(context.folder.slide_json(slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+    facts |= foreign_facts(job, row.columns, context.model.card)
+    row = dataclasses.replace(row, **facts)
+    record = SlideRecord(
+        context.digest,
+        row,
+        _error_rows(tiles, bad, job.scale),
+        asked=job.asked,
+        file=_object_of(job, context),
+        table_bytes=summary.n_bytes,
+        table_sha256=file_sha256(table),
+        n_nuclei_of_tiles=sum(h.n_nuclei for h in headers),
+        n_tiles=n_tiles,
+        mask_jpg=drawn,
+        stain=job.stain,
+        tissue_png=f"slides/{slide_id}.tissue.png",
+        tissue_sha256=file_sha256(context.folder.tissue_png(slide_id)),
+        level_downsamples=job.meta.level_downsamples,
+        objective_power=job.meta.objective_power,
+    )
+    write_slide(context.folder, record)
     if not bad and not context.config.write.keep_parts:
         shutil.rmtree(context.folder.parts(slide_id), ignore_errors=True)
     return row
@@ -183,9 +183,12 @@ def _mask_facts(job: SlideJob, context: WorkerContext, n_nuclei: int) -> tuple[d
     return facts, write_mask_picture(job, [tile for tile, _, _ in outside], counts, context.folder)
 
 
-def _precision_of(context: WorkerContext) -> dict[str, str]:
-    choice = str((context.folder.read_run() or {}).get("precision_choice", ""))
-    return {"precision": context.config.predict.precision, "precision_choice": choice}
+def _summed_seconds(headers: Sequence[PartHeader]) -> dict[str, float]:
+    seconds: dict[str, float] = {}
+    for header in headers:
+        for stage, s in header.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + s
+    return seconds
 
 
 def _summed_events(headers: Sequence[PartHeader]) -> dict[str, int]:
@@ -201,26 +204,27 @@ def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
         return  # every opening has compared the version
     path = local_path(job.meta.path, context.config.schedule.path_map)
     file = _file_of(job)
-    now = {**dict(zip(("size_bytes", "mtime_ns"), fingerprint(path), strict=True)), "content": content_digest(path)}
+    now = FileFacts(job.meta.path, *fingerprint(path), content_digest(path))
     if now != file:
-        changed = ", ".join(f"{name} was {old}, is {now[name]}" for name, old in file.items() if now[name] != old)
+        pairs = ((f.name, getattr(file, f.name), getattr(now, f.name)) for f in dataclasses.fields(file))
+        changed = ", ".join(f"{name} was {old}, is {new}" for name, old, new in pairs if new != old)
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {path} changed during the run ({changed}). Its tiles may be from two versions of the "
             "file, so no table is written. Run the same command again: the slide is then started again."
         )
 
 
-def _file_of(job: SlideJob) -> dict[str, Any]:
-    return {"size_bytes": job.meta.size_bytes, "mtime_ns": job.meta.mtime_ns, "content": job.content}
+def _file_of(job: SlideJob) -> FileFacts:
+    return FileFacts(job.meta.path, job.meta.size_bytes, job.meta.mtime_ns, job.content)
 
 
-def _object_of(job: SlideJob, context: WorkerContext) -> dict[str, Any]:
-    """Return what tells the version of a slide that was fetched, and where it is kept if it is."""
-    if not job.source:
-        return {}
-    schedule = context.config.schedule
-    kept = {"staged": str(fetch_root(context.config) / job.meta.slide_id / job.meta.file)} if schedule.keep_staged else {}
-    return {"md5": job.source["md5"], "version": job.source["version"], **kept}
+def _object_of(job: SlideJob, context: WorkerContext) -> FileFacts:
+    """Return the file's facts, and what tells the version of a slide that was fetched, and where it is kept if it is."""
+    file = _file_of(job)
+    if job.source is None:
+        return file
+    kept = str(fetch_root(context.config) / job.meta.slide_id / job.meta.file) if context.config.schedule.keep_staged else ""
+    return dataclasses.replace(file, md5=job.source.md5, version=job.source.version, staged=kept)
 
 
 def _table_facts(job: SlideJob, context: WorkerContext) -> dict[str, object]:
@@ -229,7 +233,7 @@ def _table_facts(job: SlideJob, context: WorkerContext) -> dict[str, object]:
         "wsiseg": __version__,
         "schema": SCHEMA_VERSION,
         "digest": context.digest,
-        "model": {**context.facts(), "licence": context.model.licence},
+        "model": {**encode(context.facts()), **_of_model(context.model)},
         "stain": {"method": job.stain.method, "params": list(job.stain.params)},
         "frame": "level-0 px, origin at the top-left corner of pixel (0, 0), x right, y down",
         "bounds_frame": "subtract bounds_x, bounds_y for coordinates relative to the scanned area",
@@ -238,21 +242,21 @@ def _table_facts(job: SlideJob, context: WorkerContext) -> dict[str, object]:
     }
 
 
-def _error_rows(tiles: Sequence[Tile], bad: dict[int, TileOutcome], scale: float) -> list[dict[str, Any]]:
-    return [
-        {
-            "slide_id": t.slide_id,
-            "tile_id": t.tile_id,
-            "x_px": round(t.core.x / scale),
-            "y_px": round(t.core.y / scale),
-            "error": bad[t.tile_id].error,
-            "attempts": bad[t.tile_id].attempts,
-            "host": bad[t.tile_id].host,
-            "worker": bad[t.tile_id].worker,
-        }
-        for t in tiles
-        if t.tile_id in bad
-    ]
+def _choice_of(folder: RunFolder) -> str:
+    run = folder.read_run()
+    return run.precision_choice if run is not None else ""
+
+
+def _of_model(model: Model) -> dict[str, str]:
+    return {"precision": model.precision, "engine": model.engine, "licence": model.licence}
+
+
+def _error_rows(tiles: Sequence[Tile], bad: dict[int, TileOutcome], scale: float) -> tuple[ErrorRow, ...]:
+    found = ((t, bad[t.tile_id]) for t in tiles if t.tile_id in bad)
+    return tuple(
+        ErrorRow(t.slide_id, t.tile_id, round(t.core.x / scale), round(t.core.y / scale), o.error, o.attempts, o.host, o.worker)
+        for t, o in found
+    )
 
 
 def file_sha256(path: Path) -> str:
@@ -263,15 +267,12 @@ def file_sha256(path: Path) -> str:
 
 def record_failed_slide(
     folder: RunFolder, slide: SlideInput, digest: str, error: str, attempts: int = 1, at: tuple[str, str] = ("", "")
-) -> dict[str, Any]:
+) -> SlideRow:
     """Record a slide that could not be used at all; return its statistics row (status ``failed``).
 
     ``attempts`` is how often it was tried, ``at`` the host and the worker of the last try.
     """
     slide_id, error = slide.slide_id, plain_text(error)
     row = failed_row(slide_id, shown(slide.path), slide.cohort, error)
-    entry = {"slide_id": slide_id, "tile_id": -1, "x_px": 0, "y_px": 0, "error": error, "attempts": attempts}
-    entry |= {"host": at[0], "worker": at[1]}
-    record = {"digest": digest, "row": row, "errors": [entry]}
-    atomic_write_bytes(folder.slide_json(slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+    write_slide(folder, SlideRecord(digest, row, (ErrorRow(slide_id, -1, 0, 0, error, attempts, *at),)))
     return row

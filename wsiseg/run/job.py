@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from wsiseg.config import RunConfig
+from wsiseg.decode import encode, read_record
 from wsiseg.errors import FormatError, SlideOpenError, TileReadError
 from wsiseg.fetch import Wanted, is_address, shown
 from wsiseg.normalize import fit_stain
@@ -36,6 +37,7 @@ from wsiseg.results.locate import fetched_slide, local_path, slide_file
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.mask_picture import picture_base
 from wsiseg.results.slide_input import ALL_TISSUE, wanted_of
+from wsiseg.results.slide_record import Asked, slide_or_none
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, SlideMeta, Stain, Tile
@@ -59,11 +61,36 @@ MIN_COMMON_FRAC = 0.1
 
 
 @dataclass(frozen=True, slots=True)
+class FetchSource:
+    """Where a slide was fetched from, what a manifest says of it, and what identifies its version there."""
+
+    address: str
+    filename: str
+    size_bytes: int
+    md5: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _JobRecord:
+    """``RUN/parts/<slide_id>/job.json``. Fields of a newer version are refused: they may change what tiles are made from."""
+
+    meta: SlideMeta
+    scale: float
+    stain: Stain
+    asked: Asked
+    content: str
+    source: FetchSource | None = None
+    outside: tuple[tuple[int, int, int, int, str], ...] | None = None
+    look: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class SlideJob:
     """Constants of a slide, which all its tiles share.
 
     ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
-    ``source`` is where a slide was fetched from and what identifies its version (empty: it was not fetched). ``note`` says why
+    ``source`` is where a slide was fetched from and what identifies its version (None: it was not fetched). ``note`` says why
     earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or metadata of the
     slide that disagree. ``outside`` are the windows sampled off the mask; ``None``: none could be
     chosen. ``look`` is how the slide looks (``wsiseg.read.slide_look``).
@@ -73,18 +100,18 @@ class SlideJob:
     scale: float
     stain: Stain
     tissue: TissueMask
-    asked: dict[str, Any] = field(default_factory=dict)
+    asked: Asked = field(default_factory=Asked)
     content: str = ""
     note: str = ""
     warnings: tuple[str, ...] = ()
-    source: dict[str, Any] = field(default_factory=dict)
+    source: FetchSource | None = None
     outside: tuple[OutsideWindow, ...] | None = None
     look: dict[str, float] = field(default_factory=dict)
 
     @property
     def mask_origin(self) -> str:
         """Return where the mask is from: ``found``, ``given`` or ``all``."""
-        given = self.asked.get("tissue_mask_sha256")
+        given = self.asked.tissue_mask_sha256
         return "all" if given == ALL_TISSUE else "given" if given else "found"
 
     @property
@@ -93,7 +120,7 @@ class SlideJob:
         return self.meta.mpp / self.scale
 
 
-def asked_of(slide_input: SlideInput) -> dict[str, Any]:
+def asked_of(slide_input: SlideInput) -> Asked:
     """Return what the user gave for one slide that changes its results and is in no config: mpp and tissue mask.
 
     Raises
@@ -107,8 +134,8 @@ def asked_of(slide_input: SlideInput) -> dict[str, Any]:
             mask = hashlib.sha256(Path(slide_input.tissue_mask).read_bytes()).hexdigest()
         except OSError as err:
             raise FormatError(f"tissue mask {slide_input.tissue_mask}: cannot be read: {err.strerror or err}") from err
-    named = {"frame": slide_input.frame} if slide_input.frame and mask != ALL_TISSUE else {}
-    return {"mpp": slide_input.mpp, "tissue_mask_sha256": mask, **named}
+    frame = slide_input.frame if mask != ALL_TISSUE else ""
+    return Asked(slide_input.mpp, mask, frame)
 
 
 def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain) -> SlideJob:
@@ -129,10 +156,13 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
     try:
         meta = dataclasses.replace(slide.meta, slide_id=slide_input.slide_id, cohort=slide_input.cohort)
         content = content_digest(file if want else local_path(slide_input.path, config.schedule.path_map))
-        note = _note({"asked": asked}, _finished_asked(folder, meta.slide_id))
+        before = slide_or_none(folder, meta.slide_id)
+        note = ""
+        if before is not None and before.row.status in FINISHED_STATUSES and before.asked is not None:
+            note = _changes({"asked": encode(before.asked)}, {"asked": encode(asked)})
         if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
-            note = _note(_made_from(meta, asked, content), _made_from(job.meta, job.asked, job.content))
+            note = _changes(_made_from(job.meta, job.asked, job.content), _made_from(meta, asked, content))
             if not note:
                 place = dataclasses.replace(job.meta, path=meta.path, cohort=meta.cohort, file=meta.file)
                 moved = dataclasses.replace(job, meta=place, source=source)
@@ -202,28 +232,27 @@ def _compare(given: TissueMask, found: TissueMask, meta: SlideMeta, path: str, w
 def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
     """Load stored constants. Raises ``FormatError`` if they are missing or damaged."""
     path = folder.job_json(slide_id)
+    advice = f"Remove the folder {path.parent} to redo slide {slide_id}."
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        meta = SlideMeta(**{**raw["meta"], "level_downsamples": tuple(raw["meta"]["level_downsamples"])})
-        stain = Stain(raw["stain"]["method"], tuple(raw["stain"]["params"]))
+        record = read_record(_JobRecord, path, "record of a slide's constants", advice)
         tissue = TissueMask.load(folder.tissue_png(slide_id))
-        drawn = raw.get("outside")  # of a slide that an earlier version began: not chosen
+        drawn = record.outside  # None: an earlier version began the slide and chose none
         outside = None if drawn is None else tuple(OutsideWindow(Box(*box), float.fromhex(weight)) for *box, weight in drawn)
-        return SlideJob(
-            meta,
-            float(raw["scale"]),
-            stain,
-            tissue,
-            raw["asked"],
-            raw["content"],
-            source=raw.get("source", {}),
-            outside=outside,
-            look=raw.get("look", {}),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise FormatError(
-            f"Slide {slide_id}: stored constants {path} are unreadable ({err}). Remove the folder {path.parent} to redo it."
-        ) from err
+    except FormatError:
+        raise
+    except (OSError, ValueError) as err:
+        raise FormatError(f"Slide {slide_id}: stored constants {path} are unreadable ({err}). {advice}") from err
+    return SlideJob(
+        record.meta,
+        record.scale,
+        record.stain,
+        tissue,
+        record.asked,
+        record.content,
+        source=record.source,
+        outside=outside,
+        look=record.look,
+    )
 
 
 def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
@@ -242,10 +271,10 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
         )
     want = _wanted(job)
     file, source = _place(job.meta.path, job.meta.slide_id, config, want, job.mpp_working)
-    if source.get("version") != job.source.get("version"):
+    if source is not None and job.source is not None and source.version != job.source.version:
         raise SlideOpenError(
             f"Slide {job.meta.slide_id}: {shown(job.meta.path)} changed while the run was going on: version "
-            f"{source['version']}, begun with {job.source['version']}. Run the same command again: it is then begun anew."
+            f"{source.version}, begun with {job.source.version}. Run the same command again: it is then begun anew."
         )
     slide = _opened(job.meta.path, file, config, job.meta.mpp, job.meta.cohort, reader)
     if (slide.meta.size_bytes, slide.meta.mtime_ns) != (job.meta.size_bytes, job.meta.mtime_ns):
@@ -257,19 +286,20 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
     return slide
 
 
-def _place(path: str, slide_id: str, config: RunConfig, want: Wanted | None, mpp_model: float) -> tuple[str, dict[str, Any]]:
+def _place(
+    path: str, slide_id: str, config: RunConfig, want: Wanted | None, mpp_model: float
+) -> tuple[str, FetchSource | None]:
     """Return the file of a slide on this machine (copied or fetched if need be), and where it was fetched from."""
     if want is None:
-        return slide_file(path, slide_id, config), {}
+        return slide_file(path, slide_id, config), None
     here = fetched_slide(want, slide_id, config, mpp_model)
-    stated = {"filename": want.filename, "size_bytes": want.size_bytes, "md5": want.md5}
-    return str(here.path), {"address": shown(want.address), **stated, "version": here.version}
+    return str(here.path), FetchSource(shown(want.address), want.filename, want.size_bytes, want.md5, here.version)
 
 
 def _wanted(job: SlideJob) -> Wanted | None:
     """Return what is to be fetched for a slide in work; ``None``: nothing."""
-    names = ("address", "filename", "size_bytes", "md5")
-    return Wanted(*(job.source[name] for name in names)) if job.source else None
+    source = job.source
+    return Wanted(source.address, source.filename, source.size_bytes, source.md5) if source else None
 
 
 def _opened(path: str, file: str, config: RunConfig, mpp: float | None, cohort: str, reader: str) -> Slide:
@@ -313,33 +343,16 @@ def _store_job(job: SlideJob, folder: RunFolder, thumbnail: bytes | None = None)
         folder.outside_part(job.meta.slide_id, 0).parent.mkdir(exist_ok=True)
         atomic_write_bytes(folder.thumbnail_png(job.meta.slide_id), thumbnail)
     atomic_write_bytes(folder.tissue_png(job.meta.slide_id), job.tissue.to_png())
-    record: dict[str, Any] = {
-        "meta": dataclasses.asdict(job.meta),
-        "scale": job.scale,
-        "stain": dataclasses.asdict(job.stain),
-        "asked": job.asked,
-        "content": job.content,
-        "source": job.source,
-        "look": job.look,
-        "outside": None if job.outside is None else [[*dataclasses.astuple(w.box), w.weight.hex()] for w in job.outside],
-    }
-    atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(record, indent=1, sort_keys=True).encode())
+    windows = None if job.outside is None else tuple((w.box.x, w.box.y, w.box.w, w.box.h, w.weight.hex()) for w in job.outside)
+    record = _JobRecord(job.meta, job.scale, job.stain, job.asked, job.content, job.source, windows, job.look)
+    atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(encode(record), indent=1, sort_keys=True).encode())
 
 
-def _made_from(meta: SlideMeta, asked: dict[str, Any], content: str) -> dict[str, Any]:
+def _made_from(meta: SlideMeta, asked: Asked, content: str) -> dict[str, object]:
     """Return what a slide's constants and tiles are made from."""
     names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
-    return {**{name: getattr(meta, name) for name in names}, "asked": asked, "content": content}
+    return {**{name: getattr(meta, name) for name in names}, "asked": encode(asked), "content": content}
 
 
-def _finished_asked(folder: RunFolder, slide_id: str) -> dict[str, Any]:
-    """Return what was asked for when a finished slide was done; empty: there is none."""
-    try:
-        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
-        return {"asked": record["asked"]} if record["row"]["status"] in FINISHED_STATUSES else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-
-
-def _note(now: dict[str, Any], before: dict[str, Any]) -> str:
+def _changes(before: dict[str, object], now: dict[str, object]) -> str:
     return ", ".join(f"{name} was {old!r}, is {now[name]!r}" for name, old in before.items() if old != now[name])

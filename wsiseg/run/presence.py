@@ -19,14 +19,15 @@ import platform
 import re
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from wsiseg.cluster.exits import word_of
+from wsiseg.decode import OMITTED, decode, encode
+from wsiseg.errors import FormatError
 
-__all__ = ["Death", "Presence", "deaths", "read_workers", "sweep_workers"]
+__all__ = ["Death", "Presence", "Work", "WorkerRecord", "deaths", "read_workers", "sweep_workers"]
 
 BROKEN_STATUS = 75
 """Exit status of a worker that ends itself because its GPU stopped computing."""
@@ -51,6 +52,36 @@ class Death:
     broken_at: tuple[tuple[str, str, int], ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a thread of a worker does: a task's key, its kind, and the slide and tile (-1: the whole slide)."""
+
+    task: str
+    kind: str
+    slide_id: str
+    tile_id: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRecord:
+    """``RUN/workers/<id>.json``: a worker, and what it is at.
+
+    ``broken`` says why it ended itself because its GPU stopped computing. ``id`` and ``age_s`` are known to the reader only:
+    the file's name, and the seconds since it was written.
+    """
+
+    at: tuple[Work, ...]
+    host: str = ""
+    pid: int = 0
+    worker: str = ""
+    tiles_done: int = 0
+    timeout_s: float = 0.0
+    broken: str = field(default="", metadata=OMITTED)
+    id: str = field(default="", metadata=OMITTED)
+    age_s: float = field(default=0.0, metadata=OMITTED)
+    other: Mapping[str, object] = field(default_factory=dict)
+
+
 class Presence:
     """One worker's file and its deadline.
 
@@ -72,7 +103,7 @@ class Presence:
         self._timeout_s = timeout_s
         self._address = address
         self._lock = threading.Lock()
-        self._at: dict[int, tuple[float, dict[str, Any]]] = {}  # by thread: deadline, and what it does
+        self._at: dict[int, tuple[float, Work]] = {}  # by thread: deadline, and what it does
         self._done = 0
         self._broken = ""
         self._file = self._trace = -1
@@ -86,7 +117,7 @@ class Presence:
     def busy(self, task: str, kind: str, slide_id: str, tile_id: int = -1) -> Iterator[None]:
         """Record what this thread does while the block runs; past the deadline the process ends."""
         me = threading.get_ident()
-        entry = {"task": task, "kind": kind, "slide_id": slide_id, "tile_id": tile_id}
+        entry = Work(task, kind, slide_id, tile_id)
         with self._lock:
             self._at[me] = (time.monotonic() + self._timeout_s, entry)
             self._note()
@@ -123,16 +154,16 @@ class Presence:
     def _note(self) -> None:
         if self._file < 0:
             return
-        record = {
-            "host": platform.node(),
-            "pid": os.getpid(),
-            "worker": self._address,
-            "tiles_done": self._done,
-            "timeout_s": self._timeout_s,
-            "at": [entry for _, entry in self._at.values()],
-            **({"broken": self._broken} if self._broken else {}),
-        }
-        data = json.dumps(record).encode()
+        record = WorkerRecord(
+            tuple(entry for _, entry in self._at.values()),
+            platform.node(),
+            os.getpid(),
+            self._address,
+            self._done,
+            self._timeout_s,
+            self._broken,
+        )
+        data = json.dumps(encode(record)).encode()
         with contextlib.suppress(OSError):
             os.pwrite(self._file, data.ljust(os.fstat(self._file).st_size or 512), 0)
 
@@ -147,15 +178,15 @@ class Presence:
         faulthandler.dump_traceback_later(max(0.01, left_s), exit=True, file=self._trace if self._trace >= 0 else 2)
 
 
-def read_workers(folder: Path) -> list[dict[str, Any]]:
+def read_workers(folder: Path) -> list[WorkerRecord]:
     """Return the records of the workers' files, each with ``id``; incomplete and vanished files are left out."""
-    found: list[dict[str, Any]] = []
+    found: list[WorkerRecord] = []
     for path in sorted(folder.glob("*.json")):
         try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            found.append({**record, "id": path.stem, "at": list(record["at"])})
-        except (OSError, ValueError, KeyError, TypeError):
+            record = decode(WorkerRecord, json.loads(path.read_text(encoding="utf-8")), str(path))
+        except (OSError, ValueError, RecursionError, FormatError):
             continue
+        found.append(replace(record, id=path.stem))
     return found
 
 
@@ -163,35 +194,30 @@ def deaths(folder: Path, task: str) -> list[Death]:
     """Return the work in progress of ``task`` in workers that died. Call it for a task whose workers are known to be dead."""
     found: list[Death] = []
     for record in read_workers(folder):
-        for entry in record["at"]:
-            if entry.get("task") == task:
-                reason = _reason(folder / f"{record['id']}.trace", record)
-                alone = len(record["at"]) == 1
-                what = _what(entry)
-                broken_at = tuple(_what(e) for e in record["at"]) if record.get("broken") else ()
-                found.append(Death(*what, reason, alone, str(record.get("worker", "")), broken_at))
+        for work in record.at:
+            if work.task == task:
+                reason = _reason(folder / f"{record.id}.trace", record)
+                broken_at = tuple((w.kind, w.slide_id, w.tile_id) for w in record.at) if record.broken else ()
+                alone = len(record.at) == 1
+                found.append(Death(work.kind, work.slide_id, work.tile_id, reason, alone, record.worker, broken_at))
     return found
 
 
-def _what(entry: dict[str, Any]) -> tuple[str, str, int]:
-    return str(entry["kind"]), str(entry["slide_id"]), int(entry["tile_id"])
-
-
-def _reason(trace: Path, record: dict[str, Any]) -> str:
-    where = f"worker process {record['pid']} on {record['host']}"
-    if record.get("broken"):
-        return f"{record['broken']}; the {where} was ended, because its GPU stopped computing"
+def _reason(trace: Path, record: WorkerRecord) -> str:
+    where = f"worker process {record.pid} on {record.host}"
+    if record.broken:
+        return f"{record.broken}; the {where} was ended, because its GPU stopped computing"
     try:
         text = trace.read_text(encoding="utf-8", errors="replace")
     except OSError:
         text = ""
     if not text.startswith("Timeout"):
-        here = record["host"] == platform.node()
-        return f"WorkerDied: the {where} {(word_of(int(record['pid'])) if here else '') or 'was killed or crashed'} at it"
+        here = record.host == platform.node()
+        return f"WorkerDied: the {where} {(word_of(record.pid) if here else '') or 'was killed or crashed'} at it"
     # Most recent call first, so the first line of wsiseg is where it hangs.
     places = [m for m in _PLACE.findall(text) if not m[0].startswith("wsiseg/run/presence")]
     inner = f", in {places[0][0]}:{places[0][1]} {places[0][2]}" if places else ""
-    return f"TileTimeout: no end within {record['timeout_s']:g} s{inner}; the {where} was ended (--tile-timeout)"
+    return f"TileTimeout: no end within {record.timeout_s:g} s{inner}; the {where} was ended (--tile-timeout)"
 
 
 def sweep_workers(folder: Path) -> None:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsiseg.config import RunConfig
-from wsiseg.errors import ConfigError, InputError
+from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.records import read_inputs
-from wsiseg.run.status import slide_records
+from wsiseg.results.slide_record import slide_records
 from wsiseg.schema import FINISHED_STATUSES
 
 __all__ = ["config_of_run", "slides_to_retry"]
@@ -28,12 +28,12 @@ def config_of_run(out: Path) -> RunConfig:
     record = RunFolder(out).read_run()
     if record is None:
         raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
-    tree = {stage: options for stage, options in record.get("config", {}).items() if stage != "schedule"}
+    tree = {stage: options for stage, options in record.config.items() if stage != "schedule"}
     try:
         return RunConfig.from_dict(tree)
     except ConfigError as err:
         raise InputError(
-            f"{out} was made by wsiseg {record.get('wsiseg')}, with settings that this version does not know: {err}"
+            f"{out} was made by wsiseg {record.wsiseg}, with settings that this version does not know: {err}"
         ) from err
 
 
@@ -58,10 +58,10 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
     if folder.read_run() is None:
         raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
     known = {**read_inputs(folder), **{s.slide_id: s for s in given}}
-    rows = {slide_id: record["row"] if record else None for slide_id, record in slide_records(folder)}
-    failed = {s for s, row in rows.items() if row is None or row.get("status") not in FINISHED_STATUSES}
+    states = {slide_id: "" if isinstance(r, FormatError) else r.row.status for slide_id, r in slide_records(folder)}
+    failed = {s for s, status in states.items() if status not in FINISHED_STATUSES}
     if not failed:
-        suspect = [s for s, row in rows.items() if row is not None and row.get("status") == "suspect"]
+        suspect = [s for s, status in states.items() if status == "suspect"]
         text = f"Nothing failed in {out}."
         if suspect:
             text += f" {len(suspect)} slides are suspect, {suspect[0]} among them: "
@@ -72,7 +72,7 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
         raise InputError(
             f"{out} does not record the file of slide {unknown[0]!r}. Name the slides too: SLIDE... --retry-failed."
         )
-    slides = [s for s in known.values() if s.slide_id in rows]
+    slides = [s for s in known.values() if s.slide_id in states]
     if mpp is not None:
         slides = [dataclasses.replace(s, mpp=mpp) if s.slide_id in failed and s.mpp is None else s for s in slides]
     return slides

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from wsiseg.cluster.connect import connect
 from wsiseg.cluster.devices import compute_device, on_device
 from wsiseg.cluster.remote import answer_of, dashboard_link, fitting_workers
 from wsiseg.config import RunConfig
+from wsiseg.decode import encode
 from wsiseg.errors import DuplicateSlideError, InputError, OutputMismatchError, SchedulerLostError, one_line, plain_text
 from wsiseg.fetch import is_address, shown
 from wsiseg.log import log
@@ -28,7 +28,11 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import absolute_inputs
 from wsiseg.results.manifest import SlideInput, require_plain_names
 from wsiseg.results.records import read_inputs
+from wsiseg.results.run_record import RunNote
+from wsiseg.results.slide_record import read_slide
+from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.run.drive import Drive, Progress
+from wsiseg.run.facts import WorkerFacts, WorkerReport
 from wsiseg.run.scratch import temporary_files
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.suspect import all_good
@@ -37,7 +41,6 @@ from wsiseg.run.watch import Watch
 from wsiseg.run.worker import RunRequirements, WorkerSetup
 from wsiseg.run.worker_pool import ANSWER_S, WorkerPool
 from wsiseg.tables import sweep_partials
-from wsiseg.types import Stain
 
 __all__ = ["Progress", "RunSummary", "segment"]
 
@@ -58,8 +61,8 @@ class RunSummary:
     """
 
     out: Path
-    rows: list[dict[str, Any]]
-    errors: list[dict[str, Any]]
+    rows: list[SlideRow]
+    errors: list[ErrorRow]
     seconds: float
     mm2_done: float
     digest: str
@@ -81,7 +84,7 @@ def segment(
     config: RunConfig,
     *,
     shard: Shard | None = None,
-    note: dict[str, Any] | None = None,
+    note: RunNote | None = None,
     left_out: tuple[Sequence[str], Sequence[str]] = ((), ()),
     on_progress: Callable[[Progress], None] = lambda progress: None,
 ) -> RunSummary:
@@ -127,7 +130,8 @@ def segment(
     else:
         config = on_device(config, compute_device(config))
     own = shard.take(every) if shard else every
-    note = {**(note or {}), **({"command": [shown(a) for a in note["command"]]} if note and "command" in note else {})}
+    note = note or RunNote()
+    noted = dataclasses.replace(note, command=tuple(shown(a) for a in note.command))
     config = _staged_apart(config, folder, shard, any(is_address(s.path) for s in own))
     progress = Progress(slides=len(own))
     with folder.exclusive(shard.name if shard else ""), temporary_files(folder.root):
@@ -140,7 +144,7 @@ def segment(
             for event, lines in zip(("left_out", "note"), left_out, strict=True):
                 for line in lines:
                     watch.event(event, text=line)
-            rows, digest, weights = _rows(own, folder, config, note, progress, on_progress, watch)
+            rows, digest, weights = _rows(own, folder, config, noted, progress, on_progress, watch)
             ordered = [rows[s.slide_id] for s in own]
             errors = _collect_errors(folder, [s.slide_id for s in own])
             if not shard:
@@ -150,7 +154,7 @@ def segment(
     seconds = time.perf_counter() - start
     notices = (*(f"left out   {line}" for line in left_out[0]), *(f"note       {line}" for line in left_out[1]))
     done = (progress.mm2_done, digest, weights, watch.hosts_aside, notices, progress.kernels_s)
-    precision = precision_text(folder.read_run() or {})
+    precision = precision_text(folder.read_run())
     return RunSummary(folder.root, ordered, errors, seconds, *done, precision)
 
 
@@ -158,13 +162,13 @@ def _rows(
     slides: Sequence[SlideInput],
     folder: RunFolder,
     config: RunConfig,
-    note: dict[str, Any],
+    note: RunNote,
     progress: Progress,
     on_progress: Callable[[Progress], None],
     watch: Watch,
-) -> tuple[dict[str, dict[str, Any]], str, str]:
+) -> tuple[dict[str, SlideRow], str, str]:
     """Run all slides over as many connections as it takes; return their rows by id, the digest, and the weights' name."""
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, SlideRow] = {}
     give_up = 0.0  # set while a lost scheduler is waited for
     while True:
         try:
@@ -174,20 +178,19 @@ def _rows(
                     watch.event("connected", scheduler=client.scheduler.address, dashboard=link)
                     progress.message = f"dashboard  {link}" if link else ""
                     on_progress(progress)
-                pinned, facts, who = _claimed(client, folder, config, note)
-                digest = pinned.digest(**facts)
-                requirements = RunRequirements(__version__, digest, facts, who["machine"])
+                pinned, facts = _claimed(client, folder, config, note)
+                digest = facts.model.digest(pinned)
+                requirements = RunRequirements(__version__, digest, facts.model, facts.machine)
                 setup = WorkerSetup(str(folder.root), pinned, requirements, pinned.schedule.device)
                 callbacks = _pool_callbacks(progress, on_progress, watch)
                 pool = WorkerPool(client, setup, *callbacks, remote=config.schedule.remote)
                 pool.join()
                 give_up = 0.0
-                aim = Stain(facts["stain_method"], tuple(facts.get("stain_aim", ())))
-                constants = (float(facts["mpp_model"]), aim)
+                constants = (facts.model.mpp_model, facts.model.aim)
                 drive = Drive(pool, folder, pinned, digest, constants, progress, on_progress, watch, rows)
                 drive.run([s for s in slides if s.slide_id not in rows])
                 pool.leave()
-                return rows, digest, f"{facts['weights']}: {who['licence']}"
+                return rows, digest, f"{facts.model.weights}: {facts.licence}"
         except (SchedulerLostError, CancelledError, CommClosedError, InputError, TimeoutError) as err:
             lost = not isinstance(err, InputError)
             if not config.schedule.remote or not (lost or give_up):
@@ -202,53 +205,49 @@ def _rows(
                 watch.counts["reconnects"] += 1
             give_up = give_up or time.monotonic() + RECONNECT_S
             progress.tiles, progress.mm2 = progress.tiles_done, progress.mm2_done
-            progress.nuclei = sum(int(r["n_nuclei"] or 0) for r in rows.values())
+            progress.nuclei = sum(r.n_nuclei or 0 for r in rows.values())
             time.sleep(1.0)
 
 
 def _pool_callbacks(
     progress: Progress, on_progress: Callable[[Progress], None], watch: Watch
-) -> tuple[Callable[[str], None], Callable[[dict[str, Any]], None]]:
+) -> tuple[Callable[[str], None], Callable[[WorkerReport], None]]:
     """Return the callbacks of a worker pool: for messages to the user, and for workers that become ready."""
 
     def report(text: str) -> None:
         progress.message = text
         on_progress(progress)
 
-    def ready(facts: dict[str, Any]) -> None:
-        watch.event("worker_ready", **{k: facts[k] for k in ("worker", "host", "seconds", "compiled", "loaded", "folder")})
-        progress.kernels_s = max(progress.kernels_s, float(facts["seconds"]))
-        if facts["compiled"]:
-            kept = f"kept in {facts['folder']}" if facts["folder"] else "compiled again by every worker: no folder is writable"
-            took = f"compiled on {facts['host']} in {facts['seconds']:.1f} s"
-            report(f"prepared   {facts['compiled']} CPU kernels {took}, {kept}")
+    def ready(worker: WorkerReport) -> None:
+        names = ("worker", "host", "seconds", "compiled", "loaded", "folder")
+        watch.event("worker_ready", **{name: getattr(worker, name) for name in names})
+        progress.kernels_s = max(progress.kernels_s, worker.seconds)
+        if worker.compiled:
+            kept = f"kept in {worker.folder}" if worker.folder else "compiled again by every worker: no folder is writable"
+            took = f"compiled on {worker.host} in {worker.seconds:.1f} s"
+            report(f"prepared   {worker.compiled} CPU kernels {took}, {kept}")
 
     return report, ready
 
 
-def _claimed(
-    client: Client, folder: RunFolder, config: RunConfig, note: dict[str, Any]
-) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
-    """Resolve what ``auto`` means and claim the folder; return the resolved config, the workers' facts, and further facts.
-
-    The last do not affect results: the weights' ``licence``, and the ``arithmetic`` and name of the ``machine`` that was asked.
-    """
+def _claimed(client: Client, folder: RunFolder, config: RunConfig, note: RunNote) -> tuple[RunConfig, WorkerFacts]:
+    """Resolve what ``auto`` means and claim the folder; return the resolved config and what the workers compute with."""
     asked = config
     choice = "automatic" if asked.predict.precision == "auto" else "chosen"
-    config, facts, who = _resolve(client, folder, asked)
+    config, facts = _resolve(client, folder, asked)
     try:
-        folder.claim(config, facts, note, who["arithmetic"], choice)
+        folder.claim(config, encode(facts.model), note, facts.processor, choice)
     except OutputMismatchError:
         # another shard, on another kind of machine, has claimed the folder first: its choice applies
-        again, facts, who = _resolve(client, folder, asked)
+        again, facts = _resolve(client, folder, asked)
         if again == config:
             raise
         config = again
-        folder.claim(config, facts, note, who["arithmetic"], choice)
-    return config, facts, who
+        folder.claim(config, encode(facts.model), note, facts.processor, choice)
+    return config, facts
 
 
-def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, dict[str, Any], dict[str, Any]]:
+def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, WorkerFacts]:
     """Pin what ``auto`` means (a resumed run keeps the folder's choice) and return it with the worker's facts."""
     remote = config.schedule.remote
     # each GPU is asked in turn: one of several may be broken
@@ -258,12 +257,11 @@ def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunC
     old = folder.read_run()
     for name in ("precision", "engine"):
         if old is not None and getattr(config.predict, name) == "auto":
-            stored = old["results"].get(f"predict.{name}", "auto")
+            stored: Any = old.results.get(f"predict.{name}", "auto")
             config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, **{name: stored}))
-    facts: dict[str, Any] = _asked(client, workers, worker_facts, str(folder.root), config, config.schedule.device)
-    predict = dataclasses.replace(config.predict, precision=facts.pop("precision"), engine=facts.pop("engine"))
-    who = {name: facts.pop(name) for name in ("licence", "arithmetic", "machine")}
-    return dataclasses.replace(config, predict=predict), facts, who
+    facts: WorkerFacts = _asked(client, workers, worker_facts, str(folder.root), config, config.schedule.device)
+    predict = dataclasses.replace(config.predict, precision=facts.precision, engine=facts.engine)
+    return dataclasses.replace(config, predict=predict), facts
 
 
 def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
@@ -347,9 +345,5 @@ def _refuse_renamed(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
             )
 
 
-def _collect_errors(folder: RunFolder, slide_ids: Sequence[str]) -> list[dict[str, Any]]:
-    errors: list[dict[str, Any]] = []
-    for slide_id in slide_ids:
-        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
-        errors.extend(record.get("errors", []))
-    return errors
+def _collect_errors(folder: RunFolder, slide_ids: Sequence[str]) -> list[ErrorRow]:
+    return [error for slide_id in slide_ids for error in read_slide(folder, slide_id).errors]

@@ -13,11 +13,13 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from wsiseg.decode import encode, read_record
 from wsiseg.errors import FormatError, InputError, OutputInUseError
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
+from wsiseg.results.slide_record import SlideRecord, slide_or_none
+from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.summarize import write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
 
@@ -59,17 +61,26 @@ class Shard:
         """Write the names of all slides of the run into the folder."""
         path = _shards_dir(folder) / f"{self.name}.json"
         path.parent.mkdir(exist_ok=True)
-        record = {"shard": self.index, "of": self.n, "slides": [s.slide_id for s in slides]}
-        atomic_write_bytes(path, json.dumps(record, indent=1).encode())
+        record = _ShardRecord(self.index, self.n, tuple(s.slide_id for s in slides))
+        atomic_write_bytes(path, json.dumps(encode(record), indent=1).encode())
 
 
-def write_tables(folder: RunFolder, rows: Sequence[dict[str, Any]], errors: Sequence[dict[str, Any]]) -> None:
+@dataclass(frozen=True, slots=True)
+class _ShardRecord:
+    """``RUN/shards/<I>-of-<N>.json``: the slides of the whole run, as one shard was given them. No other field is expected."""
+
+    shard: int
+    of: int
+    slides: tuple[str, ...]
+
+
+def write_tables(folder: RunFolder, rows: Sequence[SlideRow], errors: Sequence[ErrorRow]) -> None:
     """Write the tables of a whole run."""
     write_slides_table(rows, folder.root / "slides.parquet")
     write_errors_table(errors, folder.root / "errors.parquet")
 
 
-def merge_shards(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def merge_shards(out: Path) -> tuple[list[SlideRow], list[ErrorRow]]:
     """Make the tables of a run whose shards have all ended; return their rows (slides, errors).
 
     Raises
@@ -87,13 +98,13 @@ def merge_shards(out: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]
         raise InputError(f"{out} holds no run (no run.json).")
     with folder.exclusive():
         slide_ids = _all_slides(folder)
-        slides = [_slide_record(folder, slide_id, record["digest"]) for slide_id in slide_ids]
+        slides = [_slide_record(folder, slide_id, record.digest) for slide_id in slide_ids]
         missing = [slide_id for slide_id, found in zip(slide_ids, slides, strict=True) if found is None]
         if missing:
             raise InputError(_what_is_missing(folder, missing, len(slide_ids)))
         found = [s for s in slides if s is not None]
-        rows = [s["row"] for s in found]
-        errors = [e for s in found for e in s.get("errors", [])]
+        rows = [s.row for s in found]
+        errors = [e for s in found for e in s.errors]
         write_tables(folder, rows, errors)
         shutil.rmtree(_shards_dir(folder))
         for lock in folder.root.glob(".in-use-*"):
@@ -114,15 +125,9 @@ def _shards_dir(folder: RunFolder) -> Path:
     return folder.root / "shards"
 
 
-def _parts(folder: RunFolder) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(_shards_dir(folder).glob("*-of-*.json")):
-        try:
-            part = json.loads(path.read_text(encoding="utf-8"))
-            found.append({"shard": int(part["shard"]), "of": int(part["of"]), "slides": [str(s) for s in part["slides"]]})
-        except (OSError, ValueError, KeyError, TypeError) as err:
-            raise FormatError(f"{path} is unreadable ({err}). Run that shard again.") from err
-    return found
+def _parts(folder: RunFolder) -> list[_ShardRecord]:
+    paths = sorted(_shards_dir(folder).glob("*-of-*.json"))
+    return [read_record(_ShardRecord, path, "record of a shard", "Run that shard again.") for path in paths]
 
 
 def _all_slides(folder: RunFolder) -> list[str]:
@@ -131,27 +136,23 @@ def _all_slides(folder: RunFolder) -> list[str]:
         raise InputError(f"{folder.root} holds no shards: there is nothing to merge.")
     first = parts[0]
     for part in parts[1:]:
-        if part["slides"] != first["slides"]:
-            differ = sorted(set(part["slides"]) ^ set(first["slides"]))
+        if part.slides != first.slides:
+            differ = sorted(set(part.slides) ^ set(first.slides))
             what = f"{len(differ)} slides are in one list only, such as {differ[0]}" if differ else "their order differs"
             raise FormatError(
-                f"Shards {first['shard']}/{first['of']} and {part['shard']}/{part['of']} of {folder.root} were given different "
+                f"Shards {first.shard}/{first.of} and {part.shard}/{part.of} of {folder.root} were given different "
                 f"slides ({what}). Run both again with the same SLIDE arguments."
             )
-    slides: list[str] = first["slides"]
-    return slides
+    return list(first.slides)
 
 
-def _slide_record(folder: RunFolder, slide_id: str, digest: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(folder.slide_json(slide_id).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("digest") == digest and "row" in record else None
+def _slide_record(folder: RunFolder, slide_id: str, digest: str) -> SlideRecord | None:
+    record = slide_or_none(folder, slide_id)
+    return record if record is not None and record.digest == digest else None
 
 
 def _what_is_missing(folder: RunFolder, missing: Sequence[str], n_slides: int) -> str:
-    n = max(part["of"] for part in _parts(folder))
+    n = max(part.of for part in _parts(folder))
     dealt = [SlideInput(s, "") for s in _all_slides(folder)]
     open_shards = [k for k in range(1, n + 1) if {s.slide_id for s in Shard(k, n).take(dealt)} & set(missing)]
     names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")

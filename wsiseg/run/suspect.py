@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from wsiseg.config import RunConfig
 from wsiseg.read import survey_slide, tissue_frac
+from wsiseg.rows import SlideRow
 from wsiseg.run.job import SlideJob, open_job_slide
 from wsiseg.schema import GOOD_STATUSES, SLIDE_STATUSES
 from wsiseg.types import Box
@@ -15,8 +15,7 @@ __all__ = ["all_good", "count_by_status", "nothing_found", "suspicion"]
 
 MAX_NAMED = 20
 
-Rows = Sequence[Mapping[str, Any]]
-"""Rows of ``wsiseg.schema.SLIDES``."""
+Rows = Sequence[SlideRow]
 
 
 def suspicion(job: SlideJob, config: RunConfig) -> str:
@@ -53,12 +52,12 @@ def suspicion(job: SlideJob, config: RunConfig) -> str:
 
 def all_good(rows: Rows) -> bool:
     """Return whether every slide is done, or is blank glass."""
-    return all(r["status"] in GOOD_STATUSES for r in rows)
+    return all(r.status in GOOD_STATUSES for r in rows)
 
 
 def count_by_status(rows: Rows) -> str:
     """Return how many slides have each status, such as ``3 done, 1 suspect``."""
-    count = {s: sum(r["status"] == s for r in rows) for s in SLIDE_STATUSES}
+    count = {s: sum(r.status == s for r in rows) for s in SLIDE_STATUSES}
     return ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done")
 
 
@@ -66,16 +65,18 @@ def nothing_found(rows: Rows) -> list[str]:
     """Return a line with the reason for each slide without nuclei: suspect slides first, then blank ones."""
     lines: list[str] = []
     for status in ("suspect", "empty"):
-        found = [r for r in rows if r["status"] == status]
-        lines += [f"{status:10} slide {r['slide_id']}: {r['error'] or _blank(r)}" for r in found[:MAX_NAMED]]
+        found = [r for r in rows if r.status == status]
+        lines += [f"{status:10} slide {r.slide_id}: {r.error or _blank(r)}" for r in found[:MAX_NAMED]]
         if len(found) > MAX_NAMED:
             lines.append(f"{status:10} ... and {len(found) - MAX_NAMED} more: see slides.csv, columns status and error")
     return lines
 
 
-def _blank(row: Mapping[str, Any]) -> str:
-    slide_mm2 = float(row["width_px"]) * float(row["height_px"]) * float(row["mpp"]) ** 2 * 1e-6
-    return f"blank glass: tissue on {_percent(float(row['tissue_mm2'] or 0) / slide_mm2)} of {slide_mm2:.3g} mm2"
+def _blank(row: SlideRow) -> str:
+    slide_mm2 = (row.width_px or 0) * (row.height_px or 0) * (row.mpp or 0.0) ** 2 * 1e-6
+    if not slide_mm2:  # imported: its size is not known
+        return "no nucleus in it"
+    return f"blank glass: tissue on {_percent((row.tissue_mm2 or 0.0) / slide_mm2)} of {slide_mm2:.3g} mm2"
 
 
 def _percent(frac: float) -> str:

@@ -28,6 +28,7 @@ from wsiseg.results.locate import fetch_root, local_config, local_path
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.context import WorkerContext
+from wsiseg.run.facts import WorkerFacts
 from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
 from wsiseg.run.job import prepare_slide
@@ -65,8 +66,8 @@ class Answer:
     result: Any
 
 
-def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
-    """Return what this worker would compute with: facts, and who it is (``arithmetic``, ``machine``).
+def worker_facts(folder: str, config: RunConfig, device: str) -> WorkerFacts:
+    """Return what this worker would compute with, and who it is.
 
     Raises
     ------
@@ -78,13 +79,12 @@ def worker_facts(folder: str, config: RunConfig, device: str) -> dict[str, Any]:
     root = Path(local_path(folder, config.schedule.path_map))
     context = WorkerContext(RunFolder(root), local_config(config), "", device)
     try:
-        who = {"arithmetic": context.arithmetic(), "machine": machine_id(device)}
+        return context.worker_facts(machine_id(device))
     except RuntimeError as err:  # what PyTorch and CuPy raise; the client may have neither, and could not even load it
         fault = device_fault(err)
         if not fault:
             raise
         raise DeviceBrokenError(f"{device_label(device)} on {platform.node()} does not compute: {fault}") from None
-    return {**context.facts(), "licence": context.model.licence, **who}
 
 
 def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, aim: Stain) -> Answer:

@@ -19,11 +19,13 @@ import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol
 
 from wsiseg.config import RunConfig
+from wsiseg.decode import OMITTED, encode
 from wsiseg.fetch import absolute_place, shown
 from wsiseg.log import EventLog, log
 from wsiseg.results.folder import RunFolder
@@ -33,10 +35,47 @@ from wsiseg.results.slide_input import absolute_mask
 from wsiseg.run.presence import Death, deaths, sweep_workers
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["COUNTS", "Totals", "Watch"]
+__all__ = ["COUNTS", "ClientRecord", "Totals", "Watch"]
 
 PROGRESS_INTERVAL_S = 5.0
 """Interval at which the progress file is rewritten, s."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClientRecord:
+    """``RUN/progress/<client>.json``: a client's running totals, its counters, and how it is.
+
+    ``client`` and ``age_s`` are known to the reader only: the file's name, and the seconds since it was written. Raises
+    ``ValueError`` for amounts that cannot be.
+    """
+
+    state: str
+    elapsed_s: float
+    slides: int
+    slides_done: int
+    mm2: float
+    mm2_done: float
+    tiles: int = 0
+    tiles_done: int = 0
+    tiles_failed: int = 0
+    nuclei: int = 0
+    retries: int = 0
+    worker_deaths: int = 0
+    hangs: int = 0
+    reconnects: int = 0
+    host: str = ""
+    pid: int = 0
+    hosts_aside: Mapping[str, str] = field(default_factory=dict)
+    client: str = field(default="", metadata=OMITTED)
+    age_s: float = field(default=0.0, metadata=OMITTED)
+    other: Mapping[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse amounts of a damaged file."""
+        amounts = {name: getattr(self, name) for name in ("elapsed_s", *_TOTALS, *COUNTS)}
+        wrong = [name for name, value in amounts.items() if not 0 <= value < 1e15]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is {amounts[wrong[0]]}")
 
 
 class Totals(Protocol):
@@ -120,25 +159,45 @@ class Watch:
         while not self._ended.wait(PROGRESS_INTERVAL_S):
             self._write("running")
 
-    def _numbers(self) -> dict[str, Any]:
-        names = ("slides", "slides_done", "tiles", "tiles_done", "tiles_failed", "nuclei", "mm2", "mm2_done")
-        return {**{name: getattr(self._totals, name) for name in names}, **{name: self.counts[name] for name in COUNTS}}
+    def _numbers(self) -> dict[str, float]:
+        totals = {name: getattr(self._totals, name) for name in _TOTALS}
+        return {**totals, **{name: self.counts[name] for name in COUNTS}}
 
     def _write(self, state: str) -> None:
-        numbers = self._numbers()
         elapsed_s = time.monotonic() - self._start
-        record = {**numbers, "state": state, "elapsed_s": round(elapsed_s, 3), "host": platform.node(), "pid": os.getpid()}
-        record["hosts_aside"] = dict(self.hosts_aside)
+        totals, counts = self._totals, self.counts
+        record = ClientRecord(
+            state=state,
+            elapsed_s=round(elapsed_s, 3),
+            slides=totals.slides,
+            slides_done=totals.slides_done,
+            mm2=totals.mm2,
+            mm2_done=totals.mm2_done,
+            tiles=totals.tiles,
+            tiles_done=totals.tiles_done,
+            tiles_failed=totals.tiles_failed,
+            nuclei=totals.nuclei,
+            retries=counts["retries"],
+            worker_deaths=counts["worker_deaths"],
+            hangs=counts["hangs"],
+            reconnects=counts["reconnects"],
+            host=platform.node(),
+            pid=os.getpid(),
+            hosts_aside=dict(self.hosts_aside),
+        )
         with contextlib.suppress(OSError):
-            atomic_write_bytes(self._folder.root / "progress" / f"{self._name}.json", json.dumps(record, indent=1).encode())
+            text = json.dumps(encode(record), indent=1)
+            atomic_write_bytes(self._folder.root / "progress" / f"{self._name}.json", text.encode())
         if self._config.schedule.metrics_file:
             with contextlib.suppress(OSError):
-                text = _prometheus(numbers, elapsed_s, state, str(self._folder.root), self._name)
+                text = _prometheus(record, elapsed_s, str(self._folder.root), self._name)
                 atomic_write_bytes(self._config.schedule.metrics_file, text.encode())
 
 
 COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
 """What a client counts in addition to its progress."""
+
+_TOTALS = ("slides", "slides_done", "tiles", "tiles_done", "tiles_failed", "nuclei", "mm2", "mm2_done")
 
 _METRICS = {
     "slides": ("gauge", "Slides asked for"),
@@ -156,16 +215,16 @@ _METRICS = {
 }
 
 
-def _prometheus(numbers: dict[str, Any], elapsed_s: float, state: str, run: str, name: str) -> str:
+def _prometheus(record: ClientRecord, elapsed_s: float, run: str, name: str) -> str:
     """Return counters in Prometheus' text format 0.0.4."""
     labels = ",".join(f'{k}="{_escaped(v)}"' for k, v in (("run", run), ("client", name)))
     lines = []
     for key, (kind, meaning) in _METRICS.items():
         metric = f"wsiseg_{key}_total" if kind == "counter" else f"wsiseg_{key}"
-        lines += [f"# HELP {metric} {meaning}.", f"# TYPE {metric} {kind}", f"{metric}{{{labels}}} {numbers[key]:.10g}"]
+        lines += [f"# HELP {metric} {meaning}.", f"# TYPE {metric} {kind}", f"{metric}{{{labels}}} {getattr(record, key):.10g}"]
     for metric, meaning, value in (
         ("wsiseg_elapsed_seconds", "Time since this client began.", f"{elapsed_s:.3f}"),
-        ("wsiseg_running", "1 while the run goes, 0 after its end.", str(int(state == "running"))),
+        ("wsiseg_running", "1 while the run goes, 0 after its end.", str(int(record.state == "running"))),
     ):
         lines += [f"# HELP {metric} {meaning}", f"# TYPE {metric} gauge", f"{metric}{{{labels}}} {value}"]
     return "\n".join(lines) + "\n"

@@ -22,15 +22,17 @@ from wsiseg.backend import device_fault
 from wsiseg.cluster.devices import device_label
 from wsiseg.cluster.remote import is_reader
 from wsiseg.config import RunConfig
+from wsiseg.decode import encode
 from wsiseg.errors import WsisegError, one_line
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_config, local_path
 from wsiseg.run.context import WorkerContext
+from wsiseg.run.facts import ModelFacts, WorkerReport
 from wsiseg.run.kernels import prepare_kernels, probe_device
 from wsiseg.run.presence import Presence
 
-__all__ = ["RunRequirements", "WorkerSetup", "at_work", "end_broken", "objections", "processor_objections", "verdict_of"]
+__all__ = ["RunRequirements", "WorkerSetup", "at_work", "end_broken", "objections", "processor_objections", "report_of"]
 
 UNLIMITED = 1e9
 """Amount of each Dask resource granted to a worker. Resources say where a task may run; threads limit how many run."""
@@ -38,14 +40,14 @@ UNLIMITED = 1e9
 
 @dataclass(frozen=True, slots=True)
 class RunRequirements:
-    """What a worker must have to join a run: version, facts (weights sha256, ...) and the digest over them and the config.
+    """What a worker must have to join a run: version, model (weights sha256, ...) and the digest over them and the config.
 
     ``machine`` is the one whose processor was compared with the run's already (``wsiseg.predict.machine_id``).
     """
 
     wsiseg: str
     digest: str
-    facts: dict[str, Any]
+    facts: ModelFacts
     machine: str = ""
 
 
@@ -64,7 +66,7 @@ def objections(requirements: RunRequirements, folder: RunFolder, config: RunConf
     found = []
     if requirements.wsiseg != __version__:
         found.append(f"wsiseg version: the run has {requirements.wsiseg}, this worker {__version__}")
-    wanted = str(requirements.facts.get("weights_sha256", ""))
+    wanted = requirements.facts.weights_sha256
     try:
         from wsiseg.predict import weights_path
 
@@ -74,15 +76,15 @@ def objections(requirements: RunRequirements, folder: RunFolder, config: RunConf
     except (OSError, WsisegError) as err:
         found.append(f"weights sha256: the run has {wanted[:16]}, this worker none ({one_line(err)})")
     if not found:  # the digest follows from both, and its own difference is only of interest where they agree
-        digest = config.digest(**requirements.facts)
+        digest = requirements.facts.digest(config)
         if digest != requirements.digest:
             found.append(f"config digest: the run has {requirements.digest}, this worker {digest}")
     try:
         record = folder.read_run()
     except WsisegError as err:
         return [*found, one_line(err)]
-    if record is None or record.get("digest") != requirements.digest:
-        there = "no run" if record is None else f"the run {record.get('digest')}"
+    if record is None or record.digest != requirements.digest:
+        there = "no run" if record is None else f"the run {record.digest}"
         found.append(
             f"run folder: the run's is {requirements.digest}, this worker finds {there} in {folder.root} (see --path-map)"
         )
@@ -116,10 +118,8 @@ class WorkerSetup(WorkerPlugin):
     def __init__(self, folder: str, config: RunConfig, requirements: RunRequirements, device: str) -> None:
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, requirements, device)
-        self.verdict: dict[str, Any] = {}
-        """What was found here, once it is known: ``worker`` (address), ``name``, ``host``, ``refused`` (the reason, or empty),
-        ``preparing`` (not ready yet), ``broken`` (its GPU does not compute), ``role``, ``gpu``, and how its kernels were
-        prepared (``wsiseg.run.kernels.Prepared``)."""
+        self.report: WorkerReport | None = None
+        """What was found here, once it is known."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -181,9 +181,9 @@ class WorkerSetup(WorkerPlugin):
 
     async def _report(self, worker: Worker, **found: Any) -> None:
         name = str(worker.name)
-        self.verdict = {"worker": worker.address, "name": name if "://" not in name else "", "host": platform.node()}
-        self.verdict |= {"refused": "", "gpu": self._gpu, **found}
-        await worker.scheduler.log_event(topic=self.name, msg=self.verdict)
+        label = name if "://" not in name else ""
+        self.report = WorkerReport(worker.address, label, platform.node(), gpu=self._gpu, **found)
+        await worker.scheduler.log_event(topic=self.name, msg=encode(self.report))
 
     async def teardown(self, worker: Worker) -> None:
         """Close handles when the worker leaves or the run ends."""
@@ -199,10 +199,13 @@ class WorkerSetup(WorkerPlugin):
                 await worker.set_resources(**{self.resource(r): 0 for r in ("tile", "slide", "any")})
 
 
-def verdict_of(setup: str, dask_worker: Worker) -> dict[str, Any]:
-    """Return what the named setup found on a worker, empty if not known yet. The client runs this on the worker."""
-    plugin: Any = dask_worker.plugins.get(setup)
-    return dict(getattr(plugin, "verdict", {}))
+def report_of(setup: str, dask_worker: Worker) -> dict[str, object]:
+    """Return what the named setup found on a worker (``WorkerReport``, as plain values), empty if not known yet.
+
+    The client runs this on the worker.
+    """
+    report: WorkerReport | None = getattr(dask_worker.plugins.get(setup), "report", None)
+    return encode(report) if report is not None else {}
 
 
 def _wake(worker: Worker) -> None:

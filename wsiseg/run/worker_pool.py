@@ -11,10 +11,12 @@ from urllib.parse import urlsplit
 
 from distributed import Client
 
-from wsiseg.errors import DeviceBrokenError, InputError, one_line
+from wsiseg.decode import decode
+from wsiseg.errors import DeviceBrokenError, FormatError, InputError, one_line
 from wsiseg.log import log
+from wsiseg.run.facts import WorkerReport
 from wsiseg.run.hosts import Hosts, WorkItem
-from wsiseg.run.worker import WorkerSetup, verdict_of
+from wsiseg.run.worker import WorkerSetup, report_of
 
 __all__ = ["WorkerPool"]
 
@@ -45,7 +47,7 @@ class WorkerPool:
         client: Client,
         setup: WorkerSetup,
         report: Callable[[str], None] = lambda text: None,
-        on_ready: Callable[[dict[str, Any]], None] = lambda facts: None,
+        on_ready: Callable[[WorkerReport], None] = lambda worker: None,
         *,
         remote: bool = True,
     ) -> None:
@@ -53,7 +55,7 @@ class WorkerPool:
         self.setup = setup
         self._report = report
         self._on_ready = on_ready
-        self._ready: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()  # from the client's own thread
+        self._ready: queue.SimpleQueue[WorkerReport] = queue.SimpleQueue()  # from the client's own thread
         self._preparing: set[str] = set()
         self._roles: dict[str, str] = {}
         self.refused: dict[str, str] = {}
@@ -185,42 +187,45 @@ class WorkerPool:
         if silent:
             try:
                 answers = self.client.run(
-                    verdict_of, self.setup.name, workers=silent, on_error="return", callback_timeout=ANSWER_S
+                    report_of, self.setup.name, workers=silent, on_error="return", callback_timeout=ANSWER_S
                 )
             except TimeoutError:  # a worker that hangs at its start must not delay the others
                 log.warning("%d workers do not answer: %s", len(silent), ", ".join(silent[:4]))
                 return
             for address, answer in answers.items():
                 if isinstance(answer, dict) and answer:
-                    self._take_answer(answer)
+                    self._read(answer)
                 elif isinstance(answer, Exception) and not isinstance(answer, OSError):  # which would be a lost connection
                     host = urlsplit(address).hostname or address
-                    self._take_answer(
-                        {"worker": address, "host": host, "refused": f"wsiseg cannot be loaded there: {one_line(answer)}"}
-                    )
+                    self._take(WorkerReport(address, "", host, f"wsiseg cannot be loaded there: {one_line(answer)}"))
 
-    def _event(self, event: tuple[float, dict[str, Any]]) -> None:
-        self._take_answer(event[1])
+    def _event(self, event: tuple[float, object]) -> None:
+        self._read(event[1])
 
-    def _take_answer(self, message: dict[str, Any]) -> None:
-        address = message["worker"]
+    def _read(self, message: object) -> None:
+        try:
+            self._take(decode(WorkerReport, message, "what a worker reports of itself"))
+        except FormatError as err:  # of another version: it is not known to be fit, so it gets no task
+            log.warning("%s", err)
+
+    def _take(self, report: WorkerReport) -> None:
+        address = report.worker
         if address in self._roles or address in self.refused:
             return
-        if message.get("preparing"):
+        if report.preparing:
             self._preparing.add(address)
             return
         self._preparing.discard(address)
-        if message["refused"]:
-            self.refused[address] = f"{address} on {message['host']}: {message['refused']}"
+        if report.refused:
+            self.refused[address] = f"{address} on {report.host}: {report.refused}"
             log.warning("worker %s is refused", self.refused[address])
-            if message.get("broken"):
+            if report.broken:
                 self._without_gpu.add(address)
-                gpu = f"{message['gpu']} on {message['host']}"
-                self.hosts.aside[gpu] = message["refused"].removeprefix(f"{message['gpu']} ")
+                self.hosts.aside[f"{report.gpu} on {report.host}"] = report.refused.removeprefix(f"{report.gpu} ")
         else:
-            self._roles[address] = message["role"]
-            self.hosts.add(address, message["host"], message["name"], message.get("gpu", ""))
-            self._ready.put(message)
+            self._roles[address] = report.role
+            self.hosts.add(address, report.host, report.name, report.gpu)
+            self._ready.put(report)
             self._looked = -LOOK_S
 
 

@@ -3,7 +3,7 @@
 Also the features of nuclei that are measured on request, from rings, pixels and centroids.
 """
 
-from wsiseg.summarize.cohort import read_slides_table, write_errors_table, write_slides_table
+from wsiseg.summarize.cohort import read_errors_table, read_slides_table, write_errors_table, write_slides_table
 from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
 from wsiseg.summarize.foreign import TRAITS, Foreign, Trait, foreign_look, look_reference
 from wsiseg.summarize.outside import OutsideEstimate, estimate_outside
@@ -23,6 +23,7 @@ __all__ = [
     "nuclei_statistics",
     "od_features",
     "od_tables",
+    "read_errors_table",
     "read_slides_table",
     "solidity",
     "sum_od",

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import plain_text
-from wsiseg.schema import SLIDES
+from wsiseg.rows import STAGES, SlideRow
 from wsiseg.tables import read_nuclei
 from wsiseg.types import SlideMeta, TileStats
 
@@ -20,8 +20,6 @@ SUMMARIZED_COLUMNS = ("area_um2", "center_prob", "material_prob")
 """Columns that are read from a slide's table: about 6 bytes a nucleus."""
 
 AREA_QUANTILES = {"area_p05_um2": 0.05, "area_p25_um2": 0.25, "area_p50_um2": 0.5, "area_p75_um2": 0.75, "area_p95_um2": 0.95}
-
-STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 
 Array = npt.NDArray[Any]
 
@@ -38,7 +36,7 @@ def summarize_slide(
     table_name: str,
     events: Mapping[str, int] | None = None,
     suspicion: str = "",
-) -> dict[str, Any]:
+) -> SlideRow:
     """Return a slide's statistics row.
 
     Parameters
@@ -64,8 +62,8 @@ def summarize_slide(
 
     Returns
     -------
-    dict
-        Exactly the columns of ``wsiseg.schema.SLIDES``, JSON-ready: plain numbers, None where a value does not exist (mean of
+    SlideRow
+        The columns of ``wsiseg.schema.SLIDES``: plain numbers, None where a value does not exist (mean of
         no nuclei, density of no tissue). ``status`` is ``done``; ``empty`` without nuclei, or ``suspect`` for the reason given;
         ``partial`` if some tiles failed; ``failed`` if all that had tissue did. Standard deviation is the population's;
         quantiles interpolate linearly.
@@ -83,41 +81,40 @@ def summarize_slide(
     nothing = "suspect" if suspicion else "empty"
     status = "partial" if n_failed and n_done else "failed" if n_failed else "done" if len(area) else nothing
     error = f"{n_failed} of {n_done + n_failed} tiles with tissue failed: see errors.parquet" if n_failed else ""
-    row = _blank_row() | {
-        "slide_id": meta.slide_id,
-        "cohort": meta.cohort,
-        "status": status,
-        "path": plain_text(meta.path),
-        "n_nuclei": len(area),
-        "nuclei_per_mm2": len(area) / tissue_mm2 if tissue_mm2 else None,
-        "tissue_mm2": tissue_mm2,
-        "material_frac": stats.material_px / stats.tissue_px if stats.tissue_px else None,
-        "tiles_done": n_done,
-        "tiles_empty": n_empty,
-        "tiles_failed": n_failed,
-        "width_px": meta.width_px,
-        "height_px": meta.height_px,
-        "mpp": meta.mpp,
-        "mpp_source": meta.mpp_source,
-        "scale": scale,
-        "bounds_x": meta.bounds_x,
-        "bounds_y": meta.bounds_y,
-        "vendor": meta.vendor,
-        "reader": meta.reader,
-        "reader_note": meta.reader_note,
-        "stain": stain,
-        "device_note": _device_note(events or {}),
-        "table": table_name,
-        "error": suspicion if status == "suspect" else error,
-    }
-    row |= {f"seconds_{stage}": float(seconds.get(stage, 0.0)) for stage in STAGES}
-    return row | nuclei_statistics(area, columns["center_prob"], columns["material_prob"])
+    return SlideRow.blank(
+        meta.slide_id,
+        status,
+        cohort=meta.cohort,
+        path=plain_text(meta.path),
+        n_nuclei=len(area),
+        nuclei_per_mm2=len(area) / tissue_mm2 if tissue_mm2 else None,
+        tissue_mm2=tissue_mm2,
+        material_frac=stats.material_px / stats.tissue_px if stats.tissue_px else None,
+        tiles_done=n_done,
+        tiles_empty=n_empty,
+        tiles_failed=n_failed,
+        width_px=meta.width_px,
+        height_px=meta.height_px,
+        mpp=meta.mpp,
+        mpp_source=meta.mpp_source,
+        scale=scale,
+        bounds_x=meta.bounds_x,
+        bounds_y=meta.bounds_y,
+        vendor=meta.vendor,
+        reader=meta.reader,
+        reader_note=meta.reader_note,
+        stain=stain,
+        device_note=_device_note(events or {}),
+        table=table_name,
+        error=suspicion if status == "suspect" else error,
+        **{f"seconds_{stage}": float(seconds.get(stage, 0.0)) for stage in STAGES},
+        **nuclei_statistics(area, columns["center_prob"], columns["material_prob"]),
+    )
 
 
-def failed_row(slide_id: str, path: str, cohort: str, error: str) -> dict[str, Any]:
+def failed_row(slide_id: str, path: str, cohort: str, error: str) -> SlideRow:
     """Return the statistics row of a slide that could not be used at all; ``error`` says why, in one line."""
-    texts = {"path": plain_text(path), "error": plain_text(error)}
-    return _blank_row() | {"slide_id": slide_id, "cohort": cohort, "status": "failed", "n_nuclei": 0, **texts}
+    return SlideRow.blank(slide_id, "failed", cohort=cohort, n_nuclei=0, path=plain_text(path), error=plain_text(error))
 
 
 def _device_note(events: Mapping[str, int]) -> str:
@@ -125,10 +122,6 @@ def _device_note(events: Mapping[str, int]) -> str:
     if "device_peak_bytes" in events:
         parts.insert(0, f"at most {events['device_peak_bytes'] / 2**30:.1f} GiB")
     return ", ".join(parts)
-
-
-def _blank_row() -> dict[str, Any]:
-    return {c.name: "" if c.arrow == "string" else None for c in SLIDES}
 
 
 def _columns(table: str | Path | Mapping[str, Array]) -> dict[str, Array]:

@@ -19,8 +19,8 @@ from wsiseg.log import log
 from wsiseg.read import read_working
 from wsiseg.read.slide import Slide
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import reopen_slide
+from wsiseg.results.slide_record import slide_record
 from wsiseg.tables.windows import RingWindows
 from wsiseg.types import Box
 
@@ -129,7 +129,7 @@ def _pixels_of(pair: SlidePair, path_map: Sequence[str]) -> tuple[Slide | None, 
     for table in (pair.a, pair.b):
         folder = RunFolder(table.parent.parent)
         try:
-            return reopen_slide(folder, table.stem, slide_record(folder, table.stem), path_map), ""
+            return reopen_slide(folder, slide_record(folder, table.stem), path_map), ""
         except (WsisegError, OSError) as err:
             why = why or one_line(err)
     return None, why

@@ -1,0 +1,113 @@
+"""``RUN/run.json``: what a run was asked for and computed with. Read and written here only."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from wsiseg.decode import OMITTED, read_record
+from wsiseg.errors import FormatError
+from wsiseg.types import Processor
+
+__all__ = ["Host", "RunNote", "RunRecord", "differing_results", "read_run_record"]
+
+
+@dataclass(frozen=True, slots=True)
+class RunNote:
+    """Who asked for a run, and how."""
+
+    command: tuple[str, ...] = field(default=(), metadata=OMITTED)
+    created: str = field(default="", metadata=OMITTED)
+    user: str | None = field(default=None, metadata=OMITTED)
+    note: str = field(default="", metadata=OMITTED)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The client's machine."""
+
+    name: str = ""
+    platform: str = ""
+    python: str = ""
+    other: Mapping[str, object] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls) -> Host:
+        """Return this machine."""
+        return cls(platform.node(), platform.platform(), platform.python_version())
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """A run, as its folder records it.
+
+    Attributes
+    ----------
+    results
+        ``{"stage.field": value}`` of everything that changes results, and what the network
+        is (weights, their SHA-256, resolution, ...): what a resume must equal.
+    config
+        All options, by stage; of an older or newer version perhaps others than this one's.
+    processors
+        Whose maps the run holds: the first is the one that all others are compared with.
+    precision_choice
+        ``automatic`` or ``chosen``; empty: not recorded.
+    other
+        Fields of a newer version: kept when the record is written again.
+    """
+
+    results: Mapping[str, object]
+    digest: str = ""
+    wsiseg: str = ""
+    config: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    host: Host = field(default_factory=Host)
+    processors: tuple[Processor, ...] = ()
+    precision_choice: str = ""
+    command: tuple[str, ...] = field(default=(), metadata=OMITTED)
+    created: str | None = field(default=None, metadata=OMITTED)
+    user: str | None = field(default=None, metadata=OMITTED)
+    note: str = field(default="", metadata=OMITTED)
+    other: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def precision(self) -> str:
+        """Return the arithmetic of the network; empty where it is not recorded, or the run was imported."""
+        return str(self.results.get("predict.precision", ""))
+
+    @property
+    def weights(self) -> str:
+        """Return the name of the weights; empty for an import."""
+        return str(self.results.get("weights", ""))
+
+    @property
+    def weights_sha256(self) -> str:
+        """Return the SHA-256 of their file; empty for an import."""
+        return str(self.results.get("weights_sha256", ""))
+
+    @property
+    def tile_wpx(self) -> int:
+        """Return the side of a tile's core, working px. Raises ``FormatError`` where the record has none."""
+        side = self.results.get("read.tile_wpx")
+        if not isinstance(side, int) or side <= 0:
+            raise FormatError(f"run.json: expected results.read.tile_wpx to be a number of working px, found {side!r}.")
+        return side
+
+
+def read_run_record(path: Path) -> RunRecord | None:
+    """Return a run's record, or None where there is none. Raises ``FormatError`` for one that is broken or none of wsiseg's."""
+    try:
+        return read_record(RunRecord, path, "run record", "Choose another --out, or move the file away to start again.")
+    except FileNotFoundError:
+        return None
+
+
+def differing_results(old: RunRecord, results: Mapping[str, object]) -> list[str]:
+    """Return a line for each result-changing setting in which a folder and a run differ."""
+    both = sorted(set(old.results) | set(results))
+    return [
+        f"  {k}: folder has {old.results.get(k)!r}, this run asks {results.get(k)!r}"
+        for k in both
+        if old.results.get(k) != results.get(k)
+    ]
