@@ -162,7 +162,7 @@ MORE_PARAMETERS = {
     "evaluation/paths.py evaluate_paths", "evaluation/reports.py score_files", "evaluation/reports.py score_sets",
     "export/query.py read_nuclei", "qc/patches.py sample_patches", "summarize/slide.py summarize_slide", "train/loop.py fit",
     "train/synth/refine.py train_refiner", "pipeline/window.py window_maps", "evaluation/reports.py _command",
-    "train/augment_batch.py augment_batch", "train/batches.py __init__", "run/drive.py __init__",
+    "train/augment_batch.py augment_batch", "train/batches.py __init__",
     # facts of a slide that its reader passes on to SlideMeta
     "read/array.py __init__", "read/image.py open_image", "read/openslide.py __init__", "read/tiff.py __init__",
     "read/tiff.py _open",

@@ -115,6 +115,7 @@ def plan(slides: tuple[str, ...], **options: Any) -> None:
             console.print(f"{r.slide_id}: {r.note}", style="yellow", markup=False)
     _print_left_out(console, found)
     _print_totals(console, made, here)
+    console.print(f"computes   {made.resolved.words}", markup=False)
     sys.exit(1 if any(r.error for r in made.rows) or made.too_large() else 0)
 
 

@@ -12,12 +12,12 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster
 
-from wsiseg.cluster.devices import threads_of_worker
 from wsiseg.cluster.exits import heard_of
 from wsiseg.cluster.gpu_workers import gpu_cluster
-from wsiseg.cluster.limits import default_workers, usable_cores
+from wsiseg.cluster.limits import usable_cores
+from wsiseg.cluster.placement import place
 from wsiseg.cluster.remote import QUIET_DASK, connect_remote
-from wsiseg.config import RunConfig, ScheduleConfig
+from wsiseg.config import RunConfig
 from wsiseg.log import log
 
 __all__ = ["connect"]
@@ -57,19 +57,19 @@ def connect(config: RunConfig) -> Iterator[Client]:
     }
     with dask.config.set(settings), heard_of(), contextlib.ExitStack() as stack:
         with _interrupts_held():
-            cluster = stack.enter_context(_cluster(config.schedule))
+            cluster = stack.enter_context(_cluster(config))
         yield stack.enter_context(Client(cluster, set_as_default=False))
 
 
-def _cluster(config: ScheduleConfig) -> Any:
-    if config.device == "cuda":
-        return gpu_cluster(config, usable_cores())
-    n_workers, why = default_workers(config.workers)
-    if why:
-        log.warning("%s", why)
+def _cluster(config: RunConfig) -> Any:
+    placement = place(config)
+    if placement.device == "cuda":
+        return gpu_cluster(config.schedule, usable_cores())
+    if placement.note:
+        log.warning("%s", placement.note)
     return LocalCluster(
-        n_workers=n_workers,
-        threads_per_worker=threads_of_worker(config, "cpu", n_workers, usable_cores()),
+        n_workers=placement.workers,
+        threads_per_worker=placement.threads_per_worker,
         processes=True,
         # no dashboard: a second run on the machine would warn that its port, 8787, is in use
         scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},

@@ -20,8 +20,8 @@ from wsiseg.errors import EmptyExportError, FormatError, InputError
 from wsiseg.libraries import optional
 from wsiseg.read.dicom import dicom_facts
 from wsiseg.results.folder import RunFolder
-from wsiseg.results.records import slide_record
 from wsiseg.results.reopen import slide_place
+from wsiseg.results.slide_record import slide_record
 from wsiseg.tables import atomic_path, table_fingerprint
 from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 
@@ -180,7 +180,7 @@ def largest_level(source: NucleiFile, series: Path | None) -> Any:
 def _slide_of(source: NucleiFile) -> Path | None:
     folder = RunFolder(source.path.parent.parent)
     try:
-        return Path(slide_place(folder, source.path.stem, slide_record(folder, source.path.stem)))
+        return Path(slide_place(folder, slide_record(folder, source.path.stem)))
     except (FormatError, InputError, OSError):
         return None
 

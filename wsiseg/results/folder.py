@@ -33,7 +33,7 @@ from wsiseg.config import RunConfig
 from wsiseg.decode import encode
 from wsiseg.errors import InputError, OutputInUseError, OutputMismatchError
 from wsiseg.results.arithmetic import with_processor
-from wsiseg.results.run_record import Host, RunNote, RunRecord, differing_results, read_run_record
+from wsiseg.results.run_record import Host, ResolvedRecord, RunNote, RunRecord, differing_results, read_run_record
 from wsiseg.tables import atomic_create_bytes, atomic_write_bytes
 from wsiseg.types import Processor
 
@@ -113,6 +113,7 @@ class RunFolder:
         note: RunNote,
         arithmetic: Processor | None = None,
         precision_choice: str = "",
+        resolved: ResolvedRecord | None = None,
     ) -> str:
         """Record this run's result-changing settings, or check them against the folder's; return the digest.
 
@@ -132,8 +133,8 @@ class RunFolder:
             message names what differs.
         """
         with self._record_held():
-            digest = self._claimed(config, facts, note, arithmetic, precision_choice)
-        return digest or self.claim(config, facts, note, arithmetic, precision_choice)
+            digest = self._claimed(config, facts, note, arithmetic, precision_choice, resolved)
+        return digest or self.claim(config, facts, note, arithmetic, precision_choice, resolved)
 
     def add_processor(self, arithmetic: Processor, *, accept: bool) -> None:
         """Record a processor that joins the run. ``OutputMismatchError``: it computes other maps, which is not accepted."""
@@ -160,6 +161,7 @@ class RunFolder:
         note: RunNote,
         arithmetic: Processor | None,
         precision_choice: str,
+        resolved: ResolvedRecord | None,
     ) -> str:
         """Do the work of ``claim``; return "" if another shard claimed the folder first, so that its settings apply."""
         results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
@@ -183,6 +185,7 @@ class RunFolder:
             host=Host.here(),
             processors=processors,
             precision_choice=precision_choice,
+            resolved=resolved,
             command=note.command,
             created=note.created or None,
             user=note.user,

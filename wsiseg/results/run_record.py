@@ -11,7 +11,7 @@ from wsiseg.decode import OMITTED, read_record
 from wsiseg.errors import FormatError
 from wsiseg.types import Processor
 
-__all__ = ["Host", "RunNote", "RunRecord", "differing_results", "read_run_record"]
+__all__ = ["Host", "ResolvedRecord", "RunNote", "RunRecord", "differing_results", "read_run_record"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,34 @@ class Host:
 
 
 @dataclass(frozen=True, slots=True)
+class ResolvedRecord:
+    """What a run computes with, after every ``auto`` was decided.
+
+    ``reader`` may be ``auto``: it is chosen for each slide and stands in the slide's row. ``workers`` and
+    ``threads_per_worker`` are None if the workers are those of a scheduler.
+    """
+
+    device: str
+    precision: str
+    engine: str
+    weights: str
+    tile_wpx: int
+    halo_wpx: int
+    reader: str
+    workers: int | None = None
+    threads_per_worker: int | None = None
+    other: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def words(self) -> str:
+        """Return it in one line."""
+        where = "the scheduler's workers" if self.workers is None else f"{self.workers} workers"
+        at_once = f", {self.threads_per_worker} tiles at once in each" if (self.threads_per_worker or 1) > 1 else ""
+        how = f"{self.precision} ({self.engine}), weights {self.weights}, tiles of {self.tile_wpx} px"
+        return f"{self.device}, {where}{at_once}, {how}"
+
+
+@dataclass(frozen=True, slots=True)
 class RunRecord:
     """A run, as its folder records it.
 
@@ -52,6 +80,8 @@ class RunRecord:
         All options, by stage; of an older or newer version perhaps others than this one's.
     processors
         Whose maps the run holds: the first is the one that all others are compared with.
+    resolved
+        What the client that wrote this record last computed with; None: of an earlier version, or imported.
     precision_choice
         ``automatic`` or ``chosen``; empty: not recorded.
     other
@@ -65,6 +95,7 @@ class RunRecord:
     host: Host = field(default_factory=Host)
     processors: tuple[Processor, ...] = ()
     precision_choice: str = ""
+    resolved: ResolvedRecord | None = field(default=None, metadata=OMITTED)
     command: tuple[str, ...] = field(default=(), metadata=OMITTED)
     created: str | None = field(default=None, metadata=OMITTED)
     user: str | None = field(default=None, metadata=OMITTED)

@@ -16,14 +16,16 @@ import psutil
 from wsiseg import __version__
 from wsiseg.backend.cuda import cuda_report, free_bytes
 from wsiseg.backend.gpus import driver_report
-from wsiseg.cluster.devices import gpu_environments, gpu_obstacle, threads_of_worker, workers_of_gpu
-from wsiseg.cluster.limits import default_workers, local_limits, usable_cores
-from wsiseg.config import PredictConfig, ReadConfig, ScheduleConfig, SeparateConfig
+from wsiseg.cluster.devices import gpu_obstacle, workers_of_gpu
+from wsiseg.cluster.limits import local_limits, usable_cores
+from wsiseg.cluster.placement import place
+from wsiseg.config import PredictConfig, ReadConfig, RunConfig, ScheduleConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, WsisegError
 from wsiseg.predict import device_report, load_model
 from wsiseg.predict.memory import plan_device
 from wsiseg.read.report import reader_report
 from wsiseg.run.kernels import prepare_kernels
+from wsiseg.run.resolve import resolve_here
 from wsiseg.separate import resolve_params, separate
 from wsiseg.types import Box
 from wsiseg.vectorize import vectorize
@@ -59,6 +61,7 @@ def doctor() -> list[Check]:
     checks += [Check(name, "ok" if usable else "note", detail) for name, usable, detail in device_report()]
     checks += _gpu()
     checks += [_weights(name) for name in ("open", "research")]
+    checks.append(_run())
     checks += [_kernels(), _self_test()]
     return checks
 
@@ -70,7 +73,8 @@ def _machine() -> list[Check]:
     sizes = f"{free / 2**30:.1f} GiB memory free, {shutil.disk_usage('.').free / 2**30:.0f} GiB disk free here"
     found = [f"{limits.cores} cores: {limits.cores_by}"] if limits.cores_by else []
     found += [f"{limits.memory_bytes / 2**30:.1f} GiB memory: {limits.memory_by}"] if limits.memory_by else []
-    workers, why = default_workers(0, limits)
+    placement = place(RunConfig(schedule=ScheduleConfig(device="cpu")))
+    workers, why = placement.workers, placement.note
     checks = [Check("machine", "ok", f"{limits.cores} usable cores, {sizes}")]
     checks += [Check("limits", "ok", "; ".join(found))] if found else []
     return [*checks, Check("workers", "note" if why else "ok", why or f"{workers}, one a core")]
@@ -106,10 +110,10 @@ def _gpu() -> list[Check]:
     obstacle = gpu_obstacle()
     if obstacle:
         return [*checks, Check("GPU run", "note", f"device auto is the CPU here: {obstacle}")]
-    workers = gpu_environments(ScheduleConfig())
-    threads = threads_of_worker(ScheduleConfig(), "cuda", len(workers), usable_cores())
+    placement = place(RunConfig())
     each = workers_of_gpu(ScheduleConfig(), usable_cores())
-    how = f"device auto is cuda: {len(workers)} workers ({each} on each GPU), {threads} tiles at once in each"
+    at_once = f"{placement.threads_per_worker} tiles at once in each"
+    how = f"device auto is cuda: {placement.workers} workers ({each} on each GPU), {at_once}"
     model = load_model(PredictConfig(precision="fp32"))
     plans = []
     for k, total in enumerate(driver.memory_bytes):
@@ -119,6 +123,14 @@ def _gpu() -> list[Check]:
         plans.append(f"GPU {k}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free, windows of {plan.window_wpx} px, "
                      f"{plan.batch} tiles of each worker on it at once")  # fmt: skip
     return [*checks, Check("GPU run", "ok", how), Check("GPU memory", "ok", "; ".join(plans))]
+
+
+def _run() -> Check:
+    """Say what ``segment`` without options would compute with."""
+    try:
+        return Check("segment", "ok", resolve_here(RunConfig()).record.words)
+    except (WsisegError, BackendUnavailableError) as err:
+        return Check("segment", "fail", str(err))
 
 
 def _weights(name: str) -> Check:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from distributed.client import Future
 
-from wsiseg.config import RunConfig
 from wsiseg.errors import SchedulerLostError, one_line
 from wsiseg.fetch import shown
 from wsiseg.log import log
@@ -23,10 +22,11 @@ from wsiseg.run.fetching import FetchDone, fetch_task, lanes_of
 from wsiseg.run.finish import record_failed_slide
 from wsiseg.run.hosts import MAX_FAILURES_IN_A_ROW, WorkItem
 from wsiseg.run.lanes import FetchOrder
+from wsiseg.run.resolve import Resolved
 from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker_pool import ANSWER_S, LOOK_S, WorkerPool
-from wsiseg.types import Stain, Tile, TileOutcome
+from wsiseg.types import Tile, TileOutcome
 
 __all__ = ["Drive", "Progress"]
 
@@ -65,9 +65,7 @@ class Drive:
         self,
         pool: WorkerPool,
         folder: RunFolder,
-        config: RunConfig,
-        digest: str,
-        constants: tuple[float, Stain],
+        resolved: Resolved,
         progress: Progress,
         on_progress: Callable[[Progress], None],
         watch: Watch,
@@ -76,9 +74,10 @@ class Drive:
         self.pool = pool
         self.client = pool.client
         self.folder = folder
-        self.config = config
-        self.digest = digest
-        self.constants = constants  # the model's mpp, and the stain that slides are normalized to
+        self.config = resolved.config
+        self.digest = resolved.digest
+        model = resolved.facts.model
+        self.constants = model.mpp_model, model.aim  # and the stain that slides are normalized to
         self.progress = progress
         self.on_progress = on_progress
         self.watch = watch

@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from wsiseg.cluster.devices import compute_device
-from wsiseg.cluster.limits import default_workers
+from wsiseg.cluster.devices import on_device
+from wsiseg.cluster.placement import place
 from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError, plain_text
 from wsiseg.fetch import is_address, named_size
@@ -23,9 +23,11 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import fetch_options
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.remote import level_chooser
+from wsiseg.results.run_record import ResolvedRecord
 from wsiseg.results.slide_input import wanted_of
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.job import SlideJob, prepare_slide, tiles_of
+from wsiseg.run.resolve import resolve
 from wsiseg.run.tile import run_tile
 from wsiseg.types import Box, Tile
 
@@ -86,16 +88,22 @@ class PlanRow:
 class Plan:
     """Rows of the slides, and what was measured: seconds of one worker and nuclei per mm2 of tissue on ``n_probes`` windows.
 
-    ``free_bytes`` is what the staging folder's disk has free, ``bound_bytes`` what staged slides may take.
+    ``resolved`` is what the run would compute with, ``free_bytes`` what the staging folder's disk has free, ``bound_bytes``
+    what staged slides may take.
     """
 
     rows: list[PlanRow]
-    workers: int
+    resolved: ResolvedRecord
     seconds_per_mm2: Estimate
     nuclei_per_mm2: Estimate
     n_probes: int
     free_bytes: int
     bound_bytes: int
+
+    @property
+    def workers(self) -> int:
+        """Worker processes on this machine."""
+        return self.resolved.workers or 1
 
     def seconds(self, rows: Sequence[PlanRow]) -> Estimate:
         """Return how long slides take with all workers, s."""
@@ -111,22 +119,24 @@ class Plan:
         return [r for r in self.rows if r.fetch_bytes > min(self.bound_bytes, self.free_bytes)]
 
 
-def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -> Plan:
+def plan(slides: Sequence[SlideInput], config: RunConfig) -> Plan:
     """Return a cost estimate for each slide.
 
     It is measured, not assumed: windows of 1000 working px, spread evenly over the tissue of all slides, are segmented here;
     the means of their seconds and nuclei per mm2 of tissue, with their intervals, are extrapolated. Slides at addresses are not
     fetched: their bytes are asked for.
     """
-    n_workers, why = default_workers(workers or config.schedule.workers)
-    if why:
-        log.warning("%s", why)
+    placement = place(config)
+    if placement.note:
+        log.warning("%s", placement.note)
     rows: dict[str, PlanRow] = {}
     with TemporaryDirectory(prefix="wsiseg-plan-") as scratch:
         folder = RunFolder(Path(scratch))
         folder.create()
-        context = WorkerContext(folder, config, "plan", compute_device(config))
+        context = WorkerContext(folder, on_device(config, placement.device), "plan", placement.device)
         try:
+            facts = context.worker_facts("")
+            resolved = resolve(config, context.config, facts, placement).record
             mpp_model = context.model.mpp  # unusable weights are no slide's fault
             jobs = _jobs([s for s in slides if not is_address(s.path)], context, rows)
             _ask_sizes([s for s in slides if is_address(s.path)], config, mpp_model, rows)
@@ -140,7 +150,7 @@ def plan(slides: Sequence[SlideInput], config: RunConfig, *, workers: int = 0) -
     stage = Path(config.schedule.stage or os.getcwd())
     there = next(p for p in (stage, *stage.absolute().parents) if p.exists())
     free, bound = shutil.disk_usage(there).free, int(config.schedule.stage_gb * 1e9)
-    return Plan([rows[s.slide_id] for s in slides], n_workers, seconds, nuclei, len(probes), free, bound)
+    return Plan([rows[s.slide_id] for s in slides], resolved, seconds, nuclei, len(probes), free, bound)
 
 
 def _jobs(slides: Sequence[SlideInput], context: WorkerContext, rows: dict[str, PlanRow]) -> list[SlideJob]:

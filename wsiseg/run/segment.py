@@ -17,6 +17,7 @@ from distributed.comm import CommClosedError
 from wsiseg import __version__
 from wsiseg.cluster.connect import connect
 from wsiseg.cluster.devices import compute_device, on_device
+from wsiseg.cluster.placement import place
 from wsiseg.cluster.remote import answer_of, dashboard_link, fitting_workers
 from wsiseg.config import RunConfig
 from wsiseg.decode import encode
@@ -33,6 +34,7 @@ from wsiseg.results.slide_record import read_slide
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.run.drive import Drive, Progress
 from wsiseg.run.facts import WorkerFacts, WorkerReport
+from wsiseg.run.resolve import Resolved, resolve, with_device, with_stored_choices
 from wsiseg.run.scratch import temporary_files
 from wsiseg.run.shards import Shard, merge_if_last, write_tables
 from wsiseg.run.suspect import all_good
@@ -128,7 +130,7 @@ def segment(
     if config.schedule.remote:
         config = remote
     else:
-        config = on_device(config, compute_device(config))
+        config = on_device(config, place(config).device)
     own = shard.take(every) if shard else every
     note = note or RunNote()
     noted = dataclasses.replace(note, command=tuple(shown(a) for a in note.command))
@@ -178,19 +180,18 @@ def _rows(
                     watch.event("connected", scheduler=client.scheduler.address, dashboard=link)
                     progress.message = f"dashboard  {link}" if link else ""
                     on_progress(progress)
-                pinned, facts = _claimed(client, folder, config, note)
-                digest = facts.model.digest(pinned)
-                requirements = RunRequirements(__version__, digest, facts.model, facts.machine)
+                resolved = _claimed(client, folder, config, note)
+                facts, pinned = resolved.facts, resolved.config
+                requirements = RunRequirements(__version__, resolved.digest, facts.model, facts.machine)
                 setup = WorkerSetup(str(folder.root), pinned, requirements, pinned.schedule.device)
                 callbacks = _pool_callbacks(progress, on_progress, watch)
                 pool = WorkerPool(client, setup, *callbacks, remote=config.schedule.remote)
                 pool.join()
                 give_up = 0.0
-                constants = (facts.model.mpp_model, facts.model.aim)
-                drive = Drive(pool, folder, pinned, digest, constants, progress, on_progress, watch, rows)
+                drive = Drive(pool, folder, resolved, progress, on_progress, watch, rows)
                 drive.run([s for s in slides if s.slide_id not in rows])
                 pool.leave()
-                return rows, digest, f"{facts.model.weights}: {facts.licence}"
+                return rows, resolved.digest, f"{facts.model.weights}: {facts.licence}"
         except (SchedulerLostError, CancelledError, CommClosedError, InputError, TimeoutError) as err:
             lost = not isinstance(err, InputError)
             if not config.schedule.remote or not (lost or give_up):
@@ -230,38 +231,37 @@ def _pool_callbacks(
     return report, ready
 
 
-def _claimed(client: Client, folder: RunFolder, config: RunConfig, note: RunNote) -> tuple[RunConfig, WorkerFacts]:
-    """Resolve what ``auto`` means and claim the folder; return the resolved config and what the workers compute with."""
-    asked = config
-    choice = "automatic" if asked.predict.precision == "auto" else "chosen"
-    config, facts = _resolve(client, folder, asked)
+def _claimed(client: Client, folder: RunFolder, asked: RunConfig, note: RunNote) -> Resolved:
+    """Resolve what ``auto`` means, claim the folder, and return what the run computes with."""
+    resolved = _resolve(client, folder, asked)
     try:
-        folder.claim(config, encode(facts.model), note, facts.processor, choice)
+        _claim(folder, resolved, note)
     except OutputMismatchError:
         # another shard, on another kind of machine, has claimed the folder first: its choice applies
-        again, facts = _resolve(client, folder, asked)
-        if again == config:
+        again = _resolve(client, folder, asked)
+        if again.config == resolved.config:
             raise
-        config = again
-        folder.claim(config, encode(facts.model), note, facts.processor, choice)
-    return config, facts
+        resolved = again
+        _claim(folder, resolved, note)
+    return resolved
 
 
-def _resolve(client: Client, folder: RunFolder, config: RunConfig) -> tuple[RunConfig, WorkerFacts]:
-    """Pin what ``auto`` means (a resumed run keeps the folder's choice) and return it with the worker's facts."""
-    remote = config.schedule.remote
+def _claim(folder: RunFolder, resolved: Resolved, note: RunNote) -> None:
+    facts = resolved.facts
+    folder.claim(
+        resolved.config, encode(facts.model), note, facts.processor, resolved.precision_choice, resolved=resolved.record
+    )
+
+
+def _resolve(client: Client, folder: RunFolder, asked: RunConfig) -> Resolved:
+    """Resolve the options with the facts of a worker; a resumed run keeps the folder's choice."""
+    remote = asked.schedule.remote
     # each GPU is asked in turn: one of several may be broken
-    workers = fitting_workers(client) if remote else list(client.nthreads()) if config.schedule.device == "cuda" else []
-    if remote:
-        config = _there(config, _asked(client, workers, compute_device, config))
-    old = folder.read_run()
-    for name in ("precision", "engine"):
-        if old is not None and getattr(config.predict, name) == "auto":
-            stored: Any = old.results.get(f"predict.{name}", "auto")
-            config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, **{name: stored}))
+    workers = fitting_workers(client) if remote else list(client.nthreads()) if asked.schedule.device == "cuda" else []
+    config = with_device(asked, _asked(client, workers, compute_device, asked)) if remote else asked
+    config = with_stored_choices(config, folder.read_run())
     facts: WorkerFacts = _asked(client, workers, worker_facts, str(folder.root), config, config.schedule.device)
-    predict = dataclasses.replace(config.predict, precision=facts.precision, engine=facts.engine)
-    return dataclasses.replace(config, predict=predict), facts
+    return resolve(asked, config, facts, None if remote else place(asked))
 
 
 def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
@@ -281,11 +281,6 @@ def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any],
             return future.result()
         log.warning("worker %s cannot report what it would compute with (%s); asking another", address, one_line(error))
     return answer_of(client, function, *args, **({"workers": list(workers)} if workers else {}))
-
-
-def _there(config: RunConfig, device: str) -> RunConfig:
-    schedule = dataclasses.replace(config.schedule, device=device)  # type: ignore[arg-type]
-    return dataclasses.replace(config, schedule=schedule)
 
 
 def _staged_apart(config: RunConfig, folder: RunFolder, shard: Shard | None, fetches: bool) -> RunConfig:
