@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -19,6 +18,9 @@ from click.testing import CliRunner
 from wsiseg.cli.commands_convert import COMMANDS
 from wsiseg.errors import InputError
 from wsiseg.export.query import column_units, nuclei_dataset, query, read_nuclei, write_cohort
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.slide_record import SlideRecord, write_slide
+from wsiseg.rows import SlideRow
 from wsiseg.types import Box
 
 
@@ -30,7 +32,7 @@ def run(table_path: Path, tmp_path: Path) -> Path:
         (root / folder).mkdir(parents=True)
     for slide_id, cohort in (("A", "LUAD"), ("B", "BRCA")):
         shutil.copyfile(table_path, root / "nuclei" / f"{slide_id}.parquet")
-        (root / "slides" / f"{slide_id}.json").write_text(json.dumps({"row": {"cohort": cohort}}))
+        write_slide(RunFolder(root), SlideRecord("d" * 16, SlideRow.blank(slide_id, "done", cohort=cohort)))
     pq.write_table(pa.table({"slide_id": ["A", "B"], "grade": ["Good", "Unacceptable"]}), root / "qc/grades.parquet")
     pq.write_table(pa.table({"slide_id": ["A", "B"], "cohort": ["LUAD", "BRCA"]}), root / "slides.parquet")
     return root

@@ -23,6 +23,9 @@ from wsiseg.errors import FetchError, FormatError, InputError
 from wsiseg.export import publish as publish_module
 from wsiseg.export.publish import publish_run
 from wsiseg.export.query import query
+from wsiseg.results.folder import RunFolder
+from wsiseg.results.slide_record import SlideRecord, write_slide
+from wsiseg.rows import SlideRow
 
 PREFIX = f"s3://{NAME}/cohort/run-1"
 
@@ -41,9 +44,9 @@ def run(table: Path, tmp_path: Path) -> Path:
         (root / name).mkdir(parents=True)
     (root / "run.json").write_text(json.dumps({"results": {}, "digest": "d" * 16}))
     shutil.copyfile(table, root / "nuclei" / table.name)
-    done = {"row": {"status": "done"}, "table_bytes": table.stat().st_size, "digest": "d" * 16}
-    (root / f"slides/{SLIDE_ID}.json").write_text(json.dumps(done))
-    (root / "slides/bad.json").write_text(json.dumps({"row": {"status": "failed"}, "digest": "d" * 16}))
+    folder = RunFolder(root)
+    write_slide(folder, SlideRecord("d" * 16, SlideRow.blank(SLIDE_ID, "done"), table_bytes=table.stat().st_size))
+    write_slide(folder, SlideRecord("d" * 16, SlideRow.blank("bad", "failed")))
     (root / "nuclei/half.parquet").write_bytes(b"half")
     pq.write_table(pa.table({"slide_id": [SLIDE_ID], "cohort": ["LUAD"]}), root / "slides.parquet")
     (root / "qc/pages/a.html").write_text("page")

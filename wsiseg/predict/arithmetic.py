@@ -26,7 +26,7 @@ _SIDE_WPX = 128
 
 
 def arithmetic_of(model: Model) -> Processor:
-    """Return what tells this processor's results with a model from another's.
+    """Return what distinguishes the results of this processor with a model from those of other processors.
 
     Returns
     -------

@@ -245,5 +245,5 @@ def picture_features(
 
 def turner_of(run: QcRun) -> Turner:
     """Return the network of a run's quality model: the run's own, or ``FALLBACK`` if no model was fitted to that."""
-    name = str((run.record.get("results") or {}).get("weights") or "")
+    name = run.record.weights if run.record is not None else ""
     return load_turner(name if load_quality(name) is not None else FALLBACK)

@@ -167,7 +167,7 @@ def _quality_source(run: QcRun) -> Callable[[str], tuple[dict[str, Any], bytes]]
         row = run.row(slide_id)
         model = quality_model(run)[0].of_nuclei
         if model is None:
-            name = (run.record.get("results") or {}).get("weights") or "(unknown)"
+            name = (run.record.weights if run.record is not None else "") or "(unknown)"
             raise InputError(f"No map of predicted quality: no model of nuclei alone was fitted for the weights {name}.")
         if row.get("mpp") is None or not run.folder.table(slide_id).is_file():
             raise InputError(f"Slide {slide_id}: its quality cannot be predicted, because it has no table of nuclei.")

@@ -19,7 +19,7 @@ __all__ = ["read_errors_table", "read_slides_table", "write_errors_table", "writ
 
 
 def write_slides_table(rows: Sequence[SlideRow], path: str | Path) -> None:
-    """Write the statistics rows of a run to ``path`` (Parquet) and to its twin with the suffix ``.csv``, in the given order.
+    """Write the statistics rows of a run to ``path`` (Parquet) and to the same name with ``.csv``, in the given order.
 
     Raises
     ------
