@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 import numpy as np
-import openslide
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pydicom
@@ -30,16 +29,15 @@ RECIPES = Path(__file__).resolve().parents[2] / "wsiseg/export/RECIPES.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", RECIPES.read_text(encoding="utf-8"), re.DOTALL)
 
 
-def make_series(folder: Path) -> None:
-    """Write the slide as a DICOM series of one level that states whose it is and where it lies on the glass."""
+def dicom_series(folder: Path) -> None:
+    """Write the slide as DICOM, white, with the headers of patient and specimen that annotations repeat."""
     folder.mkdir()
-    rgb = np.asarray(openslide.OpenSlide(SLIDE).read_region((0, 0), 0, (2220, 2967)))[..., :3]
-    image = pydicom.dcmread(dicom_level(folder / "level0.dcm", rgb, "1.2.9", 0.499))
-    for element in level(folder / "facts.dcm", 2220, 2967, mpp=0.499):
-        if element.tag not in image:
-            image.add(element)
-    image.save_as(folder / "level0.dcm")
-    (folder / "facts.dcm").unlink()
+    path = dicom_level(folder / "level0.dcm", np.full((2967, 2220, 3), 255, np.uint8), "1.2.3", 0.499)
+    whole, header = pydicom.dcmread(path), level(folder.parent / "header/level.dcm", 2220, 2967, mpp=0.499)
+    for element in header:
+        if element.tag not in whole:
+            whole.add(element)
+    whole.save_as(path, enforce_file_format=True)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +58,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_maps(RunFolder(run), "SLIDE")
     source = open_nuclei(run / "nuclei/SLIDE.parquet")
     (root / "SLIDE.svs").symlink_to(SLIDE)
-    make_series(root / "SERIES")
+    dicom_series(root / "SERIES")
     write_geojson(source, root / "a.geojson")
     corners = [[300, 300], [1500, 300], [1500, 1500], [300, 1500], [300, 300]]
     region = {"type": "Polygon", "coordinates": [corners]}
