@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from tests.export.test_export_query import run  # noqa: F401  (a fixture)
 from wsiseg.cli.main import main
 from wsiseg.errors import InputError
+from wsiseg.export.closed import _Shared, closed_database
 from wsiseg.export.query import query
 
 SECRET = "the-secret-of-another-file"
@@ -200,3 +202,28 @@ def test_the_option_opens_the_file_system(run: Path, outside: Path, tmp_path: Pa
     assert (tmp_path / "a.csv").read_text().splitlines()[1] == f'"{SECRET}",4000'
     query(run, f"copy (select 1 one) to '{tmp_path}/b.csv'", allow_files=True)
     assert (tmp_path / "b.csv").read_text() == "one\n1\n"
+
+
+def test_threads_of_a_query_share_a_handle_and_get_their_own_bytes(tmp_path: Path) -> None:
+    """DuckDB moves and reads in two calls: between them another thread moves the same handle."""
+    file = tmp_path / "numbers"
+    file.write_bytes(bytes(range(200)))
+    reading = _Shared(file.open("rb"))
+    reading.seek(10)
+    other = threading.Thread(target=lambda: (reading.seek(100), reading.read(5)))
+    other.start()
+    other.join()
+    assert (reading.read(5), reading.tell()) == (bytes(range(10, 15)), 15)
+    assert (reading.seek(-3, 2), reading.read(9)) == (197, bytes(range(197, 200)))
+    reading.close()
+
+
+def test_sums_over_many_row_groups_are_those_of_arrow(tmp_path: Path) -> None:
+    numbers = {name: np.random.default_rng(k).integers(0, 1 << 40, 200_000) for k, name in enumerate("abcd")}
+    pq.write_table(pa.table(numbers), tmp_path / "t.parquet", row_group_size=2_000)
+    expected = tuple(int(v.sum()) for v in numbers.values())
+    for _ in range(20):
+        with closed_database({"run://t.parquet": tmp_path / "t.parquet"}) as db:
+            assert (
+                db.execute("select sum(a), sum(b), sum(c), sum(d) from read_parquet('run://t.parquet')").fetchone() == expected
+            )

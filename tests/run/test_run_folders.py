@@ -100,7 +100,7 @@ def test_dicom_that_is_no_slide_is_named(tmp_path: Path) -> None:
     found = find_slides([str(tmp_path)])
     assert ids(found) == ["a"]
     assert reasons(found) == {
-        "DICOM, but no whole slide: CT Image Storage": 2,
+        "DICOM, but not a whole slide: CT Image Storage": 2,
         "DICOM label, overview or thumbnail without its slide": 1,
         "no ending, and not DICOM (name a file outright to try it)": 1,
     }
@@ -443,7 +443,7 @@ def test_tables_as_programs_save_them(cohort: Path, data: bytes, monkeypatch: py
         ("path,mpp\ns/a.svs,250\n", r"m\.csv, line 2 .*between 0\.01 and 100"),
         ("path\ns/a.svs\ns/a.tif\n", r"'a'.*m\.csv, line 2.*m\.csv, line 3"),
         ("path,slide_id\ns/a.svs,../a\n", r"m\.csv, line 2: expected a plain name"),
-        ("path,wsi\ns/a.svs,s/ü.svs\n", r"m\.csv, line 2: two columns say path"),
+        ("path,wsi\ns/a.svs,s/ü.svs\n", r"m\.csv, line 2: two columns give path"),
         ("path\ns\n", r"m\.csv, line 2: folder .*s holds 3 slides"),
     ],
     ids=["more fields", "mpp no number", "mpp impossible", "duplicate", "bad id", "two paths", "folder of many"],

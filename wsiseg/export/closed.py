@@ -7,6 +7,7 @@ import datetime
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,45 @@ def closed_database(files: Mapping[str, Table]) -> Iterator[Any]:
         yield db
 
 
-class _Reading(io.FileIO):
-    """A file opened for reading that is closed when it is dropped: DuckDB does not close all of its files."""
+class _Shared(io.RawIOBase):
+    """An open file with a position for each thread.
 
-    def __del__(self) -> None:
-        self.close()
+    DuckDB moves to a place and reads there in two calls, and many threads do so with one handle: with one position for all, a
+    thread would get the bytes of another's place. It does not close all of its files, so the file is closed when it is dropped.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file, self._lock, self._own = file, threading.Lock(), threading.local()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return int(getattr(self._own, "at", 0))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        if whence == os.SEEK_END:
+            with self._lock:
+                self._own.at = self._file.seek(offset, whence)
+        else:
+            self._own.at = offset + (self.tell() if whence == os.SEEK_CUR else 0)
+        return self.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        with self._lock:
+            self._file.seek(self.tell())
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._own.at = self.tell() + len(data)
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 def _read_only(files: Mapping[str, Table]) -> Any:
@@ -82,7 +117,7 @@ def _read_only(files: Mapping[str, Table]) -> Any:
             if mode != "rb":
                 raise PermissionError("tables of a run can only be read")
             table = self._table(path)
-            return _Reading(table, "rb") if isinstance(table, Path) else table.opened()
+            return _Shared(table.open("rb") if isinstance(table, Path) else table.opened())
 
         def _table(self, path: str) -> Table:
             try:
