@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -59,7 +60,9 @@ def test_the_picture_shows_the_colors_of_the_scale() -> None:
 def test_maps_and_picture_of_a_run(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", blobs(3, 150), 1.0)
     record = run / f"slides/{SLIDE.stem}.json"
-    record.write_text(record.read_text().replace('{"row": {', '{"row": {"n_nuclei": 5, "width_px": 2220, "height_px": 2967, '))
+    known = json.loads(record.read_text())
+    known["row"] |= {"n_nuclei": 5, "width_px": 2220, "height_px": 2967}
+    record.write_text(json.dumps(known))
     maps = slide_maps_of(run, SLIDE.stem)
     table = run / f"nuclei/{SLIDE.stem}.parquet"
     stored = maps_path(RunFolder(run), SLIDE.stem)

@@ -100,7 +100,7 @@ class WebSource:
     def _refuse(self, answer: urllib3.BaseHTTPResponse) -> None:
         where, status = shown(self.address), answer.status
         if status in _LATER:
-            raise TryAgain(f"HTTP {status} {answer.reason or ''}".strip(), retry_after_s(answer.headers.get("Retry-After")))
+            raise TryAgain(f"HTTP {status} {answer.reason or ''}".strip(), _pause_s(answer))
         if status in (401, 403):
             what = "access is refused."
             if where.startswith(gdc_api()):
@@ -132,17 +132,30 @@ class _Answer:
 
 
 def retry_after_s(text: str | None, now: datetime.datetime | None = None) -> float | None:
-    """Return how long a server asks to wait, s: it says so in seconds or as a date; ``None``: it does not, or not legibly."""
+    """Return the pause that a ``Retry-After`` header asks for, in s; None if it states none.
+
+    ``now`` is the time by the server's own clock (its ``Date`` header), as the two clocks may differ; without it a date
+    states no pause.
+    """
     if not text:
         return None
     if text.strip().isdecimal():
         return float(text)
+    then = _time_of(text)
+    return None if then is None or now is None else max(0.0, (then - now).total_seconds())
+
+
+def _pause_s(answer: urllib3.BaseHTTPResponse) -> float | None:
+    return retry_after_s(answer.headers.get("Retry-After"), _time_of(answer.headers.get("Date") or ""))
+
+
+def _time_of(text: str) -> datetime.datetime | None:
+    """Return the time of an HTTP date; None if it is none."""
     try:
-        then = parsedate_to_datetime(text)
+        time = parsedate_to_datetime(text)
     except ValueError:
         return None
-    then = then if then.tzinfo else then.replace(tzinfo=datetime.UTC)
-    return max(0.0, (then - (now or datetime.datetime.now(datetime.UTC))).total_seconds())
+    return time if time.tzinfo else time.replace(tzinfo=datetime.UTC)
 
 
 def _pool_for(address: str) -> urllib3.PoolManager:

@@ -29,6 +29,9 @@ WorkItem = tuple[str, str, int]
 MAX_FAILURES_IN_A_ROW = 3
 """A host is put aside after this many failures without a success in between, if others could do what it failed at."""
 
+NOT_INSTALLED = ("ImportError", "ModuleNotFoundError")
+"""How the reason of a failure begins that is a fault of the worker's installation."""
+
 MAX_GPU_BREAKS = 2
 """How often a GPU stops computing, without a success in between, until it is put aside."""
 
@@ -188,6 +191,9 @@ class Hosts:
         """Return whether a failed item should be tried on another host of the workers ``there`` before it is given up."""
         tried = self._hosts_of([item])
         good = sum((item[0], host) in self._good for host in tried)
+        reasons = self._tried.get(item, {})
+        if reasons and all(r.startswith(NOT_INSTALLED) for r in reasons.values()):  # other workers of its host may have it
+            return any(w not in reasons for w in self._others((), there))
         return 0 < len(tried) < MAX_HOSTS and good < GOOD_HOSTS and bool(self._others(tried, there))
 
     def choose(self, items: Iterable[WorkItem], there: Collection[str]) -> frozenset[str] | None:
