@@ -124,7 +124,7 @@ def test_refined_images_are_drawn_by_weight(sets: Path) -> None:
 def test_unusable_cohorts_are_refused(sets: Path) -> None:
     empty = sets / "empty"
     empty.mkdir()
-    with pytest.raises(FormatError, match="no picture"):
+    with pytest.raises(FormatError, match="found none"):
         make_synthetic(sets / "reference", empty, sets / "out", CONFIG)
     Image.new("RGB", (200, 200), "white").save(empty / "glass.png")
     with pytest.raises(InputError, match="H&E tissue"):
