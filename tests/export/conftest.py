@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.export.tables import make_table
+from tests.fetch.conftest import bucket  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(scope="session")

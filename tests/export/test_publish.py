@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from tests.export.tables import SLIDE_ID, make_table
-from tests.fetch.s3_server import NAME, Bucket, s3_server
+from tests.fetch.s3_server import NAME, Bucket
 from tests.run.cuttable import Cuttable
 from wsiseg.cli import main
 from wsiseg.errors import FetchError, FormatError, InputError
@@ -51,14 +50,6 @@ def run(table: Path, tmp_path: Path) -> Path:
     pq.write_table(pa.table({"slide_id": [SLIDE_ID], "cohort": ["LUAD"]}), root / "slides.parquet")
     (root / "qc/pages/a.html").write_text("page")
     return root
-
-
-@pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
-    with s3_server() as running:
-        for name, value in running.environment.items():
-            monkeypatch.setenv(name, value)
-        yield running
 
 
 def local_objects(run: Path) -> dict[str, bytes]:

@@ -9,17 +9,10 @@ import numpy as np
 import openslide
 import pytest
 import zarr
-from click.testing import CliRunner
 
+from tests.command import call
 from tests.export.test_features import blobs, make_run
 from tests.run.conftest import SLIDE
-from wsiseg.cli.main import main
-
-
-def call(*args: object) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 def check(rgb: np.ndarray, scale: tuple[float, float]) -> None:

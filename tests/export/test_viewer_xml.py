@@ -9,17 +9,10 @@ from xml.etree import ElementTree
 import geopandas
 import pytest
 import shapely
-from click.testing import CliRunner
 
-from wsiseg.cli.main import main
+from tests.command import call
 from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.tables.annotations import read_annotations
-
-
-def call(*args: object) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.output
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.sparse
 import shapely
-from click.testing import CliRunner
 
-from wsiseg.cli.main import main
+from tests.command import call
 from wsiseg.errors import FormatError
 from wsiseg.questions import points as points_module
 from wsiseg.questions.assign import AssignOptions, assign_points_to_nuclei
@@ -28,12 +27,6 @@ from wsiseg.questions.transforms import apply_affine, fit_landmarks, read_matrix
 from wsiseg.tables import open_nuclei
 
 GENES = ("EPCAM", "CD3E", "NegControl_1")
-
-
-def call(*args: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 def oracle(table: Path, xy: np.ndarray, reach_um: float = 0.0) -> tuple[list[int | None], list[float]]:

@@ -10,23 +10,16 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import shapely
-from click.testing import CliRunner
 from scipy import ndimage
 
+from tests.command import call
 from tests.export.test_features import WINDOW, blobs, make_run
 from tests.run.conftest import SLIDE
-from wsiseg.cli.main import main
 from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.labels import rasterize_rings
 from wsiseg.questions import cells, cells_of_slide
 
 MPP = 0.499
-
-
-def call(*args: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 @pytest.fixture(scope="module")

@@ -12,20 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wsiseg.cli.main import main
+from tests.command import call
 from wsiseg.errors import InputError
 from wsiseg.questions import NeighborOptions, graphs
 from wsiseg.questions.graphs import delaunay_edges, iter_pairs
-
-
-def call(*args: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 def all_pairs(xy: np.ndarray, radius: float) -> list[tuple[int, int]]:

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.command import call
 from wsiseg import read_nuclei
 from wsiseg.cli.main import main
 from wsiseg.coordinates import parse_frame
@@ -66,12 +67,6 @@ def write_geojson(path: Path, features: list[dict[str, Any]]) -> Path:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     return path
-
-
-def call(*args: object, code: int = 0) -> str:
-    done = CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=False)
-    assert done.exit_code == code, done.output
-    return done.output
 
 
 def nuclei_of(table: Path) -> tuple[pd.DataFrame, np.ndarray, np.ndarray, float]:

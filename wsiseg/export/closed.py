@@ -15,7 +15,7 @@ from typing import Any
 from wsiseg.fetch import StoredObject
 from wsiseg.libraries import optional
 
-__all__ = ["PREFIX", "Table", "closed_database"]
+__all__ = ["PREFIX", "Table", "closed_database", "quoted"]
 
 Table = Path | StoredObject
 """A table of a run: a file, or an object of a bucket, of which only what a query needs is read."""
@@ -53,8 +53,8 @@ def closed_database(files: Mapping[str, Table]) -> Iterator[Any]:
     duckdb = optional("duckdb", "query")
     with tempfile.TemporaryDirectory(prefix="wsiseg-query-") as spill, duckdb.connect(":memory:") as db:
         db.register_filesystem(_read_only(files))
-        db.execute(f"SET temp_directory = {_quoted(spill)}")
-        db.execute(f"SET allowed_paths = [{', '.join(map(_quoted, files))}]")
+        db.execute(f"SET temp_directory = {quoted(spill)}")
+        db.execute(f"SET allowed_paths = [{', '.join(map(quoted, files))}]")
         for setting in SETTINGS:
             db.execute(f"SET {setting}")
         yield db
@@ -147,5 +147,6 @@ def _read_only(files: Mapping[str, Table]) -> Any:
     return _Tables()
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Return a text as a literal of SQL."""
     return "'" + text.replace("'", "''") + "'"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.export.closed import PREFIX, Table, closed_database
+from wsiseg.export.closed import PREFIX, Table, closed_database, quoted
 from wsiseg.fetch import is_address, shown, stored_objects
 from wsiseg.libraries import optional
 from wsiseg.results.folder import RunFolder
@@ -295,7 +295,7 @@ def _views(tables: Mapping[str, Table], *, allow_files: bool) -> tuple[dict[str,
         table = tables[name]
         sql_name = str(table) if allow_files and isinstance(table, Path) else PREFIX + name
         names[sql_name] = table
-        return _quoted(sql_name)
+        return quoted(sql_name)
 
     files = [name for name in tables if name.startswith("nuclei/")]
     views = {}
@@ -332,10 +332,6 @@ def column_units() -> dict[str, str]:
     from wsiseg.schema import DERIVED, ERRORS, FEATURES, NUCLEI, SLIDES
 
     return {c.name: c.unit for table in (ERRORS, SLIDES, FEATURES, DERIVED, NUCLEI) for c in table}
-
-
-def _quoted(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
 
 
 def _tables_of(root: Path, slide_id: str, grade: str | Sequence[str] | None) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from wsiseg.qc.grades import GRADE_COLUMNS, SlideGrade, cohort_summary
 from wsiseg.schema import Column
-from wsiseg.tables import arrow_schema, atomic_path, atomic_write_bytes
+from wsiseg.tables import arrow, atomic_write_bytes
 
 __all__ = ["csv_bytes", "read_rows", "write_release", "write_rows"]
 
@@ -109,15 +109,9 @@ def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
 
 
 def write_rows(path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write dicts as a Parquet table with the given columns, complete or not at all."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = arrow_schema(columns, nullable=True)
-    table = pa.Table.from_pylist([{c.name: r.get(c.name) for c in columns} for r in rows], schema=schema)
+    """Write dicts as a Parquet table with the given columns, complete or not at all; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_path(path) as partial:
-        pq.write_table(table, partial, compression="zstd")
+    arrow.write_rows(path, columns, rows)
 
 
 def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:

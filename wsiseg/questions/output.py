@@ -13,8 +13,8 @@ import numpy as np
 from wsiseg.errors import InputError
 from wsiseg.libraries import optional
 from wsiseg.schema import REGIONS, SCHEMA_VERSION
-from wsiseg.tables import arrow_schema, atomic_file, atomic_path, atomic_write_bytes
-from wsiseg.tables.arrow import META_KEY
+from wsiseg.tables import atomic_file, atomic_write_bytes
+from wsiseg.tables.arrow import META_KEY, write_rows
 from wsiseg.tables.geo import geo_metadata
 from wsiseg.write.elements import growing, put_dict, put_frame, put_order, put_texts, tell
 
@@ -59,8 +59,6 @@ def write_regions(rows: Sequence[dict[str, Any]], out: Path, kind: str = "parque
 
 
 def _write_parquet(rows: Sequence[dict[str, Any]], out: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     import shapely
 
     shapes = shapely.from_wkb([r["geometry"] for r in rows])
@@ -70,9 +68,7 @@ def _write_parquet(rows: Sequence[dict[str, Any]], out: Path) -> None:
     column["geometry_types"] = sorted({s.geom_type for s in shapes})
     for absent in ("covering", "orientation"):
         column.pop(absent)
-    schema = arrow_schema(REGIONS, nullable=True, metadata={META_KEY: {"schema": SCHEMA_VERSION}, "geo": geo})
-    with atomic_path(out) as partial:
-        pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), str(partial), compression="zstd")
+    write_rows(out, REGIONS, rows, {META_KEY: {"schema": SCHEMA_VERSION}, "geo": geo})
 
 
 def _write_csv(rows: Sequence[dict[str, Any]], out: Path) -> None:

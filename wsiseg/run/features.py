@@ -28,6 +28,7 @@ from wsiseg.run.feature_pieces import FeaturePiece, measure_piece
 from wsiseg.summarize import RUIFROK_JOHNSTON, od_features
 from wsiseg.summarize.features import NEIGHBOR_UM
 from wsiseg.tables import NucleiFile, open_nuclei, read_nuclei, read_table_meta
+from wsiseg.tables.arrow import has_more_rows
 from wsiseg.tables.features import features_path, table_fingerprint
 from wsiseg.tables.windows import occupied_windows
 from wsiseg.types import Box
@@ -177,7 +178,8 @@ def _measured(
             progress.pieces += len(found)
             yield from found
 
-    for piece, answer in spread(measure_piece, pieces(), config, here=_few(folder, todo)):
+    many = has_more_rows((folder.table(s) for s in todo), FEW_NUCLEI)
+    for piece, answer in spread(measure_piece, pieces(), config, here=not many):
         progress.pieces_done += 1
         slide = opened.get(piece.slide_id)
         ended: list[tuple[str, int | str]] = [*failed]
@@ -193,17 +195,6 @@ def _measured(
         on_progress(progress)
         yield from ended
     yield from failed
-
-
-def _few(folder: RunFolder, slide_ids: Sequence[str]) -> bool:
-    import pyarrow.parquet as pq
-
-    total = 0
-    for slide_id in slide_ids:
-        total += int(pq.read_metadata(str(folder.table(slide_id))).num_rows)
-        if total > FEW_NUCLEI:
-            return False
-    return True
 
 
 def _has_features(table: Path, options: FeatureOptions) -> bool:

@@ -12,8 +12,8 @@ from wsiseg.decode import decode
 from wsiseg.errors import FormatError
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.schema import ERRORS, LATER, SCHEMA_VERSION, SLIDES, Column
-from wsiseg.tables import arrow_schema, atomic_path, atomic_write_bytes
-from wsiseg.tables.arrow import META_KEY
+from wsiseg.tables import atomic_write_bytes
+from wsiseg.tables.arrow import META_KEY, write_rows
 
 __all__ = ["read_errors_table", "read_slides_table", "write_errors_table", "write_slides_table"]
 
@@ -27,7 +27,7 @@ def write_slides_table(rows: Sequence[SlideRow], path: str | Path) -> None:
         The operating system's own error.
     """
     plain = [row.columns for row in rows]
-    _write_parquet(plain, SLIDES, Path(path))
+    write_rows(Path(path), SLIDES, plain, {META_KEY: {"schema": SCHEMA_VERSION}})
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([c.name for c in SLIDES])
@@ -37,7 +37,7 @@ def write_slides_table(rows: Sequence[SlideRow], path: str | Path) -> None:
 
 def write_errors_table(rows: Sequence[ErrorRow], path: str | Path) -> None:
     """Write what failed to ``path`` (Parquet; no rows give a valid empty table). Raises as ``write_slides_table``."""
-    _write_parquet([row.columns for row in rows], ERRORS, Path(path))
+    write_rows(Path(path), ERRORS, [row.columns for row in rows], {META_KEY: {"schema": SCHEMA_VERSION}})
 
 
 def read_errors_table(path: str | Path) -> list[ErrorRow]:
@@ -81,13 +81,3 @@ def _read_parquet(path: str | Path, columns: Sequence[Column], later: Sequence[s
         raise FormatError(f"{path}: expected a table of {what}, but it lacks the columns {missing}.")
     texts = {c.name for c in columns if c.arrow == "string"}
     return [{name: "" if value is None and name in texts else value for name, value in row.items()} for row in rows]
-
-
-def _write_parquet(rows: Sequence[dict[str, Any]], columns: Sequence[Column], path: Path) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = arrow_schema(columns, nullable=True, metadata={META_KEY: {"schema": SCHEMA_VERSION}})
-    table = pa.Table.from_pylist(list(rows), schema=schema)
-    with atomic_path(path) as partial:
-        pq.write_table(table, str(partial), compression="zstd")

@@ -3,23 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wsiseg.atomic import atomic_path
 from wsiseg.errors import FormatError
 from wsiseg.schema import Column
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["BBOX_FIELDS", "META_KEY", "arrow_schema", "read_table_meta"]
+__all__ = [
+    "BBOX_FIELDS",
+    "BBOX_PATHS",
+    "META_KEY",
+    "arrow_schema",
+    "column_limits",
+    "has_more_rows",
+    "read_table_meta",
+    "write_rows",
+]
 
 META_KEY = "wsiseg"
 """Key of wsiseg's JSON in a Parquet file's metadata."""
 
 BBOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
 """Members of a ``bbox`` column, in the order that GeoParquet 1.1 asks for."""
+
+BBOX_PATHS = tuple(f"bbox.{name}" for name in BBOX_FIELDS)
+"""The same as columns of a Parquet file."""
 
 
 def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
@@ -59,6 +72,50 @@ def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata:
         fields.append(pa.field(column.name, kinds[column.arrow], nullable=nullable, metadata=note))
     texts = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in (metadata or {}).items()}
     return pa.schema(fields, metadata=texts or None)
+
+
+def write_rows(
+    path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write dicts as a Parquet table with the given columns, complete or not at all; what a row lacks is empty.
+
+    ``metadata`` is as in ``arrow_schema``. Raises ``OSError`` as the operating system gives it.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = arrow_schema(columns, nullable=True, metadata=metadata)
+    table = pa.Table.from_pylist([{c.name: r.get(c.name) for c in columns} for r in rows], schema=schema)
+    with atomic_path(path) as partial:
+        pq.write_table(table, str(partial), compression="zstd")
+
+
+def column_limits(group: Any, paths: Sequence[str]) -> list[tuple[Any, Any]] | None:
+    """Return the least and greatest value of columns of a row group; None if its statistics do not state them for each.
+
+    ``group`` is a ``pyarrow.parquet.RowGroupMetaData``; a member of a struct is named ``bbox.xmin``.
+    """
+    found = {}
+    for k in range(group.num_columns):
+        column = group.column(k)
+        if column.path_in_schema in paths:
+            stats = column.statistics
+            if stats is None or not stats.has_min_max:
+                return None
+            found[column.path_in_schema] = (stats.min, stats.max)
+    return [found[path] for path in paths] if len(found) == len(paths) else None
+
+
+def has_more_rows(tables: Iterable[str | Path], n: int) -> bool:
+    """Return whether Parquet tables hold more than ``n`` rows in all; those after the ``n``-th row are not opened."""
+    import pyarrow.parquet as pq
+
+    total = 0
+    for table in tables:
+        total += int(pq.read_metadata(str(table)).num_rows)
+        if total > n:
+            return True
+    return False
 
 
 def read_table_meta(path: str | Path) -> dict[str, Any]:

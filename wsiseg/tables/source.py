@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.tables.arrow import read_table_meta
+from wsiseg.tables.arrow import column_limits, read_table_meta
 from wsiseg.tables.columns import add_derived, companion_of, stored_names
 from wsiseg.tables.companions import cells_of
 from wsiseg.tables.features import DERIVED_NAMES, FEATURE_NAMES
@@ -223,17 +223,10 @@ def _columns(table: pa.Table) -> list[tuple[pa.Field, pa.ChunkedArray]]:
 
 
 def _outside(group: Any, region: Box) -> bool:
-    ends = {}
-    for k in range(group.num_columns):
-        column = group.column(k)
-        if column.path_in_schema in ("cx", "cy"):
-            stats = column.statistics
-            if stats is None or not stats.has_min_max:
-                return False
-            ends[column.path_in_schema] = (stats.min, stats.max)
-    if len(ends) < 2:
+    limits = column_limits(group, ("cx", "cy"))
+    if limits is None:
         return False
-    (x0, x1), (y0, y1) = ends["cx"], ends["cy"]
+    (x0, x1), (y0, y1) = limits
     return bool(x1 < region.x or x0 >= region.x1 or y1 < region.y or y0 >= region.y1)
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError
 from wsiseg.labels import rasterize_rings
+from wsiseg.tables.arrow import BBOX_PATHS, column_limits
 from wsiseg.tables.geo import wkb_rings
 from wsiseg.tables.hilbert import hilbert_key
 from wsiseg.types import Box
@@ -106,7 +107,7 @@ class RingWindows:
         meta = self._file.metadata
         counts = [meta.row_group(k).num_rows for k in range(meta.num_row_groups)]
         self._first = np.r_[0, np.cumsum(counts)].astype(np.int64)
-        self._limits = [_limits(meta.row_group(k)) for k in range(meta.num_row_groups)]
+        self._limits = [column_limits(meta.row_group(k), BBOX_PATHS) for k in range(meta.num_row_groups)]
         self._kept: OrderedDict[int, WindowRings] = OrderedDict()
 
     def __enter__(self) -> RingWindows:
@@ -130,9 +131,11 @@ class RingWindows:
         """Return the nuclei whose box meets a window (level-0 px, touching edges left out)."""
         parts = []
         for k, limits in enumerate(self._limits):
-            # limits are the stored boxes' float32: one px of tolerance
-            if limits is not None and (limits[2] + 1 < x0 or limits[0] - 1 > x1 or limits[3] + 1 < y0 or limits[1] - 1 > y1):
-                continue
+            if limits is not None:
+                (left, _), (top, _), (_, right), (_, bottom) = limits
+                # limits are the stored boxes' float32: one px of tolerance
+                if right + 1 < x0 or left - 1 > x1 or bottom + 1 < y0 or top - 1 > y1:
+                    continue
             group = self._group(k)
             low_x, low_y, high_x, high_y = group.bounds
             part = group.taken((high_x > x0) & (low_x < x1) & (high_y > y0) & (low_y < y1))
@@ -218,20 +221,3 @@ def _joined(parts: list[WindowRings]) -> WindowRings:
         np.r_[0, np.cumsum(lengths)].astype(np.int64),
         np.concatenate([p.bounds for p in parts], axis=1),
     )
-
-
-def _limits(group: Any) -> tuple[float, float, float, float] | None:
-    """Return xmin, ymin, xmax, ymax of a row group's boxes; None if the file does not state them."""
-    ends = {}
-    for k in range(group.num_columns):
-        column = group.column(k)
-        if column.path_in_schema.startswith("bbox."):
-            stats = column.statistics
-            if stats is None or not stats.has_min_max:
-                return None
-            ends[column.path_in_schema] = (stats.min, stats.max)
-    try:
-        low = (ends["bbox.xmin"][0], ends["bbox.ymin"][0])
-        return (*low, ends["bbox.xmax"][1], ends["bbox.ymax"][1])
-    except KeyError:
-        return None

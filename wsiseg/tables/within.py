@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
+from wsiseg.tables.arrow import BBOX_PATHS, column_limits
 from wsiseg.tables.source import NucleiFile
 
 if TYPE_CHECKING:
@@ -133,27 +134,12 @@ def iter_groups(source: NucleiFile, columns: Sequence[str], boxes: Sequence[Boun
     ends = None if boxes is None else np.asarray(boxes, np.float64).reshape(-1, 4)
     with pq.ParquetFile(str(source.path)) as file:
         for group in range(file.num_row_groups):
-            place = None if ends is None else _group_bounds(file.metadata.row_group(group))
-            if ends is not None and place is not None:
-                x0, y0, x1, y1 = place
+            limits = None if ends is None else column_limits(file.metadata.row_group(group), BBOX_PATHS)
+            if ends is not None and limits is not None:
+                (x0, _), (y0, _), (_, x1), (_, y1) = limits
                 if not ((ends[:, 0] <= x1) & (ends[:, 2] >= x0) & (ends[:, 1] <= y1) & (ends[:, 3] >= y0)).any():
                     continue
             try:
                 yield file.read_row_group(group, columns=wanted)
             except (OSError, pa.ArrowException) as err:
                 raise FormatError(f"{source.path}: row group {group} cannot be read ({err}).") from err
-
-
-def _group_bounds(group: Any) -> Bounds | None:
-    """Return xmin, ymin, xmax, ymax of a row group's nuclei from its statistics; None if they lack it."""
-    limits: dict[str, tuple[float, float]] = {}
-    for k in range(group.num_columns):
-        column = group.column(k)
-        if column.path_in_schema.startswith("bbox."):
-            stats = column.statistics
-            if stats is None or not stats.has_min_max:
-                return None
-            limits[column.path_in_schema] = (stats.min, stats.max)
-    if len(limits) < 4:
-        return None
-    return limits["bbox.xmin"][0], limits["bbox.ymin"][0], limits["bbox.xmax"][1], limits["bbox.ymax"][1]

@@ -25,8 +25,8 @@ from wsiseg.evaluation.paths import null_for_nan
 from wsiseg.metrics import mean_scores, pooled_scores
 from wsiseg.results.locate import local_path
 from wsiseg.schema import COMPARED, SCHEMA_VERSION
-from wsiseg.tables import arrow_schema, atomic_path, atomic_write_bytes
-from wsiseg.tables.arrow import META_KEY
+from wsiseg.tables import atomic_path, atomic_write_bytes
+from wsiseg.tables.arrow import META_KEY, has_more_rows, write_rows
 from wsiseg.tables.windows import occupied_windows
 from wsiseg.types import Box
 
@@ -216,7 +216,8 @@ def _compared(
                 work = WindowWork(pair.a, pair.b, slide.windows[k : k + PIECE_WINDOWS])
                 yield _Piece(pair.slide_id, work, config.schedule.path_map)
 
-    for piece, answer in spread(_counted, pieces(), config, here=_few(pairs)):
+    many = has_more_rows((p for pair in pairs for p in (pair.a, pair.b)), FEW_NUCLEI)
+    for piece, answer in spread(_counted, pieces(), config, here=not many):
         slide = opened.get(piece.slide_id)
         progress.windows_done += len(piece.work.windows)
         if slide is None:
@@ -250,18 +251,6 @@ def _graced(bounds: Any) -> Any:
     return bounds + np.array([-1.0, -1.0, 1.0, 1.0])[:, None]
 
 
-def _few(pairs: list[SlidePair]) -> bool:
-    """Return whether the tables hold so few nuclei that workers do not pay."""
-    import pyarrow.parquet as pq
-
-    total = 0
-    for pair in pairs:
-        total += sum(int(pq.read_metadata(str(p)).num_rows) for p in (pair.a, pair.b))
-        if total > FEW_NUCLEI:
-            return False
-    return True
-
-
 def _counted(piece: _Piece) -> Counted | str:
     """Count on a worker; return why not where a table cannot be read there."""
     a, b = (Path(local_path(str(p), piece.path_map)) for p in (piece.work.a, piece.work.b))
@@ -272,13 +261,8 @@ def _counted(piece: _Piece) -> Counted | str:
 
 
 def _write(found: Comparison, pairs: Pairs, config: RunConfig, n_crops: int) -> None:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     rows = [null_for_nan(s.row()) for s in found.slides]
-    schema = arrow_schema(COMPARED, nullable=True, metadata={META_KEY: {"schema": SCHEMA_VERSION}})
-    with atomic_path(found.out / "compare.parquet") as partial:
-        pq.write_table(pa.Table.from_pylist(rows, schema=schema), str(partial), compression="zstd")
+    write_rows(found.out / "compare.parquet", COMPARED, rows, {META_KEY: {"schema": SCHEMA_VERSION}})
     atomic_write_bytes(found.out / "compare.json", (json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n").encode())
     picture = draw_disagreements(found.slides, pairs.both, found.out, config.schedule.path_map, n_crops)
     write_page(found.as_dict(), found.slides, found.out, picture)
