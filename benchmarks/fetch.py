@@ -38,20 +38,20 @@ from wsiseg.fetch import FetchOptions, Wanted, bring, in_staging
 ROOT = Path(__file__).resolve().parents[1]
 SLIDE = ROOT / "tests" / "data" / "CMU-1-Small-Region.svs"
 GB = 10**9
-SIDE_PX = 600
+SIDE_PX, STAND_IN_SIDE_PX = 1200, 600
 
 
-def cut_slides(folder: Path, n: int) -> list[Path]:
-    """Write crops of a real slide as pictures of about 0.9 MB."""
+def cut_slides(folder: Path, n: int, side_px: int) -> list[Path]:
+    """Write square crops of a real slide as PNG (4 MB at 1200 px)."""
     import openslide
 
     rng = np.random.default_rng(0)
     made = []
     with openslide.OpenSlide(SLIDE) as slide:
         for k in range(n):
-            x, y = (int(rng.integers(0, side - SIDE_PX)) for side in slide.dimensions)
+            x, y = (int(rng.integers(0, side - side_px)) for side in slide.dimensions)
             path = folder / f"crop{k:02d}.png"
-            slide.read_region((x, y), 0, (SIDE_PX, SIDE_PX)).convert("RGB").save(path, compress_level=1)
+            slide.read_region((x, y), 0, (side_px, side_px)).convert("RGB").save(path, compress_level=1)
             made.append(path)
     return made
 
@@ -137,7 +137,7 @@ def starved(n: int, workers: int, stand_in: bool) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as name, gdc_server(Path(name) / "server") as server:
         work = Path(name)
         (work / "slides").mkdir()
-        slides = cut_slides(work / "slides", n)
+        slides = cut_slides(work / "slides", n, STAND_IN_SIDE_PX if stand_in else SIDE_PX)
         os.environ["WSISEG_GDC_API"] = server.address
         lines, wanted = ["id\tfilename\tmd5\tsize\tstate"], []
         for k, path in enumerate(slides):
