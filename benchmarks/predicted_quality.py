@@ -40,7 +40,7 @@ from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.datasets import Sample, list_samples, load_sample, sets_folder
 from wsiseg.predict import load_model, predict
 from wsiseg.qc.estimate import odds_weight, order_key
-from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, OF_NUCLEI, PICTURE_FEATURES, patch_features
+from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, PICTURE_FEATURES, patch_features
 from wsiseg.qc.patch_turns import load_turner, turn_features
 from wsiseg.qc.predict_quality import (
     QualityModel,
@@ -52,6 +52,7 @@ from wsiseg.qc.predict_quality import (
     group_spread,
     reviews_saved,
 )
+from wsiseg.schema.quality import OF_NUCLEI
 from wsiseg.separate import resolve_params, separate
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box

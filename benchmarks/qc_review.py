@@ -28,8 +28,8 @@ from _machine import save
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from wsiseg.qc import PATCHES, MarkLog, contour_png, patch_id, rgb_png, write_pack, write_rows  # noqa: E402
-from wsiseg.schema import SLIDES  # noqa: E402
+from wsiseg.qc import MarkLog, contour_png, patch_id, rgb_png, write_pack, write_rows  # noqa: E402
+from wsiseg.schema import PATCHES, SLIDES  # noqa: E402
 from wsiseg.tables import arrow_schema  # noqa: E402
 
 PER_SLIDE = 15

@@ -53,6 +53,31 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
     ("Surroundings of nuclei", SURROUNDINGS, schema.NEIGHBORS),
     ("Points", "The output of `wsiseg assign`: one row a point, in the order of the file.", schema.ASSIGNED),
     ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
+    (
+        "Imported nuclei",
+        "Further columns of `RUN/nuclei/<slide_id>.parquet` where `wsiseg import` wrote it.",
+        schema.IMPORTED,
+    ),
+    ("Outliers", "`RUN/qc/outliers.parquet` and `outliers.csv` of `wsiseg qc outliers`: one row a slide.", schema.OUTLIERS),
+    ("Patches", "`RUN/qc/patches.parquet` of `wsiseg qc patches`: one row a sampled patch.", schema.PATCHES),
+    (
+        "Features of patches",
+        "`RUN/qc/features.parquet`, from which the quality of patches is predicted; then a float64 column a feature.",
+        schema.PATCH_FEATURES[:1],
+    ),
+    ("Predicted quality", "`RUN/qc/predicted.parquet` of `wsiseg qc predict`: one row a patch.", schema.PREDICTED),
+    ("Predicted quality of slides", "`RUN/qc/predicted_slides.parquet` and `.csv`: one row a slide.", schema.PREDICTED_SLIDES),
+    (
+        "Order of a review",
+        "`RUN/qc/order.parquet` of `wsiseg qc review --order predicted`: one row a patch.",
+        schema.REVIEW_ORDER,
+    ),
+    ("Grades", "`RUN/qc/grades.parquet` of `wsiseg qc grade`: one row a slide.", schema.GRADED),
+    (
+        "Decisions",
+        "`RUN/qc/report.decisions.csv` of `wsiseg qc report`: one line a slide, then one a sampled patch.",
+        schema.DECISIONS,
+    ),
     ("Compared slides", "`OUT/compare.parquet` of `wsiseg compare`: one row a slide.", schema.COMPARED),
     ("Compared cells", "`OUT/cells/<slide_id>.parquet`: where two segmentations agree.", schema.COMPARED_CELLS),
 )

@@ -184,6 +184,26 @@ def test_functions_have_few_parameters() -> None:
     assert found >= MORE_PARAMETERS, f"no longer exceptions: {sorted(MORE_PARAMETERS - found)}"
 
 
+OWN_SCHEMAS = {
+    "tables/arrow.py": "makes them of wsiseg.schema",
+    "export/query.py": "keys in the names of a cohort's folders",
+    "export/spatial.py": "polygons as SpatialData reads them",
+}
+
+
+def test_columns_stand_in_the_schema() -> None:
+    """A table that a user can read has its columns in ``wsiseg.schema``, and so in docs/tables.md."""
+    schemas, columns = set(), set()
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"pa.schema", "pyarrow.schema"}:
+                schemas.add(path.relative_to(PACKAGE).as_posix())
+            if isinstance(node, ast.Call) and ast.unparse(node.func) in {"Column", "schema.Column"}:
+                columns.add(package_of(path))
+    assert schemas == set(OWN_SCHEMAS)
+    assert columns == {"schema"}
+
+
 REPLACES_FILES = {"atomic.py", "log.py", "results/staging.py", "fetch/download.py"}
 """Who may call os.replace: the atomic writer, a log that is rotated, and slides on a worker's own disk, copied or fetched."""
 

@@ -14,7 +14,7 @@ from scipy import ndimage, optimize
 
 from wsiseg.errors import FormatError, InputError
 from wsiseg.qc import FEATURES, NUCLEUS_COLUMNS, QualityModel, load_quality, patch_features, patch_turns
-from wsiseg.qc.patch_features import OF_NUCLEI, PICTURE_FEATURES, TURN_FEATURES
+from wsiseg.qc.patch_features import PICTURE_FEATURES
 from wsiseg.qc.patch_turns import Turner, agreement, load_turner, turn_features
 from wsiseg.qc.predict_quality import (
     MIN_JUDGED,
@@ -30,6 +30,7 @@ from wsiseg.qc.predict_quality import (
     reviews_saved,
 )
 from wsiseg.qc.quality_map import cell_features, map_png, quality_map
+from wsiseg.schema.quality import OF_NUCLEI, OF_TURNS
 
 NUCLEI = dict(zip(NUCLEUS_COLUMNS, (np.full(9, v) for v in (40.0, 22.4, 7.2, 7.1, 230.0, 240.0)), strict=True))
 
@@ -216,7 +217,7 @@ def turned(monkeypatch: pytest.MonkeyPatch, network: Callable[[np.ndarray], np.n
 
 
 def of_turns(values: np.ndarray, name: str) -> float:
-    return float(values[TURN_FEATURES.index(name)])
+    return float(values[OF_TURNS.index(name)])
 
 
 def test_a_network_that_stands_by_its_word_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:

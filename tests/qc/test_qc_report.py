@@ -18,13 +18,13 @@ import pytest
 from PIL import Image
 
 from wsiseg.qc import MarkLog, ShareEstimate, TailRule, find_outliers, grade_slides
-from wsiseg.qc.decisions import DECISIONS
 from wsiseg.qc.patch_pictures import make_patches
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
 from wsiseg.qc.report_run import MASK_RGB, outlined, write_report
 from wsiseg.qc.runs import find_run_outliers, load_run
 from wsiseg.qc.shown_paths import readable, readable_row
 from wsiseg.read import TissueMask
+from wsiseg.schema import DECISIONS
 
 
 def rows_of(n: int) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from wsiseg.errors import plain_text
 from wsiseg.export.incoming import Flag, Incoming, Provenance, checked
-from wsiseg.schema import NUCLEI, SCHEMA_VERSION, Column
+from wsiseg.schema import IMPORTED, NUCLEI, SCHEMA_VERSION
 from wsiseg.tables import arrow_schema, atomic_path, geo_metadata, hilbert_key, wkb_polygons
 from wsiseg.tables.arrow import BBOX_FIELDS, META_KEY
 from wsiseg.tables.outlines import FLAT, flat_rings
@@ -27,13 +27,7 @@ from wsiseg.types import SlideMeta
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["IMPORT_COLUMNS", "Imported", "write_imported_table"]
-
-IMPORT_COLUMNS: tuple[Column, ...] = (
-    Column("class_name", "string", "", "class that the source gives the nucleus"),
-    Column("import_flags", "uint8", "", "bits of wsiseg.export.Flag: invalid ring, giant, defective edge tile, ..."),
-)
-"""Columns that an imported table has in addition to ``wsiseg.schema.NUCLEI``."""
+__all__ = ["Imported", "write_imported_table"]
 
 ROW_GROUP_ROWS = 16384
 DICTIONARIES = ("class_name", "tile_id", "import_flags", "center_prob")
@@ -153,7 +147,7 @@ def _spill(chunks: Iterable[Incoming], path: Path, meta: SlideMeta, where: str, 
     """Write the chunks to a temporary Arrow file; return what is kept in memory."""
     import pyarrow as pa
 
-    schema = pa.schema([f for f in arrow_schema((*NUCLEI, *IMPORT_COLUMNS), nullable=True) if f.name != "nucleus_id"])
+    schema = arrow_schema([c for c in (*NUCLEI, *IMPORTED) if c.name != "nucleus_id"], nullable=True)
     centroids, ids, lengths = [np.empty((0, 2))], [np.empty(0, np.int64)], []
     counts, lattice = np.zeros(len(Flag), np.int64), True
     low, high = np.full(2, np.inf), np.full(2, -np.inf)
@@ -245,7 +239,6 @@ def _gather(batches: Any, firsts: npt.NDArray[np.int64], rows: npt.NDArray[np.in
 
 
 def _schema(kept: _Kept, meta: SlideMeta, provenance: Provenance) -> pa.Schema:
-    import pyarrow as pa
 
     missing = sorted({*provenance.missing, "material_prob"})
     imported = {
@@ -270,6 +263,4 @@ def _schema(kept: _Kept, meta: SlideMeta, provenance: Provenance) -> pa.Schema:
         "frame": "level-0 px, origin at the top-left corner of pixel (0, 0), x right, y down",
         "imported": imported,
     }
-    strictly = arrow_schema((*NUCLEI, *IMPORT_COLUMNS), metadata={"geo": geo_metadata(kept.bbox), META_KEY: facts})
-    fields = [f.with_nullable(f.name in OPTIONAL) for f in strictly]
-    return pa.schema(fields, metadata=strictly.metadata)
+    return arrow_schema((*NUCLEI, *IMPORTED), nullable=OPTIONAL, metadata={"geo": geo_metadata(kept.bbox), META_KEY: facts})

@@ -11,13 +11,12 @@ from wsiseg.qc.agreement import Agreement, cohen_kappa, reviewer_agreement
 from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
 from wsiseg.qc.grades import GRADES, SlideGrade, cohort_summary, grade_of, grade_slides, wilson_interval
 from wsiseg.qc.marks import PATCH_MARKS, SLIDE_MARKS, Mark, MarkLog, decide, read_all_marks, read_marks
-from wsiseg.qc.outliers import OUTLIERS, OutlierRow, Statistic, TailRule, find_outliers, tail_size
+from wsiseg.qc.outliers import OutlierRow, Statistic, TailRule, find_outliers, tail_size
 from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, patch_features
 from wsiseg.qc.patches import (
     LAYER_ZOOM,
     PATCH_MPP,
     PATCH_PX,
-    PATCHES,
     PATCHES_PER_SLIDE,
     Patch,
     contour_png,
@@ -51,9 +50,7 @@ __all__ = [
     "Mark",
     "MarkLog",
     "NUCLEUS_COLUMNS",
-    "OUTLIERS",
     "OutlierRow",
-    "PATCHES",
     "PATCHES_PER_SLIDE",
     "PATCH_MARKS",
     "PATCH_MPP",

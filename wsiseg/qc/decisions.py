@@ -10,53 +10,11 @@ from wsiseg.qc.estimate import ShareEstimate
 from wsiseg.qc.grades import SlideGrade
 from wsiseg.qc.marks import PATCH_MARKS, SLIDE_MARKS, Mark, decide
 from wsiseg.qc.release import csv_bytes
-from wsiseg.schema import Column
+from wsiseg.schema import DECISIONS
 
-__all__ = ["DECISIONS", "decisions_csv"]
+__all__ = ["decisions_csv"]
 
 Marks = Mapping[str, Mapping[str, Mark]]
-
-DECISIONS: tuple[Column, ...] = (
-    Column("kind", "string", "", "slide or patch: what the line is about; columns that do not concern it are empty"),
-    Column("slide_id", "string", "", "slide"),
-    Column("cohort", "string", "", "cohort of the slide"),
-    Column("status", "string", "", "done, empty, suspect, partial or failed"),
-    Column("error", "string", "", "why it failed or is suspect"),
-    Column("grade", "string", "", "Best, Good, Adequate, Problematic, Unacceptable or Ungraded"),
-    Column("grade_reason", "string", "", "what the grade rests on"),
-    Column("n_patches", "int64", "", "patches sampled"),
-    Column("n_judged", "int64", "", "of them judged adequate or not"),
-    Column("n_bad", "int64", "", "of them judged not adequate"),
-    Column("bad_frac", "float64", "1", "n_bad / n_judged"),
-    Column("bad_frac_low", "float64", "1", "lower end of its 95 % interval"),
-    Column("bad_frac_high", "float64", "1", "upper end of its 95 % interval"),
-    Column("flag_round", "int64", "", "0 not flagged, 1 or 2 in that round; empty: outliers were not sought"),
-    Column("flags", "string", "", "machine words of the flags, separated by spaces"),
-    Column("flag_reasons", "string", "", "the same in words, separated by semicolons"),
-    Column("rank", "int64", "", "1: the most unusual of its cohort; empty: not ranked"),
-    Column("z", "float64", "1", "its most unusual statistic, in robust standard deviations; below 0: low"),
-    Column("z_of", "string", "", "which statistic that is"),
-    Column("flag_note", "string", "", "why it was not ranked"),
-    Column("foreign_score", "float64", "1", "how unlike the training images; flagged above 1; empty: not measured"),
-    Column("foreign_reasons", "string", "", "why, the strongest first, separated by semicolons"),
-    Column("outside_frac", "float64", "1", "share of nuclei outside the tissue mask, estimated; empty: not measured"),
-    Column("outside_nuclei_low", "float64", "", "nuclei outside the mask: lower end of the 95 % interval"),
-    Column("outside_nuclei_high", "float64", "", "upper end"),
-    Column("bad_frac_estimate", "float64", "1", "bad share: judged patches as judged, the others as predicted"),
-    Column("bad_frac_estimate_low", "float64", "1", "lower end of its 95 % interval"),
-    Column("bad_frac_estimate_high", "float64", "1", "upper end of its 95 % interval"),
-    Column("patch_id", "string", "", "patch"),
-    Column("x_px", "int64", "level-0 px", "left of the patch"),
-    Column("y_px", "int64", "level-0 px", "top of the patch"),
-    Column("side_px", "int64", "level-0 px", "side of the patch"),
-    Column("fail_prob", "float64", "1", "predicted probability that the patch is found not adequate"),
-    Column(
-        "decision", "string", "", "of all reviewers: acceptable, unacceptable; adequate, not_adequate; unsure; empty: not seen"
-    ),
-    Column("reviews", "string", "", "what each reviewer said, as name: word, separated by semicolons"),
-    Column("comments", "string", "", "what each reviewer wrote, as name: text, separated by semicolons"),
-)
-"""Columns of ``report.decisions.csv``: one line a slide, then one a sampled patch."""
 
 _OF_ROW = (
     "slide_id", "cohort", "status", "error", "foreign_score", "foreign_reasons", "outside_frac", "outside_nuclei_low",

@@ -13,9 +13,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from wsiseg.errors import InputError
-from wsiseg.schema import Column
 
-__all__ = ["GRADES", "GRADE_COLUMNS", "SlideGrade", "cohort_summary", "grade_of", "grade_slides", "wilson_interval"]
+__all__ = ["GRADES", "SlideGrade", "cohort_summary", "grade_of", "grade_slides", "wilson_interval"]
 
 GRADES = ("Best", "Good", "Adequate", "Problematic", "Unacceptable")
 UNGRADED = "Ungraded"
@@ -26,27 +25,10 @@ _LIMITS = (0, 1, 2, 3)  # bad patches of 15 that still belong to Best, Good, Ade
 
 Z_95 = 1.959963984540054
 
-GRADE_COLUMNS: tuple[Column, ...] = (
-    Column("slide_id", "string", "", "slide"),
-    Column("cohort", "string", "", "cohort of the slide"),
-    Column("grade", "string", "", "Best, Good, Adequate, Problematic, Unacceptable; Ungraded where nothing was judged"),
-    Column("n_bad", "int32", "", "patches judged not adequate"),
-    Column("n_judged", "int32", "", "patches judged adequate or not"),
-    Column("n_unsure", "int32", "", "patches on which all reviewers were unsure: in neither number"),
-    Column("n_patches", "int32", "", "patches sampled"),
-    Column("bad_frac", "float64", "1", "n_bad / n_judged"),
-    Column("bad_frac_low", "float64", "1", "lower end of the 95 % Wilson interval"),
-    Column("bad_frac_high", "float64", "1", "upper end of the 95 % Wilson interval"),
-    Column("slide_verdict", "string", "", "acceptable, unacceptable or unsure; empty: not looked at"),
-    Column("flagged_round", "int32", "", "0 not an outlier, 1 or 2: round in which it was flagged"),
-    Column("reason", "string", "", "why the slide was flagged, and why it failed"),
-)
-"""``RUN/qc/grades.parquet``."""
-
 
 @dataclass(frozen=True, slots=True)
 class SlideGrade:
-    """One slide's grade and the numbers behind it; fields as in ``GRADE_COLUMNS``."""
+    """One slide's grade and the numbers behind it; fields as in ``wsiseg.schema.GRADED``."""
 
     slide_id: str
     cohort: str

@@ -28,10 +28,8 @@ import numpy.typing as npt
 
 from wsiseg.errors import ConfigError
 from wsiseg.qc.robust import robust_distance2, z_limit, z_scores
-from wsiseg.schema import Column
 
 __all__ = [
-    "OUTLIERS",
     "OUTSIDE_LIMIT_FRAC",
     "PUBLISHED_FROM",
     "OutlierRow",
@@ -40,25 +38,6 @@ __all__ = [
     "find_outliers",
     "tail_size",
 ]
-
-OUTLIERS: tuple[Column, ...] = (
-    Column("slide_id", "string", "", "slide"),
-    Column("cohort", "string", "", "cohort in which it was ranked"),
-    Column("status", "string", "", "done, empty, suspect, partial or failed"),
-    Column("round", "int32", "", "0 not flagged, 1 first tails (or any status but done), 2 only in the wider tails"),
-    Column("tails", "string", "", "statistic:side of every tail it is in, separated by spaces"),
-    Column("reasons", "string", "", "the same in words, separated by semicolons"),
-    Column("note", "string", "", "why it was not ranked"),
-    Column("rank", "int32", "", "1: the most unusual of its cohort; empty: not ranked"),
-    Column("z", "float64", "1", "its most unusual statistic, in robust standard deviations of the logarithm; below 0: low"),
-    Column("z_of", "string", "", "which statistic that is"),
-    Column("compared", "string", "", "slides that it was compared with"),
-    Column("n_nuclei", "int64", "", "nuclei"),
-    Column("nuclei_per_mm2", "float64", "1/mm^2", "nuclei per tissue area"),
-    Column("area_mean_um2", "float64", "um^2", "mean nuclear area"),
-    Column("area_std_um2", "float64", "um^2", "standard deviation of nuclear area"),
-)
-"""``RUN/qc/outliers.parquet``, one row a slide of the run."""
 
 Rounding = Literal["ceil", "floor", "nearest"]
 Method = Literal["auto", "tails", "mad", "mahalanobis"]
@@ -158,7 +137,7 @@ class OutlierRow:
 
     ``round`` is 0 (not flagged), 1 (any status but done, or first tails) or 2 (only in the wider tails). ``tails`` are codes
     such as ``n_nuclei:low``; ``reasons`` are the same as text. ``note`` is why a slide was not ranked; ``rank``,
-    ``z``, ``z_of`` and ``compared`` are as in ``OUTLIERS``.
+    ``z``, ``z_of`` and ``compared`` are as in ``wsiseg.schema.OUTLIERS``.
     """
 
     slide_id: str

@@ -15,56 +15,19 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError
+from wsiseg.schema.quality import OF_NUCLEI, OF_OUTLINES, OF_PIXELS, OF_TURNS
 
-__all__ = ["FEATURES", "NUCLEUS_COLUMNS", "OF_NUCLEI", "PICTURE_FEATURES", "TURN_FEATURES", "patch_features"]
+__all__ = ["FEATURES", "NUCLEUS_COLUMNS", "PICTURE_FEATURES", "patch_features"]
 
 FloatArray = npt.NDArray[np.float64]
 
 NUCLEUS_COLUMNS = ("area_um2", "perimeter_um", "major_um", "minor_um", "center_prob", "material_prob")
 """Columns of the polygon table that ``patch_features`` uses."""
 
-OF_NUCLEI = (
-    "log_count",
-    "center_mean",
-    "center_p25",
-    "material_mean",
-    "material_p25",
-    "center_minus_material",
-    "disagreement",
-    "roundness_mean",
-    "fill_mean",
-    "elongation_mean",
-    "log_area_sd",
-    "small_frac",
-)
-_OF_OUTLINES = ("contrast", "dark_outside_frac", "dark_outside_share", "pale_inside_frac", "pale_nuclei_frac", "edge")
-_OF_PIXELS = ("sharpness", "od_mean", "hue_x", "hue_y")
-
-PICTURE_FEATURES = (*OF_NUCLEI, *_OF_OUTLINES, *_OF_PIXELS)
+PICTURE_FEATURES = (*OF_NUCLEI, *OF_OUTLINES, *OF_PIXELS)
 """What ``patch_features`` returns, in its order."""
 
-TURN_FEATURES = (
-    "turn_f1",
-    "turn_f1_low",
-    "turn_dice",
-    "turn_sd_center",
-    "turn_sd_material",
-    "turn_sd_share",
-    "turn_count_sd",
-    "weak_share",
-    "doubt_center",
-    "doubt_material",
-    "mean_precision",
-    "mean_recall",
-    "mean_worse",
-    "mean_f1",
-    "mean_dice",
-    "loose_recall",
-    "strict_precision",
-)
-"""What ``wsiseg.qc.patch_turns.turn_features`` returns, in its order."""
-
-FEATURES = (*PICTURE_FEATURES, *TURN_FEATURES)
+FEATURES = (*PICTURE_FEATURES, *OF_TURNS)
 """Order of the feature vector of a patch."""
 
 SMALL_UM2 = 12.0
@@ -144,7 +107,7 @@ def _outline_features(density: FloatArray, labels: npt.NDArray[np.int32]) -> dic
     red = density[..., 0]
     smooth = ndimage.gaussian_filter(red, 1.0)
     if not core.any() or not around.any():
-        return {**dict.fromkeys(_OF_OUTLINES, 0.0), "dark_outside_frac": float((~inside & (smooth > DARK_DENSITY)).mean())}
+        return {**dict.fromkeys(OF_OUTLINES, 0.0), "dark_outside_frac": float((~inside & (smooth > DARK_DENSITY)).mean())}
     dark, pale = float(smooth[core].mean()), float(smooth[around].mean())
     is_dark = smooth > (dark + pale) / 2
     outside = is_dark & ~grown

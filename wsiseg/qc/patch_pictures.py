@@ -20,7 +20,6 @@ from wsiseg.qc.patches import (
     LAYER_ZOOM,
     PATCH_MPP,
     PATCH_PX,
-    PATCHES,
     PATCHES_PER_SLIDE,
     Patch,
     contour_png,
@@ -37,23 +36,17 @@ from wsiseg.qc.runs import QcRun, open_row_slide
 from wsiseg.read import TissueMask, read_working, scale_for
 from wsiseg.read.tissue import MARGIN_UM as TISSUE_MARGIN_UM
 from wsiseg.results.slide_record import slide_record
-from wsiseg.schema import Column
+from wsiseg.schema import PATCH_FEATURES, PATCHES
 from wsiseg.tables import atomic_write_bytes, read_nuclei, wkb_rings
 from wsiseg.types import Box
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FEATURE_COLUMNS", "PatchSummary", "make_patches", "nuclei_of_patch", "picture_features", "turner_of"]
+__all__ = ["PatchSummary", "make_patches", "nuclei_of_patch", "picture_features", "turner_of"]
 
 MPP_TOLERANCE_FRAC = 0.10
 """A slide whose microns per pixel differ from 0.25 by no more than this fraction is shown in its own pixels, not resampled."""
-
-FEATURE_COLUMNS: tuple[Column, ...] = (
-    Column("patch_id", "string", "", "patch"),
-    *(Column(name, "float64", "", "see wsiseg.qc.patch_features") for name in FEATURES),
-)
-"""``RUN/qc/features.parquet``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +120,7 @@ def make_patches(
     if made:
         features = {r["patch_id"]: r for r in read_rows(run.qc / "features.parquet")}
         features |= {e["patch_id"]: e for e in index if FEATURES[0] in e}
-        write_rows(run.qc / "features.parquet", FEATURE_COLUMNS, [features[i] for i in sorted(features)])
+        write_rows(run.qc / "features.parquet", PATCH_FEATURES, [features[i] for i in sorted(features)])
     write_rows(run.qc / "patches.parquet", PATCHES, index)
     return PatchSummary(len({e["slide_id"] for e in index}), len(index), made, failed)
 

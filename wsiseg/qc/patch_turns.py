@@ -20,7 +20,7 @@ from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.errors import BackendUnavailableError, InputError
 from wsiseg.metrics import contingency
 from wsiseg.predict import Model, load_model, predict_picture
-from wsiseg.qc.patch_features import TURN_FEATURES
+from wsiseg.schema.quality import OF_TURNS
 from wsiseg.separate import SeparateParams, resolve_params, separate
 
 __all__ = ["Turner", "agreement", "load_turner", "turn_features"]
@@ -81,7 +81,7 @@ def load_turner(weights: str) -> Turner:
 
 
 def turn_features(rgb: Pixels, stored: Labels, turner: Turner) -> FloatArray:
-    """Return the features of one patch, float64 (17,) in the order of ``TURN_FEATURES``, all finite.
+    """Return the features of one patch, float64 (17,) in the order of ``OF_TURNS``, all finite.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ def turn_features(rgb: Pixels, stored: Labels, turner: Turner) -> FloatArray:
         maps = np.stack([_turned(rgb, k, turner) for k in range(8)])
     mean = np.rint(maps.astype(np.float32).mean(axis=0)).astype(np.uint8)
     values = _steadiness(maps, turner) | _doubt(mean, turner) | _against(stored, mean, turner)
-    return np.array([values[name] for name in TURN_FEATURES], np.float64)
+    return np.array([values[name] for name in OF_TURNS], np.float64)
 
 
 def _turned(rgb: Pixels, k: int, turner: Turner) -> Pixels:

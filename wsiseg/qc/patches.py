@@ -24,13 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import ConfigError, FormatError, InputError
-from wsiseg.schema import Column
 from wsiseg.tables import atomic_path
 from wsiseg.types import Box
 
 __all__ = [
     "LAYER_ZOOM",
-    "PATCHES",
     "PATCH_MPP",
     "PATCH_PX",
     "Patch",
@@ -53,21 +51,6 @@ CONTOUR_HALO_RGB = (0, 40, 20)
 """A light green line on top of a wider dark one is visible on hematoxylin, eosin and glass, in color and in gray."""
 
 _OVERLAP_TRIES = 64
-
-PATCHES: tuple[Column, ...] = (
-    Column("patch_id", "string", "", "blinded name; the review order is the order of these names"),
-    Column("slide_id", "string", "", "slide"),
-    Column("cohort", "string", "", "cohort of the slide"),
-    Column("number", "int32", "", "place in the slide's stream of random patches, from 0"),
-    Column("x_px", "int32", "level-0 px", "left of the patch"),
-    Column("y_px", "int32", "level-0 px", "top of the patch"),
-    Column("side_px", "int32", "level-0 px", "side of the patch"),
-    Column("zoom", "float64", "1", "picture px per level-0 px"),
-    Column("n_nuclei", "int32", "", "nuclei whose polygon meets the patch"),
-    Column("file", "string", "", "picture pack, relative to the run's qc folder; empty: could not be rendered"),
-    Column("error", "string", "", "why it could not be rendered"),
-)
-"""The patch index, ``RUN/qc/patches.parquet``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,8 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.qc.patch_features import FEATURES, TURN_FEATURES
+from wsiseg.qc.patch_features import FEATURES
+from wsiseg.schema.quality import OF_TURNS
 
 __all__ = [
     "FALLBACK",
@@ -50,7 +51,7 @@ deviations. It replaces the three stain features because both too high and too l
 each could not express."""
 
 _COUNT = TERMS.index("log_count")
-_OF_A_PATCH = ("log_count", "dark_outside_frac", "sharpness", "stain_far", *TURN_FEATURES)
+_OF_A_PATCH = ("log_count", "dark_outside_frac", "sharpness", "stain_far", *OF_TURNS)
 _OF_A_NUCLEUS = [i for i, t in enumerate(TERMS) if t not in _OF_A_PATCH]
 
 MIN_JUDGED = 30

@@ -17,7 +17,7 @@ from wsiseg.log import log
 from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
 from wsiseg.qc.marks import PATCH_MARKS, Mark, decide, read_all_marks
 from wsiseg.qc.patch_features import FEATURES
-from wsiseg.qc.patch_pictures import FEATURE_COLUMNS, nuclei_of_patch, picture_features, turner_of
+from wsiseg.qc.patch_pictures import nuclei_of_patch, picture_features, turner_of
 from wsiseg.qc.patches import read_picture
 from wsiseg.qc.predict_quality import (
     FALLBACK,
@@ -34,38 +34,10 @@ from wsiseg.qc.predict_quality import (
 from wsiseg.qc.release import csv_bytes, read_rows, write_rows
 from wsiseg.qc.review.queues import in_share, parse_share
 from wsiseg.qc.runs import QcRun
-from wsiseg.schema import Column
+from wsiseg.schema import PATCH_FEATURES, PREDICTED, PREDICTED_SLIDES, REVIEW_ORDER
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = ["Prediction", "quality_model", "suspects_first", "predict_run", "stored_prediction"]
-
-PREDICTED: tuple[Column, ...] = (
-    Column("patch_id", "string", "", "patch"),
-    Column("slide_id", "string", "", "slide"),
-    Column("fail_prob", "float64", "1", "probability to be found not adequate, by the model as it ships"),
-    Column(
-        "fail_prob_run", "float64", "1", "the same after calibration to this run's reviewers; equal where they judged too few"
-    ),
-)
-"""``RUN/qc/predicted.parquet``."""
-
-PREDICTED_SLIDES: tuple[Column, ...] = (
-    Column("slide_id", "string", "", "slide"),
-    Column("cohort", "string", "", "cohort of the slide"),
-    Column("n_patches", "int32", "", "patches with a prediction, without those found unsure"),
-    Column("n_judged", "int32", "", "of them judged adequate or not"),
-    Column("bad_frac_estimate", "float64", "1", "bad share: judged patches as judged, the others as predicted"),
-    Column("bad_frac_estimate_low", "float64", "1", "lower end of its 95 % interval"),
-    Column("bad_frac_estimate_high", "float64", "1", "upper end of its 95 % interval"),
-)
-"""``RUN/qc/predicted_slides.parquet`` and ``.csv``."""
-
-ORDER: tuple[Column, ...] = (
-    Column("patch_id", "string", "", "patch"),
-    Column("fail_prob", "float64", "1", "prediction when the order was fixed"),
-    Column("key", "float64", "", "place in the order: small first"),
-)
-"""``RUN/qc/order.parquet``: written when a suspects-first review begins and then kept, because the estimates depend on it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +140,7 @@ def _features(
             if progress is not None:
                 progress(done, len(jobs))
     rows = [{"patch_id": i, **dict(zip(FEATURES, found[i], strict=True))} for i in sorted(found)]
-    write_rows(run.qc / "features.parquet", FEATURE_COLUMNS, rows)
+    write_rows(run.qc / "features.parquet", PATCH_FEATURES, rows)
     return found, failed
 
 
@@ -277,7 +249,7 @@ def suspects_first(run: QcRun, ids: Sequence[str]) -> list[str]:
         for i in new:
             p = prob.get(i, 0.5)
             rows[i] = {"patch_id": i, "fail_prob": p, "key": order_key(i, float(odds_weight(p)))}
-        write_rows(run.qc / "order.parquet", ORDER, [rows[i] for i in sorted(rows)])
+        write_rows(run.qc / "order.parquet", REVIEW_ORDER, [rows[i] for i in sorted(rows)])
     return sorted(ids, key=lambda i: (rows[i]["key"], i))
 
 

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, OF_NUCLEI, SMALL_UM2
+from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, SMALL_UM2
 from wsiseg.qc.predict_quality import QualityModel
+from wsiseg.schema.quality import OF_NUCLEI
 
 __all__ = ["QualityMap", "cell_features", "map_png", "quality_map"]
 

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-from wsiseg.qc.grades import GRADE_COLUMNS, SlideGrade, cohort_summary
-from wsiseg.schema import Column
+from wsiseg.qc.grades import SlideGrade, cohort_summary
+from wsiseg.schema import GRADED, Column
 from wsiseg.tables import arrow, atomic_write_bytes
 
 __all__ = ["csv_bytes", "read_rows", "write_release", "write_rows"]
@@ -85,7 +85,7 @@ def write_release(
         atomic_write_bytes(folder / file, data)
         written.append(folder / file)
     table = folder / "grades.parquet"
-    write_rows(table, GRADE_COLUMNS, [dataclasses.asdict(g) for g in grades])
+    write_rows(table, GRADED, [dataclasses.asdict(g) for g in grades])
     return [table, *written]
 
 

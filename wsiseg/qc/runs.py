@@ -31,7 +31,7 @@ from wsiseg.errors import FormatError, InputError
 from wsiseg.qc.agreement import Agreement, reviewer_agreement
 from wsiseg.qc.grades import SlideGrade, cohort_summary, grade_slides
 from wsiseg.qc.marks import PATCH_MARKS, SLIDE_MARKS, Mark, decide, read_all_marks
-from wsiseg.qc.outliers import OUTLIERS, OutlierRow, TailRule, find_outliers
+from wsiseg.qc.outliers import OutlierRow, TailRule, find_outliers
 from wsiseg.qc.release import csv_bytes, read_rows, write_release, write_rows
 from wsiseg.read import Slide
 from wsiseg.results.folder import RunFolder
@@ -39,6 +39,7 @@ from wsiseg.results.reopen import reopen_slide
 from wsiseg.results.run_record import RunRecord
 from wsiseg.results.slide_record import SlideRecord, slide_record
 from wsiseg.rows import SlideRow
+from wsiseg.schema import OUTLIERS
 from wsiseg.tables import atomic_write_bytes
 
 __all__ = [

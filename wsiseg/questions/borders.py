@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.questions.annotated import Region
-from wsiseg.schema import BORDERS, SCHEMA_VERSION, Column
+from wsiseg.schema import BORDER_OF_CLASS, BORDERS, SCHEMA_VERSION
 from wsiseg.tables import arrow_schema, atomic_path, table_fingerprint
 from wsiseg.tables.arrow import META_KEY
 from wsiseg.tables.source import NucleiFile
@@ -20,10 +20,13 @@ __all__ = ["border_distances", "class_columns", "write_borders"]
 
 Float = npt.NDArray[np.float64]
 
+UNCLASSIFIED = "unclassified"
+"""In the name of a column: regions without a class."""
+
 
 def class_columns(names: Sequence[str]) -> list[str]:
     """Return the name of the distance column of each class: ``border_um_<class>``, ``border_um_unclassified`` without one."""
-    return [f"border_um_{name or 'unclassified'}" for name in names]
+    return [BORDER_OF_CLASS.of(class_name=name or UNCLASSIFIED, words=name).name for name in names]
 
 
 def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> int:
@@ -40,10 +43,7 @@ def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> i
     names = list(dict.fromkeys(r.class_name for r in kept))
     unions = [shapely.union_all([r.geometry for r in kept if r.class_name == name]) for name in names]
     everything = shapely.union_all([r.geometry for r in kept])
-    more = [
-        Column(column, "float32", "um", f"the same, to the regions of the class {name!r}")
-        for column, name in zip(class_columns(names), names, strict=True)
-    ]
+    more = [BORDER_OF_CLASS.of(class_name=name or UNCLASSIFIED, words=name) for name in names]
     facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(source.path), "point": marker_kind(source)}
     schema = arrow_schema([*BORDERS, *more], metadata={META_KEY: facts})
     borders = [_Border(shape, source.mpp) for shape in ([everything, *unions] if len(unions) > 1 else [everything])]

@@ -83,7 +83,6 @@ def cells_of_slide(table: Path, expand_um: float, *, overwrite: bool = False) ->
     FormatError
         The table cannot be read.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
     source = open_nuclei(table)
@@ -104,8 +103,8 @@ def cells_of_slide(table: Path, expand_um: float, *, overwrite: bool = False) ->
         raise InputError(f"{table}: {expand_um:g} um are {reach_px:,.0f} px; expected at most {MAX_EXPAND_PX} px.")
     geo = geo_metadata((0, 0, source.width_px, source.height_px) if source.n_nuclei else None)
     geo["columns"]["geometry"].pop("bbox", None)
-    strict = arrow_schema(CELLS, metadata={"geo": geo, META_KEY: facts})
-    schema = pa.schema([f.with_nullable(f.name != "nucleus_id") for f in strict], metadata=strict.metadata)
+    measured = {c.name for c in CELLS} - {"nucleus_id"}
+    schema = arrow_schema(CELLS, nullable=measured, metadata={"geo": geo, META_KEY: facts})
     out.parent.mkdir(parents=True, exist_ok=True)
     area = 0.0
     layout: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "column_encoding": {"geometry": "PLAIN"}}

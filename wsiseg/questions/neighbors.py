@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError, MissingMppError, WsisegError
 from wsiseg.questions.graphs import delaunay_edges, density_grid, iter_pairs
-from wsiseg.schema import DERIVED, EDGES, FEATURES, NEIGHBORS, NUCLEI, SCHEMA_VERSION, Column
+from wsiseg.schema import DERIVED, EDGES, FEATURES, NEIGHBOR_STATISTICS, NEIGHBORS, NUCLEI, SCHEMA_VERSION, Column
 from wsiseg.tables import arrow_schema, atomic_path, features_path, open_nuclei, read_table_meta, table_fingerprint
 from wsiseg.tables.arrow import META_KEY
 from wsiseg.tables.columns import read_columns
@@ -220,8 +220,7 @@ def _by_triangles(slide: _Slide, options: NeighborOptions, found: SlideNeighbors
     lengths = np.bincount(start[order], np.concatenate([length_um, length_um])[order], n)
     mean = np.divide(lengths, total.n, out=np.full(n, np.nan), where=total.n > 0)
     made = total.columns("delaunay", "joined to it by a Delaunay edge", options.means)
-    column = Column("edge_mean_um_delaunay", "float32", "um", "mean length of its Delaunay edges; null: none")
-    return [made[0], (column, mean.astype(np.float32)), *made[1:]]
+    return [made[0], (NEIGHBOR_STATISTICS[1], mean.astype(np.float32)), *made[1:]]
 
 
 def _write_maps(slide: _Slide, size_px: tuple[int, int], options: NeighborOptions) -> None:
@@ -272,10 +271,11 @@ class _Sums:
 
     def columns(self, suffix: str, words: str, names: Sequence[str]) -> _Made:
         """Return the count, and the mean of each value (nan: no neighbor has one)."""
-        made: _Made = [(Column(f"n_{suffix}", "int32", "", f"other nuclei {words}"), self.n.astype(np.int32))]
+        count, _, average = NEIGHBOR_STATISTICS
+        made: _Made = [(count.of(of=suffix, words=words), self.n.astype(np.int32))]
         for name, sums, n in zip(names, self.sums, self.n_known, strict=True):
             mean = np.divide(sums, n, out=np.full(len(n), np.nan), where=n > 0)
-            column = Column(f"{name}_mean_{suffix}", "float32", MEASURED[name].unit, f"mean {name} of these; null: none")
+            column = average.of(column=name, of=suffix, unit=MEASURED[name].unit)
             made.append((column, mean.astype(np.float32)))
         return made
 
@@ -305,8 +305,8 @@ def _write_nuclei(path: Path, made: _Made, facts: dict[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    strict = arrow_schema([*NEIGHBORS, *(column for column, _ in made[1:])], metadata={META_KEY: facts})
-    schema = pa.schema([f.with_nullable(pa.types.is_floating(f.type)) for f in strict], metadata=strict.metadata)
+    columns = [*NEIGHBORS, *(column for column, _ in made[1:])]
+    schema = arrow_schema(columns, nullable={c.name for c in columns if c.arrow == "float32"}, metadata={META_KEY: facts})
     arrays = [pa.array(values, from_pandas=True) for _, values in made]  # from_pandas: nan is null
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:

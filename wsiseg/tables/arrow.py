@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,9 @@ BBOX_PATHS = tuple(f"bbox.{name}" for name in BBOX_FIELDS)
 """The same as columns of a Parquet file."""
 
 
-def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata: Mapping[str, Any] | None = None) -> pa.Schema:
+def arrow_schema(
+    columns: Sequence[Column], *, nullable: bool | Collection[str] = False, metadata: Mapping[str, Any] | None = None
+) -> pa.Schema:
     """Return the Arrow schema of a table; ``unit`` and ``description`` are in each field's metadata.
 
     Parameters
@@ -43,7 +45,8 @@ def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata:
     columns
         A table of ``wsiseg.schema``. ``wkb`` becomes ``binary``, ``bbox`` a struct of four float32.
     nullable
-        Whether values may be missing (true for slide statistics, false for nuclei).
+        Whether values may be missing (true for slide statistics, false for nuclei), or the names of the columns in which they
+        may.
     metadata
         Schema metadata; values that are not text are written as JSON with sorted keys.
 
@@ -61,6 +64,7 @@ def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata:
         "float32": pa.float32(),
         "float64": pa.float64(),
         "string": pa.string(),
+        "binary": pa.binary(),
         "wkb": pa.binary(),
         "bbox": pa.struct([pa.field(name, pa.float32(), nullable=False) for name in BBOX_FIELDS]),
     }
@@ -69,7 +73,8 @@ def arrow_schema(columns: Sequence[Column], *, nullable: bool = False, metadata:
         if column.arrow not in kinds:
             raise ValueError(f"Column {column.name}: expected one of the types {sorted(kinds)}, got {column.arrow!r}.")
         note = {"unit": column.unit, "description": column.meaning}
-        fields.append(pa.field(column.name, kinds[column.arrow], nullable=nullable, metadata=note))
+        missing = nullable if isinstance(nullable, bool) else column.name in nullable
+        fields.append(pa.field(column.name, kinds[column.arrow], nullable=missing, metadata=note))
     texts = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in (metadata or {}).items()}
     return pa.schema(fields, metadata=texts or None)
 

@@ -38,11 +38,10 @@ def write_features_table(
     import pyarrow.parquet as pq
 
     facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(table), **facts}
-    strict = arrow_schema(FEATURES, metadata={META_KEY: facts})
-    schema = pa.schema([f.with_nullable(f.name != "nucleus_id") for f in strict], metadata=strict.metadata)
+    floats = [c.name for c in FEATURES if c.name != "nucleus_id"]
+    schema = arrow_schema(FEATURES, nullable=floats, metadata={META_KEY: facts})
     out = features_path(table)
     out.parent.mkdir(parents=True, exist_ok=True)
-    floats = [f.name for f in schema if f.name != "nucleus_id"]
     layout: dict[str, Any] = {
         "compression": "zstd",
         "compression_level": zstd_level,

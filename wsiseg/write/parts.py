@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from wsiseg.errors import FormatError
-from wsiseg.schema import BATCH_COLUMNS
+from wsiseg.schema import BATCH_COLUMNS, PARTS
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.tables.arrow import arrow_schema
 from wsiseg.types import PolygonBatch, Tile, TileStats
@@ -107,7 +107,7 @@ def write_part(
     header = _header(batch, tile, stats, seconds, digest, rings)
     if events:
         header["events"] = dict(events)
-    schema = _part_schema()
+    schema = arrow_schema(PARTS)
     arrays = [_column(batch, field.name, field.type, n) for field in schema if field.name in batch.columns]
     if len(arrays) != len(BATCH_COLUMNS):
         missing = sorted({c.name for c in BATCH_COLUMNS} - set(batch.columns))
@@ -168,14 +168,6 @@ def load_part(path: Path) -> tuple[PartHeader, CodedRings, dict[str, Any]]:
         offsets //= header.coding.dtype.itemsize
         steps = np.frombuffer(values.buffers()[2], header.coding.dtype)[: header.n_steps]
     return header, CodedRings(header.coding, steps, offsets, anchors), columns
-
-
-def _part_schema() -> pa.Schema:
-    import pyarrow as pa
-
-    extra = [("anchor_x", pa.int32()), ("anchor_y", pa.int32()), ("steps", pa.binary())]
-    columns = [(f.name, f.type) for f in arrow_schema(BATCH_COLUMNS)]
-    return pa.schema([pa.field(name, kind, nullable=False) for name, kind in [*columns, *extra]])
 
 
 def _column(batch: PolygonBatch, name: str, kind: Any, n: int) -> pa.Array:

@@ -9,27 +9,52 @@ with ``unit`` and ``description`` in the field metadata.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from wsiseg.schema.column import Column
+from wsiseg.schema.quality import (
+    DECISIONS,
+    GRADED,
+    OUTLIERS,
+    PATCH_FEATURES,
+    PATCHES,
+    PREDICTED,
+    PREDICTED_SLIDES,
+    REVIEW_ORDER,
+)
 
 __all__ = [
     "ASSIGNED",
     "BATCH_COLUMNS",
     "BORDERS",
+    "BORDER_OF_CLASS",
+    "CELLS",
     "COMPARED",
     "COMPARED_CELLS",
+    "Column",
+    "DECISIONS",
     "DERIVED",
+    "EDGES",
     "ERRORS",
     "FEATURES",
     "FINISHED_STATUSES",
     "GOOD_STATUSES",
+    "GRADED",
+    "IMPORTED",
     "LATER",
+    "NEIGHBORS",
+    "NEIGHBOR_STATISTICS",
     "NUCLEI",
+    "OUTLIERS",
+    "PARTS",
+    "PATCHES",
+    "PATCH_FEATURES",
+    "PREDICTED",
+    "PREDICTED_SLIDES",
     "REGIONS",
+    "REVIEW_ORDER",
     "SCHEMA_VERSION",
     "SLIDES",
     "SLIDE_STATUSES",
     "TRUST",
-    "Column",
 ]
 
 SCHEMA_VERSION = "1"
@@ -43,16 +68,6 @@ FINISHED_STATUSES = ("done", "empty", "suspect")
 
 GOOD_STATUSES = ("done", "empty")
 """Status of slides that need no attention: a run of these alone ends with exit code 0."""
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its name, Arrow type, unit and meaning."""
-
-    name: str
-    arrow: str
-    unit: str
-    meaning: str
 
 
 NUCLEI: tuple[Column, ...] = (
@@ -72,6 +87,12 @@ NUCLEI: tuple[Column, ...] = (
     Column("tile_id", "int32", "", "tile whose core holds the marker"),
 )
 """Per-slide polygon table."""
+
+IMPORTED: tuple[Column, ...] = (
+    Column("class_name", "string", "", "class that the source gives the nucleus"),
+    Column("import_flags", "uint8", "", "bits of wsiseg.export.Flag: invalid ring, giant, defective edge tile, ..."),
+)
+"""Columns that an imported table has in addition to ``NUCLEI``."""
 
 DERIVED: tuple[Column, ...] = (
     Column("axis_major_length_um", "float32", "um", "major_um under scikit-image's name"),
@@ -110,6 +131,14 @@ BATCH_COLUMNS: tuple[Column, ...] = (
     Column("material_prob", "uint8", "1/255", "mean material map over the label's pixels, rounded half up"),
 )
 """Columns of ``wsiseg.types.PolygonBatch.columns``: what vectorize hands to write."""
+
+PARTS: tuple[Column, ...] = (
+    *BATCH_COLUMNS,
+    Column("anchor_x", "int32", "working px", "x of the ring's first vertex"),
+    Column("anchor_y", "int32", "working px", "y of the ring's first vertex"),
+    Column("steps", "binary", "", "steps of the ring from vertex to vertex, as ``wsiseg.write.rings`` codes them"),
+)
+"""One tile's nuclei, ``RUN/parts/<slide_id>/<tile_id>.parquet``, until the slide's table is written of them."""
 
 TRUST: tuple[Column, ...] = (
     Column(
@@ -235,7 +264,10 @@ BORDERS: tuple[Column, ...] = (
         "border_um", "float32", "um", "distance of the marker to the nearest border of the regions together; inside negative"
     ),
 )
-"""Distances to regions, of ``wsiseg regions --distances``; a column ``border_um_<class>`` for each class follows."""
+"""Distances to regions, of ``wsiseg regions --distances``; ``BORDER_OF_CLASS`` for each class follows."""
+
+BORDER_OF_CLASS = Column("border_um_{class_name}", "float32", "um", "the same, to the regions of the class {words!r}")
+"""Distance to the regions of one class."""
 
 CELLS: tuple[Column, ...] = (
     Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),
@@ -256,7 +288,14 @@ EDGES: tuple[Column, ...] = (
 """Edges between nuclei, of ``wsiseg neighbors``: each once, in the order of the polygon table."""
 
 NEIGHBORS: tuple[Column, ...] = (Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),)
-"""What surrounds each nucleus, of ``wsiseg neighbors``; the columns of each radius and of the triangulation follow."""
+"""What surrounds each nucleus, of ``wsiseg neighbors``; ``NEIGHBOR_STATISTICS`` of each radius and the triangulation follow."""
+
+NEIGHBOR_STATISTICS: tuple[Column, ...] = (
+    Column("n_{of}", "int32", "", "other nuclei {words}"),
+    Column("edge_mean_um_delaunay", "float32", "um", "mean length of its Delaunay edges; null: none"),
+    Column("{column}_mean_{of}", "float32", "{unit}", "mean {column} of these; null: none"),
+)
+"""Columns of each radius (``within_<r>um``) and of the triangulation (``delaunay``), which alone has a mean length of edges."""
 
 ASSIGNED: tuple[Column, ...] = (
     Column(
