@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "measure_shown"]
 
-EXPORTS = ("anndata", "asap", "csv", "dicom-ann", "geopackage", "imagej", "imagescope", "labels-png", "labels-tiff", "maps",
-           "marks", "ome-zarr", "quip", "qupath", "spatialdata", "tiatoolbox")  # fmt: skip
+EXPORTS = ("anndata", "asap", "csv", "dicom-ann", "geopackage", "heatmap", "imagej", "imagescope", "labels-png", "labels-tiff",
+           "maps", "marks", "ome-zarr", "quip", "qupath", "qupath-project", "spatialdata", "tiatoolbox", "tissuumaps",
+           "xenium")  # fmt: skip
 IMPORTS = ("cellvit", "dicom-ann", "hovernet", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
 
 PATH = click.Path(path_type=Path)
@@ -43,17 +44,23 @@ PATH = click.Path(path_type=Path)
 @click.option("--centroids", is_flag=True, help="qupath: points instead of polygons, a tenth of the size.")
 @click.option("--tile-px", cls=RenamedOption, old_names=["--tile"], type=click.IntRange(64), default=4000, show_default=True,
               help="quip: side of a tile, level-0 pixels.")  # fmt: skip
-@click.option("--cell-px", cls=RenamedOption, old_names=["--cell"], type=click.IntRange(4), default=32, show_default=True,
-              help="maps: side of a cell, level-0 pixels.")  # fmt: skip
+@click.option("--cell-px", cls=RenamedOption, old_names=["--cell"], type=click.IntRange(4), default=None,
+              help="maps, heatmap: side of a cell, level-0 pixels.  [maps: 32; heatmap: 64 um]")  # fmt: skip
 @click.option(
     "--features", is_flag=True, help="Add features: eccentricity, circularity, and those that wsiseg features measured."
 )
 @click.option("--dicom-series", type=click.Path(exists=True, path_type=Path), metavar="PATH",
               help="dicom-ann: a file of the slide's DICOM series, or its folder.  [the slide of the run]")  # fmt: skip
 @click.option("--dicom-3d", is_flag=True, help="dicom-ann: mm in the slide's frame of reference instead of pixels.")
+@click.option("--image-mpp", type=click.FloatRange(0.05, 100), default=0.5, show_default=True,
+              help="tissuumaps, xenium: microns per pixel of the image beside the nuclei.")  # fmt: skip
 @click.option("--path-map", multiple=True, metavar="FROM=TO",
-              help="anndata, spatialdata: slides whose paths began with FROM are now under TO; repeatable.")  # fmt: skip
-@click.option("--cells", is_flag=True, help="qupath, spatialdata: cells that wsiseg cells made, with their nuclei.")
+              help="For formats with a picture: slides whose paths began with FROM are under TO; repeatable.")  # fmt: skip
+@click.option(
+    "--cells",
+    is_flag=True,
+    help="qupath, qupath-project, spatialdata, xenium: cells that wsiseg cells made, with their nuclei.",
+)
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...], region: str, **options: Any) -> None:
     """Write the nuclei of a run (or of one table) in the format of another tool.
@@ -67,9 +74,12 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     geopackage   GIS tools                             imagej       ROI set of a region
     asap         ASAP XML                              imagescope   Aperio ImageScope XML
     csv          table with WKT                        dicom-ann    DICOM bulk annotations (.dcm)
+    xenium       folder for Xenium Explorer            tissuumaps   folder for TissUUmaps
+    heatmap      heat map of caMicroscope              qupath-project  QuPath project of all slides
 
     \b
     wsiseg export RUN --to qupath --out folder
+    wsiseg export RUN --to qupath-project --out PROJECT
     wsiseg export RUN/nuclei/SLIDE.parquet --to qupath --region 20000,20000,4000,4000 -o window.geojson
     """
     from wsiseg.export.convert import ExportOptions, export_tables, slides_without_table

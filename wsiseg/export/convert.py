@@ -10,19 +10,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiseg.errors import EmptyExportError, FormatError, InputError
+from wsiseg.errors import EmptyExportError, FormatError, InputError, SlideOpenError, TileReadError
 from wsiseg.export import query
 from wsiseg.export.dicom_ann import write_dicom_annotations
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
+from wsiseg.export.heatmap import write_heatmap
 from wsiseg.export.marks import write_marks
 from wsiseg.export.query import write_cohort
 from wsiseg.export.quip import write_quip
 from wsiseg.export.qupath import write_geojson
+from wsiseg.export.qupath_project import write_qupath_project
 from wsiseg.export.raster import write_label_image, write_ome_labels
 from wsiseg.export.spatial import write_anndata, write_spatialdata
 from wsiseg.export.thumbnails import thumbnails_of
 from wsiseg.export.tiatoolbox import write_annotation_store
+from wsiseg.export.tissuumaps import write_tissuumaps
 from wsiseg.export.viewer_xml import write_asap, write_imagescope
+from wsiseg.export.xenium import write_xenium
 from wsiseg.read import tissue_cells
 from wsiseg.results.arithmetic import mixed_precision_note
 from wsiseg.results.folder import RunFolder
@@ -32,6 +36,7 @@ from wsiseg.tables import Exported, NucleiFile, Selection, atomic_path, open_nuc
 from wsiseg.tables.source import with_cells
 from wsiseg.types import Box
 from wsiseg.write import write_maps
+from wsiseg.write.maps import CELL_PX, TissueOf
 
 __all__ = ["EXPORT_FORMATS", "ExportOptions", "export_tables", "make_cohort", "query_run", "slides_without_table"]
 
@@ -51,7 +56,9 @@ class ExportOptions:
     tile_px
         Side of QuIP tiles, level-0 px.
     cell_px
-        Side of a map's cell, level-0 px.
+        Side of a cell of maps, level-0 px; default 32, and about 64 um for ``heatmap``.
+    image_mpp
+        um per px of the image that goes with the nuclei (``tissuumaps``, ``xenium``).
     features
         Add features as columns (measurements): derived ones, and those that ``wsiseg features`` computed.
     dicom_series
@@ -71,7 +78,8 @@ class ExportOptions:
     frame: Literal["bounds", "slide"] = "bounds"
     centroids: bool = False
     tile_px: int = 4000
-    cell_px: int = 32
+    cell_px: int | None = None
+    image_mpp: float = 0.5
     features: bool = False
     dicom_series: Path | None = None
     dicom_3d: bool = False
@@ -89,10 +97,21 @@ class ExportOptions:
 Writer = Callable[[NucleiFile, Path, ExportOptions], Exported]
 
 
-def _maps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+def _tissue(s: NucleiFile) -> TissueOf | None:
     mask = tissue_of(RunFolder(s.path.parent.parent), s.path.stem)
-    tissue = None if mask is None else partial(tissue_cells, mask)
-    return write_maps(s, p, o.region, cell_px=o.cell_px, tissue=tissue, overwrite=o.overwrite)
+    return None if mask is None else partial(tissue_cells, mask)
+
+
+def _maps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_maps(s, p, o.region, cell_px=o.cell_px or CELL_PX, tissue=_tissue(s), overwrite=o.overwrite)
+
+
+def _tissuumaps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_tissuumaps(s, p, o.selection, image_mpp=o.image_mpp, path_map=o.path_map, overwrite=o.overwrite)
+
+
+def _xenium(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_xenium(s, p, o.selection, image_mpp=o.image_mpp, path_map=o.path_map, overwrite=o.overwrite)
 
 
 def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
@@ -107,12 +126,17 @@ def _spatialdata(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
     return write_spatialdata(s, p, o.selection, overwrite=o.overwrite, pictures=thumbnails_of(s, o.path_map))
 
 
+def _project(sources: Sequence[NucleiFile], out: Path, o: ExportOptions) -> Iterator[Exported]:
+    return write_qupath_project(sources, out, o.selection, path_map=o.path_map, overwrite=o.overwrite)
+
+
 EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "anndata": (".h5ad", lambda s, p, o: write_anndata(s, p, o.selection, pictures=thumbnails_of(s, o.path_map))),
     "asap": (".xml", lambda s, p, o: write_asap(s, p, o.selection)),
     "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
     "dicom-ann": (".dcm", _dicom),
     "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
+    "heatmap": (".heatmap.json", lambda s, p, o: write_heatmap(s, p, cell_px=o.cell_px, tissue=_tissue(s))),
     "imagescope": (".xml", lambda s, p, o: write_imagescope(s, p, o.selection)),
     "imagej": (".zip", lambda s, p, o: write_roi_zip(s, p, o.selection)),
     "labels-png": (".png", lambda s, p, o: write_label_image(s, p, o.region)),
@@ -122,13 +146,19 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "ome-zarr": (".labels.zarr", lambda s, p, o: write_ome_labels(s, p, o.region, overwrite=o.overwrite)),
     "quip": ("", lambda s, p, o: write_quip(s, p, o.selection, tile_px=o.tile_px, executed=o.executed, overwrite=o.overwrite)),
     "qupath": (".geojson.gz", _qupath),
+    "qupath-project": ("", lambda s, p, o: next(_project([s], p, o))),
     "spatialdata": (".spatialdata.zarr", _spatialdata),
+    "tissuumaps": (".tissuumaps", _tissuumaps),
     "tiatoolbox": (".db", lambda s, p, o: write_annotation_store(s, p, o.selection)),
+    "xenium": (".xenium", _xenium),
 }
 """Formats of ``wsiseg export``: the file ending, and the function that writes it."""
 
-WITH_CELLS = ("qupath", "spatialdata")
-NO_SAMPLE = frozenset(("labels-png", "labels-tiff", "ome-zarr", "maps"))
+WITH_CELLS = ("qupath", "qupath-project", "spatialdata", "xenium")
+NO_SAMPLE = frozenset(("heatmap", "labels-png", "labels-tiff", "ome-zarr", "maps"))
+NO_REGION = frozenset(("heatmap",))
+FOLDER_ENDINGS = (".zarr", ".tissuumaps", ".xenium")
+"""Endings of results that are folders."""
 
 
 def export_tables(
@@ -145,7 +175,7 @@ def export_tables(
     out
         For one slide: the file (``.zarr`` folder) to write, or a folder, which is one that exists or any name without an
         ending.
-        For several slides, and for ``quip``: a folder.
+        For several slides, and for ``quip`` and ``qupath-project``: a folder.
     slide_ids
         Slides of the run to export; default all.
 
@@ -153,8 +183,9 @@ def export_tables(
     ------
     InputError
         Unknown format or slide, an output that exists already, or an option that does not apply to the format.
-    FormatError
-        A single table cannot be read. With several slides, that slide's result has ``error`` set instead.
+    FormatError, SlideOpenError, TileReadError
+        A single table, or its slide where the format needs it, cannot be read. With several slides, that slide's result has
+        ``error`` set instead.
     EmptyExportError
         A single table has no nucleus and the format has no empty files. With several slides, the result is ``empty`` instead.
     """
@@ -164,11 +195,14 @@ def export_tables(
     if options.sample is not None and to in NO_SAMPLE:
         raise InputError(f"The format {to} always contains all nuclei of a region: omit --sample.")
     if options.cells and (to not in WITH_CELLS or options.centroids):
-        raise InputError(f"Cells can be written as outlines to {' and '.join(WITH_CELLS)}: omit --cells.")
+        raise InputError(f"Cells can be written as outlines to {', '.join(WITH_CELLS)}: omit --cells.")
+    if options.region is not None and to in NO_REGION:
+        raise InputError(f"The format {to} always shows the whole slide: omit --region.")
     tables = _tables(target, slide_ids)
     suffix, write = EXPORT_FORMATS[to]
-    is_folder = (out.is_dir() and out.suffix != ".zarr") or (not out.suffix and not out.is_file())
-    into_folder = to == "quip" or len(tables) > 1 or is_folder
+    is_folder = (out.is_dir() and out.suffix not in FOLDER_ENDINGS) or (not out.suffix and not out.is_file())
+    into_folder = len(tables) > 1 or is_folder
+    sources = []
     for table in tables:
         try:
             source = with_features(open_nuclei(table)) if options.features else open_nuclei(table)
@@ -178,6 +212,12 @@ def export_tables(
                 raise
             yield Exported(table, 0, error=str(err))
             continue
+        sources.append(source)
+    if to == "qupath-project":
+        yield from _project(sources, out, options)
+        return
+    for source in sources:
+        table = source.path
         path = out if to == "quip" else out / f"{table.stem}{suffix}" if into_folder else out
         if path.is_file() and not options.overwrite:
             raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
@@ -188,6 +228,10 @@ def export_tables(
             if len(tables) == 1:
                 raise
             yield Exported(table, 0, empty=str(err))
+        except (SlideOpenError, TileReadError) as err:
+            if len(tables) == 1:
+                raise
+            yield Exported(table, 0, error=str(err))
 
 
 def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:

@@ -27,7 +27,7 @@ from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_ch
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["read_marks", "write_marks"]
+__all__ = ["image_facts", "read_marks", "short_digest", "write_marks"]
 
 STYLE = '{"style":{"color":"#00fcfc","lineJoin":"round","lineCap":"round","isFill":false},"nommp":true}'
 NAMESPACE_URL = "http://u24.bmi.stonybrook.edu/v1"
@@ -64,18 +64,10 @@ def write_marks(
             f"{source.path}: mark documents need the slide's width and height, which this table does not contain. "
             "Import it again with --slide-file, or with --width and --height."
         )
-    case = "-".join(source.slide_id.split("-")[:3]) if source.slide_id.startswith("TCGA-") else source.slide_id
-    digest = str(source.facts.get("digest") or "")[:8]
-    image = {
-        "slide": source.slide_id,
-        "imageid": source.slide_id,
-        "study": study or case,
-        "specimen": "",
-        "subject": subject or case,
-    }
+    image = image_facts(source, study, subject)
     analysis = {
         "source": "computer",
-        "execution_id": execution_id or f"{name}_{digest}",
+        "execution_id": execution_id or f"{name}_{short_digest(source)}",
         "name": name,
         "computation": "segmentation",
     }
@@ -89,6 +81,23 @@ def write_marks(
             _write_chunk(stream, chunk, source, json.dumps(name), tail)
             done += len(chunk)
     return Exported(out, done)
+
+
+def short_digest(source: NucleiFile) -> str:
+    """Return the first 8 digits of the run's digest (empty: an imported table)."""
+    return str(source.facts.get("digest") or "")[:8]
+
+
+def image_facts(source: NucleiFile, study: str = "", subject: str = "") -> dict[str, str]:
+    """Return how the viewer's documents name an image; study and subject of a TCGA barcode are its first three fields."""
+    case = "-".join(source.slide_id.split("-")[:3]) if source.slide_id.startswith("TCGA-") else source.slide_id
+    return {
+        "slide": source.slide_id,
+        "imageid": source.slide_id,
+        "study": study or case,
+        "specimen": "",
+        "subject": subject or case,
+    }
 
 
 def _write_chunk(stream: IO[bytes], chunk: Chunk, source: NucleiFile, name: str, tail: str) -> None:

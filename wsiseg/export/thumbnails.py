@@ -13,9 +13,7 @@ from wsiseg.errors import WsisegError
 from wsiseg.log import log
 from wsiseg.read import Slide
 from wsiseg.read._thumbnail import thumbnail_plan
-from wsiseg.results.folder import RunFolder
-from wsiseg.results.reopen import reopen_slide
-from wsiseg.results.slide_record import slide_record
+from wsiseg.results.reopen import slide_of_table
 from wsiseg.tables.source import NucleiFile
 from wsiseg.write.elements import put_number, tell
 
@@ -38,9 +36,8 @@ class Thumbnail:
 
 def thumbnails_of(source: NucleiFile, path_map: Sequence[str] = ()) -> dict[str, Thumbnail]:
     """Return ``hires`` and ``lowres``; none, with a warning that says why, where the slide cannot be opened."""
-    folder = RunFolder(source.path.parent.parent)
     try:
-        slide = reopen_slide(folder, slide_record(folder, source.path.stem), path_map)
+        slide = slide_of_table(source.path, path_map)
         try:
             return {name: _of(slide, side) for name, side in (("hires", HIRES_PX), ("lowres", LOWRES_PX))}
         finally:

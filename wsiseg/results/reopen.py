@@ -14,9 +14,9 @@ from wsiseg.read.slide import content_digest
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_path
 from wsiseg.results.records import read_inputs
-from wsiseg.results.slide_record import FileFacts, SlideRecord
+from wsiseg.results.slide_record import FileFacts, SlideRecord, slide_record
 
-__all__ = ["file_facts", "other_content", "reopen_slide", "slide_place"]
+__all__ = ["file_facts", "other_content", "reopen_slide", "slide_of_table", "slide_place"]
 
 
 def file_facts(path: str | Path) -> FileFacts:
@@ -122,3 +122,17 @@ def reopen_slide(folder: RunFolder, record: SlideRecord, path_map: Sequence[str]
             "belong to this run's nuclei. Restore the slide, give its new path with --path-map FROM=TO, or segment it again."
         )
     return open_slide(path, mpp=row.mpp, cohort=row.cohort)
+
+
+def slide_of_table(table: Path, path_map: Sequence[str] = ()) -> Slide:
+    """Open the slide of ``RUN/nuclei/<slide_id>.parquet``.
+
+    Raises
+    ------
+    InputError
+        The table is in no run folder, or the run has no record of the slide.
+    SlideOpenError
+        As ``reopen_slide``.
+    """
+    folder = RunFolder(table.absolute().parent.parent)
+    return reopen_slide(folder, slide_record(folder, table.stem), path_map)
