@@ -2,8 +2,8 @@
 
 Comes in: a slide's GeoParquet table (``open_nuclei``), whole, a window or a sample of it (``Selection``).
 Goes out: QuPath GeoJSON, QuIP / TCIA folders, caMicroscope marks, SpatialData, AnnData, OME-Zarr labels and maps, label images,
-GeoPackage, CSV, ImageJ ROIs, TIAToolbox annotation stores, ASAP and ImageScope XML; folders for QuPath (project), TissUUmaps and
-Xenium Explorer, heat maps of caMicroscope.
+GeoPackage, CSV, ImageJ ROIs, TIAToolbox annotation stores, ASAP and ImageScope XML, QuPath projects, folders for
+TissUUmaps and Xenium Explorer, heat maps of caMicroscope.
 
 Comes in: another tool's file (``READERS``). Goes out: ``Incoming`` chunks, and by ``write_imported_table`` the same table that
 segmentation writes, with provenance and flags; nothing is changed silently.
