@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import os
 import random
+import re
 from email.utils import format_datetime
 from pathlib import Path
 
@@ -81,6 +82,24 @@ def test_what_will_not_be_better_is_an_error_with_address_and_reason(
         fetched(server, tmp_path / "stage", patience_s=0.2)
     assert f"{server.address}/data/one" in str(raised.value)
     assert held(Wanted(f"{server.address}/data/one"), "one", tmp_path / "stage") is None
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [("503", r"HTTP 503.*; no byte for \d+ s, trying again"), ("drop", "no byte for"), ("429 1", "asks to wait 1 s")],
+)
+def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
+    trouble: str, told: str, server: GdcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download_module, "FIRST_PAUSE_S", 0.3)
+    monkeypatch.setattr(download_module, "TELL_AFTER_S", 0.5)
+    server.rules(one=[trouble] * 3)
+    messages: list[str] = []
+    want = Wanted(server.put("one", DATA))
+    assert bring(want, "one", tmp_path / "stage", FetchOptions(on_wait=messages.append)).path.read_bytes() == DATA
+    assert messages
+    assert all(re.search(told, m) and m.startswith(f"{want.address}: ") for m in messages)
+    assert len(messages) <= 3
 
 
 def test_another_size_than_the_manifest_says_is_an_error_before_a_byte_is_fetched(server: GdcServer, tmp_path: Path) -> None:

@@ -86,7 +86,10 @@ def assert_no_secret(folder: Path, *texts: str) -> None:
             assert TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_a_manifest_from_a_server_that_misbehaves(server: GdcServer, slides: Path, local: Path, tmp_path: Path) -> None:
+def test_a_manifest_from_a_server_that_misbehaves(
+    server: GdcServer, slides: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsiseg.fetch.download.TELL_AFTER_S", 0.0)  # the workers are of this process
     size = (slides / f"{NAMES[3]}.png").stat().st_size
     # the first answer is to the question of the size, then every range of id-2 is wrong bytes once
     server.rules(**{"id-1": ["404 always"], "id-2": ["429 0", *["wrong"] * 3], "id-3": [f"cut {size // 9}"] * 4})
@@ -99,6 +102,7 @@ def test_a_manifest_from_a_server_that_misbehaves(server: GdcServer, slides: Pat
     assert error["slide_id"] == NAMES[1]
     assert f"{server.address}/data/id-1: HTTP 404" in error["error"]
     assert "manifest.txt, line 4" in error["error"]
+    assert f"slide {NAMES[2]}: {server.address}/data/id-2: HTTP 429" in (out / "log.jsonl").read_text(), "waits are reported"
     assert not (out / "staged").exists(), "nothing is left"
     assert "of the GDC manifest, ending .xml, no slide: 1 (clinical.xml)" in done.output
     assert_no_secret(out, done.output)

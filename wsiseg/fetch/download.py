@@ -30,6 +30,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
 LONGEST_ASKED_S = 3600.0
 """A server that asks to wait longer (``Retry-After``) is not waited for."""
 
+TELL_AFTER_S = 10.0
+"""A server that has given no byte for so long is reported, s."""
+
 CHECKSUM_TRIES = 3
 """How often a file is fetched until its checksum is right."""
 
@@ -40,13 +43,22 @@ class FetchStopped(Exception):  # noqa: N818 - asked for
     """The caller asked to stop; what is there is kept for the next try."""
 
 
+def _ignore(text: str) -> None:
+    """Drop a message."""
+
+
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How to fetch: ranges at a time, how long to wait without a byte, s, and the file of the GDC's token."""
+    """How to fetch: ranges at a time, how long to wait without a byte, s, and the file of the GDC's token.
+
+    ``on_wait`` is called with a sentence while a server gives no byte: after ``TELL_AFTER_S``, then three times as long, and so
+    on; and whenever it asks for a pause longer than that.
+    """
 
     connections: int = 4
     patience_s: float = 600.0
     token_file: str = ""
+    on_wait: Callable[[str], None] = _ignore
 
 
 def source_of(address: str, options: FetchOptions) -> Source:
@@ -87,7 +99,7 @@ def download(
     OSError
         The disk is full, or the like.
     """
-    pace = _Pace(source.address, options.patience_s, stop)
+    pace = _Pace(source.address, options, stop)
     _check_size(facts, want, source.address)
     md5 = want.md5.lower() or facts.md5
     partial, journal = partial_of(target), partial_of(target).with_suffix(".ranges")
@@ -114,9 +126,9 @@ def partial_of(target: Path) -> Path:
     return target.with_name(f".{target.name}.part")
 
 
-def ask(source: Source, patience_s: float = 60.0, stop: Callable[[], bool] = lambda: False) -> Facts:
+def ask(source: Source, options: FetchOptions, stop: Callable[[], bool] = lambda: False) -> Facts:
     """Return an object's facts, after pauses where the server asks for them. Raises ``FetchError``, ``FetchStopped``."""
-    pace = _Pace(source.address, patience_s, stop)
+    pace = _Pace(source.address, options, stop)
     while True:
         pace.wait()
         try:
@@ -137,8 +149,9 @@ class _Way:
 class _Pace:
     """When the next request may be made: pauses that grow, or that the server asks for; shared by a file's connections."""
 
-    def __init__(self, address: str, patience_s: float, stop: Callable[[], bool]) -> None:
-        self._address, self._patience_s, self.stop = address, patience_s, stop
+    def __init__(self, address: str, options: FetchOptions, stop: Callable[[], bool]) -> None:
+        self._address, self._options, self.stop = address, options, stop
+        self._tell_after_s = TELL_AFTER_S
         self._lock = threading.Lock()
         self._failures = 0
         self._not_before = self._alive = time.monotonic()
@@ -159,6 +172,7 @@ class _Pace:
         """Note that bytes came."""
         self._alive = time.monotonic()
         self._failures = 0
+        self._tell_after_s = TELL_AFTER_S
 
     def failed(self, err: TryAgain) -> None:
         """Set a pause. Raises ``FetchUnreachableError`` after too long without a byte."""
@@ -170,13 +184,23 @@ class _Pace:
                 raise FetchUnreachableError(f"{where}: {err.reason}; the server asks to come back in {pause_s:.0f} s.")
             if now > self._not_before:  # else the pause is that of the same trouble on another connection
                 self._failures += 1
-            if now - self._alive > self._patience_s:
+            if now - self._alive > self._options.patience_s:
                 raise FetchUnreachableError(
                     f"{where}: {err.reason}; no byte for {now - self._alive:.0f} s. Is the server there?"
                 )
+            self._tell(where, err, now - self._alive)
             if err.wait_s:
                 self._alive = max(self._alive, now + err.wait_s)  # what the server asks for is not held against it
             self._not_before = max(self._not_before, now + pause_s)
+
+    def _tell(self, where: str, err: TryAgain, silent_s: float) -> None:
+        """Report a server that gives no bytes, at most once while it is silent three times as long as at the last report."""
+        if (err.wait_s or 0.0) > TELL_AFTER_S:
+            self._options.on_wait(f"{where}: {err.reason}; the server asks to wait {err.wait_s:.0f} s")
+        elif silent_s >= self._tell_after_s:
+            self._tell_after_s = 3 * silent_s
+            until = f"trying again until {self._options.patience_s:.0f} s have passed without one"
+            self._options.on_wait(f"{where}: {err.reason}; no byte for {silent_s:.0f} s, {until}")
 
 
 def _check_size(facts: Facts, want: Wanted, address: str) -> None:

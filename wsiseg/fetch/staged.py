@@ -124,7 +124,7 @@ def named_size(want: Wanted, options: FetchOptions, choose: Choose | None = None
         return want.size_bytes
     source = source_of(want.address, options)
     try:
-        size = ask(source).size_bytes
+        size = ask(source, dataclasses.replace(options, patience_s=60.0)).size_bytes
     finally:
         source.close()
     if size < 0:
@@ -139,7 +139,7 @@ def _bring_file(
     turn, stop = way
     source = source_of(want.address, options)
     try:
-        facts = ask(source, options.patience_s, stop)
+        facts = ask(source, options, stop)
         size = max(facts.size_bytes, 0) or want.size_bytes
         name = safe_name(want.filename or _best_name(name_in(want.address), facts.filename))
         target = folder / name
@@ -163,7 +163,7 @@ def _bring_series(
         target = folder / name / safe_name(name_in(part.address))
         source = source_of(part.address, options)
         try:
-            facts = ask(source, options.patience_s, stop)
+            facts = ask(source, options, stop)
             if not (target.is_file() and target.stat().st_size == facts.size_bytes):
                 download(source, facts, target, part, options, turn=turn, stop=stop)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import threading
 import time
@@ -24,7 +25,7 @@ from wsiseg.run.finish import finished_row
 from wsiseg.run.lanes import FetchOrder, Lanes
 from wsiseg.run.tasks import Answer, Failure
 from wsiseg.run.worker import at_work
-from wsiseg.run.worker_pool import WorkerPool
+from wsiseg.run.worker_pool import FETCH_WAITS, WorkerPool
 
 __all__ = ["FetchDone", "fetch_task", "lanes_of"]
 
@@ -57,6 +58,10 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
     assert want is not None
     root = fetch_root(context.config)
     start = time.perf_counter()
+
+    def tell(text: str) -> None:
+        worker.log_event(setup, {FETCH_WAITS: f"slide {order.slide.slide_id}: {text}"})
+
     result: FetchDone | Failure
     try:
         for slide_id in order.drop:
@@ -67,7 +72,7 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
             want,
             order.slide.slide_id,
             root,
-            fetch_options(context.config),
+            dataclasses.replace(fetch_options(context.config), on_wait=tell),
             choose=level_chooser(mpp_model),
             room_bytes=order.room_bytes,
             way=(_TURN, lambda: worker.status in (Status.closing, Status.closed)),

@@ -39,6 +39,10 @@ LONGEST_PREPARING_S = 600.0
 """How long all workers may be preparing before the run continues as if none were connected, s."""
 
 
+FETCH_WAITS = "fetch_waits"
+"""Key of a worker's message that a server gives no bytes."""
+
+
 class WorkerPool:
     """The workers of a run: those that were accepted, what each may do, and those that were refused, with the reason."""
 
@@ -200,7 +204,11 @@ class WorkerPool:
                     self._take(WorkerReport(address, "", host, f"wsiseg cannot be loaded there: {one_line(answer)}"))
 
     def _event(self, event: tuple[float, object]) -> None:
-        self._read(event[1])
+        message = event[1]
+        if isinstance(message, dict) and FETCH_WAITS in message:
+            log.warning("%s", message[FETCH_WAITS])
+        else:
+            self._read(message)
 
     def _read(self, message: object) -> None:
         try:
