@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +200,7 @@ def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shar
     left_out = [str(group) for group in group_skipped(found.skipped)], found.notes
     console = Console(stderr=True, highlight=False)
     if quiet or not console.is_terminal:
-        tell = (lambda p: None) if quiet else _plain_progress
+        tell = (lambda p: None) if quiet else _PlainProgress()
         return run(found.slides, out, config, shard=shard, note=note, left_out=left_out, on_progress=tell)
     columns = (
         SpinnerColumn(),
@@ -226,29 +227,28 @@ def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shar
         return run(found.slides, out, config, shard=shard, note=note, left_out=left_out, on_progress=show)
 
 
-class _Every:
-    """Lets a line through at most every ten seconds and when a slide ends."""
+class _PlainProgress:
+    """Lines of progress where the output is no terminal.
+
+    One when a slide ends, else one in ten seconds if anything has changed, and one a minute if nothing has.
+    """
 
     def __init__(self) -> None:
-        self.last = 0.0
-        self.slides_done = -1
+        self._last_s = 0.0
+        self._slides_done = -1
+        self._line = ""
 
-
-_EVERY = _Every()
-
-
-def _plain_progress(p: Any) -> None:
-    import time
-
-    if p.message:
-        click.echo(p.message, err=True)
-        p.message = ""
-    now = time.monotonic()
-    if p.slides_done != _EVERY.slides_done or now - _EVERY.last > 10:
-        _EVERY.last, _EVERY.slides_done = now, p.slides_done
+    def __call__(self, p: Any) -> None:
+        if p.message:
+            click.echo(p.message, err=True)
+            p.message = ""
         line = f"slides {p.slides_done}/{p.slides}, tiles {p.tiles_done}/{p.tiles}, {p.nuclei} nuclei, {p.mm2_done:.1f} mm2"
         line += f", {p.tiles_failed} tiles failed" if p.tiles_failed else ""
-        click.echo(line + (f", fetched {p.fetched_bytes / 1e9:.2f} GB" if p.fetched_bytes else ""), err=True)
+        line += f", fetched {p.fetched_bytes / 1e9:.2f} GB" if p.fetched_bytes else ""
+        now_s = time.monotonic()
+        if p.slides_done != self._slides_done or now_s - self._last_s > (60 if line == self._line else 10):
+            self._last_s, self._slides_done, self._line = now_s, p.slides_done, line
+            click.echo(line, err=True)
 
 
 def print_summary(summary: RunSummary) -> None:

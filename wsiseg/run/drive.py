@@ -36,7 +36,7 @@ LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
 
 @dataclass(slots=True)
 class Progress:
-    """Running totals, handed to the progress callback after every event."""
+    """Running totals, handed to the progress callback after every event, and at least every ``LOOK_S`` seconds."""
 
     slides: int = 0
     slides_done: int = 0
@@ -117,6 +117,7 @@ class Drive:
             try:  # wake up at least every LOOK_S, as workers may have joined or left without any task ending
                 future = ready.get(timeout=LOOK_S)
             except queue.Empty:
+                self.on_progress(self.progress)
                 continue
             task, _, feeder = submitted.pop(future)
             self._take(task, future, feeder)
