@@ -17,7 +17,7 @@ from tests.export.test_features import WINDOW, blobs, make_run
 from tests.run.conftest import SLIDE
 from wsiseg.export.imports import ImportOptions, import_files
 from wsiseg.labels import rasterize_rings
-from wsiseg.questions import cells, cells_of_slide
+from wsiseg.questions import CellOptions, cells, cells_of_slide
 
 MPP = 0.499
 
@@ -91,7 +91,7 @@ def test_cells_of_a_slide(labels: np.ndarray, scale: float, tmp_path: Path, monk
 
     monkeypatch.setattr(cells, "WINDOW_PX", 1 << 12)  # windows of a nucleus or two
     whole = path.read_bytes()
-    cells_of_slide(run / f"nuclei/{SLIDE.stem}.parquet", expand_um, overwrite=True)
+    cells_of_slide(run / f"nuclei/{SLIDE.stem}.parquet", CellOptions(expand_um, overwrite=True))
     assert path.read_bytes() == whole
 
 
@@ -154,3 +154,23 @@ def test_imported_nuclei_that_overlap(tmp_path: Path) -> None:
     assert kept.bounds.max().max() == 100  # cut at the slide
     call("export", tmp_path / "run", "--to", "qupath", "--cells", "-o", tmp_path / "b.geojson")
     assert len(json.loads((tmp_path / "b.geojson").read_text())["features"]) == 5
+
+
+def test_workers_share_a_slide_and_give_the_same_bytes(run: Path) -> None:
+    call("cells", run, "--expand-um", 3)
+    whole = {p.name: p.read_bytes() for p in (run / "cells").iterdir()}
+    assert {pq.read_metadata(p).num_row_groups for p in (run / "cells").iterdir()} == {4, 1}
+    told = call("cells", run, "--expand-um", 3, "--overwrite", "--workers", 2)
+    assert "2 slides" in told
+    assert {p.name: p.read_bytes() for p in (run / "cells").iterdir()} == whole
+
+
+def test_a_damaged_row_group_is_told(run: Path) -> None:
+    damaged = run / "nuclei/B.parquet"
+    place = pq.read_metadata(damaged).row_group(0).column(0).data_page_offset
+    content = bytearray(damaged.read_bytes())
+    content[place : place + 64] = bytes(64)
+    damaged.write_bytes(content)
+    told = call("cells", run, "--expand-um", 3, code=1)
+    assert f"{damaged}: row group 0 cannot be read" in told
+    assert "1 slides (2,000 cells), 0 there already, 1 failed" in told

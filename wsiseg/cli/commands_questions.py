@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from wsiseg.cli.options import FRAME_HELP
+from wsiseg.cli.progress import piece_bar
 
 __all__ = ["COMMANDS"]
 
@@ -140,8 +141,10 @@ def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: An
     "--expand-um", required=True, type=float, metavar="D", help="Farthest distance of a cell's border from its nucleus, um."
 )
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+              help="Processes, which share a slide; the files are the same.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace cells that are there already.")
-def cells(target: Path, expand_um: float, slide_ids: tuple[str, ...], overwrite: bool) -> None:
+def cells(target: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
     """Grow every nucleus of a run by up to D um into a cell; cells never overlap.
 
     They are written to RUN/cells/SLIDE_ID.parquet, a second geometry in the row order of the slide's table. Every pixel within
@@ -153,19 +156,21 @@ def cells(target: Path, expand_um: float, slide_ids: tuple[str, ...], overwrite:
     wsiseg cells RUN --expand-um 5
     wsiseg export RUN --to qupath --cells -o FOLDER
     """
-    from wsiseg.questions import grow_cells, tables_of
+    from wsiseg.questions import CellOptions, grow_cells, tables_of
 
     tables = tables_of(target, slide_ids)
     failed = skipped = n_cells = 0
-    for k, done in enumerate(grow_cells(tables, expand_um, overwrite=overwrite), 1):
-        place = f"[{k}/{len(tables)}] {done.slide_id}"
-        if done.error:
-            failed += 1
-            click.echo(f"{place}: {done.error}", err=True)
-        elif done.skipped:
-            skipped += 1
-            click.echo(f"{place}: {done.path} is there already")
-        else:
+    with piece_bar("cells") as show:
+        for k, done in enumerate(grow_cells(tables, CellOptions(**options), show), 1):
+            place = f"[{k}/{len(tables)}] {done.slide_id}"
+            if done.error:
+                failed += 1
+                click.echo(f"{place}: {done.error}", err=True)
+                continue
+            if done.skipped:
+                skipped += 1
+                click.echo(f"{place}: {done.path} is there already")
+                continue
             n = done.n_nuclei - done.n_covered
             n_cells += n
             size = f", {done.area_mean_um2:.1f} um2 on average" if n else ""

@@ -147,7 +147,7 @@ def _project(source: NucleiFile, image: Pyramid, colors: dict[str, str], outline
     header = {
         "X": "x", "Y": "y", "gb_col": "class", "gb_name": None, "cb_cmap": "interpolateViridis", "cb_col": COLOR_BY,
         "cb_gr_dict": json.dumps(colors, ensure_ascii=False), "coord_factor": float(np.float64(image.scale)),
-        "scale_factor": 0.5, "shape_fixed": "disc", "opacity": 0.8, "tooltip_fmt": "",
+        "scale_factor": 1.0, "shape_fixed": "disc", "opacity": 0.8, "tooltip_fmt": "",
     }  # fmt: skip
     radios = {
         "cb_col": not by_class, "cb_gr": by_class, "cb_gr_rand": False, "cb_gr_dict": by_class, "cb_gr_key": False,

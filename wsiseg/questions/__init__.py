@@ -8,7 +8,7 @@ they lie (``transforms``). Goes out: tables (``wsiseg.schema.REGIONS``, ``BORDER
 from wsiseg.questions.annotated import Region, place_regions
 from wsiseg.questions.assign import Assigned, AssignOptions, assign_points_to_nuclei
 from wsiseg.questions.borders import write_borders
-from wsiseg.questions.cells import SlideCells, cells_of_slide, grow_cells
+from wsiseg.questions.cells import CellOptions, SlideCells, cells_of_slide, grow_cells
 from wsiseg.questions.coverage import tissue_area
 from wsiseg.questions.neighbors import NeighborOptions, SlideNeighbors, find_neighbors, neighbors_of_slide
 from wsiseg.questions.output import write_regions
@@ -19,6 +19,7 @@ from wsiseg.questions.regions import RegionOptions, RegionRows, region_rows, run
 __all__ = [
     "AssignOptions",
     "Assigned",
+    "CellOptions",
     "NeighborOptions",
     "Pairing",
     "PointTable",

@@ -8,16 +8,20 @@ whole, and the result is that of the slide in one piece.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.errors import InputError, MissingMppError, WsisegError
+from wsiseg.errors import FormatError, InputError, MissingMppError, WsisegError
 from wsiseg.labels import rasterize_rings
+from wsiseg.questions.ordered import in_order, worker_pool
 from wsiseg.schema import CELLS, SCHEMA_VERSION
 from wsiseg.separate import expand
 from wsiseg.tables import arrow_schema, atomic_path, geo_metadata, open_nuclei, read_nuclei, read_table_meta, table_fingerprint
@@ -32,7 +36,7 @@ from wsiseg.write.nuclei import level0_coordinates, outward_float32
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["SlideCells", "cells_of_slide", "grow_cells"]
+__all__ = ["CellOptions", "SlideCells", "cells_of_slide", "grow_cells"]
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -60,18 +64,52 @@ class SlideCells:
     error: str = ""
 
 
-def grow_cells(tables: Sequence[Path], expand_um: float, *, overwrite: bool = False) -> Iterator[SlideCells]:
+Progress = Callable[[str, int, int], None]
+"""Takes a slide's id, how many of its row groups are done, and how many it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class CellOptions:
+    """What ``wsiseg cells`` can be told.
+
+    Attributes
+    ----------
+    expand_um
+        Farthest distance of a cell's border from its nucleus.
+    workers
+        Processes, which share the row groups of a slide; the result does not depend on them.
+    overwrite
+        Replace cells that are there already.
+    """
+
+    expand_um: float
+    workers: int = 1
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse impossible values."""
+        if not 0 < self.expand_um < math.inf:
+            raise InputError(f"Expected a distance above 0 um, got {self.expand_um:g}.")
+        if self.workers < 1:
+            raise InputError(f"Expected 1 worker or more, got {self.workers}.")
+
+
+def grow_cells(tables: Sequence[Path], options: CellOptions, progress: Progress | None = None) -> Iterator[SlideCells]:
     """Yield the cells of each slide, written beside its table; slides that have them already are skipped."""
-    if not 0 < expand_um < math.inf:
-        raise InputError(f"Expected a distance above 0 um, got {expand_um:g}.")
-    for table in tables:
-        try:
-            yield cells_of_slide(table, expand_um, overwrite=overwrite)
-        except (WsisegError, OSError) as err:
-            yield SlideCells(table.stem, cells_path(table), error=str(err))
+    with worker_pool(options.workers) as pool:
+        for table in tables:
+            try:
+                yield cells_of_slide(table, options, pool, progress)
+            except BrokenProcessPool:
+                lost = "a worker process was ended, for example for want of memory: try again with fewer --workers"
+                yield SlideCells(table.stem, cells_path(table), error=lost)
+            except (WsisegError, OSError) as err:
+                yield SlideCells(table.stem, cells_path(table), error=str(err))
 
 
-def cells_of_slide(table: Path, expand_um: float, *, overwrite: bool = False) -> SlideCells:
+def cells_of_slide(
+    table: Path, options: CellOptions, pool: Executor | None = None, progress: Progress | None = None
+) -> SlideCells:
     """Write ``RUN/cells/<slide_id>.parquet`` (``wsiseg.schema.CELLS``), row for row and row group for row group the table.
 
     Raises
@@ -85,13 +123,13 @@ def cells_of_slide(table: Path, expand_um: float, *, overwrite: bool = False) ->
     """
     import pyarrow.parquet as pq
 
-    source = open_nuclei(table)
+    source, expand_um = open_nuclei(table), options.expand_um
     if not source.mpp > 0:
         raise MissingMppError(f"{table}: the slide's um/px is not known, so {expand_um:g} um cannot be told in pixels.")
     out = cells_path(table)
     result = SlideCells(table.stem, out, source.n_nuclei)
     facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(table), "expand_um": expand_um, "scale": source.scale}
-    if out.is_file() and not overwrite:
+    if out.is_file() and not options.overwrite:
         there = read_table_meta(out)
         if there == facts:
             result.skipped = True
@@ -108,8 +146,15 @@ def cells_of_slide(table: Path, expand_um: float, *, overwrite: bool = False) ->
     out.parent.mkdir(parents=True, exist_ok=True)
     area = 0.0
     layout: dict[str, Any] = {"compression": "zstd", "use_dictionary": False, "column_encoding": {"geometry": "PLAIN"}}
-    with atomic_path(out) as partial, pq.ParquetWriter(str(partial), schema, **layout) as writer:
-        for cells in _groups(source, reach_px * reach_px, schema):
+    # without what only its own process needs: this goes to the workers
+    work = partial(_group, replace(source, facts={}), math.floor(reach_px * reach_px), schema)
+    n_groups = pq.read_metadata(str(table)).num_row_groups
+    with atomic_path(out) as unfinished, pq.ParquetWriter(str(unfinished), schema, **layout) as writer:
+        for k, cells in enumerate(in_order(work, range(n_groups), pool, options.workers), 1):
+            if progress is not None:
+                progress(table.stem, k, n_groups)
+            if not cells.num_rows:
+                continue
             writer.write_table(cells, row_group_size=max(1, cells.num_rows))
             result.n_covered += cells["geometry"].null_count
             area += float(np.nansum(cells["area_um2"].to_numpy().astype(np.float64)))
@@ -118,21 +163,23 @@ def cells_of_slide(table: Path, expand_um: float, *, overwrite: bool = False) ->
     return result
 
 
-def _groups(source: NucleiFile, reach_squared: float, schema: pa.Schema) -> Iterator[pa.Table]:
-    """Yield the cells of one row group after the other."""
+def _group(source: NucleiFile, reach_squared: int, schema: pa.Schema, group: int) -> pa.Table:
+    """Return the cells of one row group."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    pad = math.isqrt(math.floor(reach_squared)) * 2 + 2
-    with pq.ParquetFile(str(source.path)) as file:
-        for group in range(file.num_row_groups):
+    pad = math.isqrt(reach_squared) * 2 + 2
+    try:
+        with pq.ParquetFile(str(source.path)) as file:
             own = file.read_row_group(group, columns=["nucleus_id", "bbox"])
-            if not own.num_rows:
-                continue
-            ends = _ends(own) * source.scale
-            around = _Around(source, _window(ends, pad, source), math.floor(reach_squared))
-            parts = [around.cells(own["nucleus_id"].to_numpy()[a:b], box) for a, b, box in _windows(ends, pad, source)]
-            yield pa.concat_tables([_table(*part, source, schema) for part in parts])
+        if not own.num_rows:
+            return schema.empty_table()
+        ends = _ends(own) * source.scale
+        around = _Around(source, _window(ends, pad, source), reach_squared)
+    except (OSError, pa.ArrowException) as err:
+        raise FormatError(f"{source.path}: row group {group} cannot be read ({err}).") from err
+    parts = [around.cells(own["nucleus_id"].to_numpy()[a:b], box) for a, b, box in _windows(ends, pad, source)]
+    return pa.concat_tables([_table(*part, source, schema) for part in parts])
 
 
 def _ends(table: pa.Table) -> Float:
