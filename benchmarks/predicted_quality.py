@@ -41,7 +41,7 @@ from wsiseg.datasets import Sample, list_samples, load_sample, sets_folder
 from wsiseg.predict import load_model, predict
 from wsiseg.qc.estimate import odds_weight, order_key
 from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS, PICTURE_FEATURES, patch_features
-from wsiseg.qc.patch_turns import load_turner, turn_features
+from wsiseg.qc.patch_orientations import load_patch_segmenter, orientation_features
 from wsiseg.qc.predict_quality import (
     QualityModel,
     auc,
@@ -182,7 +182,7 @@ class Judge:
     def __init__(self, weights: str) -> None:
         self.model = load_model(PredictConfig(weights=weights))
         self.params = resolve_params(SeparateConfig(), self.model.separate_defaults, self.model.mpp)
-        self.turner = load_turner(weights)
+        self.segmenter = load_patch_segmenter(weights)
         self.turn_s, self.turned = 0.0, 0
 
     def patches(self, rgb: np.ndarray, truth: np.ndarray, chosen: Callable[[int], bool]) -> Iterator[tuple[Any, ...]]:
@@ -208,7 +208,7 @@ class Judge:
             own = inside(own_xy, left, top, 0)
             of_picture = patch_features(rgb[part], labels[part], {k: v[own] for k, v in nuclei.items()})
             start = time.process_time()
-            turned = turn_features(np.ascontiguousarray(rgb[part]), np.ascontiguousarray(labels[part]), self.turner)
+            turned = orientation_features(np.ascontiguousarray(rgb[part]), np.ascontiguousarray(labels[part]), self.segmenter)
             self.turn_s, self.turned = self.turn_s + time.process_time() - start, self.turned + 1
             quality = [worse(right[a], found[t], m) for m in (0.3, 0.5)]
             n = min(int(a.sum()), int(t.sum()))

@@ -13,9 +13,9 @@ from PIL import Image
 from scipy import ndimage, optimize
 
 from wsiseg.errors import FormatError, InputError
-from wsiseg.qc import FEATURES, NUCLEUS_COLUMNS, QualityModel, load_quality, patch_features, patch_turns
+from wsiseg.qc import FEATURES, NUCLEUS_COLUMNS, QualityModel, load_quality, patch_features, patch_orientations
 from wsiseg.qc.patch_features import PICTURE_FEATURES
-from wsiseg.qc.patch_turns import Turner, agreement, load_turner, turn_features
+from wsiseg.qc.patch_orientations import PatchSegmenter, agreement, load_patch_segmenter, orientation_features
 from wsiseg.qc.predict_quality import (
     MIN_JUDGED,
     TERMS,
@@ -30,7 +30,7 @@ from wsiseg.qc.predict_quality import (
     reviews_saved,
 )
 from wsiseg.qc.quality_map import cell_features, map_png, quality_map
-from wsiseg.schema.quality import OF_NUCLEI, OF_TURNS
+from wsiseg.schema.quality import OF_NUCLEI, OF_ORIENTATIONS
 
 NUCLEI = dict(zip(NUCLEUS_COLUMNS, (np.full(9, v) for v in (40.0, 22.4, 7.2, 7.1, 230.0, 240.0)), strict=True))
 
@@ -211,13 +211,13 @@ def dark_is_nucleus(rgb: np.ndarray) -> np.ndarray:
 
 
 def turned(monkeypatch: pytest.MonkeyPatch, network: Callable[[np.ndarray], np.ndarray], **given: np.ndarray) -> np.ndarray:
-    monkeypatch.setattr(patch_turns, "predict_picture", lambda model, rgb: network(rgb))
+    monkeypatch.setattr(patch_orientations, "predict_picture", lambda model, rgb: network(rgb))
     rgb, labels = scene()
-    return turn_features(given.get("rgb", rgb), given.get("labels", labels), load_turner("open"))
+    return orientation_features(given.get("rgb", rgb), given.get("labels", labels), load_patch_segmenter("open"))
 
 
 def of_turns(values: np.ndarray, name: str) -> float:
-    return float(values[OF_TURNS.index(name)])
+    return float(values[OF_ORIENTATIONS.index(name)])
 
 
 def test_a_network_that_stands_by_its_word_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -316,8 +316,8 @@ def test_fitting_to_quality_keeps_the_order_and_the_probabilities() -> None:
         fit_quality(x, fails, quality=quality)
 
 
-def whole(rgb: np.ndarray, labels: np.ndarray, nuclei: dict[str, np.ndarray], turner: Turner) -> np.ndarray:
-    return np.concatenate([patch_features(rgb, labels, nuclei), turn_features(rgb, labels, turner)])
+def whole(rgb: np.ndarray, labels: np.ndarray, nuclei: dict[str, np.ndarray], segmenter: PatchSegmenter) -> np.ndarray:
+    return np.concatenate([patch_features(rgb, labels, nuclei), orientation_features(rgb, labels, segmenter)])
 
 
 @pytest.mark.parametrize("network", ["open", "research"])
@@ -335,10 +335,10 @@ def test_the_models_that_ship_say_what_they_are(network: str) -> None:
         sum(abs(p - o) * n for p, o, n in held["calibration"]) / held["patches"], abs=2e-3
     )
     rgb, labels = scene()
-    turner = load_turner(network)
-    good = model.predict(whole(rgb, labels, NUCLEI, turner)[None])[0]
+    segmenter = load_patch_segmenter(network)
+    good = model.predict(whole(rgb, labels, NUCLEI, segmenter)[None])[0]
     doubtful = {**NUCLEI, "center_prob": np.full(9, 80.0), "material_prob": np.full(9, 120.0)}
-    bad = model.predict(whole(rgb, np.roll(labels, 20, axis=1), doubtful, turner)[None])[0]
+    bad = model.predict(whole(rgb, np.roll(labels, 20, axis=1), doubtful, segmenter)[None])[0]
     assert 0 < good < bad < 1
 
 
@@ -347,11 +347,11 @@ def test_a_patch_without_outlines_is_judged_by_what_it_shows(network: str) -> No
     model, none = load_quality(network), {k: v[:0] for k, v in NUCLEI.items()}
     assert model is not None
     rgb, labels = scene()
-    turner = load_turner(network)
-    missed = whole(rgb, labels * 0, none, turner)
+    segmenter = load_patch_segmenter(network)
+    missed = whole(rgb, labels * 0, none, segmenter)
     texture = np.random.default_rng(1).normal(0, 8, (128, 128, 1))
     pink = np.clip(np.array([225, 170, 200]) + texture, 0, 255).astype(np.uint8)
-    stroma = whole(pink, labels * 0, none, turner)
+    stroma = whole(pink, labels * 0, none, segmenter)
     assert feature(missed, "dark_outside_frac") > 0.15 > feature(stroma, "dark_outside_frac")
     score = model.predict(np.stack([missed, stroma]))
     assert score[0] > score[1]

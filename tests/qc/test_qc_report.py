@@ -22,7 +22,7 @@ from wsiseg.qc.patch_pictures import make_patches
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
 from wsiseg.qc.report_run import MASK_RGB, outlined, write_report
 from wsiseg.qc.runs import find_run_outliers, load_run
-from wsiseg.qc.shown_paths import readable, readable_row
+from wsiseg.qc.shown_paths import shorten_paths, shorten_row_paths
 from wsiseg.read import TissueMask
 from wsiseg.schema import DECISIONS
 
@@ -198,8 +198,8 @@ def test_paths_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
         ("https://me:secret@host/a.svs", "https://host/a.svs"),
         ("1/2 of 4,000 nuclei/mm2, 3 µm/px and --path-map FROM=TO", "1/2 of 4,000 nuclei/mm2, 3 µm/px and --path-map FROM=TO"),
     ):
-        assert readable(text, run, ("/data/my slides/a b.svs",)) == expected
-    row = readable_row({"path": "/data/my slides/a b.svs", "error": "/data/my slides/a b.svs: no", "n": 3}, run)
+        assert shorten_paths(text, run, ("/data/my slides/a b.svs",)) == expected
+    row = shorten_row_paths({"path": "/data/my slides/a b.svs", "error": "/data/my slides/a b.svs: no", "n": 3}, run)
     assert row == {"path": "a b.svs", "error": "a b.svs: no", "n": 3}
 
 

@@ -1,4 +1,4 @@
-"""Two reviewers' marks of the same items -> Cohen's kappa with its confidence interval."""
+"""Agreement of two reviewers on the items that both judged: Cohen's kappa with its confidence interval."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def reviewer_agreement(marks: Mapping[str, Mapping[str, str]], words: Sequence[s
     marks
         ``{reviewer: {item: mark}}``.
     words
-        The marks that are compared; items that either reviewer marked differently (such as ``unsure``) are left out.
+        The marks to compare. Items to which either reviewer gave another mark (such as ``unsure``) are left out.
     """
     place = {word: i for i, word in enumerate(words)}
     names = sorted(marks)

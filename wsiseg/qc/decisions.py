@@ -1,4 +1,4 @@
-"""Everything that was decided about a run's slides and patches -> one CSV file."""
+"""All grades, flags, predictions and reviewers' marks of a run's slides and patches as one CSV file."""
 
 from __future__ import annotations
 
@@ -38,24 +38,25 @@ def decisions_csv(
     rows
         The slide table.
     outliers, grades
-        As in ``ReportData``; empty where that step was not done.
+        As in ``ReportData``; empty if that step was not run.
     patches
         The patch index.
     predicted
-        Estimated bad share of slides, and probability of patches to be found not adequate; empty: nothing predicted.
+        Estimated share of bad patches by slide id, and probability by patch id that the patch is not adequate; both empty if
+        nothing was predicted.
     marks
-        Of slides and of patches: ``{reviewer: {item: mark that counts}}``.
+        Marks of slides and marks of patches, each as ``{reviewer: {item: latest mark}}``.
     """
     (estimates, fail_prob), (slide_marks, patch_marks) = predicted, marks
     flags = {r["slide_id"]: r for r in outliers}
     graded = {g.slide_id: g for g in grades}
-    said_of_slides = decide(slide_marks, SLIDE_MARKS[0], SLIDE_MARKS[1])
-    said_of_patches = decide(patch_marks, PATCH_MARKS[0], PATCH_MARKS[1])
+    decided_slides = decide(slide_marks, SLIDE_MARKS[0], SLIDE_MARKS[1])
+    decided_patches = decide(patch_marks, PATCH_MARKS[0], PATCH_MARKS[1])
     lines: list[dict[str, Any]] = []
     for row in rows:
         name = row["slide_id"]
         line: dict[str, Any] = {"kind": "slide", **{k: row.get(k) for k in _OF_ROW}}
-        flag, grade, guess = flags.get(name), graded.get(name), estimates.get(name)
+        flag, grade, estimate = flags.get(name), graded.get(name), estimates.get(name)
         if flag is not None:
             line |= {"flag_round": flag["round"], "flags": flag["tails"]}
             line |= {"flag_reasons": flag["reasons"], "flag_note": flag["note"]} | {
@@ -63,10 +64,10 @@ def decisions_csv(
             }
         if grade is not None:
             line |= {k: getattr(grade, k) for k in _OF_GRADE} | {"grade_reason": grade.reason}
-        if guess is not None:
-            ends = {"": guess.share, "_low": guess.low, "_high": guess.high}
+        if estimate is not None:
+            ends = {"": estimate.share, "_low": estimate.low, "_high": estimate.high}
             line |= {f"bad_frac_estimate{k}": v for k, v in ends.items()}
-        lines.append(line | _said(name, said_of_slides, slide_marks))
+        lines.append(line | _marks_of_item(name, decided_slides, slide_marks))
     known = {r["slide_id"]: r for r in rows}
     for e in sorted(patches, key=lambda e: (e["slide_id"], e["number"])):
         row = known.get(e["slide_id"], {})
@@ -77,12 +78,13 @@ def decisions_csv(
             "fail_prob": fail_prob.get(e["patch_id"]),
         }
         line |= {k: e[k] for k in ("slide_id", "cohort", "patch_id", "x_px", "y_px", "side_px")}
-        lines.append(line | _said(e["patch_id"], said_of_patches, patch_marks))
+        lines.append(line | _marks_of_item(e["patch_id"], decided_patches, patch_marks))
     names = [c.name for c in DECISIONS]
     return csv_bytes(names, [[_short(line.get(k)) for k in names] for line in lines])
 
 
-def _said(item: str, decided: Mapping[str, str], marks: Marks) -> dict[str, str]:
+def _marks_of_item(item: str, decided: Mapping[str, str], marks: Marks) -> dict[str, str]:
+    """Return the columns ``decision``, ``reviews`` and ``comments`` of one slide or patch."""
     here = [(who, by_item[item]) for who, by_item in sorted(marks.items()) if item in by_item]
     comments = "; ".join(f"{who}: {' '.join(m.comment.split())}" for who, m in here if m.comment)
     reviews = "; ".join(f"{who}: {m.mark}" for who, m in here)
@@ -90,6 +92,7 @@ def _said(item: str, decided: Mapping[str, str], marks: Marks) -> dict[str, str]
 
 
 def _short(value: Any) -> Any:
+    """Return a float rounded to six digits (None if not finite), any other value unchanged."""
     if isinstance(value, float):
         return float(f"{value:.6g}") if math.isfinite(value) else None
     return value

@@ -1,4 +1,4 @@
-"""Marks and predictions -> estimated share of bad patches, unbiased even if suspects were judged first and others not at all.
+"""Estimate the share of bad patches from marks and predictions, without bias even if only suspect patches were judged.
 
 A reviewer who looks at suspects first and then counts would find a cohort worse than it is. Two things keep the estimate
 unbiased. First, the review order ``predicted`` is not strictly worst-first but a weighted random order: patch i gets the key
@@ -28,7 +28,7 @@ FloatArray = npt.NDArray[np.float64]
 
 ODDS_RANGE = (0.05, 20.0)
 """Limits of the odds used as weights. Without them, the few judged patches with a very low predicted risk would get huge
-weights in the estimate. The ratio bounds how much more readily one patch is shown than another: 400 times."""
+weights in the estimate. No patch gets more than 400 times the weight of another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ def corrected_share(
 def reached(
     keys: Mapping[str, float], judged_by_order: Mapping[str, str], judged: Mapping[str, str], parts: Mapping[str, Sequence[str]]
 ) -> tuple[set[str], dict[str, float]]:
-    """Return the set of patches that were judged because the order reached them, and tau for each patch.
+    """Return the ids of the patches that were judged because the order reached them, and tau for each patch id.
 
     Parameters
     ----------

@@ -1,9 +1,9 @@
-"""Reviewed patches and slides -> a grade for every slide, with the confidence interval of its bad share.
+"""Grade every slide by its share of bad patches, with the confidence interval of that share.
 
 The groups are those of Hou et al. (2020, Scientific Data 7:185), by the share of a slide's sampled patches that are not
 adequate (precision or recall below 75 %): Best 0 %, Good up to 6.67 %, Adequate up to 13.3 %, Problematic up to 20 %,
-Unacceptable above that or if the slide failed slide QC. The percentages are 1, 2 and 3 of 15 patches. They are compared in
-whole numbers, so that 2 of 30 is Good just like 1 of 15.
+Unacceptable above that or if the slide failed slide QC. These limits are 1, 2 and 3 bad patches of 15. They are compared as
+integers, so that 2 of 30 is Good, as 1 of 15 is.
 """
 
 from __future__ import annotations
@@ -103,8 +103,7 @@ def grade_slides(
 
     Notes
     -----
-    A slide fails slide QC where a reviewer found it unacceptable, or where the run has no segmentation of it (status
-    ``failed``).
+    A slide fails slide QC if the reviewers found it unacceptable or its status is ``failed``.
     """
     out = []
     for slide_id, cohort, status in slides:
@@ -143,10 +142,10 @@ def grade_slides(
 
 
 def cohort_summary(grades: Sequence[SlideGrade]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
-    """Return the two summary tables of a graded run, one row a cohort and a last row ``All``.
+    """Return two summary tables of a graded run, each with one row per cohort and a last row ``All``.
 
-    The first follows the published table of slide QC: slides, slides selected as outliers, those found unacceptable, and their
-    share of all. The second is the number of slides in each group.
+    The first follows the published table of slide QC: slides, slides flagged as outliers, slides found unacceptable, and the
+    share of these among all slides. The second is the number of slides with each grade.
     """
     cohorts: dict[str, list[SlideGrade]] = {}
     for g in grades:

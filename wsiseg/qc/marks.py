@@ -101,7 +101,7 @@ def read_all_marks(folder: Path, run: str, queue: Queue) -> dict[str, dict[str, 
 
 
 def latest_marks(marks: Iterable[Mark]) -> dict[str, Mark]:
-    """Return the latest mark of each item, in the order in which these were given; withdrawn marks are left out."""
+    """Return the latest mark of each item, in the order in which the marks were given; withdrawn marks are left out."""
     last: dict[str, Mark] = {}
     for mark in marks:
         last.pop(mark.item, None)
@@ -111,9 +111,9 @@ def latest_marks(marks: Iterable[Mark]) -> dict[str, Mark]:
 
 
 def decide(marks: Mapping[str, Mapping[str, Mark]], good: str, bad: str) -> dict[str, str]:
-    """Return one mark per item from those of all reviewers.
+    """Return one mark per item, decided from the marks of all reviewers.
 
-    The majority of ``good`` and ``bad`` decides, a tie is ``bad``; an item that only got ``unsure`` stays ``unsure``.
+    The majority of ``good`` and ``bad`` decides; a tie is ``bad``. An item that was only marked ``unsure`` is ``unsure``.
     """
     votes: dict[str, int] = {}
     for by_item in marks.values():
@@ -159,7 +159,7 @@ class MarkLog:
                 "Use that server, or start this one with another reviewer name."
             ) from err
         except OSError:
-            return  # this file system has no locks: two servers for one reviewer cannot be noticed here
+            return  # this file system has no locks, so a second server for this reviewer cannot be detected
 
     def _drop_incomplete_line(self) -> None:
         data = self.path.read_bytes()
@@ -168,9 +168,9 @@ class MarkLog:
             os.ftruncate(self._handle, whole)
 
     def append(self, queue: Queue, item: str, mark: str, comment: str = "", seconds: float = 0.0) -> Mark:
-        """Append one mark; it is on disk when this returns.
+        """Append one mark and return it; it is on disk when this returns.
 
-        Raises ``InputError`` for an unknown mark, ``OSError`` if not written.
+        Raises ``InputError`` for an unknown mark, ``OSError`` if the mark could not be written.
         """
         if mark not in (*QUEUES[queue], WITHDRAWN):
             raise InputError(f"Expected one of {QUEUES[queue]} for {queue}, got {mark!r}.")

@@ -1,18 +1,18 @@
-"""Statistics of slides -> a flag, with its reason as text, for each slide that is an outlier in its cohort.
+"""Flag slides whose statistics are outliers in their cohort, each flag with its reason as text.
 
-The rule is that of Hou et al. (2020, Scientific Data 7:185): within a cancer type, a person looks at the slides in the outer
-2 % of nucleus count and of mean nuclear area (both sides) and of the standard deviation of nuclear area (upper side). If a
-significant share of these is unacceptable, the limits are widened to the outer 4 %. Nuclei per mm2 is ranked as well as the
-count, because a small biopsy has few nuclei without being a bad slide.
+The published rule (Hou et al. 2020, Scientific Data 7:185): within a cancer type, a person checks the slides in the outer 2 %
+of nucleus count and of mean nuclear area (both sides) and of the standard deviation of nuclear area (upper side). If a
+significant share of these is unacceptable, the limits are widened to the outer 4 %. wsiseg also ranks nuclei per mm2, because
+a small biopsy has few nuclei without being a bad slide.
 
-That rule always names somebody: of 12 clean slides it flags up to seven. So it is the rule of cohorts of at least
-``PUBLISHED_FROM`` slides, where it names up to 14 %, or of any cohort where it is asked for (``method``: ``tails``). In a
-smaller one, and where the user names a reference cohort, a slide is flagged for how unusual it is: its robust z-score (of the
-logarithm, since counts and areas are skewed) must pass a limit that grows as the cohort shrinks
-(``wsiseg.qc.robust.z_limit``). Slides are ranked by that score in any cohort, whatever the rule flags.
+This rule flags a fixed share of slides even if all are good: up to seven of 12. It is therefore the default only for cohorts of
+at least ``MIN_SLIDES_FOR_TAILS`` slides, where it flags at most 14 % (``method="tails"`` applies it to any cohort). In smaller
+cohorts, and if there is a reference, a slide is flagged if its robust z-score (of the logarithm, since counts and areas are
+skewed) exceeds a limit that is higher for smaller cohorts (``wsiseg.qc.robust.z_limit``). Slides are ranked by that score with
+every method.
 
-Apart from any cohort, a slide is flagged whose status says that something went wrong, of which too many nuclei lie outside the
-tissue mask, or which looks unlike the images that the network was trained on.
+Independently of its cohort, a slide is flagged if its status is not ``done``, if too many of its nuclei are outside the tissue
+mask, or if it differs from the images that the network was trained on.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from wsiseg.qc.robust import robust_distance2, z_limit, z_scores
 
 __all__ = [
     "OUTSIDE_LIMIT_FRAC",
-    "PUBLISHED_FROM",
+    "MIN_SLIDES_FOR_TAILS",
     "OutlierRow",
     "Statistic",
     "TailRule",
@@ -44,11 +44,11 @@ Method = Literal["auto", "tails", "mad", "mahalanobis"]
 Rows = Sequence[Mapping[str, Any]]
 FloatArray = npt.NDArray[np.float64]
 
-PUBLISHED_FROM = 100
-"""Slides with nuclei from which on a cohort is judged by the published rule unless another is asked for."""
+MIN_SLIDES_FOR_TAILS = 100
+"""Cohorts of at least this many slides with nuclei are judged by the published rule if the method is ``auto``."""
 
 OUTSIDE_LIMIT_FRAC = 0.005
-"""A slide is flagged where even the lower end of the interval puts more of its nuclei than this outside the tissue mask."""
+"""A slide is flagged if the lower end of the interval of its share of nuclei outside the tissue mask exceeds this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,12 @@ HOU_STATISTICS: tuple[Statistic, ...] = (
     Statistic("area_mean_um2", "mean nuclear area", low=True, high=True, unit="µm²", decimals=1),
     Statistic("area_std_um2", "spread of nuclear area (standard deviation)", low=False, high=True, unit="µm²", decimals=1),
 )
-"""The statistics that are ranked, and on which sides. Density is an addition to the published rule."""
+"""The ranked statistics and their suspect sides. Nuclei per mm2 is not in the published rule."""
 
 
 @dataclass(frozen=True, slots=True)
 class TailRule:
-    """The rule that decides which slides a person should look at.
+    """The rule that decides which slides a person should check.
 
     Attributes
     ----------
@@ -88,14 +88,14 @@ class TailRule:
         A cohort gets the second round if at least this share of its first-round slides was judged unacceptable. Slides not
         yet judged count as acceptable, so only judgements of a person can start the second round.
     rounding
-        How a share of the slides becomes a number of slides (see the docstring of the module).
+        How a share of the slides is rounded to a number of slides.
     min_slides
         Cohorts with fewer slides are not ranked.
     method
         ``tails`` is the published rule. ``mad`` flags slides that lie more robust standard deviations from the median than
-        ``z_limit`` allows, ``mahalanobis`` slides that are far out in all statistics together; both work from 5 slides up and
-        flag hardly a slide of a clean cohort. ``auto`` is ``tails`` from ``PUBLISHED_FROM`` slides on, and ``mad`` in smaller
-        cohorts or against a reference.
+        ``z_limit`` allows; ``mahalanobis`` flags slides that are unusual in all statistics together. Both need 5 slides and
+        flag few or no slides of a good cohort. ``auto`` is ``tails`` from ``MIN_SLIDES_FOR_TAILS`` slides, ``mad`` for smaller
+        cohorts or with a reference.
     """
 
     tail_frac: float = 0.02
@@ -127,7 +127,7 @@ class TailRule:
 
     def methods(self, n_slides: int, *, against_reference: bool) -> frozenset[str]:
         """Return the names of the rules (``tails``, ``mad``, ``mahalanobis``) for a cohort of ``n_slides`` ranked slides."""
-        small = against_reference or n_slides < PUBLISHED_FROM
+        small = against_reference or n_slides < MIN_SLIDES_FOR_TAILS
         return frozenset(("mad" if small else "tails") if m == "auto" else m for m in self.method)
 
 
@@ -154,7 +154,7 @@ class OutlierRow:
 
     @property
     def flagged(self) -> bool:
-        """Whether a person should look at the slide."""
+        """Whether a person should check the slide."""
         return self.round > 0
 
     def flag(self, round_: int, tail: str, reason: str) -> None:
@@ -165,7 +165,7 @@ class OutlierRow:
 
 
 def tail_size(n: int, frac: float, rounding: Rounding = "ceil") -> int:
-    """Return how many of ``n`` slides the outer share ``frac`` is.
+    """Return the number of slides in the outer share ``frac`` of ``n`` slides.
 
     Decimal arithmetic is used, so that 0.02 of 150 is exactly 3 and is not rounded up to 4.
     """
@@ -181,7 +181,7 @@ def find_outliers(
     verdicts: Mapping[str, str] | None = None,
     reference: Rows = (),
 ) -> list[OutlierRow]:
-    """Return what the rule says of every slide, in the order given.
+    """Apply the rule and return one result per slide, in the order of ``rows``.
 
     Parameters
     ----------
@@ -189,10 +189,11 @@ def find_outliers(
         Rows of the slide table (``wsiseg.schema.SLIDES``); ``slide_id``, ``cohort``, ``status``, the ranked columns and
         those of ``wsiseg.schema.TRUST`` are used.
     verdicts
-        What reviewers said of slides: ``unacceptable`` counts towards the second round of its cohort.
+        Reviewers' mark of each judged slide id: ``unacceptable`` counts towards the second round of its cohort.
     reference
-        Rows of slides that are known to be good, of another run: slides are compared with those of their own cohort, or where
-        these are fewer than ``rule.min_slides`` with all of them. None: with the slides of their own cohort and run.
+        Rows of slides of another run that are known to be good. Slides are compared with the reference slides of the same
+        cohort, or with all reference slides if there are fewer than ``rule.min_slides`` of that cohort. If empty, slides are
+        compared with their own cohort of this run.
 
     Notes
     -----
@@ -215,7 +216,7 @@ def find_outliers(
             if o.status == "partial":
                 o.flag(1, "status:partial", f"{row.get('tiles_failed') or 'some'} tiles failed, so counts are too low")
             cohorts.setdefault(o.cohort, []).append(i)
-        _flag_alone(row, o)
+        _flag_without_cohort(row, o)
     for cohort in sorted(cohorts):
         members = sorted(cohorts[cohort], key=lambda i: out[i].slide_id)
         known = [r for r in good if str(r.get("cohort") or "") == cohort]
@@ -229,8 +230,8 @@ def find_outliers(
     return out
 
 
-def _flag_alone(row: Mapping[str, Any], out: OutlierRow) -> None:
-    """Flag a slide for what no cohort is needed to see: nuclei outside the mask, and a look unlike the training images."""
+def _flag_without_cohort(row: Mapping[str, Any], out: OutlierRow) -> None:
+    """Flag a slide for nuclei outside the mask and for differing from the training images; neither needs a cohort."""
     n, low, high = (row.get(f"outside_nuclei{end}") for end in ("", "_low", "_high"))
     found = int(row.get("n_nuclei") or 0)
     if row.get("tissue_mask") == "found" and n and low and low / (found + low) > OUTSIDE_LIMIT_FRAC:
@@ -241,7 +242,7 @@ def _flag_alone(row: Mapping[str, Any], out: OutlierRow) -> None:
             "mask (see its picture, give a mask, or segment with --tissue-mask all)",
         )
     if (row.get("foreign_score") or 0.0) > 1.0:
-        first, *more = str(row.get("foreign_reasons") or "it looks unlike the training images").split("; ")
+        first, *more = str(row.get("foreign_reasons") or "it differs from the training images").split("; ")
         out.flag(1, "foreign:high", first)
         out.reasons += more
 
@@ -254,7 +255,7 @@ def _rank_cohort(rows: Rows, out: list[OutlierRow], rule: TailRule, verdicts: Ma
     if "tails" in methods:
         _flag_tails(rows, out, rule, z, 1)
     if "mad" in methods:
-        _flag_far(rows, out, rule, z, reference)
+        _flag_mad(rows, out, rule, z, reference)
     if "mahalanobis" in methods:
         _flag_mahalanobis(out, rule, z)
     selected = [o for o in out if o.round == 1]
@@ -264,7 +265,7 @@ def _rank_cohort(rows: Rows, out: list[OutlierRow], rule: TailRule, verdicts: Ma
 
 
 def _rank(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray], reference: Rows) -> None:
-    """Give every member its place, by the largest robust z-score on a side that is suspect."""
+    """Set the rank of every member, by its largest robust z-score on a suspect side."""
     suspect = [np.where(v < 0, s.low, s.high) * np.abs(v) for v, s in zip(z, rule.statistics, strict=True)]
     most = np.argmax(suspect, axis=0)
     size = np.max(suspect, axis=0)
@@ -312,7 +313,7 @@ def _flag_tails(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[Float
                 )
 
 
-def _flag_far(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray], reference: Rows) -> None:
+def _flag_mad(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray], reference: Rows) -> None:
     for statistic, score in zip(rule.statistics, z, strict=True):
         values, compared = _values(rows, statistic), _values(reference or rows, statistic)
         n = int(np.isfinite(compared).sum())
@@ -334,7 +335,7 @@ def _flag_mahalanobis(out: list[OutlierRow], rule: TailRule, scores: list[FloatA
     z = np.column_stack(scores)
     if len(out) <= 2 * z.shape[1]:
         for o in out:
-            o.note = f"no joint test: {len(out)} slides are too few for {z.shape[1]} statistics"
+            o.note = f"mahalanobis was not applied: {len(out)} slides are too few for {z.shape[1]} statistics"
         return
     distance2, limit = robust_distance2(z)
     for i in np.flatnonzero(distance2 > limit):

@@ -1,8 +1,8 @@
-"""Pixels, outlines and nucleus columns of a patch -> features that predict whether its segmentation fails.
+"""Compute features of a patch, from pixels, outlines and nucleus columns, that predict whether its segmentation fails.
 
-Nothing has to be segmented again for them: the network's probabilities and the shapes of nuclei are in the polygon table, and
-the picture of the patch shows how well the outlines fit. Signs of a failed segmentation are dark spots without an outline, pale
-areas with one, outlines that do not follow edges of the picture, blur, and an unusual stain.
+The patch is not segmented again: the polygon table holds the network's probabilities and the shapes of nuclei, and the picture
+of the patch shows how well the outlines fit. Signs of a failed segmentation are dark spots without an outline, pale areas with
+one, outlines that do not follow edges of the picture, blur, and an unusual stain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError
-from wsiseg.schema.quality import OF_NUCLEI, OF_OUTLINES, OF_PIXELS, OF_TURNS
+from wsiseg.schema.quality import OF_NUCLEI, OF_OUTLINES, OF_PIXELS, OF_ORIENTATIONS
 
 __all__ = ["FEATURES", "NUCLEUS_COLUMNS", "PICTURE_FEATURES", "patch_features"]
 
@@ -25,10 +25,10 @@ NUCLEUS_COLUMNS = ("area_um2", "perimeter_um", "major_um", "minor_um", "center_p
 """Columns of the polygon table that ``patch_features`` uses."""
 
 PICTURE_FEATURES = (*OF_NUCLEI, *OF_OUTLINES, *OF_PIXELS)
-"""What ``patch_features`` returns, in its order."""
+"""Names of the features that ``patch_features`` returns, in order."""
 
-FEATURES = (*PICTURE_FEATURES, *OF_TURNS)
-"""Order of the feature vector of a patch."""
+FEATURES = (*PICTURE_FEATURES, *OF_ORIENTATIONS)
+"""Names of all features of a patch, in the order of its feature vector."""
 
 SMALL_UM2 = 12.0
 """Area of a disc of 4 um diameter; smaller objects are expected to be debris, or nuclei cut off by the section."""
@@ -37,8 +37,8 @@ DARK_DENSITY = 0.4
 """Optical density in red above which a pixel counts as dark in a patch without nuclei: between stroma and pale nuclei."""
 
 _RIM_PX, _RING_PX = 2, 8
-"""Pixels within the rim of an outline count neither as nucleus nor as background; the ring around it is the local
-background."""
+"""Half widths around an outline: pixels within the rim count neither as nucleus nor as background, those of the ring beyond
+it are the local background."""
 
 
 def patch_features(

@@ -1,4 +1,4 @@
-"""``wsiseg qc patches``: a run folder -> random patches of every slide, their pictures and their features."""
+"""``wsiseg qc patches``: draw random patches of every slide of a run and store their pictures and features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsiseg.errors import ConfigError, FormatError, WsisegError
 from wsiseg.labels import rasterize_rings
 from wsiseg.qc import patch_features
 from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS
-from wsiseg.qc.patch_turns import Turner, load_turner, turn_features
+from wsiseg.qc.patch_orientations import PatchSegmenter, load_patch_segmenter, orientation_features
 from wsiseg.qc.patches import (
     LAYER_ZOOM,
     PATCH_MPP,
@@ -43,7 +43,7 @@ from wsiseg.types import Box
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["PatchSummary", "make_patches", "nuclei_of_patch", "picture_features", "turner_of"]
+__all__ = ["PatchSummary", "make_patches", "nuclei_of_patch", "picture_features", "patch_segmenter_of"]
 
 MPP_TOLERANCE_FRAC = 0.10
 """A slide whose microns per pixel differ from 0.25 by no more than this fraction is shown in its own pixels, not resampled."""
@@ -51,9 +51,8 @@ MPP_TOLERANCE_FRAC = 0.10
 
 @dataclass(frozen=True, slots=True)
 class PatchSummary:
-    """Result of ``make_patches``.
-
-    Slides with patches, patches in the index, patches made now, (slide id, reason) of failures.
+    """Result of ``make_patches``: how many slides have patches, patches in the index, patches added by this call, and
+    (slide id, reason) of each failure.
     """
 
     slides: int
@@ -135,7 +134,7 @@ def _same_seed(run: QcRun, seed: int) -> None:
             raise FormatError(f"{path} is unreadable ({err}). Remove {run.qc} to start QC again.") from err
         if not same:
             raise ConfigError(
-                f"{run.qc} holds patches drawn with seed {stored['seed']} for run {stored['run']}; this command asks for seed "
+                f"{run.qc} holds patches drawn with seed {stored['seed']} for run {stored['run']}, but this command has seed "
                 f"{seed} and run {run.digest}. Reviewers' marks belong to the existing patches: use their seed, or move the qc "
                 "folder away."
             )
@@ -147,7 +146,7 @@ def _same_seed(run: QcRun, seed: int) -> None:
 def _slide_patches(
     run: QcRun, row: dict[str, Any], n: int, seed: int, old: list[dict[str, Any]]
 ) -> tuple[list[dict[str, Any]], int, str]:
-    """Return the index rows of a slide, how many patches were rendered now, and what went wrong."""
+    """Return the index rows of a slide, how many patches this call rendered, and what went wrong (empty if nothing)."""
     slide_id = row["slide_id"]
     file = f"patches/{slide_id}.zip"
     zoom = scale_for(row["mpp"], PATCH_MPP, MPP_TOLERANCE_FRAC)
@@ -193,7 +192,7 @@ def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
 def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
     """Return (name, PNG) of a slide's patches; set ``n_nuclei`` and the features in their index rows."""
     pictures: list[tuple[str, bytes]] = []
-    turner = turner_of(run)
+    segmenter = patch_segmenter_of(run)
     slide = open_row_slide(run, row)
     try:
         for e in entries:
@@ -207,7 +206,7 @@ def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]
             pictures.append((f"{e['patch_id']}.png", rgb_png(rgb)))
             layer = contour_png(xy, offsets, origin, zoom * LAYER_ZOOM, PATCH_PX * LAYER_ZOOM)
             pictures.append((f"{e['patch_id']}.contours.png", layer))
-            e |= dict(zip(FEATURES, picture_features(rgb, nuclei, e, turner).tolist(), strict=True))
+            e |= dict(zip(FEATURES, picture_features(rgb, nuclei, e, segmenter).tolist(), strict=True))
     finally:
         slide.close()
     return pictures
@@ -220,11 +219,12 @@ def nuclei_of_patch(run: QcRun, entry: dict[str, Any]) -> pa.Table:
 
 
 def picture_features(
-    rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any], turner: Turner
+    rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any], segmenter: PatchSegmenter
 ) -> npt.NDArray[np.float64]:
     """Return the features of a patch, in the order of ``FEATURES``, from its picture and the nuclei that intersect it.
 
-    Nuclei with their centroid in it count as its nuclei. ``turner`` is the network that sees the picture in its orientations.
+    Nuclei with their centroid in the patch count as its nuclei. ``segmenter`` is applied to the picture in its eight
+    orientations.
     """
     zoom, side = entry["zoom"], entry["side_px"]
     xy, offsets = wkb_rings(nuclei["geometry"])
@@ -233,10 +233,10 @@ def picture_features(
     x, y = (np.asarray(nuclei[k], np.float64) - entry[f"{k[1]}_px"] for k in ("cx", "cy"))
     own = (x >= 0) & (x < side) & (y >= 0) & (y < side)
     of_picture = patch_features(rgb, labels, {k: np.asarray(nuclei[k])[own] for k in NUCLEUS_COLUMNS})
-    return np.concatenate([of_picture, turn_features(rgb, labels, turner)])
+    return np.concatenate([of_picture, orientation_features(rgb, labels, segmenter)])
 
 
-def turner_of(run: QcRun) -> Turner:
-    """Return the network of a run's quality model: the run's own, or ``FALLBACK`` if no model was fitted to that."""
+def patch_segmenter_of(run: QcRun) -> PatchSegmenter:
+    """Return the segmenter with the run's weights, or with ``FALLBACK`` if no quality model was fitted for those."""
     name = run.record.weights if run.record is not None else ""
-    return load_turner(name if load_quality(name) is not None else FALLBACK)
+    return load_patch_segmenter(name if load_quality(name) is not None else FALLBACK)

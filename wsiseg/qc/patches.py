@@ -1,4 +1,4 @@
-"""A slide's tissue mask -> random patches for grading: their positions, their names, and their pictures on disk.
+"""Draw random patches from a slide's tissue mask for grading, name them, and store their pictures.
 
 Hou et al. (2020) graded 15 patches per slide, of 256 px at 40x (64 um). Positions are drawn uniformly over the segmented tissue
 by a random generator that is seeded by the slide id only, so that a second run, another machine or a later ``--more`` finds the
@@ -92,13 +92,13 @@ def sample_patches(
     seed
         Another seed gives another, independent sample.
     excluded
-        Level-0 boxes that were not segmented (failed tiles): no center falls in them.
+        Level-0 boxes that were not segmented (failed tiles). No patch has its center in them.
 
     Returns
     -------
     list of Patch
-        The first k patches are the same for every ``n >= k``. A patch overlaps an earlier one only if 64 draws found no free
-        place. Empty if the mask has no tissue.
+        The first k patches are the same for every ``n >= k``. A patch overlaps an earlier one only if 64 draws gave no position
+        without overlap. Empty if the mask has no tissue.
 
     Raises
     ------
@@ -224,7 +224,7 @@ def write_pack(path: Path, pictures: Iterable[tuple[str, bytes]]) -> None:
 
 
 def pack_names(path: Path) -> set[str]:
-    """Return the names in a ZIP of pictures; an empty set if it is missing or damaged, so that it is made again."""
+    """Return the names in a ZIP of pictures; an empty set if the file is missing or damaged."""
     try:
         with zipfile.ZipFile(path) as pack:
             return set(pack.namelist())

@@ -1,4 +1,4 @@
-"""Features of patches -> the probability that a reviewer would judge each not adequate, and how reliable that probability is.
+"""Predict from the features of a patch the probability that a reviewer would judge it not adequate; measure its reliability.
 
 The model is a logistic regression with a ridge penalty. There are few annotated patients, and more flexible models learn which
 data set an image is from instead of whether its segmentation failed (gradient-boosted trees and random forests on the same
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from wsiseg.errors import FormatError, InputError
 from wsiseg.qc.patch_features import FEATURES
-from wsiseg.schema.quality import OF_TURNS
+from wsiseg.schema.quality import OF_ORIENTATIONS
 
 __all__ = [
     "FALLBACK",
@@ -47,19 +47,19 @@ _STAIN = ("od_mean", "hue_x", "hue_y")
 _USED = tuple(f for f in FEATURES if f not in _STAIN)
 TERMS = (*_USED, "stain_far")
 """Inputs of the model. ``stain_far`` is how far density and hue are from those of its training patches, in robust standard
-deviations. It replaces the three stain features because both too high and too low values are suspect, which a linear term of
-each could not express."""
+deviations. It replaces the three stain features because high and low values are both suspect, which a linear term cannot
+express."""
 
 _COUNT = TERMS.index("log_count")
-_OF_A_PATCH = ("log_count", "dark_outside_frac", "sharpness", "stain_far", *OF_TURNS)
+_OF_A_PATCH = ("log_count", "dark_outside_frac", "sharpness", "stain_far", *OF_ORIENTATIONS)
 _OF_A_NUCLEUS = [i for i, t in enumerate(TERMS) if t not in _OF_A_PATCH]
 
 MIN_JUDGED = 30
-"""A run's own calibration replaces the general one from this number of judged patches, if some are adequate and some are
-not."""
+"""From this number of judged patches, some adequate and some not, a run's own calibration replaces the general one."""
 
-LEAST_QUALITY, QUALITY_BLUR = 0.75, 0.12
-"""Least adequate precision and recall, and the width of the sigmoid with which ``fit_quality`` turns a quality into a target.
+MIN_QUALITY, QUALITY_WIDTH = 0.75, 0.12
+"""Minimum precision and recall of an adequate patch, and the width of the sigmoid by which ``fit_quality`` converts a quality
+to a target.
 In a patch of 30 nuclei a share of 0.75 has a standard error of 0.08, and annotators differ by about as much again."""
 
 FOLDS = 8
@@ -103,12 +103,12 @@ class QualityModel:
 
     @property
     def group_spread(self) -> float:
-        """Standard deviation of a patient's share of bad patches around the prediction (see the function ``group_spread``)."""
+        """Standard deviation of patients' shares of bad patches around the prediction (see the function ``group_spread``)."""
         return float(self.facts.get("held_out", {}).get("group_spread", 0.0))
 
     @property
     def of_nuclei(self) -> QualityModel | None:
-        """Return the model that knows the nuclei's columns only, for maps of whole slides; None if none was stored."""
+        """Return the model that uses only columns of nuclei, for maps of whole slides; None if none was stored."""
         raw = self.facts.get("of_nuclei")
         return None if raw is None else QualityModel.from_json(json.dumps({**raw, "terms": TERMS}))
 
@@ -119,7 +119,7 @@ class QualityModel:
 
     @classmethod
     def from_json(cls, text: str) -> QualityModel:
-        """Return the model that ``to_json`` wrote. Raises ``FormatError`` for any other text, or if the terms differ."""
+        """Return the model from the text of ``to_json``. Raises ``FormatError`` for any other text, or if the terms differ."""
         try:
             raw = json.loads(text)
             arrays = {k: np.array(raw.pop(k), np.float64) for k in ("mean", "scale", "weights", "stain")}
@@ -134,11 +134,12 @@ class QualityModel:
 
 
 def _short(values: FloatArray) -> Any:
+    """Return the values as lists of floats rounded to eight digits."""
     return np.vectorize(lambda v: float(f"{v:.8g}"))(values).tolist()
 
 
 def load_quality(network: str) -> QualityModel | None:
-    """Return the model that ships for a set of network weights (``open``, ``research``), or None if there is none."""
+    """Return the installed quality model for a set of network weights (``open``, ``research``), or None if there is none."""
     file = files("wsiseg.qc").joinpath("quality_models", f"{network}.json")
     return QualityModel.from_json(file.read_text(encoding="utf-8")) if network.isidentifier() and file.is_file() else None
 
@@ -160,14 +161,14 @@ def fit_quality(
     features : float64 (N, 39)
         In the order of ``FEATURES``.
     fails : bool (N,)
-        Precision or recall below 75 % against truth.
+        True if precision or recall against truth is below 75 %.
     importance : float64 (N,), optional
         Weight of each patch, 1 on average: overlapping patches of one image carry less information than separate ones.
     quality : float64 (N,), optional
-        The lower of precision and recall. If given, the weights are fitted to how far a patch lies from 75 % (a patch just
-        below is nearly as good as one just above), and the scores are then calibrated to probabilities of ``fails``.
+        The lower of precision and recall, 0 to 1. If given, the weights are fitted to the distance of the quality from 75 % (a
+        patch just below is nearly as good as one just above), and the scores are then calibrated to probabilities of ``fails``.
     groups : str (N,), optional
-        Patient of each patch; required with ``quality``, because calibration uses scores of patients held out.
+        Patient of each patch; required with ``quality``, because calibration uses scores of held-out patients.
     ridge
         Penalty on the squared weights; the constant has no penalty.
     steps
@@ -176,7 +177,7 @@ def fit_quality(
     Raises
     ------
     InputError
-        Shapes differ, numbers are not finite, or all patches fail, or none does.
+        Shapes differ, numbers are not finite, all patches fail or none does, or ``quality`` and ``groups`` are not both given.
     """
     y = np.asarray(fails, np.float64)
     if features.shape != (len(y), len(FEATURES)) or not np.isfinite(features).all():
@@ -186,13 +187,13 @@ def fit_quality(
     if not len(y) or y.min() == y.max():
         raise InputError(f"Expected both patches that fail and patches that do not, got {int(y.sum())} that fail of {y.size}.")
     if (quality is None) != (groups is None):
-        raise InputError("Expected quality and groups together, got one of them.")
+        raise InputError("Expected both quality and groups, got only one of them.")
     if groups is not None and len(np.unique(groups)) < 2:
-        raise InputError("Expected patches of at least two groups, got one group: no patches could be held out of it.")
+        raise InputError("Expected patches of at least two groups, got one: calibration needs a group that can be held out.")
     counts = np.ones(len(y)) if importance is None else np.asarray(importance, np.float64)
     if quality is None or groups is None:
         return _fit(features, y, counts, ridge, steps)
-    near = _sigmoid((LEAST_QUALITY - np.asarray(quality, np.float64)) / QUALITY_BLUR)
+    near = _sigmoid((MIN_QUALITY - np.asarray(quality, np.float64)) / QUALITY_WIDTH)
     score = np.zeros(len(y))
     fold = np.unique(groups, return_inverse=True)[1] % FOLDS
     for k in np.unique(fold):
@@ -207,7 +208,7 @@ def fit_quality(
 
 
 def _fit(features: FloatArray, target: FloatArray, counts: FloatArray, ridge: float, steps: int) -> QualityModel:
-    """Return the model of targets in 0 to 1."""
+    """Return the model fitted to targets from 0 to 1; ``counts`` are the weights of the patches."""
     raw = features[:, [FEATURES.index(name) for name in _STAIN]]
     median = np.median(raw, axis=0)
     spread = 1.4826 * np.median(np.abs(raw - median), axis=0)
@@ -254,8 +255,8 @@ def _sigmoid(x: FloatArray) -> FloatArray:
 def recalibrate(score: FloatArray, fails: BoolArray) -> tuple[float, float] | None:
     """Return (offset, slope) so that sigmoid(offset + slope * logit(score)) fits judged patches; None below ``MIN_JUDGED``.
 
-    Platt scaling (Platt 1999) with a penalty towards (0, 1), which is no change. It stays valid if patches were chosen for
-    judging by their score, since selection by score does not change the probability of failing given the score.
+    This is Platt scaling (Platt 1999) with a penalty on the distance from (0, 1), which means no change. It remains valid if
+    patches were selected for judging by their score, since this does not change the probability of failing given the score.
     """
     y = np.asarray(fails, np.float64)
     if len(y) < MIN_JUDGED or y.min() == y.max():
@@ -266,7 +267,7 @@ def recalibrate(score: FloatArray, fails: BoolArray) -> tuple[float, float] | No
 
 
 def apply_calibration(score: FloatArray, fit: tuple[float, float] | None) -> FloatArray:
-    """Return scores changed by the result of ``recalibrate``; unchanged if that was None."""
+    """Return the scores after the calibration that ``recalibrate`` returned; unchanged if that is None."""
     return score if fit is None else _sigmoid(fit[0] + fit[1] * _logit(score))
 
 
@@ -301,8 +302,8 @@ def reviews_saved(score: FloatArray, fails: BoolArray, recall: float = 0.9, prev
     """Return the share of reviews that reviewing by descending score saves, compared with random order.
 
     Finding a share ``recall`` of the failing patches in random order takes that share of all reviews. The result is
-    1 - (reviews in order of score) / (reviews in random order); it is negative if the score is misleading, and at most
-    1 - prevalence, because every failing patch must be looked at.
+    1 - (reviews in order of score) / (reviews in random order). It is negative if failing patches score low, and at most
+    1 - prevalence, because every failing patch must be reviewed.
 
     Parameters
     ----------
@@ -313,7 +314,7 @@ def reviews_saved(score: FloatArray, fails: BoolArray, recall: float = 0.9, prev
     recall
         Share of failing patches to find, in (0, 1].
     prevalence
-        Weight the patches as if this share of them failed; None: the share that does.
+        Weight the patches as if this share of them failed, 0 to 1; None: the observed share.
 
     Raises
     ------
@@ -347,8 +348,8 @@ def calibration_error(score: FloatArray, fails: BoolArray, bins: int = 10) -> fl
 def group_spread(score: FloatArray, fails: BoolArray, groups: npt.NDArray[np.str_]) -> float:
     """Return the standard deviation of (true share of bad patches - predicted share) between patients.
 
-    It is the square root of the mean squared difference of observed and predicted share per patient, minus the part that is
-    binomial sampling noise (0 if that is all): the error of a patient's prediction that more patches do not average out.
+    It is the error of a patient's prediction that more patches do not average out: the square root of the mean squared
+    difference of observed and predicted share per patient after subtraction of binomial sampling noise, at least 0.
     """
     excess = []
     for name in np.unique(groups):

@@ -1,4 +1,4 @@
-"""``wsiseg qc predict``: patches of a run -> probability that each is bad, and estimated share of bad patches of each slide."""
+"""``wsiseg qc predict``: the probability that each patch of a run is bad, and each slide's estimated share of bad patches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsiseg.log import log
 from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
 from wsiseg.qc.marks import PATCH_MARKS, Mark, decide, read_all_marks
 from wsiseg.qc.patch_features import FEATURES
-from wsiseg.qc.patch_pictures import nuclei_of_patch, picture_features, turner_of
+from wsiseg.qc.patch_pictures import nuclei_of_patch, picture_features, patch_segmenter_of
 from wsiseg.qc.patches import read_picture
 from wsiseg.qc.predict_quality import (
     FALLBACK,
@@ -67,9 +67,9 @@ class Prediction:
 
 
 def predict_run(run: QcRun, *, progress: Callable[[int, int], None] | None = None) -> Prediction:
-    """Predict the quality of all patches of a run and write the tables; missing features are computed first.
+    """Predict the quality of all patches of a run and write the tables; compute missing features first.
 
-    It reads stored pictures and polygon tables; the slide files are not needed.
+    Only stored pictures and polygon tables are read; the slide files are not needed.
 
     Parameters
     ----------
@@ -106,7 +106,7 @@ def stored_prediction(run: QcRun) -> Prediction | None:
     rows = [r for r in read_rows(run.qc / "features.parquet") if r["patch_id"] in index]
     if rows and any(r.get(name) is None for r in rows for name in FEATURES):
         log.warning(
-            "%s was written by an earlier version, with fewer features, so no prediction is shown: run `wsiseg qc predict`",
+            "%s was written by an earlier version, which had fewer features, so no prediction is shown: run `wsiseg qc predict`",
             run.qc / "features.parquet",
         )
         return None
@@ -148,12 +148,12 @@ def _slide_features(run: QcRun, entries: Sequence[dict[str, Any]]) -> tuple[dict
     from PIL import Image
 
     made, failed = {}, []
-    turner = turner_of(run)
+    segmenter = patch_segmenter_of(run)
     for e in entries:
         try:
             with Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.png"))) as image:
                 rgb = np.asarray(image.convert("RGB"))
-            made[e["patch_id"]] = picture_features(rgb, nuclei_of_patch(run, e), e, turner).tolist()
+            made[e["patch_id"]] = picture_features(rgb, nuclei_of_patch(run, e), e, segmenter).tolist()
         except (WsisegError, OSError) as err:
             failed.append((e["patch_id"], " ".join(str(err).split())))
     return made, failed
@@ -207,8 +207,8 @@ def quality_model(run: QcRun) -> tuple[QualityModel, list[str]]:
                 f"This installation has no quality model for the weights {name!r}, nor for {FALLBACK!r}. Install wsiseg again."
             )
         note = (
-            f"No quality model was fitted for the weights {name or '(unknown)'}, so that of {FALLBACK!r} is used. Its order is "
-            f"more reliable than its probabilities: judge at least {MIN_JUDGED} patches to calibrate them to this run."
+            f"No quality model was fitted for the weights {name or '(unknown)'}, so the model of {FALLBACK!r} is used. Its order "
+            f"is more reliable than its probabilities: judge at least {MIN_JUDGED} patches to calibrate them to this run."
         )
         return other, [note]
     if sha and model.facts.get("network_sha256") not in ("", sha):
@@ -220,7 +220,9 @@ def quality_model(run: QcRun) -> tuple[QualityModel, list[str]]:
 def _own_calibration(
     ids: Sequence[str], score: npt.NDArray[np.float64], words: Mapping[str, str]
 ) -> tuple[tuple[float, float] | None, dict[str, Any]]:
-    """Return the calibration to this run's reviewers, and the accuracy of the uncalibrated model against their marks."""
+    """Return the calibration to this run's reviewers (None if they judged too few patches), and the accuracy against their
+    marks without it.
+    """
     judged = [i for i, name in enumerate(ids) if words.get(name) in PATCH_MARKS[:2]]
     p, bad = score[judged], np.array([words[ids[i]] == PATCH_MARKS[1] for i in judged], np.bool_)
     facts: dict[str, Any] = {"n_judged": len(judged)}

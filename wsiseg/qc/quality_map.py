@@ -1,8 +1,8 @@
-"""Polygon table of a slide and a quality model -> a map of the predicted quality over the whole slide.
+"""Map the predicted quality over a whole slide from its polygon table and a quality model.
 
-Patches are sampled, and their full prediction needs their pixels. A map needs neither: in every cell of 64 um the nuclei are
-summed up as in a patch, and a model of those columns alone (margins, shapes, sizes, numbers) says how likely the cell is to be
-found not adequate. It is rougher than the prediction of a patch; both figures stand in the model's file.
+No pixels are read: the features of every 64 um cell are computed from the columns of its nuclei (margins, shapes, sizes,
+number), and a model of those features alone predicts the probability that the cell is not adequate. This is less accurate than
+the prediction for a sampled patch, which also uses pixels; the file of the model gives the accuracy of both.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ CELL_UM = 64.0
 
 
 MAX_CELLS = 400
-"""Longer maps are reduced by a whole factor: a cell is then the mean over its nuclei of several."""
+"""Maximum cells on the longer side; a longer map is reduced by an integer factor to means weighted by the number of nuclei."""
 
 HEAT = np.array([[0, 137, 123, 50], [124, 179, 66, 90], [255, 214, 0, 130], [230, 81, 0, 160], [183, 28, 28, 190]], np.float64)
-"""Red, green, blue, alpha of probability 0 to 1: adequate is faint and green, hues that H&E does not have."""
+"""Red, green, blue, alpha at equal steps of the probability from 0 to 1: faint green for adequate to opaque red."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class QualityMap:
-    """Probability that each cell is not adequate, float64 (h, w), NaN where no nucleus lies; ``cell_px`` is level-0 px."""
+    """Probability that each cell is not adequate, float64 (h, w), NaN for cells without nuclei; ``cell_px``: level-0 px."""
 
     fail_prob: FloatArray
     cell_px: float
@@ -44,7 +44,7 @@ class QualityMap:
 def quality_map(
     columns: Mapping[str, npt.NDArray[Any]], slide_size_px: tuple[int, int], mpp: float, model: QualityModel
 ) -> QualityMap:
-    """Return the map of a slide.
+    """Return the map of predicted quality of a slide.
 
     Parameters
     ----------
@@ -125,7 +125,7 @@ def _summed(values: FloatArray, k: int) -> FloatArray:
 
 
 def map_png(found: QualityMap) -> bytes:
-    """Return the map as a PNG of one px a cell, transparent where no nucleus lies."""
+    """Return the map as a PNG of one px per cell; cells without nuclei are transparent."""
     from PIL import Image
 
     place = np.nan_to_num(found.fail_prob).clip(0, 1) * (len(HEAT) - 1)

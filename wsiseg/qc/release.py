@@ -1,4 +1,4 @@
-"""Grades -> the tables of a release: Parquet, and three CSV files with the exact column names of Hou et al. (2020).
+"""Write the grades as the tables of a release: Parquet, and three CSV files with the exact column names of Hou et al. (2020).
 
 As in their release, the CSV files name a slide by its file (``WSI-ID`` ends in ``.svs``) and give nuclear size in pixels at 40x
 (0.25 um per px); the Parquet tables have um2.

@@ -1,8 +1,8 @@
-"""Rows, flags, grades and pictures of a run -> one HTML file that opens offline.
+"""Render rows, flags, grades and pictures of a run as one HTML file that opens offline.
 
 The file contains its script, style and data, and a content security policy that forbids it to fetch anything. Table rows are
-created while the user scrolls, and only slides that need a look get pictures, up to a limit, so that a report of 5,000 slides
-remains a file of a few megabytes.
+created while the user scrolls, and only slides that need checking have pictures, up to a limit, so that a report of 5,000
+slides has only a few megabytes.
 """
 
 from __future__ import annotations
@@ -49,19 +49,19 @@ ROW_COLUMNS = (
 STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 
 SUSPECT_FRAC = 0.2
-"""A slide with a larger share of bad patches is Unacceptable; one needs a look if the whole interval of its estimate is
-above."""
+"""A slide with a larger share of bad patches is Unacceptable; it needs checking if the whole interval of its estimate is
+above this."""
 
 MAX_DECISIONS_BYTES = 1_000_000
-"""Largest table of decisions, compressed, that the page holds: about 2,000 slides with 15 patches each."""
+"""Maximum compressed size of a table of decisions that is included in the page: about 2,000 slides with 15 patches each."""
 
 DENSITY_RGB = np.array([[255, 255, 255], [253, 219, 160], [240, 120, 90], [170, 40, 110], [50, 10, 80]], np.float64)
-"""Color scale from pale to dark, monotone in lightness so that it can also be read when printed in gray."""
+"""Color scale from pale to dark, monotone in lightness so that it is also readable when printed in gray."""
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A slide's picture for the report, or why there is none. Pictures are data URIs; ``mask`` shows the tissue mask on it."""
+    """A slide's pictures for the report as data URIs, or in ``error`` why there are none; ``mask`` shows the tissue mask."""
 
     thumb: str = ""
     density: str = ""
@@ -90,8 +90,9 @@ class ReportData:
     pictures
         Thumbnails by slide id.
     patches
-        ``slide_id, word, n_nuclei, fail_prob, tissue, layer`` of the patches shown (pictures as data URIs); the run has
-        ``n_patches`` in all.
+        ``slide_id, word, n_nuclei, fail_prob, tissue, layer`` of the patches shown (pictures as data URIs).
+    n_patches
+        Number of patches of the run.
     estimates, corrected
         Estimated share of bad patches of slides, and of cohorts after a suspects-first review; empty if nothing is predicted.
     predictor
@@ -101,9 +102,9 @@ class ReportData:
     provenance
         (what, value) in the order shown.
     review
-        Address of the run's review page, to which the cards link; empty: no links.
+        URL of the run's review page, to which the cards link; empty: no links.
     decisions_file, decisions
-        Name of the table of all decisions beside the report, and its bytes, which the page holds too unless they are many.
+        File name of the table of all decisions, and its bytes, which are included in the page up to ``MAX_DECISIONS_BYTES``.
     """
 
     title: str
@@ -186,7 +187,7 @@ def _facts(data: ReportData) -> dict[str, Any]:
 
 
 def _packed(data: bytes) -> str:
-    """Return a file for the page to hold (gzip, base64), or nothing where it would make the page too large."""
+    """Return the data for the page as base64 of gzip; empty if longer than ``MAX_DECISIONS_BYTES`` compressed."""
     packed = gzip.compress(data, 9, mtime=0) if data else b""
     return base64.b64encode(packed).decode() if len(packed) <= MAX_DECISIONS_BYTES else ""
 
@@ -197,7 +198,7 @@ def _seconds(row: Mapping[str, Any]) -> float | None:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value ready for JSON: NaN and infinity as None, floats rounded to six digits."""
+    """Return the value in a form that JSON can store: NaN and infinity as None, floats rounded to six digits."""
     if isinstance(value, dict):
         return {str(k): _plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -215,11 +216,11 @@ def worst_first(
     grades: Sequence[SlideGrade],
     estimates: Mapping[str, ShareEstimate] | None = None,
 ) -> list[str]:
-    """Return the ids of slides that need a look, worst first; slides get pictures in this order until the limit is reached.
+    """Return the ids of slides that need checking, worst first; slides get pictures in this order until the limit is reached.
 
     Slides are sorted by, in this order: failed; judged unacceptable; graded Problematic or Unacceptable, then by share of bad
-    patches; partly failed or suspect; predicted above ``SUSPECT_FRAC`` with the whole interval; flagged as outlier, by round
-    and number of reasons; slide id. A slide without any of these is left out.
+    patches; partly failed or suspect; whole interval of the estimated share above ``SUSPECT_FRAC``; flagged as outlier, by
+    round and number of reasons; slide id. A slide without any of these is left out.
     """
     suspects = {s for s, e in (estimates or {}).items() if e.low > SUSPECT_FRAC}
     flags = {r["slide_id"]: r for r in outliers}
@@ -261,7 +262,7 @@ def density_picture(
     mpp: float,
     shape: tuple[int, int],
 ) -> tuple[bytes, float]:
-    """Return a map of nuclei per mm2 as PNG bytes, and the density in nuclei per mm2 that its darkest color stands for.
+    """Return a map of nuclei per mm2 as PNG bytes, and the nuclei per mm2 of its darkest color.
 
     Parameters
     ----------

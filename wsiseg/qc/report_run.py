@@ -1,4 +1,4 @@
-"""``wsiseg qc report``: a run folder -> one HTML file, with thumbnails of the slides that need a look."""
+"""``wsiseg qc report``: write a run's report, one HTML file with thumbnails of the slides that need checking."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from wsiseg.qc.release import read_rows
 from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
 from wsiseg.qc.review_run import jpeg
 from wsiseg.qc.runs import QcRun, grade_run, open_row_slide
-from wsiseg.qc.shown_paths import readable, readable_row
+from wsiseg.qc.shown_paths import shorten_paths, shorten_row_paths
 from wsiseg.read import TissueMask
 from wsiseg.tables import atomic_write_bytes, read_nuclei
 
@@ -33,17 +33,17 @@ __all__ = ["write_report"]
 
 THUMBNAIL_PX = 300
 SHOW_ALL_SLIDES = 36
-"""A run of up to this many slides is shown with all slides, else only those with a reason to look."""
+"""Runs of up to this many slides have a picture of every slide, larger runs only of slides that need checking."""
 PATCH_QUALITY = 80
 MASK_RGB = (0, 110, 60)
-"""Green is the hue that neither hematoxylin, eosin nor DAB has."""
+"""Green, a hue that hematoxylin, eosin and DAB do not have."""
 
 
 def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 200, max_patches: int = 60) -> Path:
-    """Write the report of a run and return its path. QC steps that have not been done yet are named in the report.
+    """Write the report of a run and return its path. The report names QC steps that have not been run yet.
 
-    Beside it, under the same name with the ending ``.decisions.csv``, stands the table of all decisions. Both are for readers
-    of other machines: of the paths of this one they hold names only (``wsiseg.qc.shown_paths``).
+    The table of all decisions is written next to it, under the same name with the suffix ``.decisions.csv``. Both may be read
+    on other machines, so paths of this machine are reduced to file names (``wsiseg.qc.shown_paths``).
 
     Parameters
     ----------
@@ -65,9 +65,11 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     place = {r["slide_id"]: str(r.get("path") or "") for r in run.rows}
     tables = (run.rows, read_rows(run.qc / "outliers.parquet"), read_rows(run.folder.root / "errors.parquet"), index)
     rows, outliers, errors, shown = (
-        [readable_row(r, run.folder.root, place.get(r["slide_id"])) for r in table] for table in tables
+        [shorten_row_paths(r, run.folder.root, place.get(r["slide_id"])) for r in table] for table in tables
     )
-    grades = [dataclasses.replace(g, reason=readable(g.reason, run.folder.root, (place.get(g.slide_id, ""),))) for g in grades]
+    grades = [
+        dataclasses.replace(g, reason=shorten_paths(g.reason, run.folder.root, (place.get(g.slide_id, ""),))) for g in grades
+    ]
     order = worst_first(rows, outliers, grades, estimates)
     if len(run.rows) <= SHOW_ALL_SLIDES:
         order += [r["slide_id"] for r in run.rows if r["slide_id"] not in set(order)]
@@ -109,11 +111,11 @@ def _subtitle(run: QcRun) -> str:
 
 
 def _predictor(run: QcRun, facts: Mapping[str, Any]) -> dict[str, Any]:
-    return {**facts, "notes": [readable(note, run.folder.root) for note in facts.get("notes", ())]}
+    return {**facts, "notes": [shorten_paths(note, run.folder.root) for note in facts.get("notes", ())]}
 
 
 def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrade], list[Agreement], dict[str, str]]:
-    """Return grades (none if nothing was judged), agreement of reviewers, and their comments by slide id."""
+    """Return grades (empty if nothing was judged), agreement of reviewers, and their comments by slide id."""
     slide_marks = read_all_marks(run.marks, run.digest, "slides")
     comments = {item: m.comment for by_item in slide_marks.values() for item, m in by_item.items() if m.comment}
     judged = any(slide_marks.values()) or any(read_all_marks(run.marks, run.digest, "patches").values())
@@ -124,7 +126,7 @@ def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrad
 
 
 def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
-    """Return a slide's pictures; the thumbnail is kept, so the report can be made again without the slide."""
+    """Return a slide's pictures. The thumbnail is stored, so that the report can be made again without the slide file."""
     from PIL import Image
 
     slide_id = row["slide_id"]
@@ -144,7 +146,7 @@ def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
         with Image.open(kept) as image:
             thumb = image.convert("RGB")
     except (WsisegError, OSError) as err:
-        reason = readable(str(err), run.folder.root, (str(row.get("path") or ""),))
+        reason = shorten_paths(str(err), run.folder.root, (str(row.get("path") or ""),))
         return Thumbnail(error=f"No picture: {reason}")
     size = (row["width_px"], row["height_px"])
     mask = _mask_picture(run, slide_id, thumb, size)
@@ -159,7 +161,7 @@ def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
 
 
 def _mask_picture(run: QcRun, slide_id: str, thumb: Any, slide_size_px: tuple[int, int]) -> str:
-    """Return the tissue mask on the slide as a data URI: as the run drew it, else its outline on the thumbnail."""
+    """Return a picture of the tissue mask as a data URI: the run's own if stored, else its outline on the thumbnail."""
     from PIL import Image
 
     drawn, stored = run.folder.mask_jpg(slide_id), run.folder.tissue_png(slide_id)
@@ -179,7 +181,7 @@ def _mask_picture(run: QcRun, slide_id: str, thumb: Any, slide_size_px: tuple[in
 
 
 def outlined(rgb: npt.NDArray[np.uint8], tissue: TissueMask, slide_size_px: tuple[int, int]) -> npt.NDArray[np.uint8]:
-    """Return a picture of a whole slide, uint8 (h, w, 3), with the mask's border drawn on it and what lies outside paled."""
+    """Return a picture of a whole slide, uint8 (h, w, 3), with the mask's border drawn on it and its outside paled."""
     from scipy import ndimage
 
     h, w = rgb.shape[:2]
@@ -237,7 +239,7 @@ def _provenance(run: QcRun) -> list[tuple[str, Any]]:
         ("host", ", ".join(v for v in (record.host.name, record.host.platform, record.host.python) if v)),
     ]
     facts += [
-        (str(k), readable(json.dumps(v) if isinstance(v, dict | list) else "" if v is None else str(v), run.folder.root))
+        (str(k), shorten_paths(json.dumps(v) if isinstance(v, dict | list) else "" if v is None else str(v), run.folder.root))
         for k, v in sorted(record.results.items())
     ]
     table = run.folder.root / "slides.parquet"

@@ -1,4 +1,4 @@
-"""``wsiseg qc review``: a run folder -> the review page; tiles of slides are read when the page asks for them."""
+"""``wsiseg qc review``: serve the review page of a run; tiles of slides are read when the page requests them."""
 
 from __future__ import annotations
 
@@ -47,11 +47,11 @@ FLAG_WORDS = {
     "outside": "nuclei outside the mask",
     "status": "failed, partly failed, empty or suspect",
 }
-"""Names of the flags in the page's list of reasons."""
+"""Text of the flags in the page's list of reasons."""
 
 
 class SlideCache:
-    """The most recently used slides, kept open for the page; only one thread at a time uses a slide."""
+    """The most recently used slides, kept open; each slide is used by one thread at a time."""
 
     def __init__(self, run: QcRun) -> None:
         self._run = run
@@ -160,7 +160,7 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outl
 
 
 def _quality_source(run: QcRun) -> Callable[[str], tuple[dict[str, Any], bytes]]:
-    """Return the function that gives the predicted quality over a slide: a map from its table, and its sampled patches."""
+    """Return the function for ``ReviewSource.slide_quality``: the map from a slide's table, and its sampled patches."""
 
     @lru_cache(maxsize=8)
     def found(slide_id: str) -> tuple[dict[str, Any], bytes]:
@@ -168,7 +168,7 @@ def _quality_source(run: QcRun) -> Callable[[str], tuple[dict[str, Any], bytes]]
         model = quality_model(run)[0].of_nuclei
         if model is None:
             name = (run.record.weights if run.record is not None else "") or "(unknown)"
-            raise InputError(f"No map of predicted quality: no model of nuclei alone was fitted for the weights {name}.")
+            raise InputError(f"No map of predicted quality: the quality model for the weights {name} needs pixels of patches.")
         if row.get("mpp") is None or not run.folder.table(slide_id).is_file():
             raise InputError(f"Slide {slide_id}: its quality cannot be predicted, because it has no table of nuclei.")
         table = read_nuclei(run.folder.table(slide_id), columns=["cx", "cy", *NUCLEUS_COLUMNS])
@@ -188,7 +188,7 @@ def _quality_source(run: QcRun) -> Callable[[str], tuple[dict[str, Any], bytes]]
 
 
 def _listed(run: QcRun, outliers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the page lists of each slide of the run."""
+    """Return ``ReviewSource.slides``: one dict for each slide of the run."""
     flags = {r["slide_id"]: r for r in outliers}
     guesses = {r["slide_id"]: r["bad_frac_estimate"] for r in read_rows(run.qc / "predicted_slides.parquet")}
     return [
@@ -204,7 +204,7 @@ def _listed(run: QcRun, outliers: Sequence[dict[str, Any]]) -> list[dict[str, An
 
 
 def flag_words(tail: str) -> str:
-    """Return a flag's machine word, such as ``n_nuclei:low``, as a person reads it in a list."""
+    """Return a flag's code, such as ``n_nuclei:low``, as text for the list of reasons."""
     column, _, side = tail.partition(":")
     name = FLAG_WORDS.get(column, column.replace("_", " "))
     return f"{name}: {side}" if side in ("low", "high") and column not in ("foreign", "outside") else name
@@ -220,16 +220,16 @@ def open_review(
     slides: Sequence[str] | None = None,
     order: str = "random",
 ) -> tuple[ReviewServer, SlideCache]:
-    """Return the server of the review page for one reviewer, not yet running, and the cache of slides to close after it.
+    """Return the server of the review page for one reviewer, not yet running, and the slide cache, to be closed after it.
 
     Parameters
     ----------
     share, second_opinion_frac
         See ``wsiseg.qc.review.patch_queue``.
     port
-        0: the run's own (``QcRun.review_port``), where links of its report lead, or any free one where that is taken.
+        TCP port. 0: the run's own port (``QcRun.review_port``), to which its report links, or any free port if that is taken.
     slides
-        Slides of the slide queue; ``None``: the flagged slides. All others of the run can be jumped to.
+        Slides of the slide queue; ``None``: the flagged slides. The reviewer can also select any other slide of the run.
     order
         ``random``: by patch name, which is a hash, so that the patches judged so far are a random sample from which slides can
         be graded. ``predicted``: suspects tend to come first (``wsiseg.qc.prediction.suspects_first``); estimated shares are

@@ -1,4 +1,4 @@
-"""How far values lie from the middle of a cohort, by measures that a few bad slides cannot move."""
+"""Robust distances of values from the center of a cohort: median, MAD and Mahalanobis distance."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ MAD_TO_SIGMA = 1.4826
 CHI2_PROBABILITY = 0.975
 """Share of good slides inside the robust ellipsoid (the usual cutoff, Rousseeuw and van Zomeren 1990)."""
 
-FREEDOM = 0.5
-"""Degrees of freedom a slide: with FREEDOM (n - 1), Student's distribution has about the tails of a robust z-score among n
-normal values (simulated for n from 5 to 100: 0.03 to 0.07 % of values lie above the limit; of a normal distribution, 0.05 % lie
-above ``MAD_LIMIT``)."""
+FREEDOM_PER_SLIDE = 0.5
+"""Degrees of freedom per slide. With this times (n - 1) degrees of freedom, the tails of Student's distribution are about those
+of a robust z-score among n normal values (simulated for n from 5 to 100: 0.03 to 0.07 % of values exceed the limit; 0.05 % of
+a normal distribution exceed ``MAD_LIMIT``)."""
 
 
 def center_spread(values: FloatArray) -> tuple[float, float, int]:
-    """Return median, 1.4826 MAD and number of the finite values; nan, 0 and 0 where there are none."""
+    """Return the median, 1.4826 MAD and the number of the finite values; NaN, 0 and 0 if there are none."""
     known = values[np.isfinite(values)]
     if known.size == 0:
         return math.nan, 0.0, 0
@@ -37,30 +37,39 @@ def center_spread(values: FloatArray) -> tuple[float, float, int]:
 
 
 def z_scores(values: FloatArray, reference: FloatArray | None = None) -> FloatArray:
-    """Return (x - median) / (1.4826 MAD) of the reference (``None``: of the values); 0 where the spread is nil or x unknown."""
+    """Return (x - median) / (1.4826 MAD), with median and MAD of the reference (``None``: of the values).
+
+    The score is 0 if the MAD is 0 or x is not finite.
+    """
     center, spread, _ = center_spread(values if reference is None else reference)
     return np.nan_to_num((values - center) / spread) if spread > 0 else np.zeros_like(values)
 
 
 def z_limit(n: int) -> float:
-    """Return the robust z-score above which a value among ``n`` stands out as one above 3.5 does among many.
+    """Return the robust z-score above which a value among ``n`` is as improbable as one above 3.5 in a large cohort.
 
-    In a small cohort the spread itself is uncertain: of 12 clean slides, one in 75 values lies above 3.5. The limit is that of
+    In a small cohort the MAD itself is uncertain: among 12 normal values, one in 75 exceeds 3.5. The limit is the quantile of
     Student's distribution for the same probability: 46 for 5 slides, 7.4 for 12, 4.5 for 30, 3.75 for 100.
     """
     from scipy.stats import norm, t
 
-    return float(t.ppf(norm.cdf(MAD_LIMIT), FREEDOM * max(1, n - 1)))
+    return float(t.ppf(norm.cdf(MAD_LIMIT), FREEDOM_PER_SLIDE * max(1, n - 1)))
 
 
 def robust_distance2(z: FloatArray) -> tuple[FloatArray, float]:
     """Return squared robust Mahalanobis distances and their limit.
 
-    ``z`` float64 (N, P) holds values centered by the median and scaled by the MAD. Correlation is that of the values clipped at
-    2 robust standard deviations (so that outliers cannot turn it), drawn towards none by P / N; distances are scaled so that
-    their median is that of chi-square with P degrees of freedom (Maronna and Zamar 2002, Technometrics 44:307), and the limit
-    is its quantile 1 - 0.025 / N or 0.975, whichever is farther: in a clean cohort of any size about one in forty has a flagged
-    slide.
+    Parameters
+    ----------
+    z : float64 (N, P)
+        P statistics of N slides, centered by the median and scaled by the MAD.
+
+    Notes
+    -----
+    Correlations are computed from values clipped at 2 robust standard deviations, so that outliers do not affect them, and
+    shrunk towards 0 by P / N. Distances are scaled so that their median is that of chi-square with P degrees of freedom
+    (Maronna and Zamar 2002, Technometrics 44:307). The limit is the larger of its quantiles 1 - 0.025 / N and 0.975: of 40
+    good cohorts of any size, about one has a flagged slide.
     """
     from scipy.stats import chi2
 

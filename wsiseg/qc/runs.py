@@ -1,4 +1,4 @@
-"""Quality control of a run folder: reading what QC needs of it, outliers and grades. QC writes these files.
+"""Apply quality control to a run folder: read its statistics, flag outliers, grade slides. QC writes these files.
 
 ::
 
@@ -8,13 +8,13 @@
     RUN/qc/features.parquet            features of the patches, from which their quality is predicted
     RUN/qc/predicted.parquet           probability that each patch is not adequate
     RUN/qc/predicted_slides.parquet    estimated share of bad patches of each slide
-    RUN/qc/order.parquet               order of the suspects-first review, once one was begun
+    RUN/qc/order.parquet               order of the suspects-first review, if one was started
     RUN/qc/marks/<reviewer>.jsonl      marks of a reviewer
     RUN/qc/marks/<reviewer>.place.json where the reviewer stopped on the review page
     RUN/qc/grades.parquet, *.csv       grades, the release's three CSV files, summaries, agreement
     RUN/qc/thumbs/<slide_id>.jpg       thumbnails for the report
     RUN/qc/report.html                 the report
-    RUN/qc/report.decisions.csv        all that was decided, one line a slide and one a patch
+    RUN/qc/report.decisions.csv        all decisions, one line per slide and one per patch
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class QcRun:
 
     @property
     def review_port(self) -> int:
-        """Return the port that this run's review page takes where it is free: links from the report lead there."""
+        """TCP port that this run's review page uses if it is free; the report links to it."""
         return 20_000 + int.from_bytes(hashlib.sha256(f"review {self.digest}".encode()).digest()[:4], "big") % 10_000
 
     def row(self, slide_id: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
 
 
 def slide_verdicts(run: QcRun) -> dict[str, str]:
-    """Return one mark per judged slide, decided from the marks of all reviewers."""
+    """Return the mark of each judged slide id, decided from the marks of all reviewers."""
     return decide(read_all_marks(run.marks, run.digest, "slides"), SLIDE_MARKS[0], SLIDE_MARKS[1])
 
 
@@ -163,12 +163,12 @@ def find_run_outliers(run: QcRun, rule: TailRule | None = None, reference: QcRun
     Parameters
     ----------
     reference
-        A run of slides that are known to be good: slides are compared with them (see ``find_outliers``).
+        A run of slides that are known to be good, with which the slides are compared (see ``find_outliers``).
 
     Raises
     ------
     InputError
-        The reference was segmented with settings that give other nuclei.
+        The reference was segmented with other settings that affect the nuclei.
     """
     if reference is not None:
         _check_comparable(run, reference)
@@ -185,7 +185,7 @@ def find_run_outliers(run: QcRun, rule: TailRule | None = None, reference: QcRun
 
 
 NOT_COMPARED = ("read.mpp", "read.reader", "read.tile_wpx", "predict.precision", "predict.engine", "quantization")
-"""Settings in which a run and its reference may differ: they leave statistics of nuclei as they are."""
+"""Settings in which a run and its reference may differ, because they do not change the statistics of nuclei."""
 
 
 def _check_comparable(run: QcRun, reference: QcRun) -> None:
@@ -221,7 +221,7 @@ class GradeSummary:
 
 
 def grade_run(run: QcRun, *, write: bool = True) -> GradeSummary:
-    """Turn all reviewers' marks into grades and write the release tables.
+    """Compute grades from all reviewers' marks and write the release tables.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Texts that name files of this machine -> the same texts as a reader of another machine can use them.
+"""Shorten paths in texts of reports, which are read on other machines.
 
-A report is read where the run is not. Of a path it keeps the file's name, or the part below the run folder; what an address
-carries after its question mark (a signed link to a store) and before its host (a password) is left out.
+A path is reduced to its file name, or to its part from the run folder on. URLs lose their query (which may sign a link) and
+user information (which may hold a password).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
-__all__ = ["readable", "readable_row"]
+__all__ = ["shorten_paths", "shorten_row_paths"]
 
 _SECRET = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]+@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", re.IGNORECASE)
 _QUOTED = re.compile(r"(?P<q>['\"])(?P<path>/[^'\"\n]*/[^'\"\n]*|[A-Za-z]:\\[^'\"\n]+|\\\\[^'\"\n]+)(?P=q)")
@@ -19,15 +19,15 @@ _POSIX = re.compile(r"(?<![\w:/.~-])(?:/[^\s/:;,'\"()\[\]<>=|]+){2,}/?")
 _WINDOWS = re.compile(r"(?<!\w)(?:[A-Za-z]:|\\\\[^\s\\]+)\\(?:[^\s\\:;,'\"()<>|]+\\)*[^\s\\:;,'\"()<>|]*")
 
 
-def readable(text: str, run: Path | None = None, known: Iterable[str] = ()) -> str:
-    """Return a text with its whole paths shortened.
+def shorten_paths(text: str, run: Path | None = None, known: Iterable[str] = ()) -> str:
+    """Return the text with absolute paths reduced to file names, and without secrets in URLs.
 
     Parameters
     ----------
     run
-        The run folder: paths below it are kept from its name on.
+        The run folder: paths in it are kept from the name of the run folder on.
     known
-        Whole paths that the text may name, blanks in them included; each becomes its file name.
+        Absolute paths that may occur in the text, possibly with spaces; each is replaced by its file name.
     """
     for path in sorted({p for p in known if p and len(p) > 1}, key=len, reverse=True):
         if "://" not in path:
@@ -42,14 +42,17 @@ def readable(text: str, run: Path | None = None, known: Iterable[str] = ()) -> s
 
 
 def _name(path: str) -> str:
-    """Return the last part of a path; a full stop that ends a sentence stays."""
+    """Return the last part of a path, with the full stop of a sentence if one follows."""
     return PureWindowsPath(path.rstrip("/\\")).name or path
 
 
-def readable_row(row: Mapping[str, Any], run: Path, path: str | None = None) -> dict[str, Any]:
-    """Return a table row with the paths in its words shortened; ``path`` is the slide's file, a column ``path`` its name."""
+def shorten_row_paths(row: Mapping[str, Any], run: Path, path: str | None = None) -> dict[str, Any]:
+    """Return a table row with ``shorten_paths`` applied to its texts; a column ``path`` becomes the file name.
+
+    ``path`` is the path of the slide's file, if the row does not have it.
+    """
     own = str(row.get("path") or path or "")
-    out = {k: readable(v, run, (own,)) if isinstance(v, str) and ("/" in v or "\\" in v) else v for k, v in row.items()}
+    out = {k: shorten_paths(v, run, (own,)) if isinstance(v, str) and ("/" in v or "\\" in v) else v for k, v in row.items()}
     if "path" in out and "://" not in own:
         out["path"] = _name(own) if own else own
     return out

@@ -10,7 +10,7 @@ __all__ = [
     "OF_NUCLEI",
     "OF_OUTLINES",
     "OF_PIXELS",
-    "OF_TURNS",
+    "OF_ORIENTATIONS",
     "OUTLIERS",
     "PATCHES",
     "PATCH_FEATURES",
@@ -69,7 +69,7 @@ OF_NUCLEI = (
 )
 OF_OUTLINES = ("contrast", "dark_outside_frac", "dark_outside_share", "pale_inside_frac", "pale_nuclei_frac", "edge")
 OF_PIXELS = ("sharpness", "od_mean", "hue_x", "hue_y")
-OF_TURNS = (
+OF_ORIENTATIONS = (
     "turn_f1",
     "turn_f1_low",
     "turn_dice",
@@ -94,7 +94,7 @@ PATCH_FEATURES: tuple[Column, ...] = (
     Column("patch_id", "string", "", "patch"),
     *(
         Column(name, "float64", "", "see wsiseg.qc.patch_features")
-        for name in (*OF_NUCLEI, *OF_OUTLINES, *OF_PIXELS, *OF_TURNS)
+        for name in (*OF_NUCLEI, *OF_OUTLINES, *OF_PIXELS, *OF_ORIENTATIONS)
     ),
 )
 """``RUN/qc/features.parquet``."""

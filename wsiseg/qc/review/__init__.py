@@ -1,7 +1,7 @@
-"""Items to judge and their pictures -> a local web page on which a reviewer marks them, appending to the marks file.
+"""A local web page on which a reviewer marks patches and slides; the marks are appended to a file.
 
-``queues`` decides which items each reviewer sees and in which order, ``session`` holds the state of one reviewer's work,
-``app`` answers HTTP requests (from this machine only, with a token, no scripts of other sites), ``serve`` runs it on a socket;
+``queues`` decides which items each reviewer judges and in which order, ``session`` holds the state of one reviewer's work,
+``app`` handles HTTP requests (only from this machine, with a token, not from other sites), ``serve`` runs it on a socket;
 ``page.html``, ``review.js``, ``viewer.js`` and ``review.css`` are the page.
 """
 

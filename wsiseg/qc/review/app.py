@@ -1,4 +1,4 @@
-"""HTTP handlers of the review page. A request needs the token, must come from this machine and not from another site."""
+"""HTTP handlers of the review page. A request is refused without the token, from another machine or from another site."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ SECURITY_HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class ReviewSource:
-    """Functions that supply what the page shows. Each may be called from several threads at a time.
+    """Functions that supply what the page shows. Each may be called from several threads at the same time.
 
     Attributes
     ----------
@@ -58,10 +58,11 @@ class ReviewSource:
     slide_nuclei
         (slide id, level-0 box) -> rings as (xy float (V, 2), ring_offsets (N + 1,)).
     slides
-        What the page lists of each slide: ``slide_id``, ``cohort``, ``kinds`` (why it was flagged, in short words),
-        ``estimate`` (predicted bad share, or None), ``flagged``.
+        One dict per slide for the page's list: ``slide_id``, ``cohort``, ``kinds`` (short names of the reasons for its flags),
+        ``estimate`` (predicted share of bad patches, or None), ``flagged``.
     slide_quality
-        slide id -> (dict for the page: ``cell_px``, ``w``, ``h``, ``patches``; PNG of the map of predicted quality).
+        slide id -> (dict for the page: ``cell_px``, ``w``, ``h``, ``patches``; PNG of the map of predicted quality), or None
+        if the run has no predictions.
     """
 
     patch_picture: Callable[[str, bool], bytes]
@@ -75,14 +76,14 @@ class ReviewSource:
 class _AccessCheck:
     """Middleware that refuses requests with another host name, from another site, or without the token.
 
-    The token is in the address that the command prints; after the first request it is kept as a cookie.
+    The token is in the address that the command prints; the first response stores it in a cookie.
     """
 
     def __init__(self, app: ASGIApp, token: str, hosts: frozenset[str], cookie: str) -> None:
         self.app, self.token, self.hosts, self.cookie = app, token, hosts, cookie
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on to the application, or answer it with a refusal."""
+        """Pass the request to the application, or send a refusal."""
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
@@ -91,13 +92,13 @@ class _AccessCheck:
         await (refusal or self.app)(scope, receive, _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """Return the answer to a request that is not let in (or the redirect that sets the cookie); None if it may pass."""
+        """Return the refusal of a request, or the redirect that sets the cookie; None if the request is allowed."""
         from starlette.requests import cookie_parser
         from starlette.responses import PlainTextResponse, RedirectResponse
 
         headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         if headers.get("host", "") not in self.hosts:
-            # DNS rebinding: if another site's name resolves to this machine, the browser would let its scripts read our answers
+            # DNS rebinding: if another site's name resolves to this machine, the browser lets its scripts read our responses
             return PlainTextResponse("This server only answers requests to the address that `wsiseg qc review` printed.", 421)
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("Method not allowed.", 405)
@@ -121,13 +122,13 @@ class _AccessCheck:
 
 
 def _page_of(scope: Scope) -> str:
-    """Return the page's address with the slide that the request asks for, and nothing else of the request."""
+    """Return the page's path with the ``slide`` parameter of the request and no others."""
     slide = parse_qs(scope["query_string"].decode("latin-1")).get("slide", [""])[0]
     return f"/?slide={quote(slide, safe='')}" if slide else "/"
 
 
 def _ask_again(scope: Scope, text: str) -> Response:
-    """Answer to a link on another page, with which browsers send no strict cookie: our own page may ask once more."""
+    """Return a page that repeats the request once: a link from another site sends no SameSite=Strict cookie, our page does."""
     from starlette.responses import HTMLResponse
 
     page = _page_of(scope)
@@ -146,7 +147,7 @@ def _with_headers(send: Send) -> Send:
 
 
 class _Pages:
-    """The request handlers. Starlette runs those that are not async in threads, so that a slow slide does not delay patches."""
+    """The request handlers. Starlette runs those that are not async in threads, so a slow slide does not delay patches."""
 
     def __init__(self, session: ReviewSession, source: ReviewSource, title: str) -> None:
         self.session, self.source, self.title = session, source, title
@@ -159,19 +160,19 @@ class _Pages:
         }
 
     async def page(self, request: Request) -> Response:
-        """Answer with one of the page's files."""
+        """Send one of the page's files."""
         data, kind = self.static[request.url.path]
         return _bytes(data, kind, "no-cache")
 
     async def state(self, request: Request) -> Response:
-        """Answer with the next items of a queue (of one cohort or reason, or from a given slide on) and the progress."""
+        """Send the next items of a queue (of one cohort or reason, or from a given slide on) and the progress."""
         asked = request.query_params
         queue = asked.get("queue", "patches")
         facts = {"reviewer": self.session.reviewer, "title": self.title}
         return _json({**self.session.state(queue, only=self._only(queue, asked), first=asked.get("item")), **facts})
 
     async def slides(self, request: Request) -> Response:
-        """Answer with all slides that can be jumped to, in the order of their places."""
+        """Send the list of all slides of the queue and the run, in their order."""
         words, queued = self.session.words("slides"), self.session.queued("slides")
         by_id = {s["slide_id"]: s for s in self.source.slides}
         listed = [
@@ -181,7 +182,7 @@ class _Pages:
         return _json({"slides": listed})
 
     async def place(self, request: Request) -> Response:
-        """Answer with where the reviewer was, or remember it."""
+        """Send (GET) or store (POST) where the reviewer stopped."""
         if request.method != "POST":
             place = self.session.place
             gone = place.get("item") not in self.session.items("slides") or place.get("item") in self.session.words("slides")
@@ -205,11 +206,11 @@ class _Pages:
         if not _is_number(seconds) or seconds < 0:
             raise InputError(f"Expected seconds to be a number of at least 0, got {seconds!r}.")
         comment = str(body.get("comment", ""))
-        deed = functools.partial(self.session.mark, queue, item, word, comment, float(seconds), only=only)  # type: ignore[arg-type]
-        return _json(await _in_thread(deed))
+        function = functools.partial(self.session.mark, queue, item, word, comment, float(seconds), only=only)  # type: ignore[arg-type]
+        return _json(await _in_thread(function))
 
     def _only(self, queue: str, asked: Mapping[str, Any]) -> frozenset[str] | None:
-        """Return the slides of the cohort and reason asked for; None where all are."""
+        """Return the slides of the requested cohort and reason; None if the request does not restrict them."""
         cohort, kind = asked.get("cohort"), str(asked.get("kind") or "")
         if queue != "slides" or (cohort is None and not kind):
             return None
@@ -218,7 +219,7 @@ class _Pages:
         )
 
     def patch(self, request: Request) -> Response:
-        """Answer with a picture of a patch."""
+        """Send a picture of a patch."""
         name = request.path_params["name"]
         stem = name.removesuffix(".png").removesuffix(".contours")
         if name not in (f"{stem}.png", f"{stem}.contours.png"):
@@ -226,11 +227,11 @@ class _Pages:
         return _bytes(self.source.patch_picture(stem, name.endswith(".contours.png")), "image/png", "private, max-age=3600")
 
     def slide(self, request: Request) -> Response:
-        """Answer with what the page needs to know of a slide in the queue."""
+        """Send size, resolution and flags of a slide in the queue."""
         return _json(self.source.slide_info(self._slide_id(request)))
 
     def tile(self, request: Request) -> Response:
-        """Answer with a 256 px tile of a slide in the queue, as JPEG."""
+        """Send a 256 px tile of a slide in the queue, as JPEG."""
         level, column, row = (request.path_params[k] for k in ("level", "column", "row"))
         if level > 20 or max(column, row) > 1_000_000:
             raise InputError(f"There is no tile {column}, {row} at level {level}.")
@@ -239,7 +240,7 @@ class _Pages:
         )
 
     def nuclei(self, request: Request) -> Response:
-        """Answer with the polygons of a view, as little-endian binary data.
+        """Send the polygons of a view, as little-endian binary data.
 
         In order, uint32: polygons sent (n), vertices (V), polygons in the view (more than n if the limit was reached), n + 1
         ring offsets; then V pairs (x, y) as float32, level-0 px.
@@ -259,7 +260,7 @@ class _Pages:
         )
 
     def quality(self, request: Request) -> Response:
-        """Answer with the predicted quality over a slide: what the map covers, or its picture."""
+        """Send the map of predicted quality of a slide: its size and the sampled patches as JSON, or its picture."""
         if self.source.slide_quality is None:
             raise InputError("This run has no predicted quality. Run `wsiseg qc predict` first.")
         facts, png = self.source.slide_quality(self._slide_id(request))
@@ -277,10 +278,10 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and math.isfinite(value)
 
 
-async def _in_thread(deed: Callable[..., Any], *args: Any) -> Any:
+async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
     from starlette.concurrency import run_in_threadpool
 
-    return await run_in_threadpool(deed, *args)
+    return await run_in_threadpool(function, *args)
 
 
 async def _small_json(request: Request) -> dict[str, Any]:
@@ -313,7 +314,7 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 
 
 async def _error_answer(request: Request, err: Exception) -> Response:
-    """Answer with the message of the error. Other exceptions are bugs: status 500, and a traceback on the console."""
+    """Send the message of a WsisegError or OSError. Other exceptions are bugs: status 500, and a traceback on the console."""
     return _json({"error": " ".join(str(err).split())}, 400 if isinstance(err, InputError) else 500)
 
 

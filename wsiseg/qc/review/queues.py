@@ -1,4 +1,4 @@
-"""Which patches a reviewer is shown, and in which order."""
+"""Decide which patches a reviewer judges, and in which order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server that runs the review page on a socket of this machine."""
+"""Run the review page on a socket of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ReviewServer", "free_port"]
 
 
 def free_port(wanted: int) -> int:
-    """Return the wanted port of 127.0.0.1, or 0 (any) where somebody else has it."""
+    """Return the wanted TCP port if it is free on 127.0.0.1, otherwise 0 (any port)."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -48,7 +48,7 @@ class ReviewServer:
             import uvicorn
 
             self.token = token or secrets.token_urlsafe(24)
-            # asyncio switches Nagle's algorithm off only where the protocol is named; with it every answer waits 40 ms
+            # asyncio disables Nagle's algorithm only if the protocol is given; with it every response is delayed by 40 ms
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

@@ -1,6 +1,6 @@
-"""State of one reviewer's work: next items, marks given, marks per minute, and the place where they stopped.
+"""State of one reviewer's work: next items, marks given, marks per minute, and where the reviewer stopped.
 
-Each request costs the same, however long the queue.
+The cost of a request does not depend on the length of the queue.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ PAUSE_S = 60.0
 
 
 class _QueueState:
-    """One queue: its items in order, then others that can be judged too, their marks, and the first position without one."""
+    """One queue: its items in order, other items that can be judged too, their marks, and the first position without a mark."""
 
     def __init__(self, items: Sequence[str], marked: Mapping[str, str], others: Sequence[str] = ()) -> None:
         self.items = [*items, *(i for i in others if i not in set(items))]
         self.n_queue = len(items)
         self.place = {item: i for i, item in enumerate(self.items)}
         self.words = {item: word for item, word in marked.items() if item in self.place}
-        self.undo_stack = list(self.words)  # marked items in the order of their marks; undo takes the last
+        self.undo_stack = list(self.words)  # marked items in the order of their marks; undo removes the last
         self.done = sum(self.place[i] < self.n_queue for i in self.words)
         self.first_open = 0
 
-    def say(self, item: str, word: str) -> None:
+    def set_mark(self, item: str, word: str) -> None:
         """Store the mark of an item."""
         if item in self.words:
             self.undo_stack.remove(item)
@@ -45,7 +45,7 @@ class _QueueState:
         self.words[item] = word
         self.undo_stack.append(item)
 
-    def unsay(self) -> tuple[str, str]:
+    def undo_mark(self) -> tuple[str, str]:
         """Withdraw the last mark and return (item, mark)."""
         item = self.undo_stack.pop()
         word = self.words.pop(item)
@@ -54,7 +54,7 @@ class _QueueState:
         return item, word
 
     def upcoming(self, n: int, only: Collection[str] | None = None) -> list[str]:
-        """Return the next ``n`` items of the queue without a mark; with ``only``, of those."""
+        """Return the next ``n`` items of the queue without a mark, or of ``only`` these items."""
         while self.first_open < self.n_queue and self.items[self.first_open] in self.words:
             self.first_open += 1
         found: list[str] = []
@@ -66,7 +66,7 @@ class _QueueState:
         return found
 
     def progress(self, only: Collection[str] | None = None) -> tuple[int, int]:
-        """Return (judged, all) of the queue; with ``only``, of those."""
+        """Return (judged items, all items) of the queue, or of ``only`` these items."""
         if only is None:
             return self.done, self.n_queue
         here = [i for i in only if self.place.get(i, self.n_queue) < self.n_queue]
@@ -83,7 +83,7 @@ class ReviewSession:
     queues
         Items of each queue, in review order.
     others
-        Items outside a queue that can be judged too, by jumping to them.
+        Items outside the queue that the reviewer can also select and judge.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class ReviewSession:
             return dict(self._queue_state(queue).words)
 
     def queued(self, queue: str) -> int:
-        """Return how many of the items are in the queue itself."""
+        """Return the number of items in the queue, without the others that can be judged."""
         return self._queue_state(queue).n_queue
 
     def state(self, queue: str, n: int = 4, *, only: Collection[str] | None = None, first: str | None = None) -> dict[str, Any]:
@@ -129,14 +129,14 @@ class ReviewSession:
         Parameters
         ----------
         only
-            Items to which the queue is narrowed.
+            Restrict the queue to these items.
         first
-            Item to jump to, judged or not, in the queue or not.
+            Item to show first, even if it is judged already or outside the queue.
 
         Raises
         ------
         InputError
-            There is no such queue, or no item to jump to.
+            There is no such queue or no such item.
         """
         with self._lock:
             if first is not None and first not in self._queue_state(queue).place:
@@ -171,7 +171,7 @@ class ReviewSession:
         *,
         only: Collection[str] | None = None,
     ) -> dict[str, Any]:
-        """Record a mark and return the new state, of ``only`` those items. The mark is on disk when this returns.
+        """Record a mark and return the new state, restricted to ``only``. The mark is on disk when this returns.
 
         Raises
         ------
@@ -187,7 +187,7 @@ class ReviewSession:
             if word not in QUEUES[queue]:
                 raise InputError(f"Expected one of {QUEUES[queue]} for {queue}, got {word!r}.")
             self._log.append(queue, item, word, comment, seconds)
-            state.say(item, word)
+            state.set_mark(item, word)
             now = time.monotonic()
             gap = now - self._last_mark_s
             if self._last_mark_s and gap < PAUSE_S:
@@ -196,18 +196,18 @@ class ReviewSession:
             return self._state(queue, 4, only=only)
 
     def undo(self, queue: Queue, *, only: Collection[str] | None = None) -> dict[str, Any]:
-        """Withdraw the last mark, on disk when this returns; its item is shown next."""
+        """Withdraw the last mark and return the state, in which its item is next. The change is on disk when this returns."""
         with self._lock:
             state = self._queue_state(queue)
             if state.undo_stack:
                 self._log.append(queue, state.undo_stack[-1], WITHDRAWN)
-                item, word = state.unsay()
+                item, word = state.undo_mark()
                 return {**self._state(queue, 4, item, only), "undone": word}
             return self._state(queue, 4, only=only)
 
     @property
     def place(self) -> dict[str, Any]:
-        """Return where the reviewer was, as ``remember`` was told; nothing where that is not known."""
+        """Return the place that ``remember`` stored; an empty dict if there is none."""
         try:
             found = json.loads(self._place_file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -215,7 +215,7 @@ class ReviewSession:
         return found if isinstance(found, dict) else {}
 
     def remember(self, place: Mapping[str, Any]) -> None:
-        """Keep where the reviewer is, beside the marks, for the next time. Marks do not depend on it."""
+        """Store where the reviewer is, next to the marks file, so that the page can reopen there."""
         atomic_write_bytes(self._place_file, json.dumps(dict(place)).encode())
 
     @property
