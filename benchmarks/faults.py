@@ -109,7 +109,7 @@ def by_rule(*rules: dict[str, Any], more: tuple[str, ...] = ()) -> Callable[[Sta
 
 
 def poison(stage: Stage) -> None:
-    """A tile crashes its worker each time: put aside, recorded, the rest done; later done alone."""
+    """A tile crashes its worker each time: given up, recorded, the rest done; later done alone."""
     assert stage.run(KEEP, "--retries", "1", rules=[rule("crash", times=99)]) == 1
     (error,) = pq.read_table(stage.out / "errors.parquet").to_pylist()
     assert error["tile_id"] == 4

@@ -209,7 +209,7 @@ def disturbed_run(cluster: Cluster, out: Path, options: list[str]) -> dict[str, 
         events.append("late")
     if "the run has" in said and "this worker 0.0.9" in said:
         events.append("other version")
-    if "host blind" in said and "is put aside" in said:
+    if "host blind" in said and "is excluded" in said:
         events.append("blind")
     return {"exit_code": code, "seconds": seconds, "happened": sorted(events), "output": said}
 

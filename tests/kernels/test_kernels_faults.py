@@ -78,7 +78,7 @@ def tile(k: int) -> tuple[str, str, int]:
     return ("tile", "s", k)
 
 
-def test_a_gpu_that_breaks_at_two_things_is_put_aside_with_every_process_on_it() -> None:
+def test_a_gpu_that_breaks_at_two_things_is_excluded_with_every_process_on_it() -> None:
     now = 0.0
     hosts = Hosts(lambda: now)
     for address, gpu in (("tcp://a:1", "GPU 0"), ("tcp://a:2", "GPU 1")):
@@ -91,7 +91,7 @@ def test_a_gpu_that_breaks_at_two_things_is_put_aside_with_every_process_on_it()
     assert hosts.choose([tile(9)], ["tcp://a:2", "tcp://a:4"]) == {"tcp://a:2"}
     assert hosts.no_gpu_left(["tcp://a:2", "tcp://a:4"]) == ""
     assert "GPU 0 on a stopped computing 2 times" in hosts.no_gpu_left(["tcp://a:4"])
-    assert "illegal address" in hosts.aside["GPU 0 on a"]
+    assert "illegal address" in hosts.exclusions["GPU 0 on a"]
     now = 61.0
     assert hosts.no_gpu_left(["tcp://a:4"]) == ""
     hosts.broke("tcp://a:4", [tile(3)], "illegal address")
@@ -103,15 +103,15 @@ def test_a_tile_that_breaks_every_gpu_is_the_tiles_fault() -> None:
     for k in range(4):
         hosts.add(f"tcp://a:{k}", "a", "", "GPU 0")
         hosts.broke(f"tcp://a:{k}", [tile(7), tile(10 + k)], "illegal address")
-    assert not hosts.aside
+    assert not hosts.exclusions
     hosts.add("tcp://a:8", "a", "", "GPU 0")
     hosts.succeeded("tcp://a:8", tile(20))
     hosts.broke("tcp://a:8", [tile(21)], "illegal address")
-    assert not hosts.aside, "a success in between: what was before counts no more"
+    assert not hosts.exclusions, "a success in between: what was before counts no more"
     hosts.broke("tcp://a:9", [tile(1)], "of a worker that nobody knows")
     hosts.add("tcp://b:1", "b")
     hosts.broke("tcp://b:1", [tile(1)], "of a worker without a GPU")
-    assert not hosts.aside
+    assert not hosts.exclusions
 
 
 def test_probe_knows_the_answer_and_refuses_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,7 +181,7 @@ def test_a_broken_context_ends_the_worker_and_no_tile_is_lost(run_on: Run, tmp_p
     assert "its GPU stopped computing" in death["reason"]
 
 
-def test_one_of_two_gpus_that_breaks_at_everything_is_put_aside(run_on: Run) -> None:
+def test_one_of_two_gpus_that_breaks_at_everything_is_excluded(run_on: Run) -> None:
     summary = run_on(2, {"1": {"at": "tile", "times": 99}})
     assert summary.ok, summary.errors
     assert not summary.errors

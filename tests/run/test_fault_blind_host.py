@@ -1,4 +1,4 @@
-"""A host that cannot do what others can: its work goes to them, it is put aside by name, and only what is bad fails."""
+"""A host that cannot do what others can: its work goes to them, it is excluded by name, and only what is bad fails."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.run.hosts import Hosts as Machines
 from tests.run.hosts import reached
 from wsiseg.results.manifest import SlideInput
 from wsiseg.run.feed import Feeder, PrepareDone, Task
-from wsiseg.run.hosts import ASIDE_S, LONGEST_ASIDE_S, MAX_FAILURES_IN_A_ROW, MAX_HOSTS, Hosts, WorkItem
+from wsiseg.run.hosts import EXCLUDE_S, MAX_EXCLUDE_S, MAX_FAILURES_IN_A_ROW, MAX_HOSTS, Hosts, WorkItem
 from wsiseg.run.presence import Death
 from wsiseg.run.status import run_status
 from wsiseg.run.verify import verify_run
@@ -72,7 +72,7 @@ def test_with_one_host_nothing_is_held_back(clock: Clock) -> None:
     assert not alone.news
 
 
-def test_one_broken_worker_of_a_host_is_put_aside_alone(clock: Clock) -> None:
+def test_one_broken_worker_of_a_host_is_excluded_alone(clock: Clock) -> None:
     """As one GPU of several that every kernel fails on."""
     node = Hosts(clock)
     there = [f"tcp://127.0.0.1:{k}" for k in range(3)]
@@ -84,7 +84,7 @@ def test_one_broken_worker_of_a_host_is_put_aside_alone(clock: Clock) -> None:
         assert node.choose([tile], there) == {there[0], there[2]}
         node.succeeded(there[0], tile)
     (said,) = node.news
-    assert "worker 1 on node is put aside for 60 s" in said
+    assert "worker 1 on node is excluded for 60 s" in said
     assert "which worker tcp://127.0.0.1:0 could do: RuntimeError: CUDA error" in said
     assert node.working(there) == [there[0], there[2]]
     assert node.choose([("tile", "s", 9)], there) == {there[0], there[2]}
@@ -101,18 +101,18 @@ def test_what_failed_goes_to_another_host_and_not_to_another_worker_of_the_same(
     assert not hosts.may_be_done(slide(1), [A, A2]), "nobody else is there"
 
 
-def test_a_host_that_fails_where_another_succeeds_is_put_aside_and_found_again(hosts: Hosts, clock: Clock) -> None:
+def test_a_host_that_fails_where_another_succeeds_is_excluded_and_found_again(hosts: Hosts, clock: Clock) -> None:
     there = [A, A2, B, C]
     hosts.failed(A, slide(1), "no such file", MAX_FAILURES_IN_A_ROW)
     assert not hosts.news
     hosts.succeeded(B, slide(1))
     (said,) = hosts.news
-    assert "host a (10.0.0.1) is put aside for 60 s" in said
+    assert "host a (10.0.0.1) is excluded for 60 s" in said
     assert "opening slide s1, which b (10.0.0.2) could do: no such file" in said
     assert hosts.choose([slide(2)], there) == {B, C}
     assert hosts.working(there) == [B, C]
     assert hosts.working([A]) == [A], "the only one left is better than none"
-    assert list(hosts.aside) == ["a (10.0.0.1)"]
+    assert list(hosts.exclusions) == ["a (10.0.0.1)"]
     rests = []
     for _ in range(10):
         started = clock.now
@@ -121,7 +121,7 @@ def test_a_host_that_fails_where_another_succeeds_is_put_aside_and_found_again(h
         rests.append(clock.now - started)
         hosts.failed(A2, slide(3), "no such file")  # after a rest one failure is enough
         hosts.succeeded(B, slide(3))
-    assert rests == [min(LONGEST_ASIDE_S, ASIDE_S * 2**k) for k in range(10)]
+    assert rests == [min(MAX_EXCLUDE_S, EXCLUDE_S * 2**k) for k in range(10)]
     while hosts.choose([slide(2)], there) is not None:
         clock.now += 1
     hosts.succeeded(A, slide(4))
@@ -130,7 +130,7 @@ def test_a_host_that_fails_where_another_succeeds_is_put_aside_and_found_again(h
     assert hosts.choose([slide(5)], there) is None, "one stumble after a success is forgiven"
 
 
-def test_a_bad_slide_puts_nobody_aside_and_is_not_tried_everywhere(clock: Clock) -> None:
+def test_a_bad_slide_excludes_no_host_and_is_not_tried_everywhere(clock: Clock) -> None:
     hosts = Hosts(clock)
     there = [f"tcp://10.0.1.{k}:1" for k in range(40)]
     for worker in there:
@@ -222,7 +222,7 @@ def test_no_good_slide_is_lost_whoever_is_broken(n_good: int, n_broken: int, ret
                 feeder.finished()
     assert failed_slides == {bad_slide}
     assert failed_tiles == {bad_tile}
-    assert {h.partition(" ")[0] for h in hosts.aside} <= {n for n in names if n.startswith("broken")}
+    assert {h.partition(" ")[0] for h in hosts.exclusions} <= {n for n in names if n.startswith("broken")}
     assert at_broken <= 2 * len(there) * (n_broken + 1), "what fails quickly does not draw the work"
 
 
@@ -271,20 +271,20 @@ def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path
         assert (out / f"nuclei/{name}.parquet").read_bytes() == (clean / f"nuclei/{name}.parquet").read_bytes()
     (error,) = pq.read_table(out / "errors.parquet").to_pylist()
     assert error["slide_id"] == "bad"
-    assert error["attempts"] in (1, 2), "on the other host too, unless that was put aside by then"
+    assert error["attempts"] in (1, 2), "on the other host too, unless that was excluded by then"
     assert error["host"] in ("blind", "seeing")
     assert error["worker"].startswith("tcp://127.0.0.1:")
-    assert any("host blind is put aside" in text for text in log_of(out))
-    assert "host blind is put aside" in done.stderr
-    assert "put aside  blind:" in done.stdout
+    assert any("host blind is excluded" in text for text in log_of(out))
+    assert "host blind is excluded" in done.stderr
+    assert "excluded   blind:" in done.stdout
     (client,) = run_status(out).clients
     assert list(client.hosts_aside) == ["blind"]
     assert verify_run(out).ok
     assert f"on      {error['host']} (1)" in run_here("errors", out).output
-    assert "put aside  blind" in run_here("status", out).output
+    assert "excluded   blind" in run_here("status", out).output
 
 
-@pytest.mark.parametrize(("library", "said"), [("openslide", "is put aside"), ("wsiseg", "is refused")])
+@pytest.mark.parametrize(("library", "said"), [("openslide", "is excluded"), ("wsiseg", "is refused")])
 def test_a_worker_that_lacks_a_library_beside_a_good_one_of_the_same_host(
     library: str, said: str, crop_png: Path, tmp_path: Path
 ) -> None:

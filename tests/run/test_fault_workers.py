@@ -90,7 +90,7 @@ def test_a_clock_that_leaps_changes_nothing(crop_png: Path, clean: bytes, tmp_pa
     assert verify_run(out).ok
 
 
-def test_a_poisoned_tile_is_put_aside_and_only_it(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
+def test_a_poisoned_tile_is_excluded_and_only_it(crop_png: Path, clean: bytes, tmp_path: Path) -> None:
     out = tmp_path / "out"
     poison = [{"do": "crash", "at": "tile", "tile": 4, "times": 99}]
     args = ("--workers", "1", "--retries", "1", "--out", out)
@@ -127,7 +127,7 @@ def test_an_error_that_nobody_foresaw_is_tried_as_often_as_any_other(
     assert row["status"] == "failed"
     (error,) = pq.read_table(out / "errors.parquet").to_pylist()
     assert error["error"].startswith(
-        "KeyError: 'a slide of a kind that nobody foresaw' (an error of the program, in break_things of"
+        "KeyError: 'a slide of a kind that nobody foresaw' (unexpected error, in break_things of"
     )
     assert run_here("segment", "--retry-failed", "--out", out).exit_code == 0
     assert (out / "nuclei/crop.parquet").read_bytes() == clean

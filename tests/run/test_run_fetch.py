@@ -176,7 +176,7 @@ def test_a_slide_larger_than_the_staging_folder_is_said_to_be(server: GdcServer,
     command = ("segment", gdc_manifest(tmp_path / "m.txt", slides), *CROP, "--out", tmp_path / "out", "--stage-gb", "0.00001")
     done = run_here(*command, "--gdc-token-file", tmp_path / "token.txt")
     assert done.exit_code == 1
-    assert "do not fit into the staging folder of 0.000 GB (--stage-gb)" in done.output
+    assert "exceed the limit of the staging folder, 0.000 GB (--stage-gb)" in done.output
     assert not server.log()
 
 

@@ -272,7 +272,7 @@ def print_summary(summary: RunSummary) -> None:
     console.print(f"precision  {summary.precision}")
     console.print(f"run        {summary.out}")
     for host, reason in summary.hosts_aside.items():
-        console.print(f"put aside  {host}: {reason}")
+        console.print(f"excluded   {host}: {reason}")
     for line in [*summary.left_out, *nothing_found(rows)]:
         console.print(line)
     for error in summary.errors[:20]:

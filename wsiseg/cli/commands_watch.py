@@ -80,7 +80,7 @@ def _print_status(run: Path, now: RunStatus) -> None:
     for client in now.clients:
         console.print(f"client     {client.client} on {client.host}: {client.state}, {client.age_s:.0f} s ago")
         for host, reason in client.hosts_aside.items():
-            console.print(f"put aside  {host}: {reason}")
+            console.print(f"excluded   {host}: {reason}")
     for worker in now.workers[:40]:
         at = ", ".join(_place(work) for work in worker.at) or "waits"
         console.print(f"worker     {worker.host} {worker.pid}: {at} (for {worker.age_s:.0f} s)")

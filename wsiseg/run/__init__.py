@@ -1,1 +1,1 @@
-"""Slides named by the user in -> a run folder with tables, statistics and errors out; the main job."""
+"""The main job: segment the slides that the user names into a run folder with tables, statistics and errors."""

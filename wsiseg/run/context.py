@@ -1,4 +1,4 @@
-"""What a worker process holds: the model, a few open slides and their constants, and its threads' access to the device."""
+"""Resources of a worker process: the model, a few open slides and their constants, and its threads' access to the device."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from wsiseg.run.readers import ReaderPool, can_share_memory
 from wsiseg.separate import SeparateParams, resolve_params
 from wsiseg.types import Box, Processor, Stain
 
-if TYPE_CHECKING:  # the client knows a context but never computes: it starts without torch
+if TYPE_CHECKING:  # the client imports this module but never computes, so it starts without torch
     from wsiseg.predict import Model
 
 __all__ = ["WorkerContext", "compute_device"]
 
 MAX_OPEN_SLIDES = 3
-"""Open slides that a worker keeps. Tiles arrive slide by slide, so that few are needed; this bounds memory."""
+"""Maximum number of open slides per worker, to bound memory. Tiles arrive slide by slide, so few are needed."""
 
 
 class WorkerContext:
@@ -43,7 +43,7 @@ class WorkerContext:
     device
         ``cpu``, or PyTorch's name of a GPU.
     readers
-        Processes that read for this worker; ``None``: none on the CPU, on a GPU as many as cuCIM's slides need.
+        Number of processes that read for this worker; ``None``: none on the CPU, on a GPU as many as cuCIM needs.
     """
 
     def __init__(
@@ -89,9 +89,9 @@ class WorkerContext:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Let this thread compute with ``model``: one at a time on the CPU, on a GPU as many as fit, each on its own stream.
+        """Wait until this thread may compute with ``model``: one at a time on the CPU, on a GPU as many as fit in memory.
 
-        Reading and writing need no turn, so they overlap with what other threads compute.
+        On a GPU each thread has its own stream. Reading and writing need no turn, so they overlap with computation.
         """
         stream = self._turns.get()
         try:
@@ -110,9 +110,9 @@ class WorkerContext:
         return self._slides.lease(slide_id)
 
     def pixels(self, job: SlideJob, slide: Slide, box: Box) -> npt.NDArray[np.uint8]:
-        """Read a window in working px, uint8 (h, w, 3), on the host; for a GPU into memory from which it copies fast.
+        """Read a window in working px, uint8 (h, w, 3), into host memory (page-locked if the device is a GPU).
 
-        cuCIM's slides are read by processes where this worker has some, all others in this thread.
+        Slides opened with cuCIM are read by this worker's reader processes, if it has any, all others in this thread.
 
         Raises
         ------
@@ -154,7 +154,7 @@ class WorkerContext:
             self._readers.close()
 
     def arithmetic(self) -> Processor:
-        """Return the facts by which the maps of this worker's processor differ from those of another."""
+        """Return the properties of this worker's processor on which its maps depend."""
         from wsiseg.predict import arithmetic_of
 
         model = self.model
@@ -162,7 +162,7 @@ class WorkerContext:
             return arithmetic_of(model)
 
     def facts(self) -> ModelFacts:
-        """Return what this worker would compute with: part of the run's digest."""
+        """Return what this worker would compute with; it is part of the run's digest."""
         model, aim = self.model, self.stain_aim
         return ModelFacts(
             model.name,
@@ -175,7 +175,7 @@ class WorkerContext:
         )
 
     def worker_facts(self, machine: str) -> WorkerFacts:
-        """Return the same and what ``auto`` means here; ``machine`` names this machine."""
+        """Return ``facts``, the resolved values of ``auto``, and ``machine``, the name of this machine."""
         processor = self.arithmetic()
         model = self.model
         return WorkerFacts(self.facts(), model.precision, model.engine, model.licence, processor, machine)

@@ -42,10 +42,7 @@ _PACKAGES = (
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line of the report. State ``fail`` makes the command exit nonzero.
-
-    ``note`` is for optional parts that are missing.
-    """
+    """One line of the report. Status ``note``: an optional part is missing; ``fail``: the command exits nonzero."""
 
     name: str
     status: Literal["ok", "note", "fail"]
@@ -53,7 +50,7 @@ class Check:
 
 
 def doctor() -> list[Check]:
-    """Run all checks; never raises for a part that is missing."""
+    """Run all checks and return their results; a missing part is a result, not an exception."""
     checks: list[Check] = [Check("wsiseg", "ok", f"{__version__} on Python {platform.python_version()}, {platform.platform()}")]
     checks.append(_packages())
     checks += _machine()
@@ -86,7 +83,7 @@ def _kernels() -> Check:
     done = f"{prepared.compiled} compiled, {prepared.loaded} loaded in {prepared.seconds:.1f} s"
     if prepared.folder:
         return Check("CPU kernels", "ok", f"{done}; kept in {prepared.folder}")
-    why = "no folder can be written to: every worker of every run compiles them again. Set NUMBA_CACHE_DIR to one that can"
+    why = "no cache folder is writable, so every worker of every run compiles them again. Set NUMBA_CACHE_DIR to a writable one"
     return Check("CPU kernels", "note", f"{done}; {why}")
 
 
@@ -126,7 +123,7 @@ def _gpu() -> list[Check]:
 
 
 def _run() -> Check:
-    """Say what ``segment`` without options would compute with."""
+    """Report what ``segment`` without options would compute with."""
     try:
         return Check("segment", "ok", resolve_here(RunConfig()).record.words)
     except (WsisegError, BackendUnavailableError) as err:
@@ -144,7 +141,7 @@ def _weights(name: str) -> Check:
 
 
 def _self_test() -> Check:
-    """Separate and vectorize three painted discs, two of them touching: counts and areas are known."""
+    """Separate and vectorize three painted discs, of which two touch, and compare the known number and areas."""
     height = width = 128
     y, x = np.mgrid[:height, :width]
     centers = ((30, 30), (47, 30), (90, 90))

@@ -1,4 +1,4 @@
-"""The client's side of a run: submit tasks to Dask, take their results, keep totals."""
+"""The client side of a run: submit tasks to Dask, process their results, keep totals."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from wsiseg.types import Tile, TileOutcome
 __all__ = ["Drive", "Progress"]
 
 LOGGED = ("slide_id", "status", "n_nuclei", "tissue_mm2", "error")
-"""Fields of a finished slide that go to the log, besides its tiles and seconds."""
+"""Fields of a finished slide's row that are logged, besides its tiles and seconds."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """Running totals, handed to the progress callback after every event, and at least every ``LOOK_S`` seconds."""
+    """Running totals, passed to the progress callback after every event, and at least every ``LOOK_S`` seconds."""
 
     slides: int = 0
     slides_done: int = 0
@@ -52,13 +52,13 @@ class Progress:
 
 
 class Drive:
-    """One run, seen from the client: submits the tasks that the feeders choose and takes their results.
+    """One run on the client: submits the tasks that the feeders choose and processes their results.
 
-    Decisions are made elsewhere: ``Feeder`` says which task is next and when a tile is given up, ``Lanes`` which host fetches a
-    slide and has its tiles, ``Hosts`` which workers may run a task, ``WorkerPool`` which workers there are. This class connects
-    them to Dask. A task can end in four ways: with a result (``_take_tiles``, ``_take_prepared``, ``_close_slide``), with a
-    ``Failure`` that the task caught (``_take_failure``), without a result because its worker died (``_take_lost``), or
-    cancelled because every worker that it was bound to is gone.
+    Decisions are made elsewhere: ``Feeder`` decides which task is next and when a tile is given up, ``Lanes`` which host
+    fetches a slide and runs its tiles, ``Hosts`` which workers may run a task, ``WorkerPool`` which workers there are. This
+    class connects them to Dask. A task can end in four ways: with a result (``_take_tiles``, ``_take_prepared``,
+    ``_close_slide``), with a ``Failure`` that the task caught (``_take_failure``), without a result because its worker process
+    ended (``_take_lost``), or cancelled because all workers that were allowed to run it are gone.
     """
 
     def __init__(
@@ -77,18 +77,18 @@ class Drive:
         self.config = resolved.config
         self.digest = resolved.digest
         model = resolved.facts.model
-        self.constants = model.mpp_model, model.aim  # and the stain that slides are normalized to
+        self.constants = model.mpp_model, model.aim  # the model's resolution and the target stain
         self.progress = progress
         self.on_progress = on_progress
         self.watch = watch
         self.lost: Counter[tuple[str, str]] = Counter()
-        self.rows = rows  # by slide id; those of an earlier connection stay
+        self.rows = rows  # by slide id; includes rows from before the scheduler was lost
         self.inputs: dict[str, SlideInput] = {}
         self.tile_mm2: dict[str, float] = {}
-        self.unopened: dict[str, SlideInput] = {}  # failed to open; a host that connects later may be able to
+        self.unopened: dict[str, SlideInput] = {}  # slides that no host could open; a host that connects later may
         self.hosts_seen = 0
         self.there_seen: dict[str, int] = {}
-        self.recalled: set[Future] = set()  # cancelled here, because the workers that they were bound to are gone
+        self.recalled: set[Future] = set()  # cancelled because all their allowed workers are gone
 
     def run(self, slides: Sequence[SlideInput]) -> None:
         """Run all slides; afterwards ``rows`` holds their statistics.
@@ -96,7 +96,7 @@ class Drive:
         Raises
         ------
         SchedulerLostError
-            The scheduler is gone.
+            The scheduler is gone or does not answer.
         OSError
             The disk is full.
         """
@@ -127,7 +127,7 @@ class Drive:
             self.client.run(end_staging, self.config, on_error="ignore")
 
     def _next_tasks(self) -> Iterator[tuple[Task, Feeder]]:
-        """Yield what can be handed out now: fetches first, as they take no worker's time."""
+        """Yield the tasks that can be submitted now, each with its feeder; fetches first, as they occupy no worker thread."""
         lanes = self.lanes
         while (order := lanes.next_fetch()) is not None:
             yield Task("fetch", order.slide.slide_id, order), lanes.base.feeder
@@ -157,10 +157,10 @@ class Drive:
         for text in hosts.news:
             log.warning("%s", text)
         hosts.news.clear()
-        self.watch.hosts_aside |= hosts.aside
+        self.watch.hosts_aside |= hosts.exclusions
 
     def _recall(self, submitted: Mapping[Future, tuple[Task, frozenset[str], Feeder]]) -> None:
-        """Cancel tasks whose allowed workers are all gone: Dask would keep them waiting for ever."""
+        """Cancel tasks whose allowed workers are all gone, which Dask would never run."""
         there = self.pool.there
         if there is self.there_seen:
             return
@@ -171,20 +171,20 @@ class Drive:
                 future.cancel()
 
     def _reopen(self, feeder: Feeder) -> None:
-        """Try slides that could not be opened on hosts that have connected since then."""
+        """Try slides that could not be opened again on hosts that have connected since."""
         hosts = self.pool.hosts
         if len(hosts) == self.hosts_seen:
             return
         self.hosts_seen = len(hosts)
         able = self.pool.able("prepare")
         for slide_id in [s for s in self.unopened if hosts.may_be_done(("prepare", s, -1), able)]:
-            log.warning("slide %s: tried again on a host that came later", slide_id)
+            log.warning("slide %s: trying again on a host that connected later", slide_id)
             feeder.add(self.unopened.pop(slide_id))
             self.rows.pop(slide_id, None)
             self.progress.slides_done -= 1
 
     def _submit(self, task: Task, feeder: Feeder) -> tuple[Future, frozenset[str]]:
-        """Submit a task; return its future and the workers that it is bound to (empty: any)."""
+        """Submit a task; return its future and the workers allowed to run it (empty: any)."""
         name = self.pool.setup.name
         if task.kind == "fetch":
             order: FetchOrder = task.payload
@@ -206,7 +206,7 @@ class Drive:
     def _take(self, task: Task, future: Future, feeder: Feeder) -> None:
         if future in self.recalled:
             self.recalled.discard(future)
-            self._take_lost(task, str(future.key), "the workers that it was bound to are gone", feeder)
+            self._take_lost(task, str(future.key), "the workers allowed to run it are gone", feeder)
             return
         error = future.exception()
         if error is not None:
@@ -222,7 +222,7 @@ class Drive:
         elif isinstance(answer.result, Failure):
             self._take_failure(task, answer.worker, answer.result, feeder)
         elif task.kind == "prepare":
-            if answer.result.row is None:  # with a row the slide was finished earlier and was not opened now
+            if answer.result.row is None:  # with a row, an earlier run finished the slide and this task did not open it
                 self.pool.hosts.succeeded(answer.worker, *_items(task))
             self._take_prepared(task, answer.result, feeder)
         else:
@@ -231,7 +231,7 @@ class Drive:
             self._close_slide(task.slide_id, answer.result)
 
     def _take_fetched(self, order: FetchOrder, answer: Answer) -> None:
-        """Take a slide that was fetched, that needs more room than there is, or that cannot be fetched."""
+        """Process the result of a fetch: the slide is fetched, needs more space than there is, or cannot be fetched."""
         slide_id, result = order.slide.slide_id, answer.result
         if isinstance(result, Failure):
             self.lanes.failed(order)
@@ -250,10 +250,10 @@ class Drive:
         self.watch.event("slide_fetched", slide_id=slide_id, host=order.host, again=order.copy, **facts)
 
     def _take_failure(self, task: Task, worker: str, failure: Failure, feeder: Feeder) -> None:
-        """Take a slide that could not be prepared or finished: another host tries it, if one is left that may succeed."""
+        """Process the failure to prepare or finish a slide: try another host, if there is one that may succeed."""
         hosts, (item,) = self.pool.hosts, _items(task)
         if not failure.fact:  # a fact about the file (such as no mpp) is the same on every host
-            hosts.failed(worker, item, failure.reason, MAX_FAILURES_IN_A_ROW)  # the task itself tried more than once
+            hosts.failed(worker, item, failure.reason, MAX_FAILURES_IN_A_ROW)  # the task tried more than once
             if hosts.may_be_done(item, self.pool.able(task.kind)):
                 self.watch.counts["retries"] += 1
                 where = " ".join(hosts.where(worker))
@@ -264,12 +264,12 @@ class Drive:
                 self.unopened[task.slide_id] = task.payload
         (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
         reasons = hosts.failures(item) or [(worker, failure.reason)]
-        # a full disk is a fault of one host, so another reason says more about the slide
+        # a full disk is a fault of one host, so a different reason is more informative about the slide
         worker, reason = next((r for r in reversed(reasons) if not full_disk(r[1])), reasons[-1])
         self._close_slide(task.slide_id, reason, worker=worker, attempts=len(reasons))
 
     def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
-        """Take a task without a result: its worker died or left, or could not start the task."""
+        """Process a task without a result: its worker process ended or left, or could not start the task."""
         deaths = self.watch.deaths_at(key)
         self.pool.hosts.took_deaths(deaths)
         self.watch.counts["retries"] += 1
@@ -305,7 +305,7 @@ class Drive:
     def _take_prepared(self, task: Task, result: PrepareDone, feeder: Feeder) -> None:
         feeder.prepared(result)
         if result.note:
-            log.warning("slide %s is done again from the start: %s", task.slide_id, result.note)
+            log.warning("slide %s is started again: %s", task.slide_id, result.note)
         for warning in result.warnings:
             log.warning("slide %s: %s", task.slide_id, warning)
         if result.row is not None:
@@ -337,12 +337,12 @@ class Drive:
             log.warning("slide %s, tile %d: trying again %s", tile.slide_id, tile.tile_id, where)
 
     def _elsewhere(self, task: Task) -> frozenset[int]:
-        """Return the failed tiles of a task that another host should try before they are given up."""
+        """Return the ids of a task's failed tiles that another host should try before they are given up."""
         hosts, able = self.pool.hosts, self.pool.able("tiles")
         return frozenset(item[2] for item in _items(task) if hosts.may_be_done(item, able))
 
     def _count(self, tile: Tile, outcome: TileOutcome) -> None:
-        """Add a tile that is done or given up to the totals; a window sampled outside the mask is in none of them."""
+        """Add a tile that is done or given up to the totals; windows sampled outside the mask are not counted."""
         if tile.outside:
             self.pool.hosts.forget(("tile", tile.slide_id, tile.tile_id))
             return
@@ -388,8 +388,8 @@ def _fetched(future: Future) -> Answer:
         return future.result(timeout=ANSWER_S)
     except TimeoutError as err:
         raise SchedulerLostError(
-            f"A result does not arrive from the Dask scheduler within {ANSWER_S:g} s. Finished tiles are kept: run the same "
-            "command again."
+            f"The Dask scheduler did not deliver a result within {ANSWER_S:g} s. Finished tiles are kept: run the same command "
+            "again."
         ) from err
 
 

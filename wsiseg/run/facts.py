@@ -1,4 +1,4 @@
-"""What a worker says of itself: what it would compute with, and how its preparation went."""
+"""What a worker reports to the client: what it would compute with, and how its preparation went."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["ModelFacts", "WorkerFacts", "WorkerReport"]
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What a run computes with beside its config: part of its digest, and of ``results`` in ``run.json``.
+    """What a run computes with in addition to its config: part of its digest and of ``results`` in ``run.json``.
 
-    ``separate`` are the parameters at the model's resolution, ``stain_aim`` the numbers that slides are normalized to (none:
-    those of the method), ``quantization`` the rule by which a network in int8 was made.
+    ``separate`` are the parameters at the model's resolution. ``stain_aim`` are the numbers of the target stain (empty: the
+    default of the method). ``quantization`` names the rule by which the weights were quantized to int8 (empty: not int8).
     """
 
     weights: str
@@ -32,19 +32,19 @@ class ModelFacts:
 
     @property
     def aim(self) -> Stain:
-        """Return what slides are normalized to."""
+        """Return the stain to which slides are normalized."""
         return Stain(self.stain_method, self.stain_aim)
 
     def digest(self, config: RunConfig) -> str:
-        """Return the digest of a run with this config that computes with this."""
+        """Return the digest of a run with this config and these facts."""
         return config.digest(**encode(self))
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerFacts:
-    """What a worker would compute with: the model, what ``auto`` means there, and who it is.
+    """What a worker would compute with: the model, the resolved values of ``auto``, and the machine.
 
-    ``licence`` is that of the weights, ``machine`` names the machine as it runs now (``wsiseg.predict.machine_id``).
+    ``licence`` is the licence of the weights, ``machine`` identifies the machine and its boot (``wsiseg.predict.machine_id``).
     """
 
     model: ModelFacts
@@ -57,22 +57,22 @@ class WorkerFacts:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """What the setup of a worker found, as it travels through Dask's events (as plain values: versions may differ).
+    """Result of the setup of a worker, sent through Dask events as plain values, because versions of wsiseg may differ.
 
     Attributes
     ----------
     worker, name, host
-        Its address, the name that it was given, and its machine.
+        Address of the worker, its Dask name, and its machine.
     refused
-        Why it must not work for the run; empty: it may.
+        Why the worker must not work for the run; empty if it may.
     preparing
-        It is not ready yet.
+        True while the worker is not ready yet.
     broken
-        Its GPU does not compute.
+        True if its GPU does not compute.
     role
-        ``tile`` or ``slide``, where it is ready.
+        ``tile`` or ``slide`` once it is ready.
     seconds, compiled, loaded, folder
-        How its kernels were prepared (``wsiseg.run.kernels.Prepared``).
+        As in ``wsiseg.run.kernels.Prepared``.
     """
 
     worker: str

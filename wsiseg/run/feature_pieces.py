@@ -1,7 +1,7 @@
-"""The work of ``wsiseg features`` in pieces that any worker can do, and their sum: windows of pixels, outlines, neighbors.
+"""The pieces of work of ``wsiseg features``: windows of pixels, outlines of row groups, neighbors.
 
-Every piece is a pure function of the slide and its table. Optical densities are summed in whole numbers, so the sum of a
-nucleus that several windows share is the same in any order.
+Any worker can measure any piece, because it is a pure function of the slide and its table. Optical densities are summed as
+integers, so the sum of a nucleus that several windows share does not depend on their order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class FeaturePiece:
-    """Some work on one slide: ``kind`` says which fields count.
+    """One piece of work on a slide; which fields are used depends on ``kind``.
 
     Attributes
     ----------
@@ -41,9 +41,9 @@ class FeaturePiece:
     groups
         ``outlines``: row groups of the table.
     mpp
-        ``neighbors``: of all nuclei.
+        ``neighbors``, which covers all nuclei: microns per level-0 px.
     path_map
-        Where the worker finds what the client named.
+        ``OLD=NEW`` pairs for slides that were moved, as in ``schedule.path_map``.
     """
 
     kind: Literal["pixels", "outlines", "neighbors"]
@@ -58,10 +58,10 @@ class FeaturePiece:
 
 
 def measure_piece(piece: FeaturePiece) -> dict[str, npt.NDArray[Any]] | str:
-    """Return what a piece measures, or why it could not be.
+    """Measure a piece and return its arrays by name, or the reason as text if that failed.
 
-    ``pixels``: ``rows`` int64 (n,) of the table, each once, and ``sums`` int64 (n, 5). ``outlines``: ``solidity`` of the
-    groups, one after the other. ``neighbors``: its columns for all nuclei.
+    ``pixels``: ``rows`` int64 (n,), distinct row numbers of the table, and ``sums`` int64 (n, 5). ``outlines``: ``solidity`` of
+    the nuclei in the row groups, in order. ``neighbors``: one array per column, for all nuclei.
     """
     folder = RunFolder(Path(local_path(piece.run, piece.path_map)))
     table = folder.table(piece.slide_id)
@@ -84,7 +84,7 @@ def _outlines(table: Path, groups: tuple[int, ...]) -> npt.NDArray[np.float32]:
 
 
 def _pixels(folder: RunFolder, table: Path, piece: FeaturePiece) -> dict[str, Int]:
-    """Sum optical densities over windows. Where two nuclei overlap the smaller has the pixel, of equals the lesser id."""
+    """Sum optical densities over windows. A pixel of several nuclei counts for the smallest, or the lowest id if equal."""
     record = slide_record(folder, piece.slide_id)
     try:
         slide = reopen_slide(folder, record, piece.path_map)

@@ -1,8 +1,8 @@
-"""``wsiseg features``: finished slides -> what needs their pixels or neighbors, beside their tables.
+"""``wsiseg features``: measure for finished slides the columns that need pixels or neighbors, and write them as own tables.
 
-The main run stays fast and its tables small, so these columns are made when asked for. The slide is read once more at working
-resolution, window by window, on as many workers as there are; the rings of a window are drawn into it, and each pixel is added
-to its nucleus. Held in memory: one window a worker, and about 200 bytes a nucleus.
+They are not part of the main run, which stays fast with small tables. The slide is read again at working resolution, window by
+window, on all workers; the rings of a window are rasterized, and each pixel is added to its nucleus. Memory: one window per
+worker, and about 200 bytes per nucleus.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["FeatureOptions", "FeatureProgress", "measure_features", "measure_run
 Array = npt.NDArray[Any]
 
 PIECE_PX = 1 << 26
-"""Working px of the windows that a worker measures at a time: a second or two."""
+"""Working px of the windows in one piece of work: about one to two seconds."""
 
 PIECE_GROUPS = 4
-"""Row groups whose outlines a worker measures at a time."""
+"""Row groups in one piece of work on outlines."""
 
 FEW_NUCLEI = 100_000
-"""With fewer, workers are not worth their start."""
+"""With fewer nuclei, this process measures them, because starting workers would take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class FeatureOptions:
     stain
         ``ruifrok``: the published hematoxylin and eosin vectors, the same for all slides; ``macenko``: fitted to each slide.
     pixels
-        Measure optical densities; without, slides need not be there.
+        Whether to measure optical densities. If False, the slide files are not needed.
     tile_wpx
         Side of the windows read, working px. Results do not depend on it.
     path_map
@@ -80,7 +80,7 @@ class FeatureOptions:
 
 @dataclass(slots=True)
 class FeatureProgress:
-    """Running totals, handed to the progress callback after every piece of work."""
+    """Running totals, passed to the progress callback after every piece of work."""
 
     slides: int = 0
     slides_done: int = 0
@@ -109,14 +109,16 @@ def measure_run(
     config: RunConfig | None = None,
     on_progress: Callable[[FeatureProgress], None] = lambda progress: None,
 ) -> Iterator[tuple[str, int | str]]:
-    """Measure the slides of a run (default: all that have a table); yield (slide_id, nuclei), or (slide_id, why) on failure.
+    """Measure the slides of a run; yield (slide_id, number of nuclei) for each, or (slide_id, reason) if it failed.
 
-    Slides whose features fit their table already are passed over.
+    Slides that already have features of their present table are skipped.
 
     Parameters
     ----------
+    slide_ids
+        Slides to measure; empty: all that have a table.
     config
-        ``schedule`` says which workers; default: this process alone.
+        Its ``schedule`` sets the workers; ``None``: only this process.
 
     Raises
     ------
@@ -137,12 +139,12 @@ def measure_run(
 
 
 def measure_features(run: Path, slide_id: str, options: FeatureOptions | None = None) -> int:
-    """Measure one slide's nuclei in this process and write ``RUN/features/<slide_id>.parquet``; return how many there are.
+    """Measure one slide's nuclei in this process, write ``RUN/features/<slide_id>.parquet``, return the number of nuclei.
 
     Raises
     ------
     InputError
-        No such slide, its file is not where it was (``options.path_map``, or ``pixels=False``), or it cannot be read.
+        The run has no such slide, or its file was moved (see ``options.path_map``, ``options.pixels``) or cannot be read.
     FormatError
         The table cannot be read.
     """
@@ -208,7 +210,7 @@ def _has_features(table: Path, options: FeatureOptions) -> bool:
 def _opened(
     folder: RunFolder, slide_id: str, options: FeatureOptions, path_map: tuple[str, ...]
 ) -> tuple[_Open, list[FeaturePiece]]:
-    """Return a slide with nothing measured yet, and all that is to be done on it."""
+    """Return a slide with nothing measured yet, and all its pieces of work."""
     import pyarrow.parquet as pq
 
     table = folder.table(slide_id)
@@ -239,7 +241,7 @@ def _opened(
 
 
 def _plan(folder: RunFolder, source: NucleiFile, options: FeatureOptions) -> tuple[tuple[tuple[float, ...], ...], list[Box]]:
-    """Return the stain vectors, and the windows (working px) that some nucleus's bounding box meets."""
+    """Return the stain vectors, and the windows (working px) that intersect the bounding box of a nucleus."""
     record = slide_record(folder, source.path.stem)
     try:
         slide = reopen_slide(folder, record, options.path_map)
@@ -261,12 +263,12 @@ def _stain_vectors(slide: Slide, tissue_png: Path, scale: float, stain: str) -> 
     tissue = TissueMask.load(tissue_png) if tissue_png.is_file() else fit_tissue(slide)
     fitted = fit_stain("macenko", *stain_sample(slide, tissue, scale))
     if fitted.method == "none":
-        raise InputError(f"Slide {slide.meta.slide_id}: no two stains to be told apart (Macenko). Use --stain ruifrok.")
+        raise InputError(f"Slide {slide.meta.slide_id}: Macenko's method found no two distinct stains. Use --stain ruifrok.")
     return fitted.params[:3], fitted.params[3:6]
 
 
 def _add(slide: _Open, piece: FeaturePiece, answer: dict[str, Array]) -> None:
-    """Take what a piece measured."""
+    """Add the result of a piece to the slide."""
     slide.left -= 1
     if piece.kind == "pixels":
         slide.sums[answer["rows"]] += answer["sums"]

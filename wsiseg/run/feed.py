@@ -1,12 +1,12 @@
 """Decide which task is next: a state machine over slides and tiles that does not depend on Dask.
 
 A slide is prepared (constants, list of tiles to do), its tiles run in any order, then it is finished. The feeder keeps a
-bounded number of tasks in flight, batches short tiles into one task, prepares enough slides ahead that no worker waits for one,
-and tries a failed tile a few more times.
+bounded number of tasks in flight, batches short tiles into one task, prepares enough slides in advance that no worker waits
+for one, and tries a failed tile again a few times.
 
 A slide goes through: ``_slides`` (to be prepared) -> ``_open`` (tiles to do) -> ``_finish`` (all tiles decided) -> done. A tile
-of an open slide is in ``waiting`` (not tried, or lost without suspicion), ``alone`` (failed: tried again in a task of its own),
-``_suspects`` or ``_last_tries`` (a worker may have died of it), or in flight (``running``).
+of an open slide is in ``waiting`` (not tried, or lost while it was not being computed), ``alone`` (failed, to be tried in a
+task with no other tile), ``_suspects`` or ``_last_tries`` (it may have crashed a worker), or in flight (``running``).
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ __all__ = ["Feeder", "PrepareDone", "Task"]
 TaskKind = Literal["fetch", "prepare", "tiles", "finish"]
 
 MAX_TILES = 64
-"""Maximum number of tiles in one task; it bounds the work that is lost if a worker dies."""
+"""Maximum number of tiles in one task; it bounds the work that is lost if a worker process ends."""
 
 MAX_RETURNS = 20
-"""How often a tile is submitted again after its worker was lost, if there is no record that the worker was computing it."""
+"""Maximum number of times that a tile is submitted again after its worker was lost without a record of what it computed."""
 
 MIN_TILE_S = 1e-3
 """Lower bound for the measured duration of a tile, s."""
@@ -41,10 +41,10 @@ FIRST_GUESS_TILES = 8
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One thing to run.
+    """One task to submit.
 
-    ``payload`` is a SlideInput, (Tile, attempt) pairs, a (slide_id, failed outcomes) pair, or a ``wsiseg.run.lanes.FetchOrder``
-    (which no feeder hands out).
+    ``payload`` is by kind: ``prepare``: a SlideInput; ``tiles``: (Tile, attempt) pairs; ``finish``: a (slide_id, failed
+    outcomes) pair; ``fetch``: a ``wsiseg.run.lanes.FetchOrder``, which comes from ``Lanes``.
     """
 
     kind: TaskKind
@@ -68,7 +68,7 @@ class PrepareDone:
 
 @dataclass(slots=True)
 class _Open:
-    """A slide in progress: tiles to hand out, tiles to hand out alone, and the number in flight."""
+    """A slide in progress: tiles to submit, tiles to submit alone, the number in flight, of suspects, and failed tiles."""
 
     waiting: deque[tuple[Tile, int]]
     alone: deque[tuple[Tile, int]] = field(default_factory=deque)
@@ -78,14 +78,14 @@ class _Open:
 
 
 class Feeder:
-    """Hands out tasks and takes their results.
+    """Decides which task is submitted next, from the results of earlier ones.
 
-    A tile during which a worker died is a suspect, and so is every tile that ran in that process at the time. At most one
-    suspect is in flight at a time. A suspect that has used up its tries is tried a last time with no other task in flight: if
-    the worker dies again, that tile is the cause and is given up. So a tile is never given up because of another.
+    If a worker process ends unexpectedly, every tile that it was computing becomes a suspect. At most one suspect is in flight
+    at a time. A suspect without tries left is tried a last time with no other task in flight: if the worker process ends again,
+    this tile is the cause and is given up. So a tile is never given up because of another.
 
-    ``limit`` is the most tasks in flight and may be changed at any time; ``in_flight`` says how many of them a worker has;
-    tiles are batched until a task takes about ``task_s`` seconds (0: one tile a task).
+    ``limit`` is the maximum number of tasks in flight and may be changed at any time; ``in_flight`` is the number of tasks per
+    worker; tiles are batched until a task takes about ``task_s`` seconds (0: one tile per task).
     """
 
     def __init__(
@@ -111,40 +111,40 @@ class Feeder:
         self._slide_tiles = _Mean(FIRST_GUESS_TILES)
 
     def done(self) -> bool:
-        """Return whether nothing is left to hand out or to wait for."""
+        """Return whether no task is waiting or in flight."""
         return not (self._slides or self._open or self._finish or self._running)
 
     def upcoming(self) -> SlideInput | None:
-        """Return the slide that is prepared next, if there is one."""
+        """Return the slide that is to be prepared next; None if there is none."""
         return self._slides[0] if self._slides else None
 
     @property
     def n_waiting_slides(self) -> int:
-        """Return how many slides wait to be prepared."""
+        """Return the number of slides that wait to be prepared."""
         return len(self._slides)
 
     @property
     def n_waiting_tiles(self) -> int:
-        """Return how many tiles of prepared slides wait to be handed out."""
+        """Return the number of tiles of prepared slides that wait to be submitted."""
         return self._waiting
 
     @property
     def seconds_left(self) -> float:
-        """Return about how long all that waits takes one thread, s (0 until a tile is done)."""
+        """Return the estimated time of all waiting slides and tiles on one thread, s (0 until a tile is done)."""
         return (self._waiting + len(self._slides) * max(1.0, self._slide_tiles.value)) * self._tile_s.value
 
     @property
     def tile_seconds_left(self) -> float:
-        """Return about how long the tiles that wait take one thread, s."""
+        """Return the estimated time of the waiting tiles on one thread, s."""
         return self._waiting * self._tile_s.value
 
     def most_waiting(self) -> str:
-        """Return the id of the slide of which most tiles wait; empty: none does."""
+        """Return the id of the slide with the most waiting tiles; empty if no tile waits."""
         found = max(self._open, key=lambda i: len(self._open[i].waiting), default="")
         return found if found and self._open[found].waiting else ""
 
     def take_back(self) -> SlideInput | None:
-        """Return the slide whose turn to be prepared would come last, which this feeder forgets; ``None``: none waits."""
+        """Remove and return the last slide that waits to be prepared; ``None`` if none waits."""
         return self._slides.pop() if self._slides else None
 
     def next_task(self) -> Task | None:
@@ -178,7 +178,7 @@ class Feeder:
         return None
 
     def prepared(self, result: PrepareDone) -> None:
-        """Take the result of a prepare task."""
+        """Record the result of a prepare task."""
         self._running -= 1
         self._preparing -= 1
         if result.row is None:
@@ -189,16 +189,16 @@ class Feeder:
             self._maybe_finish(result.slide_id)
 
     def prepare_failed(self) -> None:
-        """Take the failure of a prepare task: the slide is left out."""
+        """Record that a prepare task failed; the slide has no further tasks."""
         self._running -= 1
         self._preparing -= 1
 
     def add(self, slide: SlideInput) -> None:
-        """Add a slide again that could not be prepared: another host may be able to open it."""
+        """Queue a slide, for example one that could not be prepared and that another host may be able to open."""
         self._slides.append(slide)
 
     def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome], elsewhere: Collection[int] = ()) -> list[bool]:
-        """Take the outcomes of a tiles task, in its order; return for each whether it is final (else it is tried again).
+        """Record the outcomes of a tiles task, in its order; return for each whether it is final (else it is tried again).
 
         ``elsewhere`` holds the ids of tiles that another host should try, regardless of the number of tries.
         """
@@ -221,10 +221,10 @@ class Feeder:
     def tiles_lost(
         self, task: Task, deaths: Mapping[int, Death], reason: str, elsewhere: Collection[int] = ()
     ) -> list[TileOutcome]:
-        """Take the loss of a tiles task with its worker; return the outcomes of tiles that are given up.
+        """Record that a tiles task was lost with its worker; return the outcomes of tiles that are given up.
 
-        ``deaths`` says during which of its tiles (by id) workers died. Tiles that only waited in the task are handed out again
-        without having used up a try. If no death is recorded, all tiles of the task are suspects, and are given up for
+        ``deaths`` maps the id of a tile to the worker exit during its computation. Tiles that only waited in the task are
+        submitted again without using up a try. If ``deaths`` is empty, all tiles of the task are suspects, and are given up for
         ``reason`` after ``MAX_RETURNS`` losses. ``elsewhere`` holds the ids of tiles that another host should try.
         """
         was_suspect = task is self._suspect_in_flight
@@ -250,7 +250,7 @@ class Feeder:
         return given_up
 
     def again(self, task: Task) -> None:
-        """Take back a prepare or finish task whose worker was lost: it is handed out again."""
+        """Queue a prepare or finish task again whose worker was lost."""
         self._running -= 1
         if task.kind == "prepare":
             self._preparing -= 1
@@ -274,7 +274,7 @@ class Feeder:
         return Task("tiles", tile.slide_id, ((tile, attempt),))
 
     def finished(self) -> None:
-        """Take the end of a finish task."""
+        """Record that a finish task has ended."""
         self._running -= 1
 
     def _batch(self, state: _Open) -> tuple[tuple[Tile, int], ...]:
@@ -291,7 +291,7 @@ class Feeder:
         return self._waiting + self._preparing * max(1.0, self._slide_tiles.value)
 
     def _wanted(self) -> float:
-        """Return how many tiles must be available: enough to keep all workers busy while the next slide is prepared."""
+        """Return the number of waiting tiles that keeps all workers busy while the next slide is prepared."""
         if self._tile_s.value <= 0:
             return self.limit
         per_worker = max(1.0, self._task_s / self._tile_s.value) * self._in_flight + self._prepare_s.value / self._tile_s.value

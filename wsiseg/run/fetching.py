@@ -1,4 +1,4 @@
-"""Slides at addresses in a run: its lanes, and the task of a worker that fetches a slide while its threads go on with tiles."""
+"""Slides at addresses (URLs) in a run: its lanes, and the task that fetches a slide while the worker computes tiles."""
 
 from __future__ import annotations
 
@@ -30,14 +30,15 @@ from wsiseg.run.worker_pool import FETCH_WAITS, WorkerPool
 __all__ = ["FetchDone", "fetch_task", "lanes_of"]
 
 _TURN = threading.Lock()
-"""Held by the fetch that hands out ranges: a host's fetches run in one process, one after the other, without a gap between."""
+"""Held by the fetch that starts byte ranges. A host's fetches run in one process; the next starts when the last range of the
+one before has started."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchDone:
-    """A slide that is there: its bytes, those of them that came over the network, and how long it took.
+    """Result of a fetch: the slide's size, the bytes that were transferred now, and the seconds it took.
 
-    ``no_room``: it is not, as it needs ``size_bytes``.
+    If ``no_room``, the slide was not fetched because the staging folder has less than ``size_bytes`` left.
     """
 
     size_bytes: int
@@ -47,9 +48,9 @@ class FetchDone:
 
 
 def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
-    """Fetch a slide into this host's staging folder: ``FetchDone``, or ``Failure`` with its address and the reason.
+    """Fetch a slide into this host's staging folder; return ``FetchDone``, or ``Failure`` with the address and the reason.
 
-    The task leaves the worker's pool of threads at once, so it takes no place from tiles.
+    The task secedes from the worker's thread pool at once, so it does not delay tiles.
     """
     worker = get_worker()
     context, _ = at_work(setup)
@@ -81,7 +82,7 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
     except NoRoom as err:
         result = FetchDone(err.size_bytes, no_room=True)
     except FetchStopped:
-        raise InterruptedError("the worker leaves") from None
+        raise InterruptedError("the worker is shutting down") from None
     except OSError as err:
         full = err.errno in (errno.ENOSPC, errno.EDQUOT)
         why = f"the staging folder {root} is full (see --stage, --stage-gb)" if full else one_line(err)
@@ -94,7 +95,7 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
 
 
 def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, digest: str, config: RunConfig) -> Lanes:
-    """Return a run's slides in lanes, with what hosts hold from an earlier run."""
+    """Return the lanes of a run's slides, with what hosts still have staged from an earlier run."""
     schedule = config.schedule
     remote = [s for s in slides if is_address(s.path)]
     staged: dict[str, dict[str, int]] = {}
@@ -111,7 +112,7 @@ def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, 
         try:
             return finished_row(folder, slide, digest) is not None
         except (WsisegError, OSError):
-            return False  # preparing it will say what is wrong
+            return False  # preparing it will report the error
 
     local = [s for s in slides if not is_address(s.path)]
     return Lanes((local, remote), make, int(schedule.stage_gb * 1e9), staged, finished, one_host=not schedule.remote)

@@ -51,9 +51,9 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> SlideRow 
 
 
 def _same_file(file: FileFacts, slide: SlideInput) -> bool:
-    """Return whether a slide is still the file that was segmented; a file that was moved away or copied counts as the same.
+    """Return whether a slide is still the file that was segmented; a moved, missing or copied file counts as the same.
 
-    Nothing is fetched: an object at an address is another one if the manifest states another MD5 than before.
+    Nothing is fetched: an object at an address counts as changed if the manifest states another MD5 than before.
     """
     path = slide.path
     if is_address(path):
@@ -65,7 +65,7 @@ def _same_file(file: FileFacts, slide: SlideInput) -> bool:
 
 
 def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list[TileOutcome]]:
-    """Split a slide's tiles into those still to do, sampled windows among them, and the outcomes of those already decided."""
+    """Return a slide's tiles that are still to do, and the outcomes of those done; both include sampled windows."""
     todo: list[Tile] = []
     decided: list[TileOutcome] = []
     floor = context.config.read.tissue_min_frac
@@ -83,7 +83,7 @@ def tiles_to_do(job: SlideJob, context: WorkerContext) -> tuple[list[Tile], list
 
 
 def done_before(tile: Tile, context: WorkerContext) -> TileOutcome | None:
-    """Return the outcome of a tile whose part file is there and of this run, else None."""
+    """Return the outcome of a tile that has a part file of this run, else None."""
     header = _valid_header(context, tile)
     if header is None:
         return None
@@ -94,7 +94,7 @@ def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
     try:
         header = read_part_header(part_path(context.folder, tile))
     except FormatError:
-        return None  # a tile with a damaged part file is computed again
+        return None  # damaged: compute the tile again
     return header if header is not None and header.digest == context.digest else None
 
 
@@ -104,9 +104,9 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     Raises
     ------
     FormatError
-        A tile has no part file, although it has tissue and is not in ``failed``: its nuclei would be missing.
+        A tile with tissue that is not in ``failed`` has no part file, so its nuclei would be missing.
     SlideOpenError
-        The slide's file changed since its first tile was read: the table would mix two files.
+        The slide's file changed since its first tile was read, so the table would mix two versions.
     """
     start = time.perf_counter()
     job = load_job(context.folder, slide_id)
@@ -177,7 +177,7 @@ def _headers(tiles: Sequence[Tile], bad: Collection[int], context: WorkerContext
 
 
 def _mask_facts(job: SlideJob, context: WorkerContext, n_nuclei: int) -> tuple[dict[str, Any], str]:
-    """Return the columns about the tissue mask, and the path of its picture, which is drawn."""
+    """Draw the picture of the tissue mask; return the columns about the mask and the path of the picture."""
     outside = [(tile, weight, _valid_header(context, tile)) for tile, weight in outside_tiles(job, context.config)]
     facts, counts = outside_facts(job, outside, context.folder, n_nuclei)
     return facts, write_mask_picture(job, [tile for tile, _, _ in outside], counts, context.folder)
@@ -201,7 +201,7 @@ def _summed_events(headers: Sequence[PartHeader]) -> dict[str, int]:
 
 def _check_unchanged(job: SlideJob, context: WorkerContext) -> None:
     if job.source:
-        return  # every opening has compared the version
+        return  # the version is compared at every opening
     path = local_path(job.meta.path, context.config.schedule.path_map)
     file = _file_of(job)
     now = FileFacts(job.meta.path, *fingerprint(path), content_digest(path))
@@ -219,7 +219,7 @@ def _file_of(job: SlideJob) -> FileFacts:
 
 
 def _object_of(job: SlideJob, context: WorkerContext) -> FileFacts:
-    """Return the file's facts, and what tells the version of a slide that was fetched, and where it is kept if it is."""
+    """Return the facts of the slide's file; for a fetched slide with its version, and its path if it is kept."""
     file = _file_of(job)
     if job.source is None:
         return file

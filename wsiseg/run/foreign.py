@@ -1,4 +1,4 @@
-"""How a slide looks and what the network found on it -> how unlike the training images it is, as columns of its row."""
+"""Score how unlike the training images a slide is, from its pixels and the network's results, as columns of its row."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from wsiseg.summarize import foreign_look
 __all__ = ["foreign_facts"]
 
 NETWORK = ("area_p50_um2", "center_prob_mean", "material_prob_mean")
-"""Columns of a slide's row that its look is completed by."""
+"""Columns of a slide's row that are compared with the training images in addition to ``SlideJob.look``."""
 
 
 def foreign_facts(job: SlideJob, row: Mapping[str, Any], card: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns of ``wsiseg.schema.TRUST`` about a slide's look.
+    """Return the columns of ``wsiseg.schema.TRUST`` about how unlike the training images a slide is.
 
-    Weights whose card has no ``look`` (``scripts/measure_look.py`` measures it) give no score: it stays empty.
+    They are empty for weights whose card has no ``look``, which ``scripts/measure_look.py`` measures.
     """
     look: dict[str, Any] = {**job.look, **{name: row[name] for name in NETWORK}}
     if job.look.get("colored_mm2"):

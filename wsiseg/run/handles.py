@@ -23,15 +23,15 @@ class _Entry:
 
 
 class OpenSlides:
-    """At most ``most`` open slides, not counting those that are being read; the least recently used one is closed first.
+    """At most ``max_open`` open slides, not counting those being read; the least recently used one is closed first.
 
-    Tiles arrive slide by slide, so that few are needed. A slide is opened only once, however many threads use it; they then
-    read it at the same time (see ``wsiseg.read.slide.Slide``).
+    Tiles arrive slide by slide, so few are needed. All threads share one open handle of a slide and may read at the same time
+    (see ``wsiseg.read.slide.Slide``).
     """
 
-    def __init__(self, opener: Callable[[str], tuple[SlideJob, Slide]], most: int) -> None:
+    def __init__(self, opener: Callable[[str], tuple[SlideJob, Slide]], max_open: int) -> None:
         self._opener = opener
-        self._most = most
+        self._max_open = max_open
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._opening: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
@@ -92,7 +92,7 @@ class OpenSlides:
     def _surplus(self) -> list[_Entry]:
         """Remove and return the entries that exceed the limit and are not in use."""
         idle = [slide_id for slide_id, entry in self._entries.items() if entry.users == 0]
-        return [self._entries.pop(slide_id) for slide_id in idle[: max(0, len(self._entries) - self._most)]]
+        return [self._entries.pop(slide_id) for slide_id in idle[: max(0, len(self._entries) - self._max_open)]]
 
 
 def _close(entries: list[_Entry]) -> None:

@@ -1,12 +1,12 @@
-"""Record which host failed at what: another host tries it, and a host that fails where others succeed gets no more work.
+"""Decide which hosts may try an item again after a failure, and exclude hosts that fail where others succeed.
 
-A broken host fails fast and is soon idle again, so without this it would be given most of the work and fail all of it. Nothing
-here depends on Dask: successes and failures come in, the workers that may try an item come out. If all workers are on one host,
-none is ever excluded.
+A broken host fails fast and is soon idle again, so without exclusion it would get most of the work and fail all of it. This
+module does not depend on Dask: it records successes and failures, and returns the workers that may try an item. If all workers
+are on one host, none is excluded.
 
-A failure may be the fault of the item (a damaged tile) or of the host (no mount, full disk, broken GPU). It is the host's if
-another host then does the same item: see ``succeeded``. It is taken to be the item's after ``GOOD_HOSTS`` hosts failed at it
-that have done other items of the same kind: see ``may_be_done``.
+The cause of a failure may be the item (a damaged tile) or the host (no mount, full disk, broken GPU). It is the host if another
+host then succeeds with the same item (``succeeded``). It is assumed to be the item after ``GOOD_HOSTS`` hosts failed with it
+that have succeeded with other items of the same kind (``may_be_done``).
 """
 
 from __future__ import annotations
@@ -27,42 +27,42 @@ WorkItem = tuple[str, str, int]
 """What may succeed or fail: kind (prepare, tile, finish), slide id, and tile id (-1: the whole slide)."""
 
 MAX_FAILURES_IN_A_ROW = 3
-"""A host is put aside after this many failures without a success in between, if others could do what it failed at."""
+"""A host is excluded after this many failures in a row, if another host succeeded with one of the failed items."""
 
 NOT_INSTALLED = ("ImportError", "ModuleNotFoundError")
-"""How the reason of a failure begins that is a fault of the worker's installation."""
+"""First words of a failure reason that is caused by the worker's installation."""
 
 MAX_GPU_BREAKS = 2
-"""How often a GPU stops computing, without a success in between, until it is put aside."""
+"""A GPU is excluded after it stopped computing this many times without a success in between."""
 
 GOOD_HOSTS = 2
-"""An item is given up after this many hosts failed at it that have done other items of its kind."""
+"""An item is given up after this many hosts failed with it that have succeeded with other items of its kind."""
 
 MAX_HOSTS = 8
-"""Most hosts that try one item: a limit for a run in which no host has succeeded at anything yet."""
+"""Maximum number of hosts that try one item while no host has succeeded with anything yet."""
 
-ASIDE_S = 60.0
-"""How long a host is put aside the first time, s; twice as long each further time."""
+EXCLUDE_S = 60.0
+"""How long a host is excluded the first time, s; the time doubles with each further exclusion."""
 
-LONGEST_ASIDE_S = 3600.0
-"""Longest time that a host is put aside, s: afterwards it is tried again, as a lost mount may be back."""
+MAX_EXCLUDE_S = 3600.0
+"""Maximum time that a host is excluded, s. It is then tried again, because a lost mount may be back."""
 
 
 @dataclass(slots=True)
-class _Aside:
-    """A host that is put aside: until when (by the clock), and for how long."""
+class _Exclusion:
+    """An excluded host: until when (by the clock), and for how long, s."""
 
     until: float
-    rest_s: float
+    exclude_s: float
 
 
 class Hosts:
-    """What is known of the hosts of a run.
+    """The successes, failures and exclusions of the hosts of a run.
 
-    A host is identified by its name and the network address of its workers: containers may share a name, and machines behind a
-    gateway an address. All worker processes of a host are put aside together, except if one fails at an item that another of
-    the same host can do: then only that worker is put aside. So is a GPU that stops computing, with all workers that use it,
-    now or later. A *unit* below is a host's name, a worker's address or a GPU.
+    A host is identified by its name and the network address of its workers, because containers may share a name, and machines
+    behind a gateway an address. All workers of a host are excluded together, with two exceptions: if another worker of the same
+    host succeeds with an item, only the worker that failed is excluded; and a GPU that stops computing is excluded together
+    with all workers that use it, now or later. A *unit* below is a host's name, a worker's address or a GPU.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -70,21 +70,21 @@ class Hosts:
         self._host: dict[str, str] = {}  # by worker's address
         self._label: dict[str, str] = {}
         self._gpu: dict[str, str] = {}  # by worker's address: the same for every process that had that GPU
-        self._breaks: defaultdict[str, dict[str, frozenset[WorkItem]]] = defaultdict(dict)  # by GPU: what its workers did then
-        self._tried: defaultdict[WorkItem, dict[str, str]] = defaultdict(dict)  # items not done: which workers failed, and why
+        self._breaks: defaultdict[str, dict[str, frozenset[WorkItem]]] = defaultdict(dict)  # by GPU: items in work then
+        self._tried: defaultdict[WorkItem, dict[str, str]] = defaultdict(dict)  # open items: reason of the failure by worker
         # the following are by unit: a host, a single worker or a GPU
         self._streak: Counter[str] = Counter()
-        self._at_fault: dict[str, str] = {}  # failed at what another could do and has not succeeded since: why
+        self._at_fault: dict[str, str] = {}  # failed where another unit succeeded, and has not succeeded since: the reason
         self._good: set[tuple[str, str]] = set()
-        self._resting: dict[str, _Aside] = {}
-        self._rests: Counter[str] = Counter()
-        self.aside: dict[str, str] = {}
-        """Every host (or single worker) that was ever put aside, and why."""
+        self._excluded: dict[str, _Exclusion] = {}
+        self._n_exclusions: Counter[str] = Counter()
+        self.exclusions: dict[str, str] = {}
+        """Every unit that was ever excluded, and why."""
         self.news: list[str] = []
-        """Messages not yet logged: hosts that were put aside or are tried again."""
+        """Messages to be logged: exclusions, and units that are tried again."""
 
     def __len__(self) -> int:
-        """Return how many hosts have been seen."""
+        """Return the number of hosts that were added."""
         return len(set(self._host.values()))
 
     def add(self, worker: str, name: str, label: str = "", gpu: str = "") -> None:
@@ -97,11 +97,11 @@ class Hosts:
             self._gpu[worker] = f"{gpu} on {self._host[worker]}"
 
     def where(self, worker: str) -> tuple[str, str]:
-        """Return host and name of a worker, for tables."""
+        """Return host and label of a worker, for tables."""
         return self._host.get(worker, ""), self._label.get(worker, worker)
 
     def succeeded(self, worker: str, item: WorkItem) -> None:
-        """Record that an item was done. Units that failed at it before are at fault, not the item."""
+        """Record that an item was done. Units that failed with it before are at fault, not the item."""
         host = self._host.get(worker)
         if host is None:
             return
@@ -115,21 +115,21 @@ class Hosts:
                 # on the same host only that worker is at fault, on another host the host
                 unit, who = (other, f"worker {worker}") if self._host[other] == host else (self._host[other], host)
                 self._at_fault[unit] = f"failed at {_named(item)}, which {who} could do: {reason}"
-                self._put_aside_if_due(unit)
+                self._exclude_if_due(unit)
 
     def failed(self, worker: str, item: WorkItem, reason: str, strikes: int = 1) -> None:
-        """Record that an item failed at a worker; ``strikes`` is the number of tries that this counts as."""
+        """Record that a worker failed with an item; this counts as ``strikes`` failures in a row."""
         host = self._host.get(worker)
         if host is None:
             return
         self._tried[item].pop(worker, None)
-        self._tried[item][worker] = reason  # popped before, so that the latest failure comes last
+        self._tried[item][worker] = reason  # removed above, so that the latest failure is last
         for unit in (host, worker):
             self._streak[unit] += strikes
-            self._put_aside_if_due(unit)
+            self._exclude_if_due(unit)
 
     def took_tiles(self, worker: str, outcomes: Iterable[TileOutcome]) -> list[TileOutcome]:
-        """Record a worker's outcomes of tiles; return them, failed ones with host and worker filled in."""
+        """Record a worker's outcomes of tiles; return them, with host and worker added to failed ones."""
         host, label = self.where(worker)
         named = []
         for outcome in outcomes:
@@ -143,40 +143,43 @@ class Hosts:
         return named
 
     def took_deaths(self, deaths: Iterable[Death]) -> None:
-        """Record the deaths of workers as failures of what they were doing."""
+        """Record the exits of worker processes as failures of the items in work."""
         for death in deaths:
             self.failed(death.worker, (death.kind, death.slide_id, death.tile_id), death.reason)
             if death.broken_at:
                 self.broke(death.worker, death.broken_at, death.reason)
 
     def broke(self, worker: str, items: Collection[WorkItem], reason: str) -> None:
-        """Record that a worker's GPU stopped computing while it did some items.
+        """Record that a worker's GPU stopped computing while these items were in work.
 
-        A GPU that does so twice with no success in between is put aside, unless one item was there each time: then that
-        item is at fault, and is given up after its tries.
+        A GPU that stops ``MAX_GPU_BREAKS`` times without a success in between is excluded, unless the same item was in work
+        each time: then that item is the cause, and is given up after its tries.
         """
         gpu = self._gpu.get(worker)
         if gpu is None:
             return
         breaks = self._breaks[gpu]
         breaks[worker] = frozenset(items)
-        if len(breaks) >= MAX_GPU_BREAKS and not frozenset.intersection(*breaks.values()) and gpu not in self._resting:
+        if len(breaks) >= MAX_GPU_BREAKS and not frozenset.intersection(*breaks.values()) and gpu not in self._excluded:
             self._at_fault[gpu] = f"stopped computing {len(breaks)} times, the last time: {reason}"
-            self._put_aside(gpu)
+            self._exclude(gpu)
 
     def no_gpu_left(self, there: Collection[str]) -> str:
-        """Return why no connected worker can compute: each has a GPU that is put aside.
+        """Return the reasons if the GPU of every worker in ``there`` is excluded.
 
         Empty if a worker can compute, or if no worker is connected.
         """
-        self._end_rests()
+        self._end_exclusions()
         gpus = {self._gpu.get(worker, "") for worker in there}
-        return "; ".join(f"{gpu} {self.aside[gpu]}" for gpu in sorted(gpus)) if gpus and gpus <= self._resting.keys() else ""
+        return (
+            "; ".join(f"{gpu} {self.exclusions[gpu]}" for gpu in sorted(gpus)) if gpus and gpus <= self._excluded.keys() else ""
+        )
 
     def failures(self, item: WorkItem) -> list[tuple[str, str]]:
-        """Return worker and reason of each failure at an item, the most credible one last.
+        """Return worker and reason of each failure with an item, the most informative one last.
 
-        Most credible is a host that did other items of the kind, then one not at fault elsewhere, then the latest.
+        Failures of hosts that succeeded with other items of the kind are more informative than those of hosts that did not,
+        then those of hosts that are not at fault elsewhere, then later ones.
         """
         kind = item[0]
         every = [(self._host[worker], worker, reason) for worker, reason in self._tried.get(item, {}).items()]
@@ -188,23 +191,24 @@ class Hosts:
         self._tried.pop(item, None)
 
     def may_be_done(self, item: WorkItem, there: Collection[str]) -> bool:
-        """Return whether a failed item should be tried on another host of the workers ``there`` before it is given up."""
+        """Return whether another host of the workers ``there`` should try a failed item before it is given up."""
         tried = self._hosts_of([item])
         good = sum((item[0], host) in self._good for host in tried)
         reasons = self._tried.get(item, {})
-        if reasons and all(r.startswith(NOT_INSTALLED) for r in reasons.values()):  # other workers of its host may have it
+        # another worker of the same host may have the library
+        if reasons and all(r.startswith(NOT_INSTALLED) for r in reasons.values()):
             return any(w not in reasons for w in self._others((), there))
         return 0 < len(tried) < MAX_HOSTS and good < GOOD_HOSTS and bool(self._others(tried, there))
 
     def choose(self, items: Iterable[WorkItem], there: Collection[str]) -> frozenset[str] | None:
-        """Return which of the workers ``there`` may get some items of one kind; None: any.
+        """Return which of the workers ``there`` may run a task of these items, all of one kind; None: any.
 
-        Hosts that are put aside or have failed at one of the items are left out as long as others remain. An item that has
-        failed goes to hosts that have done items of its kind, if there are any. With one host, another worker tries again.
+        Hosts that are excluded or failed with one of the items are left out unless no others remain. An item that failed goes
+        to hosts that succeeded with items of its kind, if there are any. If there is one host, another of its workers tries.
         """
         asked = list(items)
         tried = self._hosts_of(asked)
-        if not tried and not self._resting:
+        if not tried and not self._excluded:
             return None
         found = self._others(tried, there)
         if tried and asked:
@@ -215,36 +219,36 @@ class Hosts:
         return frozenset(found) if found and len(found) < len(there) else None
 
     def working(self, there: Iterable[str]) -> list[str]:
-        """Return the workers of hosts that are not put aside; all workers if every host is."""
+        """Return the workers of hosts that are not excluded; all workers if every host is excluded."""
         every = [w for w in there if w in self._host]
         return self._others((), every) or every
 
     def _others(self, tried: Collection[str], there: Iterable[str]) -> list[str]:
-        self._end_rests()
-        hosts = ((w, self._host.get(w)) for w in there if w not in self._resting and self._gpu.get(w) not in self._resting)
-        return [w for w, host in hosts if host is not None and host not in tried and host not in self._resting]
+        self._end_exclusions()
+        hosts = ((w, self._host.get(w)) for w in there if w not in self._excluded and self._gpu.get(w) not in self._excluded)
+        return [w for w, host in hosts if host is not None and host not in tried and host not in self._excluded]
 
     def _hosts_of(self, items: Iterable[WorkItem]) -> set[str]:
         return {self._host[worker] for item in items for worker in self._tried.get(item, ())}
 
-    def _end_rests(self) -> None:
+    def _end_exclusions(self) -> None:
         now = self._clock()
-        for unit in [u for u, rest in self._resting.items() if rest.until <= now]:
-            rest_s = self._resting.pop(unit).rest_s
-            self._streak[unit] = MAX_FAILURES_IN_A_ROW - 1  # one more failure puts it aside again
-            self.news.append(f"{self._title(unit)} is tried again after {rest_s:g} s")
+        for unit in [u for u, rest in self._excluded.items() if rest.until <= now]:
+            exclude_s = self._excluded.pop(unit).exclude_s
+            self._streak[unit] = MAX_FAILURES_IN_A_ROW - 1  # one more failure excludes it again
+            self.news.append(f"{self._title(unit)} is tried again after {exclude_s:g} s")
 
-    def _put_aside_if_due(self, unit: str) -> None:
-        if unit not in self._resting and unit in self._at_fault and self._streak[unit] >= MAX_FAILURES_IN_A_ROW:
-            self._put_aside(unit)
+    def _exclude_if_due(self, unit: str) -> None:
+        if unit not in self._excluded and unit in self._at_fault and self._streak[unit] >= MAX_FAILURES_IN_A_ROW:
+            self._exclude(unit)
 
-    def _put_aside(self, unit: str) -> None:
-        rest_s = min(LONGEST_ASIDE_S, ASIDE_S * 2 ** min(20, self._rests[unit]))
-        again = " again" if self._rests[unit] else ""
-        self._resting[unit] = _Aside(self._clock() + rest_s, rest_s)
-        self._rests[unit] += 1
-        self.aside[self._title(unit).removeprefix("host ")] = self._at_fault[unit]
-        self.news.append(f"{self._title(unit)} is put aside{again} for {rest_s:g} s: it {self._at_fault[unit]}")
+    def _exclude(self, unit: str) -> None:
+        exclude_s = min(MAX_EXCLUDE_S, EXCLUDE_S * 2 ** min(20, self._n_exclusions[unit]))
+        again = " again" if self._n_exclusions[unit] else ""
+        self._excluded[unit] = _Exclusion(self._clock() + exclude_s, exclude_s)
+        self._n_exclusions[unit] += 1
+        self.exclusions[self._title(unit).removeprefix("host ")] = self._at_fault[unit]
+        self.news.append(f"{self._title(unit)} is excluded{again} for {exclude_s:g} s: it {self._at_fault[unit]}")
 
     def _title(self, unit: str) -> str:
         if unit in self._gpu.values():

@@ -1,4 +1,4 @@
-"""Checks before a run: facts of a slide, and the cost of a run over slides."""
+"""``wsiseg info``: the facts of one slide."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["slide_info"]
 
 
 def slide_info(path: str, mpp: float | None, mpp_model: float, tolerance_frac: float) -> dict[str, Any]:
-    """Return the facts of one slide as ``wsiseg info`` prints them, with the share of it that is tissue."""
+    """Return the facts of one slide as ``wsiseg info`` prints them, including the fraction of its area that is tissue."""
     if is_address(path):
-        raise InputError(f"{shown(path)}: info reads slides on this machine; segment and plan take addresses too.")
+        raise InputError(f"{shown(path)}: `wsiseg info` needs a file on this machine; `segment` and `plan` accept URLs too.")
     slide = open_slide(path, mpp=mpp)
     try:
         facts = dataclasses.asdict(slide.meta)

@@ -1,4 +1,4 @@
-"""One slide's constants: fitted once, stored in the run folder, then read by every worker that gets one of its tiles."""
+"""Constants of a slide: fitted once, stored in the run folder, then loaded by every worker that computes one of its tiles."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ __all__ = [
 
 COMPARED_SIDE = 512
 MIN_COMMON_FRAC = 0.1
-"""Smallest fraction of the smaller of two areas, given mask and found tissue, inside the other; below it the user is warned."""
+"""The user is warned if less than this fraction of the smaller of given mask and found tissue is inside the other."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchSource:
-    """Where a slide was fetched from, what a manifest says of it, and what identifies its version there."""
+    """Where a slide was fetched from: address, size and MD5 as the manifest states them, and the version at the address."""
 
     address: str
     filename: str
@@ -73,7 +73,7 @@ class FetchSource:
 
 @dataclass(frozen=True, slots=True)
 class _JobRecord:
-    """``RUN/parts/<slide_id>/job.json``. Fields of a newer version are refused: they may change what tiles are made from."""
+    """``RUN/parts/<slide_id>/job.json``. Unknown fields, of a newer version, are refused because they may change the tiles."""
 
     meta: SlideMeta
     scale: float
@@ -89,11 +89,22 @@ class _JobRecord:
 class SlideJob:
     """Constants of a slide, which all its tiles share.
 
-    ``asked`` is what the user gave for this slide alone, see ``asked_of``; ``content`` is the file's ``content_digest``.
-    ``source`` is where a slide was fetched from and what identifies its version (None: it was not fetched). ``note`` says why
-    earlier work on the slide was dropped. ``warnings`` are about a given mask that does not fit the slide, or metadata of the
-    slide that disagree. ``outside`` are the windows sampled off the mask; ``None``: none could be
-    chosen. ``look`` is how the slide looks (``wsiseg.read.slide_look``).
+    Attributes
+    ----------
+    asked
+        What the user gave for this slide alone (see ``asked_of``).
+    content
+        ``content_digest`` of the file.
+    note
+        Why earlier work on the slide was removed; empty if none was.
+    warnings
+        Disagreements within the slide's metadata, or between the slide and a given mask.
+    source
+        Where the slide was fetched from; None: it was not fetched.
+    outside
+        Windows sampled outside the tissue mask; None: none could be chosen.
+    look
+        Statistics of the slide's colors and sharpness (``wsiseg.read.slide_look``).
     """
 
     meta: SlideMeta
@@ -110,18 +121,18 @@ class SlideJob:
 
     @property
     def mask_origin(self) -> str:
-        """Return where the mask is from: ``found``, ``given`` or ``all``."""
+        """Origin of the tissue mask: ``found``, ``given`` or ``all``."""
         given = self.asked.tissue_mask_sha256
         return "all" if given == ALL_TISSUE else "given" if given else "found"
 
     @property
     def mpp_working(self) -> float:
-        """Return microns per working px."""
+        """Microns per working px."""
         return self.meta.mpp / self.scale
 
 
 def asked_of(slide_input: SlideInput) -> Asked:
-    """Return what the user gave for one slide that changes its results and is in no config: mpp and tissue mask.
+    """Return the inputs for one slide that change its results but are not in the config: mpp and tissue mask.
 
     Raises
     ------
@@ -141,8 +152,8 @@ def asked_of(slide_input: SlideInput) -> Asked:
 def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain) -> SlideJob:
     """Fit a slide's constants and store them, or load those stored by an earlier try of the same run.
 
-    If the slide's file, mpp or mask changed since the stored constants and tiles were made, these are removed, the slide is
-    started again and ``note`` says so, so that tiles of two versions are never mixed in one table.
+    If the slide's file, mpp or mask changed since, the stored constants and tiles are removed and the slide is started again,
+    so that tiles of two versions are never mixed in one table; ``note`` of the result then has the reason.
 
     Raises
     ------
@@ -187,7 +198,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
 def _tissue_of(
     slide: Slide, meta: SlideMeta, slide_input: SlideInput, warnings: list[str]
 ) -> tuple[TissueMask, SlideSurvey | None]:
-    """Return the mask to use and what the slide shows (``None``: a given mask's slide cannot be read whole)."""
+    """Return the mask to use and the survey of the slide (None if a mask is given and parts of the slide are unreadable)."""
     given = slide_input.tissue_mask
     if not given:
         survey = survey_slide(slide)
@@ -199,19 +210,19 @@ def _tissue_of(
     tissue = tissue_from_file(given, meta, slide_input.frame, warnings.append)
     try:
         survey = survey_slide(slide)
-    except TileReadError as err:  # damaged outside the mask, perhaps: its tiles say where it costs something
-        warnings.append(f"tissue mask {given}: not compared with the slide, which cannot be read whole: {err}")
+    except TileReadError as err:  # it may be damaged only outside the mask; damage inside makes tiles fail
+        warnings.append(f"tissue mask {given}: not compared with the slide, of which parts cannot be read: {err}")
         return tissue, None
     _compare(tissue, survey.tissue, meta, given, warnings)
     return tissue, survey
 
 
 def _look_of(slide: Slide, survey: SlideSurvey, tissue: TissueMask, warnings: list[str]) -> dict[str, float]:
-    """Return how a slide looks; where pixels cannot be decoded nothing is known, and the tiles say what that costs."""
+    """Return ``slide_look`` of a slide; an empty dict and a warning if pixels cannot be decoded."""
     try:
         return slide_look(slide, survey, tissue)
     except TileReadError as err:
-        warnings.append(f"how the slide looks is not measured: {err}")
+        warnings.append(f"no score of how unlike the training images the slide is, because it cannot be read: {err}")
         return {}
 
 
@@ -224,8 +235,8 @@ def _compare(given: TissueMask, found: TissueMask, meta: SlideMeta, path: str, w
     if given_n and found_n and both < MIN_COMMON_FRAC * min(given_n, found_n):
         warnings.append(
             f"tissue mask {path}: it covers {given_n / masks[0].size:.1%} of the slide, and "
-            f"{both / given_n:.1%} of that shows tissue, while {found_n / masks[0].size:.1%} of the slide does. Is it of "
-            "another slide, or is its frame wrong (--frame)?"
+            f"{both / given_n:.1%} of that shows tissue, while {found_n / masks[0].size:.1%} of the slide does. Check that the "
+            "mask belongs to this slide and that its frame is right (--frame)."
         )
 
 
@@ -236,7 +247,7 @@ def load_job(folder: RunFolder, slide_id: str) -> SlideJob:
     try:
         record = read_record(_JobRecord, path, "record of a slide's constants", advice)
         tissue = TissueMask.load(folder.tissue_png(slide_id))
-        drawn = record.outside  # None: an earlier version began the slide and chose none
+        drawn = record.outside  # None: the slide was started by an earlier version, which chose none
         outside = None if drawn is None else tuple(OutsideWindow(Box(*box), float.fromhex(weight)) for *box, weight in drawn)
     except FormatError:
         raise
@@ -261,20 +272,20 @@ def open_job_slide(job: SlideJob, config: RunConfig) -> Slide:
     Raises
     ------
     SlideOpenError
-        The file is gone, or is no longer the file whose constants were fitted; or its reader is not here.
+        The file is missing or was changed since its constants were fitted, or its reader is not installed.
     """
     reader = job.meta.reader if job.meta.reader in ("cucim", "openslide") else "auto"
-    if job.meta.reader == "cucim-gpu":  # of an earlier version; others give equal pixels
+    if job.meta.reader == "cucim-gpu":  # of an earlier version; all other readers give equal pixels
         raise SlideOpenError(
-            f"Slide {job.meta.slide_id} was begun with pixels that the GPU decoded (reader cucim-gpu), which this version "
-            "cannot do. Continue with the version that began it, or choose another --out."
+            f"Slide {job.meta.slide_id} was started by an older wsiseg that decoded it on the GPU (reader cucim-gpu), which "
+            "this version cannot do. Continue with that version, or choose another --out."
         )
     want = _wanted(job)
     file, source = _place(job.meta.path, job.meta.slide_id, config, want, job.mpp_working)
     if source is not None and job.source is not None and source.version != job.source.version:
         raise SlideOpenError(
-            f"Slide {job.meta.slide_id}: {shown(job.meta.path)} changed while the run was going on: version "
-            f"{source.version}, begun with {job.source.version}. Run the same command again: it is then begun anew."
+            f"Slide {job.meta.slide_id}: {shown(job.meta.path)} changed during the run (version was {job.source.version}, is "
+            f"{source.version}). Run the same command again: the slide is then started again."
         )
     slide = _opened(job.meta.path, file, config, job.meta.mpp, job.meta.cohort, reader)
     if (slide.meta.size_bytes, slide.meta.mtime_ns) != (job.meta.size_bytes, job.meta.mtime_ns):
@@ -297,13 +308,13 @@ def _place(
 
 
 def _wanted(job: SlideJob) -> Wanted | None:
-    """Return what is to be fetched for a slide in work; ``None``: nothing."""
+    """Return what to fetch for a slide in progress; ``None``: nothing."""
     source = job.source
     return Wanted(source.address, source.filename, source.size_bytes, source.md5) if source else None
 
 
 def _opened(path: str, file: str, config: RunConfig, mpp: float | None, cohort: str, reader: str) -> Slide:
-    """Open a slide's file on this machine; its facts keep the name, size and time of the path that the user gave."""
+    """Open a local file of a slide; its metadata have the name, size and time of ``path``, which the user gave."""
     slide = open_slide(file, mpp=mpp, cohort=cohort, reader=reader, cache_bytes=config.read.cache_bytes)
     if is_address(path):
         slide.meta = dataclasses.replace(slide.meta, path=shown(path), mtime_ns=0, file=Path(file).name)
@@ -314,12 +325,12 @@ def _opened(path: str, file: str, config: RunConfig, mpp: float | None, cohort: 
 
 
 def tiles_of(job: SlideJob, config: RunConfig) -> list[Tile]:
-    """Return the slide's tile grid, the empty ones included."""
+    """Return all tiles of the slide's grid, including those without tissue."""
     return tile_grid(job.meta, job.scale, config.read.tile_wpx, config.read.halo_wpx, job.tissue)
 
 
 def everywhere(meta: SlideMeta) -> TissueMask:
-    """Return a mask by which all of a slide is tissue."""
+    """Return a mask that marks the whole slide as tissue."""
     return TissueMask(np.ones((1, 1), np.uint8), float(meta.width_px), float(meta.height_px))
 
 
@@ -329,7 +340,7 @@ def part_path(folder: RunFolder, tile: Tile) -> Path:
 
 
 def outside_tiles(job: SlideJob, config: RunConfig) -> list[tuple[Tile, float]]:
-    """Return the windows sampled off the mask as tiles, each with its weight; ids follow those of the grid."""
+    """Return the windows sampled outside the mask as tiles, each with its weight; their ids follow those of the grid."""
     n, halo = len(tiles_of(job, config)), config.read.halo_wpx
     return [
         (Tile(job.meta.slide_id, n + k, window.box, window.box.padded(halo), job.scale, 0.0, outside=True), window.weight)
@@ -349,7 +360,7 @@ def _store_job(job: SlideJob, folder: RunFolder, thumbnail: bytes | None = None)
 
 
 def _made_from(meta: SlideMeta, asked: Asked, content: str) -> dict[str, object]:
-    """Return what a slide's constants and tiles are made from."""
+    """Return the inputs on which a slide's constants and tiles depend."""
     names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
     return {**{name: getattr(meta, name) for name in names}, "asked": encode(asked), "content": content}
 

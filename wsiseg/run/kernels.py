@@ -1,8 +1,7 @@
-"""The CPU kernels of a run, compiled (or loaded from a cache) before the first tile, so that no tile waits for it.
+"""Compile the CPU kernels of a run (or load them from a cache) before the first tile.
 
-What is called here is what a tile calls, through the same functions and with the same kinds of arrays, on a picture of 64 px;
-so each kernel is compiled for the types that it will meet. ``tests/run/test_run_kernels.py`` has whole runs compile nothing
-afterwards.
+The functions of a tile are called on a picture of 64 px with the same types of arrays, so that each kernel is compiled for the
+types that tiles use. ``tests/run/test_run_kernels.py`` checks that whole runs compile nothing afterwards.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ __all__ = ["Prepared", "prepare_kernels", "probe_device"]
 SIDE_PX = 64
 
 KNOWN = (3, 526)
-"""Nuclei of ``_picture`` and the sum of their areas, px: integers, the same on every machine."""
+"""Number of nuclei in ``_picture`` and the sum of their areas, px: integers, equal on every machine."""
 
 _PARAMS = SeparateParams(
     center_threshold=16000,
@@ -51,7 +50,7 @@ _STAINS = (
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """What the preparation took: seconds, signatures compiled and loaded from disk, the folder that keeps them (or "")."""
+    """Result of the preparation: seconds, number of signatures compiled and loaded from disk, the cache folder (or "")."""
 
     seconds: float = 0.0
     compiled: int = 0
@@ -60,17 +59,17 @@ class Prepared:
 
 
 def prepare_kernels(device: str = "cpu") -> Prepared:
-    """Compile what tiles will need in this process, or load what an earlier process compiled.
+    """Compile the kernels that tiles need in this process, or load those that an earlier process compiled.
 
-    Of the processes of one machine that share a cache one compiles while the others wait for it. On a GPU only pixels are
-    resampled on the host.
+    If several processes of a machine share a cache, one compiles while the others wait. For a GPU, only the kernel that
+    resamples pixels runs on the host.
     """
     start = time.perf_counter()
     try:
         from wsiseg.backend import _cpu_jit
-    except ImportError:  # no numba: NumPy does what can be done without
+    except ImportError:  # without numba, NumPy is used where possible
         return Prepared()
-    from wsiseg.read import _cpu_resample  # noqa: F401 - the first kernel: it says where machine code is kept
+    from wsiseg.read import _cpu_resample  # noqa: F401 - the first kernel; its import sets the cache folder
 
     before = _cpu_jit.compiled_so_far()
     with _cpu_jit.one_at_a_time():
@@ -88,7 +87,7 @@ def probe_device(context: WorkerContext) -> None:
     Raises
     ------
     DeviceBrokenError
-        A result is wrong, or differs between two computations. If the device does not compute, the library's error is raised.
+        A result is wrong, or two computations differ. If the device does not compute at all, the library's error is raised.
     """
     from wsiseg.predict import predict
 
@@ -121,7 +120,7 @@ def _compute(rgb: npt.NDArray[np.uint8]) -> None:
 
 
 def _picture() -> npt.NDArray[np.uint8]:
-    """Paint two touching nuclei, one that is too small, and one without a peak: every step has something to do."""
+    """Return maps of two touching nuclei, one that is too small, and one without a peak, so that every step is needed."""
     y, x = np.mgrid[:SIDE_PX, :SIDE_PX]
     prob = np.zeros((2, SIDE_PX, SIDE_PX), np.uint8)
     for cx, cy, radius, peak in ((18, 18, 8, 250), (32, 18, 8, 250), (50, 50, 2, 250), (16, 48, 7, 0)):
@@ -132,7 +131,7 @@ def _picture() -> npt.NDArray[np.uint8]:
 
 
 class _Slide:
-    """A white slide of which no file exists."""
+    """A white slide without a file."""
 
     meta = SlideMeta("kernels", "", 4 * SIDE_PX, 4 * SIDE_PX, 0.25, "user", level_downsamples=(1.0,))
 

@@ -1,12 +1,12 @@
-"""Which slide is fetched next, and by which host: a state machine that does not depend on Dask.
+"""Decide which slide is fetched next and by which host: a state machine that does not depend on Dask.
 
-Slides at addresses are fetched once per run, not once per host: each goes to one host, and its tiles stay there. So every host
-has a *lane*: a feeder (``wsiseg.run.feed``) of the slides that it holds. Slides on storage that all hosts see have the lane
-``""``, whose tasks any worker may run.
+Slides at addresses are fetched once per run, not once per host: one host fetches a slide and computes its tiles. So every host
+has a *lane*: a feeder (``wsiseg.run.feed``) for the slides on its disk. Slides on shared storage are in the lane ``""``, whose
+tasks any worker may run.
 
-A host fetches ahead as far as the bound of its staging folder allows. At the end of a run, when a host has nothing left and
-another has much, the idle one takes over a slide, or shares one: the only case in which a slide is fetched twice, and at most
-for ``MAX_COPIED_FRAC`` of the cohort's bytes (a cohort of no more slides than there are hosts is shared without that limit).
+A host fetches slides in advance up to the limit of its staging folder. At the end of a run, an idle host takes over a slide of
+a host with much work left, or shares one. Only then is a slide fetched twice, for at most ``MAX_COPIED_FRAC`` of the cohort's
+bytes (without that limit if there are no more slides than hosts).
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from wsiseg.run.feed import Feeder
 __all__ = ["FetchOrder", "Lane", "Lanes"]
 
 FETCHING = 2
-"""Most slides that a host fetches at a time: the second begins when the last range of the first is under way."""
+"""Maximum number of slides that a host fetches at a time: the second starts when the last range of the first has started."""
 
 AHEAD = 4
-"""Most slides that wait on one of several hosts: a slide that waits there cannot be done by one that comes later."""
+"""Maximum number of fetched slides that wait on one of several hosts; hosts that connect later could not compute them."""
 
 GONE_S = 120.0
-"""A host without a worker for so long is given up, s: its slides go to another. A worker that died is started again sooner."""
+"""If a host has no worker for this long, s, its slides go to another host. Restarting a worker takes less."""
 
 MAX_COPIED_FRAC = 0.1
 COPY_PAYS = 2.0
-"""A slide is fetched a second time if what is left of it takes so many times as long as the fetching."""
+"""A slide is fetched a second time only if its remaining work takes at least this many times as long as fetching it."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOrder:
-    """One slide to fetch on one host, if it needs no more than ``room_bytes``, after removing the slides ``drop``.
+    """An order to one host to remove the slides ``drop`` and fetch ``slide``, if it has at most ``room_bytes``.
 
-    ``copy``: another host has fetched it before. ``share``: that one is at its tiles and keeps them.
+    ``copy``: another host has already fetched it. ``share``: that host also continues with its tiles.
     """
 
     slide: SlideInput
@@ -59,22 +59,23 @@ class Lane:
 
 
 class Lanes:
-    """The lanes of a run, the slides still to be fetched, and what each host holds.
+    """The lanes of a run, the slides still to be fetched, and the slides staged on each host.
 
     Parameters
     ----------
     local, remote
-        Slides that need no fetching, and those that do, in the order in which they are wanted.
+        Slides that need no fetching, and slides that do, in processing order.
     make_feeder
-        Makes a feeder of slides.
+        Function that makes a feeder for slides.
     bound_bytes
-        Most that the unfinished slides of one host may take.
+        Maximum size of the unfinished slides on one host.
     staged
-        What hosts hold from an earlier run: bytes by slide id, whole or in part.
+        What hosts have staged from an earlier run: for each host, bytes by slide id, of whole or partly fetched slides.
     done_before
-        Whether a slide needs nothing any more: it is prepared, which finds its row, and never fetched.
+        Function that returns whether an earlier run finished a slide; such a slide is prepared (which finds its row) and not
+        fetched.
     one_host
-        No other host will come, so as many slides may wait on this one as fit.
+        No other host will connect, so the number of slides that wait on this one is not limited.
     """
 
     def __init__(
@@ -104,14 +105,14 @@ class Lanes:
         self._unclaimed: dict[str, dict[str, int]] = {h: dict(found) for h, found in (staged or {}).items()}
         self._fetching: dict[tuple[str, str], FetchOrder] = {}
         self._under_way: Counter[str] = Counter()
-        self._not_done = ""  # the head of the queue that was found to be unfinished
+        self._not_done = ""  # first slide of the queue, if it is known to be unfinished
         self._unknown: set[str] = set()
         self._lane_of: dict[str, Lane] = {}
         self._drop: dict[str, list[str]] = {}
         self.fetched_bytes = self.copied_bytes = 0
         self._seconds = 0.0
         self.refused: list[tuple[SlideInput, str]] = []
-        """Slides that no host has room for, and why: to be recorded by the caller."""
+        """Slides that are larger than the staging folder, with the reason; the caller records them as failed."""
 
     def __iter__(self) -> Iterator[Lane]:
         """Yield all lanes."""
@@ -119,7 +120,7 @@ class Lanes:
         yield from list(self._lanes.values())
 
     def done(self) -> bool:
-        """Return whether nothing is left to fetch, to hand out or to wait for."""
+        """Return whether nothing is left to fetch and no task is waiting or in flight."""
         return not (self._queue or self._fetching or self.refused) and all(lane.feeder.done() for lane in self)
 
     def lane_of(self, slide_id: str) -> Lane:
@@ -127,7 +128,7 @@ class Lanes:
         return self._lane_of.get(slide_id, self.base)
 
     def see(self, threads: Mapping[str, int], in_flight: int, now_s: float = 0.0) -> None:
-        """Take which hosts work at a time, and how many tiles each does at once; set the limits of the feeders."""
+        """Set the number of tiles that each connected host computes at once, and with it the limits of the feeders."""
         self._threads = {h: n for h, n in threads.items() if n > 0}
         for host in self._threads:
             self._lanes.setdefault(host, Lane(self._make(()), {host}))
@@ -135,7 +136,7 @@ class Lanes:
         for lane in self._lanes.values():
             gone = self._threads and all(now_s - self._seen_s[h] > GONE_S for h in lane.hosts)
             if gone and not lane.feeder.done():
-                lane.hosts = {min(self._threads, key=self._backlog)}  # another fetches what it needs again
+                lane.hosts = {min(self._threads, key=self._backlog)}  # another host fetches the slides again
         self.base.feeder.limit = max(1, sum(threads.values())) * in_flight
         for lane in self._lanes.values():
             lane.feeder.limit = max(1, sum(self._threads.get(h, 0) for h in lane.hosts)) * in_flight
@@ -145,7 +146,7 @@ class Lanes:
         yield from (lane for lane in self if lane is self.base or lane.hosts & self._threads.keys())
 
     def places(self, slide_id: str) -> frozenset[str]:
-        """Return the hosts that work and hold a slide; none: any host may do it, and fetches it if need be."""
+        """Return the connected hosts that have a slide staged; empty: any host may compute it, and fetches it if necessary."""
         held = self.holders.get(slide_id, set())
         lane = self._lane_of.get(slide_id)
         return frozenset((held & self._threads.keys()) or (lane.hosts & self._threads.keys() if lane else ()))
@@ -167,7 +168,7 @@ class Lanes:
         return None
 
     def _skip_finished(self) -> None:
-        """Have slides at the head of the queue that need nothing any more prepared: that finds their rows."""
+        """Move finished slides from the start of the queue to the lane of slides that need no fetching."""
         while self._queue:
             slide_id, slide = next(iter(self._queue.items()))
             if slide_id == self._not_done:
@@ -178,11 +179,11 @@ class Lanes:
             self.base.feeder.add(self._queue.pop(slide_id))
 
     def _next_for(self, host: str) -> SlideInput | None:
-        """Return the slide that a host is to fetch: one that it holds from before, else the first that no host holds."""
+        """Return the next slide for a host to fetch: one that it has staged already, else the first that no host has."""
         for slide_id in [i for i in self._unclaimed.get(host, ()) if i in self._queue]:
             if not self._done_before(self._queue[slide_id]):
                 return self._queue[slide_id]
-            self.base.feeder.add(self._queue.pop(slide_id))  # and what is staged of it is dropped
+            self.base.feeder.add(self._queue.pop(slide_id))  # its staged bytes are then removed
         elsewhere = {i for h, found in self._unclaimed.items() if h in self._threads for i in found}
         free = next((s for i, s in self._queue.items() if i not in elsewhere), None)
         idle = not self._under_way[host] and self._lanes[host].feeder.done()
@@ -194,13 +195,16 @@ class Lanes:
         return under_way < FETCHING and host not in self._unknown and (self._one_host or waiting < AHEAD)
 
     def _order(self, order: FetchOrder) -> FetchOrder | None:
-        """Return the order with its room, which is taken, if there is some; a slide larger than the bound is refused."""
+        """Reserve space for an order and return it with ``room_bytes``; None if there is no space now.
+
+        A slide larger than the limit is added to ``refused``.
+        """
         slide_id, host = order.slide.slide_id, order.host
         size = self.size.get(slide_id, 0)
         if size > self._bound:
             del self._queue[slide_id]
             need, bound = f"{size / 1e9:.3f}", f"{self._bound / 1e9:.3f}"
-            self.refused.append((order.slide, f"{need} GB do not fit into the staging folder of {bound} GB (--stage-gb)."))
+            self.refused.append((order.slide, f"{need} GB exceed the limit of the staging folder, {bound} GB (--stage-gb)."))
             return None
         mine = self._unclaimed.get(host, {})
         stale = [i for i in mine if i == slide_id or i in self.holders or i not in self._queue]
@@ -218,11 +222,11 @@ class Lanes:
         return self._fetching[host, slide_id]
 
     def _backlog(self, host: str) -> float:
-        """Return the bytes that a host has before it, per thread."""
+        """Return the bytes of a host's unfinished slides, per thread."""
         return self._used[host] / max(1, self._threads.get(host, 1))
 
     def fetched(self, order: FetchOrder, size_bytes: int, new_bytes: int, seconds: float) -> None:
-        """Take a slide that is there: its tiles go to that host. ``new_bytes`` of it came over the network."""
+        """Record that a slide was fetched, ``new_bytes`` of it over the network; the host then computes its tiles."""
         slide_id, host = order.slide.slide_id, order.host
         self._end(order, size_bytes)
         self.size[slide_id] = size_bytes
@@ -238,25 +242,25 @@ class Lanes:
         self._lane_of[slide_id].hosts.add(host)
 
     def no_room(self, order: FetchOrder, size_bytes: int) -> None:
-        """Take that a slide is larger than was known: it waits until there is room."""
+        """Record that a slide is larger than was known and waits until there is space."""
         self._end(order, 0)
         self.size[order.slide.slide_id] = size_bytes
         self._put_back(order.slide)
 
     def again(self, order: FetchOrder) -> None:
-        """Take the loss of a fetch with its worker: another goes on with it."""
+        """Record that a fetch was lost with its worker; another worker continues it."""
         self._end(order, 0)
         self._drop.setdefault(order.host, []).extend(order.drop)
         if not order.share:
             self._put_back(order.slide)
 
     def failed(self, order: FetchOrder) -> None:
-        """Take that a slide cannot be fetched; what is there of it is removed."""
+        """Record that a slide cannot be fetched; its staged bytes are removed."""
         self._end(order, 0)
         self._drop.setdefault(order.host, []).append(order.slide.slide_id)
 
     def closed(self, slide_id: str) -> None:
-        """Take that a slide is finished or given up: its room is free."""
+        """Record that a slide is finished or given up; its space is free."""
         for host in self.holders.pop(slide_id, ()):
             self._used[host] -= self.size.get(slide_id, 0)
             self._drop.setdefault(host, []).append(slide_id)
@@ -274,7 +278,7 @@ class Lanes:
         self._used[order.host] += size_bytes - self.size.get(order.slide.slide_id, 0)
 
     def _copy_for_idle(self, hosts: list[str]) -> FetchOrder | None:
-        """Return a second fetch of a slide for a host that has nothing left, if another has much and it pays."""
+        """Return an order for an idle host to fetch a slide of another host, if that saves time; else None."""
         if self._queue or not hosts or len(self._threads) < 2:
             return None
         idle = [
@@ -307,9 +311,9 @@ class Lanes:
         return order
 
     def _seconds_left(self, lane: Lane, *, tiles_only: bool = False) -> float:
-        """Return how long a lane's hosts need for what waits there, or for the tiles of the slides that are prepared.
+        """Return the seconds that a lane's hosts need for all waiting work, or only for the waiting tiles.
 
-        Hosts that are fetching a slide to share it count: another one need not.
+        Hosts that are fetching a slide of the lane to share it are counted.
         """
         seconds = lane.feeder.tile_seconds_left if tiles_only else lane.feeder.seconds_left
         sharing = {o.host for o in self._fetching.values() if o.share and self._lane_of.get(o.slide.slide_id) is lane}

@@ -1,4 +1,4 @@
-"""The windows sampled off a slide's tissue mask -> how many nuclei the mask leaves out, and a picture of it."""
+"""Estimate from windows sampled outside a slide's tissue mask how many nuclei it leaves out, and draw the mask."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ __all__ = ["outside_facts", "write_mask_picture"]
 def outside_facts(
     job: SlideJob, windows: Sequence[tuple[Tile, float, PartHeader | None]], folder: RunFolder, n_nuclei: int
 ) -> tuple[dict[str, Any], list[int | None]]:
-    """Return the columns about the mask of ``wsiseg.schema.TRUST``, and the nuclei off the mask by window.
+    """Return the columns of ``wsiseg.schema.TRUST`` about the mask, and the number of nuclei outside the mask by window.
 
-    A window that failed (``None`` for its header) is left out, and what the others stand for is scaled up to all.
+    Windows that failed (header ``None``) are left out, and the weights of the others are scaled up accordingly.
     """
     facts: dict[str, Any] = {"tissue_mask": job.mask_origin}
     if job.mask_origin == "all":
@@ -59,7 +59,7 @@ def _columns(nuclei: float, low: float, high: float, n_nuclei: int) -> dict[str,
 
 
 def _count_off(job: SlideJob, tile: Tile, folder: RunFolder) -> int:
-    """Return how many nuclei of a window have their marker off the mask."""
+    """Return the number of nuclei of a window whose marker is outside the mask."""
     _, batch = read_part(part_path(folder, tile))
     y, x = np.divmod(np.asarray(batch.columns["nucleus_id"], np.int64), 1 << 31)  # the marker: see wsiseg.schema.NUCLEI
     off = ~tissue_window(job.tissue, tile.core, job.scale)
@@ -70,7 +70,7 @@ def write_mask_picture(job: SlideJob, tiles: Sequence[Tile], counts: Sequence[in
     """Draw the mask on the slide; return the picture's path relative to the run folder (empty: there is no thumbnail)."""
     try:
         base = folder.thumbnail_png(job.meta.slide_id).read_bytes()
-    except OSError:  # of a slide that an earlier version began, or that cannot be read whole
+    except OSError:  # missing if an earlier version started the slide, or if parts of it are unreadable
         return ""
     boxes = [_level0(tile.core, job.scale) for tile in tiles]
     try:

@@ -1,4 +1,4 @@
-"""``wsiseg plan``: what a run would cost, measured on a few windows of the slides' tissue, and what it would fetch."""
+"""``wsiseg plan``: estimate the time and bytes of a run from a few windows of the slides' tissue."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from wsiseg.types import Box, Tile
 __all__ = ["Estimate", "Plan", "PlanRow", "plan"]
 
 BYTES_PER_NUCLEUS = (85.0, 95.0, 115.0)
-"""Low, usual and high bytes of a nucleus in a table."""
+"""Low, usual and high number of bytes per nucleus in a table."""
 
 PROBES = 8
-"""Windows that are segmented."""
+"""Number of windows that are segmented."""
 
 PROBE_WPX = 1000
 STUDENT_90 = (math.inf, 6.31, 2.92, 2.35, 2.13, 2.02, 1.94, 1.89)
-"""Quantile 0.95 of Student's t by degrees of freedom: ends of an interval that holds the mean in 90 % of cases."""
+"""0.95 quantile of Student's t by degrees of freedom, for 90 % confidence intervals of a mean."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Estimate:
-    """A mean, and the interval in which it lies in 90 % of cases (of few probes: a wide one)."""
+    """A mean with its 90 % confidence interval."""
 
     low: float = 0.0
     mean: float = 0.0
@@ -54,7 +54,7 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Estimate:
-        """Return the mean of measured values; of a single one the interval is a third to three times it."""
+        """Return the mean of measured values; the interval of a single value is from a third to three times the value."""
         mean = sum(values) / len(values)
         if len(values) == 1:
             return cls(mean / 3, mean, mean * 3)
@@ -63,7 +63,7 @@ class Estimate:
         return cls(max(min(values), mean - half), mean, min(max(values), mean + half))
 
     def times(self, factor: float, low: float = 1.0, high: float = 1.0) -> Estimate:
-        """Return a multiple; ``low`` and ``high`` widen the interval by what is uncertain besides."""
+        """Return the estimate times a factor; ``low`` and ``high`` are further factors on the ends of the interval."""
         return Estimate(self.low * factor * low, self.mean * factor, self.high * factor * high)
 
 
@@ -71,7 +71,7 @@ class Estimate:
 class PlanRow:
     """Estimated cost of one slide.
 
-    ``error`` is set if the slide cannot be used, ``note`` if its metadata disagree. Of a slide at an address only
+    ``error`` is set if the slide cannot be used, ``note`` if its metadata disagree. For a slide at an address only
     ``fetch_bytes`` is known.
     """
 
@@ -86,10 +86,10 @@ class PlanRow:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Plan:
-    """Rows of the slides, and what was measured: seconds of one worker and nuclei per mm2 of tissue on ``n_probes`` windows.
+    """Rows of the slides; seconds of one worker and nuclei per mm2 of tissue, both measured on ``n_probes`` windows.
 
-    ``resolved`` is what the run would compute with, ``free_bytes`` what the staging folder's disk has free, ``bound_bytes``
-    what staged slides may take.
+    ``resolved`` is what the run would compute with, ``free_bytes`` the free space on the disk of the staging folder,
+    ``bound_bytes`` the limit for staged slides.
     """
 
     rows: list[PlanRow]
@@ -102,29 +102,29 @@ class Plan:
 
     @property
     def workers(self) -> int:
-        """Worker processes on this machine."""
+        """Number of worker processes on this machine."""
         return self.resolved.workers or 1
 
     def seconds(self, rows: Sequence[PlanRow]) -> Estimate:
-        """Return how long slides take with all workers, s."""
+        """Return the time that these slides take with all workers, s."""
         return self.seconds_per_mm2.times(sum(r.tissue_mm2 for r in rows) / self.workers)
 
     def table_bytes(self, rows: Sequence[PlanRow]) -> Estimate:
-        """Return the bytes of slides' tables."""
+        """Return the size of the tables of these slides, bytes."""
         low, usual, high = BYTES_PER_NUCLEUS
         return self.nuclei_per_mm2.times(sum(r.tissue_mm2 for r in rows) * usual, low / usual, high / usual)
 
     def too_large(self) -> list[PlanRow]:
-        """Return the slides that cannot be staged: larger than the bound, or than what is free."""
+        """Return the slides that cannot be staged because they exceed the limit or the free space."""
         return [r for r in self.rows if r.fetch_bytes > min(self.bound_bytes, self.free_bytes)]
 
 
 def plan(slides: Sequence[SlideInput], config: RunConfig) -> Plan:
     """Return a cost estimate for each slide.
 
-    It is measured, not assumed: windows of 1000 working px, spread evenly over the tissue of all slides, are segmented here;
-    the means of their seconds and nuclei per mm2 of tissue, with their intervals, are extrapolated. Slides at addresses are not
-    fetched: their bytes are asked for.
+    Windows of 1000 working px, spread evenly over the tissue of all slides, are segmented in this process; the means of their
+    seconds and nuclei per mm2 of tissue, with their intervals, are extrapolated. Slides at addresses are not fetched; only
+    their size is requested.
     """
     placement = place(config)
     if placement.note:
@@ -137,7 +137,7 @@ def plan(slides: Sequence[SlideInput], config: RunConfig) -> Plan:
         try:
             facts = context.worker_facts("")
             resolved = resolve(config, context.config, facts, placement).record
-            mpp_model = context.model.mpp  # unusable weights are no slide's fault
+            mpp_model = context.model.mpp  # outside the loop: unusable weights are not an error of a slide
             jobs = _jobs([s for s in slides if not is_address(s.path)], context, rows)
             _ask_sizes([s for s in slides if is_address(s.path)], config, mpp_model, rows)
             windows = list(_windows(jobs, config))
@@ -190,7 +190,7 @@ def _ask_sizes(slides: Sequence[SlideInput], config: RunConfig, mpp_model: float
 
 
 def _windows(jobs: Sequence[SlideJob], config: RunConfig) -> Iterator[tuple[Tile, float]]:
-    """Yield windows and their mm2 of tissue: ``PROBES`` of them at equal steps of the tissue of all slides."""
+    """Yield ``PROBES`` windows at equal steps of the tissue area of all slides, each with its mm2 of tissue."""
     pieces = [(job, t) for job in jobs for t in tiles_of(job, config) if t.tissue_frac > config.read.tissue_min_frac]
     areas = [job.mpp_working**2 * 1e-6 * t.core.w * t.core.h * t.tissue_frac for job, t in pieces]
     step, at = sum(areas) / PROBES, 0.0

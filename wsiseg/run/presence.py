@@ -1,12 +1,12 @@
-"""What every worker is doing, on disk, and a deadline that also ends a hang inside a C library.
+"""Record on disk what every worker is doing, and end a worker that exceeds its deadline, even inside a C library.
 
-A worker overwrites one small file in place, ``RUN/workers/<id>.json``, when it begins and ends something. If it dies, the
-file remains and names the work in progress, so that tasks that only waited in the same worker are not held responsible. No
-fsync: the file outlives its process; if the whole host dies, no tile is held responsible.
+A worker overwrites one small file in place, ``RUN/workers/<id>.json``, when it starts and ends a piece of work. If its process
+ends unexpectedly, the file remains and names the work in progress, so that only this work is suspected. There is no fsync,
+because the file only needs to outlive the process: if the whole host stops, no tile is suspected.
 
-A hang inside OpenSlide or a network mount cannot be interrupted from Python, not even by another Python thread if the library
-holds the interpreter's lock. ``faulthandler`` watches from a C thread, writes the stack of every thread, and ends the process;
-the worker's nanny starts another.
+A hang inside OpenSlide or a network mount cannot be interrupted from Python, not even from another Python thread if the library
+holds the interpreter's lock. ``faulthandler`` therefore waits in a C thread for the deadline, writes the stack of every thread,
+and ends the process; the worker's nanny starts another.
 """
 
 from __future__ import annotations
@@ -37,10 +37,20 @@ _PLACE = re.compile(r'File ".*?(wsiseg/[^"]+)", line (\d+) in (\S+)')
 
 @dataclass(frozen=True, slots=True)
 class Death:
-    """The death of a worker and its work at the time; ``tile_id`` is -1 for the whole slide, ``reason`` is one line.
+    """The unexpected end of a worker process, and one piece of work that it was doing.
 
-    ``alone``: the process did nothing else of the run, so this work is what killed it. ``worker`` is its
-    address in the cluster. ``broken_at``: the worker ended itself because its GPU stopped computing; all that it did then.
+    Attributes
+    ----------
+    kind, slide_id, tile_id
+        The work; ``tile_id`` is -1 for the whole slide.
+    reason
+        Why the process ended, in one line.
+    alone
+        True if the process did nothing else of the run, so that this work is the cause.
+    worker
+        Its address in the cluster.
+    broken_at
+        All (kind, slide_id, tile_id) in work if the process ended itself because its GPU stopped computing, else empty.
     """
 
     kind: str
@@ -54,7 +64,7 @@ class Death:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a thread of a worker does: a task's key, its kind, and the slide and tile (-1: the whole slide)."""
+    """What a thread of a worker is doing: key and kind of the task, and the slide and tile (-1: the whole slide)."""
 
     task: str
     kind: str
@@ -64,10 +74,10 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class WorkerRecord:
-    """``RUN/workers/<id>.json``: a worker, and what it is at.
+    """``RUN/workers/<id>.json``: a worker and its work in progress (``at``).
 
-    ``broken`` says why it ended itself because its GPU stopped computing. ``id`` and ``age_s`` are known to the reader only:
-    the file's name, and the seconds since it was written.
+    ``broken`` is the error by which its GPU stopped computing, after which it ended itself. ``id`` and ``age_s`` are not in the
+    file but set by the reader: the file's name, and the seconds since it was written.
     """
 
     at: tuple[Work, ...]
@@ -92,9 +102,9 @@ class Presence:
     worker_id
         Unique to this start of the worker.
     timeout_s
-        Most seconds that one piece of work may take before the process is ended; 0: no limit.
+        Maximum time of one piece of work, s, after which the process is ended; 0: no limit.
     address
-        Of the worker in its cluster.
+        Address of the worker in its cluster.
     """
 
     def __init__(self, folder: Path, worker_id: str, timeout_s: float = 0.0, address: str = "") -> None:
@@ -103,7 +113,7 @@ class Presence:
         self._timeout_s = timeout_s
         self._address = address
         self._lock = threading.Lock()
-        self._at: dict[int, tuple[float, Work]] = {}  # by thread: deadline, and what it does
+        self._at: dict[int, tuple[float, Work]] = {}  # by thread: deadline and work
         self._done = 0
         self._broken = ""
         self._file = self._trace = -1
@@ -115,7 +125,7 @@ class Presence:
 
     @contextlib.contextmanager
     def busy(self, task: str, kind: str, slide_id: str, tile_id: int = -1) -> Iterator[None]:
-        """Record what this thread does while the block runs; past the deadline the process ends."""
+        """Record what this thread does while the block runs; end the process if the block exceeds the deadline."""
         me = threading.get_ident()
         entry = Work(task, kind, slide_id, tile_id)
         with self._lock:
@@ -132,7 +142,7 @@ class Presence:
                 self._watch()
 
     def end_process(self, reason: str) -> None:
-        """End this process at once, whatever its threads are doing, and store the reason in its file."""
+        """Store the reason in this worker's file and end the process at once, whatever its threads are doing."""
         with self._lock:
             self._broken = reason
             self._note()
@@ -191,7 +201,10 @@ def read_workers(folder: Path) -> list[WorkerRecord]:
 
 
 def deaths(folder: Path, task: str) -> list[Death]:
-    """Return the work in progress of ``task`` in workers that died. Call it for a task whose workers are known to be dead."""
+    """Return the work of ``task`` that was in progress when its workers ended.
+
+    Call it only for a task whose workers are known to have ended.
+    """
     found: list[Death] = []
     for record in read_workers(folder):
         for work in record.at:
@@ -214,14 +227,14 @@ def _reason(trace: Path, record: WorkerRecord) -> str:
     if not text.startswith("Timeout"):
         here = record.host == platform.node()
         return f"WorkerDied: the {where} {(word_of(record.pid) if here else '') or 'was killed or crashed'} at it"
-    # Most recent call first, so the first line of wsiseg is where it hangs.
+    # the most recent call is first, so the first line in wsiseg is where it hangs
     places = [m for m in _PLACE.findall(text) if not m[0].startswith("wsiseg/run/presence")]
     inner = f", in {places[0][0]}:{places[0][1]} {places[0][2]}" if places else ""
     return f"TileTimeout: no end within {record.timeout_s:g} s{inner}; the {where} was ended (--tile-timeout)"
 
 
 def sweep_workers(folder: Path) -> None:
-    """Remove what dead workers left. Call it only while no run writes to the folder."""
+    """Remove the files of workers that have ended. Call it only while no run writes to the folder."""
     for path in [*folder.glob("*.json"), *folder.glob("*.trace")]:
         with contextlib.suppress(OSError):
             path.unlink()

@@ -1,7 +1,7 @@
-"""Processes that read for one worker: cuCIM decodes a large region no faster in threads, while processes scale.
+"""Processes that read pixels for one worker, because cuCIM decodes a large region faster in processes but not in threads.
 
-A reader is a Python process with the read stage alone (no PyTorch, no GPU). It is asked by a line on its standard input and
-puts the pixels into memory that both see. When the worker ends for any reason, the reader's input ends and the reader exits.
+A reader is a Python process that runs only the read stage (no PyTorch, no GPU). It receives requests as lines on its standard
+input and writes the pixels into shared memory. When the worker ends for any reason, the reader's input ends and it exits.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ def can_share_memory() -> bool:
 
 
 class ReaderPool:
-    """Up to ``most`` reader processes for the slides of one run folder, started when they are first needed.
+    """Up to ``max_readers`` reader processes for the slides of one run folder, started when they are first needed.
 
-    Threads of a worker share it: each call takes an idle reader, or waits for one.
+    All threads of a worker share it: each call uses an idle reader, or waits for one.
     """
 
-    def __init__(self, folder: RunFolder, config: RunConfig, most: int) -> None:
+    def __init__(self, folder: RunFolder, config: RunConfig, max_readers: int) -> None:
         self._command = {"folder": str(folder.root), "config": config.as_dict()}
         self._idle: queue.LifoQueue[_Reader | None] = queue.LifoQueue()
         self._readers: list[_Reader] = []
         self._lock = threading.Lock()
-        for _ in range(most):
-            self._idle.put(None)  # a place: its process is started by who takes it
+        for _ in range(max_readers):
+            self._idle.put(None)  # None: whoever takes it starts the process
 
     def read(self, slide_id: str, box: Box, out: npt.NDArray[np.uint8]) -> None:
         """Fill ``out`` uint8 (box.h, box.w, 3) with working px of a prepared slide.
@@ -59,7 +59,7 @@ class ReaderPool:
         Raises
         ------
         TileReadError
-            The pixels cannot be read, or the reader died; the next call has a new one.
+            The pixels cannot be read, or the reader process ended; the next call starts a new one.
         """
         reader = self._idle.get()
         try:
@@ -73,7 +73,7 @@ class ReaderPool:
                 self._drop(reader)
             reader = None
             raise TileReadError(
-                f"slide {slide_id}, {box}: the process that read it died; the next try starts a new one"
+                f"slide {slide_id}, {box}: the process that read it ended; the next try starts a new one"
             ) from err
         finally:
             self._idle.put(reader)
@@ -118,9 +118,9 @@ class _Reader:
     def close(self) -> None:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.kill()  # it holds nothing but open files
+        self._process.kill()  # safe: it only has files open for reading
         self._process.wait()
-        with contextlib.suppress(BrokenPipeError):  # what it did not read any more
+        with contextlib.suppress(BrokenPipeError):  # input that it has not read
             self._process.stdin.close()
         self._process.stdout.close()
         os.close(self._memory)
@@ -132,12 +132,12 @@ class _Reader:
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
         if not answer:
-            raise BrokenPipeError("the reader ended")
+            raise BrokenPipeError("the reader process ended")
         return str(json.loads(answer))
 
 
 def serve() -> None:
-    """Answer requests until the input ends; this is the main function of a reader process."""
+    """Process requests until the input ends; this is the main function of a reader process."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # stdout is for answers only: what libraries print goes to stderr
     command = json.loads(sys.stdin.readline())

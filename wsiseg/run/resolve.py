@@ -1,7 +1,7 @@
-"""What a run computes with: options and the facts of a machine -> one frozen value in which nothing is ``auto``.
+"""Resolve ``auto`` in the options of a run from the facts of a machine, into one frozen value.
 
-``segment`` asks a worker for the facts, since the client may have no network library and another device; ``plan`` and
-``doctor`` ask this process. All of them resolve here, so they say the same.
+``segment`` uses the facts of a worker, since the client may lack PyTorch and have another device; ``plan`` and ``doctor`` use
+those of this process. All of them use this module, so they give the same result.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Resolved:
     Attributes
     ----------
     config
-        With the device, precision and engine that are used.
+        The options with the device, precision and engine that are used.
     facts
         What the workers compute with.
     precision_choice
-        Who chose the precision: ``automatic`` (by the processor) or ``chosen`` (by the user).
+        How the precision was chosen: ``automatic`` (by the processor) or ``chosen`` (by the user).
     placement
-        Of the workers on this machine; None: they are those of a scheduler.
+        Devices and threads of the workers on this machine; None: a scheduler has the workers.
     """
 
     config: RunConfig
@@ -46,12 +46,12 @@ class Resolved:
 
     @property
     def digest(self) -> str:
-        """Return the digest over everything that changes results."""
+        """Digest of everything that changes results."""
         return self.facts.model.digest(self.config)
 
     @property
     def record(self) -> ResolvedRecord:
-        """Return what ``run.json`` says of it."""
+        """Return the record for ``run.json``."""
         config, place_here = self.config, self.placement
         return ResolvedRecord(
             device=config.schedule.device,
@@ -67,7 +67,7 @@ class Resolved:
 
 
 def with_stored_choices(config: RunConfig, stored: RunRecord | None) -> RunConfig:
-    """Return the config with the precision and engine of the folder's run where the user leaves the choice to wsiseg."""
+    """Return the config with each precision or engine of ``auto`` replaced by that of the run in the folder."""
     for name in ("precision", "engine"):
         if stored is not None and getattr(config.predict, name) == "auto":
             value: Any = stored.results.get(f"predict.{name}", "auto")
@@ -76,7 +76,7 @@ def with_stored_choices(config: RunConfig, stored: RunRecord | None) -> RunConfi
 
 
 def with_device(config: RunConfig, device: Literal["cpu", "cuda"]) -> RunConfig:
-    """Return the config with the device that a worker of a scheduler has."""
+    """Return the config with the device of a scheduler's worker."""
     return dataclasses.replace(config, schedule=dataclasses.replace(config.schedule, device=device))
 
 
@@ -88,9 +88,9 @@ def resolve(asked: RunConfig, config: RunConfig, facts: WorkerFacts, placement: 
     asked
         The options as the user gave them.
     config
-        The same on the device that was found, with the folder's choices: what ``facts`` were found with.
+        The options with the device that was found and the folder's choices, for which ``facts`` were determined.
     facts
-        Of a machine that computes.
+        Facts of a machine that computes.
     """
     predict = dataclasses.replace(config.predict, precision=facts.precision, engine=facts.engine)
     choice: Literal["automatic", "chosen"] = "automatic" if asked.predict.precision == "auto" else "chosen"
@@ -98,7 +98,7 @@ def resolve(asked: RunConfig, config: RunConfig, facts: WorkerFacts, placement: 
 
 
 def resolve_here(asked: RunConfig) -> Resolved:
-    """Return what a new run of this process's machine would compute with; its network is loaded for that."""
+    """Return what a new run on this machine would compute with; this loads the network."""
     placement = place(asked)
     config = on_device(asked, placement.device)
     with TemporaryDirectory(prefix="wsiseg-resolve-") as scratch:

@@ -1,4 +1,4 @@
-"""``wsiseg segment --retry-failed``: selects the slides of a run that are processed again."""
+"""``wsiseg segment --retry-failed``: select the slides of a run to be processed again."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def config_of_run(out: Path) -> RunConfig:
     Raises
     ------
     InputError
-        The folder holds no run, or a run of another version of wsiseg with settings that this version does not know.
+        The folder holds no run, or a run by another version of wsiseg with settings unknown to this version.
     """
     record = RunFolder(out).read_run()
     if record is None:
@@ -33,21 +33,21 @@ def config_of_run(out: Path) -> RunConfig:
         return RunConfig.from_dict(tree)
     except ConfigError as err:
         raise InputError(
-            f"{out} was made by wsiseg {record.wsiseg}, with settings that this version does not know: {err}"
+            f"{out} was made by wsiseg {record.wsiseg}, with settings unknown to this version: {err} Use that version."
         ) from err
 
 
 def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float | None = None) -> list[SlideInput]:
-    """Return the slides of a run that were decided, in the order in which they were first asked for.
+    """Return the slides of a run that finished or failed, in the order of their first request.
 
-    Finished ones among them are not touched, but keep their rows in the run's tables; slides that were never begun are left
-    out. A suspect slide did not fail: the same settings find nothing again. Each is taken as ``given``, else as it was last
-    asked for.
+    Finished slides are included so that they keep their rows in the run's tables; they are not segmented again. Slides that
+    were never started are left out. Suspect slides are not failures, as the same settings would find nothing again. Each slide
+    has the mpp and mask of ``given``, or else those of its last request.
 
     Parameters
     ----------
     mpp
-        Microns per level-0 px for slides that failed because theirs is not known.
+        Microns per level-0 px for slides that failed because it was unknown.
 
     Raises
     ------
@@ -65,12 +65,12 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
         text = f"Nothing failed in {out}."
         if suspect:
             text += f" {len(suspect)} slides are suspect, {suspect[0]} among them: "
-            text += "name them with another --mpp or --tissue-mask."
+            text += "to segment them again, name them with another --mpp or --tissue-mask."
         raise InputError(text)
     unknown = sorted(failed - set(known))
     if unknown:
         raise InputError(
-            f"{out} does not record the file of slide {unknown[0]!r}. Name the slides too: SLIDE... --retry-failed."
+            f"{out} does not record the file of slide {unknown[0]!r}. Give the slides as arguments, with --retry-failed."
         )
     slides = [s for s in known.values() if s.slide_id in states]
     if mpp is not None:

@@ -1,4 +1,4 @@
-"""A folder of the run for temporary files, if the machine has no other, removed when the run ends."""
+"""Put temporary files into the run folder if the machine has no other writable folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["temporary_files"]
 
 @contextlib.contextmanager
 def temporary_files(folder: Path) -> Iterator[None]:
-    """Make this process and its children use ``folder`` for temporary files if no other folder is writable.
+    """Make this process and its children use ``folder`` for temporary files if no other is writable; remove them at the end.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``wsiseg segment``: slides in, a run folder out."""
+"""``wsiseg segment``: segment slides into a run folder."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ from wsiseg.tables import sweep_partials
 __all__ = ["Progress", "RunSummary", "segment"]
 
 MAX_ASKED = 8
-"""Maximum number of workers, each on another host, that are asked what they would compute with, until one answers."""
+"""Maximum number of workers, each on another host, that are asked for their facts until one answers."""
 
 RECONNECT_S = 600.0
 """How long a client waits for a lost scheduler, s: long enough for the restart of a machine."""
@@ -55,11 +55,18 @@ RECONNECT_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class RunSummary:
-    """What a run did. ``rows`` are the statistics rows of all slides named (of a shard: its own), earlier ones included.
+    """Result of a run.
 
-    ``hosts_aside`` names the hosts that were given no more work for a time, and why.
-    ``left_out`` says in lines what was beside the slides and not taken, and what else the user should know of them.
-    ``precision`` says in which the network computed, and who chose it.
+    Attributes
+    ----------
+    rows
+        Statistics rows of all slides named (of a shard: its own), including those finished by earlier runs.
+    hosts_aside
+        Hosts that were excluded for a time, and why.
+    left_out
+        Lines of text about files next to the slides that were not used, and notes on the slides.
+    precision
+        Arithmetic of the network, and who chose it.
     """
 
     out: Path
@@ -76,7 +83,7 @@ class RunSummary:
 
     @property
     def ok(self) -> bool:
-        """Whether every slide is done, or is blank glass."""
+        """Whether every slide is done or is blank glass."""
         return all_good(self.rows)
 
 
@@ -99,28 +106,30 @@ def segment(
     out
         Run folder; made if missing, resumed if it holds a run with the same result-changing settings.
     shard
-        Do only this share of the slides. Shards may use the folder at once; the last one writes the tables of the whole run.
+        Segment only this share of the slides. Shards may use the folder at the same time; the last one writes the tables of
+        the whole run.
     note
         Facts recorded in ``run.json`` (command line, time of start).
     left_out
-        What the folders of slides hold beside them, grouped by reason, and notes on the slides' names: for log and summary.
+        Lines about other files in the folders of slides, grouped by reason, and notes on the slides' names, for log and
+        summary.
     on_progress
         Called with running totals after every task.
 
     Raises
     ------
     OutputMismatchError, OutputInUseError
-        The folder belongs to other settings, or to a run that is alive.
+        The folder belongs to a run with other settings, or to one that is still running.
     DuplicateSlideError
-        The folder holds one of the slides under another id: its nuclei would be there twice.
+        The folder holds one of the slides under another id, so its nuclei would be counted twice.
     WeightsError, WorkersLostError
-        The network cannot be loaded, or workers die repeatedly while loading it.
+        The network cannot be loaded, or worker processes end repeatedly while loading it.
     SchedulerLostError
-        The Dask scheduler is gone and did not come back: finished tiles are kept, and the same call resumes.
+        The Dask scheduler is gone and did not return. Finished tiles are kept, and the same call resumes.
     DeviceBrokenError
-        Every GPU stopped computing: finished tiles are kept, and the same call resumes.
+        Every GPU stopped computing. Finished tiles are kept, and the same call resumes.
     OSError
-        The disk is full: finished tiles are kept, and the same call resumes.
+        The disk is full. Finished tiles are kept, and the same call resumes.
     """
     start = time.perf_counter()
     folder = RunFolder(out.absolute())
@@ -169,9 +178,9 @@ def _rows(
     on_progress: Callable[[Progress], None],
     watch: Watch,
 ) -> tuple[dict[str, SlideRow], str, str]:
-    """Run all slides over as many connections as it takes; return their rows by id, the digest, and the weights' name."""
+    """Run all slides, reconnecting if the scheduler is lost; return their rows by id, the digest, and the weights' name."""
     rows: dict[str, SlideRow] = {}
-    give_up = 0.0  # set while a lost scheduler is waited for
+    give_up = 0.0  # set while waiting for a lost scheduler
     while True:
         try:
             with connect(config) as client:
@@ -213,7 +222,7 @@ def _rows(
 def _pool_callbacks(
     progress: Progress, on_progress: Callable[[Progress], None], watch: Watch
 ) -> tuple[Callable[[str], None], Callable[[WorkerReport], None]]:
-    """Return the callbacks of a worker pool: for messages to the user, and for workers that become ready."""
+    """Return two callbacks for a worker pool: for messages to the user, and for workers that become ready."""
 
     def report(text: str) -> None:
         progress.message = text
@@ -237,7 +246,7 @@ def _claimed(client: Client, folder: RunFolder, asked: RunConfig, note: RunNote)
     try:
         _claim(folder, resolved, note)
     except OutputMismatchError:
-        # another shard, on another kind of machine, has claimed the folder first: its choice applies
+        # another shard, on another kind of machine, has claimed the folder first, so its choice applies
         again = _resolve(client, folder, asked)
         if again.config == resolved.config:
             raise
@@ -265,7 +274,7 @@ def _resolve(client: Client, folder: RunFolder, asked: RunConfig) -> Resolved:
 
 
 def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any], *args: Any) -> Any:
-    """Return what the first of some workers answers that can (none: any worker); one whose library or GPU is broken cannot."""
+    """Return the result of a function on the first of these workers (none: any) whose libraries and GPU work."""
     for address in workers[:MAX_ASKED]:
         future = client.submit(function, *args, workers=[address], pure=False)
         error: BaseException | None
@@ -284,12 +293,12 @@ def _asked(client: Client, workers: Sequence[str], function: Callable[..., Any],
 
 
 def _staged_apart(config: RunConfig, folder: RunFolder, shard: Shard | None, fetches: bool) -> RunConfig:
-    """Give this client a staging folder of its own, the same one when it is resumed.
+    """Return the config with a staging folder for this client alone, which is the same when the run is resumed.
 
     Raises
     ------
     InputError
-        Slides are to be fetched by workers of a scheduler, and no folder of theirs is named.
+        Workers of a scheduler must fetch slides, but no folder on their disks is given.
     """
     schedule = config.schedule
     if schedule.stage:
@@ -307,7 +316,7 @@ def _staged_apart(config: RunConfig, folder: RunFolder, shard: Shard | None, fet
 
 
 def _sweep(folder: RunFolder, own: Sequence[SlideInput] | None) -> None:
-    """Remove what killed writers left; a shard (``own``) only of its own slides, as others are writing."""
+    """Remove incomplete files of killed processes; a shard only those of its slides (``own``), as others are writing."""
     if own is None:
         for sub in ("nuclei", "slides", "parts"):
             sweep_partials(folder.root / sub)
@@ -322,21 +331,22 @@ def _sweep(folder: RunFolder, own: Sequence[SlideInput] | None) -> None:
 
 
 def _require_text(root: Path) -> None:
-    """Refuse a run folder whose path is not UTF-8: Parquet and Zarr libraries could not write there."""
+    """Raise ``InputError`` if the path of the run folder is not UTF-8; Parquet and Zarr libraries cannot write there."""
     if plain_text(str(root)) != str(root):
         raise InputError(f"Run folder {plain_text(str(root))}: its path holds bytes that are not UTF-8. Choose another --out.")
 
 
 def _refuse_renamed(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
-    """Refuse a slide that the folder holds under another id: its nuclei would be counted twice."""
+    """Raise ``DuplicateSlideError`` if the folder holds a slide under another id; its nuclei would be counted twice."""
     before = {old.path: slide_id for slide_id, old in read_inputs(folder).items() if folder.table(slide_id).is_file()}
     asked = {s.slide_id for s in slides}
     for s in slides:
         old = before.get(shown(s.path), s.slide_id)
         if old != s.slide_id and old not in asked:
             raise DuplicateSlideError(
-                f"{plain_text(shown(s.path))} is slide {old!r} in {folder.root}, and {s.slide_id!r} now (slides of one name "
-                "were added?). Name it so in a manifest (columns path, slide_id), or choose another --out."
+                f"{plain_text(shown(s.path))} is slide {old!r} in {folder.root}, but {s.slide_id!r} now, perhaps because "
+                f"slides of the same name were added. Give it the id {old!r} in a manifest (columns path, slide_id), or choose "
+                "another --out."
             )
 
 

@@ -1,8 +1,8 @@
-"""Shares of a run for job arrays that have no scheduler between them, and how their tables become one.
+"""Divide a run into shards for job arrays without a scheduler, and merge their tables.
 
-Every shard is given the same slides and selects its own by the same rule, so that shards need not communicate. They may share
-one run folder: each writes only files of its own slides, and ``RUN/shards/<I>-of-<N>.json`` with the names of all slides. The
-last one to end makes the tables of the whole run, exactly as a run without shards makes them; ``wsiseg merge`` does it by hand.
+Every shard gets the same list of slides and selects its own by the same rule, so that shards need not communicate. They may
+share one run folder: each writes only files of its own slides, and ``RUN/shards/<I>-of-<N>.json`` with the ids of all slides.
+The last one to end writes the tables of the whole run, as a run without shards would; ``wsiseg merge`` does the same.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str) -> Shard:
-        """Read ``I/N``, I from 1 to N. Raises ``InputError``."""
+        """Return the shard from the text ``I/N``, I from 1 to N. Raises ``InputError`` for any other text."""
         left, slash, right = text.partition("/")
         ok = slash and left.strip().isdecimal() and right.strip().isdecimal() and 1 <= int(left) <= int(right)
         if not ok:
@@ -44,7 +44,7 @@ class Shard:
 
     @property
     def name(self) -> str:
-        """Return its name in file names."""
+        """Name of the shard in file names, such as ``3-of-8``."""
         return f"{self.index}-of-{self.n}"
 
     def take(self, slides: Sequence[SlideInput]) -> list[SlideInput]:
@@ -58,7 +58,7 @@ class Shard:
         return [s for s in slides if s.slide_id in own]
 
     def enter(self, folder: RunFolder, slides: Sequence[SlideInput]) -> None:
-        """Write the names of all slides of the run into the folder."""
+        """Write the ids of all slides of the run into the folder."""
         path = _shards_dir(folder) / f"{self.name}.json"
         path.parent.mkdir(exist_ok=True)
         record = _ShardRecord(self.index, self.n, tuple(s.slide_id for s in slides))
@@ -67,7 +67,7 @@ class Shard:
 
 @dataclass(frozen=True, slots=True)
 class _ShardRecord:
-    """``RUN/shards/<I>-of-<N>.json``: the slides of the whole run, as one shard was given them. No other field is expected."""
+    """``RUN/shards/<I>-of-<N>.json``: the slides of the whole run as given to one shard. Unknown fields are refused."""
 
     shard: int
     of: int
@@ -81,12 +81,12 @@ def write_tables(folder: RunFolder, rows: Sequence[SlideRow], errors: Sequence[E
 
 
 def merge_shards(out: Path) -> tuple[list[SlideRow], list[ErrorRow]]:
-    """Make the tables of a run whose shards have all ended; return their rows (slides, errors).
+    """Write the tables of a run whose shards have all ended; return their rows (slides, errors).
 
     Raises
     ------
     InputError
-        The folder has no shards, or a shard is still to be run; the message names slides and shards.
+        The folder has no shards, or slides are not done yet; the message names these and the shards to run.
     FormatError
         The shards were not given the same slides.
     OutputInUseError
@@ -113,7 +113,7 @@ def merge_shards(out: Path) -> tuple[list[SlideRow], list[ErrorRow]]:
 
 
 def merge_if_last(folder: RunFolder) -> bool:
-    """Merge where all shards have ended well; return whether it was done. Another one does it later otherwise."""
+    """Merge if all shards have finished; return whether this was done. Otherwise a later shard merges."""
     try:
         merge_shards(folder.root)
     except (InputError, OutputInUseError):

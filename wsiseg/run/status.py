@@ -1,4 +1,4 @@
-"""The state of a run and its failures, from its folder alone: on any machine that sees the folder, during the run too."""
+"""Read the state of a run and its failures from its folder, on any machine that can read it, also during the run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wsiseg.schema import SLIDE_STATUSES
 __all__ = ["ErrorGroup", "RunStatus", "group_errors", "run_status"]
 
 SILENT_S = 60.0
-"""A client rewrites its progress file every few seconds; after this time without an update it is considered dead, s."""
+"""A client that has not updated its progress file for this long is considered silent, s; it is updated every few seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +35,17 @@ class RunStatus:
     state
         ``running``, ``finished``, ``interrupted``, ``failed``, ``silent`` (no update for a minute or more), or ``unknown``.
     slides
-        Number of slides by ``wsiseg.schema.SLIDE_STATUSES``, ``in_work`` and ``waiting``.
+        Number of slides by status: those of ``wsiseg.schema.SLIDE_STATUSES``, ``in_work`` and ``waiting``.
     tiles_done, tiles_failed
-        Of all slides, including those in progress.
+        Tiles of all slides, including those in progress.
     nuclei, tissue_mm2
-        In finished tables.
+        Totals of finished tables.
     mm2_per_s, slides_per_h, eta_s
-        Of the clients that run or ended last, by their own monotonic clocks; None if there are no data yet.
+        Rates, and seconds to the end, of the clients that are running or ended last; None if there are no data yet.
     precision
-        Arithmetic of the network, and whether it was chosen by the user.
+        Arithmetic of the network, and whether the user chose it.
     counts
-        Retries, worker deaths, hangs and reconnects.
+        Numbers of retries, worker deaths, hangs and reconnects.
     clients, workers
         Last report of each; ``age_s`` is its age by this machine's clock.
     rows
@@ -114,7 +114,7 @@ def _clients(folder: RunFolder) -> list[ClientRecord]:
         try:
             record = decode(ClientRecord, json.loads(path.read_text(encoding="utf-8")), str(path))
         except (OSError, ValueError, RecursionError, FormatError):
-            continue  # gone meanwhile, of another version, or damaged
+            continue  # removed meanwhile, written by another version, or damaged
         found.append(replace(record, client=path.stem, age_s=_age_s(path)))
     return found
 
@@ -136,7 +136,7 @@ def _state(clients: list[ClientRecord], live: bool) -> str:
 
 
 def _rates(clients: list[ClientRecord]) -> tuple[float | None, float | None]:
-    """Return mm2 a second and slides an hour, summed over clients that have done something."""
+    """Return mm2 per second and slides per hour, summed over clients that have done something."""
     worked = [c for c in clients if c.mm2_done and c.elapsed_s]
     if not worked:
         return None, None
@@ -145,7 +145,7 @@ def _rates(clients: list[ClientRecord]) -> tuple[float | None, float | None]:
 
 
 def _eta_s(clients: list[ClientRecord], rows: dict[str, SlideRow], rate: float | None) -> float | None:
-    """Return seconds to the end: known tissue that is left, and for slides not opened yet the mean of those that were."""
+    """Return the estimated seconds to the end; slides not opened yet count with the mean tissue area of the others."""
     if not rate:
         return None
     live = [c for c in clients if c.state == "running" and c.age_s < SILENT_S]
@@ -160,7 +160,7 @@ def _eta_s(clients: list[ClientRecord], rows: dict[str, SlideRow], rate: float |
 
 @dataclass(frozen=True, slots=True)
 class ErrorGroup:
-    """Failures whose messages differ only in numbers and paths; ``hosts`` are those of the last tries, most failures first."""
+    """Failures whose messages differ only in numbers and paths; ``hosts`` are the hosts of the last tries, most first."""
 
     kind: str
     message: str
@@ -172,26 +172,26 @@ class ErrorGroup:
 
 _ADVICE = {
     "MissingMppError": "Give --mpp, or a manifest with a column mpp; then --retry-failed.",
-    "ImplausibleMppError": "Give the true --mpp for these slides, or confirm the file's with it; then --retry-failed.",
+    "ImplausibleMppError": "Give the true --mpp for these slides, even if it equals that of the file; then --retry-failed.",
     "AnisotropicMppError": "Give the right --mpp for these slides; then --retry-failed.",
-    "SlideOpenError": "Are the files there, readable and complete? Copy them again from their source; then --retry-failed.",
+    "SlideOpenError": "Check that the files exist and are complete, or copy them again from their source; then --retry-failed.",
     "TileReadError": "These regions cannot be decoded: copy the files again from their source; then --retry-failed.",
     "FormatError": "A file of the run or a tissue mask is damaged: see the message; then --retry-failed.",
     "TileTimeout": "Reading or computing hung: check the storage, or give a longer --tile-timeout; then --retry-failed.",
-    "WorkerDied": "The worker crashed or was killed at them each time. Out of memory: fewer --workers. A damaged file may "
-    "crash a decoder: copy it again; then --retry-failed.",
-    "MemoryError": "Fewer --workers, then --retry-failed.",
-    "OutOfMemoryError": "Fewer --workers-per-gpu, then --retry-failed.",
+    "WorkerDied": "The worker process crashed or was killed each time. If memory ran out, use fewer --workers. If the file is "
+    "damaged, which may crash a decoder, copy it again; then --retry-failed.",
+    "MemoryError": "Use fewer --workers, then --retry-failed.",
+    "OutOfMemoryError": "Use fewer --workers-per-gpu, then --retry-failed.",
     "OSError": "Check the disk and the network mount; then --retry-failed.",
-    "Suspect": "Look at the slides. Is the scale right (--mpp)? Does the mask fit (--tissue-mask)? Is it H&E? The same command "
-    "with the right ones segments these slides again.",
-    "KilledWorker": "Workers died at these tiles: see WorkerDied in RUN/log.jsonl; then --retry-failed.",
+    "Suspect": "Check in a viewer that these are H&E slides, that the scale is right (--mpp) and that the mask fits "
+    "(--tissue-mask). The same command with the right values segments these slides again.",
+    "KilledWorker": "Worker processes ended during these tiles: see WorkerDied in RUN/log.jsonl; then --retry-failed.",
 }
-_OTHERWISE = "See RUN/log.jsonl; then --retry-failed. If it stays, it is a defect of wsiseg: report it with this message."
+_OTHERWISE = "See RUN/log.jsonl; then --retry-failed. If it fails again, it is a bug in wsiseg: report it with this message."
 
 
 def group_errors(root: Path) -> list[ErrorGroup]:
-    """Return what failed or is suspect in a run, grouped by message, most slides first.
+    """Return the failures and suspect slides of a run, grouped by message, most slides first.
 
     Raises
     ------
@@ -230,6 +230,6 @@ def group_errors(root: Path) -> list[ErrorGroup]:
 
 
 def _shape(text: str) -> str:
-    """Return a message without what differs between slides: paths, the words after ``slide``, numbers."""
+    """Return a message without the parts that differ between slides: paths, slide ids, numbers."""
     text = re.sub(r"(?i)\b(slide|image|part) \S+", r"\1 #", text)
     return re.sub(r"[-+]?\d[\w.]*", "#", re.sub(r"\S*/\S*", "/#", text))

@@ -1,4 +1,4 @@
-"""Slides on which no nucleus was found: decides whether one is blank glass, or suspect so that a person should look at it."""
+"""Decide whether a slide on which no nucleus was found is blank glass, or suspect, so that a person should check it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Rows = Sequence[SlideRow]
 
 
 def suspicion(job: SlideJob, config: RunConfig) -> str:
-    """Return one line on why a slide without nuclei is suspect; empty if it is blank glass.
+    """Return in one line why a slide without nuclei is suspect; empty if it is blank glass.
 
     Raises
     ------
@@ -51,12 +51,12 @@ def suspicion(job: SlideJob, config: RunConfig) -> str:
 
 
 def all_good(rows: Rows) -> bool:
-    """Return whether every slide is done, or is blank glass."""
+    """Return whether every slide is done or is blank glass."""
     return all(r.status in GOOD_STATUSES for r in rows)
 
 
 def count_by_status(rows: Rows) -> str:
-    """Return how many slides have each status, such as ``3 done, 1 suspect``."""
+    """Return the number of slides by status as text, such as ``3 done, 1 suspect``."""
     count = {s: sum(r.status == s for r in rows) for s in SLIDE_STATUSES}
     return ", ".join(f"{n} {s}" for s, n in count.items() if n or s == "done")
 

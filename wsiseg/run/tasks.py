@@ -1,4 +1,4 @@
-"""The three tasks of a Dask worker: prepare a slide, do some of its tiles, finish it."""
+"""The three tasks of a Dask worker: prepare a slide, compute some of its tiles, finish it."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ __all__ = ["Answer", "Failure", "end_staging", "finish_task", "full_disk", "prep
 T = TypeVar("T")
 
 FACTS = (MissingMppError, ImplausibleMppError, AnisotropicMppError)
-"""Errors that are facts of a slide: every machine would find the same."""
+"""Errors that are properties of the slide, equal on every machine."""
 
 FORESEEN = (WsisegError, OSError, ImportError)
-"""Errors that files, storage and installations can raise; other errors are reported with their place in the code."""
+"""Errors that files, storage and installations can raise; other errors are reported with their position in the code."""
 
 FIRST_PAUSE_S = 0.2
-"""Pause before the second try of opening or finishing a slide, s; doubled before each further one."""
+"""Pause before the second try to open or finish a slide, s; doubled before each further try."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a slide could not be prepared or finished, in one line; ``fact``: a fact of the slide, the same on every host."""
+    """Why a slide could not be prepared or finished, in one line; ``fact``: the reason would be the same on every host."""
 
     reason: str
     fact: bool = False
@@ -67,12 +67,12 @@ class Answer:
 
 
 def worker_facts(folder: str, config: RunConfig, device: str) -> WorkerFacts:
-    """Return what this worker would compute with, and who it is.
+    """Return what this worker would compute with, and its machine.
 
     Raises
     ------
     DeviceBrokenError
-        Its GPU does not compute.
+        The GPU of this worker does not compute.
     """
     from wsiseg.predict import machine_id
 
@@ -80,7 +80,7 @@ def worker_facts(folder: str, config: RunConfig, device: str) -> WorkerFacts:
     context = WorkerContext(RunFolder(root), local_config(config), "", device)
     try:
         return context.worker_facts(machine_id(device))
-    except RuntimeError as err:  # what PyTorch and CuPy raise; the client may have neither, and could not even load it
+    except RuntimeError as err:  # of PyTorch or CuPy, which the client may lack, so that it could not unpickle it
         fault = device_fault(err)
         if not fault:
             raise
@@ -88,9 +88,9 @@ def worker_facts(folder: str, config: RunConfig, device: str) -> WorkerFacts:
 
 
 def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_model: float, aim: Stain) -> Answer:
-    """Prepare a slide: ``PrepareDone``, or ``Failure`` of one that cannot be used.
+    """Prepare a slide; return ``PrepareDone``, or ``Failure`` if it cannot be used.
 
-    ``ahead`` is the one whose copying may begin meanwhile.
+    ``ahead`` is the next slide, which may be copied in the background.
     """
     start = time.perf_counter()
     context, busy = at_work(setup)
@@ -118,10 +118,10 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
 
 
 def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
-    """Compute some tiles of a slide, each given with the number of this try; return their outcomes in the same order.
+    """Compute some tiles of a slide, each given with the number of its try; return their outcomes in the same order.
 
-    A batch may be started again after its worker died or left; tiles that are finished are not computed again. A worker that is
-    asked to leave completes only its current tile.
+    If a batch is started again because its worker ended or left, finished tiles are not computed again. A worker that must
+    leave completes only its current tile.
     """
     context, busy = at_work(setup)
     with contextlib.suppress(WsisegError, OSError, RuntimeError):  # an error is raised again, and reported, by the first tile
@@ -130,7 +130,7 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):
-            raise InterruptedError("the worker leaves")  # the answer is not needed: Dask has given the batch to another worker
+            raise InterruptedError("the worker is shutting down")  # not reported: Dask gives the batch to another worker
         done = done_before(tile, context) if len(batch) > 1 else None
         with busy("tile", tile.slide_id, tile.tile_id):
             outcomes.append(done or _run_tile(tile, context, attempt, setup))
@@ -138,14 +138,14 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
 
 
 def _bring(slide_id: str, context: WorkerContext) -> None:
-    """Have a slide at an address here before a deadline runs: another host may have been the one to fetch it."""
+    """Fetch a slide that another host has fetched, before the deadline of a tile starts."""
     if context.config.schedule.fetch_to:
-        with contextlib.suppress(WsisegError, OSError), context.slide(slide_id):  # the first tile will say it
+        with contextlib.suppress(WsisegError, OSError), context.slide(slide_id):  # the first tile reports the error
             pass
 
 
 def _run_tile(tile: Tile, context: WorkerContext, attempt: int, setup: str) -> TileOutcome:
-    """Do a tile; where the GPU stops computing over it, end this worker."""
+    """Compute a tile; if the GPU stops computing, end this worker."""
     try:
         return run_tile(tile, context, attempt)
     except DeviceBrokenError as err:
@@ -154,7 +154,7 @@ def _run_tile(tile: Tile, context: WorkerContext, attempt: int, setup: str) -> T
 
 
 def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> Answer:
-    """Finish a slide: its statistics row, or ``Failure``."""
+    """Finish a slide; return its statistics row, or ``Failure``."""
     context, busy = at_work(setup)
     retries = context.config.schedule.retries
     with busy("finish", slide_id, -1):
@@ -173,9 +173,9 @@ def _answer(result: Any) -> Answer:
 
 
 def _persistently(work: Callable[[], T], retries: int, what: str) -> T | Failure:
-    """Call a function that uses storage, and call it again after a pause if it fails: one failed read is not a bad slide.
+    """Call a function, and again after a pause if it fails, since a failed read may be temporary; return its result.
 
-    An unexpected error becomes a ``Failure`` too, after as many tries, with its place in the code.
+    After the last try, any error is returned as ``Failure``; an unexpected one with its position in the code.
     """
     for k in itertools.count():
         found = tried(work)
@@ -185,20 +185,20 @@ def _persistently(work: Callable[[], T], retries: int, what: str) -> T | Failure
             return Failure(_reason(found), isinstance(found, FACTS))
         log.warning("%s: trying again after %s", what, one_line(found))
         time.sleep(FIRST_PAUSE_S * 2**k)
-    raise AssertionError("counting does not end")
+    raise AssertionError("unreachable: the loop has no end")
 
 
 def _reason(err: Exception) -> str:
-    """Return an error in one line; an unexpected one with its place in the code."""
+    """Return an error in one line; an unexpected one with its position in the code."""
     if isinstance(err, FORESEEN):
         return one_line(err)[:2000]
     place = traceback.extract_tb(err.__traceback__)[-1]
     at = f"in {place.name} of {Path(place.filename).name}, line {place.lineno}"
-    return f"{one_line(err)[:2000]} (an error of the program, {at})"
+    return f"{one_line(err)[:2000]} (unexpected error, {at})"
 
 
 def full_disk(reason: str) -> int:
-    """Return the error number if a reason is a full disk or quota, else 0."""
+    """Return the error number if the reason is a full disk or quota, else 0."""
     return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if os.strerror(n) in reason), 0)
 
 

@@ -1,4 +1,4 @@
-"""All steps of a tile: read, normalize, predict, separate, vectorize, write, return an outcome."""
+"""Compute a tile: read, normalize, predict, separate, vectorize, write, return its outcome."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ T = TypeVar("T")
 
 
 def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
-    """Segment one tile and write its part file. A pure function of pixels, slide constants and config.
+    """Segment one tile and write its part file, which depends only on pixels, slide constants and config.
 
-    Threads of a worker do this at the same time, and only one (on a GPU: a few) of them computes: while it does, others read
-    and write.
+    Several threads of a worker run this at the same time. One thread (on a GPU: a few) computes while others read and write.
     """
     model = context.model  # loaded before the clock starts, so that its time does not count for a tile
     clock = StageClock()
@@ -48,7 +47,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
 def _compute(
     tile: Tile, job: SlideJob, rgb: Array, tissue: TissueView, context: WorkerContext, clock: StageClock
 ) -> tuple[PolygonBatch, TileStats, Counter[str]]:
-    """Pixels -> polygons, sums, and what was changed for lack of memory."""
+    """Return the polygons and sums of a tile, and counts of what was computed differently for lack of GPU memory."""
     model = context.model
     events: Counter[str] = Counter()
     black = unscanned_view(job.tissue, model.input_box(tile.read), job.scale)
@@ -66,12 +65,12 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
     Raises
     ------
     DeviceBrokenError
-        The GPU stopped computing: this process can do no further tile.
+        The GPU stopped computing, so this process cannot compute further tiles.
     """
     outcome = tried(lambda: segment_tile(tile, context))
     if isinstance(outcome, Exception):
         log.error("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt, exc_info=outcome)
-        context.forget(tile.slide_id)  # a reader may be left in an error state: open it again
+        context.forget(tile.slide_id)  # the reader may be in an error state, so the next tile opens it again
         fault = device_fault(outcome) if context.device != "cpu" else ""
         if fault:
             raise DeviceBrokenError(fault) from outcome

@@ -25,7 +25,7 @@ __all__ = ["Finding", "Verdict", "verify_run"]
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something wrong (or only a notice, if ``wrong`` is False), where it is, and what to do."""
+    """An error (or a notice, if ``wrong`` is False): the file or slide, what is wrong, and what to do."""
 
     where: str
     what: str
@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was checked and what was found."""
+    """Numbers of what was checked, and the findings."""
 
     slides: int
     tables: int
@@ -51,10 +51,10 @@ class Verdict:
 def verify_run(root: Path) -> Verdict:
     """Check a run folder.
 
-    Every JSON is parsed; every polygon table is read whole, its SHA-256, row count and config digest compared with what was
-    recorded when it was made; tiles done, empty and failed add up to the slide's tiles, nuclei of the tiles to those of the
-    table; the run's tables (``slides.parquet``, ``slides.csv``, ``errors.parquet``) say what the slides' own JSONs say; masks
-    open; there are no incomplete files; every slide asked for is done.
+    The checks: every JSON can be parsed; every polygon table can be read to its end, with the recorded SHA-256, row count and
+    config digest; tiles done, empty and failed add up to the slide's tiles, nuclei of the tiles to those of the table; the
+    run's tables (``slides.parquet``, ``slides.csv``, ``errors.parquet``) agree with the slides' JSONs; masks can be opened;
+    there are no incomplete files; every requested slide is done.
 
     Raises
     ------
@@ -92,7 +92,7 @@ def _check_record(folder: RunFolder, slide_id: str, record: SlideRecord, digest:
         yield Finding(where, "is not the record of this slide. Remove it and run the same command again.")
         return
     if record.imported is None and record.digest != digest and row.status != "failed":
-        yield Finding(where, f"is of a run with other settings ({record.digest}, run.json has {digest}).")
+        yield Finding(where, f"was written by a run with other settings ({record.digest}, run.json has {digest}).")
     counted = [row.tiles_done, row.tiles_empty, row.tiles_failed]
     known = [n for n in counted if n is not None]
     if record.n_tiles is not None and len(known) == len(counted) and sum(known) != record.n_tiles:
@@ -102,7 +102,7 @@ def _check_record(folder: RunFolder, slide_id: str, record: SlideRecord, digest:
         yield Finding(where, f"{row.tiles_failed} tiles failed, {failed} are recorded as errors.")
     of_tiles = record.n_nuclei_of_tiles
     if of_tiles is not None and of_tiles != row.n_nuclei:
-        yield Finding(where, f"its tiles had {of_tiles} nuclei, the slide's row says {row.n_nuclei}.")
+        yield Finding(where, f"its tiles had {of_tiles} nuclei, but its row has {row.n_nuclei}.")
     if row.table and not folder.table(slide_id).is_file():
         yield Finding(row.table, "is missing. Run the same command again: the slide is segmented again.")
     if record.tissue_png:
@@ -138,11 +138,11 @@ def _check_table(folder: RunFolder, slide_id: str, record: SlideRecord) -> tuple
     except (OSError, pa.ArrowException, FormatError, ValueError) as err:
         return [*found, Finding(where, f"cannot be read to its end ({one_line(err)}). {redo}")], 0
     if rows != record.row.n_nuclei:
-        found.append(Finding(where, f"holds {rows} nuclei, the slide's row says {record.row.n_nuclei}. {redo}"))
+        found.append(Finding(where, f"holds {rows} nuclei, but the slide's row has {record.row.n_nuclei}. {redo}"))
     if rows and len(np.unique(np.concatenate(ids))) != rows:
         found.append(Finding(where, f"holds a nucleus twice. {redo}"))
     if record.imported is None and meta.get("digest") != record.digest:
-        found.append(Finding(where, f"is of other settings ({meta.get('digest')}) than its slide's JSON. {redo}"))
+        found.append(Finding(where, f"was made with other settings ({meta.get('digest')}) than its slide's JSON. {redo}"))
     return found, rows
 
 
@@ -188,7 +188,7 @@ def _check_errors(folder: RunFolder, expected: list[ErrorRow], redo: str) -> Ite
         return
     both = [sorted(tuple(e.columns.values()) for e in side) for side in (got, expected)]
     if both[0] != both[1]:
-        yield Finding("errors.parquet", f"holds {len(got)} failures, the slides' JSONs {len(expected)}, or others. {redo}")
+        yield Finding("errors.parquet", f"its {len(got)} failures are not the {len(expected)} of the slides' JSONs. {redo}")
 
 
 def _check_leftovers(folder: RunFolder, records: dict[str, SlideRecord]) -> Iterator[Finding]:
@@ -197,7 +197,7 @@ def _check_leftovers(folder: RunFolder, records: dict[str, SlideRecord]) -> Iter
         yield Finding(name, "incomplete file of a killed process; the next run removes it.", wrong=False)
     for path in sorted((folder.root / "nuclei").glob("*.parquet")):
         if not folder.slide_json(path.stem).is_file():
-            yield Finding(f"nuclei/{path.name}", "has no slides/*.json beside it. Run the same command again.")
+            yield Finding(f"nuclei/{path.name}", "has no slides/*.json. Run the same command again.")
     for slide_id in sorted(set(read_inputs(folder)) - set(records)):
         if not folder.slide_json(slide_id).exists():
-            yield Finding(f"slide {slide_id}", "was asked for and is not done yet. Run the same command again.")
+            yield Finding(f"slide {slide_id}", "was requested but is not done yet. Run the same command again.")

@@ -1,10 +1,10 @@
-"""What a run records while it runs: its log, its progress and counters as files that any machine can read.
+"""Record a run while it is running: its log, progress and counters, as files that any machine can read.
 
 ::
 
-    RUN/inputs.jsonl              every slide ever asked for, one line each: for status, and for a retry
-    RUN/log.jsonl                 what happened, lines of JSON
-    RUN/progress/run.json         totals, renewed every few seconds; with shards one file for each
+    RUN/inputs.jsonl              every slide ever requested, one line each, for status and --retry-failed
+    RUN/log.jsonl                 events, one JSON object per line
+    RUN/progress/run.json         totals, updated every few seconds; with shards one file for each
 
 These files do not control the run: it continues if they cannot be written.
 """
@@ -43,10 +43,10 @@ PROGRESS_INTERVAL_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ClientRecord:
-    """``RUN/progress/<client>.json``: a client's running totals, its counters, and how it is.
+    """``RUN/progress/<client>.json``: a client's running totals, counters and state.
 
-    ``client`` and ``age_s`` are known to the reader only: the file's name, and the seconds since it was written. Raises
-    ``ValueError`` for amounts that cannot be.
+    ``client`` and ``age_s`` are not in the file but set by the reader: the file's name, and the seconds since it was written.
+    Raises ``ValueError`` for negative or non-finite amounts.
     """
 
     state: str
@@ -71,7 +71,7 @@ class ClientRecord:
     other: Mapping[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        """Refuse amounts of a damaged file."""
+        """Raise ``ValueError`` for impossible amounts, which a damaged file may hold."""
         amounts = {name: getattr(self, name) for name in ("elapsed_s", *_TOTALS, *COUNTS)}
         wrong = [name for name, value in amounts.items() if not 0 <= value < 1e15]
         if wrong:
@@ -92,14 +92,14 @@ class Totals(Protocol):
 
 
 class Watch:
-    """Recorder of one run; a context manager that ends with the run.
+    """Records one run; use it as a context manager around the run.
 
     Parameters
     ----------
     slides
-        All slides of this client, added to ``inputs.jsonl``.
+        All slides of this client; they are added to ``inputs.jsonl``.
     totals
-        Read whenever progress is written.
+        Running totals, read whenever progress is written.
     shard
         Name of this client's share of the run, such as ``3-of-8``; empty: all of it.
     """
@@ -109,7 +109,7 @@ class Watch:
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.hosts_aside: dict[str, str] = {}
-        """Hosts that were put aside, and why."""
+        """Hosts that were excluded for a time, and why."""
         self._folder, self._config, self._slides, self._totals = folder, config, slides, totals
         self._name = shard or "run"
         self._log = EventLog(folder.root / (f"log-{shard}.jsonl" if shard else "log.jsonl"))
@@ -147,7 +147,7 @@ class Watch:
         self._log.event(event, **fields)
 
     def deaths_at(self, task: str) -> list[Death]:
-        """Return what workers were doing when they died in a task; count and log each."""
+        """Return what the workers of a task were doing when they ended unexpectedly; count and log each."""
         found = deaths(self._folder.workers, task)
         for death in found:
             kind = "hangs" if death.reason.startswith("TileTimeout") else "worker_deaths"
@@ -195,36 +195,36 @@ class Watch:
 
 
 COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
-"""What a client counts in addition to its progress."""
+"""Counters of a client in addition to its progress."""
 
 _TOTALS = ("slides", "slides_done", "tiles", "tiles_done", "tiles_failed", "nuclei", "mm2", "mm2_done")
 
 _METRICS = {
-    "slides": ("gauge", "Slides asked for"),
-    "slides_done": ("counter", "Slides decided, failed ones included"),
+    "slides": ("gauge", "Slides requested"),
+    "slides_done": ("counter", "Slides done or failed"),
     "tiles": ("gauge", "Tiles with tissue found so far"),
-    "tiles_done": ("counter", "Tiles decided, failed ones included"),
+    "tiles_done": ("counter", "Tiles done or failed"),
     "tiles_failed": ("counter", "Tiles given up"),
     "nuclei": ("counter", "Nuclei found"),
     "mm2": ("gauge", "Tissue found so far, square millimetres"),
     "mm2_done": ("counter", "Tissue segmented, square millimetres"),
     "retries": ("counter", "Tiles and slides tried again"),
-    "worker_deaths": ("counter", "Workers that died at a task"),
+    "worker_deaths": ("counter", "Worker processes that ended unexpectedly during a task"),
     "hangs": ("counter", "Workers ended because a task took longer than --tile-timeout"),
-    "reconnects": ("counter", "Times that the scheduler was lost and found again"),
+    "reconnects": ("counter", "Times that the scheduler was lost and the client connected again"),
 }
 
 
 def _prometheus(record: ClientRecord, elapsed_s: float, run: str, name: str) -> str:
-    """Return counters in Prometheus' text format 0.0.4."""
+    """Return totals and counters in the Prometheus text format 0.0.4."""
     labels = ",".join(f'{k}="{_escaped(v)}"' for k, v in (("run", run), ("client", name)))
     lines = []
     for key, (kind, meaning) in _METRICS.items():
         metric = f"wsiseg_{key}_total" if kind == "counter" else f"wsiseg_{key}"
         lines += [f"# HELP {metric} {meaning}.", f"# TYPE {metric} {kind}", f"{metric}{{{labels}}} {getattr(record, key):.10g}"]
     for metric, meaning, value in (
-        ("wsiseg_elapsed_seconds", "Time since this client began.", f"{elapsed_s:.3f}"),
-        ("wsiseg_running", "1 while the run goes, 0 after its end.", str(int(record.state == "running"))),
+        ("wsiseg_elapsed_seconds", "Time since this client started.", f"{elapsed_s:.3f}"),
+        ("wsiseg_running", "1 during the run, 0 after its end.", str(int(record.state == "running"))),
     ):
         lines += [f"# HELP {metric} {meaning}", f"# TYPE {metric} gauge", f"{metric}{{{labels}}} {value}"]
     return "\n".join(lines) + "\n"
@@ -241,11 +241,11 @@ def _add_inputs(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
         return
     handle = os.open(folder.inputs, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
     try:
-        os.write(handle, ("\n" + "".join(lines)).encode())  # an older line that was cut short ends here
+        os.write(handle, ("\n" + "".join(lines)).encode())  # the newline ends an older line that was cut short
     finally:
         os.close(handle)
 
 
 def _absolute(slide: SlideInput) -> SlideInput:
-    """Return a slide as the run folder keeps it: without the working folder, and without secrets of an address."""
+    """Return a slide for storage in the run folder: with absolute paths, and without secrets in its address."""
     return dataclasses.replace(slide, path=shown(absolute_place(slide.path)), tissue_mask=absolute_mask(slide.tissue_mask))

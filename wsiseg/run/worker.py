@@ -1,4 +1,4 @@
-"""What every Dask worker gets when it joins a run: the check that it computes what the others compute, and its context."""
+"""Set up a Dask worker that joins a run: check that it computes the same results as the others, and create its context."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ UNLIMITED = 1e9
 
 @dataclass(frozen=True, slots=True)
 class RunRequirements:
-    """What a worker must have to join a run: version, model (weights sha256, ...) and the digest over them and the config.
+    """What a worker must have to join a run: version of wsiseg, model facts, and the digest of these and the config.
 
-    ``machine`` is the one whose processor was compared with the run's already (``wsiseg.predict.machine_id``).
+    ``machine`` is a machine whose processor is known to match the run's (``wsiseg.predict.machine_id``).
     """
 
     wsiseg: str
@@ -52,16 +52,16 @@ class RunRequirements:
 
 
 def objections(requirements: RunRequirements, folder: RunFolder, config: RunConfig) -> list[str]:
-    """Return why this process must not work for a run; each reason states what the run has and what was found here.
+    """Return the reasons why this process must not work for a run; each states what the run has and what this process has.
 
     Parameters
     ----------
     requirements
-        As the client and the run's first worker found them.
+        What the client and the run's first worker have.
     folder
-        The run folder as this machine has it.
+        The run folder under its path on this machine.
     config
-        As the client has it.
+        The config of the client.
     """
     found = []
     if requirements.wsiseg != __version__:
@@ -75,7 +75,7 @@ def objections(requirements: RunRequirements, folder: RunFolder, config: RunConf
             found.append(f"weights sha256: the run has {wanted[:16]}, this worker {sha256[:16]}")
     except (OSError, WsisegError) as err:
         found.append(f"weights sha256: the run has {wanted[:16]}, this worker none ({one_line(err)})")
-    if not found:  # the digest follows from both, and its own difference is only of interest where they agree
+    if not found:  # otherwise the digest differs anyway
         digest = requirements.facts.digest(config)
         if digest != requirements.digest:
             found.append(f"config digest: the run has {requirements.digest}, this worker {digest}")
@@ -92,7 +92,7 @@ def objections(requirements: RunRequirements, folder: RunFolder, config: RunConf
 
 
 def processor_objections(requirements: RunRequirements, context: WorkerContext) -> list[str]:
-    """Return why this process must not compute tiles of a run: its network cannot be loaded, or gives other maps here.
+    """Return the reasons why this process must not compute tiles of a run: it cannot load the network, or gets other maps.
 
     If other maps are accepted (``schedule.any_processor``), the processor is recorded in ``run.json`` instead.
     """
@@ -107,19 +107,19 @@ def processor_objections(requirements: RunRequirements, context: WorkerContext) 
 
 
 class WorkerSetup(WorkerPlugin):
-    """Gives every worker, also one that is restarted or joins later, the context of this run, or refuses it.
+    """Checks every worker, also those that are restarted or join later, and gives it the context of this run or refuses it.
 
-    A worker that passes prepares its kernels and is then granted Dask resources in this run's name, and every task asks for
-    one: ``tile`` by workers that compute, ``slide`` by those that were started for reading and writing only (``--resources
-    CPU=1`` beside ``GPU=1`` ones), ``any`` by both. So a refused worker gets no task of this run but may work for
-    another. The name is unique to the run: runs of one config into two folders may share a cluster.
+    An accepted worker prepares its kernels and then gets Dask resources named after this run, and every task of the run
+    requires one of them: ``tile`` is given to workers that compute, ``slide`` to workers that only read and write (started with
+    ``--resources CPU=1`` in a cluster that also has ``GPU=1``), ``any`` to both. So a refused worker gets no task of this run
+    but may work for another. The name is unique, so that several runs may share a cluster.
     """
 
     def __init__(self, folder: str, config: RunConfig, requirements: RunRequirements, device: str) -> None:
         self.name = f"wsiseg-{uuid.uuid4().hex}"
         self._args = (folder, config, requirements, device)
         self.report: WorkerReport | None = None
-        """What was found here, once it is known."""
+        """Result of the setup on this worker; None until it is known."""
         self.context: WorkerContext | None = None
         self.presence: Presence | None = None
         self._preparing: asyncio.Task[None] | None = None
@@ -147,13 +147,13 @@ class WorkerSetup(WorkerPlugin):
         self._preparing = asyncio.create_task(self._get_ready(worker, folder))
 
     async def _get_ready(self, worker: Worker, folder: RunFolder) -> None:
-        """Prepare the kernels, make the (still closed) context, and take tasks."""
+        """Prepare the kernels, create the context, and start to accept tasks."""
         _, config, requirements, device = self._args
         declared = set(worker.state.total_resources)
         role = "slide" if is_reader(declared) else "tile"
         own_device = device if role == "tile" else "cpu"
         work = asyncio.ensure_future(asyncio.to_thread(prepare_kernels, own_device))
-        await asyncio.wait({work})  # does not raise: an error refuses this worker
+        await asyncio.wait({work})  # does not raise; an error is reported below as a refusal
         err = work.exception()
         if err is not None:
             await self._report(worker, refused=f"its CPU kernels cannot be compiled: {one_line(err)}")
@@ -172,7 +172,7 @@ class WorkerSetup(WorkerPlugin):
             await self._report(worker, refused="; ".join(reasons), broken=fault is not None)
             return
         self.context = context
-        # Without a nanny nothing would restart a killed worker, and a worker that is a thread would kill its whole process.
+        # without a nanny nothing would restart an ended worker, and a worker in a thread would end its whole process
         timeout_s = config.schedule.tile_timeout_s if worker.nanny else 0.0
         self.presence = Presence(folder.workers, worker.id, timeout_s, worker.address)
         await worker.set_resources(**{self.resource(r): UNLIMITED for r in (role, "any")})
@@ -200,19 +200,19 @@ class WorkerSetup(WorkerPlugin):
 
 
 def report_of(setup: str, dask_worker: Worker) -> dict[str, object]:
-    """Return what the named setup found on a worker (``WorkerReport``, as plain values), empty if not known yet.
+    """Return the report of the named setup on a worker (``WorkerReport`` as plain values); empty if it is not known yet.
 
-    The client runs this on the worker.
+    The client calls this on the worker.
     """
     report: WorkerReport | None = getattr(dask_worker.plugins.get(setup), "report", None)
     return encode(report) if report is not None else {}
 
 
 def _wake(worker: Worker) -> None:
-    """Make the scheduler look again at tasks that no worker could take.
+    """Make the scheduler assign waiting tasks again.
 
-    It looks when a worker joins or resumes after a pause, not when a worker is granted resources. A restarted worker joins
-    first and is granted its resources here: tasks submitted in between would wait for ever.
+    It does so when a worker joins or resumes after a pause, but not when a worker gets resources. A restarted worker joins
+    before it gets its resources, so tasks submitted in between would otherwise wait forever.
     """
     if worker.status == Status.running:
         worker.status = Status.paused
@@ -220,9 +220,9 @@ def _wake(worker: Worker) -> None:
 
 
 def end_broken(setup: str, reason: str) -> None:
-    """End this worker, whose GPU stopped computing, from inside a task; its nanny starts another, with a new CUDA context.
+    """End this worker, whose GPU stopped computing, from within a task; its nanny starts another with a new CUDA context.
 
-    A worker without a nanny would not be restarted, and its process may belong to a user's program: it leaves the cluster.
+    A worker without a nanny leaves the cluster instead, because its process may belong to a user's program.
     """
     worker = get_worker()
     presence: Presence | None = getattr(worker.plugins.get(setup), "presence", None)
@@ -236,9 +236,9 @@ Busy = Callable[[str, str, int], contextlib.AbstractContextManager[None]]
 
 
 def at_work(setup: str) -> tuple[WorkerContext, Busy]:
-    """Return this worker's context of a run, by the name of its ``WorkerSetup``, and a function that records its work.
+    """Return this worker's context for the run of the named ``WorkerSetup``, and a function ``busy`` that records its work.
 
-    Call it inside a task. ``with busy(kind, slide_id, tile_id):`` records the work while the block runs, with a deadline.
+    Call it within a task. ``with busy(kind, slide_id, tile_id):`` records the work while the block runs, with a deadline.
     """
     worker = get_worker()
     plugin: Any = worker.plugins[setup]

@@ -1,4 +1,4 @@
-"""The workers of a run: which were accepted or refused, and which of them may get a task."""
+"""The workers of a run on the client: which were accepted or refused, and which may run a task."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ LOOK_S = 2.0
 """Interval at which the client asks which workers are connected, s."""
 
 ASK_S = 0.5
-"""How long the client waits for workers to report before it asks them, and the interval of its questions at the start, s."""
+"""How long the client waits for reports of workers before it requests them, and the interval of requests at the start, s."""
 
 ANSWER_S = 60.0
-"""How long the scheduler may take to answer, s: a broken connection may raise no error."""
+"""Time after which a scheduler that does not answer is considered lost, s; a broken connection may raise no error."""
 
 NO_WORKER_WARNING_S = 30.0
 """The user is warned when no worker has been connected for this long, s."""
 
 PREPARING_S = 4.0
-"""Workers that take longer than this to prepare their kernels are compiling them, of which the user is informed, s."""
+"""If workers take longer than this to prepare their kernels, they are compiling, and the user is informed, s."""
 
 LONGEST_PREPARING_S = 600.0
-"""How long all workers may be preparing before the run continues as if none were connected, s."""
+"""Maximum time that the run waits while all workers are preparing, s; after it, they count as not connected."""
 
 
 FETCH_WAITS = "fetch_waits"
@@ -44,7 +44,7 @@ FETCH_WAITS = "fetch_waits"
 
 
 class WorkerPool:
-    """The workers of a run: those that were accepted, what each may do, and those that were refused, with the reason."""
+    """The workers of a run: those accepted, the tasks that each may run, and those refused, with the reason."""
 
     def __init__(
         self,
@@ -59,12 +59,12 @@ class WorkerPool:
         self.setup = setup
         self._report = report
         self._on_ready = on_ready
-        self._ready: queue.SimpleQueue[WorkerReport] = queue.SimpleQueue()  # from the client's own thread
+        self._ready: queue.SimpleQueue[WorkerReport] = queue.SimpleQueue()  # filled by the thread of the Dask client
         self._preparing: set[str] = set()
         self._roles: dict[str, str] = {}
         self.refused: dict[str, str] = {}
-        self._remote = remote  # else the cluster is the run's own: no worker comes but those of its nannies
-        self._without_gpu: set[str] = set()  # refused since their GPU does not compute
+        self._remote = remote  # False: the run started its own cluster, which no other workers join
+        self._without_gpu: set[str] = set()  # refused because their GPU does not compute
         self.hosts = Hosts()
         self.there: dict[str, int] = {}  # accepted workers and their threads, as last seen
         self._looked = -LOOK_S
@@ -73,17 +73,17 @@ class WorkerPool:
         self.threads = 0
 
     def join(self) -> None:
-        """Have every worker checked and set up, also those that connect later.
+        """Check and set up every worker, including those that connect later.
 
         Raises
         ------
         InputError
-            There are workers, and every one of them was refused.
+            Every connected worker was refused.
         """
         self.client.subscribe_topic(self.setup.name, self._event)
         error = _worker_error(self.client.register_plugin, self.setup)
         if error is not None:
-            log.warning("a worker cannot be set up, its wsiseg is missing or another: %s", one_line(error))
+            log.warning("a worker cannot be set up, because it lacks wsiseg or has another version: %s", one_line(error))
         start = time.monotonic()
         warned = False
         while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
@@ -107,7 +107,7 @@ class WorkerPool:
             )
 
     def look(self) -> int:
-        """Return how many tiles the accepted workers process at once; the scheduler is asked every ``LOOK_S`` seconds."""
+        """Return the number of tiles that the accepted workers compute at once, updated every ``LOOK_S`` seconds."""
         while not self._ready.empty():
             self._on_ready(self._ready.get())
         now = time.monotonic()
@@ -129,7 +129,7 @@ class WorkerPool:
         return self.threads
 
     def _stop_without_gpu(self, everyone: Collection[str]) -> None:
-        """Raise ``DeviceBrokenError`` where every GPU of the run is broken: tiles would be failed one after another."""
+        """Raise ``DeviceBrokenError`` if every GPU of the run is broken, instead of failing all tiles."""
         # a worker may break so soon that it is never seen; without others to come, all that ever worked are what there is
         known = self.able("tiles") if self._remote else [a for a, role in self._roles.items() if role == "tile"]
         reason = self.hosts.no_gpu_left(known)
@@ -142,11 +142,11 @@ class WorkerPool:
             )
 
     def able(self, kind: str) -> list[str]:
-        """Return the workers, of those connected at the last look, that may run a kind of task."""
+        """Return the workers that may run a kind of task, of those connected at the last update."""
         return [a for a in self.there if kind != "tiles" or self._roles[a] == "tile"]
 
     def threads_by_host(self) -> dict[str, int]:
-        """Return how many tiles each host processes at once, of the hosts that are not put aside."""
+        """Return the number of tiles that each host computes at once, without excluded hosts."""
         found: dict[str, int] = {}
         for address in self.hosts.working(self.there):
             host = self.hosts.where(address)[0]
@@ -154,14 +154,14 @@ class WorkerPool:
         return found
 
     def first_of(self, host: str) -> str:
-        """Return one worker of a host, the same each time, one that only reads if there is one; empty: none is there."""
+        """Return one worker of a host, always the same, preferably one that only reads; empty if none is connected."""
         own = [a for a in self.there if self.hosts.where(a)[0] == host]
         return min(own, key=lambda a: (self._roles[a] != "slide", a), default="")
 
     def options(self, kind: str, items: Sequence[WorkItem], places: Collection[str] = ()) -> dict[str, Any]:
-        """Return a task's Dask options: a resource for its role, and the workers allowed where not all are.
+        """Return a task's Dask options: a resource for its role, and the allowed workers unless all are allowed.
 
-        ``places`` are the hosts that hold the slide (none: any will do); where all of them are to be avoided, others may do it.
+        ``places`` are the hosts that have the slide staged (empty: any host); if all of them are excluded, others may run it.
         """
         able = self.able(kind)
         chosen = self.hosts.choose(items, able)
@@ -177,16 +177,16 @@ class WorkerPool:
         return asked if chosen is None else {**asked, "workers": sorted(chosen)}
 
     def leave(self) -> None:
-        """Remove this run's setup from the workers: a shared cluster outlives the run."""
+        """Remove this run's setup from the workers, because a shared cluster continues after the run."""
         self.client.unsubscribe_topic(self.setup.name)
-        _worker_error(self.client.unregister_worker_plugin, self.setup.name)  # a worker without it raises, which is fine here
+        _worker_error(self.client.unregister_worker_plugin, self.setup.name)  # workers without it raise, which is ignored
 
     def _everyone(self) -> dict[str, int]:
         there: dict[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
         return there
 
     def _ask(self, everyone: Iterable[str]) -> None:
-        """Ask workers that have not reported: an event sent before the scheduler knew of our subscription is lost."""
+        """Request reports that have not arrived; events sent before the scheduler registered our subscription are lost."""
         silent = [a for a in everyone if a not in self._roles and a not in self.refused]
         if silent:
             try:
@@ -212,8 +212,8 @@ class WorkerPool:
 
     def _read(self, message: object) -> None:
         try:
-            self._take(decode(WorkerReport, message, "what a worker reports of itself"))
-        except FormatError as err:  # of another version: it is not known to be fit, so it gets no task
+            self._take(decode(WorkerReport, message, "report of a worker"))
+        except FormatError as err:  # from another version of wsiseg, so the worker gets no task
             log.warning("%s", err)
 
     def _take(self, report: WorkerReport) -> None:
@@ -229,7 +229,7 @@ class WorkerPool:
             log.warning("worker %s is refused", self.refused[address])
             if report.broken:
                 self._without_gpu.add(address)
-                self.hosts.aside[f"{report.gpu} on {report.host}"] = report.refused.removeprefix(f"{report.gpu} ")
+                self.hosts.exclusions[f"{report.gpu} on {report.host}"] = report.refused.removeprefix(f"{report.gpu} ")
         else:
             self._roles[address] = report.role
             self.hosts.add(address, report.host, report.name, report.gpu)
@@ -238,10 +238,10 @@ class WorkerPool:
 
 
 def _worker_error(ask: Callable[..., Any], *args: Any) -> BaseException | None:
-    """Send a request to all workers; return the exception that one of them raised, of any type, else ``None``.
+    """Send a request to all workers; return the exception that one of them raised, or ``None``.
 
-    A worker without this wsiseg cannot unpickle the request, so what it raises may be anything. A thread of its own keeps the
-    exception as a value.
+    The exception may be of any type, because a worker without this version of wsiseg cannot unpickle the request. The request
+    is sent from a separate thread, which stores the exception.
 
     Raises
     ------
