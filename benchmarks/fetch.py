@@ -33,7 +33,7 @@ from PIL import Image
 from benchmarks._machine import RESULTS, save
 from tests.fetch.gdc_server import gdc_server
 from tests.run.lanes_simulation import SLIDE_S, Cohort, World
-from wsiseg.fetch import FetchOptions, Wanted, bring, in_staging
+from wsiseg.fetch import FetchOptions, Wanted, fetch_to_staging, staged_sizes
 
 ROOT = Path(__file__).resolve().parents[1]
 SLIDE = ROOT / "tests" / "data" / "CMU-1-Small-Region.svs"
@@ -121,7 +121,7 @@ class Peak:
 
     def _look(self) -> None:
         while not self._ended.wait(0.02):
-            self.bytes = max(self.bytes, sum(in_staging(self.folder).values()))
+            self.bytes = max(self.bytes, sum(staged_sizes(self.folder).values()))
 
     def __enter__(self) -> Peak:
         self._thread.start()
@@ -208,7 +208,7 @@ def clients(n_bytes: int = 200_000_000, repeats: int = 3) -> dict[str, Any]:
         want = Wanted(server.put("one", os.urandom(n_bytes)), "one.bin", n_bytes)
 
         def ours(k: int) -> None:
-            bring(want, f"ours{k}", Path(name), FetchOptions())
+            fetch_to_staging(want, f"ours{k}", Path(name), FetchOptions())
 
         def theirs(k: int) -> None:
             fsspec.filesystem("http", skip_instance_cache=True).get_file(want.address, f"{name}/theirs{k}")

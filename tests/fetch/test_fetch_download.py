@@ -16,9 +16,9 @@ import pytest
 
 from tests.fetch.gdc_server import GdcServer
 from wsiseg.errors import FetchDamagedError, FetchDeniedError, FetchError, FetchMissingError, FetchUnreachableError
-from wsiseg.fetch import FetchOptions, FetchStopped, Held, Wanted, bring, held, in_staging, shown
+from wsiseg.fetch import FetchOptions, FetchStopped, StagedSlide, Wanted, fetch_to_staging, find_staged, shown, staged_sizes
 from wsiseg.fetch import download as download_module
-from wsiseg.fetch.staged import NoRoom, safe_name
+from wsiseg.fetch.staged import NoSpace, safe_name
 from wsiseg.fetch.web import retry_after_s
 
 DATA = random.Random(1).randbytes(3_000_017)  # the same in every process: it names tests
@@ -32,9 +32,9 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def fetched(
     server: GdcServer, root: Path, *, md5: str = MD5, size: int = len(DATA), patience_s: float = 30.0, **more: object
-) -> Held:
+) -> StagedSlide:
     want = Wanted(server.put("one", DATA), "one.svs", size, md5)
-    return bring(want, "one", root, FetchOptions(4, patience_s), **more)  # type: ignore[arg-type]
+    return fetch_to_staging(want, "one", root, FetchOptions(4, patience_s), **more)  # type: ignore[arg-type]
 
 
 def test_the_bytes_come_in_ranges_over_several_connections_and_only_once(server: GdcServer, tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_what_may_be_better_later_is_tried_again(trouble: list[str], server: Gdc
         ("401", FetchDeniedError, "HTTP 401, no token was given"),
         ("403", FetchDeniedError, "HTTP 403"),
         ("418", FetchError, "HTTP 418"),
-        ("429 99999", FetchUnreachableError, "come back in 99999 s"),
+        ("429 99999", FetchUnreachableError, "requests 99999 s"),
         ("503", FetchUnreachableError, "HTTP 503"),
         ("drop", FetchUnreachableError, "no byte for"),
         ("wrong", FetchDamagedError, f"expected MD5 {MD5}"),
@@ -81,7 +81,7 @@ def test_what_will_not_be_better_is_an_error_with_address_and_reason(
     with pytest.raises(kind, match=says) as raised:
         fetched(server, tmp_path / "stage", patience_s=0.2)
     assert f"{server.address}/data/one" in str(raised.value)
-    assert held(Wanted(f"{server.address}/data/one"), "one", tmp_path / "stage") is None
+    assert find_staged(Wanted(f"{server.address}/data/one"), "one", tmp_path / "stage") is None
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
 
 
 def test_another_size_than_the_manifest_says_is_an_error_before_a_byte_is_fetched(server: GdcServer, tmp_path: Path) -> None:
-    with pytest.raises(FetchDamagedError, match=f"expected 5 bytes, as the manifest says, the server has {len(DATA)}"):
+    with pytest.raises(FetchDamagedError, match=f"expected 5 bytes by the manifest, but the server has {len(DATA)}"):
         fetched(server, tmp_path / "stage", size=5)
     assert server.sent("one") == 1
 
@@ -113,7 +113,7 @@ def test_a_fetch_that_was_stopped_goes_on_where_it_was(server: GdcServer, tmp_pa
     with pytest.raises(FetchStopped):
         fetched(server, tmp_path / "stage", way=(_nothing(), lambda: next(asked) > 12))
     before = server.sent("one")
-    there = in_staging(tmp_path / "stage")["one"]
+    there = staged_sizes(tmp_path / "stage")["one"]
     assert 0 < there < len(DATA)
     assert fetched(server, tmp_path / "stage").path.read_bytes() == DATA
     assert server.sent("one") - before < 0.98 * len(DATA), "of the second fetch only what was missing"
@@ -126,7 +126,7 @@ def test_a_file_that_changed_in_between_is_fetched_from_its_start(server: GdcSer
     other = DATA[::-1] + b"!"
     server.put("one", other)
     want = Wanted(f"{server.address}/data/one", "one.svs", len(other), hashlib.md5(other).hexdigest())
-    assert bring(want, "one", tmp_path / "stage", FetchOptions()).path.read_bytes() == other
+    assert fetch_to_staging(want, "one", tmp_path / "stage", FetchOptions()).path.read_bytes() == other
 
 
 def test_a_server_without_ranges_is_read_in_one_stream(server: GdcServer, tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_without_a_checksum_the_size_decides(server: GdcServer, tmp_path: Path) 
 
 
 def test_a_slide_larger_than_the_room_is_not_begun(server: GdcServer, tmp_path: Path) -> None:
-    with pytest.raises(NoRoom) as raised:
+    with pytest.raises(NoSpace) as raised:
         fetched(server, tmp_path / "stage", room_bytes=len(DATA) - 1)
     assert raised.value.size_bytes == len(DATA)
     assert server.sent("one") == 1
@@ -156,21 +156,21 @@ def test_the_token_goes_to_the_gdc_alone_and_stands_in_no_message(
     (tmp_path / "token").write_text(token + "\n")
     want = Wanted(server.put("one", DATA), "one.svs", len(DATA), MD5)
     options = FetchOptions(token_file=str(tmp_path / "token"))
-    assert bring(want, "one", tmp_path / "stage", options).path.read_bytes() == DATA
+    assert fetch_to_staging(want, "one", tmp_path / "stage", options).path.read_bytes() == DATA
     (tmp_path / "token").write_text(token + "-expired")
     with pytest.raises(FetchDeniedError, match="the token given was refused") as raised:
-        bring(want, "two", tmp_path / "stage", options)
+        fetch_to_staging(want, "two", tmp_path / "stage", options)
     assert token not in str(raised.value)
     (tmp_path / "token").write_text(f"{token} {token}")
     with pytest.raises(FetchError, match="one line with the token") as raised:
-        bring(want, "two", tmp_path / "stage", options)
+        fetch_to_staging(want, "two", tmp_path / "stage", options)
     assert token not in str(raised.value)
     monkeypatch.setenv("GDC_TOKEN", token)
-    assert bring(want, "two", tmp_path / "stage", FetchOptions()).path.read_bytes() == DATA
+    assert fetch_to_staging(want, "two", tmp_path / "stage", FetchOptions()).path.read_bytes() == DATA
     n = len(server.log())
     monkeypatch.setenv("WSISEG_GDC_API", "https://api.gdc.cancer.gov")
     with pytest.raises(FetchDeniedError):
-        bring(want, "three", tmp_path / "stage", FetchOptions())
+        fetch_to_staging(want, "three", tmp_path / "stage", FetchOptions())
     assert not any(e["token"] for e in server.log()[n:]), "another server gets no token"
 
 

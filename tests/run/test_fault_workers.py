@@ -126,8 +126,6 @@ def test_an_error_that_nobody_foresaw_is_tried_as_often_as_any_other(
     (row,) = pq.read_table(out / "slides.parquet").to_pylist()
     assert row["status"] == "failed"
     (error,) = pq.read_table(out / "errors.parquet").to_pylist()
-    assert error["error"].startswith(
-        "KeyError: 'a slide of a kind that nobody foresaw' (unexpected error, in break_things of"
-    )
+    assert error["error"].startswith("KeyError: 'a slide of a kind that nobody foresaw' (unexpected error, in break_things of")
     assert run_here("segment", "--retry-failed", "--out", out).exit_code == 0
     assert (out / "nuclei/crop.parquet").read_bytes() == clean

@@ -1,30 +1,30 @@
-"""Addresses -> files on this machine's disk: several ranges at a time, resumed, size and checksum verified.
+"""Fetch slides from URLs and buckets to local disk: parallel byte ranges, resumable, size and checksum verified.
 
-What comes in: an address (``https://``, ``s3://``, ``gs://``, anything that fsspec opens) with what a manifest says of it. What
-goes out: a whole, verified file or folder below a staging folder, or a ``FetchError`` with the address and the reason. Secrets
-(tokens, signatures in a query) are in no message and no file: ``address.shown`` is what is written.
+Input is an address (``https://``, ``s3://``, ``gs://``, or any other scheme of fsspec) with the size and checksum that a
+manifest states. The result is a complete, verified file or folder in a staging folder, or a ``FetchError`` with the address and
+the reason. Secrets (tokens, signatures in a query) never appear in messages or files; ``address.shown`` removes them.
 """
 
 from wsiseg.fetch.address import Wanted, absolute_place, is_address, local_of, shown
 from wsiseg.fetch.download import FetchOptions, FetchStopped
 from wsiseg.fetch.listing import list_address
-from wsiseg.fetch.staged import Held, bring, held, in_staging, named_size
+from wsiseg.fetch.staged import StagedSlide, fetch_to_staging, find_staged, slide_size_bytes, staged_sizes
 from wsiseg.fetch.stores import StoredObject, send_file, stored_objects
 
 __all__ = [
     "FetchOptions",
     "FetchStopped",
-    "Held",
+    "StagedSlide",
     "StoredObject",
     "Wanted",
     "absolute_place",
-    "bring",
-    "held",
-    "in_staging",
+    "fetch_to_staging",
+    "find_staged",
+    "staged_sizes",
     "is_address",
     "list_address",
     "local_of",
-    "named_size",
+    "slide_size_bytes",
     "send_file",
     "shown",
     "stored_objects",

@@ -1,4 +1,4 @@
-"""Addresses of slides: what is one, and how it is written where others read it (without secrets)."""
+"""Addresses (URLs) of slides: how to recognize one, and how to write one without its secrets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 __all__ = ["HIDDEN", "Wanted", "absolute_place", "is_address", "local_of", "name_in", "scrubbed", "shown"]
 
 HIDDEN = "***"
-"""Stands where a secret stood."""
+"""Text that replaces a secret."""
 
 _SCHEME = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+:/?/")
 _SECRET_KEY = re.compile(
@@ -18,17 +18,23 @@ _SECRET_KEY = re.compile(
     r"|^(x-amz-|x-goog-|awsaccesskeyid|expires)",
     re.IGNORECASE,
 )
-"""Names in a query whose values give access: signatures of Amazon, Google and Azure, tokens."""
+"""Names of query parameters whose values give access: tokens, and signatures of Amazon, Google and Azure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A slide at an address.
+    """A slide at an address, to be fetched.
 
-    What a manifest says of it is checked: ``size_bytes`` (0: not said) and ``md5`` (hex; empty: not said). ``filename`` is the
-    slide's own name where the address does not end with it. ``version`` is the tag of a listed
-    object, which is not checked. An address that ends in ``/`` is a folder: the instances of a DICOM
-    series.
+    Attributes
+    ----------
+    address
+        Its URL. A URL that ends in ``/`` is a folder with the instances of a DICOM series.
+    filename
+        File name of the slide, if the address does not end with it.
+    size_bytes, md5
+        Size and MD5 (hex) by the manifest, checked after the transfer; 0 and empty: unknown.
+    version
+        Tag of a listed object; not checked.
     """
 
     address: str
@@ -39,27 +45,27 @@ class Wanted:
 
     @property
     def is_series(self) -> bool:
-        """Return whether the address is that of a folder."""
+        """Return whether the address is a folder."""
         return self.address.endswith("/")
 
 
 def is_address(text: str) -> bool:
-    """Return whether a text is an address of something elsewhere, not a path of this machine (``file://`` is a path)."""
+    """Return whether a text is a remote address and not a local path (``file://`` is a local path)."""
     return bool(_SCHEME.match(text)) and text[:5].lower() != "file:"
 
 
 def local_of(text: str) -> str:
-    """Return the path of a ``file://`` address; other texts as they are."""
+    """Return the path of a ``file://`` address; any other text unchanged."""
     return unquote(urlsplit(text).path) if text[:7].lower() == "file://" else text
 
 
 def absolute_place(path: str) -> str:
-    """Return a path without its working folder, an address as it is; empty stays empty."""
+    """Return a path as an absolute path; an address or an empty text unchanged."""
     return path if not path or is_address(path) else os.path.abspath(path)
 
 
 def shown(address: str) -> str:
-    """Return an address as it may stand in logs and records: without login, and without the values of secrets in its query."""
+    """Return an address for logs and records: without its login, and without the values of secrets in its query."""
     if not is_address(address):
         return address
     parts = urlsplit(address)
@@ -72,12 +78,12 @@ def shown(address: str) -> str:
 
 
 def name_in(address: str) -> str:
-    """Return the last name in an address's path: of a folder, the folder's."""
+    """Return the last name in the path of an address: the file or the folder."""
     return unquote(urlsplit(address).path).rstrip("/").rpartition("/")[2] or urlsplit(address).netloc
 
 
 def scrubbed(text: str, address: str, secrets: tuple[str, ...] = ()) -> str:
-    """Return a library's message without an address's secrets."""
+    """Return a library's message without the secrets of an address and without the texts ``secrets``."""
     parts = urlsplit(address)
     text = text.replace(address, shown(address))
     values = [v for pair in parts.query.split("&") for k, _, v in [pair.partition("=")] if v and _SECRET_KEY.search(k)]

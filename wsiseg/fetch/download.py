@@ -1,4 +1,4 @@
-"""One object -> one verified file: ranges in parallel, each noted on disk when it is there, so that a break costs little."""
+"""Fetch one object into one verified file, in parallel byte ranges; a journal of finished ranges lets it be resumed."""
 
 from __future__ import annotations
 
@@ -21,38 +21,47 @@ from wsiseg.fetch.source import Facts, Source, TryAgain
 from wsiseg.fetch.stores import StoreSource
 from wsiseg.fetch.tokens import token_headers
 
-__all__ = ["FetchOptions", "FetchStopped", "ask", "download", "partial_of", "source_of"]
+__all__ = ["FetchOptions", "FetchStopped", "request_facts", "download", "partial_of", "source_of"]
 
 MIN_PART_BYTES, MAX_PART_BYTES = 1 << 18, 1 << 25
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 60.0
-"""Pause after the first failure, doubled with each further one up to the longest."""
+FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 60.0
+"""Pause after the first failure, s, doubled with each further one up to the maximum."""
 
-LONGEST_ASKED_S = 3600.0
-"""A server that asks to wait longer (``Retry-After``) is not waited for."""
+MAX_RETRY_AFTER_S = 3600.0
+"""A fetch fails if the server requests a longer pause (``Retry-After``), s."""
 
-TELL_AFTER_S = 10.0
-"""A server that has given no byte for so long is reported, s."""
+REPORT_WAIT_S = 10.0
+"""A server that has sent no byte for this long is reported, s."""
 
 CHECKSUM_TRIES = 3
-"""How often a file is fetched until its checksum is right."""
+"""Number of times that a file is fetched if its checksum is wrong."""
 
 Range = tuple[int, int]
 
 
-class FetchStopped(Exception):  # noqa: N818 - asked for
-    """The caller asked to stop; what is there is kept for the next try."""
+class FetchStopped(Exception):  # noqa: N818 - not an error: the caller requested it
+    """The caller requested a stop; the fetched ranges are kept for the next try."""
 
 
 def _ignore(text: str) -> None:
-    """Drop a message."""
+    """Ignore a message."""
 
 
 @dataclass(frozen=True, slots=True)
 class FetchOptions:
-    """How to fetch: ranges at a time, how long to wait without a byte, s, and the file of the GDC's token.
+    """Options of fetching.
 
-    ``on_wait`` is called with a sentence while a server gives no byte: after ``TELL_AFTER_S``, then three times as long, and so
-    on; and whenever it asks for a pause longer than that.
+    Attributes
+    ----------
+    connections
+        Number of byte ranges that are fetched in parallel.
+    patience_s
+        Maximum time without receiving a byte, s.
+    token_file
+        File with the token of the GDC.
+    on_wait
+        Called with a message while a server sends no byte: after ``REPORT_WAIT_S``, then each time that the wait has tripled;
+        and whenever the server requests a longer pause than ``REPORT_WAIT_S``.
     """
 
     connections: int = 4
@@ -62,7 +71,7 @@ class FetchOptions:
 
 
 def source_of(address: str, options: FetchOptions) -> Source:
-    """Return the object at an address: web servers by urllib3, all else by fsspec."""
+    """Return the source for an address: of urllib3 for web servers, of fsspec for everything else."""
     if address[:7].lower() == "http://" or address[:8].lower() == "https://":
         from wsiseg.fetch.web import WebSource
 
@@ -81,31 +90,31 @@ def download(
     turn: AbstractContextManager[object] | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> str:
-    """Fetch an object to ``target``, whole and with the size and MD5 that are stated, or not at all; return its MD5.
+    """Fetch an object to ``target``, complete and with the stated size and MD5, or not at all; return its MD5.
 
     Parameters
     ----------
     facts
-        From ``ask``.
+        From ``request_facts``.
     turn
-        Held while ranges are handed out: of files that share it, the next begins when the last range of one is under way.
+        Held while ranges are started. Of several files that share it, the next starts when the last range of one has started.
     stop
-        Asked all the time; once it returns true ``FetchStopped`` is raised.
+        Called frequently; when it returns True, ``FetchStopped`` is raised.
 
     Raises
     ------
     FetchError
-        See its subclasses: refused, missing, damaged, unreachable.
+        The object is refused, missing, damaged or unreachable (see the subclasses).
     OSError
-        The disk is full, or the like.
+        The file cannot be written, for example because the disk is full.
     """
-    pace = _Pace(source.address, options, stop)
+    pace = _Pauses(source.address, options, stop)
     _check_size(facts, want, source.address)
     md5 = want.md5.lower() or facts.md5
     partial, journal = partial_of(target), partial_of(target).with_suffix(".ranges")
     target.parent.mkdir(parents=True, exist_ok=True)
     for k in range(1, CHECKSUM_TRIES + 1):
-        _transfer(source, facts, partial, journal, _Way(options.connections, pace, turn or nullcontext()))
+        _transfer(source, facts, partial, journal, _Transfer(options.connections, pace, turn or nullcontext()))
         got = _md5(partial) if md5 else ""
         if got == md5:
             break
@@ -113,8 +122,8 @@ def download(
             path.unlink(missing_ok=True)
         if k == CHECKSUM_TRIES:
             raise FetchDamagedError(
-                f"{shown(source.address)}: expected MD5 {md5}, got {got} ({CHECKSUM_TRIES} tries). The object there is "
-                "damaged, or the manifest is of another version of it."
+                f"{shown(source.address)}: expected MD5 {md5}, got {got} ({CHECKSUM_TRIES} tries). The object is damaged, or "
+                "the manifest is for another version of it: get a new manifest."
             )
     os.replace(partial, target)
     journal.unlink(missing_ok=True)
@@ -122,13 +131,13 @@ def download(
 
 
 def partial_of(target: Path) -> Path:
-    """Return where a file is while it is fetched."""
+    """Return the path of a file while it is being fetched."""
     return target.with_name(f".{target.name}.part")
 
 
-def ask(source: Source, options: FetchOptions, stop: Callable[[], bool] = lambda: False) -> Facts:
-    """Return an object's facts, after pauses where the server asks for them. Raises ``FetchError``, ``FetchStopped``."""
-    pace = _Pace(source.address, options, stop)
+def request_facts(source: Source, options: FetchOptions, stop: Callable[[], bool] = lambda: False) -> Facts:
+    """Return an object's facts; try again after temporary failures. Raises ``FetchError``, ``FetchStopped``."""
+    pace = _Pauses(source.address, options, stop)
     while True:
         pace.wait()
         try:
@@ -138,25 +147,25 @@ def ask(source: Source, options: FetchOptions, stop: Callable[[], bool] = lambda
 
 
 @dataclass(frozen=True, slots=True)
-class _Way:
-    """How many connections, the pauses they share, and the turn of a file among others."""
+class _Transfer:
+    """How a file is fetched: number of connections, the pauses that they share, and the turn of this file among others."""
 
     connections: int
-    pace: _Pace
+    pace: _Pauses
     turn: AbstractContextManager[object]
 
 
-class _Pace:
-    """When the next request may be made: pauses that grow, or that the server asks for; shared by a file's connections."""
+class _Pauses:
+    """Pauses between requests, which grow with each failure or are set by the server; shared by a file's connections."""
 
     def __init__(self, address: str, options: FetchOptions, stop: Callable[[], bool]) -> None:
         self._address, self._options, self.stop = address, options, stop
-        self._tell_after_s = TELL_AFTER_S
+        self._report_after_s = REPORT_WAIT_S
         self._lock = threading.Lock()
         self._failures = 0
         self._not_before = self._alive = time.monotonic()
         self.ended = False
-        """Set where one connection failed for good: the others end too."""
+        """Set when one connection has failed permanently, so that the others end too."""
 
     def wait(self) -> None:
         """Wait until a request may be made. Raises ``FetchStopped``."""
@@ -169,36 +178,38 @@ class _Pace:
             time.sleep(min(left, 0.1))
 
     def progressed(self) -> None:
-        """Note that bytes came."""
+        """Record that bytes were received."""
         self._alive = time.monotonic()
         self._failures = 0
-        self._tell_after_s = TELL_AFTER_S
+        self._report_after_s = REPORT_WAIT_S
 
     def failed(self, err: TryAgain) -> None:
         """Set a pause. Raises ``FetchUnreachableError`` after too long without a byte."""
         with self._lock:
             now = time.monotonic()
-            pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self._failures) if err.wait_s is None else err.wait_s
+            pause_s = min(MAX_PAUSE_S, FIRST_PAUSE_S * 2**self._failures) if err.wait_s is None else err.wait_s
             where = shown(self._address)
-            if pause_s > LONGEST_ASKED_S:
-                raise FetchUnreachableError(f"{where}: {err.reason}; the server asks to come back in {pause_s:.0f} s.")
-            if now > self._not_before:  # else the pause is that of the same trouble on another connection
+            if pause_s > MAX_RETRY_AFTER_S:
+                raise FetchUnreachableError(
+                    f"{where}: {err.reason}; the server requests {pause_s:.0f} s of pause. Run again later."
+                )
+            if now > self._not_before:  # else another connection has already set the pause for the same failure
                 self._failures += 1
             if now - self._alive > self._options.patience_s:
                 raise FetchUnreachableError(
-                    f"{where}: {err.reason}; no byte for {now - self._alive:.0f} s. Is the server there?"
+                    f"{where}: {err.reason}; no byte for {now - self._alive:.0f} s. Check the server and the network."
                 )
-            self._tell(where, err, now - self._alive)
+            self._report_wait(where, err, now - self._alive)
             if err.wait_s:
-                self._alive = max(self._alive, now + err.wait_s)  # what the server asks for is not held against it
+                self._alive = max(self._alive, now + err.wait_s)  # a pause that the server requests does not count
             self._not_before = max(self._not_before, now + pause_s)
 
-    def _tell(self, where: str, err: TryAgain, silent_s: float) -> None:
-        """Report a server that gives no bytes, at most once while it is silent three times as long as at the last report."""
-        if (err.wait_s or 0.0) > TELL_AFTER_S:
-            self._options.on_wait(f"{where}: {err.reason}; the server asks to wait {err.wait_s:.0f} s")
-        elif silent_s >= self._tell_after_s:
-            self._tell_after_s = 3 * silent_s
+    def _report_wait(self, where: str, err: TryAgain, silent_s: float) -> None:
+        """Report a server that sends no bytes, each time that the wait has tripled since the last report."""
+        if (err.wait_s or 0.0) > REPORT_WAIT_S:
+            self._options.on_wait(f"{where}: {err.reason}; the server requests a pause of {err.wait_s:.0f} s")
+        elif silent_s >= self._report_after_s:
+            self._report_after_s = 3 * silent_s
             until = f"trying again until {self._options.patience_s:.0f} s have passed without one"
             self._options.on_wait(f"{where}: {err.reason}; no byte for {silent_s:.0f} s, {until}")
 
@@ -206,14 +217,15 @@ class _Pace:
 def _check_size(facts: Facts, want: Wanted, address: str) -> None:
     if want.size_bytes and facts.size_bytes >= 0 and want.size_bytes != facts.size_bytes:
         raise FetchDamagedError(
-            f"{shown(address)}: expected {want.size_bytes} bytes, as the manifest says, the server has {facts.size_bytes}."
+            f"{shown(address)}: expected {want.size_bytes} bytes by the manifest, but the server has {facts.size_bytes}. Get a "
+            "new manifest."
         )
     if facts.size_bytes == 0:
         raise FetchDamagedError(f"{shown(address)}: the object is empty (zero bytes).")
 
 
-def _transfer(source: Source, facts: Facts, partial: Path, journal: Path, way: _Way) -> None:
-    """Bring all bytes that are not in ``partial`` yet."""
+def _transfer(source: Source, facts: Facts, partial: Path, journal: Path, way: _Transfer) -> None:
+    """Fetch all bytes that are not in ``partial`` yet."""
     if not facts.ranges or facts.size_bytes < 0:
         _in_one_stream(source, facts, partial, way)
         return
@@ -224,7 +236,7 @@ def _transfer(source: Source, facts: Facts, partial: Path, journal: Path, way: _
         os.ftruncate(handle, facts.size_bytes)
         with journal.open("r+b" if done else "wb") as notes:
             notes.seek(0, os.SEEK_END)
-            notes.write(b"\n" if done else json.dumps(identity).encode() + b"\n")  # a line that was cut short ends here
+            notes.write(b"\n" if done else json.dumps(identity).encode() + b"\n")  # the newline ends a line that was cut short
             notes.flush()
             part = max(MIN_PART_BYTES, min(MAX_PART_BYTES, facts.size_bytes // (4 * way.connections)))
             _Parts(source, handle, notes.fileno(), _missing(done, facts.size_bytes, part), way).run()
@@ -235,14 +247,14 @@ def _transfer(source: Source, facts: Facts, partial: Path, journal: Path, way: _
 class _Parts:
     """The ranges of one file, fetched by several threads."""
 
-    def __init__(self, source: Source, handle: int, notes: int, todo: list[Range], way: _Way) -> None:
+    def __init__(self, source: Source, handle: int, notes: int, todo: list[Range], way: _Transfer) -> None:
         self._source, self._handle, self._notes, self._way = source, handle, notes, way
         self._todo = deque(todo)
         self._lock = threading.Lock()
         self._issued = threading.Event()
 
     def run(self) -> None:
-        """Fetch them all. Raises what a thread raised that failed; ``FetchStopped`` only where that is all."""
+        """Fetch all ranges. Raises the exception of a failed thread, ``FetchStopped`` only if there is no other."""
         n = max(1, min(self._way.connections, len(self._todo)))
         with ThreadPoolExecutor(n, thread_name_prefix="fetch") as pool:
             with self._way.turn:
@@ -273,7 +285,7 @@ class _Parts:
             return span
 
     def _one(self, start: int, stop: int) -> Range | None:
-        """Fetch one range; return what of it is left after a break."""
+        """Fetch one range; return the rest of it if the connection ended early."""
         pace, at = self._way.pace, start
         pace.wait()
         trouble: TryAgain | None = None
@@ -296,8 +308,8 @@ class _Parts:
         return at, stop
 
 
-def _in_one_stream(source: Source, facts: Facts, partial: Path, way: _Way) -> None:
-    """Fetch an object of a server that answers no ranges: whole, again from its start after a break."""
+def _in_one_stream(source: Source, facts: Facts, partial: Path, way: _Transfer) -> None:
+    """Fetch an object from a server that does not support ranges, again from its start if the connection ends early."""
     end = facts.size_bytes if facts.size_bytes >= 0 else 1 << 62
     while True:
         way.pace.wait()
@@ -325,7 +337,7 @@ def _written(handle: int, chunk: bytes, at: int) -> int:
 
 
 def _read_journal(journal: Path, identity: dict[str, object]) -> list[Range]:
-    """Return the ranges that are there already; none where the journal is of another object or version."""
+    """Return the ranges fetched already; empty if the journal is for another object or version."""
     done: list[Range] = []
     with contextlib.suppress(OSError, ValueError):
         lines = journal.read_text(encoding="ascii").splitlines()
@@ -339,7 +351,7 @@ def _read_journal(journal: Path, identity: dict[str, object]) -> list[Range]:
 
 
 def _missing(done: list[Range], size: int, part: int) -> list[Range]:
-    """Return what is not in ``done``, in ranges of at most ``part`` bytes, in order."""
+    """Return the bytes that are not in ``done``, as ranges of at most ``part`` bytes, in order."""
     out: list[Range] = []
     at = 0
     for start, stop in [*sorted(done), (size, size)]:

@@ -1,4 +1,4 @@
-"""Folders and patterns of buckets -> the objects in them, with size and MD5; and the first bytes of objects."""
+"""List the objects in folders of buckets, or that match a pattern, and read the first bytes of objects."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from wsiseg.errors import FetchDeniedError, FetchError, FetchUnreachableError
 from wsiseg.fetch.address import Wanted, name_in, shown
 from wsiseg.fetch.source import TryAgain
-from wsiseg.fetch.stores import file_system, logins, md5_of, store_errors, translated
+from wsiseg.fetch.stores import file_system, logins, md5_of, store_errors, translate_error
 
 __all__ = ["headers_of", "list_address"]
 
@@ -20,7 +20,7 @@ _AT_ONCE = 8
 
 
 def list_address(address: str) -> list[Wanted]:
-    """Return the objects below a folder (an address that ends in ``/``), or that a pattern matches, sorted by address.
+    """Return the objects below a folder (an address that ends in ``/``) or that match a pattern, sorted by address.
 
     Raises
     ------
@@ -29,14 +29,14 @@ def list_address(address: str) -> list[Wanted]:
     """
     parts = urlsplit(address)
     if parts.scheme in ("http", "https"):
-        raise FetchError(f"{shown(address)}: web servers do not list folders. Name files, or give a manifest.")
+        raise FetchError(f"{shown(address)}: folders of web servers cannot be listed. Name files, or give a manifest.")
     refused: Exception | None = None
     for anonymous in logins(address):
         fs = file_system(address, anonymous=anonymous)
         try:
             return _found(fs, address, parts.scheme)
         except store_errors() as err:
-            refused = translated(err, address)
+            refused = translate_error(err, address)
             if not isinstance(refused, FetchDeniedError):
                 break
     if isinstance(refused, TryAgain):
@@ -78,7 +78,7 @@ def _first_bytes(address: str, n_bytes: int) -> bytes:
             data: bytes = fs.cat_file(fs._strip_protocol(address), start=0, end=n_bytes)
             return data
         except store_errors() as err:
-            refused = translated(err, address)
+            refused = translate_error(err, address)
             if not isinstance(refused, FetchDeniedError):
                 break
     if isinstance(refused, TryAgain):

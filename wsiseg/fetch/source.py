@@ -1,4 +1,4 @@
-"""What a download needs of a server: facts of an object, and its bytes from here to there."""
+"""The interface of a download to a server: the facts of an object, and its bytes by range."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["Facts", "Source", "TryAgain"]
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a server says of an object.
+    """What a server states about an object.
 
-    ``size_bytes`` -1: not said. ``version`` changes with the content (an ETag; empty: none), ``md5`` is hex (empty: not said),
-    ``ranges``: parts of it can be asked for, ``filename`` as the server would have it saved.
+    ``size_bytes`` is -1 if unknown. ``version`` changes with the content (an ETag; empty: unknown), ``md5`` is hex (empty:
+    unknown). ``ranges``: whether byte ranges can be requested. ``filename`` is the name that the server suggests.
     """
 
     size_bytes: int
@@ -24,10 +24,10 @@ class Facts:
     filename: str = ""
 
 
-class TryAgain(Exception):  # noqa: N818 - not an error: the server may answer later
+class TryAgain(Exception):  # noqa: N818 - not a final error
     """A request failed that may succeed later.
 
-    ``reason`` holds no secrets; ``wait_s`` is how long the server asks to wait (``None``: it says nothing).
+    ``reason`` holds no secrets; ``wait_s`` is the pause that the server requests (``None``: none).
     """
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:
@@ -42,10 +42,10 @@ class Source(Protocol):
     address: str
 
     def facts(self) -> Facts:
-        """Ask for its facts. Raises ``FetchError``, ``TryAgain``."""
+        """Request and return the facts of the object. Raises ``FetchError``, ``TryAgain``."""
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes ``start`` to ``stop`` (exclusive), fewer where the connection ends early.
+        """Yield the bytes ``start`` to ``stop`` (exclusive), or fewer if the connection ends early.
 
         Raises ``FetchError``, ``TryAgain``.
         """

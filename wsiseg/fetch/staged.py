@@ -1,7 +1,7 @@
-"""The staging folder: slides that were fetched whole, ``ROOT/<slide_id>/<name>``, each with a record of what it is.
+"""The staging folder: completely fetched slides, ``ROOT/<slide_id>/<name>``, each with a record of its source.
 
-A record, ``ROOT/<slide_id>/fetched.json``, is written when all of a slide is there and verified: a slide with a record is not
-fetched again. Of several processes that want one slide, one fetches it (a lock on a file) and the others wait.
+The record, ``ROOT/<slide_id>/fetched.json``, is written when the slide is complete and verified; a slide with a record is not
+fetched again. If several processes need a slide, one fetches it (under a file lock) and the others wait.
 """
 
 from __future__ import annotations
@@ -21,49 +21,49 @@ from pathlib import Path
 from wsiseg.atomic import atomic_write_bytes
 from wsiseg.errors import FetchError
 from wsiseg.fetch.address import HIDDEN, Wanted, name_in, shown
-from wsiseg.fetch.download import FetchOptions, ask, download, partial_of, source_of
+from wsiseg.fetch.download import FetchOptions, download, partial_of, request_facts, source_of
 from wsiseg.fetch.listing import headers_of, list_address
 
-__all__ = ["Choose", "Held", "NoRoom", "bring", "held", "in_staging", "named_size"]
+__all__ = ["Choose", "StagedSlide", "NoSpace", "fetch_to_staging", "find_staged", "staged_sizes", "slide_size_bytes"]
 
 RECORD = "fetched.json"
 Choose = Callable[[Sequence[tuple[str, bytes]]], list[str]]
-"""Given the names and first bytes of the files of a folder, return which of them are needed."""
+"""Function that selects the needed files of a folder, by name, from their names and first bytes."""
 
 
-class NoRoom(Exception):  # noqa: N818 - a fact for who plans
-    """The slide needs ``size_bytes``, more than there is room for now."""
+class NoSpace(Exception):  # noqa: N818 - not an error: the caller tries again when there is space
+    """The slide has ``size_bytes``, more than the space available now."""
 
     def __init__(self, size_bytes: int) -> None:
-        super().__init__(f"{size_bytes} bytes are more than there is room for")
+        super().__init__(f"the slide has {size_bytes} bytes, more than the space available")
         self.size_bytes = size_bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
-    """A slide in the staging folder: where, its bytes on disk, and what tells its version (MD5 or the server's tag)."""
+class StagedSlide:
+    """A slide in the staging folder: its path, its size on disk, and its version (MD5 or the server's tag)."""
 
     path: Path
     size_bytes: int
     version: str
 
 
-def held(want: Wanted, slide_id: str, root: Path) -> Held | None:
-    """Return a slide that is there whole, as it is wanted; ``None``: it has to be fetched."""
+def find_staged(want: Wanted, slide_id: str, root: Path) -> StagedSlide | None:
+    """Return a slide that is completely staged and matches ``want``; ``None`` if it must be fetched."""
     folder = root / slide_id
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
         files = [(folder / str(name), int(size)) for name, size in record["files"]]
         same = record["address"] == shown(want.address) and all(f.stat().st_size == size for f, size in files)
         same &= not want.md5 or record["version"] == want.md5.lower()
-        found = Held(folder / str(record["name"]), sum(size for _, size in files), str(record["version"]))
+        found = StagedSlide(folder / str(record["name"]), sum(size for _, size in files), str(record["version"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return found if same and found.path.exists() else None
 
 
-def in_staging(root: Path) -> dict[str, int]:
-    """Return the bytes on disk of every slide in a staging folder, whole or in part, by slide id."""
+def staged_sizes(root: Path) -> dict[str, int]:
+    """Return the size on disk of every completely or partly fetched slide in a staging folder, by slide id."""
     found: dict[str, int] = {}
     with contextlib.suppress(OSError):
         for folder in root.iterdir():
@@ -72,7 +72,7 @@ def in_staging(root: Path) -> dict[str, int]:
     return found
 
 
-def bring(
+def fetch_to_staging(
     want: Wanted,
     slide_id: str,
     root: Path,
@@ -81,54 +81,56 @@ def bring(
     choose: Choose | None = None,
     room_bytes: int | None = None,
     way: tuple[AbstractContextManager[object], Callable[[], bool]] = (contextlib.nullcontext(), lambda: False),
-) -> Held:
-    """Fetch a slide into the staging folder, unless it is there.
+) -> StagedSlide:
+    """Fetch a slide into the staging folder, unless it is already there, and return it.
 
     Parameters
     ----------
     choose
-        Which files of a folder are needed; default all.
+        Selects the needed files of a folder; None: all.
     room_bytes
-        ``NoRoom`` is raised for a slide that needs more.
+        Space available, bytes; None: not limited.
     way
         ``turn`` and ``stop`` of ``download``.
 
     Raises
     ------
+    NoSpace
+        The slide is larger than ``room_bytes``.
     FetchError, FetchStopped, OSError
-        See ``download``.
+        As for ``download``.
     """
-    found = held(want, slide_id, root)
+    found = find_staged(want, slide_id, root)
     if found is not None:
         return found
     if HIDDEN in want.address:
         raise FetchError(
-            f"{want.address}: run folders keep no secrets of addresses. Name the slide again, with its whole address."
+            f"{want.address}: the run folder has this address without its secrets. Name the slide again, with its full address."
         )
     with _one_at_a_time(root, slide_id):
-        found = held(want, slide_id, root)
+        found = find_staged(want, slide_id, root)
         if found is None:
             fetch = _bring_series if want.is_series else _bring_file
             fetch(want, root / slide_id, options, choose, room_bytes, way)
-            found = held(want, slide_id, root)
+            found = find_staged(want, slide_id, root)
     if found is None:
-        raise FetchError(f"{shown(want.address)}: the files in {root / slide_id} changed while they were fetched.")
+        raise FetchError(f"{shown(want.address)}: the files in {root / slide_id} changed during the fetch. Run again.")
     return found
 
 
-def named_size(want: Wanted, options: FetchOptions, choose: Choose | None = None) -> int:
-    """Return how many bytes a slide takes, as the manifest says or the server does. Raises ``FetchError``."""
+def slide_size_bytes(want: Wanted, options: FetchOptions, choose: Choose | None = None) -> int:
+    """Return the size of a slide in bytes, from the manifest or else from the server. Raises ``FetchError``."""
     if want.is_series:
         return sum(part.size_bytes for part in _needed(want, choose))
     if want.size_bytes:
         return want.size_bytes
     source = source_of(want.address, options)
     try:
-        size = ask(source, dataclasses.replace(options, patience_s=60.0)).size_bytes
+        size = request_facts(source, dataclasses.replace(options, patience_s=60.0)).size_bytes
     finally:
         source.close()
     if size < 0:
-        raise FetchError(f"{shown(want.address)}: the server does not say how large the object is.")
+        raise FetchError(f"{shown(want.address)}: the server does not state the size. Give it in a manifest.")
     return size
 
 
@@ -139,7 +141,7 @@ def _bring_file(
     turn, stop = way
     source = source_of(want.address, options)
     try:
-        facts = ask(source, options, stop)
+        facts = request_facts(source, options, stop)
         size = max(facts.size_bytes, 0) or want.size_bytes
         name = safe_name(want.filename or _best_name(name_in(want.address), facts.filename))
         target = folder / name
@@ -163,7 +165,7 @@ def _bring_series(
         target = folder / name / safe_name(name_in(part.address))
         source = source_of(part.address, options)
         try:
-            facts = ask(source, options, stop)
+            facts = request_facts(source, options, stop)
             if not (target.is_file() and target.stat().st_size == facts.size_bytes):
                 download(source, facts, target, part, options, turn=turn, stop=stop)
         finally:
@@ -175,7 +177,7 @@ def _bring_series(
 
 
 def _needed(want: Wanted, choose: Choose | None) -> list[Wanted]:
-    """Return the files of a folder that are needed, without reading more of them than their headers."""
+    """Return the needed files of a folder; only their headers are read."""
     parts = list_address(want.address)
     if not parts:
         raise FetchError(f"{shown(want.address)}: there is no object below this address.")
@@ -192,19 +194,19 @@ def _write_record(folder: Path, want: Wanted, name: str, files: list[tuple[str, 
 
 def _require_room(size: int, room_bytes: int | None, target: Path, address: str) -> None:
     if room_bytes is not None and size > room_bytes:
-        raise NoRoom(size)
+        raise NoSpace(size)
     target.parent.mkdir(parents=True, exist_ok=True)
     there = _bytes_on_disk(partial_of(target))
     free = shutil.disk_usage(target.parent).free
     if size - there > free:
         raise FetchError(
             f"{shown(address)}: {size / 1e9:.3f} GB do not fit into {target.parent}, which has {free / 1e9:.3f} GB free. "
-            "Choose another --stage, or a smaller --stage-gb so that fewer slides wait there."
+            "Choose another --stage, or a smaller --stage-gb, so that fewer slides are there at a time."
         )
 
 
 def safe_name(name: str) -> str:
-    """Return a name without what would lead out of its folder, or hide it."""
+    """Return a file name without separators, a leading dot or excess length, so that it stays in its folder and visible."""
     plain = "".join("_" if c in "/\\\x00" or ord(c) < 32 else c for c in name).strip()
     plain = f"_{plain}" if plain.startswith(".") or not plain else plain
     head, dot, ending = plain.rpartition(".")
@@ -212,7 +214,7 @@ def safe_name(name: str) -> str:
 
 
 def _best_name(in_address: str, by_server: str) -> str:
-    """Return what the server calls the object where the address does not end in a file name."""
+    """Return the file name in the address, or the one that the server suggests if the address has none."""
     return in_address if "." in in_address or not by_server else by_server
 
 
@@ -240,5 +242,5 @@ def _one_at_a_time(root: Path, slide_id: str) -> Iterator[None]:
 
 
 def as_dict(want: Wanted) -> dict[str, object]:
-    """Return a wanted slide as plain values, without secrets."""
+    """Return the fields of ``want`` as plain values, without secrets."""
     return {**dataclasses.asdict(want), "address": shown(want.address)}

@@ -1,4 +1,4 @@
-"""Objects of buckets and of whatever else fsspec opens (``s3://``, ``gs://``, ``ftp://``, ...)."""
+"""Objects in buckets and in all other stores that fsspec opens (``s3://``, ``gs://``, ``ftp://``, ...)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wsiseg.fetch.address import scrubbed, shown
 from wsiseg.fetch.source import Facts, TryAgain
 
 __all__ = ["StoreSource", "StoredObject", "file_system", "send_file", "store_errors",
-           "stored_objects", "translated"]  # fmt: skip
+           "stored_objects", "translate_error"]  # fmt: skip
 
 _MD5 = re.compile(r"^[0-9a-f]{32}$")
 _EXTRA = ("s3", "s3a", "gs", "gcs", "http", "https")
@@ -32,17 +32,17 @@ _FOREIGN = (
     ("botocore.exceptions", "BotoCoreError"), ("botocore.exceptions", "ClientError"), ("aiohttp", "ClientError"),
     ("gcsfs.retry", "HttpError"), ("google.auth.exceptions", "GoogleAuthError"), ("requests", "RequestException"),
 )  # fmt: skip
-"""Errors of the libraries behind fsspec that are no ``OSError``."""
+"""Errors of the libraries behind fsspec that are not an ``OSError``."""
 
 
 def store_errors() -> tuple[type[BaseException], ...]:
-    """Return what file systems of fsspec raise: the classes of those libraries that are loaded."""
+    """Return the exception classes that file systems of fsspec raise, of the libraries that are loaded."""
     found = [getattr(sys.modules.get(module), name, None) for module, name in _FOREIGN]
     return (OSError, asyncio.TimeoutError, *(f for f in found if isinstance(f, type)))
 
 
 _ACCOUNT = ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ACCESS_KEY_ID", "AWS_PROFILE")
-"""Of the environment, what makes another connection of the same kind of address."""
+"""Environment variables that change the connection for an address."""
 
 
 @lru_cache(maxsize=32)
@@ -65,9 +65,9 @@ def file_system(address: str, *, anonymous: bool) -> Any:
     Raises
     ------
     BackendUnavailableError
-        The library for it is not installed.
+        The library for the scheme is not installed.
     FetchError
-        fsspec knows no such scheme.
+        fsspec does not support the scheme.
     """
     parts = urlsplit(address)
     protocol = parts.scheme.lower()
@@ -79,11 +79,11 @@ def file_system(address: str, *, anonymous: bool) -> Any:
         how = "pip install 'wsiseg[cloud]'" if protocol in _EXTRA else f"{err}"
         raise BackendUnavailableError(f"{shown(address)}: this needs a library that is not installed: {how}.") from err
     except ValueError as err:
-        raise FetchError(f"{shown(address)}: no such kind of address ({scrubbed(str(err), address)}).") from None
+        raise FetchError(f"{shown(address)}: unsupported kind of address ({scrubbed(str(err), address)}).") from None
 
 
 def has_login(protocol: str) -> bool:
-    """Return whether this machine has credentials for a kind of bucket: without, public buckets are read anonymously."""
+    """Return whether this machine has credentials for a protocol; without them, buckets are read anonymously."""
     if protocol in ("s3", "s3a"):
         import botocore.session
 
@@ -100,25 +100,25 @@ def has_login(protocol: str) -> bool:
 
 
 def logins(address: str) -> list[bool]:
-    """Return whether to ask anonymously, in the order of trying."""
+    """Return the values of ``anonymous`` to try for an address, in order."""
     protocol = urlsplit(address).scheme.lower()
     if protocol not in ("s3", "s3a", "gs", "gcs"):
         return [False]
     try:
         return [False, True] if has_login(protocol) else [True]
     except ImportError:
-        return [True]  # file_system says what is not installed
+        return [True]  # file_system reports what is not installed
 
 
-def translated(err: BaseException, address: str) -> Exception:
-    """Return a library's error as ours: a ``FetchError``, or ``TryAgain``."""
+def translate_error(err: BaseException, address: str) -> Exception:
+    """Convert a library's error to a ``FetchError``, or to ``TryAgain`` if it may be temporary."""
     where = shown(address)
     said = scrubbed(" ".join(f"{type(err).__name__}: {err}".split()), address)[:300]
     if isinstance(err, FileNotFoundError):
         return FetchMissingError(f"{where}: there is no such object.")
     kind = type(err).__name__
     if isinstance(err, PermissionError) or kind in ("NoCredentialsError", "PartialCredentialsError", "GoogleAuthError"):
-        return FetchDeniedError(f"{where}: access is refused ({said}). Buckets that are not public need credentials.")
+        return FetchDeniedError(f"{where}: access is refused ({said}). If the bucket is not public, set credentials.")
     code = getattr(err, "code", None) or getattr(err, "status", None)
     if code in (401, 403):
         return FetchDeniedError(f"{where}: access is refused ({said}).")
@@ -128,7 +128,7 @@ def translated(err: BaseException, address: str) -> Exception:
 
 
 class StoreSource:
-    """One object that fsspec opens; threads may read it at once."""
+    """One object, read with fsspec; several threads may read it at the same time."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -136,7 +136,7 @@ class StoreSource:
         self._path = ""
 
     def facts(self) -> Facts:
-        """Ask for its facts: with this machine's login, else anonymously."""
+        """Request and return the facts of the object, with this machine's credentials or else anonymously."""
         refused: Exception | None = None
         for anonymous in logins(self.address):
             fs = file_system(self.address, anonymous=anonymous)
@@ -144,7 +144,7 @@ class StoreSource:
                 path = fs._strip_protocol(self.address)
                 info = fs.info(path)
             except store_errors() as err:
-                refused = translated(err, self.address)
+                refused = translate_error(err, self.address)
                 if not isinstance(refused, FetchDeniedError):
                     raise refused from None
                 continue
@@ -156,18 +156,18 @@ class StoreSource:
         raise refused from None
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes ``start`` to ``stop`` (in one piece)."""
+        """Yield the bytes ``start`` to ``stop`` (exclusive) in one piece."""
         try:
             yield self._fs.cat_file(self._path, start=start, end=stop)
         except store_errors() as err:
-            raise translated(err, self.address) from None
+            raise translate_error(err, self.address) from None
 
     def close(self) -> None:
-        """Do nothing: file systems are kept."""
+        """Do nothing, because file systems are cached."""
 
 
 def md5_of(info: dict[str, Any], tag: str) -> str:
-    """Return the MD5 of a listed object: S3's ETag of what was uploaded in one piece, Google's hash."""
+    """Return the MD5 (hex) of a listed object: the ETag of S3 if uploaded in one piece, or Google's hash; else empty."""
     import base64
 
     hashed = info.get("md5Hash")
@@ -178,17 +178,17 @@ def md5_of(info: dict[str, Any], tag: str) -> str:
 
 
 def send_file(path: Path, address: str, part_bytes: int) -> tuple[int, str]:
-    """Send a file to a bucket, where it appears whole; return the size and the tag of the object.
+    """Upload a file to a bucket, where it appears complete or not at all; return the size and the tag of the object.
 
     Parameters
     ----------
     part_bytes
-        Larger files than twice this are sent in parts.
+        Files larger than twice this are sent in parts of this size.
 
     Raises
     ------
     FetchError
-        The bucket refuses, is not there or does not answer.
+        The bucket refuses access, does not exist or does not answer.
     """
     fs = file_system(address, anonymous=False)
     target = fs._strip_protocol(address)
@@ -204,14 +204,14 @@ def send_file(path: Path, address: str, part_bytes: int) -> tuple[int, str]:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """An object of a bucket, opened for reading when it is asked for; only the bytes that are read come over the network."""
+    """An object in a bucket that can be opened for reading; only the bytes that are read are transferred."""
 
     address: str
     size_bytes: int
     anonymous: bool = False
 
     def opened(self) -> Any:
-        """Return it as an open file: each read is one request, nothing is read ahead. Raises ``FetchError``."""
+        """Return the object as an open file; each read is one request, without read-ahead. Raises ``FetchError``."""
         fs = file_system(self.address, anonymous=self.anonymous)
         try:
             return fs.open(fs._strip_protocol(self.address), "rb", cache_type="none", size=self.size_bytes)
@@ -220,7 +220,7 @@ class StoredObject:
 
 
 def stored_objects(address: str) -> dict[str, StoredObject]:
-    """Return the objects below a folder of a bucket by their names in it. Raises ``FetchError``."""
+    """Return the objects below a folder of a bucket, by their path relative to it. Raises ``FetchError``."""
     refused: Exception | None = None
     for anonymous in logins(address):
         fs = file_system(address, anonymous=anonymous)
@@ -240,6 +240,6 @@ def stored_objects(address: str) -> dict[str, StoredObject]:
 
 
 def _final(err: BaseException, address: str) -> Exception:
-    """Return a library's error as ours, where nobody tries again."""
-    ours = translated(err, address)
+    """Convert a library's error to a ``FetchError``, also if it may be temporary."""
+    ours = translate_error(err, address)
     return FetchUnreachableError(f"{shown(address)}: {ours.reason}.") if isinstance(ours, TryAgain) else ours

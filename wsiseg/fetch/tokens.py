@@ -1,4 +1,4 @@
-"""The token of the Genomic Data Commons: from a file or the environment, sent to its own address alone, never written."""
+"""The token of the Genomic Data Commons: read from a file or the environment, sent only to the GDC, never written."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def gdc_api() -> str:
-    """Return where the GDC answers: ``WSISEG_GDC_API`` (a mirror, a test), else its public address."""
+    """Return the URL of the GDC API: ``WSISEG_GDC_API`` (for a mirror or a test), else the public one."""
     return (os.environ.get("WSISEG_GDC_API") or GDC_API).rstrip("/")
 
 
 def gdc_address(file_id: str) -> str:
-    """Return the address of a file of the GDC."""
+    """Return the URL of a file of the GDC."""
     return f"{gdc_api()}/data/{file_id}"
 
 
 def gdc_token(token_file: str = "") -> str:
-    """Return the token: of the file given, else of ``GDC_TOKEN_FILE``, else ``GDC_TOKEN``; empty: none.
+    """Return the token from ``token_file``, else from the file ``GDC_TOKEN_FILE``, else ``GDC_TOKEN``; empty if none is set.
 
     Raises
     ------
@@ -41,14 +41,14 @@ def gdc_token(token_file: str = "") -> str:
         token = Path(path).read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as err:
         why = err.strerror if isinstance(err, OSError) else "it is not plain text"
-        raise FetchError(f"GDC token file {path} cannot be read: {why}. Name it with --gdc-token-file on every host.") from None
+        raise FetchError(f"GDC token file {path} cannot be read: {why}. Check --gdc-token-file on every host.") from None
     if not token or any(c.isspace() for c in token):
         raise FetchError(f"GDC token file {path}: expected one line with the token, got {len(token.split())} words.")
     return token
 
 
 def token_headers(address: str, token_file: str = "") -> dict[str, str]:
-    """Return the headers that an address may get: the token for the GDC's own, over TLS (or to this machine), else nothing."""
+    """Return the headers to send to an address: the token if it is the GDC over TLS (or this machine), else none."""
     at, api = urlsplit(address), urlsplit(gdc_api())
     if not is_address(address) or (at.scheme, at.netloc) != (api.scheme, api.netloc):
         return {}

@@ -1,4 +1,4 @@
-"""Objects of web servers, by urllib3: the GDC, mirrors, presigned addresses of buckets."""
+"""Objects on web servers, read with urllib3: the GDC, mirrors, presigned URLs of buckets."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ _MD5 = re.compile(r"^[0-9a-f]{32}$")
 
 
 class WebSource:
-    """One object of a web server; threads may read it at once.
+    """One object on a web server; several threads may read it at the same time.
 
     Parameters
     ----------
     headers
-        Sent with every request; a token is not sent on to where the server redirects.
+        Sent with every request, except that a token is not sent to the target of a redirect.
     """
 
     def __init__(self, address: str, headers: Mapping[str, str] | None = None) -> None:
@@ -45,7 +45,7 @@ class WebSource:
         self._version = ""
 
     def facts(self) -> Facts:
-        """Ask for the first byte: its answer says the size, and whether ranges are answered (a HEAD is refused by some)."""
+        """Return the facts by requesting the first byte, which also shows whether ranges work; some servers refuse HEAD."""
         with self._asked(0, 1) as answer:
             headers = answer.headers
             ranges = answer.status == 206
@@ -54,15 +54,15 @@ class WebSource:
         return Facts(size, self._version, _md5_of(headers), ranges, _filename_of(headers))
 
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Yield the bytes ``start`` to ``stop``."""
+        """Yield the bytes ``start`` to ``stop`` (exclusive)."""
         with self._asked(start, stop) as answer:
             version = answer.headers.get("ETag", "").strip('"')
             if version != self._version:
-                raise FetchDamagedError(f"{shown(self.address)}: the object changed while it was fetched. Run again.")
+                raise FetchDamagedError(f"{shown(self.address)}: the object changed during the fetch. Run again.")
             if answer.status == 206 and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-                raise TryAgain(f"asked for bytes from {start}, got {answer.headers.get('Content-Range')!r}")
+                raise TryAgain(f"requested bytes from {start}, got {answer.headers.get('Content-Range')!r}")
             if answer.status == 200 and start > 0:
-                raise TryAgain(f"asked for bytes from {start}, got the whole object")
+                raise TryAgain(f"requested bytes from {start}, got the whole object")
             left = stop - start
             try:
                 for chunk in answer.stream(CHUNK_BYTES, decode_content=False):
@@ -71,7 +71,7 @@ class WebSource:
                     if left <= 0:
                         return
             except HTTPError:
-                return  # cut off: what came is kept, and the rest asked for again
+                return  # the connection ended early; the caller requests the rest
 
     def close(self) -> None:
         """Close connections."""
@@ -112,12 +112,12 @@ class WebSource:
         if status in (404, 410):
             raise FetchMissingError(f"{where}: HTTP {status}, there is no such object.")
         if status == 416:
-            raise FetchDamagedError(f"{where}: HTTP 416, the object is empty or shorter than the server said before.")
+            raise FetchDamagedError(f"{where}: HTTP 416, the object is empty or shorter than the server stated before.")
         raise FetchError(f"{where}: HTTP {status} {answer.reason or ''}".strip() + ".")
 
 
 class _Answer:
-    """A response that is closed with its block: its connection is not reused where bytes are left on it."""
+    """Context manager of a response; at its end the connection is closed if unread bytes are left, else reused."""
 
     def __init__(self, answer: urllib3.BaseHTTPResponse) -> None:
         self._answer = answer
@@ -132,10 +132,10 @@ class _Answer:
 
 
 def retry_after_s(text: str | None, now: datetime.datetime | None = None) -> float | None:
-    """Return the pause that a ``Retry-After`` header asks for, in s; None if it states none.
+    """Return the pause that a ``Retry-After`` header requests, in s; None if it states none.
 
-    ``now`` is the time by the server's own clock (its ``Date`` header), as the two clocks may differ; without it a date
-    states no pause.
+    ``now`` is the time by the server's clock (its ``Date`` header), since the clocks may differ. It is needed if the header
+    states a date.
     """
     if not text:
         return None
@@ -150,7 +150,7 @@ def _pause_s(answer: urllib3.BaseHTTPResponse) -> float | None:
 
 
 def _time_of(text: str) -> datetime.datetime | None:
-    """Return the time of an HTTP date; None if it is none."""
+    """Return the time of an HTTP date; None if the text is not one."""
     try:
         time = parsedate_to_datetime(text)
     except ValueError:
@@ -159,7 +159,7 @@ def _time_of(text: str) -> datetime.datetime | None:
 
 
 def _pool_for(address: str) -> urllib3.PoolManager:
-    """Return a pool of connections, through the proxy that the environment names for this host."""
+    """Return a connection pool for an address, through the proxy that the environment sets for its host, if any."""
     parts = urlsplit(address)
     proxy = urllib.request.getproxies().get(parts.scheme, "")
     if proxy and not urllib.request.proxy_bypass(parts.hostname or ""):
@@ -173,7 +173,7 @@ def _whole_size(headers: Mapping[str, str]) -> int:
 
 
 def _md5_of(headers: Mapping[str, str]) -> str:
-    """Return the MD5 that a bucket states: Google in a header of its own, Amazon as ETag of what was uploaded in one piece."""
+    """Return the MD5 (hex) from a bucket's headers: ``x-goog-hash`` of Google, or Amazon's ETag if uploaded in one piece."""
     for part in headers.get("x-goog-hash", "").split(","):
         kind, _, value = part.strip().partition("=")
         if kind == "md5":

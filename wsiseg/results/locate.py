@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wsiseg.config import RunConfig
-from wsiseg.fetch import FetchOptions, Held, Wanted, absolute_place, bring
+from wsiseg.fetch import FetchOptions, StagedSlide, Wanted, absolute_place, fetch_to_staging
 from wsiseg.read.files import plain_name
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.remote import level_chooser
@@ -66,7 +66,7 @@ def fetch_options(config: RunConfig) -> FetchOptions:
     return FetchOptions(schedule.fetch_connections, schedule.fetch_patience_s, token_file)
 
 
-def fetched_slide(want: Wanted, slide_id: str, config: RunConfig, mpp_model: float = 0.25) -> Held:
+def fetched_slide(want: Wanted, slide_id: str, config: RunConfig, mpp_model: float = 0.25) -> StagedSlide:
     """Return a slide at an address as this machine holds it; it is fetched now if it is not here.
 
     Raises
@@ -74,7 +74,7 @@ def fetched_slide(want: Wanted, slide_id: str, config: RunConfig, mpp_model: flo
     FetchError
         It cannot be.
     """
-    return bring(want, slide_id, fetch_root(config), fetch_options(config), choose=level_chooser(mpp_model))
+    return fetch_to_staging(want, slide_id, fetch_root(config), fetch_options(config), choose=level_chooser(mpp_model))
 
 
 def absolute_inputs(slides: Sequence[SlideInput], config: RunConfig) -> tuple[list[SlideInput], RunConfig]:

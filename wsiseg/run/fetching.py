@@ -13,8 +13,8 @@ from distributed import Status, get_worker, secede
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import FetchError, WsisegError, one_line
-from wsiseg.fetch import FetchStopped, bring, in_staging, is_address, shown
-from wsiseg.fetch.staged import NoRoom
+from wsiseg.fetch import FetchStopped, fetch_to_staging, is_address, shown, staged_sizes
+from wsiseg.fetch.staged import NoSpace
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import fetch_options, fetch_root
 from wsiseg.results.remote import level_chooser
@@ -68,8 +68,8 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
         for slide_id in order.drop:
             if not context.config.schedule.keep_staged:
                 drop_staged(root, slide_id)
-        before = in_staging(root).get(order.slide.slide_id, 0)
-        held = bring(
+        before = staged_sizes(root).get(order.slide.slide_id, 0)
+        held = fetch_to_staging(
             want,
             order.slide.slide_id,
             root,
@@ -79,7 +79,7 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
             way=(_TURN, lambda: worker.status in (Status.closing, Status.closed)),
         )
         result = FetchDone(held.size_bytes, max(0, held.size_bytes - before), time.perf_counter() - start)
-    except NoRoom as err:
+    except NoSpace as err:
         result = FetchDone(err.size_bytes, no_room=True)
     except FetchStopped:
         raise InterruptedError("the worker is shutting down") from None
@@ -119,4 +119,4 @@ def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, 
 
 
 def _staged_here(config: RunConfig) -> dict[str, int]:
-    return in_staging(fetch_root(config))
+    return staged_sizes(fetch_root(config))

@@ -16,7 +16,7 @@ from wsiseg.cluster.devices import on_device
 from wsiseg.cluster.placement import place
 from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError, plain_text
-from wsiseg.fetch import is_address, named_size
+from wsiseg.fetch import is_address, slide_size_bytes
 from wsiseg.log import log
 from wsiseg.read import tissue_frac
 from wsiseg.results.folder import RunFolder
@@ -180,7 +180,7 @@ def _ask_sizes(slides: Sequence[SlideInput], config: RunConfig, mpp_model: float
         want = wanted_of(slide)
         assert want is not None
         try:
-            size = named_size(want, fetch_options(config), level_chooser(mpp_model))
+            size = slide_size_bytes(want, fetch_options(config), level_chooser(mpp_model))
         except (WsisegError, OSError) as err:
             return PlanRow(slide.slide_id, error=plain_text(" ".join(str(err).split())))
         return PlanRow(slide.slide_id, fetch_bytes=size)

@@ -35,7 +35,7 @@ NO_WORKER_WARNING_S = 30.0
 PREPARING_S = 4.0
 """If workers take longer than this to prepare their kernels, they are compiling, and the user is informed, s."""
 
-LONGEST_PREPARING_S = 600.0
+MAX_PREPARING_S = 600.0
 """Maximum time that the run waits while all workers are preparing, s; after it, they count as not connected."""
 
 
@@ -91,7 +91,7 @@ class WorkerPool:
             # arrives sooner than the acceptance of a worker, which loads its libraries first.
             waited = time.monotonic() - start
             compiling = bool(self._preparing) and not self._roles
-            patience = LONGEST_PREPARING_S if compiling else NO_WORKER_WARNING_S if answers and not self._roles else LOOK_S
+            patience = MAX_PREPARING_S if compiling else NO_WORKER_WARNING_S if answers and not self._roles else LOOK_S
             if waited > patience:
                 break
             if compiling and waited > PREPARING_S and not warned:
