@@ -86,13 +86,13 @@ def test_what_will_not_be_better_is_an_error_with_address_and_reason(
 
 @pytest.mark.parametrize(
     ("trouble", "told"),
-    [("503", r"HTTP 503.*; no byte for \d+ s, trying again"), ("drop", "no byte for"), ("429 1", "asks to wait 1 s")],
+    [("503", r"HTTP 503.*; no byte for \d+ s, trying again"), ("drop", "no byte for"), ("429 1", "requests a pause of 1 s")],
 )
 def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
     trouble: str, told: str, server: GdcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_module, "FIRST_PAUSE_S", 0.3)
-    monkeypatch.setattr(download_module, "TELL_AFTER_S", 0.5)
+    monkeypatch.setattr(download_module, "REPORT_WAIT_S", 0.5)
     server.rules(one=[trouble] * 3)
     messages: list[str] = []
     want = Wanted(server.put("one", DATA))

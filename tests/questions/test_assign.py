@@ -341,7 +341,7 @@ def test_points_that_do_not_fit_are_refused_with_numbers(run: Path, tmp_path: Pa
         return tmp_path / "p.csv"
 
     said = call("assign", run, written(inside), *base, code=2)
-    assert "say where they lie" in said
+    assert "their position on the slide is not known" in said
     said = call("assign", run, written(inside), *base, "--frame", "um", code=2)  # 4 times too far
     assert "outside" in said
     assert "--frame slide" in said
@@ -352,7 +352,7 @@ def test_points_that_do_not_fit_are_refused_with_numbers(run: Path, tmp_path: Pa
     assert "--inverse" in said
     assert "per unit 40" in said
     said = call("assign", run, written(inside * np.nan), *base, "--frame", "slide", code=2)
-    assert "no point with a place" in said
+    assert "no point has x and y" in said
     assert "no point" in call("assign", run, written(inside[:0]), *base, "--frame", "slide", code=2)
     said = call("assign", run, written(np.where(np.arange(500)[:, None] < 5, np.nan, inside)), *base, "--frame", "slide")
     assert "5 of 500 points have no x or y" in said
@@ -399,7 +399,7 @@ def test_other_maps_that_are_none_are_refused(tmp_path: Path) -> None:
     for content, words in (
         ({"coordinateTransformations": []}, "no transformation to the coordinate system 'global'; it has none"),
         ({"coordinateTransformations": [{"type": "bspline", "output": {"name": "global"}}]}, "bspline"),
-        ({"coordinateTransformations": [{"type": "scale", "output": {"name": "global"}}]}, "not as SpatialData"),
+        ({"coordinateTransformations": [{"type": "scale", "output": {"name": "global"}}]}, "does not follow the SpatialData format"),
     ):
         (tmp_path / "t.json").write_text(json.dumps(content))
         with pytest.raises(FormatError, match=words):

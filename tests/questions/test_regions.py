@@ -249,7 +249,7 @@ def test_shapes_of_imagescope(tmp_path: Path) -> None:
         ('<ASAP_Annotations><Annotations><Annotation Type="Dot"/></Annotations></ASAP_Annotations>', "no region"),
         ('{"type": "FeatureCollection", "features": [', "truncated"),
         ('{"type": "Feature", "geometry": {"type": "Point", "coordinates": [1, 2]}}', "no region"),
-        ('{"type": "FeatureCollection", "features": []}', "no region in it"),
+        ('{"type": "FeatureCollection", "features": []}', "expected at least one region"),
         ("", "expected"),
     ],
 )  # fmt: skip
@@ -291,7 +291,7 @@ def test_frames_that_do_not_fit_are_told_or_refused_with_numbers(run: Path, tmp_
         ],
     )
     said = call(*base)
-    assert "1 of 3 regions lie outside the slide: 2 gone" in said
+    assert "1 of 3 regions are outside the slide: 2 gone" in said
     rows = pd.read_csv(tmp_path / "o.csv")
     assert rows["outside_frac"][:3].tolist() == pytest.approx([0, 0.5, 1])
     assert rows["area_mm2"][1] == pytest.approx(1000 * 2000 * 0.25**2 / 1e6)
@@ -339,7 +339,7 @@ def test_files_are_paired_with_slides_by_name(run: Path, tmp_path: Path) -> None
     assert [(t.stem[:23], a.name[:23]) for t, a in pairs] == [(f"TCGA-05-4249-01Z-00-DX{k}",) * 2 for k in (1, 2)]
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="no annotation file in it"):
+    with pytest.raises(InputError, match="expected annotation files"):
         pair_annotations(tables_of(run), empty)
 
 

@@ -89,7 +89,7 @@ def assert_no_secret(folder: Path, *texts: str) -> None:
 def test_a_manifest_from_a_server_that_misbehaves(
     server: GdcServer, slides: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("wsiseg.fetch.download.TELL_AFTER_S", 0.0)  # the workers are of this process
+    monkeypatch.setattr("wsiseg.fetch.download.REPORT_WAIT_S", 0.0)  # the workers are of this process
     size = (slides / f"{NAMES[3]}.png").stat().st_size
     # the first answer is to the question of the size, then every range of id-2 is wrong bytes once
     server.rules(**{"id-1": ["404 always"], "id-2": ["429 0", *["wrong"] * 3], "id-3": [f"cut {size // 9}"] * 4})

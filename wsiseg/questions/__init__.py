@@ -1,8 +1,8 @@
-"""Questions to the nuclei of a run: which lie in regions or hold a point, what surrounds each, how far its cell may reach.
+"""Spatial analysis of the nuclei of a run: regions, assignment of points, neighbors, and cells grown from nuclei.
 
-Comes in: polygon tables; what people drew (``wsiseg.tables.annotations``); points of other instruments (``points``), and where
-they lie (``transforms``). Goes out: tables (``wsiseg.schema.REGIONS``, ``BORDERS``, ``EDGES``, ``NEIGHBORS``, ``CELLS``,
-``ASSIGNED``) and AnnData.
+Input: polygon tables, drawn regions (``wsiseg.tables.annotations``), points of other instruments (``points``) and their
+transformation to the slide (``transforms``). Output: tables (``wsiseg.schema.REGIONS``, ``BORDERS``, ``EDGES``, ``NEIGHBORS``,
+``CELLS``, ``ASSIGNED``) and AnnData.
 """
 
 from wsiseg.questions.annotated import Region, place_regions

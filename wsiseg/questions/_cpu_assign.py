@@ -1,4 +1,4 @@
-"""Points -> nuclei, compiled: point in polygon with the border, and the nearest outline, on a grid of cells."""
+"""Compiled assignment of points to nuclei: point in polygon (border included), and nearest outline, on a grid of cells."""
 
 from __future__ import annotations
 
@@ -16,16 +16,29 @@ Int = npt.NDArray[np.int64]
 
 OUTSIDE, INSIDE, UNCERTAIN = 0, 1, 2
 ORIENTATION_BOUND = (3.0 + 16.0 * 2.0**-53) * 2.0**-53
-"""Relative error of a 2 x 2 determinant of differences in float64: J. R. Shewchuk, "Adaptive precision floating-point
-arithmetic and fast robust geometric predicates", Discrete and Computational Geometry 18, 1997."""
+"""Bound of the relative error of a 2 x 2 determinant of differences in float64: J. R. Shewchuk, "Adaptive precision
+floating-point arithmetic and fast robust geometric predicates", Discrete and Computational Geometry 18, 1997."""
 
 
 class Index(NamedTuple):
-    """Outlines of a slide's nuclei and the grid of cells over them; level-0 px.
+    """Outlines of a slide's nuclei, and a grid of cells over them; level-0 px.
 
-    ``base`` (N, 2) and ``step`` (V, 2): vertex k of nucleus i is ``base[i] + step[k]``, exactly. ``box`` (N, 4): xmin, ymin,
-    xmax, ymax. ``rank`` (N,): of nuclei at the same distance that of the lowest rank is taken. ``grid``: x and y of the corner,
-    side of a cell; ``shape``: cells down and across; ``start``, ``member``: nuclei whose box meets a cell.
+    Attributes
+    ----------
+    base, step : (N, 2), (V, 2)
+        Vertex k of nucleus i is exactly ``base[i] + step[k]``.
+    offset : (N + 1,)
+        Vertices of nucleus i are ``step[offset[i]:offset[i + 1]]``.
+    box : (N, 4)
+        xmin, ymin, xmax, ymax of each nucleus.
+    rank : (N,)
+        Of several nuclei that hold a point, or at equal distance, the one of the lowest rank is chosen.
+    grid
+        x and y of the grid's top-left corner, and the side of a cell.
+    shape
+        Number of rows and columns of cells.
+    start, member
+        Nuclei whose box intersects cell c are ``member[start[c]:start[c + 1]]``.
     """
 
     base: Float
@@ -41,7 +54,7 @@ class Index(NamedTuple):
 
 @jit
 def cell_counts(box: Float, grid: Float, shape: Int) -> Int:
-    """Return how many boxes meet each cell, int64 (cells + 1,), shifted by one for the sum."""
+    """Return the number of boxes that intersect each cell, int64 (cells + 1,), shifted by one for a cumulative sum."""
     count = np.zeros(shape[0] * shape[1] + 1, np.int64)
     for i in range(len(box)):
         x0, x1 = int((box[i, 0] - grid[0]) / grid[2]), int((box[i, 2] - grid[0]) / grid[2])
@@ -54,7 +67,7 @@ def cell_counts(box: Float, grid: Float, shape: Int) -> Int:
 
 @jit
 def fill_cells(box: Float, grid: Float, shape: Int, start: Int, member: npt.NDArray[np.int32]) -> None:
-    """Fill ``member`` with the boxes that meet each cell."""
+    """Fill ``member`` with the boxes that intersect each cell."""
     at = start[:-1].copy()
     for i in range(len(box)):
         x0, x1 = int((box[i, 0] - grid[0]) / grid[2]), int((box[i, 2] - grid[0]) / grid[2])
@@ -68,7 +81,7 @@ def fill_cells(box: Float, grid: Float, shape: Int, start: Int, member: npt.NDAr
 
 @jit
 def _place(index: Index, i: int, x: float, y: float) -> int:
-    """Return whether a point is in a nucleus or on its border; ``UNCERTAIN`` where rounding decides."""
+    """Return ``INSIDE`` for a point in a nucleus or on its border, else ``OUTSIDE``; ``UNCERTAIN`` if rounding decides."""
     bx, by = index.base[i, 0], index.base[i, 1]
     first, last = index.offset[i], index.offset[i + 1]
     x1, y1 = bx + index.step[first, 0], by + index.step[first, 1]
@@ -109,7 +122,7 @@ def _squared_distance(index: Index, i: int, x: float, y: float) -> float:
     for k in range(first + 1, last):
         x2, y2 = bx + index.step[k, 0], by + index.step[k, 1]
         dx, dy = x2 - x1, y2 - y1
-        if dx == 0.0:  # along a pixel's edge, as nearly all are: no division
+        if dx == 0.0:  # along a pixel edge, as nearly all edges are: no division needed
             px, py = x1, min(max(0.0, min(y1, y2)), max(y1, y2))
         elif dy == 0.0:
             px, py = min(max(0.0, min(x1, x2)), max(x1, x2)), y1
@@ -123,7 +136,7 @@ def _squared_distance(index: Index, i: int, x: float, y: float) -> float:
 
 @jit
 def _nearest(index: Index, x: float, y: float, reach: float) -> tuple[int, float]:
-    """Return the nucleus with the nearest outline within ``reach`` and the squared distance; -1: none."""
+    """Return the nucleus with the nearest outline within ``reach`` (-1: none) and the squared distance."""
     ny, nx = index.shape[0], index.shape[1]
     side = index.grid[2]
     x0 = max(0, int(np.floor((x - reach - index.grid[0]) / side)))
@@ -136,7 +149,7 @@ def _nearest(index: Index, x: float, y: float, reach: float) -> tuple[int, float
             cell = cy * nx + cx
             for k in range(index.start[cell], index.start[cell + 1]):
                 i = index.member[k]
-                # a nucleus stands in several cells: it is looked at in the first of them in the window
+                # a nucleus may be in several cells; it is tested only in the first of them in the window
                 if cx != max(x0, int((index.box[i, 0] - index.grid[0]) / side)):
                     continue
                 if cy != max(y0, int((index.box[i, 1] - index.grid[1]) / side)):
@@ -153,9 +166,9 @@ def _nearest(index: Index, x: float, y: float, reach: float) -> tuple[int, float
 
 @jit
 def assign_points(xy: Float, index: Index, reach: float, row: npt.NDArray[np.int32], distance: Float) -> int:
-    """Fill ``row`` (the nucleus of each point, -1: none, -2: to be decided with more digits) and ``distance`` (px, nan: none).
+    """Fill ``row`` (nucleus of each point; -1: none, -2: needs exact arithmetic) and ``distance`` (px; NaN: none).
 
-    Points with ``row`` -3 on entry lie in no nucleus: only the nearest one is looked for. Returns how many are -2.
+    Points with ``row`` -3 on entry are known to be in no nucleus; only the nearest one is searched. Returns the number of -2.
     """
     undecided = 0
     for p in range(len(xy)):

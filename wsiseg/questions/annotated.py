@@ -1,4 +1,4 @@
-"""An annotation file -> regions on a slide: valid geometries in level-0 px, and what does not fit, with numbers."""
+"""Place the regions of an annotation file on a slide: valid geometries in level-0 px, and notes on what does not fit."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wsiseg.tables.within import polygonal
 __all__ = ["Region", "ground_of_table", "place_regions"]
 
 MIN_ON_TISSUE = 0.5
-"""Regions that are drawn on tissue have nearly all of their area there; below this share the user is warned."""
+"""The user is warned if less than this share of the regions' area is tissue."""
 
 Float = npt.NDArray[np.float64]
 
@@ -32,11 +32,11 @@ class Region:
     Attributes
     ----------
     number
-        Its place in the annotation file, from 0.
+        Its position in the annotation file, from 0.
     geometry
-        Polygon or MultiPolygon in level-0 px, cut at the slide's border.
+        Polygon or MultiPolygon in level-0 px, clipped to the slide.
     outside_frac
-        Share of the drawn area that lay outside the slide.
+        Share of the drawn area outside the slide, 0 to 1.
     """
 
     number: int
@@ -47,7 +47,7 @@ class Region:
 
 
 def ground_of_table(source: NucleiFile) -> Ground:
-    """Return the frame of the slide that a polygon table is of, as the table states it."""
+    """Return the facts about a table's slide that frames need (size, mpp, bounds), as the table states them."""
     slide = source.facts.get("slide") or {}
     downs = tuple(float(d) for d in slide.get("level_downsamples") or ())
     sides = (int(slide.get("bounds_w") or 0), int(slide.get("bounds_h") or 0))
@@ -59,14 +59,14 @@ def ground_of_table(source: NucleiFile) -> Ground:
 def place_regions(
     found: Annotations, source: NucleiFile, frame: Frame, tissue: TissueMask | None
 ) -> tuple[list[Region], list[str]]:
-    """Return the regions of a file on their slide, and what the user should know of them.
+    """Return the regions of a file on their slide, and notes for the user.
 
     Raises
     ------
     FormatError
-        Less than 2 % of the regions lies inside the slide.
+        Less than 2 % of the regions is inside the slide.
     InputError
-        The frame needs a fact that is not known.
+        The frame needs a fact about the slide that is not known.
     """
     ground = ground_of_table(source)
     notes = [*found.notes, *(f"{found.path}: {line}" for line in found.tally.lines())]
@@ -75,8 +75,8 @@ def place_regions(
     dx, dy = placed[1:]
     if (dx, dy) != (0.0, 0.0) and frame.origin == "auto":
         notes.append(
-            f"{found.path}: coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added "
-            "(--frame slide if not)"
+            f"{found.path}: coordinates are taken as relative to the scanned area, as in QuPath: ({dx:g}, {dy:g}) px are "
+            "added. If they are relative to the slide: --frame slide"
         )
     shapes, n_crossing = [], 0
     for drawn in found.regions:
@@ -84,14 +84,14 @@ def place_regions(
         shapes.append(shape)
         n_crossing += crossing
     if n_crossing:
-        notes.append(f"{found.path}: outlines of {n_crossing} regions cross themselves: the area that they enclose is taken")
+        notes.append(f"{found.path}: outlines of {n_crossing} regions cross themselves; the enclosed area is used")
     regions, outside = _on_slide(found, shapes, ground)
     what = f"{found.path}: corners of its {len(found.regions)} regions"
     notes += _fit(found, ground, placed, what, outside)
     gone = [r for r in regions if r.geometry.is_empty]
     if gone:
         names = ", ".join(f"{r.number} {r.name or r.class_name}".strip() for r in gone[:5])
-        notes.append(f"{found.path}: {len(gone)} of {len(regions)} regions lie outside the slide: {names}")
+        notes.append(f"{found.path}: {len(gone)} of {len(regions)} regions are outside the slide: {names}")
     notes += _off_tissue(found, regions, ground, placed, tissue)
     return regions, notes
 
@@ -112,7 +112,7 @@ def _shape(drawn: Drawn, placed: tuple[float, float, float]) -> tuple[Any, bool]
 
 
 def _on_slide(found: Annotations, shapes: Sequence[Any], ground: Ground) -> tuple[list[Region], float]:
-    """Return the regions cut at the slide's border, and the share of all of their area that lies outside."""
+    """Return the regions clipped to the slide, and the share of their total area that is outside."""
     import shapely
 
     box = shapely.box(0, 0, ground.width_px, ground.height_px) if ground.width_px and ground.height_px else None
@@ -126,7 +126,7 @@ def _on_slide(found: Annotations, shapes: Sequence[Any], ground: Ground) -> tupl
 
 
 def _fit(found: Annotations, ground: Ground, placed: tuple[float, float, float], what: str, outside: float) -> list[str]:
-    """Return what to tell of corners outside the slide; a region around all of it has its corners there, and fits."""
+    """Return notes on corners outside the slide; a region drawn around the whole slide has its corners there but fits."""
     corners = [polygon[0] for drawn in found.regions for polygon in drawn.polygons]
     if not corners:
         return []
@@ -136,13 +136,13 @@ def _fit(found: Annotations, ground: Ground, placed: tuple[float, float, float],
         if outside > 1 - MIN_INSIDE_FRAC:
             raise
         notes = [str(err)]
-    return [f"{note} {outside:.1%} of their area is outside the slide and does not count." for note in notes] if outside else []
+    return [f"{note} {outside:.1%} of their area is outside the slide and is left out." for note in notes] if outside else []
 
 
 def _off_tissue(
     found: Annotations, regions: Sequence[Region], ground: Ground, placed: tuple[float, float, float], tissue: TissueMask | None
 ) -> list[str]:
-    """Return the warning about regions off the tissue, with the frame that would put them there."""
+    """Return a warning if the regions are not on tissue, with the frames in which they would be."""
     import shapely
 
     area = sum(r.geometry.area for r in regions)
@@ -166,5 +166,5 @@ def _off_tissue(
         moved = shapely.transform(whole, lambda xy, k=k, o=other: (xy - placed[1:]) * k + np.array(o[1:]))
         if moved.area > 0 and (there := tissue_area(moved, tissue) / moved.area) > max(2 * share, MIN_ON_TISSUE):
             fitting.append(f"{there:.1%} with --frame {name}")
-    hint = f"It would be {', or '.join(fitting[:4])}." if fitting else "Are they of another slide, or in another --frame?"
+    hint = f"It would be {', or '.join(fitting[:4])}." if fitting else "Check that they belong to this slide, and --frame."
     return [f"{text}. {hint}"]

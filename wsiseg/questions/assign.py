@@ -1,4 +1,4 @@
-"""Points of a slide -> the nucleus of each, and counts per nucleus and gene, batch by batch."""
+"""Assign points to the nuclei of a slide, and count them per nucleus and gene, batch by batch."""
 
 from __future__ import annotations
 
@@ -36,22 +36,28 @@ WARN_RESIDUAL_UM = 10.0
 
 @dataclass(frozen=True, slots=True)
 class AssignOptions:
-    """What ``wsiseg assign`` can be told.
+    """Options of ``wsiseg assign``.
 
     Attributes
     ----------
     frame
-        Where the points lie, if no map is given (``wsiseg.coordinates``).
-    affine, inverse, landmarks, transformation, image_transformation, divide
-        The map from the points to level-0 px: a matrix file (``inverse``: it maps the slide to the points), landmarks, or
-        SpatialData elements: of the points, and of the slide's picture, which is undone. ``divide``: what coordinates are
-        divided by before they are mapped.
+        Frame of the points' coordinates (``wsiseg.coordinates``), if no transformation is given.
+    affine, inverse
+        File of the matrix from the points' coordinates to level-0 px; ``inverse``: it maps the slide to the points.
+    landmarks
+        File of landmarks to which an affine map is fitted.
+    transformation, image_transformation
+        SpatialData elements: the transformation of the points, and that of the slide's picture, of which the inverse is used.
+    divide
+        Divisor of the coordinates, applied before the map.
     within_um
-        Points in no nucleus belong to the nearest one up to this distance; 0: to none.
+        Points in no nucleus are assigned to the nearest one up to this distance, um; 0: they are not assigned.
     min_quality
-        Points of less quality are not counted.
-    counts, matrix
-        AnnData to write; and the 10x matrix whose counts bins bring.
+        Points of lower quality are not counted.
+    counts
+        AnnData file to write.
+    matrix
+        10x matrix with the counts of each bin, if the points are bins.
     """
 
     frame: str = "auto"
@@ -67,25 +73,23 @@ class AssignOptions:
     matrix: Path | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what does not go together."""
+        """Raise ``InputError`` for options that contradict each other."""
         given = [n for n in ("affine", "landmarks", "transformation") if getattr(self, n) is not None]
         if len(given) > 1 or (given and self.frame not in ("", "auto")):
-            raise InputError(
-                f"Say once where the points lie: --frame, or one of --affine, --landmarks, --transformation ({given})."
-            )
+            raise InputError(f"Expected one of --frame, --affine, --landmarks and --transformation, got {given}.")
         if self.inverse and self.affine is None:
-            raise InputError("--inverse is about the matrix of --affine.")
+            raise InputError("--inverse needs --affine, whose matrix it inverts.")
         if self.image_transformation is not None and self.transformation is None:
-            raise InputError("--image-transformation goes with the --transformation of the points.")
+            raise InputError("--image-transformation needs --transformation, the transformation of the points.")
         if not (0 < self.divide < math.inf and 0 <= self.within_um < 1000):
             raise InputError(f"Expected --divide above 0 and --within-um of 0 to 1000, got {self.divide} and {self.within_um}.")
         if self.matrix is not None and self.counts is None:
-            raise InputError("--matrix needs --counts, the file for the sums.")
+            raise InputError("--matrix needs --counts, the file to which the sums are written.")
 
 
 @dataclass(slots=True)
 class Assigned:
-    """What was done: points by what became of them."""
+    """Result of an assignment: numbers of points by outcome, of nuclei, genes and pairs of them, and notes for the user."""
 
     n_points: int = 0
     n_inside: int = 0
@@ -108,28 +112,30 @@ def assign_points_to_nuclei(
     threads: int = 0,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Assigned:
-    """Write ``wsiseg.schema.ASSIGNED``, row for row the points, and counts per nucleus and gene if they are asked for.
+    """Write ``wsiseg.schema.ASSIGNED``, one row per point in order, and counts per nucleus and gene if requested.
 
-    The outlines of the slide are held (about 500 bytes a nucleus), points pass through in batches of a million. Results do not
-    depend on batches or threads.
+    Memory: the outlines of the slide (about 500 bytes per nucleus) and a batch of a million points. Results do not depend on
+    batches or threads.
 
     Raises
     ------
     FormatError
-        The points lie outside the slide, or the table cannot be read.
+        The points are outside the slide, or the table cannot be read.
     InputError
-        Nothing says where the points lie.
+        The position of the points on the slide is not known.
     """
     options = options or AssignOptions()
     source = open_nuclei(table)
     if not source.mpp > 0:
-        raise MissingMppError(f"{table}: the slide's um/px is not known, so distances cannot be told.")
+        raise MissingMppError(f"{table}: the slide's um/px is not known, so distances in um cannot be computed.")
     done = Assigned(n_nuclei=source.n_nuclei)
     ground = ground_of_table(source)
     matrix, done.notes = _placement(points, ground, options)
     _check(points, matrix, ground, options, done)
     if options.counts is not None and not points.gene and options.matrix is None:
-        done.notes.append(f"{points.path}: no column of genes: the counts are of points (--gene, or --matrix for bins)")
+        done.notes.append(
+            f"{points.path}: no column of genes, so all points are counted together (--gene, or --matrix for bins)"
+        )
     nuclei = index_nuclei(source)
     counts = Counts()
     kept = _write(points, out, (matrix, ground, nuclei), options, _Sink(done, counts, threads or usable_cores(), on_progress))
@@ -156,7 +162,7 @@ class _Sink:
 def _write(
     points: PointTable, out: Path, place: tuple[Float, Ground, NucleusIndex], options: AssignOptions, sink: _Sink
 ) -> tuple[Any, npt.NDArray[np.int32]]:
-    """Write the nucleus of each point; return barcodes and rows where a matrix follows, else nothing."""
+    """Write the nucleus of each point; return barcodes and table rows if a matrix will be added, else empty arrays."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -185,7 +191,7 @@ def _write(
             if writer is not None:
                 writer.close()
         if writer is None:
-            raise FormatError(f"{points.path}: no point in it.")
+            raise FormatError(f"{points.path}: expected at least one point, got none.")
     if not barcodes:
         return None, np.empty(0, np.int32)
     return pa.chunked_array([c for b in barcodes for c in b.chunks]), np.concatenate(rows_kept)
@@ -214,7 +220,7 @@ def _answer(points: PointTable, table: pa.Table, found: tuple[npt.NDArray[np.int
 def _good(
     points: PointTable, table: pa.Table, row: npt.NDArray[np.int32], options: AssignOptions, done: Assigned
 ) -> npt.NDArray[np.int32]:
-    """Return the rows with -1 for points that do not count for want of quality."""
+    """Return the rows, with -1 for points of too low quality, which are not counted."""
     if options.min_quality is None or not points.quality:
         return row
     low = ~(table[points.quality].to_numpy() >= options.min_quality)
@@ -235,7 +241,7 @@ def _tally(done: Assigned, xy: Float, row: npt.NDArray[np.int32], distance: Floa
 
 
 def _placement(points: PointTable, ground: Ground, options: AssignOptions) -> tuple[Float, list[str]]:
-    """Return the matrix from the points' coordinates to level-0 px, and what to tell of it."""
+    """Return the matrix from the points' coordinates to level-0 px, and notes about it."""
     mpp = float(ground.mpp or 1.0)
     divided = np.diag([1 / options.divide, 1 / options.divide, 1.0])
     if options.affine is not None:
@@ -244,7 +250,7 @@ def _placement(points: PointTable, ground: Ground, options: AssignOptions) -> tu
     elif options.landmarks is not None:
         matrix, rms, worst, n = fit_landmarks(options.landmarks, options.divide)
         matrix = matrix @ divided
-        note = f"{options.landmarks}: affine map of least squares through {n} landmarks; residual {rms:.2f} px "
+        note = f"{options.landmarks}: least-squares affine map of {n} landmarks; residual {rms:.2f} px "
         note += f"({rms * mpp:.2f} um) root mean square, {worst:.2f} px ({worst * mpp:.2f} um) at most"
         note += ": larger than a nucleus, check the landmarks" if worst * mpp > WARN_RESIDUAL_UM else ""
         note += "; three landmarks leave no residual" if n == 3 else ""
@@ -264,12 +270,12 @@ def _framed(points: PointTable, ground: Ground, options: AssignOptions) -> tuple
         counted = {
             "um": "um of the instrument's own picture",
             "px": "px of the instrument's own picture",
-            "": "units that it does not say",
+            "": "an unknown unit",
         }
         raise InputError(
-            f"{points.path}: x and y are {counted[points.unit]}: say where they lie on the slide. --affine MATRIX, "
-            "--landmarks CSV or --transformation ELEMENT map them; --frame um (or slide, or mpp=UM) says that they "
-            "count from the slide's corner."
+            f"{points.path}: x and y are in {counted[points.unit]}, so their position on the slide is not known. Give "
+            "--affine MATRIX, --landmarks CSV or --transformation ELEMENT, or --frame um (or slide, or mpp=UM) if they are "
+            "relative to the slide's corner."
         )
     notes = mpp_note(str(points.path), points.stated_mpp, ground.mpp if frame.unit_plain else None)
     factor, dx, dy = frame.on(ground, "slide", str(points.path))
@@ -278,11 +284,11 @@ def _framed(points: PointTable, ground: Ground, options: AssignOptions) -> tuple
 
 
 def _check(points: PointTable, matrix: Float, ground: Ground, options: AssignOptions, done: Assigned) -> None:
-    """Look at a sample of the points before all are read: refuse what lies outside the slide."""
+    """Raise ``FormatError`` if a sample of the points is outside the slide, before all points are read."""
     sample = sample_xy(points)
     sample = sample[np.isfinite(sample).all(axis=1)]
     if not len(sample):
-        raise FormatError(f"{points.path}: no point with a place in it ({points.n_rows or 0:,} rows).")
+        raise FormatError(f"{points.path}: no point has x and y ({points.n_rows or 0:,} rows).")
     mapped = any(o is not None for o in (options.affine, options.landmarks, options.transformation))
     n = points.n_rows if points.is_parquet else None
     if not mapped:
@@ -296,25 +302,25 @@ def _check(points: PointTable, matrix: Float, ground: Ground, options: AssignOpt
         return
     low, high = xy.min(axis=0), xy.max(axis=0)
     text = (
-        f"{points.path}: {1 - inside:.1%} of {len(xy):,} points of a sample lie outside the slide, x {left:g} to {right:g}, "
+        f"{points.path}: {1 - inside:.1%} of {len(xy):,} sampled points are outside the slide, x {left:g} to {right:g}, "
         f"y {top:g} to {bottom:g} level-0 px; mapped, x goes from {low[0]:.1f} to {high[0]:.1f}, y from {low[1]:.1f} to "
         f"{high[1]:.1f}"
     )
     if inside < MIN_INSIDE_FRAC:
         raise FormatError(
-            f"{text}. The map: {describe_affine(matrix)}. Is it the other way round (--inverse), or in another unit (--divide)?"
+            f"{text}. The map: {describe_affine(matrix)}. Check its direction (--inverse) and its unit (--divide)."
         )
     done.notes.append(text)
 
 
 def _conclude(points: PointTable, source: NucleiFile, done: Assigned) -> None:
-    """Add what the user should know of all points."""
+    """Add notes about all points."""
     n = max(1, done.n_points)
     if done.n_without_place:
         done.notes.append(f"{points.path}: {done.n_without_place:,} of {n:,} points have no x or y")
     if done.n_outside_slide > WARN_OUTSIDE_FRAC * n and not any("outside the" in note for note in done.notes):
-        done.notes.append(f"{points.path}: {done.n_outside_slide / n:.1%} of {n:,} points lie outside the slide")
+        done.notes.append(f"{points.path}: {done.n_outside_slide / n:.1%} of {n:,} points are outside the slide")
     if not source.n_nuclei:
         done.notes.append(f"{source.path}: the slide has no nuclei")
     elif not done.n_inside:
-        done.notes.append(f"{points.path}: none of {n:,} points lies in one of {source.n_nuclei:,} nuclei. Is the map right?")
+        done.notes.append(f"{points.path}: none of {n:,} points is in one of {source.n_nuclei:,} nuclei: check the map")

@@ -1,4 +1,4 @@
-"""Regions of a slide -> the distance of each nucleus to their borders, in the row order of the slide's table."""
+"""Compute the distance of each nucleus to the borders of regions, in the row order of the slide's table."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ __all__ = ["border_distances", "class_columns", "write_borders"]
 Float = npt.NDArray[np.float64]
 
 UNCLASSIFIED = "unclassified"
-"""In the name of a column: regions without a class."""
+"""Class in the names of columns for regions without a class."""
 
 
 def class_columns(names: Sequence[str]) -> list[str]:
-    """Return the name of the distance column of each class: ``border_um_<class>``, ``border_um_unclassified`` without one."""
+    """Return the distance column of each class: ``border_um_<class>``, or ``border_um_unclassified`` for an empty name."""
     return [BORDER_OF_CLASS.of(class_name=name or UNCLASSIFIED, words=name).name for name in names]
 
 
 def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> int:
-    """Write ``wsiseg.schema.BORDERS`` of a slide, row for row its nuclei; return how many.
+    """Write ``wsiseg.schema.BORDERS`` of a slide, one row per nucleus in order; return the number of nuclei.
 
-    Distances are those of a nucleus's marker (of imported nuclei: the centroid) to the nearest border of all regions of a class
-    taken together, um; inside they are negative. A border between two regions of a class that meet is none.
+    A distance is from a nucleus's marker (of imported nuclei: the centroid) to the nearest border of the union of a class's
+    regions, um, and negative inside. A border shared by two regions of a class does not count.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -52,23 +52,33 @@ def write_borders(source: NucleiFile, regions: Sequence[Region], out: Path) -> i
         for table in iter_groups(source, MARKER_COLUMNS):
             xy = marker_xy(source, table)
             region = np.full(len(xy), -1, np.int32)
-            for r in reversed(kept):  # of several the first one in the file
+            for r in reversed(kept):  # the first one in the file is set last
                 region[inside(r.geometry, xy)] = r.number
             arrays = [table["nucleus_id"].combine_chunks(), pa.array(region)]
             columns = [pa.array(border.distances(xy)) for border in borders]
-            arrays += columns if len(unions) > 1 else columns * (1 + len(unions))  # of one class: twice the same
+            arrays += columns if len(unions) > 1 else columns * (1 + len(unions))  # one class: both columns are equal
             writer.write_table(pa.table(arrays, schema=schema))
             done += len(xy)
     return done
 
 
 def border_distances(geometry: Any, xy: Float, mpp: float) -> npt.NDArray[np.float32]:
-    """Return the distance of points (level-0 px) to the border of a geometry, float32 (N,), um, negative inside."""
+    """Return the distance of points to the border of a geometry, float32 (N,), um, negative inside.
+
+    Parameters
+    ----------
+    geometry
+        Shapely Polygon or MultiPolygon, level-0 px.
+    xy : float64 (N, 2)
+        Level-0 px.
+    mpp
+        Microns per level-0 px.
+    """
     return _Border(geometry, mpp).distances(xy)
 
 
 class _Border:
-    """The edges of a geometry in a tree."""
+    """The edges of a geometry in a spatial index."""
 
     def __init__(self, geometry: Any, mpp: float) -> None:
         import shapely

@@ -1,8 +1,8 @@
-"""``wsiseg cells``: nuclei of a run -> cells, a second geometry beside the first (``RUN/cells/<slide_id>.parquet``).
+"""``wsiseg cells``: grow the nuclei of a run into cells and write them as own tables (``RUN/cells/<slide_id>.parquet``).
 
-Nuclei are drawn as pixels again, grown (``wsiseg.separate.expand``), and traced as nuclei are. Consecutive rows of a table lie
-together, so some of them at a time are done in a window that reaches twice the distance beyond them: what surrounds them is
-whole, and the result is that of the slide in one piece.
+Nuclei are rasterized, grown (``wsiseg.separate.expand``) and traced like nuclei. Consecutive rows of a table are near each other,
+so they are processed together in a window that extends twice the distance beyond them. It contains everything that can affect
+them, so the result equals that of the whole slide at once.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ Int = npt.NDArray[np.int64]
 Labels = npt.NDArray[np.int32]
 
 WINDOW_PX = 1 << 23
-"""Working px of a window; rows are halved until theirs is smaller (the window of one nucleus may be larger)."""
+"""Maximum area of a window, working px; ranges of rows are halved until theirs is smaller (of one nucleus it may be larger)."""
 
 MAX_EXPAND_PX = 1000
 
 
 @dataclass(slots=True)
 class SlideCells:
-    """What was made of one slide; ``error``: why there is nothing.
+    """Result of one slide; ``error``: why there are no cells (empty if there are).
 
-    ``n_covered`` nuclei have no cell, because others cover them or they lie outside the slide.
+    ``n_covered`` nuclei have no cell, because other nuclei cover them or they are outside the slide.
     """
 
     slide_id: str
@@ -65,21 +65,21 @@ class SlideCells:
 
 
 Progress = Callable[[str, int, int], None]
-"""Takes a slide's id, how many of its row groups are done, and how many it has."""
+"""Function called with a slide's id, the number of its row groups that are done, and the number that it has."""
 
 
 @dataclass(frozen=True, slots=True)
 class CellOptions:
-    """What ``wsiseg cells`` can be told.
+    """Options of ``wsiseg cells``.
 
     Attributes
     ----------
     expand_um
-        Farthest distance of a cell's border from its nucleus.
+        Maximum distance of a cell's border from its nucleus, um, above 0.
     workers
-        Processes, which share the row groups of a slide; the result does not depend on them.
+        Number of processes, which share the row groups of a slide; the result does not depend on it.
     overwrite
-        Replace cells that are there already.
+        Replace existing cells.
     """
 
     expand_um: float
@@ -87,7 +87,7 @@ class CellOptions:
     overwrite: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``InputError`` for impossible values."""
         if not 0 < self.expand_um < math.inf:
             raise InputError(f"Expected a distance above 0 um, got {self.expand_um:g}.")
         if self.workers < 1:
@@ -95,13 +95,13 @@ class CellOptions:
 
 
 def grow_cells(tables: Sequence[Path], options: CellOptions, progress: Progress | None = None) -> Iterator[SlideCells]:
-    """Yield the cells of each slide, written beside its table; slides that have them already are skipped."""
+    """Write the cells of each slide into its run folder and yield the results; slides that have cells are skipped."""
     with worker_pool(options.workers) as pool:
         for table in tables:
             try:
                 yield cells_of_slide(table, options, pool, progress)
             except BrokenProcessPool:
-                lost = "a worker process was ended, for example for want of memory: try again with fewer --workers"
+                lost = "a worker process was killed, perhaps because memory ran out: try again with fewer --workers"
                 yield SlideCells(table.stem, cells_path(table), error=lost)
             except (WsisegError, OSError) as err:
                 yield SlideCells(table.stem, cells_path(table), error=str(err))
@@ -110,14 +110,23 @@ def grow_cells(tables: Sequence[Path], options: CellOptions, progress: Progress 
 def cells_of_slide(
     table: Path, options: CellOptions, pool: Executor | None = None, progress: Progress | None = None
 ) -> SlideCells:
-    """Write ``RUN/cells/<slide_id>.parquet`` (``wsiseg.schema.CELLS``), row for row and row group for row group the table.
+    """Write ``RUN/cells/<slide_id>.parquet`` (``wsiseg.schema.CELLS``) with the rows and row groups of the nuclei's table.
+
+    Parameters
+    ----------
+    table
+        The slide's polygon table, ``RUN/nuclei/<slide_id>.parquet``.
+    pool
+        Processes that compute the row groups; None: this process.
+    progress
+        Called after each row group.
 
     Raises
     ------
     MissingMppError
         The slide's um/px is not known.
     InputError
-        There are cells of another distance and ``overwrite`` is not set, or the distance is too long in pixels.
+        There are cells of another distance and ``overwrite`` is not set, or the distance exceeds ``MAX_EXPAND_PX``.
     FormatError
         The table cannot be read.
     """
@@ -125,7 +134,7 @@ def cells_of_slide(
 
     source, expand_um = open_nuclei(table), options.expand_um
     if not source.mpp > 0:
-        raise MissingMppError(f"{table}: the slide's um/px is not known, so {expand_um:g} um cannot be told in pixels.")
+        raise MissingMppError(f"{table}: the slide's um/px is not known, so {expand_um:g} um cannot be converted to px.")
     out = cells_path(table)
     result = SlideCells(table.stem, out, source.n_nuclei)
     facts = {"schema": SCHEMA_VERSION, "of": table_fingerprint(table), "expand_um": expand_um, "scale": source.scale}
@@ -189,7 +198,7 @@ def _ends(table: pa.Table) -> Float:
 
 
 def _window(ends: Float, pad: int, source: NucleiFile) -> Box:
-    """Return the window of nuclei with these bounding boxes (working px): ``pad`` px more to each side, cut at the slide."""
+    """Return the window (working px) around these bounding boxes, extended by ``pad`` px and clipped to the slide."""
     x0, y0 = (math.floor(v) - pad for v in ends[:, :2].min(axis=0))
     x1, y1 = (math.ceil(v) + pad for v in ends[:, 2:].max(axis=0))
     if source.width_px > 0 and source.height_px > 0:
@@ -211,7 +220,7 @@ def _windows(ends: Float, pad: int, source: NucleiFile) -> Iterator[tuple[int, i
 
 
 class _Around:
-    """All nuclei that reach into a window, to be drawn into smaller ones."""
+    """All nuclei that can reach into a window, from which smaller windows in it are computed."""
 
     def __init__(self, source: NucleiFile, box: Box, reach_squared: int) -> None:
         low = math.floor(box.x / source.scale), math.floor(box.y / source.scale)
@@ -222,7 +231,7 @@ class _Around:
         self.source, self.reach_squared = source, reach_squared
 
     def cells(self, ids: Int, box: Box) -> tuple[Int, Labels, Box]:
-        """Return some nuclei's ids, and the window's cells: k + 1 for ids[k], 0 elsewhere."""
+        """Return ``ids``, the label image of their cells (k + 1 for ``ids[k]``, 0 elsewhere), and its window."""
         import pyarrow as pa
 
         x0, y0, x1, y1 = self.ends.T
@@ -231,12 +240,12 @@ class _Around:
         xy, offsets = wkb_rings(near["geometry"])
         xy = xy * self.source.scale
         if not self.source.imported:
-            xy = np.rint(xy)  # as traced, before coordinates were rounded to short numbers
+            xy = np.rint(xy)  # undo the rounding of coordinates in the table
         sorted_ids = np.sort(there)
-        order = np.lexsort((-there, -near["area_px"].to_numpy()))  # the smaller one is seen; of equals that of the smaller id
+        order = np.lexsort((-there, -near["area_px"].to_numpy()))  # draw the smallest last, of equal ones the one with the lowest id
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
-        drawn = np.searchsorted(sorted_ids, there[order]) + 1  # labels in the order of ids: ties go to the smaller id
+        drawn = np.searchsorted(sorted_ids, there[order]) + 1  # labels in the order of ids, so that ties go to the lowest id
         labels = rasterize_rings(xy, offsets, (box.h, box.w), ids=drawn, ring_polygons=rank, origin=(box.x, box.y))
         cells = expand(labels, self.reach_squared)
         own = np.zeros(len(sorted_ids) + 1, np.int32)
@@ -273,11 +282,11 @@ def _table(ids: Int, labels: Labels, box: Box, source: NucleiFile, schema: pa.Sc
 
 
 def _traced(labels: Labels, px: Int, box: Box) -> tuple[npt.NDArray[np.int32], Int, dict[int, list[npt.NDArray[np.int32]]]]:
-    """Return the outer rings of labels 1..n (working px of the slide), and the rings of holes of those that have some."""
+    """Return the outer rings of labels 1..n (working px of the slide), and the rings of holes by label."""
     flat = labels.ravel()
     at = np.flatnonzero(flat)
     pixel = np.empty(len(px), np.int64)
-    pixel[flat[at][::-1] - 1] = at[::-1]  # the first pixel of each label: the last one written stays
+    pixel[flat[at][::-1] - 1] = at[::-1]  # reversed, so that the first pixel of each label is written last
     anchors = np.stack([pixel % box.w, pixel // box.w], axis=1).astype(np.int32)
     nothing = np.broadcast_to(np.zeros((), np.uint8), (2, *labels.shape))
     batch = vectorize(Instances(labels, anchors), np.ascontiguousarray(nothing), box, box)

@@ -1,4 +1,4 @@
-"""Points of nuclei, batch by batch -> counts per nucleus and gene, sparse, and as AnnData."""
+"""Count points per nucleus and gene, batch by batch, as a sparse matrix, and write it as AnnData."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Int = npt.NDArray[np.int64]
 
 
 class Counts:
-    """Sums of (nucleus, gene): held are the pairs that occur, 16 bytes each, and those since the last merge."""
+    """Sums by (nucleus, gene); only pairs that occur are stored, 16 bytes each, plus those since the last merge."""
 
     def __init__(self) -> None:
         self.genes: dict[str, int] = {}
@@ -37,7 +37,15 @@ class Counts:
         self._pending = 0
 
     def add(self, rows: npt.NDArray[np.int32], genes: pa.ChunkedArray | None) -> None:
-        """Count points: the row of each one's nucleus (negative: none) and its gene (None: all are one, ``points``)."""
+        """Count points.
+
+        Parameters
+        ----------
+        rows
+            Row of each point's nucleus in the table; negative: none.
+        genes
+            Gene of each point; None: all points count as one gene, ``points``.
+        """
         inside = np.flatnonzero(rows >= 0)
         if genes is None:
             code = np.full(len(inside), self.code("points"), np.int64)
@@ -49,20 +57,20 @@ class Counts:
             self._put(key[first], np.diff(np.r_[first, len(key)]))
 
     def add_values(self, rows: Int, codes: Int, values: Int) -> None:
-        """Add numbers to pairs, each any number of times."""
+        """Add values to pairs of row and gene code; a pair may occur several times."""
         key = (rows << GENE_BITS) | codes
         order = np.argsort(key, kind="stable")
         self._put(*_summed(key[order], values[order]))
 
     def code(self, name: str) -> int:
-        """Return the number of a gene, in order of appearance."""
+        """Return the code of a gene; codes are given in order of first appearance, from 0."""
         found = self.genes.setdefault(name, len(self.genes))
         if found >= 1 << GENE_BITS:
-            raise InputError(f"Expected at most {1 << GENE_BITS} different genes, got more. Is --gene the right column?")
+            raise InputError(f"Expected at most {1 << GENE_BITS} different genes, got more. Check the column of --gene.")
         return found
 
     def pairs(self) -> tuple[Int, Int, Int]:
-        """Return rows, genes and sums of the pairs that occur, by row and then gene."""
+        """Return rows, gene codes and sums of the pairs that occur, sorted by row and then gene."""
         self._merge()
         if not self._keys:
             return (np.empty(0, np.int64),) * 3
@@ -89,14 +97,14 @@ class Counts:
     def _merge(self) -> None:
         if len(self._keys) > 1:
             key, value = np.concatenate(self._keys), np.concatenate(self._sums)
-            order = np.argsort(key, kind="stable")  # sorted runs: they are merged
+            order = np.argsort(key, kind="stable")  # stable sort merges the two sorted runs
             keys, sums = _summed(key[order], value[order])
             self._keys, self._sums = [keys], [sums]
         self._pending = 0
 
 
 def _summed(keys: Int, values: Int) -> tuple[Int, Int]:
-    """Return each of sorted keys once, with the sum of its values."""
+    """Return the distinct keys of sorted keys, with the sum of the values of each."""
     if not len(keys):
         return keys, values
     first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]])
@@ -104,17 +112,17 @@ def _summed(keys: Int, values: Int) -> tuple[Int, Int]:
 
 
 def add_matrix(counts: Counts, path: Path, barcodes: pa.ChunkedArray, rows: npt.NDArray[np.int32]) -> tuple[int, int]:
-    """Add a 10x matrix (``filtered_feature_bc_matrix.h5``): the counts of a bin go to its nucleus.
+    """Add the counts of a 10x matrix (``filtered_feature_bc_matrix.h5``) to the nuclei of its bins.
 
     Returns
     -------
     int, int
-        Barcodes of the matrix, and how many of them have no position.
+        Number of barcodes in the matrix, and of those without a position.
 
     Raises
     ------
     FormatError
-        Not such a file, or none of its barcodes has a position.
+        The file is not a 10x matrix, or none of its barcodes has a position.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -155,14 +163,15 @@ def _once(names: list[str]) -> set[str]:
 
 
 def write_counts(out: Path, nuclei: NucleusIndex, source: NucleiFile, counts: Counts) -> tuple[int, int]:
-    """Write ``.h5ad``: X counts (CSR, int32), an observation a nucleus of the slide in its table's order, a variable a gene.
+    """Write an ``.h5ad`` file with the counts as X (CSR, int32): one observation per nucleus, one variable per gene.
 
-    ``obs`` has the area and the sum of counts, ``obsm["spatial"]`` the centroids in level-0 px.
+    Observations are in the order of the slide's table. ``obs`` has area and sum of counts, ``obsm["spatial"]`` the centroids in
+    level-0 px.
 
     Returns
     -------
     int, int
-        Genes, and pairs of nucleus and gene that occur.
+        Number of genes, and of pairs of nucleus and gene that occur.
 
     Raises
     ------

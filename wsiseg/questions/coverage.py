@@ -1,4 +1,4 @@
-"""How much of a geometry is tissue: the exact area that it has in each px of a mask."""
+"""Compute the exact area of a geometry that is tissue, from its area in each px of a mask."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 STRIP_ROWS = 512
-"""Rows of the mask that are held at a time."""
+"""Number of rows of the mask that are processed at a time."""
 
 
 def tissue_area(geometry: Any, tissue: TissueMask) -> float:
     """Return the area of a valid geometry on tissue, level-0 px^2, exactly.
 
-    Every edge is cut at the borders of mask px; a piece adds its trapezium to the px that it lies in and its height to all px
-    to the right (as rasterizers of fonts do). Outside the mask there is no tissue.
+    Every edge is cut at the borders of mask px. A piece adds its trapezium to its px and its height to all px to the right, as
+    in rasterizers of fonts. Outside the mask there is no tissue.
     """
     h, w = tissue.mask.shape
     u0, v0, u1, v1 = _edges(geometry, tissue)
@@ -45,7 +45,7 @@ def tissue_area(geometry: Any, tissue: TissueMask) -> float:
 
 
 def _edges(geometry: Any, tissue: TissueMask) -> tuple[Float, Float, Float, Float]:
-    """Return the edges of all rings in mask px, outer rings one way round and holes the other."""
+    """Return the edges of all rings in mask px, with outer rings and holes in opposite directions."""
     import shapely
 
     starts, ends = [np.empty((0, 2))], [np.empty((0, 2))]
@@ -62,7 +62,7 @@ def _edges(geometry: Any, tissue: TissueMask) -> tuple[Float, Float, Float, Floa
 
 
 def _pieces(u0: Float, v0: Float, u1: Float, v1: Float, shape: tuple[int, int]) -> tuple[Int, Int, Float, Float]:
-    """Return (row, column, height, share of the px that lies right of it) of edges cut at the lines of the grid."""
+    """Cut edges at the grid lines; return row, column, height, and the share of the px to the right of each piece."""
     h, w = shape
     n = len(u0)
     edge, at = [np.arange(n), np.arange(n)], [np.zeros(n), np.ones(n)]

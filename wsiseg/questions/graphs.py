@@ -1,6 +1,7 @@
-"""Centroids -> which nuclei are near which: pairs within a radius, piece by piece, and the edges of a Delaunay triangulation.
+"""Find pairs of neighboring nuclei: within a radius, or joined by an edge of the Delaunay triangulation of the centroids.
 
-They are the graphs of squidpy's ``spatial_neighbors(coord_type="generic")``: scikit-learn's radius graph, SciPy's ``Delaunay``.
+The graphs equal those of squidpy's ``spatial_neighbors(coord_type="generic")``: radius graph of scikit-learn, ``Delaunay`` of
+SciPy.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 PIECE_PAIRS = 1 << 20
-"""Pairs held at a time (one nucleus with more neighbors than this is a piece of its own)."""
+"""Maximum number of pairs in one piece; a nucleus with more neighbors is a piece of its own."""
 
 CHUNK_ROWS = 1 << 14
 
@@ -24,14 +25,15 @@ CHUNK_ROWS = 1 << 14
 def iter_pairs(xy: Float, radius: float) -> Iterator[tuple[Int, Int, Float]]:
     """Yield pairs (i, j, squared distance) of points at most ``radius`` apart, in both directions, sorted by i and then j.
 
-    A pair counts when ``dx**2 + dy**2 <= radius**2`` in double precision. All pairs of a point are in one piece, and pieces
-    follow the order of the points, so that sums over them have one order whatever the size of the pieces.
+    A pair counts if ``dx**2 + dy**2 <= radius**2`` in double precision. All pairs of a point are in one piece, and pieces are
+    in the order of the points, so that the order of sums does not depend on the size of the pieces.
 
     Parameters
     ----------
     xy : float64 (N, 2)
+        Points.
     radius
-        In the unit of ``xy``.
+        Maximum distance, in the unit of ``xy``.
     """
     from scipy.spatial import cKDTree
 
@@ -39,7 +41,7 @@ def iter_pairs(xy: Float, radius: float) -> Iterator[tuple[Int, Int, Float]]:
     if n < 2:
         return
     tree = cKDTree(xy)
-    reach = radius * (1 + 1e-9)  # the tree only proposes: which pairs count is decided below
+    reach = radius * (1 + 1e-9)  # the tree finds candidates, the exact test follows
     for first in range(0, n, CHUNK_ROWS):
         rows = np.arange(first, min(n, first + CHUNK_ROWS))
         counts = np.asarray(tree.query_ball_point(xy[rows], reach, return_length=True), np.int64)
@@ -57,7 +59,7 @@ def iter_pairs(xy: Float, radius: float) -> Iterator[tuple[Int, Int, Float]]:
 
 
 def _pieces(counts: Int) -> Iterator[tuple[int, int]]:
-    """Yield ranges of rows whose pairs number at most ``PIECE_PAIRS``."""
+    """Yield ranges of rows with at most ``PIECE_PAIRS`` pairs each."""
     ends = np.cumsum(counts)
     begin = 0
     while begin < len(counts):
@@ -68,9 +70,9 @@ def _pieces(counts: Int) -> Iterator[tuple[int, int]]:
 
 
 def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
-    """Return the edges (i, j, length) of the Delaunay triangulation, i < j, sorted; none where there is no triangle.
+    """Return the edges (i, j, length) of the Delaunay triangulation, i < j, sorted; empty if there is no triangle.
 
-    Of points at the same place Qhull keeps one; the others have no edge. Takes about 600 bytes a point.
+    Of several points at the same position one has edges and the others have none. Memory: about 600 bytes per point.
     """
     from scipy.spatial import Delaunay, QhullError
 
@@ -79,7 +81,7 @@ def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
         return none
     try:
         triangles = Delaunay(xy).simplices.astype(np.int64)
-    except QhullError:  # all on one line
+    except QhullError:  # all points are on one line
         return none
     sides = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [0, 2]]])
     del triangles
@@ -91,15 +93,18 @@ def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
 
 
 def density_grid(xy: Float, size: tuple[float, float], step: float, radius: float) -> Float:
-    """Return points per area of the disc of ``radius`` around the middle of each cell of a grid, float64 (rows, columns).
+    """Return the density of points in the disc around the center of each cell of a grid, float64 (rows, columns).
 
     Parameters
     ----------
     xy : float64 (N, 2)
+        Points.
     size
-        Width and height that the grid covers, from (0, 0); the last cells may reach further.
+        Width and height of the grid, from (0, 0); the last cells may extend further.
     step
         Side of a cell.
+    radius
+        Radius of the disc. All lengths are in the unit of ``xy``; the density is in points per unit squared.
     """
     from scipy.spatial import cKDTree
 

@@ -1,7 +1,6 @@
-"""``wsiseg neighbors``: slides of a run -> edges between nuclei that are near each other, and what surrounds each nucleus.
+"""``wsiseg neighbors``: find the neighbors of every nucleus; write their edges, and counts and means over them.
 
-Edges are written piece by piece as they are found. In memory are the centroids and the sums of each nucleus, and for a Delaunay
-triangulation all of its triangles.
+Edges are written piece by piece. Memory: the centroid and sums of each nucleus, and all triangles of a Delaunay triangulation.
 """
 
 from __future__ import annotations
@@ -33,29 +32,29 @@ Int = npt.NDArray[np.int64]
 GROUP_ROWS = 1 << 18
 MAX_CELLS = 1 << 24
 MEASURED = {c.name: c for c in (*NUCLEI, *DERIVED, *FEATURES) if c.unit not in ("", "level-0 px") and c.arrow != "string"}
-"""Columns of which a mean over neighbors can be asked."""
+"""Columns whose mean over neighbors can be requested."""
 
 
 @dataclass(frozen=True, slots=True)
 class NeighborOptions:
-    """What ``wsiseg neighbors`` can be told.
+    """Options of ``wsiseg neighbors``.
 
     Attributes
     ----------
     radii_um
         Nuclei whose centroids are at most this far apart are neighbors; the edges of the largest radius are written.
     delaunay
-        Also nuclei that share an edge of the Delaunay triangulation of the centroids.
+        Also use the Delaunay triangulation of the centroids: nuclei that share an edge are neighbors.
     max_edge_um
-        Longer edges of the triangulation are left out (None: none is).
+        Longer edges of the triangulation are left out; None: no limit.
     means
-        Columns of which each nucleus gets the mean over its neighbors.
+        Columns whose mean over the neighbors of each nucleus is written.
     density_step_um
-        Also write maps of nuclei per mm2 within each radius, a value every so many um (None: no maps).
+        Also write maps of nuclei per mm2 within each radius, with this distance between values; None: no maps.
     workers
-        Processes, one slide each.
+        Number of processes; each computes one slide at a time.
     overwrite
-        Compute slides again that are there already.
+        Compute slides again that have results.
     """
 
     radii_um: tuple[float, ...] = ()
@@ -69,24 +68,27 @@ class NeighborOptions:
     def __post_init__(self) -> None:
         """Refuse impossible values."""
         if not self.radii_um and not self.delaunay:
-            raise InputError("Expected --radius-um, --delaunay or both: they say which nuclei are neighbors.")
+            raise InputError("Expected --radius-um, --delaunay or both, which define the neighbors.")
         if self.density_step_um is not None and not self.radii_um:
-            raise InputError("Expected --radius-um with --density-step-um: it is the disc in which nuclei are counted.")
+            raise InputError("Expected --radius-um with --density-step-um, for the disc in which nuclei are counted.")
         for value in (*self.radii_um, *(v for v in (self.max_edge_um, self.density_step_um) if v is not None)):
             if not 0 < value < np.inf:
                 raise InputError(f"Expected radii and lengths above 0 um, got {value:g}.")
         if unknown := [m for m in self.means if m not in MEASURED]:
-            raise InputError(f"No column {unknown[0]!r} to take the mean of. There are: {', '.join(MEASURED)}.")
+            raise InputError(f"Expected columns for the mean from {', '.join(MEASURED)}, got {unknown[0]!r}.")
 
     def facts(self) -> dict[str, Any]:
-        """Return what decides the result, as it stands in the metadata of each file."""
+        """Return the options that decide the result, as they are stored in the metadata of each file."""
         stated: dict[str, Any] = {"radii_um": sorted(set(self.radii_um)), "delaunay": self.delaunay, "means": list(self.means)}
         return {**stated, "max_edge_um": self.max_edge_um, "density_step_um": self.density_step_um, "point": "centroid"}
 
 
 @dataclass(slots=True)
 class SlideNeighbors:
-    """What was found on one slide: nuclei, edges by kind; ``skipped``: it was there already; ``error``: why there is none."""
+    """Result of one slide: numbers of nuclei, and of edges by kind.
+
+    ``skipped``: it had results already; ``error``: why there are none (empty if there are).
+    """
 
     slide_id: str
     n_nuclei: int = 0
@@ -97,7 +99,7 @@ class SlideNeighbors:
 
 
 def find_neighbors(tables: Sequence[Path], out: Path, options: NeighborOptions) -> Iterator[SlideNeighbors]:
-    """Yield the neighbors of each slide, written below ``out``; slides that are there already are skipped."""
+    """Write the neighbors of each slide below ``out`` and yield the results; slides that have results are skipped."""
     if options.workers <= 1 or len(tables) <= 1:
         for table in tables:
             yield _found(table, out, options)
@@ -115,7 +117,7 @@ def _found(table: Path, out: Path, options: NeighborOptions) -> SlideNeighbors:
 
 
 def neighbors_of_slide(table: Path, out: Path, options: NeighborOptions) -> SlideNeighbors:
-    """Write the neighbors of one slide; ``out/nuclei/<slide_id>.parquet``, written last, says that they are complete.
+    """Write the neighbors of one slide; ``out/nuclei/<slide_id>.parquet`` is written last, when all others are complete.
 
     Raises
     ------
@@ -133,7 +135,7 @@ def neighbors_of_slide(table: Path, out: Path, options: NeighborOptions) -> Slid
     if set(options.means) & set(FEATURE_NAMES):
         if not features_path(table).is_file():
             raise FormatError(
-                f"{features_path(table)}: no features here. Make them with: wsiseg features {table.parent.parent}"
+                f"{features_path(table)}: there are no features. Measure them with: wsiseg features {table.parent.parent}"
             )
         facts["features"] = table_fingerprint(features_path(table))
     target = out / "nuclei" / f"{table.stem}.parquet"
@@ -165,7 +167,7 @@ _Made = list[tuple[Column, npt.NDArray[Any]]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Slide:
-    """Nuclei of a slide: ids, centroids in level-0 px, values to take means of; and where its edges go, with which metadata."""
+    """Nuclei of a slide (ids, centroids in level-0 px, values to average), and folder and metadata of its results."""
 
     slide_id: str
     mpp: float
@@ -202,9 +204,9 @@ def _by_triangles(slide: _Slide, options: NeighborOptions, found: SlideNeighbors
     i, j, length_px = delaunay_edges(slide.xy)
     length_um = length_px * slide.mpp
     if n > 1 and not len(i):
-        found.notes.append(f"its {n:,} nuclei make no triangle: the Delaunay graph has no edge")
+        found.notes.append(f"its {n:,} nuclei form no triangle, so the Delaunay graph has no edge")
     elif n > 1 and (alone := n - len(np.union1d(i, j))):
-        found.notes.append(f"{alone:,} nuclei have the centroid of another one, and no Delaunay edge")
+        found.notes.append(f"{alone:,} nuclei have the same centroid as another one, and so no Delaunay edge")
     if options.max_edge_um is not None:
         short = length_um <= options.max_edge_um
         i, j, length_um = i[short], j[short], length_um[short]
@@ -224,13 +226,13 @@ def _by_triangles(slide: _Slide, options: NeighborOptions, found: SlideNeighbors
 
 
 def _write_maps(slide: _Slide, size_px: tuple[int, int], options: NeighborOptions) -> None:
-    """Write nuclei per mm2 within each radius as float32 TIFF, whose resolution says the step."""
+    """Write nuclei per mm2 within each radius as float32 TIFF, with the step as its resolution."""
     import tifffile
 
     step_um = options.density_step_um or 0.0
     size_um = size_px[0] * slide.mpp, size_px[1] * slide.mpp
     if size_um[0] * size_um[1] / step_um**2 > MAX_CELLS:
-        raise InputError(f"Slide {slide.slide_id}: a density every {step_um:g} um is more than {MAX_CELLS:,} values.")
+        raise InputError(f"Slide {slide.slide_id}: more than {MAX_CELLS:,} densities: use a larger step than {step_um:g} um.")
     for radius in sorted(set(options.radii_um)):
         density = density_grid(slide.xy * slide.mpp, size_um, step_um, radius) * 1e6
         path = slide.out / "density" / f"{slide.slide_id}.{radius:g}um.tif"
@@ -249,7 +251,7 @@ def _write_maps(slide: _Slide, size_px: tuple[int, int], options: NeighborOption
 
 
 class _Sums:
-    """Neighbors of each nucleus, and sums of their values."""
+    """Number of neighbors of each nucleus, and sums of their values."""
 
     def __init__(self, n_nuclei: int, values: list[Float]) -> None:
         self.values = [np.nan_to_num(v) for v in values]
@@ -259,7 +261,7 @@ class _Sums:
         self.n_known = np.zeros((len(values), n_nuclei), np.int64)
 
     def add(self, i: Int, j: Int) -> None:
-        """Add pairs; all of a nucleus i come in one call."""
+        """Add pairs (i, j); all pairs of a nucleus i must be in one call."""
         if not len(i):
             return
         first, size = int(i[0]), int(i[-1] - i[0]) + 1
@@ -270,7 +272,7 @@ class _Sums:
             self.n_known[k, rows] += np.bincount(at, known[j], size).astype(np.int64)
 
     def columns(self, suffix: str, words: str, names: Sequence[str]) -> _Made:
-        """Return the count, and the mean of each value (nan: no neighbor has one)."""
+        """Return the columns of the count and of the mean of each value (NaN if no neighbor has a value)."""
         count, _, average = NEIGHBOR_STATISTICS
         made: _Made = [(count.of(of=suffix, words=words), self.n.astype(np.int32))]
         for name, sums, n in zip(names, self.sums, self.n_known, strict=True):
@@ -282,7 +284,7 @@ class _Sums:
 
 @contextmanager
 def _edge_file(slide: _Slide, kind: str) -> Iterator[Callable[[Int, Int, Float], None]]:
-    """Give a function that adds edges, as rows of nuclei and lengths in um, to the slide's file of a kind."""
+    """Yield a function that adds edges (row i, row j, length in um) to the slide's file of this kind."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -307,7 +309,7 @@ def _write_nuclei(path: Path, made: _Made, facts: dict[str, Any]) -> None:
 
     columns = [*NEIGHBORS, *(column for column, _ in made[1:])]
     schema = arrow_schema(columns, nullable={c.name for c in columns if c.arrow == "float32"}, metadata={META_KEY: facts})
-    arrays = [pa.array(values, from_pandas=True) for _, values in made]  # from_pandas: nan is null
+    arrays = [pa.array(values, from_pandas=True) for _, values in made]  # from_pandas: NaN becomes null
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         pq.write_table(pa.table(arrays, schema=schema), str(partial), compression="zstd", row_group_size=GROUP_ROWS)

@@ -1,4 +1,4 @@
-"""A polygon table -> its outlines in memory, on a grid: which nucleus holds a point, or is nearest to it."""
+"""Index the outlines of a polygon table in memory, to find the nucleus that contains a point or is nearest to it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _TYPES: dict[str, Any] = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class NucleusIndex:
-    """Outlines of a slide's nuclei in the order of its table: about 500 bytes a nucleus.
+    """Outlines of a slide's nuclei in the order of its table; about 500 bytes per nucleus.
 
     Attributes
     ----------
@@ -48,21 +48,23 @@ class NucleusIndex:
     def find(self, xy: Float, reach_px: float, threads: int = 1) -> tuple[npt.NDArray[np.int32], Float]:
         """Return the row of each point's nucleus (-1: none) and the distance to it.
 
-        A point belongs to a nucleus that holds it, or on whose border it lies (``shapely.covers``); of several, to the one with
-        the smallest area, then with the least id. A point in none belongs to the nucleus with the nearest outline within
-        ``reach_px``; of several equally near, chosen as above.
+        A point belongs to a nucleus if it is inside or on the border (``shapely.covers``); if several contain it, to the one
+        with the smallest area, then with the lowest id. A point in no nucleus belongs to the nucleus with the nearest outline
+        within ``reach_px``; of several at the same distance, to the one chosen as above.
 
         Parameters
         ----------
         xy : float64 (P, 2)
             Level-0 px. Points that are not finite belong to none.
         reach_px
-            0: no nearest ones.
+            Maximum distance to the outline of a nucleus, level-0 px; 0: only points inside are assigned.
+        threads
+            Number of threads.
 
         Returns
         -------
         int32 (P,), float64 (P,)
-            0 inside, px to the outline outside, nan for none.
+            Row, and distance in level-0 px: 0 inside, NaN for none.
         """
         xy = np.ascontiguousarray(xy, np.float64)
         row, distance = np.full(len(xy), -1, np.int32), np.full(len(xy), np.nan)
@@ -89,7 +91,7 @@ class NucleusIndex:
         return row, distance
 
     def _near_together(self, xy: Float) -> Int:
-        """Return an order in which points of one tile follow each other: outlines then stay in the processor's cache."""
+        """Return an order in which points of one tile follow each other, so that outlines stay in the processor's cache."""
         grid, shape = self.index.grid, self.index.shape
         step = grid[2] * max(1.0, float(np.sqrt(shape[0] * shape[1] / MAX_TILES)))
         across = int(shape[1] * grid[2] / step) + 1
@@ -97,10 +99,10 @@ class NucleusIndex:
             at = np.nan_to_num((xy - grid[:2]) / step, nan=0.0, posinf=0.0, neginf=0.0)
             column, line = (np.clip(at[:, k], 0, n).astype(np.int64) for k, n in ((0, across - 1), (1, MAX_TILES // across)))
         tile = np.minimum(line * across + column, np.iinfo(np.uint16).max).astype(np.uint16)
-        return np.argsort(tile, kind="stable")  # of 16 bits: by counting
+        return np.argsort(tile, kind="stable")  # 16-bit integers: NumPy uses radix sort
 
     def _decide(self, xy: Float, reach_px: float, row: npt.NDArray[np.int32], distance: Float) -> None:
-        """Decide with GEOS the points so near to a slanted edge that float64 does not tell the side."""
+        """Decide with GEOS the points that are too near to a slanted edge for float64 arithmetic."""
         import shapely
 
         at = np.flatnonzero(row == -2)
@@ -126,10 +128,10 @@ class NucleusIndex:
 
 
 def index_nuclei(source: NucleiFile) -> NucleusIndex:
-    """Read the outlines of a table, one row group after the other.
+    """Read the outlines of a table, one row group at a time, and index them.
 
-    Vertices are kept as float32 differences to the first one where that is exact (all tables that wsiseg segments), else as
-    float64.
+    Vertices are stored as float32 differences to the first one if that is exact (as for all tables of ``wsiseg segment``), else
+    as float64.
     """
     names = tuple(_TYPES)
     columns: dict[str, list[npt.NDArray[Any]]] = {n: [] for n in names}
@@ -165,7 +167,7 @@ def _no_grid() -> tuple[Float, Int, Int, npt.NDArray[np.int32]]:
 
 
 def _with_grid(index: Index) -> Index:
-    """Return the index with cells of about the side of a nucleus."""
+    """Return the index with a grid of cells of about the size of a nucleus."""
     box = index.box
     if not len(box):
         return index

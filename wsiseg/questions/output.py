@@ -1,4 +1,4 @@
-"""Rows of regions -> a GeoParquet table, a CSV, or AnnData with one observation a region."""
+"""Write rows of regions as GeoParquet, as CSV, or as AnnData with one observation per region."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ OUTPUT_ENDINGS = {"parquet": ".parquet", "csv": ".csv", "anndata": ".h5ad"}
 
 
 def output_kind(out: Path, to: str | None) -> str:
-    """Return ``parquet``, ``csv`` or ``anndata``: what is asked for, else what the file's ending says.
+    """Return ``parquet``, ``csv`` or ``anndata``: ``to`` if given, else by the suffix of the file.
 
     Raises
     ------
     InputError
-        Another ending than the format has.
+        The suffix does not match the format.
     """
     by_ending = {ending: kind for kind, ending in OUTPUT_ENDINGS.items()}.get(out.suffix.lower())
     kind = to or by_ending
     if kind is None or kind != by_ending:
-        raise InputError(f"Expected an output {', '.join(OUTPUT_ENDINGS.values())} that agrees with --to, got {out}.")
+        raise InputError(f"Expected an output file with the suffix of --to ({', '.join(OUTPUT_ENDINGS.values())}), got {out}.")
     return kind
 
 
 def write_regions(rows: Sequence[dict[str, Any]], out: Path, kind: str = "parquet") -> None:
     """Write rows of ``wsiseg.schema.REGIONS``.
 
-    Parquet is GeoParquet 1.1 (level-0 px of each row's own slide); the CSV has WKT. AnnData: one observation a row, X the
-    numbers, ``obsm["spatial"]`` the centroid in level-0 px.
+    Parquet is GeoParquet 1.1 (level-0 px of each row's slide). CSV has geometries as WKT. AnnData has one observation per row,
+    the numbers as X, and the centroids in level-0 px as ``obsm["spatial"]``.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Annotation files and the slides of a run -> which belongs to which, by name; what is left over on either side."""
+"""Match annotation files to the slides of a run by name."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED = 10
 
 @dataclass(frozen=True, slots=True)
 class Pairing:
-    """``pairs`` of (polygon table, annotation file); what is without a partner; how names that are not equal were paired."""
+    """Pairs of (polygon table, annotation file), slides and files without a partner, and notes on pairs of unequal names."""
 
     pairs: list[tuple[Path, Path]]
     slides_without: list[str] = field(default_factory=list)
@@ -27,12 +27,12 @@ class Pairing:
 
 
 def tables_of(target: Path, slide_ids: Sequence[str] = ()) -> list[Path]:
-    """Return the polygon tables of a run folder (or the one that is named), those of ``slide_ids`` if any are given.
+    """Return the polygon tables of a run folder, or the given table; only those of ``slide_ids`` if any are given.
 
     Raises
     ------
     InputError
-        There is none, or no such slide.
+        There is no table, or a slide id is unknown.
     """
     if target.is_file():
         return [target]
@@ -47,14 +47,14 @@ def tables_of(target: Path, slide_ids: Sequence[str] = ()) -> list[Path]:
 def pair_annotations(tables: Sequence[Path], annotations: Path) -> Pairing:
     """Pair the tables of slides with annotation files.
 
-    A single file belongs to the only slide, whatever its name. Else a file's name, without its ending, is the slide's id; or
-    the slide's file name; or begins with the id and a separator (``SLIDE_annotations.xml``); or is what the id begins with,
-    before a dot (a TCGA barcode without its UUID).
+    If there is one file and one slide, they are a pair. Otherwise a file belongs to a slide if its name without suffix is the
+    slide's id or the name of the slide's file, starts with the id and a separator (``SLIDE_annotations.xml``), or is the part
+    of the id before a dot (a TCGA barcode without its UUID).
 
     Raises
     ------
     InputError
-        No file belongs to a slide, a file could belong to two, or two files belong to one slide.
+        No file matches a slide, a file matches several slides, or several files match one slide.
     """
     if not annotations.is_dir():
         if not annotations.exists():
@@ -66,7 +66,7 @@ def pair_annotations(tables: Sequence[Path], annotations: Path) -> Pairing:
         files = sorted(p for p in annotations.rglob("*") if p.is_file() and p.name.lower().endswith(ANNOTATION_ENDINGS))
         files = [p for p in files if not p.name.startswith(".")]
         if not files:
-            raise InputError(f"{annotations}: no annotation file in it ({', '.join(ANNOTATION_ENDINGS)}).")
+            raise InputError(f"{annotations}: expected annotation files ({', '.join(ANNOTATION_ENDINGS)}), got none.")
     by_id = {t.stem: t for t in tables}
     taken: dict[str, Path] = {}
     notes, without = [], []
@@ -77,21 +77,21 @@ def pair_annotations(tables: Sequence[Path], annotations: Path) -> Pairing:
             continue
         if slide_id in taken:
             raise InputError(
-                f"Slide {slide_id} has two annotation files: {taken[slide_id]} and {path}. Name one, or join them."
+                f"Slide {slide_id} has two annotation files: {taken[slide_id]} and {path}. Name one of them, or merge them."
             )
         taken[slide_id] = path
         if _stem(path) != slide_id:
-            notes.append(f"{path.name} is taken for slide {slide_id}")
+            notes.append(f"{path.name} is used for slide {slide_id}")
     if not taken:
         raise InputError(
             f"{annotations}: none of {len(files)} annotation files ({shown([p.name for p in files])}) has the name of one of "
-            f"{len(by_id)} slides ({shown(list(by_id))}). Name files by slide, or name one slide (--slide) and its file."
+            f"{len(by_id)} slides ({shown(list(by_id))}). Rename the files, or give one slide (--slide) and its file."
         )
     return Pairing([(by_id[s], p) for s, p in sorted(taken.items())], [s for s in by_id if s not in taken], without, notes)
 
 
 def shown(names: Sequence[str]) -> str:
-    """Return the first few names."""
+    """Return the first few names as text."""
     return f"{', '.join(names[:NAMED])}{', ...' if len(names) > NAMED else ''}" or "none"
 
 
@@ -111,5 +111,5 @@ def _slide_of(path: Path, by_id: dict[str, Path]) -> str | None:
     longest = max(map(len, longer), default=0)
     found = [s for s in longer if len(s) == longest] or [s for s in by_id if s.startswith(f"{plain}.")]
     if len(found) > 1:
-        raise InputError(f"{path}: could belong to {len(found)} slides ({shown(found)}). Give it the whole name of one.")
+        raise InputError(f"{path}: its name matches {len(found)} slides ({shown(found)}). Rename it to the full id of one.")
     return found[0] if found else None

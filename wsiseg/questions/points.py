@@ -1,4 +1,4 @@
-"""Tables of points, of Xenium, CosMx, MERSCOPE, Visium HD or any other -> batches of x, y and what is counted."""
+"""Read tables of points (Xenium, CosMx, MERSCOPE, Visium HD or any other) in batches."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ POINT_FORMATS: dict[str, _Format] = {
     "visium-hd": _Format("pxl_col_in_fullres", "pxl_row_in_fullres", "", ("barcode",), "slide px",
                          files=("tissue_positions.parquet", "spatial/tissue_positions.parquet")),
 }  # fmt: skip
-"""Columns of each platform. ``unit``: what coordinates count; ``slide px`` are px of the microscope picture itself."""
+"""Columns of each platform, and the unit of its coordinates; ``slide px`` are px of the microscope image itself."""
 
 
 @dataclass(frozen=True, slots=True)
 class PointTable:
-    """A table of points: which columns are x, y, the gene (``""``: none) and a quality, and which are kept.
+    """A table of points: the names of its columns x, y, gene and quality (``""``: none), and of columns to copy (``keep``).
 
-    ``unit`` is what the platform counts in (``""``: not known). ``stated_mpp`` is the um/px of the picture that its px are of.
+    ``unit`` is the unit of the coordinates (``""``: unknown). ``stated_mpp`` is the um/px of the picture if the unit is px.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class PointTable:
 
     @property
     def is_parquet(self) -> bool:
-        """Whether it is Parquet; else it is text."""
+        """Whether the file is Parquet; otherwise it is text."""
         return _is_parquet(self.path)
 
     @property
@@ -81,21 +81,25 @@ class PointTable:
 def open_points(
     path: Path, fmt: str = "auto", *, x: str = "", y: str = "", gene: str | None = None, keep: Sequence[str] = ()
 ) -> PointTable:
-    """Return what a table of points is: a file, or the output folder of an instrument.
+    """Return the description of a table of points.
 
     Parameters
     ----------
+    path
+        A Parquet or CSV file, or the output folder of an instrument.
     fmt
-        A key of ``POINT_FORMATS``, ``table``, or ``auto``: told by the columns.
+        A key of ``POINT_FORMATS``, ``table``, or ``auto``: recognized by the columns.
     x, y, gene
-        Columns, where they are not the format's. ``gene`` None: the format's.
+        Names of columns, if they differ from those of the format. ``gene=None``: that of the format.
     keep
         Further columns to copy to the result.
 
     Raises
     ------
+    InputError
+        ``fmt`` is unknown.
     FormatError
-        Not a table, no such format, or without the columns; the message has those that there are.
+        The file is not a table, or lacks columns.
     """
     if path.is_dir():
         path = _file_in(path, fmt)
@@ -121,12 +125,12 @@ def open_points(
 
 
 def iter_points(source: PointTable, batch_rows: int = 0) -> Iterator[pa.Table]:
-    """Yield the points in the order of the file.
+    """Yield the points in batches, in the order of the file.
 
     Raises
     ------
     FormatError
-        Damaged, or x and y are no numbers.
+        The file is damaged.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -151,7 +155,7 @@ def iter_points(source: PointTable, batch_rows: int = 0) -> Iterator[pa.Table]:
 
 
 def xy_of(source: PointTable, table: pa.Table) -> Float:
-    """Return x and y of some points, float64 (N, 2); nan where missing."""
+    """Return x and y of the rows of a table, float64 (N, 2), NaN if missing. Raises ``FormatError`` if not numbers."""
     import pyarrow as pa
 
     try:
@@ -162,7 +166,7 @@ def xy_of(source: PointTable, table: pa.Table) -> Float:
 
 
 def sample_xy(source: PointTable) -> Float:
-    """Return x and y of some points from all over a Parquet file, from the beginning of a text."""
+    """Return x and y of a sample: from all parts of a Parquet file, from the beginning of a text file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -192,7 +196,9 @@ def _file_in(folder: Path, fmt: str) -> Path:
     found = [p for f in formats.values() for name in f.files for p in sorted(folder.glob(name))]
     if not found:
         names = ", ".join(n for f in formats.values() for n in f.files)
-        raise FormatError(f"{folder}: expected one of the files {names} in this folder. Name the file with the points.")
+        raise FormatError(
+            f"{folder}: expected one of the files {names} in this folder. Give the path of the file with the points."
+        )
     return found[0]
 
 
@@ -232,7 +238,7 @@ def _csv(source: PointTable) -> Iterator[pa.RecordBatch]:
 
 
 def _stated_mpp(path: Path) -> float | None:
-    """Return the um/px of the picture that bins lie on, as the scale factors beside them say."""
+    """Return the um/px of the image of 10x bins, from the scale factors in the same folder; None without that file."""
     beside = path.parent / "scalefactors_json.json"
     if not beside.is_file():
         return None

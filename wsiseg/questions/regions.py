@@ -1,4 +1,4 @@
-"""Regions of slides -> area, tissue, nuclei and their statistics, per region and per class, one row group at a time."""
+"""``wsiseg regions``: area, tissue, nuclei and their statistics, by region and by class, one row group at a time."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["RegionOptions", "RegionRows", "region_rows", "run_regions"]
 
 VALUES = ("area_um2", "center_prob", "material_prob")
 SHARE_STEP = 1e-9
-"""Shares that differ by less are equal: a nucleus cut in two halves has half of its area in each, however rounding goes."""
+"""Shares are compared with this tolerance, so that a nucleus cut in halves has half of its area in each, despite rounding."""
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -40,17 +40,19 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class RegionOptions:
-    """What ``wsiseg regions`` can be told.
+    """Options of ``wsiseg regions``.
 
     Attributes
     ----------
     frame
-        Where the coordinates lie (``wsiseg.coordinates``).
+        Frame of the coordinates (``wsiseg.coordinates``).
     belongs
-        A nucleus belongs to a region that holds its marker, or at least ``area_frac`` of its area. A marker on the border
-        belongs.
+        A nucleus belongs to a region if its marker is inside or on the border (``marker``), or if at least ``area_frac`` of its
+        area is inside (``area``).
+    area_frac
+        Above 0, at most 1.
     distances
-        Folder for the tables of distances to borders (``wsiseg.schema.BORDERS``); None: none.
+        Folder for the tables of distances to borders (``wsiseg.schema.BORDERS``); None: not written.
     """
 
     frame: str = "auto"
@@ -66,7 +68,7 @@ class RegionOptions:
 
 @dataclass(slots=True)
 class RegionRows:
-    """What was found on one slide: rows of ``wsiseg.schema.REGIONS``; ``error`` says why there are none."""
+    """Result of one slide: rows of ``wsiseg.schema.REGIONS``, or in ``error`` why there are none."""
 
     slide_id: str
     annotation: Path
@@ -79,7 +81,7 @@ class RegionRows:
 
 @dataclass(slots=True)
 class _Gathered:
-    """Values of the nuclei that belong to one area."""
+    """Values of the nuclei that belong to one region or class."""
 
     values: list[list[npt.NDArray[Any]]] = field(default_factory=lambda: [[] for _ in VALUES])
     n: int = 0
@@ -94,23 +96,23 @@ class _Gathered:
 
 
 def run_regions(pairing: Pairing, options: RegionOptions) -> Iterator[RegionRows]:
-    """Yield the regions of each slide that has an annotation file; one that cannot be used is yielded with its ``error``."""
+    """Yield the result of each slide that has an annotation file; if it cannot be used, the result has the ``error``."""
     frame = parse_frame(options.frame)
     for table, annotation in pairing.pairs:
         out = RegionRows(table.stem, annotation)
         try:
             source = open_nuclei(table)
             if not source.mpp > 0:
-                raise MissingMppError(f"{table}: the slide's um/px is not known, so areas cannot be told.")
+                raise MissingMppError(f"{table}: the slide's um/px is not known, so areas in mm2 cannot be computed.")
             tissue = tissue_of(RunFolder(table.parent.parent), table.stem)
             found = read_annotations(annotation)
             regions, out.notes = place_regions(found, source, frame, tissue)
             if not regions:
-                raise FormatError(f"{annotation}: no region in it.")
+                raise FormatError(f"{annotation}: expected at least one region, got none.")
             out.notes += _run_notes(source, options)
             out.rows, out.n_nuclei, out.n_within = region_rows(source, regions, tissue, options, annotation.name)
             if source.n_nuclei and not out.n_within:
-                out.notes.append(f"{annotation}: none of the slide's {source.n_nuclei:,} nuclei lies in a region (--frame?)")
+                out.notes.append(f"{annotation}: none of the slide's {source.n_nuclei:,} nuclei is in a region: check --frame")
             if options.distances is not None:
                 options.distances.mkdir(parents=True, exist_ok=True)
                 write_borders(source, regions, options.distances / f"{table.stem}.parquet")
@@ -122,11 +124,10 @@ def run_regions(pairing: Pairing, options: RegionOptions) -> Iterator[RegionRows
 def region_rows(
     source: NucleiFile, regions: Sequence[Region], tissue: TissueMask | None, options: RegionOptions, annotation: str = ""
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """Return rows of ``wsiseg.schema.REGIONS``, how many nuclei the slide has, and how many lie in any region.
+    """Return rows of ``wsiseg.schema.REGIONS``, the number of nuclei of the slide, and of those in any region.
 
-    Each region counts its own nuclei, whatever other regions hold them too; the row of a class counts each nucleus once. The
-    table is read once, only the row groups that the regions' boxes meet, in bounded memory: what grows is 6 bytes a nucleus and
-    region.
+    A nucleus in several regions counts in each of them, but only once in the row of a class. Only the row groups that intersect
+    the regions' boxes are read, each once. Memory grows by 6 bytes per nucleus and region.
     """
     import shapely
 
@@ -176,7 +177,7 @@ def _measures(geometry: Any, tissue: TissueMask | None, nuclei: _Gathered, mpp: 
 def _gather(
     source: NucleiFile, regions: Sequence[Region], of_class: list[list[int]], unions: list[Any], options: RegionOptions
 ) -> tuple[list[_Gathered], int]:
-    """Return the nuclei of each region and then of each class, and how many belong to any class."""
+    """Return the nuclei of each region and then of each class, and the number that belong to any class."""
     import shapely
 
     by_area = options.belongs == "area"
@@ -193,7 +194,7 @@ def _gather(
         for k, (own, union) in enumerate(zip(of_class, unions, strict=True)):
             if len(own) == 1:
                 found.append(found[own[0]])
-            elif by_area:  # half of a nucleus may lie in two regions that meet, and in neither of them
+            elif by_area:  # a nucleus may be half in the union of two adjacent regions but in neither
                 found.append(test.rows(union, boxes[len(shapes) + k]))
             else:
                 found.append(np.unique(np.concatenate([found[j] for j in own])))
@@ -204,18 +205,18 @@ def _gather(
 
 
 class _ByMarker:
-    """Nuclei of a row group by the point of each."""
+    """Finds the nuclei of a row group whose point is in a region."""
 
     def __init__(self, xy: Float) -> None:
         self.xy = xy
 
     def rows(self, shape: Any, box: Float) -> Int:
-        """Return which nuclei belong to a geometry."""
+        """Return the rows of the nuclei that belong to a region."""
         return np.flatnonzero(inside(shape, self.xy)) if box[0] <= box[2] else np.empty(0, np.int64)
 
 
 class _ByArea:
-    """Nuclei of a row group by their share in a geometry; polygons are made only of those that a border may cut."""
+    """Finds the nuclei of a row group by their share in a region; polygons are made only of those that a border may cut."""
 
     def __init__(self, table: pa.Table, area_frac: float) -> None:
         import shapely
@@ -227,9 +228,10 @@ class _ByArea:
         self.area_frac = area_frac
 
     def rows(self, shape: Any, box: Float) -> Int:
-        """Return which nuclei belong to a geometry.
+        """Return the rows of the nuclei that belong to a region.
 
-        A nucleus whose bounding box no edge of the geometry meets lies in it or outside as a whole, like any point of the box.
+        If no edge of the region intersects the bounding box of a nucleus, it is inside or outside as a whole, like any point of
+        the box.
         """
         import pyarrow as pa
         import shapely
@@ -249,7 +251,7 @@ class _ByArea:
 
 
 def _edges_in(shape: Any, window: tuple[float, float, float, float]) -> npt.NDArray[Any]:
-    """Return the edges of a geometry whose boxes meet a window, as lines."""
+    """Return the edges of a geometry whose bounding boxes intersect a window, as lines."""
     import shapely
 
     xy, owner = shapely.get_coordinates(shapely.get_rings(shapely.get_parts(shape)), return_index=True)
@@ -260,17 +262,17 @@ def _edges_in(shape: Any, window: tuple[float, float, float, float]) -> npt.NDAr
 
 
 def _column(table: pa.Table, name: str) -> npt.NDArray[Any]:
-    """Return a column; nan where there is none, or it is null."""
+    """Return a column of a table; NaN for nulls, or if the table lacks it."""
     if name not in table.column_names:
         return np.full(table.num_rows, np.nan)
     return np.asarray(table[name].to_numpy())
 
 
 def _run_notes(source: NucleiFile, options: RegionOptions) -> list[str]:
-    """Return what the user should know of the slide: imported nuclei, tiles that failed."""
+    """Return notes for the user about the slide: nuclei were imported, tiles failed."""
     notes = []
     if options.belongs == "marker" and source.imported:
-        notes.append(f"slide {source.slide_id} was imported and has no markers: nuclei belong by their centroid")
+        notes.append(f"slide {source.slide_id} was imported and has no markers, so centroids are used")
     record = slide_or_none(RunFolder(source.path.parent.parent), source.path.stem)
     if record is not None and record.row.status == "partial":
         notes.append(

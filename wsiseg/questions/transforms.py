@@ -1,4 +1,4 @@
-"""Where points lie on a slide: an affine map given as a matrix, by landmarks, or by a SpatialData element."""
+"""Affine maps from points to a slide: from a matrix, from landmarks, or from a SpatialData element."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["apply_affine", "describe_affine", "fit_landmarks", "read_matrix", "r
 Float = npt.NDArray[np.float64]
 
 _LANDMARKS = (("fixedX", "fixedY", "alignmentX", "alignmentY"), ("x", "y", "slide_x", "slide_y"))
-"""Columns of landmark files: those of Xenium Explorer (its picture, then the slide), and plain ones."""
+"""Columns of landmark files, points first, then slide: those of Xenium Explorer, and generic ones."""
 
 
 def apply_affine(matrix: Float, xy: Float) -> Float:
-    """Return points (N, 2) moved by a 3 x 3 matrix."""
+    """Return points (N, 2) transformed by a 3 x 3 affine matrix."""
     return xy @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def describe_affine(matrix: Float) -> str:
-    """Return the scale, rotation and reflection of an affine map in words."""
+    """Return scale, rotation, reflection and translation of an affine map as text."""
     a = matrix[:2, :2]
     scales = np.linalg.svd(a, compute_uv=False)
     angle = float(np.degrees(np.arctan2(a[1, 0], a[0, 0])))
@@ -43,7 +43,7 @@ def checked(matrix: Any, where: str) -> Float:
     Raises
     ------
     FormatError
-        Another shape, not finite, not affine, or without an inverse.
+        The matrix has another shape, is not finite, is not affine, or has no inverse.
     """
     found = np.asarray(matrix, np.float64)
     if found.shape == (2, 3):
@@ -58,7 +58,10 @@ def checked(matrix: Any, where: str) -> Float:
 
 
 def read_matrix(path: Path) -> Float:
-    """Return the matrix of a text file (numbers separated by commas, spaces or tabs; 2 or 3 rows) or JSON list of rows."""
+    """Return the 3 x 3 matrix of a text file (numbers separated by commas, spaces or tabs; 2 or 3 rows) or JSON list of rows.
+
+    Raises ``FormatError`` if the file is neither, or as ``checked`` does.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
         if text.lstrip().startswith("["):
@@ -72,20 +75,20 @@ def read_matrix(path: Path) -> Float:
 
 
 def fit_landmarks(path: Path, divide: float = 1.0) -> tuple[Float, float, float, int]:
-    """Return the affine map of least squares through landmarks, its residual (root mean square, largest; px), and how many.
+    """Return the least-squares affine map of landmarks, its residual (root mean square and maximum, px), and their number.
 
     Parameters
     ----------
     path
         CSV with the columns ``x, y`` (of the points) and ``slide_x, slide_y`` (level-0 px), or Xenium Explorer's ``fixedX,
-        fixedY, alignmentX, alignmentY``; without a header: four columns in this order.
+        fixedY, alignmentX, alignmentY``, or four columns in this order without a header.
     divide
-        What the points' coordinates are divided by before they are mapped. Xenium Explorer's are in px of its picture already.
+        Divisor of the points' coordinates. It is not applied to Xenium Explorer's, which are in px of its picture already.
 
     Raises
     ------
     FormatError
-        Fewer than three landmarks, or on one line: they fix no affine map.
+        There are fewer than three landmarks, or all are on one line, so that no affine map is determined.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
@@ -112,7 +115,7 @@ def fit_landmarks(path: Path, divide: float = 1.0) -> tuple[Float, float, float,
 
 
 def read_spatialdata(path: Path, system: str = "global") -> Float:
-    """Return the matrix of a SpatialData element's transformation to a coordinate system, of x and y.
+    """Return the 3 x 3 matrix for x and y of a SpatialData element's transformation to a coordinate system.
 
     Parameters
     ----------
@@ -122,7 +125,7 @@ def read_spatialdata(path: Path, system: str = "global") -> Float:
     Raises
     ------
     FormatError
-        No transformation to ``system``, or of a kind that is no affine map of the plane.
+        There is no transformation to ``system``, or it is not an affine map of the plane.
     """
     facts = _attributes(path)
     listed, finest = _listed(facts)
@@ -134,7 +137,9 @@ def read_spatialdata(path: Path, system: str = "global") -> Float:
     except (KeyError, TypeError, ValueError, IndexError) as err:
         if isinstance(err, InputError):
             raise
-        raise FormatError(f"{path}: the transformation to {system!r} is not as SpatialData writes it ({err!r}).") from err
+        raise FormatError(
+            f"{path}: the transformation to {system!r} does not follow the SpatialData format ({err!r})."
+        ) from err
 
 
 def _attributes(path: Path) -> dict[str, Any]:
@@ -145,13 +150,13 @@ def _attributes(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
-        raise FormatError(f"{file}: broken JSON ({err}).") from err
+        raise FormatError(f"{file}: invalid JSON ({err}).") from err
     found = found.get("attributes", found) if isinstance(found, dict) else {"coordinateTransformations": found}
     return found if isinstance(found, dict) else {}
 
 
 def _listed(facts: dict[str, Any]) -> tuple[list[Any], dict[str, Any] | None]:
-    """Return an element's transformations, and that of the finest level of a picture (None: it is no picture)."""
+    """Return an element's transformations, and that of the finest level if it is a picture, else None."""
     if "coordinateTransformations" in facts:
         return list(facts["coordinateTransformations"]), None
     scales = facts.get("ome", facts).get("multiscales") or [{}]
@@ -168,7 +173,7 @@ def _axes(transformation: dict[str, Any], side: str) -> list[str]:
 
 
 def _matrix(transformation: dict[str, Any], where: str) -> Float:
-    """Return a transformation's part on x and y, 3 x 3."""
+    """Return the part of a transformation that acts on x and y, 3 x 3."""
     kind = transformation["type"]
     axes = _axes(transformation, "input")
     x, y = axes.index("x"), axes.index("y")
@@ -188,5 +193,5 @@ def _matrix(transformation: dict[str, Any], where: str) -> Float:
         for part in transformation["transformations"]:
             out = _matrix(part, where) @ out
     elif kind != "identity":
-        raise FormatError(f"{where}: a transformation of the kind {kind!r} is not supported. Give it as a matrix (--affine).")
+        raise FormatError(f"{where}: transformations of type {kind!r} are not supported. Give a matrix (--affine).")
     return out
