@@ -399,7 +399,10 @@ def test_other_maps_that_are_none_are_refused(tmp_path: Path) -> None:
     for content, words in (
         ({"coordinateTransformations": []}, "no transformation to the coordinate system 'global'; it has none"),
         ({"coordinateTransformations": [{"type": "bspline", "output": {"name": "global"}}]}, "bspline"),
-        ({"coordinateTransformations": [{"type": "scale", "output": {"name": "global"}}]}, "does not follow the SpatialData format"),
+        (
+            {"coordinateTransformations": [{"type": "scale", "output": {"name": "global"}}]},
+            "does not follow the SpatialData format",
+        ),
     ):
         (tmp_path / "t.json").write_text(json.dumps(content))
         with pytest.raises(FormatError, match=words):

@@ -1,1 +1,1 @@
-"""Where work is computed: Dask clients and local workers, the devices that they use, cores and memory that may be used."""
+"""Dask clients, local workers and their devices, and the cores and memory that a run may use."""

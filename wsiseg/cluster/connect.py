@@ -1,4 +1,4 @@
-"""Dask: a local cluster or an existing one."""
+"""Connect to a Dask scheduler, or start a local Dask cluster."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ __all__ = ["connect"]
 def connect(config: RunConfig) -> Iterator[Client]:
     """Yield a Dask client of ``schedule.scheduler``, or of a local cluster with a process per core or (``device`` cuda) GPU.
 
-    On the CPU one thread each: torch and numba stages scale by processes, and a dead worker loses one tile.
+    On the CPU each process has one thread, because the stages of torch and numba scale with processes, and only one tile is
+    lost if a process ends.
     """
     for name in ("", ".nanny", ".worker", ".scheduler", ".core", ".client", ".batched", ".comm"):
-        # its messages about workers are not for the user; failures are reported as outcomes
+        # Dask's messages about workers are not for the user; failures are reported as outcomes
         logging.getLogger(f"distributed{name}").setLevel(logging.CRITICAL)
     if config.schedule.remote:
         with connect_remote(config.schedule) as client:
@@ -43,7 +44,7 @@ def connect(config: RunConfig) -> Iterator[Client]:
         "distributed.worker.memory.terminate": False,
         "distributed.scheduler.allowed-failures": 0,  # the client counts failures itself
         "distributed.comm.timeouts.connect": "60s",
-        # else Dask closes a nanny for good this long after its worker died, if the next worker is dead or starting then
+        # otherwise Dask closes a nanny this long after its worker ended, if the next worker has ended or is starting by then
         "distributed.deploy.lost-worker-timeout": "3650 days",
         **QUIET_DASK,
         # one thread per process, before torch and numba start in it
@@ -81,11 +82,11 @@ def _cluster(config: RunConfig) -> Any:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Block Ctrl-C in this thread until the block ends; threads and processes started in it never receive one.
+    """Block Ctrl-C in this thread until the block ends; threads and processes started in it never receive it.
 
-    A terminal sends Ctrl-C to every process: workers would die with tracebacks instead of being closed by the client.
+    A terminal sends Ctrl-C to every process, so workers would end with tracebacks instead of being closed by the client.
     """
-    resource_tracker.ensure_running()  # started later, it would unblock Ctrl-C
+    resource_tracker.ensure_running()  # if it were started later, it would unblock Ctrl-C
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

@@ -1,4 +1,4 @@
-"""Where a run computes: CPU or GPUs, which ones, and how many workers and threads share them."""
+"""Choose the CPU or GPUs of a run, and the number of workers and threads that share them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ __all__ = [
 ]
 
 MAX_THREADS = 16
-"""Maximum tiles that a GPU worker processes at once: each takes 60 MB for its pixels, and more do not use the GPU better."""
+"""Maximum number of tiles that a GPU worker computes at once; each needs 60 MB for its pixels, and more are not faster."""
 
 MAX_WORKERS = 3
 CORES_OF_WORKER, BYTES_OF_WORKER = 4, 16 * 2**30
-"""Needs of each of several workers of a GPU: cores that read and write for it, and memory for its
-context, libraries and three tiles (3 GiB each with the shipped network, by ``wsiseg.predict.memory``)."""
+"""Cores for reading and writing, and GPU memory for context, libraries and three tiles (3 GiB each with the installed network,
+by ``wsiseg.predict.memory``), that each of several workers of a GPU needs."""
 
 
 def compute_device(config: RunConfig) -> str:
-    """Return ``cpu`` or ``cuda``: what ``schedule.device`` means on this machine."""
+    """Return the device of a run on this machine, ``cpu`` or ``cuda``, from ``schedule.device``."""
     if config.schedule.device != "auto":
         return config.schedule.device
     obstacle = gpu_obstacle()
@@ -48,7 +48,7 @@ def compute_device(config: RunConfig) -> str:
 def gpu_obstacle() -> str:
     """Return why this machine cannot compute on a GPU; empty if it can.
 
-    PyTorch and CuPy are tried in a separate process: in this one they would take a second, and memory on the GPU.
+    PyTorch and CuPy are tried in a separate process, because in this one they would occupy memory on the GPU.
     """
     driver = driver_report()
     reason = driver.reason or missing_packages()
@@ -64,21 +64,21 @@ def gpu_obstacle() -> str:
 
 
 def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os.environ) -> list[dict[str, str]]:
-    """Return for each GPU worker the environment variables by which it sees only its own GPU, as number 0.
+    """Return for each GPU worker the environment variables that restrict it to its own GPU, as number 0.
 
     Parameters
     ----------
     config
         ``gpus`` (numbers among the visible ones; empty: all) and ``workers_per_gpu`` (0: ``workers_of_gpu``).
     environment
-        Of this process; ``CUDA_VISIBLE_DEVICES`` in it renumbers GPUs, and may name them by UUID.
+        Environment of this process, whose ``CUDA_VISIBLE_DEVICES`` may restrict, renumber or name GPUs by UUID.
 
     Raises
     ------
     BackendUnavailableError
-        The driver shows no GPU.
+        The driver reports no GPU.
     InputError
-        A number that the machine does not have.
+        ``gpus`` has a number that the machine does not have.
     """
     driver = driver_report()
     n = len(driver.names)
@@ -94,10 +94,10 @@ def gpu_environments(config: ScheduleConfig, environment: Mapping[str, str] = os
 
 
 def workers_of_gpu(config: ScheduleConfig, cores: int) -> int:
-    """Return how many workers share each GPU of this machine: ``workers_per_gpu``, or if 0 as many as fit.
+    """Return the number of workers that share each GPU of this machine: ``workers_per_gpu``, or if 0 the number that fits.
 
-    One Python process has one interpreter lock for all its threads; how many processes a GPU needs was estimated (docs/gpu.md),
-    not measured.
+    Several processes are used because each has one interpreter lock for all its threads; the number that a GPU needs was
+    estimated (docs/gpu.md), not measured.
     """
     if config.workers_per_gpu or config.dask_cuda:
         return config.workers_per_gpu or 1
@@ -110,14 +110,14 @@ def workers_of_gpu(config: ScheduleConfig, cores: int) -> int:
 
 
 def usable_cores() -> int:
-    """Return how many cores this process may use; psutil is loaded only here, as GPU machines may lack it."""
+    """Return the number of cores that this process may use; psutil is imported here because GPU machines may lack it."""
     from wsiseg.cluster import limits
 
     return limits.usable_cores()
 
 
 def on_device(config: RunConfig, device: str) -> RunConfig:
-    """Return a run's config for workers of this machine: with its device, and the number of workers that share a GPU."""
+    """Return the config of a run with the device of this machine and the number of workers per GPU."""
     schedule = config.schedule
     n = workers_of_gpu(schedule, usable_cores()) if device == "cuda" else schedule.workers_per_gpu
     schedule = dataclasses.replace(schedule, device=device, workers_per_gpu=n)  # type: ignore[arg-type]
@@ -129,9 +129,9 @@ def _wanted(config: ScheduleConfig, n: int) -> list[int]:
 
 
 def device_label(device: str, environment: Mapping[str, str] = os.environ) -> str:
-    """Return a name of a GPU of this machine, the same in every process that uses it; empty for the CPU.
+    """Return the name of a GPU in messages, the same in every process of this machine; empty for the CPU.
 
-    Its number or UUID as ``CUDA_VISIBLE_DEVICES`` names it, if that restricts the process to some.
+    It is the number of the GPU, or its name in ``CUDA_VISIBLE_DEVICES`` if that variable restricts the process.
     """
     if device == "cpu":
         return ""
@@ -141,7 +141,7 @@ def device_label(device: str, environment: Mapping[str, str] = os.environ) -> st
 
 
 def threads_of_worker(config: ScheduleConfig, device: str, n_workers: int, cores: int) -> int:
-    """Return how many tiles a worker processes at once."""
+    """Return the number of tiles that a worker computes at once."""
     if config.threads_per_worker:
         return config.threads_per_worker
     return 1 if device == "cpu" else max(2, min(MAX_THREADS, cores // n_workers))

@@ -1,6 +1,6 @@
-"""How workers of this machine ended: the signal, and whether the kernel killed processes for lack of memory meanwhile.
+"""Record how worker processes of this machine ended: by which signal, and whether memory ran out.
 
-The only source is the log of Dask's nannies: a worker process that was killed cannot report anything itself.
+The only source is the log of Dask's nannies, because a killed worker process cannot report anything itself.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["heard_of", "last_end", "memory_note", "word_of"]
 _SAID = re.compile(r"Worker process (\d+) (?:was killed by signal (\d+)|exited with status (\d+))")
 
 NANNY_S = 1.0
-"""How long to wait for a nanny to log how its worker ended, s."""
+"""Maximum time to wait until a nanny has logged how its worker ended, s."""
 
-FEWER = "for want of memory: use fewer --workers or a smaller --tile"
+FEWER = "for lack of memory: use fewer --workers or a smaller --tile"
 
 
 class _Ends(logging.Handler):
-    """Keeps what the nannies of this process log about ended workers."""
+    """Log handler that stores what the nannies of this process log about ended workers."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -45,7 +45,7 @@ _ENDS: list[_Ends] = []
 
 @contextlib.contextmanager
 def heard_of() -> Iterator[None]:
-    """Record, while the block runs, how workers of this process's cluster end."""
+    """Record how workers of this process's cluster end while the block runs."""
     nanny = logging.getLogger("distributed.nanny")
     level, propagate = nanny.level, nanny.propagate
     ends = _Ends()
@@ -63,7 +63,7 @@ def heard_of() -> Iterator[None]:
 
 
 def word_of(pid: int) -> str:
-    """Return how the worker process of that number ended, such as ``was killed by signal 9 (SIGKILL)``; empty: unknown."""
+    """Return how the worker process with this id ended, such as ``was killed by signal 9 (SIGKILL)``; empty if unknown."""
     if not _waited_for(lambda: any(pid in e.by_pid for e in _ENDS)):
         return ""
     code = next(e.by_pid[pid] for e in reversed(_ENDS) if pid in e.by_pid)
@@ -77,14 +77,14 @@ def word_of(pid: int) -> str:
 
 
 def last_end() -> str:
-    """Return how the last worker ended; empty if none is known."""
+    """Return how the last worker process ended; empty if unknown."""
     _waited_for(lambda: any(e.by_pid for e in _ENDS))
     pid = next((list(e.by_pid)[-1] for e in reversed(_ENDS) if e.by_pid), None)
     return "" if pid is None else word_of(pid)
 
 
 def _waited_for(known: Callable[[], bool]) -> bool:
-    """Wait briefly until the reason is known: a nanny notices the end of a worker slightly later than the scheduler."""
+    """Wait up to ``NANNY_S`` until the reason is known; a nanny notices the end of a worker later than the scheduler."""
     end = time.monotonic() + (NANNY_S if _ENDS else 0.0)
     while not known():
         if time.monotonic() > end:
@@ -94,7 +94,7 @@ def _waited_for(known: Callable[[], bool]) -> bool:
 
 
 def memory_note() -> str:
-    """Return the end of a sentence: processes were killed for lack of memory since the run began, or perhaps were."""
+    """Return the end of a sentence about processes killed for lack of memory since the run started, certainly or possibly."""
     if not _ENDS:
         return ""
     count, by = oom_kills()

@@ -1,4 +1,4 @@
-"""Starts one worker process or several for each GPU. Each sees only its own GPU, which is set before its imports."""
+"""Start one or several worker processes for each GPU; each is restricted to its GPU before its imports."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ _NO_DASHBOARD = {"dashboard": False, "dashboard_address": f"{_HOST}:0"}
 
 
 def gpu_cluster(config: ScheduleConfig, cores: int) -> Any:
-    """Return a cluster on this machine's GPUs: a plain one, or dask-cuda's if ``schedule.dask_cuda`` is set.
+    """Return a Dask cluster on this machine's GPUs, of dask-cuda if ``schedule.dask_cuda`` is set.
 
     Raises
     ------
     BackendUnavailableError, InputError
-        As ``wsiseg.cluster.devices.gpu_environments``.
+        As for ``wsiseg.cluster.devices.gpu_environments``, or dask-cuda cannot be used.
     """
     environments = gpu_environments(config)
     threads = threads_of_worker(config, "cuda", len(environments), cores)
     if config.dask_cuda:
         if config.workers_per_gpu > 1 or importlib.util.find_spec("dask_cuda") is None:
-            raise InputError("schedule.dask_cuda needs the package dask-cuda and one worker a GPU (--workers-per-gpu 1).")
+            raise InputError("schedule.dask_cuda needs the package dask-cuda and one worker per GPU (--workers-per-gpu 1).")
         return _dask_cuda(environments, threads)
     workers = {
         k: {"cls": Nanny, "options": {"nthreads": threads, "env": env, "host": _HOST, "memory_limit": 0, "dashboard": False}}

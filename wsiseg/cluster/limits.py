@@ -1,9 +1,9 @@
-"""How much of this machine a run may use: cores and memory by affinity, control groups and the batch system.
+"""Find the cores and memory of this machine that a run may use: by affinity, control groups and the batch system.
 
-A container or a job sees all cores and all memory of its host. Its limits are in control groups: in version 2
+In a container or a job the system reports all cores and all memory of the host. The limits are in control groups: in version 2
 ``cpu.max`` and ``memory.max``, in version 1 ``cpu.cfs_quota_us`` and ``memory.limit_in_bytes``, of its own group and of each
-group above it; the lowest limit counts. Kubernetes uses such groups. Batch systems that do not confine their jobs
-state a job's share in environment variables.
+group above it; the lowest limit applies. Kubernetes uses such groups. Batch systems without control groups state a job's share
+in environment variables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import psutil
 __all__ = ["Limits", "default_workers", "local_limits", "oom_kills", "usable_cores"]
 
 WORKER_BYTES = int(1.6 * 2**30)
-"""Memory of a CPU worker with tiles of the default size: at most 1.20 GiB in int8 and 1.59 GiB in fp32 were measured."""
+"""Memory of a CPU worker with tiles of the default size; the measured maximum is 1.20 GiB in int8 and 1.59 GiB in fp32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +38,14 @@ def local_limits(
     affinity: int | None = None,
     total_bytes: int | None = None,
 ) -> Limits:
-    """Return what this process may use.
+    """Return the cores and memory that this process may use.
 
     Parameters
     ----------
     root
-        Where ``proc`` and the control groups are found: ``/``.
+        Root of the file system with ``proc`` and the control groups; differs from ``/`` only in tests.
     environment
-        Of this process.
+        Environment variables of this process.
     affinity, total_bytes
         Cores and memory before any limit; ``None``: as the system reports them.
     """
@@ -70,12 +70,12 @@ def local_limits(
 
 
 def usable_cores() -> int:
-    """Return the cores that this process may use (by affinity, quota and job, not the machine's total)."""
+    """Return the number of cores that this process may use, by affinity, quota and job."""
     return local_limits().cores
 
 
 def default_workers(wanted: int = 0, limits: Limits | None = None) -> tuple[int, str]:
-    """Return the number of CPU workers, and why it is not one per core (empty: it is, or the number is ``wanted``)."""
+    """Return the number of CPU workers, and the reason if it is less than one per core (empty if ``wanted`` is set)."""
     if wanted:
         return wanted, ""
     limits = limits or local_limits()
@@ -90,7 +90,7 @@ def default_workers(wanted: int = 0, limits: Limits | None = None) -> tuple[int,
 
 
 def oom_kills(root: Path = Path("/")) -> tuple[int, str]:
-    """Return how many processes were killed for lack of memory so far, and the counter: this control group, else the kernel."""
+    """Return the number of processes killed for lack of memory so far, and who counted: the control group or the kernel."""
     for version, controller, group in _groups(root):
         if controller != "memory":
             continue
@@ -101,7 +101,7 @@ def oom_kills(root: Path = Path("/")) -> tuple[int, str]:
 
 
 def _groups(root: Path) -> Iterator[tuple[int, str, Path]]:
-    """Yield (version, controller, folder) of this process's groups, each followed by those above it."""
+    """Yield (version, controller, folder) of this process's control groups, each followed by the groups above it."""
     own: dict[str, str] = {}
     for line in _lines(root / "proc/self/cgroup"):
         number, controllers, path = [*line.split(":", 2), "", ""][:3]
@@ -125,7 +125,7 @@ def _groups(root: Path) -> Iterator[tuple[int, str, Path]]:
 
 
 def _chain(mount: Path, mounted: str, path: str) -> Iterator[Path]:
-    """Yield a group's folder and those above it up to the mount; ``mounted`` is the group that the mount shows at its top."""
+    """Yield the folder of a group and those above it up to the mount point, at which the group ``mounted`` is."""
     parts = [p for p in path.split("/") if p]
     top = [p for p in mounted.split("/") if p]
     # in a container the mount shows the container's own group, and the path may be relative to the host's root
@@ -137,7 +137,7 @@ def _chain(mount: Path, mounted: str, path: str) -> Iterator[Path]:
 
 
 def _quota(group: Path, version: int) -> float | None:
-    """Return the number of cores that a group's CPU quota equals; ``None``: no limit."""
+    """Return a group's CPU quota as a number of cores; ``None`` if there is no limit."""
     if version == 2:
         words = (_lines(group / "cpu.max") or [""])[0].split()
         quota, period = (words[0], words[1] if len(words) > 1 else "100000") if words else ("", "")
@@ -166,7 +166,7 @@ def _lines(file: Path) -> list[str]:
 
 
 def _unescaped(text: str) -> str:
-    """Return a path of mountinfo with its octal escapes (of blanks and the like) decoded."""
+    """Return a path of mountinfo with its octal escapes (of spaces, for example) decoded."""
     for code, char in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         text = text.replace(code, char)
     return text
@@ -182,7 +182,7 @@ _CORES_OF_JOBS = (
     ("LSB_JOBID", ("LSB_DJOB_NUMPROC",)),
     ("JOB_ID", ("NSLOTS",)),
 )
-"""For the variable that marks a job of each batch system: the variables that state its cores; the first one set counts."""
+"""By batch system: the variable that marks its jobs, and the variables with their cores, of which the first set is used."""
 
 
 def _job_cores(environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:

@@ -1,4 +1,4 @@
-"""How a run is placed on this machine: device, workers, tiles at once. ``segment``, ``plan`` and ``doctor`` ask here alone."""
+"""Choose device, workers and tiles at once of a run on this machine; used by ``segment``, ``plan`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ __all__ = ["Placement", "place"]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Device, worker processes, and tiles that each processes at once; ``note`` says why there are fewer than one a core."""
+    """Device, number of worker processes, and tiles that each computes at once.
+
+    ``note`` is the reason if there is less than one worker per core, else empty.
+    """
 
     device: Literal["cpu", "cuda"]
     workers: int
@@ -23,12 +26,12 @@ class Placement:
 
 
 def place(config: RunConfig) -> Placement:
-    """Return how a run with this config is placed here.
+    """Return the placement of a run with this config on this machine.
 
     Raises
     ------
     BackendUnavailableError, InputError
-        A GPU is asked for that is not there.
+        The config requests a GPU that is not available.
     """
     schedule = config.schedule
     if compute_device(config) == "cuda":

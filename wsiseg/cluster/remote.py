@@ -1,4 +1,4 @@
-"""Connects to an existing scheduler and checks its workers."""
+"""Connect to an existing Dask scheduler and check its workers."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ QUIET_DASK = {
     "distributed.admin.system-monitor.interval": "5s",
     "distributed.admin.tick.interval": "500ms",
 }
-"""Settings for Dask, which else keeps the last 1000 messages of every connection with all their tiles, and 10,000 events; and
-in every worker samples its threads 100 times a second, its event loop 50 times and the machine's counters twice."""
+"""Settings that turn off Dask's own records: by default it keeps the last 1000 messages of every connection with all their
+tiles, and 10,000 events, and every worker samples its threads 100 times and its event loop 50 times per second."""
 
 T = TypeVar("T")
 
 TRIES = 3
-"""How many workers may end while they load the network before the run gives up."""
+"""The run stops after this many workers have ended while they loaded the network."""
 
 LOOK_S = 2.0
-"""How long a dashboard may take to answer, s."""
+"""Timeout of a request to the dashboard, s."""
 
 CONNECT_S = 20
-"""How long a scheduler may take to answer, s."""
+"""Timeout of requests to the scheduler, s."""
 
 
 @contextlib.contextmanager
@@ -57,11 +57,13 @@ def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
     Raises
     ------
     InputError
-        No scheduler answers there, or not with these certificates.
+        The scheduler does not answer, or not with these certificates.
     """
     where = config.scheduler or config.scheduler_file
     if config.scheduler_file and not Path(config.scheduler_file).is_file():
-        raise InputError(f"--scheduler-file {config.scheduler_file}: no such file. Has the scheduler been started?")
+        raise InputError(
+            f"--scheduler-file {config.scheduler_file}: no such file. Start the scheduler with this --scheduler-file first."
+        )
     _check_tls(config)
     security = None
     if config.tls_ca:
@@ -91,7 +93,7 @@ def connect_remote(config: ScheduleConfig) -> Iterator[Client]:
 
 
 def _check_tls(config: ScheduleConfig) -> None:
-    """Raise ``InputError`` if the address and the certificates do not belong together."""
+    """Raise ``InputError`` if the address and the certificates do not agree on TLS, or a certificate is missing."""
     address = config.scheduler
     if config.scheduler_file:
         with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
@@ -117,9 +119,9 @@ def _check_tls(config: ScheduleConfig) -> None:
 
 
 def dashboard_link(client: Client) -> str:
-    """Return the address of the scheduler's dashboard; empty if there is none.
+    """Return the URL of the scheduler's dashboard; empty if there is none.
 
-    The scheduler states an address even without a dashboard, so the page itself is requested.
+    The scheduler reports a URL even without a dashboard, so the page itself is requested.
     """
     if "dashboard" not in client.scheduler_info().get("services", {}):
         return ""
@@ -136,12 +138,12 @@ def dashboard_link(client: Client) -> str:
 
 
 def answer_of(client: Client, function: Callable[..., T], *args: Any, **options: Any) -> T:
-    """Return a worker's answer; if the worker ends, another one or its replacement is asked.
+    """Return the result of a function on a worker; if the worker ends, another one or its replacement is used.
 
     Raises
     ------
     WorkersLostError
-        ``TRIES`` workers ended; the message says how.
+        ``TRIES`` workers ended, in the way that the message states.
     """
     for attempt in range(1, TRIES + 1):
         try:
@@ -166,13 +168,13 @@ def answer_of(client: Client, function: Callable[..., T], *args: Any, **options:
 def fitting_workers(client: Client) -> list[str]:
     """Return the addresses of workers that compute and have this version of wsiseg, waiting until there is at least one.
 
-    Those that have a GPU (``--resources GPU=1``) come first, and among equals first one per machine, then the others, so that
-    asking them in turn soon reaches another machine. Workers that only read (``CPU=1`` without ``GPU``) are not considered.
+    Workers with a GPU (``--resources GPU=1``) are first. Among equals, one worker per machine is first, then the others, so
+    that the caller soon tries another machine. Workers that only read (``CPU=1`` without ``GPU``) are left out.
 
     Raises
     ------
     InputError
-        There are workers, but none has this version; the message states what each has.
+        There are workers, but none has this version; the message states the version of each.
     """
     printed = ""
     while True:
@@ -201,7 +203,7 @@ def fitting_workers(client: Client) -> list[str]:
 
 
 def is_reader(resources: Collection[str]) -> bool:
-    """Return whether a worker of these declared resources only reads and writes, beside others that have GPUs."""
+    """Return whether a worker with these resources only reads and writes, in a cluster whose other workers have GPUs."""
     return "CPU" in resources and "GPU" not in resources
 
 

@@ -1,4 +1,4 @@
-"""Distributes pieces of work over the workers of a config: in this process, on this machine's cores, or on a cluster."""
+"""Distribute pieces of work over the workers of a config: in this process, on this machine's cores, or on a cluster."""
 
 from __future__ import annotations
 
@@ -35,19 +35,19 @@ def spread(function: Callable[[T], R], pieces: Iterable[T], config: RunConfig, *
     Parameters
     ----------
     function
-        Importable by the workers, and a pure function of its piece: a piece whose worker dies is done again. What it raises
-        ends the whole.
+        A pure function that the workers can import; if a worker ends, its piece is computed again. An exception in it is raised
+        here.
     pieces
-        Taken one after the other as workers become free.
+        Read one at a time as workers become free.
     config
-        ``schedule`` says which workers. They need no GPU.
+        Its ``schedule`` sets the workers; no GPU is used.
     here
-        Work in this process if ``config`` names no scheduler: starting workers takes seconds.
+        Compute in this process if ``config`` names no scheduler, since starting workers takes seconds.
 
     Raises
     ------
     WorkersLostError
-        A piece was lost with its worker ``schedule.retries`` + 1 times.
+        A piece was lost ``schedule.retries`` + 1 times because its worker ended.
     SchedulerLostError
         The connection to the scheduler is lost.
     """
@@ -65,7 +65,7 @@ def spread(function: Callable[[T], R], pieces: Iterable[T], config: RunConfig, *
 def _handed_out(
     function: Callable[[T], R], pieces: Iterator[T], client: Client, allowed: dict[str, Any], retries: int
 ) -> Iterator[tuple[T, R]]:
-    again: list[tuple[T, int]] = []  # lost pieces, and how often
+    again: list[tuple[T, int]] = []  # lost pieces, and how often each was lost
     out: dict[Future, tuple[T, int]] = {}
     ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
     left = True

@@ -1,7 +1,7 @@
-"""Annotated images -> a trained two-head network: data, targets, augmentation, losses and the loop.
+"""Train the two-head network on annotated images: data, targets, augmentation, losses and the loop.
 
-Comes in: images with instance labels (folders, or one Zarr store of patches), and a network made elsewhere. Goes out: its
-averaged weights and a run folder with curves. ``wsiseg.train.training`` joins this with prediction, separation and scores.
+Input: images with instance labels (folders, or one Zarr store of patches) and an initialized network. Output: its averaged
+weights and a run folder with curves. ``wsiseg.train.training`` combines this with prediction, separation and scores.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Images -> random patches, changed as another scanner, stain or section would have changed them.
+"""Draw random patches from images and augment them with the variation of scanners, stains and sections.
 
 Geometry (flip, rotation, scale, elastic) is one resampling of image and targets together. Color works in optical density,
 where stains add up (Ruifrok and Johnston 2001; Tellez et al. 2019). Blur, loss of resolution, JPEG and noise come last, in
-the order in which a microscope makes them. All randomness comes from the generator that is handed in.
+the order in which they arise in a scanner. All random numbers come from the generator that the caller passes.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class AugmentConfig:
     scale_min, scale_max
         Magnification of a patch, drawn log-uniformly.
     elastic_px
-        Largest random displacement of a coarse grid of control points, px.
+        Maximum random displacement of a coarse grid of control points, px.
     stain_gain, stain_offset
-        Each stain's density is multiplied by 1 +- gain and shifted by +- offset.
+        Each stain's density is multiplied by up to 1 +- gain and shifted by up to +- offset.
     hue_mix
-        Off-diagonal mixing between color channels in optical density: what another scanner's sensor does.
+        Off-diagonal mixing of color channels in optical density, as between the sensors of different scanners.
     macenko_mix_p, reinhard_mix_p
-        Probability that a patch takes the stain of another training image, by either method (``augment_batch`` alone).
+        Probability that a patch gets the stain of another training image by this method (only ``augment_batch``).
     restain_p
-        How often a patch takes on the colors of another image of the training sets (``restain``).
+        Probability that a patch gets the colors of another training image (``restain``).
     """
 
     scale_min: float = 0.6
@@ -91,8 +91,8 @@ def look_of(rgb: NDArray[np.uint8]) -> Look:
 def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.Tensor:
     """Return a patch with its stain changed from the colors of one image towards those of another, float32 (3, H, W), 0..255.
 
-    The colors (optical densities) of tissue are transformed by the linear map that moves one Gaussian to another with the least
-    change (optimal transport; Pitie and Kokaram, The linear Monge-Kantorovitch colour mapping, 2007).
+    The colors (optical densities) of tissue are transformed by the linear map of optimal transport between two Gaussians (Pitie
+    and Kokaram, The linear Monge-Kantorovitch colour mapping, 2007).
 
     Parameters
     ----------
@@ -118,16 +118,16 @@ def restain(rgb: torch.Tensor, look: Look, other: Look, share: float) -> torch.T
 def cut_patch(
     stack: torch.Tensor, size_px: int, rng: np.random.Generator, config: AugmentConfig, magnify: float = 1.0
 ) -> torch.Tensor:
-    """Return one patch of image and targets, geometrically changed.
+    """Return one patch of image and targets at a random position, with random scale, rotation, flip and deformation.
 
     Parameters
     ----------
     stack : uint8 (C, H, W)
-        Channels of one image; 0 must mean "nothing here" (so the RGB channels come inverted: white is 0).
+        Channels of one image, in which 0 must mean background (so RGB is inverted: white is 0).
     size_px
-        Side of the patch.
+        Side of the patch, px.
     magnify
-        Extra magnification that brings this image nearer to the working resolution.
+        Additional magnification, which brings this image nearer to the working resolution.
 
     Returns
     -------
@@ -161,7 +161,7 @@ def cut_patch(
 
 
 def augment_color(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentConfig) -> torch.Tensor:
-    """Return float32 (3, H, W), 0..255, with its stains, its contrast and its sensor changed."""
+    """Return the patch, float32 (3, H, W), 0..255, with randomly changed stains, contrast and sensor response."""
     gain = 1 + rng.uniform(-config.stain_gain, config.stain_gain, 3)
     offset = rng.uniform(-config.stain_offset, config.stain_offset, 3) * np.array([1, 1, 0.3])
     sensor = np.eye(3) + rng.uniform(-config.hue_mix, config.hue_mix, (3, 3))
@@ -177,7 +177,7 @@ def augment_color(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentCo
 
 
 def degrade(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentConfig) -> torch.Tensor:
-    """Return float32 (3, H, W), 0..255, as a blurrier, coarser, noisier or more compressed scan of the same."""
+    """Return the patch, float32 (3, H, W), 0..255, with random blur, sharpening, loss of resolution, JPEG and noise."""
     size = rgb.shape[1:]
     if rng.random() < config.low_resolution_p:
         factor = float(rng.uniform(1.3, 2.2))
@@ -186,7 +186,7 @@ def degrade(rgb: torch.Tensor, rng: np.random.Generator, config: AugmentConfig) 
     elif rng.random() < config.blur_p:
         rgb = _blur(rgb, float(rng.uniform(0.4, 1.4)))
     elif rng.random() < config.blur_p:
-        rgb = rgb + float(rng.uniform(0.2, 0.9)) * (rgb - _blur(rgb, 1.0))  # a scanner's sharpening
+        rgb = rgb + float(rng.uniform(0.2, 0.9)) * (rgb - _blur(rgb, 1.0))  # sharpening, as scanners apply
     if rng.random() < config.noise_p:
         draws = rng.standard_normal(rgb.shape, dtype=np.float32)
         rgb = rgb + float(rng.uniform(1, 6)) * torch.from_numpy(draws)
@@ -202,7 +202,7 @@ def _power(matrix: NDArray[np.float64], exponent: float) -> NDArray[np.float64]:
 
 
 def _center(rng: np.random.Generator, half: float, side: int) -> float:
-    low, high = 0.8 * half, side - 0.8 * half  # a patch may reach a tenth of its side over the edge
+    low, high = 0.8 * half, side - 0.8 * half  # up to a tenth of the side of a patch may be outside
     return float(rng.uniform(low, high)) if high > low else side / 2 + float(rng.uniform(-0.1, 0.1)) * half
 
 

@@ -1,9 +1,9 @@
 """The augmentations of ``wsiseg.train.augment`` as operations on a whole batch, on the device where training runs.
 
-Random numbers are drawn on the host from the generator that is handed in, a few per patch; pixels are touched on the device
-alone. So a batch is a function of the seed on any one device, and a part of a batch is the same patches as in the whole.
-Besides what the other module does, a patch may take the stain of another training image (Macenko et al. 2009; Reinhard et al.
-2001), by a random share.
+Random numbers are drawn on the host from the generator that the caller passes, a few per patch; pixels are processed only on
+the device. So a batch depends only on the seed and the kind of device, and a part of a batch has the same patches as the whole.
+In addition to the augmentations of that module, a patch may get the stain of another training image to a random degree (Macenko
+et al. 2009; Reinhard et al. 2001).
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ __all__ = ["PixelBank", "StainStatistics", "augment_batch", "blur_matrix", "mace
 # Reinhard et al. 2001, equations 4 and 6
 _LMS = np.array([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]])
 _LAB = np.diag([3**-0.5, 6**-0.5, 2**-0.5]) @ np.array([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]])
-_GLASS, _FADE = 240.0, 40.0  # darkest channel from which on glass stays as it is, and over how much the change sets in
+_GLASS, _FADE = 240.0, 40.0  # no change if the darkest channel is above the first; full change below first - second
 
 
 @dataclass(frozen=True, slots=True)
 class StainStatistics:
-    """An image's stain as ``wsiseg.normalize`` fits it (``Stain.params``); empty if it cannot be fitted."""
+    """The stain of an image by two methods, as ``Stain.params`` of ``wsiseg.normalize``; empty if it cannot be fitted."""
 
     macenko: tuple[float, ...] = ()
     reinhard: tuple[float, ...] = ()
 
 
 class PixelBank:
-    """Images of any sizes in one flat tensor on a device, from which the patches of a batch are sampled at once."""
+    """Images of different sizes in one flat tensor on a device, from which the patches of a batch are sampled at once."""
 
     def __init__(self, stacks: Sequence[torch.Tensor], device: torch.device) -> None:
-        """Take uint8 (C, H, W) each; 0 must mean "nothing here"."""
+        """Store the images, each uint8 (C, H, W), in which 0 must mean background."""
         self.device = device
         self.sizes = np.array([s.shape[1:] for s in stacks], np.int64)
         self._first = np.cumsum([0, *(h * w for h, w in self.sizes)])[:-1]
@@ -52,10 +52,11 @@ class PixelBank:
         Parameters
         ----------
         images : int64 (N,)
+            Number of the image of each patch.
         x, y : float32 (N, P, P)
-            Places in the image of each patch, px; the center of the first pixel is at 0.5.
+            Positions of the samples in the image, px; the center of the first pixel is at 0.5.
         mirror : bool (N,)
-            Outside its image a patch is mirrored, else empty.
+            Whether positions outside the image are mirrored; otherwise they are 0.
 
         Returns
         -------
@@ -94,20 +95,22 @@ def augment_batch(
     looks: Sequence[Look] = (),
     part: slice = slice(None),
 ) -> torch.Tensor:
-    """Return augmented patches: image and targets changed together, then the image's colors and sharpness.
+    """Return augmented patches: image and targets are transformed together, then color and sharpness of the image change.
 
     Parameters
     ----------
     bank
         Its first three channels are the inverted RGB.
     chosen : int64 (N,)
-        Image of each patch.
+        Number of the image of each patch.
     magnify : float64 (N,)
-        Extra magnification of each.
+        Additional magnification of each patch.
+    size_px
+        Side of a patch, px.
     stains, looks
-        Of each image of the bank; needed where ``config`` mixes stains, or restains.
+        Stain and color statistics of each image of the bank; needed if ``config`` mixes stains or restains.
     part
-        Which of the N patches to make.
+        Which of the N patches to compute.
 
     Returns
     -------
@@ -142,9 +145,9 @@ def augment_batch(
 
 
 def macenko_transfer(source: Sequence[float], target: Sequence[float]) -> NDArray[np.float64]:
-    """Return the 3x3 matrix that takes optical densities of one stain to another's; what no stain explains stays as it is.
+    """Return the 3x3 matrix that maps optical densities from one stain to another; the residual of the stains is unchanged.
 
-    Both are (hematoxylin r, g, b, eosin r, g, b, 99th percentile of either's concentration).
+    Both stains are (hematoxylin r, g, b, eosin r, g, b, 99th percentiles of the two concentrations).
     """
     stains_from, stains_to = (np.array(p[:6], np.float64).reshape(2, 3).T for p in (source, target))
     unmix = np.linalg.pinv(stains_from)
@@ -153,13 +156,16 @@ def macenko_transfer(source: Sequence[float], target: Sequence[float]) -> NDArra
 
 
 def reinhard_transfer(source: Sequence[float], target: Sequence[float]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return matrix (3, 3) and offset (3,) in log10 LMS; both are (means, standard deviations of l, alpha, beta)."""
+    """Return the matrix (3, 3) and offset (3,) of the transfer in log10 LMS.
+
+    Both stains are (means, standard deviations) of l, alpha and beta.
+    """
     gain = np.minimum(np.array(target[3:6]) / np.array(source[3:6]), 3.0)
     return _LAB.T @ np.diag(gain) @ _LAB, _LAB.T @ (np.array(target[:3]) - gain * np.array(source[:3]))
 
 
 def blur_matrix(sigma_px: torch.Tensor, size_px: int) -> torch.Tensor:
-    """Return (N, P, P): the Gaussian along one axis as a matrix, mirrored at the ends without repeating them."""
+    """Return the Gaussian blur along one axis as matrices (N, P, P), mirrored at the ends without repeating them."""
     k = torch.arange(size_px, device=sigma_px.device, dtype=sigma_px.dtype)
     last = size_px - 1
 
@@ -172,7 +178,7 @@ def blur_matrix(sigma_px: torch.Tensor, size_px: int) -> torch.Tensor:
 
 
 def _folded(index: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return indices mirrored into 0..size-1, and which of them were inside already."""
+    """Return the indices mirrored into 0..size-1, and a mask of those that were inside."""
     inside = (index >= 0) & (index < size)
     folded = torch.remainder(index, 2 * size)
     return torch.minimum(folded, 2 * size - 1 - folded), inside
@@ -182,7 +188,7 @@ def _places(
     rng: np.random.Generator, sizes: NDArray[np.int64], magnify: NDArray[np.float64], size_px: int, config: AugmentConfig,
     device: torch.device, part: slice,
 ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.bool_]]:  # fmt: skip
-    """Where each pixel of the patches lies in its image: scale, turn, flip, place and bend, as ``cut_patch`` draws them."""
+    """Return the position of each patch pixel in its image, with the random transformations of ``cut_patch``."""
     n = len(sizes)
     zoom = magnify * np.exp(rng.uniform(math.log(config.scale_min), math.log(config.scale_max), n))
     half = 0.5 * size_px / zoom
@@ -202,7 +208,9 @@ def _places(
     if config.elastic_px > 0:
         bend = torch.from_numpy(knots[part].astype(np.float32)).to(device)
         knot = torch.eye(6, device=device)[None, None]
-        spread = functional.interpolate(knot, (size_px, 6), mode="bicubic", align_corners=True)  # along one axis: a matrix
+        spread = functional.interpolate(
+            knot, (size_px, 6), mode="bicubic", align_corners=True
+        )  # interpolation along one axis, as a matrix
         bend = spread @ bend @ spread.transpose(2, 3)
         x, y = x + bend[:, 0], y + bend[:, 1]
     return x, y, mirror
@@ -211,7 +219,7 @@ def _places(
 def _looks(
     rng: np.random.Generator, chosen: NDArray[np.int64], config: AugmentConfig, stains: Sequence[StainStatistics]
 ) -> tuple[NDArray[np.float64], ...]:
-    """Color changes: density matrix, density shift, glare, and Reinhard's matrix and offset (nan: none)."""
+    """Draw color changes: density matrix, density shift, glare, and Reinhard's matrix and offset (NaN: none)."""
     n = len(chosen)
     gain = 1 + rng.uniform(-config.stain_gain, config.stain_gain, (n, 3))
     offset = rng.uniform(-config.stain_offset, config.stain_offset, (n, 3)) * np.array([1, 1, 0.3])
@@ -261,7 +269,7 @@ def _reinhard(rgb: torch.Tensor, transfer: torch.Tensor) -> torch.Tensor:
 
 
 def _blurs(rng: np.random.Generator, n: int, config: AugmentConfig) -> tuple[NDArray[np.float64], ...]:
-    """Share of the patch itself, Gaussian's sigma (0: none), and loss of resolution (0: none)."""
+    """Draw the weight of the unblurred patch, sigma of the Gaussian (0: none), and factor of lost resolution (0: none)."""
     factor = np.where(rng.random(n) < config.low_resolution_p, rng.uniform(1.3, 2.2, n), 0)
     blurred = (rng.random(n) < config.blur_p) & (factor == 0)
     sharpened = (rng.random(n) < config.blur_p) & (factor == 0) & ~blurred
@@ -273,7 +281,7 @@ def _blurs(rng: np.random.Generator, n: int, config: AugmentConfig) -> tuple[NDA
 def _refocused(
     rgb: torch.Tensor, own: NDArray[np.float64], sigma: NDArray[np.float64], factor: NDArray[np.float64]
 ) -> torch.Tensor:
-    """Blur, sharpen and lose resolution: all are one matrix along either axis, of the patches that are chosen for it."""
+    """Blur, sharpen and reduce resolution, which all are multiplications by a matrix along each axis."""
     at = np.flatnonzero((sigma > 0) | (factor > 0))
     if len(at) == 0:
         return rgb

@@ -1,4 +1,4 @@
-"""Batches that depend on the seed and the step alone, so that a resumed run gives the same result as an unbroken one."""
+"""Draw training batches that depend only on seed and step, so that a resumed run gives the same result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PLAIN = AugmentConfig(
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """``rgb`` float32 (N, 3, H, W) in [-1, 1]; ``target`` float32 (N, 2, H, W) in 0..1; ``weight`` float32 (N, 1, H, W)."""
+    """``rgb`` float32 (N, 3, H, W), -1 to 1; ``target`` float32 (N, 2, H, W), 0 to 1; ``weight`` float32 (N, 1, H, W)."""
 
     rgb: torch.Tensor
     target: torch.Tensor
@@ -60,7 +60,7 @@ class PatchSource:
     ) -> None:
         missing = sorted({s.dataset for s in samples} - set(set_share))
         if missing or not samples:
-            raise ConfigError(f"Expected a share for each of the sets that are trained on, none for {missing or samples}.")
+            raise ConfigError(f"Expected a share for each training set, got none for {missing or samples}.")
         self.patch_px, self.augment = patch_px, augment
         self._stacks: list[torch.Tensor] = []
         self._magnify: list[float] = []
@@ -73,7 +73,7 @@ class PatchSource:
             if teacher is not None:
                 targets[:2] = np.round(targets[:2] + teacher_share * (teacher(rgb) - targets[:2].astype(np.float32)))
             rgb = rgb if prepare is None else prepare(rgb)
-            targets[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
+            targets[2] -= 64  # stored minus 1, so that 0 outside the image means weight 1
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
             self._stacks.append(torch.from_numpy(stack))
             self._magnify.append(magnification(sample, labels))
@@ -84,10 +84,12 @@ class PatchSource:
         for name in {s.dataset for s in samples}:
             mine = np.array([s.dataset == name for s in samples])
             weight[mine] *= set_share[name] / weight[mine].sum()
-        weight *= [s.weight for s in samples]  # after the shares: a set of light images is drawn less often as a whole
+        weight *= [
+            s.weight for s in samples
+        ]  # after the shares, so that a set of images with low weights is drawn less often as a whole
         if not weight.any():
             raise ConfigError(
-                "Every image that is trained on has the weight 0 (weight_per_image in INFO.json, or its set's share)."
+                "Every training image has the weight 0. Check weight_per_image in INFO.json and the shares of the sets."
             )
         self._chance = weight / weight.sum()
         self._bank: PixelBank | None = None
@@ -96,9 +98,9 @@ class PatchSource:
             self._stacks = []
 
     def batch(self, n: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
-        """Return one process's share of the n patches of a step: a pure function of the arguments.
+        """Return the patches of process ``rank`` of the n patches of a step; they depend only on the arguments.
 
-        The shares of all ranks, put together, are the batch of one process.
+        The patches of all ranks together equal the batch of a single process.
         """
         rng = np.random.default_rng([seed, step])
         chosen = rng.choice(len(self._magnify), n, p=self._chance)

@@ -1,4 +1,4 @@
-"""The config of one training run: the options of a training TOML file."""
+"""The options of a training run, read from a TOML file."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SeparationChoice = Literal["unseen", "nucleus-size", "hou43"]
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """One training run.
+    """Options of a training run.
 
     Attributes
     ----------
@@ -37,27 +37,27 @@ class TrainConfig:
     data_root
         Folder of the sets in the unified layout, or of ``nuclei`` with them; empty: the environment variable ``WSISEG_DATA``.
     sets
-        Sets and the share of patches that each gives.
+        Training sets, each with its share of the patches.
     fit_sets
-        Annotated sets that are not trained on, for fitting thresholds: each counts the same. None: the thresholds that were
-        measured to suit unseen tissue (``run.validation.OPERATING_POINT``).
+        Annotated sets that are not trained on, to which thresholds are fitted with equal weight. Empty: the thresholds that
+        were measured to suit unseen tissue (``wsiseg.train.validation.OPERATING_POINT``).
     licence
-        Licence of the resulting weights, and why.
+        Licence of the resulting weights, with the reason.
     augment_on
-        ``patch``: patches are augmented one by one on the host; ``batch``: all of a batch at once, on the device that trains;
-        ``auto``: the second on a GPU, in several processes and where stains are mixed, the first otherwise. Each draws its own
-        random numbers.
+        ``patch``: patches are augmented one by one on the host. ``batch``: a batch is augmented at once on the training device.
+        ``auto``: ``batch`` on a GPU, with several processes, or if stains are mixed, else ``patch``. The two give different
+        patches.
     stain, stain_reference
-        ``macenko``: training images are normalized, and so will be every slide that the weights segment: to the reference of
-        the ``published`` code, or to the training image that Mahbod et al. 2019 would choose (``automatic``).
+        ``macenko``: training images are normalized, and later every slide that is segmented with the weights. The reference is
+        that of the ``published`` code, or the training image that the rule of Mahbod et al. 2019 selects (``automatic``).
     separation
-        Thresholds of the weights: ``unseen``, those for tissue of sets not trained on (``fit_sets``); ``nucleus-size``, set by
-        the mean nucleus of training images (``separation_by_size``); ``hou43``, those of Hou et al. 2020.
+        Thresholds of the weights: ``unseen``: for tissue of sets not trained on (``fit_sets``); ``nucleus-size``: from the mean
+        nucleus of training images (``separation_by_size``); ``hou43``: those of Hou et al. 2020.
     init
-        Weights to start from: a name that ships, or a .safetensors path relative to the config file; empty: random weights.
+        Initial weights: a name of installed weights, or a .safetensors path relative to the config file; empty: random.
     teacher, teacher_share
-        Weights (as for ``init``) towards whose maps, averaged over eight orientations, the targets are moved, and the share of
-        it.
+        Weights (as for ``init``) of a teacher network, and its share in the targets, 0 to 1: targets are mixed with its maps,
+        averaged over eight orientations.
     """
 
     name: str
@@ -83,7 +83,7 @@ class TrainConfig:
     loop: LoopConfig = field(default_factory=LoopConfig)
 
     def __post_init__(self) -> None:
-        """Refuse an unknown stain or separation."""
+        """Raise ``ConfigError`` for unknown or contradictory options."""
         for name, kind in (
             ("stain", StainChoice),
             ("stain_reference", ReferenceChoice),
@@ -95,12 +95,12 @@ class TrainConfig:
                 )
         if isinstance(self.fit_sets, str) or (self.fit_sets and self.separation != "unseen"):
             raise ConfigError(
-                f'training config: expected fit_sets to be a list of sets beside separation = "unseen", got '
-                f"{self.fit_sets!r} beside {self.separation!r}."
+                f'training config: expected fit_sets to be a list of sets, with separation = "unseen", got '
+                f"{self.fit_sets!r} with {self.separation!r}."
             )
         if seen := sorted(set(self.fit_sets) & set(self.sets)):
             raise ConfigError(
-                f"training config: fit_sets names {seen}, which are trained on. Thresholds fitted there are too high for other "
+                f"training config: fit_sets names the training sets {seen}. Thresholds fitted to these are too high for other "
                 "tissue; name sets that are not in [sets], or none."
             )
         if not 0 <= self.teacher_share <= 1:
@@ -108,9 +108,9 @@ class TrainConfig:
 
     @classmethod
     def from_toml(cls, path: Path, model: str = "") -> TrainConfig:
-        """Read a TOML file, with the options of a published model (``run.presets``) over its own.
+        """Read a TOML file; the options of a published model (``wsiseg.train.presets``) replace its own.
 
-        ``ConfigError`` for broken TOML, unknown or missing options.
+        Raises ``ConfigError`` for invalid TOML, and for unknown or missing options.
         """
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -120,7 +120,7 @@ class TrainConfig:
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], model: str = "") -> TrainConfig:
-        """Build from the tree of a TOML file, as ``from_toml``."""
+        """Return the options from the parsed content of a TOML file, as ``from_toml`` does."""
         tree = with_model(tree, model) if model else dict(tree)
         loop = dict(tree.pop("loop", {}))
         loss = _built(LossConfig, tree.pop("loss", {}), "loss")
@@ -136,7 +136,7 @@ class TrainConfig:
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
-    """Return the config as plain values, without paths of this machine."""
+    """Return the options as plain values, without local paths."""
     tree = dataclasses.asdict(config)
     for name in ("data_root", "out", "licence"):
         tree.pop(name)

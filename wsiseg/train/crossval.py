@@ -44,19 +44,19 @@ class CrossValidation:
 def cross_validate(
     path: Path, by: FoldKind, folds: int = 0, *, model: str = "", on_line: Callable[[dict[str, Any]], None] | None = None
 ) -> CrossValidation:
-    """Train and score every fold; a fold that is done is not done again, and one that was stopped is resumed.
+    """Train and score every fold; finished folds are skipped, and interrupted ones are resumed.
 
-    ``model`` names a published recipe (``run.presets``).
+    ``model`` names a published recipe (``wsiseg.train.presets``).
 
-    The folder ``<out>/cv-<by>`` receives ``folds.json`` (config and members), a run folder a fold with ``scores.json``, and
-    ``table.json``. Thresholds are fitted on the config's ``fit_sets``, or are ``OPERATING_POINT``; none on a fold's images.
+    The folder ``<out>/cv-<by>`` receives ``folds.json`` (config and members), a run folder per fold with ``scores.json``, and
+    ``table.json``. Thresholds are fitted to the config's ``fit_sets``, or are ``OPERATING_POINT``, never to images of a fold.
 
     Raises
     ------
     ConfigError
-        For an unusable config, folds that cannot be made, or a folder that holds another cross-validation.
+        The config is unusable, folds cannot be made, or the folder holds another cross-validation.
     FormatError
-        When the data are not in the unified layout.
+        The data are not in the unified layout.
     """
     if rank_and_size()[1] > 1:
         raise ConfigError("Cross-validation trains in one process: start it without torchrun.")
@@ -98,7 +98,7 @@ def _claim(folder: Path, config: TrainConfig, made: list[Fold]) -> None:
 
 
 def _pooled(scores: dict[str, dict[str, float]]) -> dict[str, float]:
-    """Means over the images of all sets, from the means of each."""
+    """Return the means over the images of all sets, from the means of each set."""
     images = [int(row["images"]) for row in scores.values()]
     means = {m: round(float(np.average([row[m] for row in scores.values()], weights=images)), 4) for m in _METRICS}
     return {"images": sum(images), "nuclei": sum(int(row["nuclei"]) for row in scores.values()), **means}

@@ -1,4 +1,4 @@
-"""A run's curve as a picture, drawn with Pillow: one panel of losses, one of scores."""
+"""Draw the curve of a training run with Pillow: one panel of losses, one of scores."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _COLORS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8
 
 
 def draw_curves(curve: Path, picture: Path) -> None:
-    """Draw ``curve.jsonl`` as a PNG of two panels: what was minimized, and what ``validate`` reported."""
+    """Draw the losses and the validation scores of ``curve.jsonl`` as two panels of a PNG."""
     lines = [json.loads(text) for text in curve.read_text(encoding="utf-8").splitlines()]
     names = sorted({name for line in lines for name in line} - {"step", "lr", "seconds"})
     losses = [n for n in names if n == "loss" or n.endswith(("_ce", "_dice", "_mse"))]

@@ -1,7 +1,7 @@
-"""Several processes train one network: torchrun starts them, each takes its part of every batch, and all stay in step.
+"""Train one network with several processes, started by torchrun; each computes its part of every batch.
 
-Gradients are averaged (DistributedDataParallel: gloo between CPUs, NCCL between GPUs) and batch normalization sees the whole
-batch, so that n processes with b patches each take the steps that one process with n * b patches takes. Rank 0 alone writes.
+Gradients are averaged (DistributedDataParallel: gloo between CPUs, NCCL between GPUs) and batch normalization uses the whole
+batch, so n processes with b patches each take the same steps as one process with n * b patches. Only rank 0 writes files.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _TIMEOUT = timedelta(hours=12)  # the others wait in a collective while rank 0 v
 
 
 def rank_and_size() -> tuple[int, int]:
-    """Return this process's rank and the number of processes, as torchrun states them; (0, 1) without it."""
+    """Return this process's rank and the number of processes, as set by torchrun; (0, 1) without torchrun."""
     return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def training_device(name: str) -> str:
-    """Return the device that ``auto`` means for training (``cuda`` if PyTorch can use a GPU, else ``cpu``); others as given."""
+    """Return ``cuda`` or ``cpu`` for ``auto`` (whether PyTorch can use a GPU), and any other device unchanged."""
     if name != "auto":
         return name
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def own_device(device: str) -> torch.device:
-    """Return this process's device: of several on ``cuda`` each takes its own GPU. See ``process_group`` for errors."""
+    """Return this process's device; with ``cuda``, each of several processes uses its own GPU. Raises as ``process_group``."""
     rank, size = rank_and_size()
     place = torch.device(device)
     if size == 1 or place.type != "cuda":
@@ -51,7 +51,7 @@ def own_device(device: str) -> torch.device:
 
 @dataclass(frozen=True, slots=True)
 class ProcessGroup:
-    """The processes of one run, seen from one of them."""
+    """The group of processes of one run, as seen by one of them."""
 
     rank: int
     size: int
@@ -59,11 +59,11 @@ class ProcessGroup:
 
     @property
     def writes(self) -> bool:
-        """Whether this is the process that writes files."""
+        """Whether this process writes files (rank 0)."""
         return self.rank == 0
 
     def wrap(self, net: nn.Module) -> nn.Module:
-        """Return what to call for the forward pass: the network itself, or one whose gradients are averaged over the group."""
+        """Return the module for the forward pass: the network itself, or a wrapper that averages gradients over the group."""
         if self.size == 1:
             return net
         shared: nn.Module = net
@@ -72,7 +72,7 @@ class ProcessGroup:
         else:
             for module in net.modules():
                 if type(module) is nn.BatchNorm2d:
-                    module.__class__ = _GroupBatchNorm  # torch's own synchronized form is for GPUs alone
+                    module.__class__ = _GroupBatchNorm  # torch's SyncBatchNorm supports GPUs only
         return DistributedDataParallel(shared, device_ids=[self.device.index] if self.device.type == "cuda" else None)
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
@@ -90,23 +90,23 @@ class ProcessGroup:
             distributed.all_gather_object(steps, step)
             if len(set(steps)) > 1:
                 raise ConfigError(
-                    f"The {self.size} processes start from the steps {steps}. The run folder must be one that all of them see."
+                    f"The {self.size} processes start from different steps, {steps}. Use a run folder that all of them share."
                 )
 
 
 @contextmanager
 def process_group(device: str) -> Iterator[ProcessGroup]:
-    """Join the processes that torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``), or be a group of one.
+    """Yield the group of processes that torchrun started (``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``), or a group of one.
 
     Parameters
     ----------
     device
-        ``cpu``, ``cuda`` (each process its own, by ``LOCAL_RANK``) or ``cuda:k`` (one process).
+        ``cpu``, ``cuda`` (each process uses the GPU of its ``LOCAL_RANK``) or ``cuda:k`` (one process).
 
     Raises
     ------
     ConfigError
-        For several processes on one named GPU.
+        There are several processes, but ``device`` is a single GPU.
     """
     rank, size = rank_and_size()
     place = own_device(device)
@@ -124,7 +124,7 @@ def process_group(device: str) -> Iterator[ProcessGroup]:
         if mine:
             # The threads of the group end with its last reference. A thread that still runs while Python shuts down is killed
             # when it requests the interpreter lock, which aborts the process.
-            gc.collect()  # DistributedDataParallel holds the group, and itself
+            gc.collect()  # DistributedDataParallel has a reference to the group, and to itself
             distributed.destroy_process_group()
 
 

@@ -1,7 +1,8 @@
-"""The loss of JPEG compression, computed for a batch on its own device, for augmentation.
+"""Apply the loss of JPEG compression to a batch on its device, for augmentation.
 
-Color transform (JFIF), halved chroma, 8x8 cosine transform, quantization by the tables of ITU-T T.81 annex K scaled by quality
-as the Independent JPEG Group's library does, and all of it back. Entropy coding loses nothing and is left out.
+The steps are color transform (JFIF), halved chroma, 8x8 cosine transform, and quantization by the tables of ITU-T T.81 annex K
+scaled by quality as in the library of the Independent JPEG Group; then the inverse of each. Entropy coding is lossless and
+therefore left out.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _TO_RGB = ((1.0, 0.0, 1.402), (1.0, -0.344136, -0.714136), (1.0, 1.772, 0.0))
 
 
 def jpeg_quantized(rgb: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
-    """Return pixels as they come back from a JPEG file with 4:2:0 chroma.
+    """Return the pixels after compression to JPEG with 4:2:0 chroma and decompression.
 
     Parameters
     ----------
@@ -39,13 +40,13 @@ def jpeg_quantized(rgb: torch.Tensor, quality: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     float32 (N, 3, H, W)
-        Whole numbers, 0..255.
+        Integer values, 0..255.
     """
     h, w = rgb.shape[2:]
     padded = functional.pad(rgb.round().clamp(0, 255), (0, -w % 16, 0, -h % 16), mode="replicate")
     ycc = torch.einsum("kc,nchw->nkhw", rgb.new_tensor(_TO_YCC), padded).round()
     luma = _quantized(ycc[:, :1] - 128, rgb.new_tensor(_LUMA), quality) + 128
-    # what lies halfway is rounded as in libjpeg: by columns in turn, up and down
+    # halves are rounded as in libjpeg: down and up in alternate columns
     odd = torch.arange(padded.shape[3], device=rgb.device) % 2
     halved = torch.floor(functional.avg_pool2d(ycc[:, 1:], 2) + (1 + odd[: len(odd) // 2]) / 4)
     chroma = _quantized(halved, rgb.new_tensor(_CHROMA), quality).round().clamp(-128, 127)
@@ -65,7 +66,7 @@ def _quantized(planes: torch.Tensor, table: torch.Tensor, quality: torch.Tensor)
 
 
 def _cosines(like: torch.Tensor) -> torch.Tensor:
-    """Orthonormal cosine transform of 8 values, one frequency a row."""
+    """Return the matrix of the orthonormal cosine transform of 8 values, one frequency per row."""
     k = torch.arange(8, dtype=torch.float64)
     basis = 0.5 * torch.cos(math.pi / 8 * k[:, None] * (k + 0.5))
     basis[0] *= math.sqrt(0.5)

@@ -26,11 +26,11 @@ class LossConfig:
     dice, entropy
         Weights of a head's Dice and of its cross-entropy.
     focal_gamma
-        0 is plain cross-entropy (Lin et al. 2017 for others).
+        Exponent of the focal loss (Lin et al. 2017); 0 is plain cross-entropy.
     center_loss
-        ``overlap``: cross-entropy and Dice for the center, as for the material; ``mse``: mean squared error alone, as Mahbod
-        et al. 2019 train their distance maps, of the linear output ``logit / 4 + 1/2``. That is the tangent of the sigmoid
-        in its middle; through the sigmoid itself the gradient vanishes where nothing is found, and all maps become empty.
+        ``overlap``: cross-entropy and Dice for the center, as for the material; ``mse``: only the mean squared error, as in
+        Mahbod et al. 2019 for distance maps, of the linear output ``logit / 4 + 1/2``. This is the tangent of the sigmoid at 0;
+        the gradient of the sigmoid itself vanishes for low outputs, and all maps would become empty.
     """
 
     center: float = 1.0
@@ -41,7 +41,7 @@ class LossConfig:
     center_loss: CenterLoss = "overlap"
 
     def __post_init__(self) -> None:
-        """Refuse an unknown ``center_loss``."""
+        """Raise ``ConfigError`` for an unknown ``center_loss``."""
         if self.center_loss not in get_args(CenterLoss):
             raise ConfigError(f"Expected loss.center_loss to be one of {get_args(CenterLoss)}, got {self.center_loss!r}.")
 
@@ -63,7 +63,7 @@ def two_head_loss(
     Returns
     -------
     (scalar, dict of scalar)
-        Dice is 1 - 2 sum(p t) / sum(p^2 + t^2) per image, with one pixel's worth of smoothing, as in Milletari et al. 2016.
+        Dice is 1 - 2 sum(p t) / sum(p^2 + t^2) per image, smoothed by one pixel (Milletari et al. 2016).
     """
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p = torch.sigmoid(logits)

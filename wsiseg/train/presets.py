@@ -1,4 +1,4 @@
-"""``wsiseg train --model``: published training recipes, as options of a config; and the separation that belongs to one."""
+"""``wsiseg train --model``: published training recipes as options of a config, with their separation thresholds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MODELS: dict[str, dict[str, Any]] = {
         "loss": {"entropy": 1.0, "dice": 0.0},
     },
 }
-"""Options under the names of a training TOML."""
+"""Options of each recipe, under the names of a training TOML."""
 
 _MIN_PX = 20  # Hou et al. 2020 and Mahbod et al. 2019 drop smaller objects
 
@@ -48,23 +48,23 @@ HOU_SEPARATION: dict[str, Any] = {
     "merge_depth_frac": 0.07,
     "min_area_um2": _MIN_PX * 0.25**2,
 }
-"""Thresholds of Hou et al. 2020, as near as this separation comes to theirs (``benchmarks/papers/hou43.md`` says how near)."""
+"""Thresholds that approximate the separation of Hou et al. 2020 (``benchmarks/papers/hou43.md`` compares the two)."""
 
 
 def with_model(tree: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """Return a training config's tree with the options of a published model; ``ConfigError`` for an unknown one."""
+    """Return a training config's tree with the options of a published model. Raises ``ConfigError`` if it is unknown."""
     if model not in MODELS:
         raise ConfigError(f"No model named {model!r}. Expected one of {sorted(MODELS)}.")
     return {**tree, **MODELS[model]}
 
 
 def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, Any], float]:
-    """Return separation thresholds whose smoothing follows the mean nucleus of stage one, and that nucleus's diameter.
+    """Return separation thresholds that scale with the mean nucleus of stage one, and the diameter of that nucleus.
 
-    Mahbod et al. 2019 smooth the distance map by a Gaussian as wide as the mean nucleus of the image asks, and take its local
-    maxima. Here the mean is taken once, over training images: a width that changed from tile to tile would make results depend
-    on tiles. The effect of a Gaussian on maxima is imposed on markers directly: of those nearer than 1/4 of the mean diameter
-    (in x and y) one remains, and two with a saddle less deep than a tenth of the map's range are one.
+    Mahbod et al. 2019 smooth the distance map by a Gaussian whose width depends on the mean nucleus of the image, and take its
+    local maxima. Here the mean is taken once, over training images, because a width that varied between tiles would make
+    results depend on tiles. Instead of smoothing, markers are merged: those nearer than 1/4 of the mean diameter (in x and y),
+    and those with a saddle less deep than a tenth of the map's range between them.
 
     Parameters
     ----------
@@ -83,7 +83,7 @@ def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, 
     kept = np.concatenate([a[a >= _MIN_PX] for a in areas]) if areas else np.zeros(0)
     diameter = float(2 * np.sqrt(kept.mean() / np.pi)) if len(kept) else 0.0
     return {
-        "center_threshold_frac": 0.25,  # of a map squeezed by the sigmoid: 0.22 of the distance
+        "center_threshold_frac": 0.25,  # after the sigmoid; 0.22 of the distance before
         "material_threshold_frac": 0.5,
         "marker_radius_wpx": int(np.clip(round(diameter / 4), 1, 32)),
         "compactness": 0.0,

@@ -1,4 +1,4 @@
-"""The reference image of stain normalization, chosen from the training images as Mahbod et al. 2019 do."""
+"""Choose the reference image of stain normalization from the training images, as Mahbod et al. 2019 do."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ _LUMA = np.array((299, 587, 114))  # ITU-R BT.601, per mille
 
 
 def histogram_difference(rgb: NDArray[np.uint8], labels: NDArray[Any]) -> float:
-    """Return how far apart the gray histograms of nuclei and background are: half the summed absolute difference.
+    """Return the difference of the gray histograms of nuclei and background: half the summed absolute difference.
 
     Parameters
     ----------
     rgb : uint8 (H, W, 3)
+        The image.
     labels : integer (H, W)
-        0 background.
+        Its label image, 0 for background.
 
     Returns
     -------
     float
-        0 (alike, or one of the two is absent) to 1 (no gray value in common); each histogram (256 bins) sums to 1.
+        From 0 (equal, or nuclei or background are absent) to 1 (no common gray value); each histogram (256 bins) sums to 1.
     """
     gray = (rgb.reshape(-1, 3) @ _LUMA + 500) // 1000
     nucleus = labels.reshape(-1) > 0
@@ -39,14 +40,14 @@ def histogram_difference(rgb: NDArray[np.uint8], labels: NDArray[Any]) -> float:
 
 
 def choose_reference(samples: Sequence[Sample]) -> tuple[Sample, float]:
-    """Return the image whose nuclei differ most from their background, and by how much.
+    """Return the image with the largest ``histogram_difference``, and that difference.
 
-    The automatic choice of Mahbod et al. 2019 (doi 10.1007/978-3-030-23937-4_9); of equals, the first.
+    This is the automatic choice of Mahbod et al. 2019 (doi 10.1007/978-3-030-23937-4_9). Of equal images the first is chosen.
 
     Raises
     ------
     ConfigError
-        No images.
+        ``samples`` is empty.
     """
     if not samples:
         raise ConfigError("Expected images to choose a stain reference from, got none.")

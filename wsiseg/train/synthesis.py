@@ -1,4 +1,4 @@
-"""``wsiseg synth``: an annotated reference and pictures without outlines -> a synthetic set in the unified layout, refined."""
+"""``wsiseg synth``: make and refine a synthetic set from an annotated reference and pictures without annotations."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from wsiseg.types import Box
 __all__ = ["Picture", "RefineConfig", "SynthConfig", "make_synthetic", "read_cohort", "reference_shapes", "refine_synthetic"]
 
 _PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
-_DRAWS = 100  # of a patch with both nuclei and background in it
-_REGION_PX = 8192  # of a segmented slide: thousands of nuclei, and one image in memory
+_DRAWS = 100  # tries to find a patch with both nuclei and background
+_REGION_PX = 8192  # side of the region of a segmented slide: thousands of nuclei, and one image in memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class SynthConfig:
     overlap_max
         As in ``place_nuclei``.
     seed
-        Image k depends on the seed and k alone.
+        Image k depends only on the seed and k.
     """
 
     images: int = 200
@@ -57,7 +57,7 @@ class SynthConfig:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Picture:
-    """A picture of the target cohort, uint8 (H, W, 3), without outlines."""
+    """A picture of the target cohort, uint8 (H, W, 3), without annotations."""
 
     name: str
     rgb: NDArray[np.uint8]
@@ -69,8 +69,8 @@ class Picture:
 def read_cohort(folder: Path) -> list[Picture]:
     """Return the pictures of the target cohort.
 
-    A set in the unified layout gives its images without their labels, and none of those that its validation holds out; any
-    other folder its PNG, JPEG and TIFF pictures. Raises ``FormatError`` for none, or an unreadable one.
+    From a set in the unified layout: its images without labels, except the validation images. From any other folder: its PNG,
+    JPEG and TIFF pictures. Raises ``FormatError`` if there are none or one is unreadable.
     """
     if (folder / "INFO.json").is_file():
         samples = [s for s in list_samples(folder.parent, (folder.name,)) if not s.validation]
@@ -82,22 +82,22 @@ def read_cohort(folder: Path) -> list[Picture]:
 
 
 def reference_shapes(reference: Path, patch_px: int) -> tuple[ShapeStatistics, float | None]:
-    """Return the shapes of a reference, and its microns per px where stated.
+    """Return the shapes of a reference, and its microns per px if stated.
 
     Parameters
     ----------
     reference
-        A set in the unified layout (its validation images left out), or the polygon table of a segmented slide
-        (``RUN/nuclei/<slide>.parquet``), of which at most a square of 8192 px about the median nucleus counts.
+        A set in the unified layout (without its validation images), or the polygon table of a segmented slide
+        (``RUN/nuclei/<slide>.parquet``), of which at most a square of 8192 px about the median nucleus is used.
     patch_px
-        Side of the squares in which density is counted.
+        Side of the squares in which density is counted, px.
 
     Raises
     ------
     FormatError
-        Neither of the two.
+        The reference is neither.
     InputError
-        Too few nuclei.
+        There are too few nuclei.
     """
     if reference.is_dir():
         samples = [s for s in list_samples(reference.parent, (reference.name,)) if not s.validation]
@@ -106,7 +106,7 @@ def reference_shapes(reference: Path, patch_px: int) -> tuple[ShapeStatistics, f
     source = open_nuclei(reference)
     center = read_nuclei(source.path, None, ["cx", "cy"])
     if center.num_rows == 0:
-        raise InputError(f"{reference}: expected a reference with nuclei, it has none.")
+        raise InputError(f"{reference}: expected a reference with nuclei, got none.")
     cx, cy = (int(np.median(center[name].to_numpy())) for name in ("cx", "cy"))
     x, y = max(0, cx - _REGION_PX // 2), max(0, cy - _REGION_PX // 2)
     region = Box(x, y, min(_REGION_PX, source.width_px - x), min(_REGION_PX, source.height_px - y))
@@ -114,16 +114,16 @@ def reference_shapes(reference: Path, patch_px: int) -> tuple[ShapeStatistics, f
 
 
 def make_synthetic(reference: Path, cohort: Path, out: Path, config: SynthConfig) -> Conversion:
-    """Write a synthetic set: nuclei shaped as the reference's in tissue that looks as the cohort's.
+    """Write a synthetic set with nuclei of the reference's shapes in tissue of the cohort's appearance.
 
-    The same call resumes after an interruption. Sizes follow microns per px where both sides state them.
+    The same call resumes after an interruption. Nuclei are scaled by microns per px if reference and cohort state them.
 
     Raises
     ------
     ConfigError
-        ``out`` holds images of other settings.
+        ``out`` holds images made with other settings.
     FormatError, InputError
-        An unreadable reference or cohort, ``out`` holds a finished set, or no patch of the cohort has nuclei and background.
+        Reference or cohort cannot be read, ``out`` holds a finished set, or no patch of the cohort has nuclei and background.
     """
     shapes, mpp = reference_shapes(reference, config.patch_px)
     pictures = [p for p in read_cohort(cohort) if min(p.rgb.shape[:2]) >= config.patch_px]
@@ -169,19 +169,19 @@ def refine_synthetic(
     Parameters
     ----------
     task
-        Weights (a name that ships, or a .safetensors path) of the network for the hard-example term; empty: no such term.
+        Weights (an installed name, or a .safetensors path) of the task network for the hard-example term; empty: no such term.
     on_line
         Called with every line of the refiner's curve.
 
     Returns
     -------
     (Conversion, dict)
-        What was written, and the weights' least, mean and greatest.
+        What was written, and minimum, mean and maximum of the weights.
 
     Raises
     ------
     ConfigError, FormatError, InputError
-        As ``train_refiner``; ``out`` holds a finished set.
+        As for ``train_refiner``, or ``out`` holds a finished set.
     """
     if (out / "INFO.json").exists():
         raise FormatError(f"{out} already holds a set (INFO.json). Give an empty folder.")
@@ -209,7 +209,7 @@ def refine_synthetic(
 def _patch(
     pictures: list[Picture], masks: dict[str, NDArray[np.bool_]], side: int, rng: np.random.Generator
 ) -> tuple[Picture, tuple[slice, slice], NDArray[np.bool_]]:
-    """Draw a patch with both nuclei and background; what is nuclear is decided on the whole picture, once."""
+    """Draw a patch with both nuclei and background; the mask of nuclei is computed once per picture."""
     for _ in range(_DRAWS):
         picture = pictures[int(rng.integers(len(pictures)))]
         h, w = picture.rgb.shape[:2]
@@ -220,7 +220,9 @@ def _patch(
         nuclear = masks[picture.name][part]
         if 0.01 < nuclear.mean() < 0.6:
             return picture, part, nuclear
-    raise InputError(f"No patch of {side} px with nuclei and background in {_DRAWS} draws. Is the cohort H&E tissue?")
+    raise InputError(
+        f"No patch of {side} px has nuclei and background, in {_DRAWS} draws. Check that the cohort is H&E tissue."
+    )
 
 
 def _rescaled(shapes: ShapeStatistics, from_mpp: float | None, to_mpp: float | None) -> ShapeStatistics:
@@ -231,7 +233,7 @@ def _rescaled(shapes: ShapeStatistics, from_mpp: float | None, to_mpp: float | N
 
 
 def _finished(out: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.int32]] | None:
-    """Return an image that an earlier call completed (labels are written last)."""
+    """Return an image that an earlier call completed, else None (labels are written last)."""
     for ending in (".labels.png", ".labels.tif"):
         if (out / f"{image_id}{ending}").exists():
             image, labels = out / f"{image_id}.png", out / f"{image_id}{ending}"
@@ -240,11 +242,11 @@ def _finished(out: Path, image_id: str) -> tuple[NDArray[np.uint8], NDArray[np.i
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Record the settings in the folder, or check that the recorded ones are equal; ``ConfigError`` if they are not."""
+    """Record the settings in the folder, or raise ``ConfigError`` if the recorded ones differ."""
     out.mkdir(parents=True, exist_ok=True)
     path, text = out / "synth.json", json.dumps(settings, indent=1) + "\n"
     if path.exists() and path.read_text(encoding="utf-8") != text:
-        raise ConfigError(f"{out} holds images of other settings (synth.json). Repeat those, or choose another folder.")
+        raise ConfigError(f"{out} holds images made with other settings (synth.json). Use those, or choose another folder.")
     atomic_write_bytes(path, text.encode())
 
 

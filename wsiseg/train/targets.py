@@ -1,8 +1,8 @@
-"""Training targets of the two heads from instance labels: a center map, a material map, and a weight per pixel.
+"""Compute the training targets of the two heads from instance labels: a center map, a material map, and a weight per pixel.
 
-The center is a bump scaled to the nucleus, so that one nucleus gives one maximum whatever its size. The material is lower on
-the pixels where two nuclei touch, so that the watershed finds a valley there. (Mahbod et al. 2019 leave those pixels out; that
-alone costs up to 6 % of IoU in crowded tissue, so here they stay above the threshold.)
+The center map has one peak per nucleus, scaled to its size, so that each nucleus has one maximum. The material is lower on the
+pixels where two nuclei touch, so that the watershed separates them there. (Mahbod et al. 2019 exclude those pixels, which
+reduces IoU by up to 6 % in crowded tissue, so here they are above the threshold.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["CenterKind", "make_targets"]
 
 CenterKind = Literal["ellipse", "gaussian", "disc", "distance", "point"]
 
-_GAP_PX = 2  # background this near to two nuclei is a gap that must stay open
+_GAP_PX = 2  # background this near to two nuclei gets a higher weight, to keep them apart
 _WEIGHT_ONE = 64  # a weight of 1.0 as uint8
 
 
@@ -31,16 +31,16 @@ def make_targets(
     Parameters
     ----------
     labels : integer (H, W)
-        0 background, other values one nucleus each.
+        0 for background, another value for each nucleus.
     center
         ``ellipse``: exp(-m^2 / (2 * 0.8^2)), m the Mahalanobis distance to the centroid under the nucleus's own second
         moments (its border is near m = 2). ``gaussian``: the same with a round nucleus of equal area. ``disc``: 1 where
         m <= 0.8, a small ellipse. ``distance``: distance to the border over its maximum in the nucleus.
         ``point``: the 3x3 px about the centroid (Hou et al. 2020 mark those about the bounding box's center).
     border_weight
-        Weight of pixels where nuclei touch or nearly touch, 1 to 3.98; all others weigh 1.
+        Weight of pixels where nuclei touch or nearly touch, 1 to 3.98; all others have weight 1.
     touching
-        Material of the pixels where nuclei touch, 0 to 1; 1 inside.
+        Material of the pixels where nuclei touch, 0 to 1; it is 1 on other nuclear pixels.
 
     Returns
     -------
@@ -50,7 +50,7 @@ def make_targets(
     Raises
     ------
     ConfigError
-        For an unknown kind of center or a weight out of range.
+        The kind of center is unknown, or a weight is out of range.
     """
     if center not in get_args(CenterKind):
         raise ConfigError(f"Expected the center target to be one of {get_args(CenterKind)}, got {center!r}.")
@@ -72,7 +72,7 @@ def make_targets(
 
 
 def _contacts(labels: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Masks of nucleus pixels with another nucleus among their 8 neighbors, and of background near to two nuclei."""
+    """Return masks of nucleus pixels with another nucleus among their 8 neighbors, and of background near two nuclei."""
     far = np.int32(np.iinfo(np.int32).max)
     filled = np.where(labels > 0, labels, far)
 
@@ -101,7 +101,7 @@ def _center_map(labels: NDArray[np.int32], n: int, kind: CenterKind) -> NDArray[
     if kind == "gaussian":
         m2 = (dx**2 + dy**2) / (area / (4 * np.pi))[k]  # a disc of area A has the second moment A / (4 pi) on each axis
     else:
-        third = 1 / 12  # a pixel's own second moment: keeps one-pixel-wide nuclei from being singular
+        third = 1 / 12  # second moment of a pixel, without which one-pixel-wide nuclei would be singular
         xx = np.bincount(k, dx * dx, n + 1) / area + third
         yy = np.bincount(k, dy * dy, n + 1) / area + third
         xy = np.bincount(k, dx * dy, n + 1) / area

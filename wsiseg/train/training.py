@@ -50,16 +50,16 @@ DATA_ROOT_ENV = "WSISEG_DATA"
 def train_from_toml(
     path: Path, *, model: str = "", resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None
 ) -> Path:
-    """Train as a config file says and return the run folder; ``model`` names a published recipe (``run.presets``).
+    """Train by a config file and return the run folder; ``model`` names a published recipe (``wsiseg.train.presets``).
 
     The folder receives the curve, checkpoints, ``scores.json`` and ``weights/<name>.safetensors`` with its card.
 
     Raises
     ------
     ConfigError
-        For an unusable config, or a folder that holds a run already when ``resume`` is not set.
+        The config is unusable, or the folder already holds a run and ``resume`` is not set.
     FormatError
-        When the data are not in the unified layout.
+        The data are not in the unified layout.
     """
     config = TrainConfig.from_toml(path, model)
     run_dir = path.parent / config.out
@@ -68,7 +68,7 @@ def train_from_toml(
 
 
 def training_samples(config: TrainConfig) -> list[Sample]:
-    """Return all images of a config's sets; ``ConfigError`` if their folder is not given."""
+    """Return all images of a config's sets. Raises ``ConfigError`` if their folder is not set."""
     return list_samples(_data_root(config), tuple(config.sets))
 
 
@@ -83,13 +83,13 @@ def train_samples(
 ) -> dict[str, Any]:
     """Train on the images, score those marked ``validation``, and return the card of the weights.
 
-    ``base`` is the folder of the config file, to which a relative ``init`` refers. With several processes (torchrun) the first
-    scores and writes; the others return an empty card.
+    ``base`` is the folder of the config file, to which ``init`` and ``teacher`` are relative. With several processes (torchrun)
+    rank 0 scores and writes; the others return an empty card.
 
     Raises
     ------
     ConfigError
-        As ``train_from_toml``.
+        As for ``train_from_toml``.
     """
     seen = [s for s in samples if not s.validation]
     held_out = [s for s in samples if s.validation] if config.validate else []
@@ -132,8 +132,8 @@ def train_samples(
 def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
     """Measure the int8 ranges, fit thresholds, score, and write weights and card; return the card.
 
-    Thresholds suit tissue of sets that the network has not seen: fitted on ``config.fit_sets``, or ``OPERATING_POINT``. Scores
-    are those of the held-out images, which are used neither for training nor for thresholds; without them there are none.
+    Thresholds are for tissue that the network has not seen: fitted to ``config.fit_sets``, or ``OPERATING_POINT``. Scores are
+    on the held-out images, which are used neither for training nor for thresholds; without such images there are no scores.
     """
     assert isinstance(net, UNet)
     held_out, seen = [s for s in samples if s.validation], [s for s in samples if not s.validation]
@@ -156,11 +156,11 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         stored.ranges = activation_ranges(stored.eval(), _calibration_images(seen, aim))
     if held_out or config.fit_sets or config.separation == "nucleus-size":
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
-        model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # folds the network that it is given
+        model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # modifies the network that is passed
         if config.fit_sets:
             judged = predict_samples(model, list_samples(_data_root(config), tuple(config.fit_sets)))
             card["separate_defaults"], reached = fit_separation(judged)
-            log.info("thresholds %s reach a mean of PQ and AJI of %.4f", card["separate_defaults"], reached)
+            log.info("thresholds %s: mean of PQ and AJI %.4f", card["separate_defaults"], reached)
         elif config.separation == "nucleus-size":
             by_size = separation_by_size(predict_samples(model, _spread(seen)), MODEL_MPP)
             card["separate_defaults"], card["mean_nucleus_diameter_px"] = by_size
@@ -180,7 +180,8 @@ def _begun(config: TrainConfig, folder: Path) -> UNet:
         held, card = load_weights(_weights_from(config.init, folder))
         if card["net"] != config.net:
             raise ConfigError(
-                f"training {config.name}: init {config.init!r} is a {card['net']!r} network, net is {config.net!r}."
+                f"training {config.name}: expected init to be a {config.net!r} network (net), got {config.init!r}, which is "
+                f"{card['net']!r}."
             )
         net.load_state_dict(held.state_dict())
     return net
@@ -194,12 +195,12 @@ def _teacher(config: TrainConfig, folder: Path) -> Callable[[NDArray[np.uint8]],
 
 
 def _weights_from(stated: str, folder: Path) -> str:
-    """Return the name of shipped weights unchanged, and a path relative to the config file's folder."""
+    """Return the name of installed weights unchanged; make a path relative to the config file's folder absolute."""
     return str(folder / stated) if stated.endswith(".safetensors") else stated
 
 
 def _spread(samples: list[Sample]) -> list[Sample]:
-    """Return up to twelve images of each set, evenly over its list: enough for the size of nuclei."""
+    """Return up to twelve evenly spaced images of each set, which suffice for the mean size of nuclei."""
     chosen: list[Sample] = []
     for dataset in dict.fromkeys(s.dataset for s in samples):
         mine = [s for s in samples if s.dataset == dataset]
@@ -217,13 +218,13 @@ def _data_root(config: TrainConfig) -> str:
 
 
 def _calibration_images(seen: list[Sample], aim: Stain) -> Iterator[NDArray[np.uint8]]:
-    """Yield crops of two dozen training images, evenly over the sets' lists."""
+    """Yield crops of 24 evenly spaced training images."""
     for sample in seen[:: max(1, len(seen) // 24)]:
         yield in_reference_stain(load_sample(sample)[0], aim)[:512, :512]
 
 
 def _stain_aim(config: TrainConfig, seen: list[Sample]) -> tuple[Stain, dict[str, Any]]:
-    """Return what images are normalized to, and the card's entries about it (empty if they are not normalized)."""
+    """Return the target stain of normalization, and the card's entries about it (empty without normalization)."""
     if config.stain == "none":
         return Stain(), {}
     if config.stain_reference == "published":
@@ -232,7 +233,9 @@ def _stain_aim(config: TrainConfig, seen: list[Sample]) -> tuple[Stain, dict[str
     rgb = load_sample(chosen)[0]
     aim = fit_stain(config.stain, rgb, np.ones(rgb.shape[:2], np.bool_))
     if not aim.params:
-        raise ConfigError(f"The stain reference {chosen.dataset} {chosen.image_id} does not hold two stains; use published.")
+        raise ConfigError(
+            f'The stain reference {chosen.dataset} {chosen.image_id} lacks two stains: set stain_reference = "published".'
+        )
     image = {"set": chosen.dataset, "image": chosen.image_id, "histogram_difference": round(difference, 4)}
     return aim, {"aims_at": "the training image whose nuclei and background differ most in gray", **image, "params": aim.params}
 
@@ -258,7 +261,7 @@ def _stain_statistics(rgb: NDArray[np.uint8]) -> StainStatistics:
 
 
 def _quick_scores(net: torch.nn.Module, held_out: list[Sample], config: TrainConfig, aim: Stain, step: int) -> dict[str, float]:
-    """Mean PQ per set at ``OPERATING_POINT``: enough to see a curve."""
+    """Return the mean PQ per set at ``OPERATING_POINT``, for the curve."""
     assert isinstance(net, UNet)
     copy = build_net(config.net)
     copy.load_state_dict(net.state_dict())

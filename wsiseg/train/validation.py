@@ -1,4 +1,4 @@
-"""Scores of a network on annotated images, and separation thresholds that suit images of sets that it has not seen."""
+"""Score a network on annotated images, and fit separation thresholds to images that it has not seen."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ OPERATING_POINT: Mapping[str, Any] = MappingProxyType(
         "min_material_frac": 0.6,
     }
 )
-"""Thresholds for tissue of sets that the network has not seen, as ``benchmarks/operating_point.py`` measures them: those of
-weights that are trained without a set to fit others on."""
+"""Thresholds for tissue that the network has not seen, measured by ``benchmarks/operating_point.py``; the default of weights
+trained without ``fit_sets``."""
 
 # in the order of the descent: options that change the score most come first
 _GRID: dict[str, tuple[Any, ...]] = {
@@ -54,8 +54,8 @@ _GRID: dict[str, tuple[Any, ...]] = {
     "marker_radius_wpx": (1, 2, 3, 4, 5, 6, 8, 10),
     "compactness": (0.0, 0.5, 1.0, 2.0, 4.0),
 }
-# markers are told apart by a saddle, or by a high threshold and a radius: a walk does not get from one to the other; nor does
-# it find the border of nuclei that are all dropped for want of material
+# markers can be separated by a saddle, or by a high threshold and a radius; coordinate descent does not get from one to the
+# other, and it fails if a start has no nuclei above the material threshold
 _STARTS: tuple[dict[str, Any], ...] = (
     {**OPERATING_POINT},
     {**OPERATING_POINT, "min_material_frac": 0.0},
@@ -65,7 +65,7 @@ _STARTS: tuple[dict[str, Any], ...] = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Judged:
-    """One annotated image: its maps, as ``wsiseg segment`` would predict them, and its true labels at its own pixels."""
+    """One annotated image: its maps, predicted as by ``wsiseg segment``, and its true labels at its native pixels."""
 
     sample: Sample
     maps: ImageMaps
@@ -73,7 +73,7 @@ class Judged:
 
 
 def predict_samples(model: Model, samples: Sequence[Sample]) -> list[Judged]:
-    """Predict whole images as slides are; those that state no microns per pixel are used at their own pixels."""
+    """Predict whole images in the same way as slides; images without microns per px are used at their native pixels."""
     config = RunConfig()
     judged = []
     for sample in samples:
@@ -83,7 +83,7 @@ def predict_samples(model: Model, samples: Sequence[Sample]) -> list[Judged]:
 
 
 def in_reference_stain(rgb: NDArray[np.uint8], aim: Stain) -> NDArray[np.uint8]:
-    """Return an annotated image, which is tissue throughout, in the reference's stain; method ``none``: as it is."""
+    """Return an annotated image, taken as all tissue, normalized to the stain ``aim``; unchanged for the method ``none``."""
     return normalize(rgb, fit_stain(aim.method, rgb, np.ones(rgb.shape[:2], np.bool_), aim.params))
 
 
@@ -93,7 +93,7 @@ def score_separation(judged: Sequence[Judged], defaults: Mapping[str, Any]) -> l
 
 
 def set_means(judged: Sequence[Judged], scores: Sequence[Scores]) -> dict[str, float]:
-    """Return per set the mean over images of the mean of PQ and AJI; images without a nucleus on either side do not count."""
+    """Return per set the mean over images of (PQ + AJI) / 2, without images that have no true and no predicted nucleus."""
     by_set: dict[str, list[float]] = {}
     for j, s in zip(judged, scores, strict=True):
         if not s.empty:
@@ -102,24 +102,23 @@ def set_means(judged: Sequence[Judged], scores: Sequence[Scores]) -> dict[str, f
 
 
 def fit_separation(judged: Sequence[Judged], rounds: int = 2) -> tuple[dict[str, Any], float]:
-    """Fit the separation thresholds by walking one at a time over a grid.
+    """Fit the separation thresholds by coordinate descent on a grid.
 
-    The score is the mean over sets, each with the same weight, of the mean of PQ and AJI (``set_means``): PQ alone would gain a
-    little precision by dropping many nuclei, then missing from tables and counts. On images of a set that the network was
-    trained on borders are surer than elsewhere, so thresholds fitted there are too high for other tissue: give images of sets
-    that it has not seen.
+    The score is the mean of ``set_means``, with equal weight per set. It includes AJI because PQ alone would gain a little
+    precision by dropping many nuclei. Use images of sets that the network has not seen: on training sets probabilities are
+    higher, so thresholds fitted there are too high for other tissue.
 
     Parameters
     ----------
     judged
         Predicted images that are not used for scores; maps of several networks may be combined.
     rounds
-        Passes over all thresholds; a pass that changes nothing ends the descent.
+        Maximum number of passes over all thresholds; a pass without a change ends the descent.
 
     Returns
     -------
     (dict, float)
-        Values under the names of ``SeparateConfig``, and the score that they reach.
+        Values under the names of ``SeparateConfig``, and their score.
     """
     walks = [_walk(judged, dict(start), rounds) for start in _STARTS]
     return max(walks, key=lambda walk: walk[1])

@@ -1,9 +1,9 @@
-"""Outlines of a reference, pictures of a target cohort without outlines -> synthetic training images with exact labels.
+"""Make synthetic training images with exact labels, in the style of a target cohort that has no annotations.
 
-Comes in: label images whose nuclei have the shapes to draw, and pictures of the tissue to look like. Goes out: pictures, labels
-and, once refined, a weight each. After Hou et al. 2019, "Robust Histopathology Image Analysis: to Label or to Synthesize?"
-(CVPR): random polygons (``shapes``, ``place``), textures of real patches (``paint``), a refiner trained against a discriminator
-(``nets``, ``refine``), and weights from what the discriminator says. ``wsiseg.train.synthesis`` makes sets of it.
+Input: label images of a reference, which define the shapes of nuclei, and pictures of the target cohort. Output: pictures,
+labels and, after refinement, a weight for each. After Hou et al. 2019, "Robust Histopathology Image Analysis: to Label or to
+Synthesize?" (CVPR): random polygons (``shapes``, ``place``), textures of real patches (``paint``), a refiner trained against a
+discriminator (``nets``, ``refine``), and weights from the discriminator's output. ``wsiseg.train.synthesis`` makes whole sets.
 """
 
 from __future__ import annotations

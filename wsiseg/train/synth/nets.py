@@ -1,8 +1,8 @@
-"""The refiner and the discriminator of Hou et al. 2019, by what is published of them: their convolutions and poolings.
+"""The refiner and the discriminator of Hou et al. 2019, with the published numbers of convolutions and poolings.
 
 Refiner: 21 convolutions, 2 poolings; discriminator: 15 convolutions, 3 poolings. The paper does not state widths or how the
-refiner gets back to full resolution: here nearest-neighbor upsampling with skips, and a residual output, so that an untrained
-refiner leaves a picture as it is.
+refiner returns to full resolution: here by nearest-neighbor upsampling with skips, and with a residual output, so that an
+untrained refiner does not change a picture.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from torch.nn import functional
 __all__ = ["Discriminator", "Refiner"]
 
 _LEAK = 0.2
-_MAX_CHANGE = 0.5  # of a color, on the scale of -1 to 1
+_MAX_CHANGE = 0.5  # maximum change of a color, on the scale of -1 to 1
 
 
 class Refiner(nn.Module):
-    """float (N, 3, H, W) in [-1, 1] -> the same, refined, up to 0.5 over either end; H and W multiples of 4.
+    """Network that refines pictures, float (N, 3, H, W) in -1 to 1, into pictures in -1.5 to 1.5; H and W multiples of 4.
 
-    ``width``: channels at full resolution.
+    ``width`` is the number of channels at full resolution.
     """
 
     def __init__(self, width: int = 32) -> None:
@@ -36,7 +36,7 @@ class Refiner(nn.Module):
         self.pool = nn.MaxPool2d(2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Refine a batch."""
+        """Return the refined batch."""
         fine = self.fine(x)
         middle = self.middle(self.pool(fine))
         up = functional.interpolate(self.coarse(self.pool(middle)), scale_factor=2.0)
@@ -46,7 +46,7 @@ class Refiner(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """float (N, 3, H, W) in [-1, 1] -> logits (N, 1, H / 8, W / 8) that the neighborhood of each place is real tissue."""
+    """Network from pictures, float (N, 3, H, W) in -1 to 1, to logits (N, 1, H / 8, W / 8) that each region is real tissue."""
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Discriminator(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Judge a batch."""
+        """Return the logits of a batch."""
         return self.layers(x)
 
 

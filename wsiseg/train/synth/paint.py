@@ -1,4 +1,4 @@
-"""Labels and a real patch -> a synthetic patch: its own nuclei painted over, new ones given the texture of real ones."""
+"""Paint a synthetic patch: remove the nuclei of a real patch and draw labeled nuclei with the texture of real ones."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from wsiseg.errors import InputError
 
 __all__ = ["in_paint", "rough_nuclei"]
 
-_RED = 0  # the light that hematoxylin takes and eosin leaves
-_REMOVED_PX = 3  # around what is found: nuclei end softly
+_RED = 0  # channel absorbed by hematoxylin but hardly by eosin
+_REMOVED_PX = 3  # margin around removed nuclei, because their edges are soft
 _SHIFTS = 48
 _EDGE_SIGMA_PX = 0.8
-_REACH = 3.0  # of a Gaussian, sigmas
+_REACH = 3.0  # truncation of a Gaussian, sigmas
 
 
 def rough_nuclei(rgb: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Return bool (H, W): pixels that are probably nuclear in an H&E picture uint8 (H, W, 3) without outlines.
+    """Return a mask, bool (H, W), of the pixels of an H&E picture, uint8 (H, W, 3), that are probably nuclear.
 
-    Otsu's threshold on the optical density of the red channel, smoothed by 1 px; holes are filled, objects
-    under 20 px dropped. A picture of one color has no nuclei.
+    The mask is Otsu's threshold on the optical density of the red channel, smoothed by 1 px; holes are filled, and objects
+    under 20 px removed. It is empty for a picture of one color.
     """
     density = ndimage.gaussian_filter(-np.log((rgb[..., _RED].astype(np.float64) + 1) / 256), 1.0)
     counts, edges = np.histogram(density, 256)
@@ -44,34 +44,39 @@ def in_paint(
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Replace the nuclei of a real patch by synthetic ones.
 
-    Nuclear pixels take the colors of the background around them plus its grain, copied from background elsewhere in the patch.
-    Synthetic nuclei take, in the same way, the colors of the real nuclei nearby plus the grain of real nuclei, each a little
-    darker or lighter as real nuclei differ among themselves. Edges are as soft as a microscope makes them.
+    Nuclear pixels get the colors of the surrounding background plus its grain, copied from background elsewhere in the patch.
+    Synthetic nuclei get the colors of real nuclei nearby plus the grain of real nuclei; the brightness of each varies as among
+    real nuclei. Edges are smoothed as by a microscope.
 
     Parameters
     ----------
     rgb : uint8 (H, W, 3)
+        The real patch.
     nuclear : bool (H, W)
-        Where the real nuclei are (``rough_nuclei``).
+        Mask of its nuclei (``rough_nuclei``).
     labels : int32 (H, W)
-        Synthetic nuclei, 0 background.
+        Synthetic nuclei, 0 for background.
+    rng
+        Source of all random numbers.
 
     Returns
     -------
     (uint8 (H, W, 3), bool (H, W))
-        The picture, and which pixels may have changed; all others are the real patch's.
+        The picture, and a mask of the pixels that may have changed.
 
     Raises
     ------
     InputError
-        Sizes differ, or the patch has no nuclear pixel or no background to take texture from.
+        Sizes differ, or the patch has no nuclear pixel or no background.
     """
     if rgb.shape[:2] != nuclear.shape or nuclear.shape != labels.shape:
         raise InputError(f"in_paint: expected one size, got {rgb.shape[:2]}, {nuclear.shape} and {labels.shape} (H, W).")
     removed = ndimage.binary_dilation(nuclear, iterations=_REMOVED_PX)
     core = ndimage.binary_erosion(nuclear, iterations=1)
     if removed.all() or not core.any():
-        raise InputError("in_paint: the patch has no background, or no nuclei, to take texture from. Choose another patch.")
+        raise InputError(
+            "in_paint: the patch has no background or no nuclei, which are the source of texture. Choose another patch."
+        )
     picture = rgb.astype(np.float32)
     background = np.where(removed[..., None], _texture(picture, ~removed, 6.0, rng), picture)
     tone = _tones(picture, core, labels, rng)
@@ -88,7 +93,7 @@ def in_paint(
 def _texture(
     picture: NDArray[np.float32], source: NDArray[np.bool_], sigma_px: float, rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Colors of the source pixels, spread over the whole patch, and their grain, brought from elsewhere by random shifts."""
+    """Return a texture for the whole patch: colors spread from the source pixels, plus their grain, randomly shifted."""
     smooth = _spread(picture, source, sigma_px)
     grain = np.where(source[..., None], picture - smooth, 0)
     filled = np.array(source)
@@ -104,7 +109,7 @@ def _texture(
 
 
 def _spread(picture: NDArray[np.float32], source: NDArray[np.bool_], sigma_px: float) -> NDArray[np.float32]:
-    """Carry colors outwards by normalized convolution (Knutsson and Westin 1993), wider where the source is far."""
+    """Extrapolate colors by normalized convolution (Knutsson and Westin 1993), with a wider kernel far from the source."""
     # where neither reaches, the mean of all
     total = np.zeros_like(picture) + picture[source].mean(0) * np.float32(1e-9)
     weight = np.full(source.shape, 1e-9, np.float32)
@@ -117,7 +122,7 @@ def _spread(picture: NDArray[np.float32], source: NDArray[np.bool_], sigma_px: f
 def _tones(
     picture: NDArray[np.float32], core: NDArray[np.bool_], labels: NDArray[np.int32], rng: np.random.Generator
 ) -> NDArray[np.float32]:
-    """Differences of brightness of the real nuclei among themselves, one drawn for each synthetic nucleus; (N + 1, 1)."""
+    """Return a brightness difference, drawn from those among real nuclei, for each synthetic nucleus; (N + 1, 1)."""
     parts, n = ndimage.label(core)
     gray = picture.mean(2)
     means = ndimage.mean(gray, parts, np.arange(1, n + 1))

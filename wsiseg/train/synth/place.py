@@ -1,4 +1,4 @@
-"""Polygons -> the nuclei of one patch, as dense and as crowded as the reference's."""
+"""Place random polygons as the nuclei of one patch, with the density and contacts of the reference."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from wsiseg.train.synth.shapes import VERTICES, ShapeStatistics, draw_outlines
 
 __all__ = ["Placed", "place_nuclei"]
 
-_MARGIN_PX = 32  # nuclei reach over a patch's edge, as real ones do
-_PAD_PX = 64  # room for what reaches over the field in which centers lie
+_MARGIN_PX = 32  # nuclei may extend over the edge of a patch, as real ones do
+_PAD_PX = 64  # border for the parts of nuclei outside the field of centers
 _FREE_TRIES, _CONTACT_TRIES = 40, 8
 _EIGHT = np.ones((3, 3), np.bool_)
 
@@ -26,9 +26,9 @@ class Placed:
     Attributes
     ----------
     rings : float64 (N, VERTICES, 2)
-        (x, y) of open rings in patch px; they may reach outside. A later one lies over an earlier one.
+        (x, y) of open rings in patch px, possibly outside the patch. Later rings cover earlier ones.
     labels : int32 (H, W)
-        The rings drawn in their order, renumbered 1..M: some lie outside.
+        The rings drawn in order, renumbered 1..M without those outside.
     """
 
     rings: NDArray[np.float64]
@@ -38,19 +38,24 @@ class Placed:
 def place_nuclei(statistics: ShapeStatistics, patch_px: int, rng: np.random.Generator, overlap_max: float = 0.2) -> Placed:
     """Draw the nuclei of one square patch.
 
-    As many as a random square of the reference holds. Each is set free of all others, or against one of them while fewer touch
-    than in the reference; in contact it is pushed in until a random share of it (up to ``overlap_max``) lies over neighbors.
+    Their number is that of a random square of the reference. A nucleus is placed without contact, or in contact with another
+    while fewer touch than in the reference; it is then moved until a random share of it (up to ``overlap_max``) covers others.
 
     Parameters
     ----------
+    statistics
+        Shapes, density and contacts of the reference.
+    patch_px
+        Side of the patch, px.
+    rng
+        Source of all random numbers.
     overlap_max
-        Largest share of a nucleus that lies over another, and of one that another hides, 0..1. Label images show no overlap,
-        so this is a choice, not a fit.
+        Maximum share of a nucleus that covers others or is covered, 0..1. It cannot be fitted, as label images show no overlap.
     """
     side = patch_px + 2 * _MARGIN_PX
     n = int(rng.poisson(rng.choice(statistics.per_mpx) * side**2 / 1e6))
     canvas = _Canvas(side, overlap_max)
-    for ring in draw_outlines(statistics, n, rng):  # one after the other: each leaves less room to the next
+    for ring in draw_outlines(statistics, n, rng):  # in sequence, because each leaves less space for the next
         stamp = _Stamp(ring)
         apart = canvas.touching_share() >= statistics.contact or not canvas.areas
         at = (canvas.free(stamp, rng) if apart else None) or canvas.contact(stamp, rng)
@@ -62,7 +67,7 @@ def place_nuclei(statistics: ShapeStatistics, patch_px: int, rng: np.random.Gene
 
 
 class _Stamp:
-    """A polygon in a small raster of its own, with a free pixel all around: moved by whole px, its mask stays the same."""
+    """A polygon as a small mask with an empty pixel all around; it is moved by integer px, so that the mask is the same."""
 
     def __init__(self, ring: NDArray[np.float64]) -> None:
         low = np.floor(ring.min(0)) - 1
@@ -79,7 +84,7 @@ class _Canvas:
         self.side, self.overlap_max = side, overlap_max
         self.labels = np.zeros((side + 2 * _PAD_PX, side + 2 * _PAD_PX), np.int32)
         self.rings: list[NDArray[np.float64]] = []
-        self.areas: list[int] = []  # of what is seen
+        self.areas: list[int] = []  # visible area of each nucleus, px
         self.whole: list[int] = []
         self.centers: list[tuple[float, float]] = []
         self.touches: list[bool] = []
@@ -95,7 +100,7 @@ class _Canvas:
         return None
 
     def contact(self, stamp: _Stamp, rng: np.random.Generator) -> tuple[int, int] | None:
-        """Approach a nucleus from a random side until as much is covered as was drawn."""
+        """Return a position at a random side of another nucleus with a random overlap; None if none was found."""
         if not self.areas:
             return None
         for parent, angle, share in zip(
@@ -137,7 +142,7 @@ class _Canvas:
         self.rings.append(stamp.ring + np.array((x, y)))
 
     def _corner(self, stamp: _Stamp, cy: float, cx: float) -> tuple[int, int] | None:
-        """Return the corner of a stamp with its center here; None if that is outside the field, or the stamp does not fit."""
+        """Return the corner of a stamp centered here; None if the center is outside the field or the stamp does not fit."""
         h, w = stamp.mask.shape
         within = all(_PAD_PX <= c < _PAD_PX + self.side for c in (cy, cx))
         return (round(cy - h / 2), round(cx - w / 2)) if within and max(h, w) < 2 * _PAD_PX else None

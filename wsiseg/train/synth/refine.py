@@ -1,6 +1,6 @@
-"""Synthetic and real pictures -> a refiner that makes the first look like the second, and a weight for each synthetic picture.
+"""Train a refiner that makes synthetic pictures look like real ones, and compute a weight for each synthetic picture.
 
-Everything that a step draws comes from the seed and the step, so a resumed run gives the same result as one that never stopped.
+Random numbers of a step depend only on seed and step, so a resumed run gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from wsiseg.train.targets import make_targets
 __all__ = ["WEIGHT_RANGE", "RefineConfig", "importance_weights", "load_refiner", "refine_and_weigh", "train_refiner"]
 
 WEIGHT_RANGE = (0.2, 2.0)
-"""Hou et al. 2019 clip sample weights to this."""
+"""Limits of the weights of pictures (Hou et al. 2019)."""
 
 Rgb = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class RefineConfig:
-    """How the refiner is trained.
+    """Options of the training of the refiner.
 
     Attributes
     ----------
     steps, batch, crop_px
-        Optimizer steps of each of the two, patches per step, and their side (a multiple of 8).
+        Optimizer steps of each network, patches per step, and side of a patch, px (a multiple of 8).
     width
         Channels of both networks at full resolution.
     keep
-        Weight of the mean absolute change: what holds nuclei to their labels.
+        Weight of the mean absolute change, which keeps nuclei at their labels.
     steadiness
-        Weight of the squared slope of the discriminator at real pictures (Mescheder et al. 2018): keeps the two in balance.
+        Weight of the squared gradient of the discriminator at real pictures (Mescheder et al. 2018), which stabilizes training.
     hard
-        Weight of the hard-example term: the refiner gains from patches that the task network gets wrong, up to a loss of
-        ``hard_limit``, beyond which they would be wrong rather than hard. Without effect where there is no task network.
+        Weight of the hard-example term, which rewards patches with a high loss of the task network, up to ``hard_limit``; above
+        it, labels would be wrong rather than hard. Not used without a task network.
     device
         ``cpu`` or ``cuda``.
     """
@@ -81,8 +81,8 @@ class RefineConfig:
 def importance_weights(logits: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Return weights float64 (N,) of synthetic pictures: the discriminator's odds p / (1 - p), clipped to ``WEIGHT_RANGE``.
 
-    A discriminator that is as good as can be says p = real / (real + synthetic), in densities; its odds are what turns a mean
-    over synthetic pictures into a mean over real ones (Hou et al. 2019, importance sampling).
+    The output of an optimal discriminator is p = real / (real + synthetic), in densities. Weighting by its odds turns a mean
+    over synthetic pictures into a mean over real ones (importance sampling, Hou et al. 2019).
 
     Parameters
     ----------
@@ -115,18 +115,20 @@ def train_refiner(
     run_dir
         Receives ``refiner.pt`` (checkpoint of all) and ``curve.jsonl``.
     task
-        Network (N, 3, H, W) -> logits (N, 2, H, W) for the hard-example term; it is not trained here.
+        Network (N, 3, H, W) -> logits (N, 2, H, W) for the hard-example term; it is not trained.
     resume
-        Go on from the folder's checkpoint; without one, start.
+        Continue from the checkpoint in the folder, if there is one.
     stop_after
-        End, with a checkpoint, after this many steps of this call.
+        Stop, with a checkpoint, after this many steps of this call.
+    on_line
+        Called with every line of the curve.
 
     Raises
     ------
     ConfigError
-        The folder holds a run and ``resume`` is not set, or the checkpoint is of another width.
+        The folder holds a run and ``resume`` is not set, or the checkpoint has another width.
     InputError
-        A picture is smaller than ``crop_px``, or there is none.
+        There are no pictures, or one is smaller than ``crop_px``.
     """
     _check(synthetic, real, config.crop_px)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -134,7 +136,7 @@ def train_refiner(
     checkpoint = run_dir / "refiner.pt"
     if checkpoint.exists():
         if not resume:
-            raise ConfigError(f"{run_dir} holds a refiner already. Resume it, or choose another folder.")
+            raise ConfigError(f"{run_dir} already holds a refiner. Resume it, or choose another folder.")
         pair.load(checkpoint)
     last = config.steps if stop_after is None else min(config.steps, pair.step + stop_after)
     curve = run_dir / "curve.jsonl"
@@ -153,7 +155,7 @@ def train_refiner(
 
 
 def load_refiner(path: Path, width: int, device: str = "cpu") -> tuple[Refiner, Discriminator]:
-    """Return the two networks of a checkpoint; ``ConfigError`` when it is of another width."""
+    """Return the two networks of a checkpoint. Raises ``ConfigError`` if it has another width."""
     pair = _AdversarialPair(RefineConfig(width=width, device=device), None)
     pair.load(path)
     return pair.refiner.eval(), pair.discriminator.eval()
@@ -171,7 +173,7 @@ def refine_and_weigh(refiner: Refiner, discriminator: Discriminator, rgb: Rgb) -
 
 
 class _AdversarialPair:
-    """What a checkpoint holds: two networks, two optimizers and the step."""
+    """The content of a checkpoint: two networks, their optimizers and the step."""
 
     def __init__(self, config: RefineConfig, task: nn.Module | None) -> None:
         torch.manual_seed(config.seed)
@@ -220,7 +222,10 @@ class _AdversarialPair:
     def save(self, path: Path) -> None:
         nets = {"refiner": self.refiner.state_dict(), "discriminator": self.discriminator.state_dict()}
         content = {**nets, "optimizers": [o.state_dict() for o in self.optimizers], "step": self.step}
-        with atomic_path(path) as partial, partial.open("wb") as stream:  # torch would write the name of a path into the file
+        with (
+            atomic_path(path) as partial,
+            partial.open("wb") as stream,
+        ):  # given a path, torch would write its name into the file
             torch.save(content, stream)
 
     def load(self, path: Path) -> None:
@@ -229,7 +234,7 @@ class _AdversarialPair:
             self.refiner.load_state_dict(held["refiner"])
             self.discriminator.load_state_dict(held["discriminator"])
         except RuntimeError as err:
-            raise ConfigError(f"{path}: a refiner of another width than {self.config.width}.") from err
+            raise ConfigError(f"{path}: expected a refiner of width {self.config.width}, got another. Set its width.") from err
         for optimizer, state in zip(self.optimizers, held["optimizers"], strict=True):
             optimizer.load_state_dict(state)
         self.step = int(held["step"])

@@ -1,4 +1,4 @@
-"""What nuclei look like in annotated tissue, as distributions, and random polygons drawn from them."""
+"""Fit distributions of the shapes of nuclei to annotated tissue, and draw random polygons from them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["VERTICES", "ShapeStatistics", "draw_outlines", "fit_shapes", "shape_
 VERTICES = 32
 """Corners of a drawn polygon."""
 
-_WAVES = np.arange(3, 7)  # waves along an outline: one is a shift, two are the ellipse's own
-_MIN_PX = 20  # smaller objects are no nuclei (Hou et al. 2020)
-_ABSORBED = 1.25  # what the refitted ellipse takes back of the waves (measured on drawn outlines)
+_WAVES = np.arange(3, 7)  # frequencies along an outline; 1 is a shift and 2 changes the ellipse
+_MIN_PX = 20  # smaller objects are not nuclei (Hou et al. 2020)
+_ABSORBED = 1.25  # compensates the part of the waves that the fitted ellipse absorbs (measured on drawn outlines)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,9 +29,9 @@ class ShapeStatistics:
     ----------
     nuclei : float64 (N, 3)
         Area (px), axis ratio (0..1, minor over major) and irregularity (share of the area outside the ellipse of the same
-        moments, 0..1) of each whole nucleus; kept together, since they go together.
+        moments, 0..1) of each whole nucleus; one row per nucleus keeps their correlation.
     per_mpx : float64 (K,)
-        Nuclei per 10^6 px in the squares that the reference was cut into.
+        Nuclei per 10^6 px in each square of the reference.
     contact : float
         Share of nuclei that touch another one, 0..1.
     """
@@ -47,8 +47,8 @@ def shape_table(labels: NDArray[np.integer]) -> tuple[NDArray[np.float64], NDArr
     Returns
     -------
     (float64 (N, 5), bool (N, 2))
-        Area (px), axis ratio, irregularity, centroid x and y (px), by ascending label; and whether the nucleus lies on the
-        image's edge, and whether it touches another (8 neighbors).
+        Area (px), axis ratio, irregularity, centroid x and y (px), by ascending label; and whether the nucleus is at the edge
+        of the image, and whether it touches another (8-connected).
     """
     compact = compact_labels(labels)
     n = int(compact.max()) if compact.size else 0
@@ -79,12 +79,12 @@ def fit_shapes(images: Iterable[NDArray[np.integer]], square_px: int = 256) -> S
     images
         Label images (H, W).
     square_px
-        Side of the squares in which density is counted: that of the patches to be drawn.
+        Side of the squares in which density is counted, px: equal to that of the patches to be drawn.
 
     Raises
     ------
     InputError
-        Fewer than ten whole nuclei.
+        There are fewer than ten whole nuclei.
     """
     rows, touching, density = [], [], []
     for labels in images:
@@ -105,9 +105,10 @@ def fit_shapes(images: Iterable[NDArray[np.integer]], square_px: int = 256) -> S
 def draw_outlines(statistics: ShapeStatistics, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """Draw random nuclear polygons.
 
-    An ellipse of a drawn area and axis ratio, its radius changed by waves along the outline until as much lies outside the
-    ellipse as the drawn irregularity says. Values are those of a random nucleus of the reference, moved by a tenth of the
-    distributions' spread, so that no nucleus is copied and joint distributions stay (a smoothed bootstrap, Silverman 1986).
+    A polygon is an ellipse of a drawn area and axis ratio, whose radius varies by waves along the outline so that the share of
+    its area outside the ellipse is the drawn irregularity. Values are those of a random nucleus of the reference plus a tenth
+    of the distributions' spread, so that no nucleus is copied and the joint distribution is kept (smoothed bootstrap, Silverman
+    1986).
 
     Parameters
     ----------
