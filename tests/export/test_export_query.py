@@ -50,7 +50,7 @@ def test_windows_are_what_geos_says(table_path: Path) -> None:
     assert frame.geometry.area.to_numpy() * 0.0625 == pytest.approx(frame["area_um2"].to_numpy(), rel=1e-5)
     with pytest.raises(InputError, match="above 0"):
         read_nuclei(table_path, (0, 0, 0, 5))
-    with pytest.raises(InputError, match="this is a file"):
+    with pytest.raises(InputError, match="got a file"):
         read_nuclei(table_path, grade="Good")
 
 

@@ -188,5 +188,5 @@ def test_the_tables_that_list_slides_are_views_of_a_bucket_too(run: Path, bucket
     assert "20000" in said.output
     with pytest.raises(InputError, match="expected a run folder"):
         query(f"s3://{NAME}/elsewhere", "select 1")
-    with pytest.raises(InputError, match="sees the tables of the run only"):
+    with pytest.raises(InputError, match="can access only the tables of the run"):
         query(PREFIX, f"select * from read_parquet('{run}/slides.parquet')")

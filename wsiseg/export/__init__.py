@@ -1,12 +1,12 @@
-"""Polygon tables <-> what other tools read and write; and questions to the tables.
+"""Convert polygon tables to and from the formats of other tools, and query them.
 
 Comes in: a slide's GeoParquet table (``open_nuclei``), whole, a window or a sample of it (``Selection``).
-Goes out: QuPath GeoJSON, QuIP / TCIA folders, caMicroscope marks, SpatialData, AnnData, OME-Zarr labels and maps, label images,
+QuPath GeoJSON, QuIP / TCIA folders, caMicroscope marks, SpatialData, AnnData, OME-Zarr labels and maps, label images,
 GeoPackage, CSV, ImageJ ROIs, TIAToolbox annotation stores, ASAP and ImageScope XML, QuPath projects, folders for
 TissUUmaps and Xenium Explorer, heat maps of caMicroscope.
 
-Comes in: another tool's file (``READERS``). Goes out: ``Incoming`` chunks, and by ``write_imported_table`` the same table that
-segmentation writes, with provenance and flags; nothing is changed silently.
+Import: from another tool's file (``READERS``), as ``Incoming`` chunks, to the same table as segmentation writes
+(``write_imported_table``), with provenance, and with flags for everything that was changed or is suspect.
 """
 
 from wsiseg.export.cellvit import read_cellvit

@@ -1,4 +1,4 @@
-"""Nuclei -> the on-disk format of AnnData (0.1.0), written chunk by chunk into an open HDF5 file or Zarr group.
+"""Write nuclei in the on-disk format of AnnData (0.1.0), chunk by chunk, into an open HDF5 file or Zarr group.
 
 Specification: https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Two attributes of every element
 state its type and version.

@@ -1,4 +1,4 @@
-"""CellViT's ``cells.json`` and HoVer-Net's ``.json`` -> nuclei (contours in level-0 px of the whole slide)."""
+"""Read nuclei from CellViT's ``cells.json`` and HoVer-Net's ``.json`` (contours in level-0 px of the whole slide)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def read_cellvit(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """
     if is_geojson(source.path):
         for nuclei in read_geojson(source, provenance):
-            provenance.stated_origin = "slide"  # unlike QuPath's GeoJSON, CellViT's counts from the slide's corner
+            provenance.stated_origin = "slide"  # CellViT's GeoJSON is relative to the slide's corner, unlike QuPath's
             yield nuclei
         return
     facts: dict[str, Any] = {}

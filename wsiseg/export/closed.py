@@ -1,4 +1,4 @@
-"""A DuckDB connection that sees the tables of a run and nothing else: no other file is read, none is written, no network."""
+"""A DuckDB connection that can read the tables of a run but no other files, and has no write or network access."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from wsiseg.libraries import optional
 __all__ = ["PREFIX", "Table", "closed_database", "quoted"]
 
 Table = Path | StoredObject
-"""A table of a run: a file, or an object of a bucket, of which only what a query needs is read."""
+"""A table of a run: a file, or an object in a bucket, of which only the parts that a query needs are read."""
 
 PREFIX = "run://"
-"""Begins the names under which a closed connection knows the tables: ``run://nuclei/<slide_id>.parquet``."""
+"""Prefix of the names of tables in a closed connection: ``run://nuclei/<slide_id>.parquet``."""
 
 SETTINGS = (
     "autoinstall_known_extensions = false",
     "autoload_known_extensions = false",
-    "python_enable_replacements = false",  # variables of the calling program are no tables
+    "python_enable_replacements = false",  # variables of the calling program must not be tables
     "enable_external_access = false",
     "lock_configuration = true",
 )
@@ -34,16 +34,16 @@ SETTINGS = (
 
 @contextlib.contextmanager
 def closed_database(files: Mapping[str, Table]) -> Iterator[Any]:
-    """Yield a connection to an empty database in memory that can read ``files`` and touch no other.
+    """Yield a connection to an empty database in memory that can read ``files`` and access no others.
 
-    DuckDB may write to every path that it may read (``allowed_paths``), also from within a ``SELECT``. So it is not given the
-    paths, but names of a file system of its own that opens these files for reading and knows no other operation. What does not
-    fit in memory is written to a temporary folder, which is removed.
+    DuckDB can write to every path that it can read (``allowed_paths``), even within a ``SELECT``. Therefore it gets names in a
+    file system of its own, which can only open these files for reading, instead of paths. Data that do not fit in memory are
+    written to a temporary folder, which is removed.
 
     Parameters
     ----------
     files
-        Each table by its name, which begins with ``PREFIX``.
+        Each table by its name, which starts with ``PREFIX``.
 
     Raises
     ------
@@ -61,10 +61,10 @@ def closed_database(files: Mapping[str, Table]) -> Iterator[Any]:
 
 
 class _Shared(io.RawIOBase):
-    """An open file with a position for each thread.
+    """An open file with a separate position for each thread.
 
-    DuckDB moves to a place and reads there in two calls, and many threads do so with one handle: with one position for all, a
-    thread would get the bytes of another's place. It does not close all of its files, so the file is closed when it is dropped.
+    DuckDB seeks and reads in two calls, and does so from many threads with one handle. With a common position, a thread could
+    read at the position of another. DuckDB does not close all of its files, so the file is closed when the object is deleted.
     """
 
     def __init__(self, file: Any) -> None:
@@ -102,7 +102,7 @@ class _Shared(io.RawIOBase):
 
 
 def _read_only(files: Mapping[str, Table]) -> Any:
-    """Return an fsspec file system of these files alone."""
+    """Return an fsspec file system that contains only these files."""
     base: Any = optional("fsspec", "query").AbstractFileSystem
 
     class _Tables(base):
@@ -137,7 +137,7 @@ def _read_only(files: Mapping[str, Table]) -> Any:
             return self.exists(path)
 
         def glob(self, path: str, **_: Any) -> list[str]:
-            """Return the file of that name: none is a pattern, whatever characters it holds."""
+            """Return the file with exactly this name; special characters are not a pattern."""
             return [self._strip_protocol(path)] if self.exists(path) else []
 
         def modified(self, path: str) -> datetime.datetime:
@@ -148,5 +148,5 @@ def _read_only(files: Mapping[str, Table]) -> Any:
 
 
 def quoted(text: str) -> str:
-    """Return a text as a literal of SQL."""
+    """Return the text as an SQL literal."""
     return "'" + text.replace("'", "''") + "'"

@@ -1,4 +1,4 @@
-"""``wsiseg export``, ``cohort`` and ``query``: polygon tables of runs -> other formats, one dataset, results of SQL queries."""
+"""``wsiseg export``, ``cohort`` and ``query``: convert tables of runs, combine them into one dataset, and query them by SQL."""
 
 from __future__ import annotations
 
@@ -62,15 +62,16 @@ class ExportOptions:
     features
         Add features as columns (measurements): derived ones, and those that ``wsiseg features`` computed.
     dicom_series
-        A DICOM file of the slide, or its folder, for a slide that is no DICOM itself (``dicom-ann``).
+        A DICOM file of the slide, or its folder, if the slide itself is not DICOM (``dicom-ann``).
     dicom_3d
         Write mm in the slide's frame of reference (``dicom-ann``).
     cells
         Write cells, made by ``wsiseg cells``, with their nuclei (QuPath, SpatialData).
     path_map
-        As ``schedule.path_map``: where slides that were moved are now (their pictures go into AnnData and SpatialData).
+        ``OLD=NEW`` pairs for slides that were moved, as in ``schedule.path_map``; their pictures are written into AnnData and
+        SpatialData.
     overwrite
-        Replace an output that exists already.
+        Replace an existing output.
     """
 
     region: Box | None = None
@@ -173,18 +174,17 @@ def export_tables(
     to
         A key of ``EXPORT_FORMATS``.
     out
-        For one slide: the file (``.zarr`` folder) to write, or a folder, which is one that exists or any name without an
-        ending.
-        For several slides, and for ``quip`` and ``qupath-project``: a folder.
+        For one slide: the file (or ``.zarr`` folder) to write, or a folder (an existing one, or a name without a suffix). For
+        several slides, and for ``quip`` and ``qupath-project``: a folder.
     slide_ids
-        Slides of the run to export; default all.
+        Slides of the run to export; empty: all.
 
     Raises
     ------
     InputError
-        Unknown format or slide, an output that exists already, or an option that does not apply to the format.
+        The format or slide is unknown, the output exists, or an option does not apply to the format.
     FormatError, SlideOpenError, TileReadError
-        A single table, or its slide where the format needs it, cannot be read. With several slides, that slide's result has
+        A single table, or its slide if the format needs it, cannot be read. With several slides, that slide's result has
         ``error`` set instead.
     EmptyExportError
         A single table has no nucleus and the format has no empty files. With several slides, the result is ``empty`` instead.
@@ -220,7 +220,7 @@ def export_tables(
         table = source.path
         path = out if to == "quip" else out / f"{table.stem}{suffix}" if into_folder else out
         if path.is_file() and not options.overwrite:
-            raise InputError(f"{path} exists already. Remove it, choose another --out, or add --overwrite.")
+            raise InputError(f"{path} already exists. Remove it, choose another --out, or add --overwrite.")
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield write(source, path, options)
@@ -258,8 +258,8 @@ def make_cohort(runs: Sequence[Path], out: Path) -> tuple[list[Path], dict[str, 
     Returns
     -------
     files, slides by precision, warning
-        ``slides by precision`` counts slides per arithmetic that the network was computed in; it is ``unknown`` for an imported
-        or older run. ``warning`` is not empty if there are several: their results may differ slightly.
+        ``slides by precision`` is the number of slides for each arithmetic of the network (``unknown`` for imported or older
+        runs). ``warning`` is not empty if there are several, since their results may differ slightly.
     """
     made = write_cohort(runs, out)
     slides: Counter[str] = Counter()
@@ -277,7 +277,7 @@ def query_run(run: str | Path, sql: str, out: Path | None = None, *, allow_files
     Raises
     ------
     InputError
-        As ``wsiseg.export.query``, or ``out`` ends neither in ``.csv`` nor in ``.parquet``.
+        As for ``wsiseg.export.query``, or ``out`` does not end in ``.csv`` or ``.parquet``.
     """
     if out is not None and out.suffix not in (".csv", ".parquet"):
         raise InputError(f"Expected an output file that ends in .csv or .parquet, got {out}.")

@@ -1,4 +1,4 @@
-"""A slide of a run -> a picture of the slide beside its nuclear density, with a color scale and a scale bar."""
+"""Draw a slide of a run next to its nuclear density, with a color scale and a scale bar."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ SMOOTH_UM = (25.0, 150.0)
 INK = (30, 30, 30)
 MARGIN_PX = 24
 MIN_ROOM_PX = 120
-"""Smallest height of a panel: that of the color scale beside it."""
+"""Minimum size of a panel, px, needed for the color scale and the scale bar."""
 
 Array = NDArray[np.float64]
 
 
 class Density(NamedTuple):
-    """Smoothed density, float64 (H, W), 1/mm^2, nan outside the tissue; and the standard deviation of the smoothing, um."""
+    """Smoothed density, float64 (H, W), 1/mm^2, NaN outside the tissue; and the standard deviation of the smoothing, um."""
 
     per_mm2: Array
     sigma_um: float
@@ -49,7 +49,7 @@ def tissue_density(maps: MapLevel) -> Density:
     """Return nuclei per mm^2 of tissue: the Gaussian-smoothed count of nuclei divided by the Gaussian-smoothed tissue area.
 
     Sigma is 1/80 of the slide's longer side, limited to 25 to 150 um. If the tissue is not known (an imported slide), the whole
-    slide counts as tissue, and only places near nuclei are shown.
+    slide counts as tissue, and only positions near nuclei are shown.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -66,7 +66,7 @@ def tissue_density(maps: MapLevel) -> Density:
 
 
 def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = ()) -> Density:
-    """Write a PNG with a slide's thumbnail and, beside it, the nuclear density in color; return the density shown.
+    """Write a PNG with a slide's thumbnail next to its nuclear density in color; return the density shown.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def density_png(run: Path, slide_id: str, out: Path, path_map: Sequence[str] = (
 
 
 def density_picture(thumbnail: NDArray[np.uint8], density: Density, width_um: float, title: str = "") -> NDArray[np.uint8]:
-    """Return uint8 (H, W, 3): the thumbnail, the same under the density in color, a color scale per mm^2, and a scale bar.
+    """Return a picture, uint8 (H, W, 3): the thumbnail, the density in color over the thumbnail, color scale and scale bar.
 
     Parameters
     ----------
@@ -112,8 +112,8 @@ def density_picture(thumbnail: NDArray[np.uint8], density: Density, width_um: fl
     seen = density.per_mm2[np.isfinite(density.per_mm2)]
     top = nice_ceil(float(np.quantile(seen, 0.995)) if seen.size else 1.0)
     colored = _blend(thumbnail, values, top)
-    beside = width <= 1.4 * height  # wide slides: one panel above the other
-    room_w, room_h = max(width, MIN_ROOM_PX), max(height, MIN_ROOM_PX)  # room for color scale and scale bar even if very narrow
+    beside = width <= 1.4 * height  # otherwise, for wide slides, one panel above the other
+    room_w, room_h = max(width, MIN_ROOM_PX), max(height, MIN_ROOM_PX)  # space for color scale and scale bar
     step_x, step_y = (room_w + MARGIN_PX, 0) if beside else (0, room_h + MARGIN_PX)
     head = 2 * MARGIN_PX + 8
     bar_x = MARGIN_PX + step_x + room_w + MARGIN_PX
@@ -140,7 +140,7 @@ def nice_ceil(value: float) -> float:
 
 
 def _blend(rgb: NDArray[np.uint8], values: Array, top: float) -> NDArray[np.uint8]:
-    """Return the picture in light gray, with the density in color over it where the density is not nan."""
+    """Return the picture in light gray, with the density in color over it where it is not NaN."""
     gray = 255 - (255 - rgb.mean(axis=2, keepdims=True)) * 0.5
     alpha = np.where(np.isfinite(values), 0.72, 0.0)[:, :, None]
     mixed = gray * (1 - alpha) + _colors(np.nan_to_num(values) / top) * alpha
@@ -155,7 +155,7 @@ def _colors(share: Array) -> Array:
 
 
 def _resized(values: Array, width: int, height: int) -> Array:
-    """Return a map resampled to the size of a picture: smooth where it has values, with a sharp border to nan."""
+    """Return a map resampled to the size of a picture, smooth where it has values, with a sharp border to NaN."""
     inside = np.isfinite(values)
     planes = [Image.fromarray(p.astype(np.float32)) for p in (np.where(inside, values, 0), inside)]
     total, weight = (np.asarray(p.resize((width, height), Image.Resampling.BILINEAR), np.float64) for p in planes)

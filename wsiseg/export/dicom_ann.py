@@ -1,7 +1,8 @@
-"""A polygon table -> DICOM Microscopy Bulk Simple Annotations (PS3.3, C.37).
+"""Write a polygon table as DICOM Microscopy Bulk Simple Annotations (PS3.3, C.37).
 
-highdicom makes the object with the attributes of its source image and a group of one nucleus; the group's arrays are then those
-of the table, which stream from row groups to a file that pydicom copies. So a million polygons are never Python objects.
+highdicom makes the object with the attributes of its source image and a group of one nucleus. The arrays of the group are then
+replaced by those of the table, which are streamed by row groups to a file that pydicom copies, so that polygons are never
+Python objects.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_ch
 __all__ = ["MEASUREMENTS", "largest_level", "write_dicom_annotations"]
 
 OWN_CODES = "99WSISEG"
-"""Coding scheme of measurements for which no standard has a code."""
+"""Coding scheme of measurements that have no code in a standard."""
 
 MEASUREMENTS: dict[str, tuple[str, str, str, str, str]] = {
     "area_um2": ("42798000", "SCT", "Area", "um2", "square micrometer"),
@@ -57,24 +58,24 @@ def write_dicom_annotations(
     series: Path | None = None,
     three_d: bool = False,
 ) -> Exported:
-    """Write nuclei as one annotation object (``.dcm``): polygons, area and, for a table ``with_features``, those too.
+    """Write nuclei as one annotation object (``.dcm``): polygons, areas and, for a table ``with_features``, features.
 
-    Coordinates are columns and rows of the total pixel matrix of the largest level, float32, rings not closed; the corner of
-    the first pixel is (0, 0) there as here. UIDs follow from the table and the options; only the time of writing differs.
+    Coordinates are columns and rows of the total pixel matrix of the largest level, float32, with (0, 0) at the corner of the
+    first pixel; rings are not closed. UIDs depend only on the table and the options; only the time of writing differs.
 
     Parameters
     ----------
     series
-        A DICOM file of the slide's series or its folder, for a slide that is no DICOM itself. Default: the slide of the run.
+        A DICOM file of the slide's series, or its folder, if the slide itself is not DICOM. None: the slide of the run.
     three_d
-        Millimetres in the slide's frame of reference instead, float64, with one z for all.
+        Write millimeters in the slide's frame of reference instead, float64, with the same z for all.
 
     Raises
     ------
     InputError
-        The slide is no DICOM series and none is named, or the series is of a slide of another size.
+        The slide is not a DICOM series and none is given, or the size of the slide differs from that of the series.
     EmptyExportError
-        There is no nucleus: the standard has no group of none.
+        There is no nucleus; the standard does not allow an empty group.
     """
     optional("highdicom", "dicom")
     image = largest_level(source, series)
@@ -89,18 +90,20 @@ def write_dicom_annotations(
             placed = points.astype("<f4") if to_mm is None else to_mm.plane(points)
             spool.write(placed.tobytes())
             ends = at + np.cumsum(2 * lengths)
-            starts.append(np.r_[at, ends[:-1]] + 1)  # counted in values, from 1
+            starts.append(np.r_[at, ends[:-1]] + 1)  # index of values, from 1
             at = int(ends[-1])
             for name in wanted:
                 columns[name].append(chunk.column(name).astype(np.float32))
             first = placed[: lengths[0]].astype(np.float64) if first is None else first
             n += len(chunk)
         if first is None:
-            raise EmptyExportError(f"{source.path}: no nucleus to write; DICOM has no group of no annotations.")
+            raise EmptyExportError(f"{source.path}: there is no nucleus to export, and DICOM does not allow an empty group.")
         spool.seek(0)
         told = f"{image.SOPInstanceUID} {selection} {wanted} {three_d}"
         measured = {name: np.concatenate(parts) for name, parts in columns.items()}
-        measured = {name: values for name, values in measured.items() if np.isfinite(values).any()}  # never measured: left out
+        measured = {
+            name: values for name, values in measured.items() if np.isfinite(values).any()
+        }  # leave out features that were never measured
         made = _object(source, image, told, first, measured, to_mm)
         group = made.AnnotationGroupSequence[0]
         group.NumberOfAnnotations = n
@@ -121,7 +124,7 @@ def write_dicom_annotations(
 
 
 class _Matrix:
-    """Where the total pixel matrix lies in the slide's frame of reference."""
+    """Position of the total pixel matrix in the slide's frame of reference."""
 
     def __init__(self, image: Any) -> None:
         import highdicom as hd
@@ -135,7 +138,7 @@ class _Matrix:
 
 
 def _open_rings(chunk: Chunk) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Return the vertices of all rings without the closing ones, and how many each ring has."""
+    """Return the vertices of all rings without the closing ones, and the number of vertices of each ring."""
     keep = np.ones(len(chunk.xy), np.bool_)
     keep[chunk.ring_offsets[1:] - 1] = False
     return chunk.xy[keep], np.diff(chunk.ring_offsets) - 1
@@ -147,7 +150,7 @@ def largest_level(source: NucleiFile, series: Path | None) -> Any:
     Raises
     ------
     InputError
-        There is none, or it is of another size than the table's slide.
+        There is none, or its size is not that of the table's slide.
     """
     import pydicom
 
@@ -155,25 +158,27 @@ def largest_level(source: NucleiFile, series: Path | None) -> Any:
     path = series if series is not None else _slide_of(source)
     files = [path] if path is not None and path.is_file() else sorted(path.iterdir()) if path is not None else []
     found = [f for p in files if (f := dicom_facts(p)) is not None and f.is_volume]
-    if path is not None and path.is_file() and found:  # the other levels lie beside it
+    if path is not None and path.is_file() and found:  # the other levels are in the same folder
         beside = (dicom_facts(p) for p in sorted(path.parent.iterdir()) if p.is_file())
         found = [f for f in beside if f is not None and f.is_volume and f.series == found[0].series]
     if not found:
         raise InputError(
-            f"{path}: no DICOM whole-slide image there." if named else
-            f"{source.path}: its slide is no DICOM series ({path or 'its place is not known'}), and annotations refer to one. "
+            f"{path}: expected a DICOM whole-slide image, found none." if named else
+            f"{source.path}: its slide is not a DICOM series ({path or 'its path is not known'}), which annotations need. "
             "Convert the slide (wsidicomizer, OpenSlide's dicom tools) and name the series by --dicom-series."
         )  # fmt: skip
     if len({f.series for f in found}) > 1:
-        raise InputError(f"{path}: {len({f.series for f in found})} DICOM series. Name a file of the one by --dicom-series.")
+        raise InputError(
+            f"{path}: expected one DICOM series, found {len({f.series for f in found})}. Name a file of one: --dicom-series."
+        )
     best = max(found, key=lambda f: f.columns_px)
     if (best.columns_px, best.rows_px) != (source.width_px, source.height_px):
         raise InputError(
-            f"{best.path}: the largest level has {best.columns_px} x {best.rows_px} px, the slide of {source.path} "
-            f"{source.width_px} x {source.height_px} px: annotations would lie elsewhere. Is it a series of the same slide?"
+            f"{best.path}: the largest level has {best.columns_px} x {best.rows_px} px, but the slide of {source.path} has "
+            f"{source.width_px} x {source.height_px} px, so annotations would be misplaced. Name a series of the same slide."
         )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # values of the scanner that break a rule of the standard are not ours
+        warnings.simplefilter("ignore")  # about values of the scanner that violate the standard
         return pydicom.dcmread(best.path, stop_before_pixels=True)
 
 
@@ -186,7 +191,7 @@ def _slide_of(source: NucleiFile) -> Path | None:
 
 
 def _uid(source: NucleiFile, what: str) -> Any:
-    """Return a UID that follows from a table and what it is for."""
+    """Return a UID that depends only on the table and the text ``what``."""
     from pydicom.uid import generate_uid
 
     return generate_uid(entropy_srcs=["wsiseg", table_fingerprint(source.path), what])
@@ -200,7 +205,7 @@ def _object(
     columns: dict[str, npt.NDArray[np.float32]],
     to_mm: _Matrix | None,
 ) -> Any:
-    """Return the annotation object with one nucleus, and measurements of all."""
+    """Return the annotation object with one nucleus, and the measurements of all nuclei."""
     import highdicom as hd
     from pydicom.sr.coding import Code
 
@@ -246,7 +251,7 @@ def _object(
 
 
 def _fill(item: Any, values: npt.NDArray[np.float32]) -> None:
-    """Give a measurement the values of all nuclei; those that do not exist are left out, and the others listed."""
+    """Set the values of a measurement; if some nuclei have none, only the others are stored, with a list of their indices."""
     there = np.isfinite(values)
     stored = item.MeasurementValuesSequence[0]
     stored.FloatingPointValues = values[there].astype("<f4").tobytes()
@@ -255,7 +260,7 @@ def _fill(item: Any, values: npt.NDArray[np.float32]) -> None:
 
 
 def _algorithm(source: NucleiFile) -> Any:
-    """Return what made the outlines: our version and weights, or the tool that a table was imported from."""
+    """Return the description of the algorithm: version and weights of wsiseg, or the tool from which the table was imported."""
     import highdicom as hd
     from pydicom.sr.coding import Code
 

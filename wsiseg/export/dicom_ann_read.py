@@ -1,4 +1,4 @@
-"""DICOM Microscopy Bulk Simple Annotations of any tool -> nuclei: polygons, ellipses, rectangles, in 2D or 3D, all groups."""
+"""Read nuclei from DICOM Microscopy Bulk Simple Annotations of any tool: polygons, ellipses, rectangles, in 2D or 3D."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ Float = npt.NDArray[np.float64]
 def read_dicom_annotations(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """Yield the annotations of all groups, in order; with several groups, a group's label becomes ``class_name``.
 
-    Ellipses become polygons of 64 corners. Points and lines enclose nothing: they are skipped and counted. 3D coordinates need
-    the slide's DICOM series, beside the file or named as the slide; it gives the microns per pixel too.
+    Ellipses become polygons of 64 vertices. Points and lines are skipped and counted. 3D coordinates need the slide's DICOM
+    series, in the same folder or given as the slide, which also states the microns per pixel.
 
     Raises
     ------
     FormatError
-        No such object, broken arrays, or 3D coordinates without the series.
+        The file is not such an object, its arrays are damaged, or it has 3D coordinates and there is no series.
     """
     data = _dataset(source.path)
     image = _source_image(data, source)
@@ -83,24 +83,30 @@ def _dataset(path: Path) -> Any:
 def _shapes(
     group: Any, graphic: str, n: int, where: str, *, three_d: bool, to_px: _Inverse | None
 ) -> tuple[Float, npt.NDArray[np.int64]]:
-    """Return the corners of all outlines of a group, px, and where each begins."""
+    """Return the vertices of all outlines of a group, px, and the start of each."""
     values, width = _values(group, where, three_d=three_d)
     index = group.get("LongPrimitivePointIndexList")
     if graphic == "POLYGON" and index is not None:
         begins = np.frombuffer(index, "<i4").astype(np.int64) - 1
         if len(begins) != n:
-            raise FormatError(f"{where}: expected {n} indices, one an annotation, got {len(begins)}.")
+            raise FormatError(f"{where}: expected {n} indices, one per annotation, got {len(begins)}.")
     elif graphic == "POLYGON":
         if n > 1:
-            raise FormatError(f"{where}: {n} polygons without a list of where each begins (LongPrimitivePointIndexList).")
+            raise FormatError(
+                f"{where}: expected the list of the starts of {n} polygons (LongPrimitivePointIndexList), got none."
+            )
         begins = np.zeros(n, np.int64)
     else:
         begins = np.arange(n, dtype=np.int64) * 4 * width
     ends = np.r_[begins, values.size]
     if (np.diff(ends) <= 0).any() or (ends % width).any() or (n and begins[0] != 0):
-        raise FormatError(f"{where}: the indices do not ascend from 1 in steps of {width} values, or go beyond {values.size}.")
+        raise FormatError(
+            f"{where}: expected indices that ascend from 1 in steps of {width} values, up to {values.size}; got others."
+        )
     if graphic != "POLYGON" and values.size != n * 4 * width:
-        raise FormatError(f"{where}: {n} annotations of type {graphic} have {4 * width} values each, got {values.size} in all.")
+        raise FormatError(
+            f"{where}: expected {4 * width} values for each of {n} annotations of type {graphic}, got {values.size} in all."
+        )
     points = values.reshape(-1, width)
     if to_px is not None:
         z = float(group.CommonZCoordinateValue) if width == 2 else 0.0
@@ -112,15 +118,17 @@ def _shapes(
 
 
 def _values(group: Any, where: str, *, three_d: bool) -> tuple[Float, int]:
-    """Return all coordinates of a group, and how many a point has."""
+    """Return all coordinates of a group, and the number of coordinates of a point."""
     width = 3 if three_d and "CommonZCoordinateValue" not in group else 2
     for name, kind in (("PointCoordinatesData", "<f4"), ("DoublePointCoordinatesData", "<f8")):
         raw = group.get(name)
         if raw is not None:
             if len(raw) % (np.dtype(kind).itemsize * width):
-                raise FormatError(f"{where}: {name} has {len(raw)} bytes, which are no whole points of {width} values.")
+                raise FormatError(
+                    f"{where}: {name} has {len(raw)} bytes, which is not a multiple of a point of {width} values."
+                )
             return np.frombuffer(raw, kind).astype(np.float64), width
-    raise FormatError(f"{where}: no coordinates (PointCoordinatesData or DoublePointCoordinatesData).")
+    raise FormatError(f"{where}: expected coordinates (PointCoordinatesData or DoublePointCoordinatesData), got none.")
 
 
 def _ellipses(corners: Float) -> tuple[Float, npt.NDArray[np.int64]]:
@@ -133,13 +141,13 @@ def _ellipses(corners: Float) -> tuple[Float, npt.NDArray[np.int64]]:
 
 
 class _Inverse:
-    """Millimetres in the frame of reference -> px of the total pixel matrix."""
+    """Transformation from millimeters in the frame of reference to px of the total pixel matrix."""
 
     def __init__(self, image: Any | None, path: Path) -> None:
         if image is None:
             raise FormatError(
-                f"{path}: its coordinates are 3D (mm in the slide's frame of reference); the slide's DICOM series is needed to "
-                "place them. Name one of its files by --slide-file, or put it beside the annotations."
+                f"{path}: its coordinates are 3D (mm in the slide's frame of reference), which needs the slide's DICOM series. "
+                "Give one of its files by --slide-file, or put the series into the same folder."
             )
         origin = image.TotalPixelMatrixOriginSequence[0]
         self._at = np.array([float(origin.XOffsetInSlideCoordinateSystem), float(origin.YOffsetInSlideCoordinateSystem)])
@@ -148,12 +156,12 @@ class _Inverse:
         self._to = np.linalg.inv(np.column_stack([row * across, column * down]))
 
     def __call__(self, points: Float) -> Float:
-        """Return px: the origin is the center of the first pixel, ours its corner."""
+        """Return the points in px; the origin in DICOM is the center of the first pixel, here its corner."""
         return (points[:, :2] - self._at) @ self._to.T + 0.5
 
 
 def _spacing(image: Any) -> tuple[float, float]:
-    """Return the distance of rows and of columns, mm."""
+    """Return the spacing of rows and of columns, mm."""
     shared = image.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
     down, across = (float(v) for v in shared.PixelSpacing)
     return down, across
@@ -167,7 +175,7 @@ def _mpp(image: Any) -> float | None:
 
 
 def _source_image(data: Any, source: Source) -> Any | None:
-    """Return the header of the image that the annotations refer to, beside them or the slide; else the slide's largest."""
+    """Return the header of the image to which the annotations refer, else of the slide's largest level; None if not found."""
     import pydicom
 
     wanted = {str(i.get("ReferencedSOPInstanceUID")) for i in data.get("ReferencedImageSequence") or []}

@@ -1,4 +1,4 @@
-"""A polygon table -> files of general tools: GeoPackage, CSV with WKT, ImageJ ROI sets."""
+"""Write a polygon table as GeoPackage, as CSV with WKT, or as an ImageJ ROI set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_ch
 __all__ = ["MAX_ROIS", "write_csv", "write_geopackage", "write_roi_zip"]
 
 MAX_ROIS = 200_000
-"""Limit of an ROI set. ImageJ's ROI manager already takes minutes for some ten thousand, so more are surely a mistake."""
+"""Maximum number of ROIs in a set. ImageJ's ROI manager takes minutes for ten thousand, so more are probably a mistake."""
 
 
 def _plain(source: NucleiFile) -> list[str]:

@@ -1,4 +1,4 @@
-"""GeoJSON of QuPath or any other tool -> nuclei, read feature by feature."""
+"""Read nuclei from GeoJSON of QuPath or any other tool, feature by feature."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def _chunk(rings: list[Any], wheres: list[str], rows: list[tuple[int, str, str, 
 
 
 def _states_slide(facts: dict[str, Any]) -> bool:
-    """Return whether the file is an export of wsiseg which states that coordinates count from the slide's corner."""
+    """Return whether the file is an export of wsiseg which states that coordinates are relative to the slide's corner."""
     own = facts.get("wsiseg")
     return isinstance(own, dict) and own.get("frame") == "slide"
 
 
 def _score(properties: dict[str, Any]) -> float:
-    """Return the detector's probability, 0 to 1, if the feature has one, else nan."""
+    """Return the detector's probability, 0 to 1, or NaN if the feature has none."""
     found = properties.get("measurements")
     if isinstance(found, list):
         found = {str(m.get("name")): m.get("value") for m in found if isinstance(m, dict)}

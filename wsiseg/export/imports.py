@@ -1,4 +1,4 @@
-"""``wsiseg import``: files of other tools -> a run folder that qc, evaluate, query and export can use."""
+"""``wsiseg import``: import files of other tools into a run folder that qc, evaluate, query and export can use."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class ImportOptions:
 
 @dataclass(slots=True)
 class _Slide:
-    """What is known of the slide before the imported file is read."""
+    """What is known about the slide before the imported file is read."""
 
     meta: SlideMeta | None = None
     tissue_px: int = 0
@@ -212,7 +212,7 @@ def _placed(
     provenance: Provenance,
     options: ImportOptions,
 ) -> Iterator[Incoming]:
-    """Yield a file's nuclei in level-0 px; after the last, warn of coordinates that do not fit the slide, or raise."""
+    """Yield a file's nuclei in level-0 px; after the last, warn or raise if coordinates do not fit the slide."""
     provenance.notes += mpp_note(str(path), provenance.mpp, ground.mpp if frame.unit_plain and options.scale is None else None)
     factor, dx, dy = frame.on(ground, provenance.stated_origin, str(path))
     if (dx, dy) != (0.0, 0.0) and frame.origin == "auto":
@@ -222,7 +222,7 @@ def _placed(
         )
     if slide.meta is None and provenance.stated_origin == "bounds" and frame.origin != "slide":
         provenance.notes.append(
-            "coordinates are relative to the scanned area; give --slide-file to get them relative to the slide"
+            "coordinates are relative to the scanned area; give --slide-file to make them relative to the slide"
         )
     placed = (factor, dx + options.dx, dy + options.dy)
     points = [np.empty((0, 2))]
@@ -244,7 +244,7 @@ def _checked(chunks: Iterator[Incoming], path: Path, slide: _Slide, provenance: 
 
 
 def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[str]:
-    """Return warnings if many nuclei are off the tissue, which shows a wrong frame even if all are within the slide."""
+    """Return warnings if many nuclei are not on tissue, which shows a wrong frame even if all are within the slide."""
     if slide.tissue is None or slide.meta is None or not slide.tissue.mask.any() or len(xy) == 0:
         return []
     found = slide.tissue
@@ -256,7 +256,7 @@ def _off_tissue(xy: npt.NDArray[np.float64], slide: _Slide, path: Path) -> list[
     if on_tissue >= MIN_ON_TISSUE:
         return []
     text = f"{path}: only {on_tissue:.1%} of {len(xy):,} nuclei are on tissue, which covers {share:.1%} of the slide: "
-    return [text + "do they belong to another slide, or is the frame wrong (--frame)?"]
+    return [text + "check that they belong to this slide, and --frame."]
 
 
 def _known_slide(options: ImportOptions) -> _Slide:
@@ -273,7 +273,7 @@ def _known_slide(options: ImportOptions) -> _Slide:
 
 
 def _frame(options: ImportOptions) -> Frame:
-    """Return the frame that the options name, in whichever of the three ways its unit is given."""
+    """Return the frame of the options, whose unit can be given in three ways."""
     frame = parse_frame(options.frame)
     ways = [not frame.unit_plain, options.scale is not None, options.label_mpp is not None]
     if sum(ways) > 1:

@@ -1,4 +1,4 @@
-"""Polygons of other tools -> closed, counter-clockwise rings with measured columns and flags."""
+"""Convert polygons of other tools to closed, counter-clockwise rings with measured columns and flags."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ GIANT_UM2 = 1000.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Incoming:
-    """Some nuclei of a file: rings in level-0 px of the whole slide, and what the file states of them (None: nothing).
+    """Some nuclei of a file: rings in level-0 px of the whole slide, and what the file states about them (None: nothing).
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class Incoming:
     nucleus_id
         int64 (N,), if the file was written by wsiseg and has its ids.
     center_prob
-        float64 (N,): the detector's score, 0 to 1, nan if unknown.
+        float64 (N,): the detector's score, 0 to 1, NaN if unknown.
     class_name
         N names, ``""`` if unknown.
     columns
@@ -92,9 +92,9 @@ class Incoming:
 
 @dataclass(slots=True)
 class Provenance:
-    """What a reader found out about its file, besides the nuclei; written into the table's metadata.
+    """What a reader has found in its file besides the nuclei; it is written into the table's metadata.
 
-    ``stated_origin`` is the origin of the file's coordinates as the file or its format states it (see ``Frame.origin``).
+    ``stated_origin`` is the origin of the file's coordinates by the file or its format (see ``Frame.origin``).
     """
 
     format: str
@@ -123,7 +123,7 @@ class Provenance:
 class Source:
     """A file and the options of its import: coordinates are divided by ``scale``, then ``dx, dy`` is added.
 
-    ``slide`` is the slide's file, where the user names one.
+    ``slide`` is the slide's file; empty if the user gives none.
     """
 
     path: Path
@@ -235,7 +235,7 @@ def checked(nuclei: Incoming, mpp: float, where: str, *, strict: bool = False) -
     if strict and bad.any():
         k = int(np.argmax(bad))
         at = nuclei.xy[nuclei.ring_offsets[k]].tolist()
-        raise FormatError(f"{where}: the ring that begins at {at} crosses or touches itself, which --strict does not allow.")
+        raise FormatError(f"{where}: the ring that starts at {at} crosses or touches itself, which --strict does not allow.")
     columns = {**measures(nuclei.xy, nuclei.ring_offsets, mpp), **nuclei.columns}
     flags = nuclei.flags | np.where(bad, Flag.INVALID, 0) | np.where(columns["area_um2"] > GIANT_UM2, Flag.GIANT, 0)
     return replace(nuclei, flags=flags.astype(np.uint8)), columns
@@ -258,7 +258,7 @@ def measures(xy: Float, ring_offsets: Int, mpp: float) -> dict[str, npt.NDArray[
     centroid = origin + np.where(flat[:, None], 0.0, mean)
     step = np.diff(xy, axis=0, append=xy[-1:]) if n else np.empty((0, 2))
     length = np.hypot(step[:, 0], step[:, 1])
-    length[ring_offsets[1:] - 1] = 0.0  # not an edge: it leads from the last vertex of a ring to the next ring
+    length[ring_offsets[1:] - 1] = 0.0  # not an edge, but the step from the last vertex of a ring to the next ring
     perimeter = np.add.reduceat(length, ring_offsets[:-1]) if n else np.empty(0)
     axes = [np.where(flat, 0.0, 4 * np.sqrt(np.maximum(v, 0))) * mpp for v in (half + spread, half - spread)]
     return {

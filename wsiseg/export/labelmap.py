@@ -1,6 +1,6 @@
-"""Label images (StarDist, HoVer-NeXt, Cellpose, ...) -> windows of labels; and polygons of these windows -> nuclei of a slide.
+"""Read label images (StarDist, HoVer-NeXt, Cellpose, ...) window by window, and convert traced windows to nuclei of a slide.
 
-The tracing of labels in between is ``wsiseg.vectorize``, called by ``wsiseg.export.imports``.
+``wsiseg.export.imports`` calls ``wsiseg.vectorize`` in between, which traces the labels.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ def open_label_map(path: Path, *, components: bool = False, notes: list[str] | N
     Parameters
     ----------
     components
-        Each connected part is a nucleus, whatever its values.
+        Each connected part of nonzero px is a nucleus, even if its values differ.
     notes
         Receives a note for each way in which the file was not interpreted as plain ids.
 
     Raises
     ------
     FormatError
-        Not a label image, an impossible size, or values that each have so many parts that they must be classes, not ids.
+        The file is not a label image, has an impossible size, or has values with so many parts each that they must be classes.
     """
     name = path.name.lower()
     if path.is_dir() or name.endswith(".zip"):
@@ -112,7 +112,7 @@ class ZarrMask:
 
 
 def _is_mask(array: Any) -> bool:
-    """Return whether the only value of a Zarr array besides 0 is 1 or the largest of its type; stops at a second value."""
+    """Return whether a Zarr array has only one nonzero value, 1 or the maximum of its type; stops at a second value."""
     value = 0
     for y in range(0, array.shape[0], BLOCK_PX):
         for x in range(0, array.shape[1], BLOCK_PX):
@@ -157,7 +157,7 @@ def _window(labels: npt.NDArray[np.int32], ids: npt.NDArray[np.int64], read: Box
     flat = labels.ravel()
     where = np.flatnonzero(flat)
     first = np.full(n + 1, -1, np.int64)
-    first[flat[where[::-1]]] = where[::-1]  # reversed, so that the first pixel is assigned last and stays
+    first[flat[where[::-1]]] = where[::-1]  # reversed, so that the first pixel is written last
     anchors = np.stack([first[1:] % read.w, first[1:] // read.w], axis=1).astype(np.int32)
     return LabelWindow(labels, anchors, ids, flags, read, core)
 
@@ -172,8 +172,8 @@ def _pieces(mask: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], int]:
 def _in_pieces(labels: npt.NDArray[np.int32], n: int) -> Iterator[tuple[int, tuple[slice, slice]]]:
     """Yield (label, its bounding box) of labels that are not one 4-connected region.
 
-    Runs of equal label along the rows are nodes, contacts between runs of neighboring rows are edges; a label is one region
-    where its runs are one component of that graph.
+    Runs of equal label along the rows are nodes of a graph, and contacts between runs of adjacent rows are edges. A label is
+    one region if its runs are one component of that graph.
     """
     from scipy import ndimage, sparse
     from scipy.sparse.csgraph import connected_components

@@ -1,4 +1,4 @@
-"""A polygon table <-> mark documents of caMicroscope / QuIP: JSON lines with coordinates as fractions of width and height.
+"""Write and read mark documents of caMicroscope / QuIP: JSON lines with coordinates as fractions of width and height.
 
 The structure is that of ``config/segments.json`` in the QuIP distribution.
 """
@@ -138,7 +138,7 @@ def read_marks(source: Source, provenance: Provenance) -> Iterator[Incoming]:
     """
     if not source.width_px or not source.height_px:
         raise InputError(
-            f"{source.path}: mark documents hold fractions of the slide's sides: add --slide-file, or --width and --height."
+            f"{source.path}: mark documents have fractions of the slide's sides: add --slide-file, or --width and --height."
         )
     size = np.array([source.width_px, source.height_px], np.float64)
     provenance.width_px, provenance.height_px = source.width_px, source.height_px

@@ -1,4 +1,4 @@
-"""A slide of a run -> a picture of a region with the outline of every nucleus."""
+"""Draw a region of a slide with the outline of every nucleus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MAX_PICTURE_PX = 4096
 def save_picture(picture: NDArray[np.uint8], out: Path, slide_id: str) -> None:
     """Write uint8 (H, W, 3) as PNG.
 
-    A text chunk marks it as a picture, so that it is not taken for a slide in a folder (see ``wsiseg.results.listing``).
+    A text chunk marks the file as a picture, so that it is not read as a slide (see ``wsiseg.results.listing``).
     """
     text = PngInfo()
     text.add_itxt("wsiseg:picture", f"nuclei of slide {slide_id}")
@@ -93,7 +93,7 @@ def overlay_png(
     outlines
         Draw the outlines; otherwise only the tissue.
     side_by_side
-        Show the same region without outlines beside it.
+        Show the same region without outlines next to it.
     path_map
         ``OLD=NEW`` pairs for slide files that were moved since the run, as in ``schedule.path_map``.
 
@@ -116,7 +116,7 @@ def overlay_png(
     if region is None:
         region = densest_region(table, 1600, 1000)
         x, y = (max(0, min(v, side - n)) for v, side, n in ((region.x, width, 1600), (region.y, height, 1000)))
-        region = Box(x, y, region.w, region.h)  # no white margin where the slide ends
+        region = Box(x, y, region.w, region.h)  # clipped to the slide, so that there is no white margin
     if region.w <= 0 or region.h <= 0:
         raise InputError(f"Expected --region x,y,w,h with w and h above 0 level-0 px, got {region.w} x {region.h}.")
     if region.x1 <= 0 or region.y1 <= 0 or region.x >= width or region.y >= height:
@@ -145,7 +145,7 @@ def draw_outlines(rgb: NDArray[np.uint8], polygons: list[Any], region: Box, zoom
 
     ``polygons`` and ``region`` are in level-0 px; ``zoom`` is picture px per level-0 px.
     """
-    scale = 2  # drawn at twice the size, then halved: smooth lines
+    scale = 2  # draw at twice the size, then halve, for smooth lines
     height, width = rgb.shape[:2]
     canvas = Image.fromarray(rgb).resize((width * scale, height * scale), Image.Resampling.BILINEAR)
     draw = ImageDraw.Draw(canvas)

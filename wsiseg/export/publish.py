@@ -1,4 +1,4 @@
-"""A run's finished slides -> objects in a bucket: each whole or not there, resumable, nothing sent twice.
+"""Upload the finished slides of a run to a bucket: each object complete or absent, resumable, nothing sent twice.
 
 ::
 
@@ -6,8 +6,8 @@
     PREFIX/qc/...                       grades, outliers, reports
     PREFIX/slides.parquet, slides.csv, errors.parquet, run.json
 
-An object appears when its last byte is there (S3 and Google Cloud Storage replace objects in one step). What has the size and
-MD5 of the local file is not sent again; tables of slides come before the tables that list them.
+An object appears when its upload is complete (S3 and Google Cloud Storage replace objects atomically). Objects with the size
+and MD5 of the local file are not sent again. Tables of slides are sent before the tables that list them.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from wsiseg.schema import FINISHED_STATUSES
 __all__ = ["Published", "publish_run"]
 
 SCHEMES = ("s3", "s3a", "gs", "gcs", "memory")
-"""Stores whose objects are replaced in one step."""
+"""Stores that replace objects atomically."""
 
 PART_BYTES = 50 * 2**20
-"""Objects above twice this are sent in parts of it, which their ETag tells."""
+"""Files above twice this size are sent in parts of this size, on which the ETag of the object depends."""
 
 AT_ONCE = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What was done: objects and bytes sent, objects that were there already, slides left out as they are not finished."""
+    """Result of an upload: objects and bytes sent, objects that existed already, and ids of slides that are not finished."""
 
     sent: int
     sent_bytes: int
@@ -52,7 +52,7 @@ class Published:
 
 
 def publish_run(run: Path, address: str, on_sent: Callable[[str, int], None] = lambda name, n_bytes: None) -> Published:
-    """Send the finished slides of a run, its statistics and QC to a bucket.
+    """Upload the finished slides of a run, its statistics and QC to a bucket.
 
     Parameters
     ----------
@@ -64,11 +64,11 @@ def publish_run(run: Path, address: str, on_sent: Callable[[str, int], None] = l
     Raises
     ------
     InputError
-        No run, nothing finished, or an address of another kind.
+        There is no run, no slide is finished, or the address is not of a supported kind.
     FormatError
-        A table is not the one that its record describes.
+        A table does not have the size in its record.
     FetchError
-        The bucket refuses, is not there, or holds something else after the sending.
+        The bucket refuses access or does not exist, or an uploaded object has the wrong size.
     """
     address = address.rstrip("/")
     if urlsplit(address).scheme not in SCHEMES or not urlsplit(address).netloc:
@@ -82,7 +82,7 @@ def publish_run(run: Path, address: str, on_sent: Callable[[str, int], None] = l
     notes = _Notes(folder.root / "progress" / f"published-{hashlib.sha256(address.encode()).hexdigest()[:12]}.json")
     there = {w.address: (w.size_bytes, w.version) for w in _listed(address)}
     sent, sent_bytes, kept = 0, 0, 0
-    for group in (_of_slides(folder, slides), _of_qc(folder), _of_run(folder)):  # each complete before the next
+    for group in (_of_slides(folder, slides), _of_qc(folder), _of_run(folder)):  # each group is complete before the next starts
         with ThreadPoolExecutor(AT_ONCE) as pool:
             for name, n_bytes in pool.map(lambda path: _send(path, folder, address, there, notes), group):
                 if n_bytes < 0:
@@ -94,7 +94,7 @@ def publish_run(run: Path, address: str, on_sent: Callable[[str, int], None] = l
 
 
 def _finished(folder: RunFolder) -> tuple[list[str], list[str]]:
-    """Return the ids of finished slides, whose tables are whole, and of the others."""
+    """Return the ids of finished slides with complete tables, and of the others."""
     done, others = [], []
     for path in sorted((folder.root / "slides").glob("*.json")):
         record = read_slide(folder, path.stem)
@@ -127,7 +127,7 @@ def _of_run(folder: RunFolder) -> Iterator[Path]:
 
 
 class _Notes:
-    """Which file was sent as which object: for stores whose ETags are no checksums."""
+    """Record of the uploaded files, for stores whose ETags are not checksums."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -138,11 +138,11 @@ class _Notes:
             self._notes = {}
 
     def same(self, name: str, md5: str, version: str) -> bool:
-        """Return whether an object of this version is the file of this MD5."""
+        """Return whether the object of this version was uploaded from a file with this MD5."""
         return bool(version) and self._notes.get(name) == [md5, version]
 
     def add(self, name: str, md5: str, version: str) -> None:
-        """Note what was sent."""
+        """Record an uploaded file."""
         with self._lock:
             self._notes[name] = [md5, version]
             self._path.parent.mkdir(exist_ok=True)
@@ -150,7 +150,7 @@ class _Notes:
 
 
 def _send(path: Path, folder: RunFolder, address: str, there: dict[str, tuple[int, str]], notes: _Notes) -> tuple[str, int]:
-    """Send one file unless it is there; return its name and the bytes sent (-1: it was there)."""
+    """Upload one file unless it exists; return its name and the bytes sent (-1 if it existed)."""
     name = path.relative_to(folder.root).as_posix()
     size, md5, tag = _checksums(path)
     found = there.get(f"{address}/{name}")
@@ -164,7 +164,7 @@ def _send(path: Path, folder: RunFolder, address: str, there: dict[str, tuple[in
 
 
 def _checksums(path: Path) -> tuple[int, str, str]:
-    """Return size, MD5, and the ETag that S3 gives a file sent in parts of ``PART_BYTES``."""
+    """Return size, MD5, and the ETag of S3 for a file sent in parts of ``PART_BYTES``."""
     whole, parts, size = _md5(), [], 0
     with path.open("rb") as stream:
         while piece := stream.read(PART_BYTES):

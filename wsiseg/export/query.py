@@ -1,4 +1,4 @@
-"""Polygon tables of runs -> nuclei as Arrow tables, a cohort as one dataset, results of SQL queries with units (DuckDB)."""
+"""Read nuclei and slide statistics of runs as Arrow tables, combine runs into a cohort, and query them by SQL (DuckDB)."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["column_units", "nuclei_dataset", "query", "read_nuclei", "read_slide
 
 GRADES = "qc/grades.parquet"
 STORED = {"slides": "slides.parquet", "errors": "errors.parquet", "grades": GRADES}
-"""Views that are a table of the run."""
+"""Views that are tables stored in the run."""
 
 
 def read_nuclei(
@@ -62,8 +62,8 @@ def read_nuclei(
     as_geopandas
         Return a GeoDataFrame indexed by ``nucleus_id`` instead of a ``pyarrow.Table``.
     within
-        A polygon or several (shapely, or anything with ``__geo_interface__``), level-0 px: nuclei whose marker lies in it or on
-        its border, as ``wsiseg regions`` counts them (of imported nuclei: the centroid). Row groups outside are not read.
+        One or several polygons (shapely, or anything with ``__geo_interface__``), level-0 px: only nuclei whose marker (of
+        imported nuclei: the centroid) is inside or on the border, as in ``wsiseg regions``. Row groups outside are not read.
 
     Raises
     ------
@@ -86,7 +86,7 @@ def read_nuclei(
         wanted = list(dict.fromkeys([*wanted, "nucleus_id", "geometry"]))
     if not path.is_dir():
         if grade is not None or slide_id:
-            raise InputError(f"{path}: slide_id and grade choose slides of a run folder, but this is a file.")
+            raise InputError(f"{path}: expected a run folder, because slide_id or grade is given, got a file.")
         table = _read_within(path, box, wanted, area, features=features)
     else:
         files = _tables_of(path, slide_id, grade)
@@ -146,8 +146,8 @@ def read_slides(run: str | Path) -> pa.Table:
 def nuclei_dataset(run: str | Path) -> ds.Dataset:
     """Return all nuclei of a run, or of a cohort folder from ``write_cohort``, as one ``pyarrow.dataset.Dataset``.
 
-    For a cohort folder, the dataset has columns ``cohort`` and ``slide_id`` from the folder names. For a run it has not: use
-    ``query``, whose view ``nuclei`` has them, or the column ``__filename`` of the dataset.
+    For a cohort folder, the dataset has the columns ``cohort`` and ``slide_id`` from the folder names. For a run it does not:
+    use ``query``, whose view ``nuclei`` has them, or the column ``__filename`` of the dataset.
 
     Raises
     ------
@@ -221,11 +221,11 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
     Parameters
     ----------
     run
-        A folder, or the address to which ``wsiseg publish`` sent a run: then only the row groups that the query needs are read.
+        A folder, or the address of a run uploaded by ``wsiseg publish``, of which only the needed row groups are read.
     sql
         The query. It can read only the tables of the run, and cannot write anything (see ``wsiseg.export.closed``).
     allow_files
-        Let the query read and write everything that this user may: other files, extensions, the network.
+        Allow the query to access everything that the user can: other files, extensions, the network.
 
     Raises
     ------
@@ -252,7 +252,7 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
 
 
 _CLOSED = ("disabled", "can only be read", "configuration has been locked", "extension", "Table with name")
-"""Parts of DuckDB's messages about a query that needs more access than it has."""
+"""Parts of DuckDB's messages about a query that lacks access."""
 
 
 def _why(err: Exception, views: Mapping[str, str]) -> str:
@@ -263,13 +263,13 @@ def _why(err: Exception, views: Mapping[str, str]) -> str:
     if not any(part in text for part in _CLOSED):
         return text
     return (
-        f"{text}\nA query sees the tables of the run only ({', '.join(views)}): no other file, no extension, no network. "
-        "Open these with --allow-files (in Python: allow_files=True), for SQL that you trust."
+        f"{text}\nA query can access only the tables of the run ({', '.join(views)}), no other files, extensions or network. "
+        "For SQL that you trust, allow these with --allow-files (in Python: allow_files=True)."
     )
 
 
 def _tables_in(run: str | Path) -> dict[str, Table]:
-    """Return the tables of a run, cohort folder or published run by their names in it, such as ``nuclei/a.parquet``."""
+    """Return the tables of a run, cohort folder or published run by their relative paths, such as ``nuclei/a.parquet``."""
     if is_address(str(run)):
         found: dict[str, Table] = {k: v for k, v in stored_objects(str(run)).items() if k.endswith(".parquet")}
     else:
@@ -288,7 +288,7 @@ def _tables_in(run: str | Path) -> dict[str, Table]:
 
 
 def _views(tables: Mapping[str, Table], *, allow_files: bool) -> tuple[dict[str, Table], dict[str, str]]:
-    """Return the tables by the names that the SQL reads, and the SQL of each view, in the order to create them."""
+    """Return the tables by their names in SQL, and the SQL of each view in the order of creation."""
     names: dict[str, Table] = {}
 
     def named(name: str) -> str:
@@ -360,7 +360,7 @@ def _grades_of(root: Path) -> dict[str, str]:
 
 
 def _cohort_of(root: Path, slide_id: str) -> str:
-    """Return the cohort of a slide; empty: none, or the run has no record of the slide."""
+    """Return the cohort of a slide; empty if it has none or the run has no record of the slide."""
     try:
         return read_slide(RunFolder(root), slide_id).row.cohort
     except FileNotFoundError:

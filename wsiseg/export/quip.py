@@ -1,8 +1,8 @@
-"""A polygon table <-> the format of the QuIP / TCIA release (Hou et al. 2020): one CSV and one JSON for every 4000 px tile.
+"""Write and read the format of the QuIP / TCIA release (Hou et al. 2020): one CSV and one JSON for every 4000 px tile.
 
 ``<slide file>/<x>_<y>_<w>_<h>_<mpp>_<scale>-features.csv`` has rows ``AreaInPixels,PhysicalSize,Polygon``; a polygon is
-``[x0:y0:x1:y1:...]`` in level-0 px of the whole slide, one decimal, not closed. The file ``-algmeta.json`` beside it describes
-the analysis.
+``[x0:y0:x1:y1:...]`` in level-0 px of the whole slide, one decimal, not closed. The file ``-algmeta.json`` of the same name
+describes the analysis.
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def _algmeta(tile: QuipTile, source: NucleiFile, when: datetime.datetime) -> dic
 
 
 def _read_algmeta(path: Path, provenance: Provenance) -> dict[str, Any]:
-    """Return the JSON beside a CSV, or {} if there is none; the slide's size in it is stored in ``provenance``."""
+    """Return the JSON that belongs to a CSV, or {} if there is none; store the slide's size in ``provenance``."""
     file = path.with_name(path.name.removesuffix(SUFFIX) + "-algmeta.json")
     try:
         meta = json.loads(file.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A polygon table -> QuPath GeoJSON with detections, or cells with their nuclei, written in bounded memory.
+"""Write a polygon table as QuPath GeoJSON, with detections or with cells and their nuclei, in bounded memory.
 
 The rules are those of QuPath's reader (qupath-core ``GsonTools``, ``QuPathTypeAdapters``): ``objectType`` inside
 ``properties``; a classification with name **and** color; ``id`` a UUID; numbers that are not finite as strings; closed rings;
@@ -161,7 +161,7 @@ def _ring_text(chunk: Chunk) -> pa.StringArray:
 
 
 def _cell_text(chunk: Chunk, shift: tuple[int, int], nucleus: pa.StringArray) -> pa.StringArray:
-    """Return the cells as GeoJSON geometries; that of the nucleus where there is no cell."""
+    """Return the cells as GeoJSON geometries, or that of the nucleus if there is no cell."""
     import pyarrow as pa
     import pyarrow.compute as pc
     import shapely

@@ -1,4 +1,4 @@
-"""A polygon table -> label images: PNG or TIFF of a region, sharded OME-Zarr 0.5 of a whole slide."""
+"""Write a polygon table as a label image: PNG or TIFF of a region, or sharded OME-Zarr 0.5 of a whole slide."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write_ome_labels(
 ) -> Exported:
     """Write ``out`` (``*.zarr``) as OME-Zarr 0.5 with the label image ``labels/nuclei``, sharded Zarr v3, shard by shard.
 
-    Label k is the nucleus ``labels/nuclei/nucleus_id[k - 1]``. Each level takes every second pixel of the one before, because
+    Label k is the nucleus ``labels/nuclei/nucleus_id[k - 1]``. Each level has every second pixel of the previous one, because
     averages of labels would be meaningless.
 
     Raises

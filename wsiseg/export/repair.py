@@ -1,4 +1,4 @@
-"""Rings that touch or cross themselves after rounding -> valid rings."""
+"""Find and repair rings that touch or cross themselves after rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A polygon table -> the scverse formats: SpatialData (shapes in a Zarr store) and AnnData (squidpy's spatial convention)."""
+"""Write a polygon table in scverse formats: SpatialData (shapes in a Zarr store) or AnnData (squidpy's spatial convention)."""
 
 from __future__ import annotations
 

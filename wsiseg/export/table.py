@@ -1,7 +1,7 @@
-"""Nuclei of another tool -> a polygon table with the columns, Hilbert order and file metadata of a segmented slide.
+"""Write nuclei of another tool as a polygon table with the columns, Hilbert order and metadata of a segmented slide.
 
-Chunks are first written to a temporary Arrow file beside the table and then gathered row group by row group, so that memory is
-only some tens of bytes per nucleus.
+Chunks are first written to a temporary Arrow file in the folder of the table and then gathered row group by row group, which
+needs memory for only some tens of bytes per nucleus.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def write_imported_table(
     Notes
     -----
     ``nucleus_id`` is ``y * 2**31 + x`` of the centroid's pixel, increased where two nuclei share a pixel, unless the source has
-    ids of wsiseg. ``tile_id`` is -1. Perimeters are lengths of rings. ``center_prob`` is the detector's score, if there is one;
+    ids of wsiseg. ``tile_id`` is -1. Perimeters are lengths of rings. ``center_prob`` is the detector's score, or null;
     ``material_prob`` is null.
 
     Raises
@@ -94,7 +94,7 @@ def write_imported_table(
 
 
 def _with_area(nuclei: Incoming, provenance: Provenance) -> Incoming:
-    """Return the nuclei whose ring has an area; the others are counted in ``provenance``."""
+    """Return the nuclei whose ring has a nonzero area; count the others in ``provenance``."""
     flat = flat_rings(nuclei.xy, nuclei.ring_offsets)
     if not flat.any():
         return nuclei

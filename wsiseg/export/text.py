@@ -1,4 +1,4 @@
-"""Numbers and rings -> text, for a whole column at a time with Arrow functions, without a Python loop over nuclei."""
+"""Convert numbers and rings to text, a whole column at a time with Arrow functions, without a Python loop over nuclei."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def decimal_text(values: npt.NDArray[np.float64], decimals: int, *, trim: bool) 
 
 
 def number_text(values: pa.Array | pa.ChunkedArray) -> pa.StringArray:
-    """Return a numeric column as JSON: the shortest text that reads back the same; null, nan and infinity as ``"NaN"`` etc."""
+    """Return a numeric column as JSON: the shortest text of the same value; null, NaN and infinity as ``"NaN"`` etc."""
     import pyarrow as pa
     import pyarrow.compute as pc
 

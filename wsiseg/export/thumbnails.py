@@ -1,4 +1,4 @@
-"""The slide of a polygon table -> small pictures of it, as squidpy and spatialdata-plot show behind nuclei."""
+"""Make small pictures of a table's slide, which squidpy and spatialdata-plot show behind nuclei."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from wsiseg.write.elements import put_number, tell
 __all__ = ["HIRES_PX", "LOWRES_PX", "Thumbnail", "put_pictures", "thumbnails_of"]
 
 HIRES_PX = 2000
-"""Longer side of the larger picture: as Space Ranger's ``hires``."""
+"""Longer side of the larger picture, as of Space Ranger's ``hires``."""
 
 LOWRES_PX = 600
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Thumbnail:
-    """A picture of the whole slide, uint8 (H, W, 3), and how many of its px a level-0 px is (x, y)."""
+    """A picture of the whole slide, uint8 (H, W, 3), and its px per level-0 px in x and y."""
 
     rgb: npt.NDArray[np.uint8]
     scale_x: float
@@ -35,7 +35,7 @@ class Thumbnail:
 
 
 def thumbnails_of(source: NucleiFile, path_map: Sequence[str] = ()) -> dict[str, Thumbnail]:
-    """Return ``hires`` and ``lowres``; none, with a warning that says why, where the slide cannot be opened."""
+    """Return the pictures ``hires`` and ``lowres``; an empty dict and a warning if the slide cannot be opened."""
     try:
         slide = slide_of_table(source.path, path_map)
         try:
@@ -52,7 +52,7 @@ def _of(slide: Slide, side_px: int) -> Thumbnail:
     (level_w, level_h), meta = slide.level_sizes_px[level], slide.meta
     return Thumbnail(
         slide.thumbnail(side_px), level_w / (meta.width_px * block_px), level_h / (meta.height_px * block_px)
-    )  # of whole blocks: the last one may reach out of the slide
+    )  # of whole blocks, of which the last may extend beyond the slide
 
 
 def put_pictures(images: Any, scales: Any, pictures: dict[str, Thumbnail]) -> None:

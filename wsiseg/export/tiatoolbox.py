@@ -1,4 +1,4 @@
-"""A polygon table <-> ``AnnotationStore`` of TIAToolbox (SQLite: WKB compressed with zlib, an R-tree, properties as JSON).
+"""Write and read ``AnnotationStore`` of TIAToolbox (SQLite: WKB compressed with zlib, an R-tree, properties as JSON).
 
 The schema is that of ``tiatoolbox.annotation.storage.SQLiteStore`` 1.0.1.
 """

@@ -1,7 +1,7 @@
-"""A polygon table -> annotation files of two viewers: ASAP XML and ImageScope (Aperio) XML, written in bounded memory.
+"""Write a polygon table as annotation files of two viewers, ASAP XML and ImageScope (Aperio) XML, in bounded memory.
 
-Both count level-0 px from the slide's corner; what they hold is what their tools read: ``PartOfGroup`` of ASAP and the layer of
-ImageScope are the class of a nucleus.
+Coordinates are level-0 px relative to the slide's corner. The class of a nucleus is ``PartOfGroup`` in ASAP and the layer in
+ImageScope.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ COLORS = ((0, 200, 83), (255, 64, 64), (64, 96, 255), (255, 176, 0), (176, 64, 2
 
 
 def write_asap(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
-    """Write ASAP XML: a Polygon a nucleus, named by its id, in the group of its class."""
+    """Write ASAP XML with one Polygon per nucleus, named by its id, in the group of its class."""
     done = 0
     names: dict[str, str] = {}
     with atomic_path(out) as partial, partial.open("wb") as stream:
@@ -47,7 +47,10 @@ def write_asap(source: NucleiFile, out: Path, selection: Selection | None = None
 
 
 def write_imagescope(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
-    """Write ImageScope XML: a layer a class, a region a nucleus, whose text is its id. The table is read once a class."""
+    """Write ImageScope XML with one layer per class and one region per nucleus, whose text is its id.
+
+    The table is read once per class.
+    """
     import pyarrow as pa
 
     names = list(dict.fromkeys(name for _, classes in _chunks(source, selection) for name in classes)) or [PLAIN_CLASS]
@@ -57,7 +60,7 @@ def write_imagescope(source: NucleiFile, out: Path, selection: Selection | None 
         stream.write(f'<?xml version="1.0" encoding="UTF-8"?>\n<Annotations{stated}>\n'.encode())
         for k, name in enumerate(names):
             red, green, blue = COLORS[k % len(COLORS)]
-            color = red | green << 8 | blue << 16  # as Windows counts colors
+            color = red | green << 8 | blue << 16  # COLORREF of Windows: red in the lowest byte
             layer = f'<Annotation Id="{k + 1}" Name={quoteattr(name)} ReadOnly="0" Type="4" LineColor="{color}" Visible="1">\n'
             stream.write(f"{layer}<Attributes/>\n<Regions>\n<RegionAttributeHeaders/>\n".encode())
             n = 0
@@ -75,7 +78,7 @@ def write_imagescope(source: NucleiFile, out: Path, selection: Selection | None 
 
 
 def _chunks(source: NucleiFile, selection: Selection | None) -> Iterator[tuple[Chunk, list[str]]]:
-    """Yield chunks, and the class of each nucleus."""
+    """Yield each chunk with the class names of its nuclei."""
     for chunk in iter_chunks(source, selection or Selection(), ["class_name"]):
         named = chunk.table["class_name"].to_pylist() if "class_name" in chunk.table.column_names else [""] * len(chunk)
         yield chunk, [name or PLAIN_CLASS for name in named]
