@@ -132,7 +132,7 @@ def test_what_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
         (["--data", data, "--sets", "monuseg"], "It has: new, tnbc"),
         (["--data", data, "--weights", "best"], "No weights named"),
         (["--data", data, "--sets", "new", "--out", tmp_path / "o.csv"], ".json"),
-        (["--data", tmp_path], "no annotated set here"),
+        (["--data", tmp_path], "no annotated set found"),
     ):
         result = CliRunner().invoke(main, ["evaluate", *map(str, args)])
         assert result.exit_code == 2

@@ -198,7 +198,7 @@ def test_second_run_on_a_folder_is_refused(crop_png: Path, tmp_path: Path) -> No
 
 BAD = {
     "out below a file": (["segment", "CROP", "--mpp", "0.5", "--out", "FILE/x"], 2, "Choose another --out"),
-    "empty argument": (["segment", "", "--out", "OUT"], 2, "empty SLIDE argument"),
+    "empty argument": (["segment", "", "--out", "OUT"], 2, "SLIDE argument is empty"),
     "glob without match": (["segment", "nothing*.svs", "--out", "OUT"], 2, "no file matches"),
     "empty manifest": (["segment", "EMPTY.csv", "--out", "OUT"], 2, "names no slide"),
     "unknown weights": (["segment", "CROP", "--mpp", "0.5", "--out", "OUT", "--weights", "superb"], 2, "'open', 'research'"),

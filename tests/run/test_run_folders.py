@@ -102,7 +102,7 @@ def test_dicom_that_is_no_slide_is_named(tmp_path: Path) -> None:
     assert reasons(found) == {
         "DICOM, but not a whole slide: CT Image Storage": 2,
         "DICOM label, overview or thumbnail without its slide": 1,
-        "no ending, and not DICOM (name a file outright to try it)": 1,
+        "no ending, and not DICOM (give the path of a file to try it)": 1,
     }
 
 
@@ -179,7 +179,7 @@ def test_slides_of_one_name_in_one_folder_keep_their_endings(tmp_path: Path) -> 
     assert len(set(ids(found))) == len(found.slides) == 6
     assert ids(find_slides(both)) == ids(found)
     mixed = find_slides([str(tmp_path / "case.svs"), str(tmp_path)])
-    assert [s.path for s in mixed.slides if s.slide_id == "case"] == [str(tmp_path / "case.svs")], "named outright: not renamed"
+    assert [s.path for s in mixed.slides if s.slide_id == "case"] == [str(tmp_path / "case.svs")], "given by path: not renamed"
 
 
 def test_ids_outlive_a_move_of_the_folder(tmp_path: Path) -> None:
@@ -224,12 +224,12 @@ def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
         "ending .xml, no slide": 2,
         "link to a folder that is listed already": 2,
         "ending .vsi, which no reader here knows (convert to OME-TIFF or DICOM)": 1,
-        "ending .qptiff, not taken from a folder (name a file outright to try it)": 1,
+        "ending .qptiff, not searched for in folders (give the path of a file to try it)": 1,
         "unfinished download": 1,
         "zero bytes": 1,
         "broken link (its target does not exist)": 2,
         "not a regular file": 1,
-        "Zarr folder (name it outright if it is a slide)": 1,
+        "Zarr folder (give its path if it is a slide)": 1,
     }
 
 
@@ -269,10 +269,10 @@ def test_parts_and_companions_of_slides_are_no_slides(tmp_path: Path) -> None:
     assert ids(found) == ["m", "s", "t", "v"]
     assert reasons(found) == {
         "data folder of a Mirax slide": 1,
-        "data folder of a Mirax slide whose .mrxs file is not beside it": 1,
+        "data folder of a Mirax slide whose .mrxs file is missing": 1,
         "part of a Hamamatsu VMS slide": 1,
         "thumbnail, label, mask or overlay of a slide of that name": 5,
-        "picture in a folder of thumbnails, masks or the like (name a file outright to take it)": 1,
+        "picture in a folder of thumbnails, masks or similar (give the path of a file to use it)": 1,
     }
 
 
@@ -283,8 +283,8 @@ def test_pictures_of_every_ending_that_opens_are_taken_but_not_beside_their_slid
     assert ids(found) == ["a", "b", "c", "d", "e"]
     assert reasons(found) == {
         "thumbnail, label, mask or overlay of a slide of that name": 3,
-        "ending .jp2, not taken from a folder (name a file outright to try it)": 1,
-        "ending .gif, not taken from a folder (name a file outright to try it)": 1,
+        "ending .jp2, not searched for in folders (give the path of a file to try it)": 1,
+        "ending .gif, not searched for in folders (give the path of a file to try it)": 1,
     }
     assert ids(find_slides([str(tmp_path / "*.jp2")])) == ["f"]
 
@@ -310,7 +310,7 @@ def test_a_glob_follows_the_rules_of_a_folder_unless_it_names_an_ending(tmp_path
 
 def test_no_slide_at_all_says_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path / "scan.vsi")
-    with pytest.raises(InputError, match=r"holds no slide(?s:.*)ending \.vsi.*: 1 \(.*scan\.vsi\)"):
+    with pytest.raises(InputError, match=r"have no slide(?s:.*)ending \.vsi.*: 1 \(.*scan\.vsi\)"):
         find_slides([str(tmp_path)])
 
 
@@ -464,9 +464,9 @@ def test_missing_files_and_unknown_columns_are_noted(cohort: Path) -> None:
     found = find_slides([str(cohort / "m.csv")])
     assert ids(found) == ["case 1", "lost"]
     text = "\n".join(found.notes)
-    assert "not there: line 3 (s/lost.svs)" in text
-    assert "no path and is left out: line 4" in text
-    assert "columns without a use here: tisue_mask" in text
+    assert "does not exist: line 3 (s/lost.svs)" in text
+    assert "rows without a path, left out: line 4" in text
+    assert "unused columns: tisue_mask" in text
 
 
 def test_a_path_that_means_two_files_is_refused(cohort: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +525,7 @@ def test_a_run_opens_its_own_slides_only(crop_png: Path, tmp_path: Path, monkeyp
     ):
         refused = run_here(*command)
         assert refused.exit_code != 0, command
-        assert "another file than the one that was segmented" in refused.output
+        assert "is not the file that was segmented" in refused.output
     assert not (tmp_path / "c.png").exists()
     assert run_here("features", run, "--overwrite", *moved).exit_code == 0
 
@@ -541,7 +541,7 @@ def test_runs_without_a_digest_still_work_and_say_so(
     del record["file"]
     path.write_text(json.dumps(record))
     assert run_here("overlay", run, "case", "-o", tmp_path / "a.png").exit_code == 0
-    assert "stores no digest" in caplog.text
+    assert "has no digest" in caplog.text
     # older still: what was typed, without its folder; a file of that name where the user stands is not it
     record["row"]["path"] = "case.png"
     path.write_text(json.dumps(record))

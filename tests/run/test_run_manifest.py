@@ -82,7 +82,7 @@ def test_refusals_name_the_way_out(folder: Path, tmp_path: Path) -> None:
         collect_slides([str(folder / "bad2.csv")])
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InputError, match="holds no slide"):
+    with pytest.raises(InputError, match="have no slide"):
         collect_slides([str(empty)])
 
 

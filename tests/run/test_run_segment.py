@@ -70,7 +70,7 @@ def test_same_command_again_does_nothing(run: Path, crop_png: Path) -> None:
 def test_other_settings_are_refused_by_name(run: Path, crop_png: Path) -> None:
     other = run_here("segment", crop_png, "--mpp", "0.499", "--out", run, "--tile", "500", "--min-area-um2", "9")
     assert other.exit_code == 2
-    assert "read.tile_wpx: folder has 400, this run asks 500" in other.output
+    assert "read.tile_wpx: folder has 400, this run has 500" in other.output
     assert "separate.min_area_um2" in other.output
 
 

@@ -1,8 +1,8 @@
-"""Predicted instances + true instances -> scores: Dice, DICE_2, AJI, AJI+, PQ, F1 sweep, count agreement, tests between runs.
+"""Score predicted against true instances: Dice, DICE_2, AJI, AJI+, PQ, F1 sweep, count agreement, tests between runs.
 
-Comes in: two label maps, or two files or folders of label images, polygon tables, GeoJSON or QuIP CSV; or several readings.
-Goes out: ``Scores`` of each image, their mean and pooled summary, tables of them, the tables of published protocols (Hou et al.
-2020, observers of CryoNuSeg, data sets ranked as NucFuseRank ranks them), and the worst windows as a picture.
+Input: two label maps, two files or folders of label images, polygon tables, GeoJSON or QuIP CSV, or the annotations of several
+observers. Output: ``Scores`` of each image, their mean and pooled summary, the tables of published protocols (Hou et al. 2020,
+observers of CryoNuSeg, ranking of NucFuseRank), and the worst windows as a picture.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""The worst windows of a model -> one picture for its model card.
+"""Draw the worst windows of a model as one picture for its model card.
 
-Each crop is shown twice, plain and marked. True nuclei are outlined in one color, predicted ones in another; a sign in the
-middle says what went wrong: ``x`` missed, ``+`` extra, ``M`` merged, ``S`` split, ``o`` drawn wrong (see ``failures``). Signs
-are
-used in addition to colors for color-blind readers.
+Each crop is shown twice, plain and marked. True nuclei are outlined in one color, predicted ones in another; a sign at the
+center of a nucleus shows the error: ``x`` missed, ``+`` extra, ``M`` merged, ``S`` split, ``o`` wrong outline (see
+``failures``). Signs are used in addition to colors for color-blind readers.
 """
 
 from __future__ import annotations
@@ -32,12 +31,14 @@ _PANEL_PX = 400
 _CAPTION_PX = 44
 _GAP_PX = 8
 WORDS = {k: k for k in ("missed", "extra", "merged", "split", "outline")}
-LEGEND = "cyan: truth   yellow: predicted   x missed   + extra   M merged   S split   o drawn wrong   (left: the image itself)"
+LEGEND = (
+    "cyan: truth   yellow: predicted   x missed   + extra   M merged   S split   o wrong outline   (left: the image itself)"
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crop:
-    """One window: uint8 (s, s, 3), truth and prediction int (s, s), and its title (set, image, place)."""
+    """One window: picture uint8 (s, s, 3), label images of truth and prediction (s, s), and its title (set, image, place)."""
 
     title: str
     rgb: npt.NDArray[np.uint8]
@@ -53,20 +54,20 @@ def draw_gallery(
     Parameters
     ----------
     legend
-        What colors and signs mean.
+        Explanation of colors and signs.
     words
-        What the kinds of ``FAILURE_KINDS`` are called below a crop.
+        Names of the kinds of ``FAILURE_KINDS`` in the captions.
 
     Raises
     ------
     FormatError
-        No crop, or another suffix.
+        There is no crop, or ``path`` has another suffix.
     """
     path = Path(path)
     if path.suffix.lower() not in {".png", ".jpg", ".jpeg"}:
         raise FormatError(f"{path}: a gallery is written as .png or .jpg, not {path.suffix!r}.")
     if not crops:
-        raise FormatError(f"{path}: no crop to show. Are there nuclei in the images?")
+        raise FormatError(f"{path}: expected at least one crop, got none. Check that the images have nuclei.")
     columns = min(columns, len(crops))
     width, height = 2 * _PANEL_PX + 2 * _GAP_PX, _PANEL_PX + _CAPTION_PX + _GAP_PX
     rows = -(-len(crops) // columns)
@@ -90,7 +91,7 @@ def draw_gallery(
 
 
 def _marked(plain: Image.Image, crop: Crop, words: Mapping[str, str]) -> tuple[Image.Image, str]:
-    """Return the panel with outlines and signs, and the crop's scores in words."""
+    """Return the panel with outlines and signs, and the crop's scores as text."""
     table = contingency(crop.pred, crop.truth)
     scores, kinds = scores_of(table), failures(table)
     pixels = np.asarray(plain).copy()
@@ -121,7 +122,7 @@ def _enlarged(labels: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _outline(labels: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
-    """Pixels of an instance within 2 px of another value: an inner line of even thickness."""
+    """Return the pixels of instances within 2 px of another value, an inner outline of constant width."""
     edge = np.zeros(labels.shape, bool)
     for step in (1, 2):
         for axis in (0, 1):

@@ -1,4 +1,4 @@
-"""Files of instances (label images, polygon tables of wsiseg, GeoJSON of QuPath and CellViT, QuIP CSV) -> label maps."""
+"""Read instances as label maps from label images, polygon tables of wsiseg, GeoJSON of QuPath and CellViT, and QuIP CSV."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ Int = npt.NDArray[np.int64]
 class Rings:
     """Polygons as ragged arrays in the file's own px: ring k is ``xy[offsets[k]:offsets[k + 1]]`` of polygon ``polygon[k]``.
 
-    ``outline_px`` says that vertices are pixel *centers* and the outline belongs to the nucleus, as in OpenCV's contours
-    (QuIP); else vertices are points of the plane, pixel (i, j) covering [i, i + 1) x [j, j + 1). ``ground`` and ``slide_id``
-    are those of a table of wsiseg, whose frame is known; of other files ``stated_origin`` and ``mpp`` are what they state.
+    If ``outline_px``, vertices are pixel *centers* and the outline belongs to the nucleus, as in OpenCV's contours (QuIP);
+    otherwise vertices are points of the plane, in which pixel (i, j) covers [i, i + 1) x [j, j + 1). ``ground`` and
+    ``slide_id`` are set for tables of wsiseg, whose frame is known; ``stated_origin`` and ``mpp`` are stated by other files.
     """
 
     xy: Float
@@ -131,14 +131,14 @@ def load_instances(
         package, or any GeoParquet with WKB polygons; ``.geojson``, ``.json`` of QuPath, CellViT or HoVer-Net, packed or not
         (each part of a MultiPolygon is a nucleus); ``.csv`` with a column ``Polygon`` of QuIP.
     shape
-        (H, W) of the map for polygons; default: up to their lower right end. For a label image only checked.
+        (H, W) of the map for polygons; None: up to their lower right end. A label image must have this size.
     origin
         (x, y) of the map's corner in the polygons' px (a window of a slide).
     scale
         Map px per polygon px.
     vertices
-        Whether integer vertices are corners or centers of pixels; ``auto``: centers in what OpenCV traced (QuIP CSV, cells of
-        CellViT and HoVer-Net), corners elsewhere.
+        Whether integer vertices are corners (``edge``) or centers of pixels; ``auto``: centers for contours of OpenCV (QuIP
+        CSV, cells of CellViT and HoVer-Net), otherwise corners.
 
     Returns
     -------
@@ -196,7 +196,7 @@ def draw_rings(
 
 
 def reach_of(rings: Rings, origin: tuple[float, float], scale: float) -> tuple[int, int]:
-    """Return (H, W) of the image that ``draw_rings`` would make without a shape, to a px; nothing is drawn."""
+    """Return (H, W) of the image that ``draw_rings`` would make without a shape, within a px, without drawing it."""
     ends = rings.xy.max(axis=0, keepdims=True) if len(rings.xy) else np.zeros((0, 2))
     return _end_of((ends - np.asarray(origin, np.float64)) * scale)
 
@@ -207,7 +207,7 @@ def _end_of(xy: Float) -> tuple[int, int]:
 
 
 def _drawn(xy: Float, rings: Rings, shape: tuple[int, int], order: Int, outline: bool) -> npt.NDArray[np.int32]:
-    """Draw some polygons in an order; a label is the polygon's number in the file, from 1."""
+    """Draw some polygons in the given order; a label is the polygon's number in the file, from 1."""
     place = np.full(len(rings), -1, np.int64)
     place[order] = np.arange(len(order))
     mine = place[rings.polygon] >= 0
@@ -252,7 +252,7 @@ def _some(rings: Rings, path: Path) -> Rings:
 
 
 def _crossed(rings: Rings) -> int:
-    """Return how many rings cross or touch themselves."""
+    """Return the number of rings that cross or touch themselves."""
     import shapely
 
     owner = np.repeat(np.arange(len(rings.offsets) - 1), np.diff(rings.offsets))
@@ -267,7 +267,9 @@ def _ring_areas(rings: Rings) -> Float:
     ring = np.repeat(np.arange(len(rings.offsets) - 1), np.diff(rings.offsets))
     x, y = (rings.xy - rings.xy[rings.offsets[ring]]).T
     same = ring[1:] == ring[:-1]
-    twice = np.where(same, x[:-1] * y[1:] - x[1:] * y[:-1], 0.0)  # relative to the ring's first vertex: closing adds nothing
+    twice = np.where(
+        same, x[:-1] * y[1:] - x[1:] * y[:-1], 0.0
+    )  # relative to the ring's first vertex, so that the closing edge is 0
     areas = np.abs(np.bincount(ring[1:], twice, minlength=len(rings.offsets) - 1)) / 2
     largest = np.zeros(len(rings))
     np.maximum.at(largest, rings.polygon, areas)
@@ -275,7 +277,7 @@ def _ring_areas(rings: Rings) -> Float:
 
 
 def _with_outline(labels: npt.NDArray[np.int32], xy: Float, rings: Rings) -> npt.NDArray[np.int32]:
-    """Add the pixels that the outlines run through (where no other nucleus is): walked in steps of at most half a pixel."""
+    """Add the pixels on the outlines that belong to no other nucleus, sampled in steps of at most half a pixel."""
     ring = np.repeat(np.arange(len(rings.offsets) - 1), np.diff(rings.offsets))
     following = np.arange(1, len(xy) + 1)
     filled = np.diff(rings.offsets) > 0

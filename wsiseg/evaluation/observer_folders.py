@@ -1,4 +1,4 @@
-"""``wsiseg evaluate observers``: folders of several people's annotations -> their agreement."""
+"""``wsiseg evaluate observers``: report the agreement of several people's annotations, each in a folder."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def observer_report(
 
 
 def _named(text: str) -> tuple[str, Path]:
-    """Split ``NAME=FOLDER``; a folder that exists under the whole text is taken as it is."""
+    """Split ``NAME=FOLDER`` into name and folder, unless a folder exists under the whole text."""
     name, found, rest = text.partition("=")
     path = Path(text) if Path(text).exists() or not found else Path(rest)
     if not path.is_dir():

@@ -1,8 +1,8 @@
-"""Several people's (or programs') annotations of the same images -> their agreement, per organ.
+"""Measure the agreement of several people's (or programs') annotations of the same images, per organ.
 
 The tables of Mahbod et al. 2021 (CryoNuSeg, doi 10.1016/j.compbiomed.2021.104349): Dice (pixels), AJI and PQ as mean and
 standard deviation over the images of each organ and over all; *inter-observer* between two people, *intra-observer* between two
-readings of one. The first of a pair is taken as truth, which matters for AJI alone. Pairs are compared by two-sided Wilcoxon
+readings of one. The first of a pair is taken as truth, which only affects AJI. Pairs are compared by two-sided Wilcoxon
 signed-rank tests on the images they share.
 """
 
@@ -53,12 +53,12 @@ class ObserverPair:
 
 
 def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | None = None) -> list[ObserverPair]:
-    """Score every two readings on the images that both hold.
+    """Score every pair of readings on the images that both have.
 
     Parameters
     ----------
     readings
-        At least two, in the order in which the earlier one is taken as truth.
+        At least two; of a pair, the earlier one is taken as truth.
     organs
         Organ of each image; None: only the summary over ``"all"`` images.
 
@@ -69,7 +69,7 @@ def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | N
     Raises
     ------
     FormatError
-        Fewer than two readings, two of the same name, no image in common, or sizes differ.
+        There are fewer than two readings, two have the same name, two have no image in common, or sizes differ.
     """
     names = [r.reading for r in readings]
     if len(readings) < 2 or len(set(names)) < len(names):
@@ -97,7 +97,7 @@ def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | N
 def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
     """Return one row per organ and one for all images: mean and sample standard deviation of Dice, AJI and PQ, and counts.
 
-    Images that are empty in both readings are left out of the means; the deviation of a single image is nan.
+    Images that are empty in both readings are left out of the means; the deviation of a single image is NaN.
     """
     rows = []
     named = sorted(set(pair.organs) - {""})
@@ -114,7 +114,7 @@ def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
 
 
 def observer_tests(pairs: Sequence[ObserverPair]) -> list[dict[str, Any]]:
-    """Test for every two pairs which one agrees better, on the images that both pairs have."""
+    """Test for every two pairs whether their agreement differs, on the images that both pairs have."""
     rows = []
     for a, b in combinations(pairs, 2):
         of_a, of_b = dict(zip(a.images, a.scores, strict=True)), dict(zip(b.images, b.scores, strict=True))
@@ -126,7 +126,7 @@ def observer_tests(pairs: Sequence[ObserverPair]) -> list[dict[str, Any]]:
 
 
 def observer_cells(pairs: Sequence[ObserverPair]) -> tuple[list[str], list[list[str]]]:
-    """Return headings and text cells of all pairs' rows for the screen, scores in percent as the paper prints them."""
+    """Return headings and text cells of the rows of all pairs, with scores in percent as in the paper."""
     headings = ["pair", "kind", "organ", "images", "nuclei", "Dice %", "AJI %", "PQ %"]
 
     def spread(row: dict[str, Any], score: str) -> str:

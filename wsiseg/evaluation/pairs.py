@@ -1,4 +1,4 @@
-"""Two files of one image -> two label maps on one grid, and what does not fit between them."""
+"""Load two files of one image as label maps on the same grid, with warnings if they do not fit."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Placing:
 
     ``frame`` is the frame of other tools' polygons on the slide, ``origin`` (x, y) the image's corner on the slide, and
     ``scale`` image px per polygon px. ``vertices`` and ``components``: see ``load_instances`` and ``read_label_file``.
-    ``max_gb`` is the most memory that an image may take, 10^9 bytes.
+    ``max_gb`` is the maximum memory for an image, 10^9 bytes.
     """
 
     scale: float = 1.0
@@ -49,7 +49,7 @@ class Placing:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """Prediction and truth of one image, integer (H, W) or (L, H, W), the pixels that count for neither, and notes."""
+    """Prediction and truth of one image, int32 (H, W) or (L, H, W), pixels that are not scored, and notes for the user."""
 
     pred: npt.NDArray[np.int32]
     truth: npt.NDArray[np.int32]
@@ -58,7 +58,7 @@ class Pair:
 
 
 def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
-    """Load both; polygons are drawn on the other side's grid, two polygon files on their common extent.
+    """Load both files. Polygons are drawn on the grid of the other file, two polygon files on their common extent.
 
     Raises
     ------
@@ -100,7 +100,7 @@ def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
 def _placed(rings: Rings, path: Path, ground: Ground | None, frame: Frame, notes: list[str]) -> Rings:
     """Return the polygons in level-0 px of the slide, or unchanged if their place on the slide is not known."""
     if rings.ground is not None:
-        return rings  # a table of wsiseg counts from the slide's corner
+        return rings  # a table of wsiseg is relative to the slide's corner
     known = ground or Ground()
     factor, dx, dy = frame.on(known, rings.stated_origin, str(path))
     if frame.unit_plain:
@@ -143,7 +143,7 @@ def _on_each_other(placed: dict[Path, Rings], files: dict[Path, Rings], ground: 
         sides = [(r.ground.width_px, r.ground.height_px) for r in (one, two) if r.ground is not None]
         if sides[0] != sides[1] and all(map(all, sides)):
             one_side, other_side = (f"{w} x {h} px" for w, h in sides)
-            notes.append(f"{a} is of a slide of {one_side}, {b} of one of {other_side}")
+            notes.append(f"the slide of {a} has {one_side}, that of {b} {other_side}")
     if not len(one) or not len(two):
         return notes
     within = max(_share_within(one, two), _share_within(two, one))
@@ -171,7 +171,7 @@ def _hint(files: dict[Path, Rings], placed: dict[Path, Rings], ground: Ground | 
     """Return the frame of the other file that makes it fit the table, if there is one."""
     foreign = [p for p, r in files.items() if r.ground is None]
     if ground is None or len(foreign) != 1:
-        return "Are both of the same slide and frame (--frame)?"
+        return "Check that both are of the same slide and frame (--frame)."
     other = next(r for p, r in placed.items() if p != foreign[0])
     fitting = []
     for text in ("slide", "bounds", "slide,um", "bounds,um"):
@@ -179,7 +179,11 @@ def _hint(files: dict[Path, Rings], placed: dict[Path, Rings], ground: Ground | 
         moved = dataclasses.replace(files[foreign[0]], xy=files[foreign[0]].xy * factor + np.array([dx, dy]))
         if max(_share_within(moved, other), _share_within(other, moved)) > MIN_OVERLAP_FRAC:
             fitting.append(f"--frame {text}")
-    return f"They would overlap with {' or with '.join(fitting)}." if fitting else "Are both of the same slide (--frame)?"
+    return (
+        f"They would overlap with {' or with '.join(fitting)}."
+        if fitting
+        else "Check that both are of the same slide (--frame)."
+    )
 
 
 def _grown(labels: npt.NDArray[np.int32], sides: list[int]) -> npt.NDArray[np.int32]:

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MAX_GB = 2.0
-"""Most memory that scoring one image may take unless the user says otherwise, 10^9 bytes: 8,770 x 8,770 px."""
+"""Default of the maximum memory for scoring one image, 10^9 bytes: enough for 8,770 x 8,770 px."""
 
 TABLE_COLUMNS = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1", "f1_sweep_mean")
 
@@ -102,20 +102,20 @@ def evaluate_paths(
     ----------
     pred, truth
         Files or folders that ``load_instances`` reads. ``<id>.labels.png`` pairs with ``<id>.png``, ``<id>.parquet`` ...; in a
-        folder with ``*.labels.*`` files, only these are used (the pictures beside them are not masks).
+        folder with ``*.labels.*`` files, only these are used, because its other pictures are not masks.
     ignore
-        Mask (or folder of masks paired the same way): pixels that are not 0 count for neither side (ambiguous areas). So do
-        pixels that a label image of either side has as negative (not annotated).
+        Mask (or folder of masks paired the same way) of ambiguous areas: its nonzero pixels are not scored. Neither are pixels
+        that are negative (not annotated) in a label image.
     scale, origin, vertices
         How polygons are drawn on the label image of the other side (see ``load_instances``).
     missing
-        How to treat a truth without a prediction: as an error, as an empty prediction (score 0), or leave the image out.
+        What to do with a truth without a prediction: raise an error, score an empty prediction, or leave the image out.
     frame
         Frame of other tools' polygons on the slide, if the other side is a table of wsiseg (``wsiseg.coordinates``).
     components
         Each connected part of a label image is a nucleus.
     max_gb
-        Most memory that an image may take, 10^9 bytes.
+        Maximum memory for an image, 10^9 bytes.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def _unmet(scores: Scores, name: str) -> list[str]:
         return []
     met = "no two share a pixel" if scores.both_px == 0 else f"none match, {scores.both_px:,} px are shared"
     text = f"{name}: of {scores.n_pred:,} predicted and {scores.n_truth:,} true nuclei {met}: "
-    return [text + "are both of the same image, frame and scale (--frame, --corner, --scale)?"]
+    return [text + "check that both have the same image, frame and scale (--frame, --corner, --scale)."]
 
 
 def compare_runs(a: Evaluation, b: Evaluation, score: str = "pq") -> PairedTest:
@@ -213,7 +213,7 @@ def write_evaluation(evaluation: Evaluation, path: str | Path) -> Path:
 
 
 def null_for_nan(value: Any) -> Any:
-    """Return nested dicts and lists with nan replaced by ``None``, because JSON has no nan."""
+    """Return nested dicts and lists with NaN replaced by ``None``, because JSON has no NaN."""
     if isinstance(value, dict):
         return {k: null_for_nan(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -222,10 +222,10 @@ def null_for_nan(value: Any) -> Any:
 
 
 def instance_files(folder: Path) -> dict[str, Path]:
-    """Return the files of a folder by stem, or the one file under the name ''.
+    """Return the files of a folder by stem, or a single file under the name ''.
 
-    If the folder has ``*.labels.*`` files, only these are returned, because the pictures beside them are not masks. Raises
-    ``FormatError`` for a folder that does not exist, and for two files with the same stem.
+    If the folder has ``*.labels.*`` files, only these are returned, because its other pictures are not masks. Raises
+    ``FormatError`` if the folder does not exist or two files have the same stem.
     """
     if not folder.exists():
         raise FormatError(f"{folder}: no such file or folder.")

@@ -1,4 +1,4 @@
-"""``wsiseg evaluate`` and ``wsiseg datasets``: files given by the user -> tables of scores, and of facts about data sets."""
+"""``wsiseg evaluate`` and ``wsiseg datasets``: make tables of scores, and of facts about data sets, from the user's files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from wsiseg.evaluation.paths import (
 from wsiseg.metrics import HouPatch, hou_cells, hou_rows
 from wsiseg.tables import atomic_write_bytes
 
-if TYPE_CHECKING:  # torch: files are scored without it
+if TYPE_CHECKING:  # imports torch, which scoring files does not need
     from wsiseg.evaluation.scoring import ImageResult, SetScores
 
 __all__ = [
@@ -82,7 +82,7 @@ def score_files(
     components: bool = False,
     max_gb: float = MAX_GB,
 ) -> Report:
-    """Score PRED against TRUTH, by every score or by the protocol ``hou2020``.
+    """Score PRED against TRUTH, by all scores or by the protocol ``hou2020``.
 
     Parameters
     ----------
@@ -113,7 +113,7 @@ def score_files(
             write_evaluation(scores, out)
     report.lines += [f"note: {note}" for note in scores.notes[:MAX_NOTES]]
     if len(scores.notes) > MAX_NOTES:
-        report.lines.append(f"note: and {len(scores.notes) - MAX_NOTES:,} more of this kind")
+        report.lines.append(f"note: and {len(scores.notes) - MAX_NOTES:,} more notes")
     if compare is not None:
         test = compare_runs(scores, evaluate_paths(compare, truth, **options))
         report.lines.append(
@@ -141,7 +141,7 @@ def score_sets(
     out: Path | None = None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Segment and score annotated sets with the network that a config names: ``wsiseg evaluate --data``.
+    """Segment and score annotated sets with the network of a config: ``wsiseg evaluate --data``.
 
     See ``score_model`` for ``mpp`` and ``labels_out``. ``against`` names other weights for a paired test on the same images;
     ``gallery`` is a picture file for the worst ``crops`` windows, at most one per image; ``out`` is a JSON file for all
@@ -190,7 +190,7 @@ def score_sets(
 
 
 def write_json(path: Path, tree: dict[str, Any]) -> None:
-    """Write nested values as JSON, nan as null, complete or not at all. Raises ``FormatError`` if not named ``.json``."""
+    """Write nested values as JSON, NaN as null, complete or not at all. Raises ``FormatError`` if not named ``.json``."""
     if path.suffix.lower() != ".json":
         raise FormatError(f"{path}: these scores are written as .json, not {path.suffix!r}.")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,14 +198,14 @@ def write_json(path: Path, tree: dict[str, Any]) -> None:
 
 
 def dataset_table(root: Path) -> tuple[list[str], list[list[str]]]:
-    """Return headings and rows of facts about the annotated sets in a folder. Raises ``FormatError`` where there is none."""
+    """Return headings and rows of facts about the annotated sets in a folder. Raises ``FormatError`` if there is none."""
     from wsiseg.datasets.formats import STATS_COLUMNS, dataset_stats
 
     return list(STATS_COLUMNS), [[str(row[c]) for c in STATS_COLUMNS] for row in dataset_stats(root)]
 
 
 def convert_dataset(source: Path, out: Path, format_name: str, mpp: float | None, licence: str, name: str) -> list[str]:
-    """Convert a public set to the unified layout; return lines that say what was done.
+    """Convert a public set to the unified layout; return a report in lines of text.
 
     Raises
     ------
@@ -269,7 +269,7 @@ def _results_tree(done: SetScores) -> dict[str, Any]:
 
 
 def _set_table(done: SetScores, split: str, by: str) -> TableText:
-    """Return a row a set (or patient, or image), then the mean of the sets' rows."""
+    """Return one row per set (or patient, or image), then the mean of the sets' rows."""
     from wsiseg.evaluation.scoring import summarize_images
 
     headings = ["set", "images", "patients", "nuclei", "found", "Dice", "AJI", "AJI+", "PQ", "PQ 95 %", "SQ", "DQ", "precision",
@@ -354,7 +354,7 @@ def _with_facts(patches: Sequence[HouPatch], facts: Mapping[str, tuple[str, str]
 
 
 def _image_facts(table: Path | None, folders: Sequence[Path]) -> dict[str, tuple[str, str]]:
-    """Return (cancer type, WSI group) by image: of a CSV ``image,cancer_type,wsi_group``, else the organ in ``INFO.json``."""
+    """Return (cancer type, WSI group) by image, from a CSV ``image,cancer_type,wsi_group`` or the organs in ``INFO.json``."""
     if table is None:
         organs = {image: organ for folder in folders for image, organ in organs_of(folder).items()}
         return {image: (organ, "") for image, organ in organs.items()}
@@ -371,7 +371,7 @@ def _image_facts(table: Path | None, folders: Sequence[Path]) -> dict[str, tuple
 
 
 def organs_of(folder: Path) -> dict[str, str]:
-    """Return the organ of each image that the ``INFO.json`` of a set states; empty where there is none."""
+    """Return the organ of each image by the ``INFO.json`` of a set; empty if there is no such file."""
     info = folder / "INFO.json"
     if not info.is_file():
         return {}

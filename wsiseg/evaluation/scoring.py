@@ -1,4 +1,4 @@
-"""``wsiseg evaluate --data``: annotated sets, segmented by the same code as slides -> scores by set, patient and image."""
+"""``wsiseg evaluate --data``: segment annotated sets by the same code as slides, and score them by set, patient and image."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True)
 class SetScores:
-    """Results of one network on all chosen images, in order, and crops of its worst windows with their PQ and set."""
+    """Results of one network on all images, in order, and crops of its worst windows, each with its PQ and set."""
 
     facts: dict[str, Any]
     images: tuple[ImageResult, ...]
@@ -88,14 +88,25 @@ def annotated_sets(root: Path) -> list[str]:
     found = sorted(p.parent.name for p in sets_folder(root).glob("*/INFO.json") if next(p.parent.glob("*.labels.png"), None))
     if not found:
         raise FormatError(
-            f"{root}: no annotated set here. Expected folders with INFO.json, <id>.png and <id>.labels.png; "
+            f"{root}: no annotated set found. Expected folders with INFO.json, <id>.png and <id>.labels.png; "
             "'wsiseg datasets convert' makes them."
         )
     return found
 
 
 def choose_samples(root: Path, sets: Sequence[str], split: Split, limit: int = 0) -> list[Sample]:
-    """Return the images of a split; all images of a set that has no held-out patients belong to every split.
+    """Return the images of a split; images of a set without held-out patients belong to every split.
+
+    Parameters
+    ----------
+    root
+        Folder of the sets.
+    sets
+        Names of sets; empty: all.
+    split
+        Which images of each set.
+    limit
+        Maximum number of images per set; 0: all.
 
     Raises
     ------
@@ -135,7 +146,7 @@ def score_model(
     Parameters
     ----------
     mpp
-        Microns per pixel of images whose set states none; ``None``: such images are used at their own pixels.
+        Microns per px of images whose set states none; ``None``: such images are used at their native pixels.
     labels_out
         Folder that receives the instances as ``<set>/<id>.labels.png``.
     crop_side
@@ -143,7 +154,10 @@ def score_model(
 
     Raises
     ------
-    WeightsError, FormatError
+    WeightsError
+        The weights cannot be loaded.
+    FormatError
+        An image cannot be read.
     """
     tune_malloc()
     model = load_model(config.predict, compute_device(config))
@@ -179,7 +193,7 @@ def _worst_crops(
 
 
 def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
-    """Return means over images, pooled scores, Hou et al.'s counts, failures, patients and speed of some images.
+    """Return means over images, pooled scores, counts of Hou et al., failures, number of patients, and speed.
 
     ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ (2,000 draws, fixed seed). Whole patients are drawn
     with replacement, because images of one patient are not independent.
@@ -205,7 +219,7 @@ def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
 
 
 def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean, drawing whole patients; nan if there are fewer than two."""
+    """Return the 95 % percentile bootstrap interval of a mean, drawing whole patients; NaN if there are fewer than two."""
     kept = [(v, g) for v, g in zip(values, groups, strict=True) if not math.isnan(v)]
     names = sorted({g for _, g in kept})
     if len(names) < 2:
@@ -250,7 +264,7 @@ def model_facts(model: Model, config: RunConfig) -> dict[str, Any]:
 
 
 def machine_facts() -> dict[str, Any]:
-    """Return processor, usable cores, and versions of Python and libraries, for figures of speed."""
+    """Return processor, usable cores, and versions of Python and libraries, for reports of speed."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,5 +1,5 @@
 """The files of a run: the run folder, slide records, the list of slides, the maps of a slide.
 
-Comes in: paths that a user names. Goes out: ``RunFolder``, ``SlideInput``, records of finished slides. Every task reads runs
-through this package, so none needs another task.
+Input: paths given by the user. Output: ``RunFolder``, ``SlideInput``, records of finished slides. All tasks read runs through
+this package, so that they do not depend on each other.
 """

@@ -1,6 +1,6 @@
-"""Processors that compute a run: one that computes other maps than the first is refused, or recorded if the user allows it.
+"""Compare the processors that compute a run: one that gives other maps than the first is refused, or recorded if allowed.
 
-``run.json`` holds the run's ``processors``: the first is the one that all others are compared with.
+``run.json`` lists the run's ``processors``; all others are compared with the first.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ def same_maps(a: Processor, b: Processor) -> bool:
 
 
 def with_processor(known: Sequence[Processor], here: Processor, precision: str, *, accept: bool) -> tuple[Processor, ...]:
-    """Return the processors of a run with this one among them.
+    """Return the processors of a run, with this one added.
 
     Raises
     ------
     OutputMismatchError
-        Its maps differ from those of the run, and ``accept`` is not set; the message names both processors.
+        The maps of this processor differ from those of the run, and ``accept`` is not set; the message names both processors.
     """
     if any(same_maps(here, processor) for processor in known):
         return tuple(known)
@@ -41,19 +41,19 @@ def with_processor(known: Sequence[Processor], here: Processor, precision: str, 
     if precision != "int8":
         advice += "; or start a new --out with --precision int8, which is equal on every x86 processor"
     raise OutputMismatchError(
-        f"In {precision} this processor's maps are not those of the run, whose tiles would then differ by processor.\n"
+        f"In {precision} this processor gives other maps than the run's, so tiles would depend on the processor.\n"
         f"  run:  {_named(run)}\n  here: {_named(here)}\n{advice}; or accept it with --any-processor, which run.json records."
     )
 
 
 def precision_text(record: RunRecord | None) -> str:
-    """Return one line: the precision of a run (``run.json``), whether the user chose it, and whether bits may differ."""
+    """Return in one line the precision of a run (``run.json``), whether the user chose it, and whether tiles may differ."""
     if record is None or not record.precision:
         return ""
     precision, choice = record.precision, record.precision_choice
     text = f"{precision}, {choice}" if choice else precision
     if choice == "automatic":
-        text += f" for this processor: another may take another; --precision {precision} gives every machine this one"
+        text += f" for this processor; other processors may use another, unless --precision {precision} is given"
     if len(record.processors) > 1:
         names = "; ".join(_named(p) for p in record.processors)
         text += f". Tiles differ in their last bits between processors (--any-processor): {names}"
@@ -61,7 +61,7 @@ def precision_text(record: RunRecord | None) -> str:
 
 
 def mixed_precision_note(records: Mapping[str, RunRecord | None]) -> str:
-    """Return how combined runs (``run.json`` by name) differ in precision; empty if they do not.
+    """Return a note on how combined runs (``run.json`` by name) differ in precision; empty if they do not.
 
     The figures are those of ``benchmarks/precision.py``: validation images of four sets, both weights.
     """
@@ -82,7 +82,7 @@ DIFFERENCES = {
     "bf16": "counts within 0.4 % in each set, mean area within 0.4 %, PQ within 0.003",
     "int8": "counts within 1.9 % in each set (0.5 % more in all), mean area within 0.7 %, PQ within 0.002",
 }
-"""Of counts, areas and PQ against fp32, as measured."""
+"""Measured differences of counts, areas and PQ from fp32."""
 
 
 def _some(names: Sequence[str]) -> str:

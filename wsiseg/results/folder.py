@@ -2,16 +2,16 @@
 
 ::
 
-    RUN/run.json                     versions, config, weights, host; what a resume is checked against
-    RUN/nuclei/<slide_id>.parquet    one GeoParquet table a slide
+    RUN/run.json                     versions, config, weights, host; checked when a run is resumed
+    RUN/nuclei/<slide_id>.parquet    one GeoParquet table per slide
     RUN/maps/<slide_id>.zarr         density, mean area, material and tissue fraction as an OME-Zarr pyramid
-    RUN/features/<slide_id>.parquet  what ``wsiseg features`` measured, row by row the table's nuclei
-    RUN/cells/<slide_id>.parquet     what ``wsiseg cells`` grew of the nuclei, row by row the table's
+    RUN/features/<slide_id>.parquet  features from ``wsiseg features``, with the rows of the table
+    RUN/cells/<slide_id>.parquet     cells from ``wsiseg cells``, with the rows of the table
     RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
     RUN/slides/<slide_id>.tissue.png tissue mask as used
     RUN/slides/<slide_id>.mask.jpg   the slide with the mask's outline, pen marks, and the windows sampled outside
-    RUN/slides.parquet, slides.csv   one row a slide
-    RUN/errors.parquet               what failed and why
+    RUN/slides.parquet, slides.csv   one row per slide
+    RUN/errors.parquet               failures with their reasons
     RUN/parts/<slide_id>/            tiles done so far; removed when the slide is complete
     RUN/workers/                     what each worker is doing (see ``wsiseg.run.presence``)
     RUN/inputs.jsonl, log.jsonl, progress/   log and progress of the run (see ``wsiseg.run.watch``)
@@ -42,59 +42,59 @@ __all__ = ["RunFolder"]
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """Paths of one run and the rules about them."""
+    """Paths of one run, its record, and its locks."""
 
     root: Path
 
     def table(self, slide_id: str) -> Path:
-        """Return the polygon table of a slide."""
+        """Return the path of the polygon table of a slide."""
         return self.root / "nuclei" / f"{slide_id}.parquet"
 
     def slide_json(self, slide_id: str) -> Path:
-        """Return the JSON of a slide's facts and statistics."""
+        """Return the path of the JSON with a slide's facts and statistics."""
         return self.root / "slides" / f"{slide_id}.json"
 
     def job_json(self, slide_id: str) -> Path:
-        """Return the JSON of a slide's constants while it is in progress."""
+        """Return the path of the JSON with a slide's constants while it is in progress."""
         return self.parts(slide_id) / "job.json"
 
     def tissue_png(self, slide_id: str) -> Path:
-        """Return the tissue mask as used."""
+        """Return the path of the tissue mask as used."""
         return self.root / "slides" / f"{slide_id}.tissue.png"
 
     def mask_jpg(self, slide_id: str) -> Path:
-        """Return the picture of the slide with its tissue mask drawn on it."""
+        """Return the path of the picture of the slide with its tissue mask drawn on it."""
         return self.root / "slides" / f"{slide_id}.mask.jpg"
 
     def parts(self, slide_id: str) -> Path:
-        """Return the folder of a slide's finished tiles."""
+        """Return the path of the folder of a slide's finished tiles."""
         return self.root / "parts" / slide_id
 
     def part(self, slide_id: str, tile_id: int) -> Path:
-        """Return the part file of one tile."""
+        """Return the path of the part file of one tile."""
         return self.parts(slide_id) / f"{tile_id:06d}.parquet"
 
     def outside_part(self, slide_id: str, tile_id: int) -> Path:
-        """Return the part file of one window sampled outside the tissue mask."""
+        """Return the path of the part file of one window sampled outside the tissue mask."""
         return self.parts(slide_id) / "outside" / f"{tile_id:06d}.parquet"
 
     def thumbnail_png(self, slide_id: str) -> Path:
-        """Return the thumbnail on which the mask will be drawn, while a slide is in progress."""
+        """Return the path of the thumbnail on which the mask will be drawn, while a slide is in progress."""
         return self.parts(slide_id) / "thumbnail.png"
 
     @property
     def workers(self) -> Path:
-        """Return the folder in which workers record what they are doing."""
+        """Path of the folder in which workers record what they are doing."""
         return self.root / "workers"
 
     @property
     def inputs(self) -> Path:
-        """Return the list of all slides that this run was asked for."""
+        """Path of the list of all slides that were requested for this run."""
         return self.root / "inputs.jsonl"
 
     @property
     def run_json(self) -> Path:
-        """Return the run record."""
+        """Path of the run record."""
         return self.root / "run.json"
 
     def create(self) -> None:
@@ -115,29 +115,29 @@ class RunFolder:
         precision_choice: str = "",
         resolved: ResolvedRecord | None = None,
     ) -> str:
-        """Record this run's result-changing settings, or check them against the folder's; return the digest.
+        """Record the settings that change results, or check them against those in the folder; return the digest.
 
         Parameters
         ----------
         facts
-            What the run computes with beside its config, as plain values.
+            What the run computes with in addition to its config, as plain values.
         arithmetic
-            Of the processor that computes, from ``wsiseg.predict.arithmetic_of``.
+            Processor that computes, from ``wsiseg.predict.arithmetic_of``.
         precision_choice
-            ``automatic`` or ``chosen``; the folder's stays as it is.
+            ``automatic`` or ``chosen``; not changed if the folder has a record.
 
         Raises
         ------
         OutputMismatchError
-            The folder was written with settings that give other results, or by a processor that computes other maps; the
-            message names what differs.
+            The folder was written with settings that give other results, or by a processor that gives other maps; the message
+            states the differences.
         """
         with self._record_held():
             digest = self._claimed(config, facts, note, arithmetic, precision_choice, resolved)
         return digest or self.claim(config, facts, note, arithmetic, precision_choice, resolved)
 
     def add_processor(self, arithmetic: Processor, *, accept: bool) -> None:
-        """Record a processor that joins the run. ``OutputMismatchError``: it computes other maps, which is not accepted."""
+        """Record a processor that joins the run. Raises ``OutputMismatchError`` if it gives other maps and not ``accept``."""
         with self._record_held():
             record = self.read_run()
             if record is None:
@@ -204,7 +204,7 @@ class RunFolder:
 
         Shards (``shard``, such as ``3-of-8``) share the lock of the folder, and each locks its own name; a run without shards,
         or a merge, gets the folder only if no shard runs. These are advisory locks on open files, which the kernel releases
-        when the process dies, so that a killed run leaves no stale lock.
+        when the process ends, so that a killed run leaves no stale lock.
 
         Raises
         ------
@@ -236,7 +236,7 @@ class RunFolder:
                     f"Another wsiseg run is writing to {self.root}. Wait for it, stop it, or choose another --out."
                 ) from err
             except OSError:
-                pass  # a file system without locks (some network mounts): parts are atomic and deterministic, sharing is safe
+                pass  # no locks on some network mounts; sharing is safe, because parts are atomic and deterministic
             yield
         finally:
             os.close(handle)

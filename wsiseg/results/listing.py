@@ -1,7 +1,7 @@
-"""A folder -> the slides in it and below, and what was left out and why.
+"""List the slides in a folder and its subfolders, and everything that was left out, with the reasons.
 
 Only files that cannot be classified by name are opened: possible DICOM files, and pictures that wsiseg may have drawn. Each
-folder is visited once, links to folders last, so that circular links do no harm.
+folder is visited once, links to folders last, so circular links are safe.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SLIDE_SUFFIXES = (
     frozenset({".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".svslide", ".vms", ".vmu", ".bif", ".dcm", ".czi"})
     | PICTURES
 )
-"""File endings of slides that are found in folders (a file named on the command line may have any ending)."""
+"""Suffixes of slides that are searched for in folders (a file given on the command line may have any suffix)."""
 
 _RASTERS = PICTURES | {".tif", ".tiff"}
 _UNFINISHED = frozenset({".partial", ".part", ".crdownload", ".download", ".filepart", ".opdownload", ".aria2", ".tmp"})
@@ -34,10 +34,10 @@ _NO_READER = frozenset(
     {".vsi", ".isyntax", ".i2syntax", ".zvi", ".lif", ".lsm", ".nd2", ".oir", ".ets", ".mds", ".kfb", ".sdpc", ".tmap"}
     | {".ecw", ".ims", ".afi", ".ndpis", ".fsx"}
 )
-"""Endings of slides that neither OpenSlide nor Pillow reads."""
+"""Suffixes of slides that neither OpenSlide nor Pillow can read."""
 
 _MAY_OPEN = frozenset({".qptiff", ".btf", ".tf2", ".tf8", ".gif", ".jp2", ".j2k", ".ome", ".stk", ".flex", ".bigtiff"})
-"""Endings of files that are not taken from folders, but that a reader may be able to open."""
+"""Suffixes of files that are not searched for in folders, but that a reader may be able to open."""
 
 _SYSTEM_FOLDERS = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "lost+found", "system volume information"})
 _BESIDE = r"(thumb(nail)?|label(ed|s)?|macro|overview|preview|masks?|overlay|density|anno(tations?)?|tissue|gt)"
@@ -45,7 +45,7 @@ _COMPANION = re.compile(rf"^(.+?)[ ._-]+{_BESIDE}$", re.IGNORECASE)
 _COMPANION_FOLDER = re.compile(rf"^({_BESIDE}s?|ground[ _-]?truth)$", re.IGNORECASE)
 _RUN_FOLDERS = frozenset({"nuclei", "slides", "maps", "features", "parts", "workers", "progress", "qc", "shards"})
 _OUR_PICTURE = b"wsiseg:"
-"""Beginning of the text with which wsiseg marks the pictures that it draws."""
+"""First bytes of the text by which wsiseg marks its pictures."""
 
 _NO_ENTRY = "no permission to read"
 EXAMPLES = 5
@@ -61,14 +61,14 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True)
 class SkippedGroup:
-    """What was left out for one reason: how much, and its first few paths (as text)."""
+    """What was left out for one reason: the number of files or folders, and the first few paths as text."""
 
     reason: str
     n: int
     examples: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Return it in one line."""
+        """Return the group in one line."""
         return f"{self.reason}: {self.n} ({', '.join(self.examples)}{', ...' if self.n > len(self.examples) else ''})"
 
 
@@ -80,12 +80,12 @@ class Listing:
     skipped: list[Skipped] = field(default_factory=list)
 
     def skip(self, path: str | Path, reason: str) -> None:
-        """Note what is left out."""
+        """Record a file or folder as left out."""
         self.skipped.append(Skipped(str(path), reason))
 
 
 def group_skipped(skipped: Iterable[Skipped]) -> list[SkippedGroup]:
-    """Return what was left out, by reason, in the order of first appearance."""
+    """Group what was left out by reason, in the order of first appearance."""
     groups: dict[str, list[str]] = {}
     for s in skipped:
         groups.setdefault(s.reason, []).append(s.path)
@@ -96,7 +96,7 @@ def group_skipped(skipped: Iterable[Skipped]) -> list[SkippedGroup]:
 
 
 def list_folder(root: Path) -> Listing:
-    """List the slides of a folder and all below it."""
+    """List the slides in a folder and its subfolders."""
     out = Listing()
     seen: set[tuple[int, int]] = set()
     real, links = [str(root)], list[str]()
@@ -135,7 +135,7 @@ def list_folder(root: Path) -> Listing:
 
 
 def list_files(paths: Sequence[str]) -> Listing:
-    """List the slides among files, by the rules of a folder."""
+    """List the slides among files, by the same rules as in a folder."""
     by_folder: dict[str, set[str]] = {}
     for path in paths:
         by_folder.setdefault(os.path.dirname(path), set()).add(os.path.basename(path))
@@ -173,7 +173,7 @@ def _folder_refusal(name: str, beside: set[str]) -> str:
     if lower in _SYSTEM_FOLDERS:
         return "folder of the operating system or storage"
     if lower.endswith(".zarr"):
-        return "Zarr folder (name it outright if it is a slide)"
+        return "Zarr folder (give its path if it is a slide)"
     if any(f"{name}{ending}" in beside for ending in (".mrxs", ".MRXS", ".Mrxs")):
         return "data folder of a Mirax slide"
     return ""
@@ -183,7 +183,7 @@ def _take_files(folder: str, members: Sequence[os.DirEntry[str]], out: Listing, 
     """Sort the files of one folder (``whole``: all of them) into slides and what is left out."""
     names = {e.name for e in members}
     if "Slidedat.ini" in names and not any(n.lower().endswith(".mrxs") for n in names):
-        out.skip(folder, "data folder of a Mirax slide whose .mrxs file is not beside it")
+        out.skip(folder, "data folder of a Mirax slide whose .mrxs file is missing")
         return
     parts = set[str]().union(*(vms_parts(e.path) for e in members if e.name.lower().endswith((".vms", ".vmu"))))
     slides: list[str] = []
@@ -196,9 +196,9 @@ def _take_files(folder: str, members: Sequence[os.DirEntry[str]], out: Listing, 
             dicom.append(e.path)
         else:
             slides.append(e.path)
-    if dicom and folder.lower().endswith(".dicom"):  # the folder says what it is: pictures in it are not slides
+    if dicom and folder.lower().endswith(".dicom"):  # a folder of one DICOM series: pictures in it are not slides
         for path in slides:
-            out.skip(path, "beside the files of a DICOM folder")
+            out.skip(path, "not DICOM, in a DICOM folder")
         slides = []
     out.slides += map(Path, slides)
     _take_dicom(folder, dicom, out, alone=whole and not slides)
@@ -220,8 +220,8 @@ def _file_refusal(entry: os.DirEntry[str]) -> str:
         return "unfinished download"
     if ending not in SLIDE_SUFFIXES and not may_be_dicom(name):
         if ending in _NO_READER:
-            return f"ending {ending}, which no reader here knows (convert to OME-TIFF or DICOM)"
-        hint = "not taken from a folder (name a file outright to try it)" if ending in _MAY_OPEN else "no slide"
+            return f"ending {ending}, which cannot be read (convert to OME-TIFF or DICOM)"
+        hint = "not searched for in folders (give the path of a file to try it)" if ending in _MAY_OPEN else "no slide"
         return f"ending {plain_text(ending)}, {hint}"
     if name.lower().endswith((".tissue.png", ".mask.jpg")):
         return "tissue mask of a wsiseg run"
@@ -243,7 +243,7 @@ def _is_ours(path: str) -> bool:
 
 
 def _take_dicom(folder: str, paths: Sequence[str], out: Listing, *, alone: bool) -> None:
-    """Take every DICOM series among files as a slide: the folder itself where it holds one series and nothing else."""
+    """Add every DICOM series among files as a slide; the slide is the folder if it has one series and nothing else."""
     files: list[DicomFile] = []
     unreadable: list[str] = []
     for path in paths:
@@ -255,7 +255,7 @@ def _take_dicom(folder: str, paths: Sequence[str], out: Listing, *, alone: bool)
         elif path.lower().endswith((".dcm", ".dicom")):
             unreadable.append(path)
         else:
-            out.skip(path, "no ending, and not DICOM (name a file outright to try it)")
+            out.skip(path, "no ending, and not DICOM (give the path of a file to try it)")
     series = slide_series(files)
     for f in files:
         if f.series not in series:
@@ -268,7 +268,7 @@ def _take_dicom(folder: str, paths: Sequence[str], out: Listing, *, alone: bool)
 
 
 def _leave_out_companions(out: Listing, root: Path | None = None) -> None:
-    """Leave out pictures that go with a slide: thumbnails, labels, masks and overlays under its name."""
+    """Leave out pictures that belong to a slide: thumbnails, labels, masks and overlays with its name."""
     slides = {p.stem for p in out.slides if p.suffix.lower() not in PICTURES}
     stems = {p.stem for p in out.slides}
     kept = []
@@ -277,7 +277,7 @@ def _leave_out_companions(out: Listing, root: Path | None = None) -> None:
         if ending in _RASTERS:
             named = _COMPANION.match(p.stem)
             if root not in (None, p.parent) and _COMPANION_FOLDER.match(p.parent.name):
-                reason = "picture in a folder of thumbnails, masks or the like (name a file outright to take it)"
+                reason = "picture in a folder of thumbnails, masks or similar (give the path of a file to use it)"
             elif (ending in PICTURES and p.stem in slides) or (named and named[1] in stems):
                 reason = "thumbnail, label, mask or overlay of a slide of that name"
         if reason:

@@ -1,4 +1,4 @@
-"""Paths of the client -> paths on this machine: under another prefix (path map), or a copy on the local disk (staging)."""
+"""Find the files of a run on this machine: under another prefix (path map), or as a copy on the local disk (staging)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ __all__ = ["absolute_inputs", "fetch_options", "fetch_root", "fetched_slide", "l
 
 
 def local_path(path: str, path_map: Sequence[str]) -> str:
-    """Return a path as this machine has it: the first ``FROM=TO`` pair that leads to a file or folder, else the path itself.
+    """Return a path on this machine: mapped by the first ``FROM=TO`` pair that gives an existing path, or the path itself.
 
-    If none exists, the path by the first pair is returned, so that an error names where the file is expected.
+    If none exists, the path mapped by the first matching pair is returned, so that an error names the expected path.
     """
     mapped = []
     for pair in path_map:
@@ -34,13 +34,13 @@ def local_path(path: str, path_map: Sequence[str]) -> str:
 
 
 def local_config(config: RunConfig) -> RunConfig:
-    """Return the config with the weights as this machine has them."""
+    """Return the config with the path of the weights on this machine."""
     weights = local_path(config.predict.weights, config.schedule.path_map)
     return dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=weights))
 
 
 def slide_file(path: str, slide_id: str, config: RunConfig) -> str:
-    """Return the file to open for a slide on this machine, copied to the staging folder first where there is one.
+    """Return the file to open for a slide on this machine; copy it to the staging folder first, if there is one.
 
     Raises
     ------
@@ -54,31 +54,31 @@ def slide_file(path: str, slide_id: str, config: RunConfig) -> str:
 
 
 def fetch_root(config: RunConfig) -> Path:
-    """Return the folder of fetched slides of this machine, one of several that may name the same folder on shared storage."""
+    """Return the folder of fetched slides of this machine; machines may share its parent on shared storage."""
     root = Path(local_path(config.schedule.fetch_to, config.schedule.path_map))
     return root / plain_name(platform.node()) if config.schedule.remote else root
 
 
 def fetch_options(config: RunConfig) -> FetchOptions:
-    """Return how this run fetches."""
+    """Return the options by which this run fetches slides."""
     schedule = config.schedule
     token_file = local_path(schedule.gdc_token_file, schedule.path_map) if schedule.gdc_token_file else ""
     return FetchOptions(schedule.fetch_connections, schedule.fetch_patience_s, token_file)
 
 
 def fetched_slide(want: Wanted, slide_id: str, config: RunConfig, mpp_model: float = 0.25) -> StagedSlide:
-    """Return a slide at an address as this machine holds it; it is fetched now if it is not here.
+    """Return the local copy of a slide at an address; fetch it if it is not staged yet.
 
     Raises
     ------
     FetchError
-        It cannot be.
+        The slide cannot be fetched.
     """
     return fetch_to_staging(want, slide_id, fetch_root(config), fetch_options(config), choose=level_chooser(mpp_model))
 
 
 def absolute_inputs(slides: Sequence[SlideInput], config: RunConfig) -> tuple[list[SlideInput], RunConfig]:
-    """Return slides and config without relative paths: workers elsewhere have another working folder."""
+    """Return slides and config with absolute paths, because workers may have another working folder."""
     weights = config.predict.weights
     if weights.endswith(".safetensors"):
         config = dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=os.path.abspath(weights)))

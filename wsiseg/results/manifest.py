@@ -1,6 +1,6 @@
-"""SLIDE arguments of the command line -> the list of slides, and what was left out.
+"""Resolve the SLIDE arguments of the command line to a list of slides, and report what was left out.
 
-A SLIDE argument is a file, a folder (searched with all below it), a glob, an address, or a manifest (``.csv``, ``.tsv``,
+A SLIDE argument is a file, a folder (searched with its subfolders), a glob, an address, or a manifest (``.csv``, ``.tsv``,
 ``.parquet``: see ``wsiseg.results.manifest_file``; of the GDC or IDC: ``wsiseg.results.remote_manifests``).
 """
 
@@ -29,7 +29,7 @@ __all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slid
 
 
 REMOTE_SUFFIXES = frozenset({"", ".txt", ".tsv", ".csv", ".s5cmd", ".manifest", ".sh"})
-"""Endings of files that may be a manifest of an archive; their first lines tell."""
+"""Suffixes of files that may be a manifest of an archive, which is decided by their first lines."""
 
 
 @dataclass(slots=True)
@@ -44,7 +44,7 @@ class Found:
 def collect_slides(
     inputs: Sequence[str], *, cohort: str = "", mpp: float | None = None, tissue_mask: str = "", frame: str = ""
 ) -> list[SlideInput]:
-    """Return only the slides of ``find_slides``; see there for parameters and errors."""
+    """Return the slides of ``find_slides``, with the same parameters and errors."""
     return find_slides(inputs, cohort=cohort, mpp=mpp, tissue_mask=tissue_mask, frame=frame).slides
 
 
@@ -59,29 +59,29 @@ def find_slides(
 ) -> Found:
     """Resolve SLIDE arguments to slides, in the order given (folders and globs sorted by path).
 
-    Every DICOM series is one slide. Slides of folders and globs that share a name get ids that tell them apart:
-    ``patientA__scan``, ``scan.svs`` (see ``wsiseg.results.naming``).
+    Every DICOM series is one slide. Slides of folders and globs with the same name get different ids, such as
+    ``patientA__scan`` or ``scan.svs`` (see ``wsiseg.results.naming``).
 
     Parameters
     ----------
     inputs
-        Files, folders, globs or manifests.
+        Files, folders, globs, addresses or manifests.
     cohort, mpp, tissue_mask
-        Values for slides whose manifest row gives none. ``tissue_mask`` is a file for one slide, a folder that holds
-        ``<slide_id>.png`` or ``<slide_id>.geojson``, or ``all``: slides are segmented whole.
+        Values for slides whose manifest row has none. ``tissue_mask`` is a file for one slide, a folder with
+        ``<slide_id>.png`` or ``<slide_id>.geojson``, or ``all`` to segment whole slides.
     frame
-        Where coordinates of the tissue masks lie, for slides whose manifest row gives none (see ``wsiseg.coordinates``).
+        Frame of the coordinates of tissue masks, for slides whose manifest row has none (see ``wsiseg.coordinates``).
     known
-        Ids by absolute path of slides that the run folder has: they keep them.
+        Ids of the slides in the run folder by absolute path; these slides keep their ids.
 
     Raises
     ------
     InputError
-        There is no slide at all, or an argument matches none.
+        There is no slide, or an argument matches none.
     DuplicateSlideError
-        Two slides that were named outright, or in a manifest, share one id: their outputs would overwrite each other.
+        Two slides given by path or in a manifest have the same id, so their outputs would overwrite each other.
     ManifestError
-        A manifest without a ``path`` column, or with an unusable value.
+        A manifest has no ``path`` column, or an unusable value.
     """
     found = Found()
     listed: list[SlideInput | Listed] = []
@@ -117,9 +117,9 @@ def require_plain_names(slides: Iterable[SlideInput]) -> None:
 
 
 def _expand(name: str, found: Found, *, cohort: str, mpp: float | None) -> list[SlideInput | Listed]:
-    """Return the slides that one SLIDE argument leads to."""
+    """Return the slides of one SLIDE argument."""
     if not name.strip():
-        raise InputError("An empty SLIDE argument (an unset shell variable?). Name a file, folder, glob or manifest.")
+        raise InputError("A SLIDE argument is empty, perhaps an unset shell variable. Name a file, folder, glob or manifest.")
     name = local_of(name)
     if is_address(name):
         return slides_at(name, found.skipped, cohort=cohort, mpp=mpp)
@@ -154,8 +154,8 @@ def _in_folder(folder: Path, found: Found) -> list[Path]:
     if not listing.slides:
         left = "".join(f"\n  left out: {group}" for group in group_skipped(listing.skipped))
         raise InputError(
-            f"Folder {plain_text(str(folder))} holds no slide, nor do the folders in it. Expected files ending in "
-            f"{', '.join(sorted(SLIDE_SUFFIXES))}, or DICOM files (name a file outright to try another ending).{left}"
+            f"Folder {plain_text(str(folder))} and its subfolders have no slide. Expected files ending in "
+            f"{', '.join(sorted(SLIDE_SUFFIXES))}, or DICOM files (give the path of a file to try another ending).{left}"
         )
     return listing.slides
 
@@ -163,8 +163,8 @@ def _in_folder(folder: Path, found: Found) -> list[Path]:
 def _matches(pattern: str, found: Found) -> list[Path]:
     """Return the slides that a glob matches.
 
-    If the glob names an ending, every file with that ending is a slide; otherwise the rules for folders apply. A folder that it
-    matches is searched.
+    If the glob ends in a suffix, every matching file is a slide; otherwise the rules for folders apply. Matching folders are
+    searched.
     """
     matches = sorted(glob.glob(pattern, recursive=True))
     if not matches:
@@ -177,28 +177,28 @@ def _matches(pattern: str, found: Found) -> list[Path]:
         listings.append(Listing([Path(f) for f in files]))
     elif files:
         listings.append(list_files(files))
-    if "**" not in pattern.split(os.sep):  # else what the folders hold matches by itself
+    if "**" not in pattern.split(os.sep):  # otherwise the content of the folders matches too
         listings += [list_folder(Path(m)) for m in matches if os.path.isdir(m)]
     found.skipped += [s for listing in listings for s in listing.skipped]
     return [p for listing in listings for p in listing.slides]
 
 
 def _one_of_folder(slide: SlideInput) -> SlideInput:
-    """Return a manifest's slide that is a folder as the one slide in it. Raises ``InputError`` where it holds several."""
+    """Return a manifest's slide; if it is a folder, the one slide in it. Raises ``InputError`` if there are several."""
     path = Path(slide.path)
     if not path.is_dir() or path.suffix.lower() == ".zarr" or len(dicom_folder_series(path)) == 1:
         return slide
     inside = list_folder(path).slides
     if len(inside) > 1:
         raise InputError(
-            f"{slide.origin}: folder {plain_text(slide.path)} holds {len(inside)} slides, expected one. Give each a row of "
-            f"its own, such as {plain_text(str(inside[0]))}."
+            f"{slide.origin}: expected one slide in folder {plain_text(slide.path)}, got {len(inside)}. Give each its own row, "
+            f"such as {plain_text(str(inside[0]))}."
         )
     return dataclasses.replace(slide, path=str(inside[0])) if inside else slide
 
 
 def _one_slide_a_series(listed: Sequence[SlideInput | Listed], found: Found) -> list[SlideInput | Listed]:
-    """Leave out files of a DICOM series of which another file was named: ``*.dcm`` names every level and the label."""
+    """Leave out files of a DICOM series of which another file is listed; ``*.dcm`` matches every level and the label."""
     of: dict[tuple[str, str], list[tuple[int, SlideInput]]] = {}
     slides = [s.slide if isinstance(s, Listed) else s for s in listed]
     for s in slides:
@@ -212,12 +212,12 @@ def _one_slide_a_series(listed: Sequence[SlideInput | Listed], found: Found) -> 
         for _, s in members:
             if s is not best and not s.origin:
                 drop.add(id(s))
-                found.skipped.append(Skipped(s.path, "file of a DICOM series that is taken as one slide already"))
+                found.skipped.append(Skipped(s.path, "file of a DICOM series that is already listed as one slide"))
     return [one for one, s in zip(listed, slides, strict=True) if id(s) not in drop]
 
 
 def _take_once(found: Found) -> None:
-    """Leave out slides that were named twice. Raises ``DuplicateSlideError`` where two differ and share an id."""
+    """Leave out slides that are listed twice. Raises ``DuplicateSlideError`` if two different slides have the same id."""
     first: dict[str, SlideInput] = {}
     for s in found.slides:
         one = first.setdefault(s.slide_id, s)
@@ -228,7 +228,7 @@ def _take_once(found: Found) -> None:
             a, b = (f"{plain_text(shown(x.path))}{f' ({x.origin})' if x.origin else ''}" for x in (one, s))
             raise DuplicateSlideError(
                 f"Two slides share the name {s.slide_id!r}: {a} and {b}. Outputs are named by slide: rename one, give each "
-                "its own id in a manifest (column slide_id), or run them into two output folders."
+                "its own id in a manifest (column slide_id), or segment them into two output folders."
             )
         found.skipped.append(Skipped(shown(s.path), "named twice"))
     found.slides = list(first.values())

@@ -1,14 +1,13 @@
-"""A manifest -> slides: a CSV, TSV or Parquet table with one row a slide.
+"""Read a manifest: a CSV, TSV or Parquet table with one row per slide.
 
-Columns: ``path``, and optional ``slide_id``, ``cohort``, ``mpp``, ``tissue_mask`` (a file, or ``all``: no mask) and ``frame``
-(of the mask). Column names of two widespread manifests are understood too: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp``
-(CellViT) for ``mpp``. Relative paths are relative to the manifest's folder, or else to the working folder; a path for which
-both exist is an error. Columns of a CSV may be separated by comma, semicolon, tab or bar, which is detected from the header;
-encodings are UTF-8 (BOM allowed) or UTF-16.
+Columns: ``path``, and optional ``slide_id``, ``cohort``, ``mpp``, ``tissue_mask`` (a file, or ``all`` for no mask) and
+``frame`` (of the mask). Names of other tools are accepted: ``wsi`` (TRIDENT) for ``path``, ``wsi_mpp`` (CellViT) for ``mpp``.
+Relative paths are relative to the manifest's folder, or else to the working folder; a path that exists in both is an error. The
+separator of a CSV (comma, semicolon, tab or bar) is detected from the header; encodings are UTF-8 (BOM allowed) and UTF-16.
 
-``path`` may be an address (``https://``, ``s3://``, ...), and then ``filename``, ``size`` (bytes) and ``md5`` are what is
-expected there. A table of the Imaging Data Commons has no ``path`` but the addresses of series (see
-``wsiseg.results.remote_manifests``); rows of another modality than SM are left out.
+If ``path`` is an address (``https://``, ``s3://``, ...), the object there is expected to have ``filename``, ``size`` (bytes)
+and ``md5``. A table of the Imaging Data Commons has the addresses of series instead of ``path`` (see
+``wsiseg.results.remote_manifests``); rows of other modalities than SM are left out.
 """
 
 from __future__ import annotations
@@ -40,21 +39,21 @@ _COLUMNS = frozenset({"path", "slide_id", "cohort", "mpp", "tissue_mask", "frame
 
 @dataclass(slots=True)
 class Manifest:
-    """The slides of a manifest, in its order, and what the user should know of it."""
+    """The slides of a manifest, in order, and notes for the user."""
 
     slides: list[SlideInput] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
 
 def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> Manifest:
-    """Read a manifest; ``cohort`` and ``mpp`` are for rows that give none.
+    """Read a manifest; ``cohort`` and ``mpp`` are used for rows without these values.
 
-    A file that is not there stays in the list, so that it is a failure of the run with its line, and is noted.
+    A missing file remains in the list, so that the run records it as failed, and is noted.
 
     Raises
     ------
     ManifestError
-        It cannot be read, has no column ``path``, or a row that cannot be understood; the message names the line.
+        The manifest cannot be read, has no column ``path``, or has an invalid row, whose line is in the message.
     """
     out = Manifest()
     missing: list[str] = []
@@ -64,7 +63,7 @@ def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> 
         where = f"Manifest {plain_text(str(path))}, {line}"
         row = _named(raw, where, unused)
         if "path" not in row and (found := _series(raw, row, cohort, mpp, where)) is not None:
-            unused.clear()  # columns of an archive's own
+            unused.clear()  # other columns of an archive's table
             if found.slide_id and all(s.path != found.path for s in out.slides):
                 out.slides.append(found)
             continue
@@ -97,17 +96,17 @@ def read_manifest(path: Path, *, cohort: str = "", mpp: float | None = None) -> 
         )
     if not out.slides:
         raise ManifestError(f"Manifest {plain_text(str(path))} names no slide.")
-    for what, lines in (("names a file that is not there", missing), ("has no path and is left out", without)):
+    for what, lines in (("names a file that does not exist", missing), ("has rows without a path, left out", without)):
         if lines:
             many = f"{len(lines)} times, such as " if len(lines) > 3 else ""
             out.notes.append(f"Manifest {plain_text(str(path))} {what}: {many}{', '.join(lines[:3])}")
     if unused:
-        out.notes.append(f"Manifest {plain_text(str(path))}: columns without a use here: {', '.join(sorted(unused))}")
+        out.notes.append(f"Manifest {plain_text(str(path))}: unused columns: {', '.join(sorted(unused))}")
     return out
 
 
 def _named(raw: dict[Any, Any], where: str, unused: set[str]) -> dict[str, Any]:
-    """Return a row under our column names; other columns are added to ``unused``."""
+    """Return a row with its columns renamed to those of wsiseg; add other columns to ``unused``."""
     row: dict[str, Any] = {}
     for key, value in raw.items():
         name = str(key).strip().lower()
@@ -122,7 +121,7 @@ def _named(raw: dict[Any, Any], where: str, unused: set[str]) -> dict[str, Any]:
 
 
 def _series(raw: dict[Any, Any], row: dict[str, Any], cohort: str, mpp: float | None, where: str) -> SlideInput | None:
-    """Return the slide of a row of the Imaging Data Commons (without an id: it is none); ``None``: the table is another."""
+    """Return the slide of a row of the Imaging Data Commons, with an empty id if it is not a slide; None: another table."""
     lower = {str(k).strip().lower(): v for k, v in raw.items()}
     address, slide_id, collection = series_of_row(lower)
     if not address:
@@ -138,7 +137,7 @@ def _id_of(slide: str, filename: str) -> str:
 
 
 def _object(row: dict[str, Any], where: str) -> tuple[str, int, str]:
-    """Return filename, size and MD5 that a row states of an object at an address."""
+    """Return filename, size and MD5 that a row states for an object at an address."""
     size, md5 = _text(row.get("size")), _text(row.get("md5")).lower()
     if size and not size.removesuffix(".0").isdecimal():
         raise ManifestError(f"{where}: expected size in bytes, got {size!r}.")
@@ -152,7 +151,7 @@ def _text(value: object) -> str:
 
 
 def _beside(manifest: Path, text: str, where: str) -> tuple[str, bool]:
-    """Return the path that a cell means, and whether something is there."""
+    """Return the absolute path for the text of a cell, and whether it exists."""
     beside = os.path.join(manifest.parent, text)
     if os.path.isabs(text) or not os.path.exists(text):
         return beside, os.path.exists(beside)
@@ -180,11 +179,11 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[Any, Any]]]:
         return
     text = _decoded(path)
     skipped, separator = 0, _delimiter(text, path)
-    if text[:4].lower() == "sep=":  # Excel's own first line
+    if text[:4].lower() == "sep=":  # an Excel directive
         skipped, separator, text = 1, text[4], text.partition("\n")[2]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator)
     header: list[str] = []
-    end = skipped  # line in which the row before ended: a quoted field may hold line breaks
+    end = skipped  # last line of the previous row; quoted fields may have line breaks
     try:
         for fields in reader:
             line, end = f"line {end + 1}", skipped + reader.line_num
@@ -219,7 +218,7 @@ def _decoded(path: Path) -> str:
 
 
 def _delimiter(text: str, path: Path) -> str:
-    """Return what separates the columns: what stands in the header; a table of one column has a comma, or a tab in a TSV."""
+    """Return the separator of columns in the header; for a table of one column a comma, or a tab for a TSV."""
     header = text.split("\n", 1)[0]
     usual = "\t" if path.suffix.lower() == ".tsv" else ","
     return max(usual + ",;\t|", key=header.count) if any(c in header for c in ",;\t|") else usual
@@ -230,7 +229,7 @@ def _mpp_value(value: object, where: str) -> float | None:
     if not text:
         return None
     try:
-        mpp = float(text.replace(",", "."))  # 0,25 in a table separated by semicolons
+        mpp = float(text.replace(",", "."))  # decimal commas occur in tables separated by semicolons
     except ValueError as err:
         raise ManifestError(f"{where}: expected mpp in um/px, got {value!r}.") from err
     if not 0.01 < mpp < 100:

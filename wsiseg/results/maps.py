@@ -1,4 +1,4 @@
-"""The maps of a slide, ``RUN/maps/<slide_id>.zarr``: made with its table, and made again if missing or of another table."""
+"""Make and read the maps of a slide, ``RUN/maps/<slide_id>.zarr``, which belong to a version of its table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def maps_path(folder: RunFolder, slide_id: str) -> Path:
 
 
 def tissue_of(folder: RunFolder, slide_id: str) -> TissueMask | None:
-    """Return a slide's stored tissue mask, if it has one (imports without their slide have none)."""
+    """Return a slide's stored tissue mask; None if there is none, as for imports without their slide."""
     path = folder.tissue_png(slide_id)
     return TissueMask.load(path) if path.is_file() else None
 
@@ -32,7 +32,7 @@ def make_maps(folder: RunFolder, slide_id: str, tissue: TissueMask | None = None
     Parameters
     ----------
     tissue
-        The slide's mask; default: the stored one.
+        The slide's mask; None: the stored one.
 
     Raises
     ------
@@ -44,21 +44,21 @@ def make_maps(folder: RunFolder, slide_id: str, tissue: TissueMask | None = None
     cell_px = map_cell_px(source.width_px, source.height_px)
     cells = None if mask is None else partial(tissue_cells, mask)
     out = maps_path(folder, slide_id)
-    for left in out.parent.glob(f".{out.name}.*"):  # of a process that was killed: the run folder has one writer
+    for left in out.parent.glob(f".{out.name}.*"):  # left by a killed process; the run folder has only one writer
         shutil.rmtree(left, ignore_errors=True)
     write_maps(source, out, cell_px=cell_px, tissue=cells, overwrite=True)
     return out
 
 
 def slide_maps_of(run: Path, slide_id: str, max_cells: int = 1 << 22) -> MapLevel:
-    """Return a slide's maps at the finest level with at most ``max_cells`` cells; they are made first where they must be.
+    """Return a slide's maps at the finest level with at most ``max_cells`` cells; make them if missing or out of date.
 
     Raises
     ------
     InputError
         The slide has no table.
     FormatError
-        Its table cannot be read.
+        The table cannot be read.
     """
     folder = RunFolder(run)
     table = folder.table(slide_id)

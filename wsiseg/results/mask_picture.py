@@ -1,4 +1,4 @@
-"""A slide's tissue mask drawn on its thumbnail, ``RUN/slides/<slide_id>.mask.jpg``: for a person to see what was left out."""
+"""Draw a slide's tissue mask on its thumbnail, ``RUN/slides/<slide_id>.mask.jpg``, to show what was left out."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MASK, EMPTY, WITH_NUCLEI, INK = (0, 120, 60), (30, 80, 220), (220, 20, 20), (255
 STRIP_PX = 26
 MIN_BOX_PX = 9
 SMALL_PX = 1 << 24
-"""A slide of fewer px is read again for a sharper picture."""
+"""Slides with fewer px are read again for a sharper picture."""
 
 
 def picture_base(slide: Slide, survey: SlideSurvey) -> bytes:
-    """Return the thumbnail of a survey with pen marks outlined, ``SIDE_PX`` long, as PNG; of a small slide, from its pixels."""
+    """Return the slide's thumbnail (longer side ``SIDE_PX``) with pen marks outlined, as PNG."""
     from PIL import Image
 
     rgb, ink = survey.view.rgb, survey.view.ink
@@ -47,13 +47,13 @@ def mask_picture(base: bytes, tissue: TissueMask, meta: SlideMeta, windows: Sequ
     Parameters
     ----------
     base
-        Of ``picture_base``.
+        Result of ``picture_base``.
     tissue
         The mask as used.
     meta
         The slide.
     windows
-        Sampled windows outside the mask, level-0 px, with the nuclei found off the mask (``None``: the window failed).
+        Windows sampled outside the mask, level-0 px, with the number of nuclei outside the mask (``None``: the window failed).
     """
     from PIL import Image, ImageDraw
 

@@ -1,7 +1,7 @@
-"""Slides of one name in several places, or with several endings -> an id for each.
+"""Give unique ids to slides with the same name in several folders, or with several suffixes.
 
-Ids come from paths alone, so that the same folder gives the same ids whenever it is listed; a run folder that has a slide
-already keeps its id, whatever has come since.
+Ids depend only on paths, so that listing a folder again gives the same ids. Slides that are already in a run folder keep their
+ids, even if other slides have been added since.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ def named_apart(
 ) -> tuple[list[SlideInput], list[str]]:
     """Return the slides with unique ids, and notes for the user about changed ids.
 
-    Where ids are equal, those of slides that were found get the folders below ``base`` before them (``p1__scan``); of slides in
-    one folder the ending stays (``scan.svs``, ``scan.dicom``); then ``base``'s own name comes first, and at last a hash of the
-    path is added (below ``base``, so that it outlives a move; then of all of it). Ids of slides that the user named stay: where
-    two of these are equal they are returned so.
+    If ids of slides found in folders are equal, they are extended in this order until they differ: by the folders below
+    ``base`` (``p1__scan``), by the suffix for slides in the same folder (``scan.svs``, ``scan.dicom``), by the name of
+    ``base``, and by a hash of the path (first below ``base``, which is not affected by moving it, then of the full path). Ids
+    of slides given by path or in a manifest do not change, even if two are equal.
 
     Parameters
     ----------
     slides
-        In the order given.
+        Slides in the order given.
     known
-        Ids by absolute path of an earlier run: they are kept, also of slides named outright (not of rows of a manifest).
+        Ids of an earlier run by absolute path, which are kept, also for slides given by path (but not for rows of a manifest).
     """
     plain = [s.slide if isinstance(s, Listed) else s for s in slides]
     keys = [(shown(absolute_place(s.path)), s.slide_id if s.origin else "") for s in plain]
@@ -69,7 +69,7 @@ def named_apart(
 
 
 def _ids(listed: Listed) -> list[str]:
-    """Return the ids that a slide may get, the shortest first."""
+    """Return the possible ids of a slide, shortest first."""
     slide_id = listed.slide.slide_id
     path, base = (Path(_SCHEME.sub("/", absolute_place(str(p)))) for p in (listed.slide.path, listed.base))
     parents = path.parent.relative_to(base).parts if path != base and path.is_relative_to(base) else ()
@@ -79,12 +79,12 @@ def _ids(listed: Listed) -> list[str]:
 
 
 def _marked(path: str) -> str:
-    """Return a path's last name with 12 hex digits of the SHA-256 of all of it."""
+    """Return the last part of a path with 12 hex digits of the SHA-256 of the whole path."""
     return f"{path.rpartition('/')[2]}~{hashlib.sha256(os.fsencode(path)).hexdigest()[:12]}"
 
 
 def _clashing(ids: Mapping[tuple[str, str], str]) -> list[tuple[str, str]]:
-    """Return the keys of slides whose id is also that of a slide with another path."""
+    """Return the keys of slides whose id is also the id of a slide with another path."""
     paths: dict[str, set[str]] = {}
     for (path, _), slide_id in ids.items():
         paths.setdefault(slide_id, set()).add(path)
@@ -100,5 +100,5 @@ def _notes(before: Sequence[SlideInput], after: Sequence[SlideInput]) -> list[st
             more = ", ..." * (len(ids) > NAMED)
             out.append(f"{len(ids)} slides are called {slide_id!r}; their ids are {', '.join(ids[:NAMED])}{more}")
         elif slide_id in renamed:
-            out.append(f"the slide {slide_id!r} has the id {ids[0]!r}, as the run folder has it or to tell it from another")
+            out.append(f"the slide {slide_id!r} has the id {ids[0]!r}, from the run folder or to distinguish it from another")
     return out

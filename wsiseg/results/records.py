@@ -1,4 +1,4 @@
-"""``RUN/inputs.jsonl``: the list of slides that were asked for."""
+"""Read ``RUN/inputs.jsonl``, the list of all slides that were requested."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["known_ids", "read_inputs"]
 
 
 def read_inputs(folder: RunFolder) -> dict[str, SlideInput]:
-    """Return every slide that this run folder was ever asked for, by id, as it was last given.
+    """Return every slide that was ever requested for a run folder, by id, as it was last given.
 
-    Lines that are broken, or of a newer version with fields that are not known here, are left out.
+    Damaged lines, and lines of a newer version with unknown fields, are left out.
     """
     found: dict[str, SlideInput] = {}
     try:
@@ -32,7 +32,7 @@ def read_inputs(folder: RunFolder) -> dict[str, SlideInput]:
 
 
 def known_ids(out: Path) -> dict[str, str]:
-    """Return the ids of the slides that a run folder has, by absolute path; of two ids of one path that which has a table."""
+    """Return the ids of the slides in a run folder by absolute path; of two ids for a path, the one that has a table."""
     folder = RunFolder(out.absolute())
     inputs = read_inputs(folder)
     return {inputs[i].path: i for i in sorted(inputs, key=lambda i: folder.table(i).is_file())}

@@ -1,4 +1,4 @@
-"""Addresses named on the command line -> slides; and which files of a DICOM series in a bucket a run needs."""
+"""Find the slides at addresses given on the command line, and select the files of a DICOM series that a run needs."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ __all__ = ["level_chooser", "slides_at"]
 
 
 def slides_at(address: str, skipped: list[Skipped], *, cohort: str = "", mpp: float | None = None) -> list[SlideInput | Listed]:
-    """Return the slides that an address leads to: the object, or what a bucket's folder (``.../``) or pattern holds.
+    """Return the slides at an address: the object itself, or the slides in a bucket's folder (``.../``) or of a pattern.
 
-    The instances of a DICOM series in one folder are one slide. What is no slide is added to ``skipped``.
+    The instances of a DICOM series in one folder are one slide. Other objects are added to ``skipped``.
 
     Raises
     ------
     FetchError
         The address cannot be listed.
     InputError
-        No slide is there.
+        There is no slide at the address.
     """
     path = urlsplit(address).path
     web = urlsplit(address).scheme in ("http", "https")
@@ -59,7 +59,7 @@ def slides_at(address: str, skipped: list[Skipped], *, cohort: str = "", mpp: fl
 
 
 def level_chooser(mpp_model: float) -> Callable[[Sequence[tuple[str, bytes]]], list[str]]:
-    """Return a function that says which files of a series a run needs, by their headers (see ``needed_levels``)."""
+    """Return a function that selects the files of a series that a run needs, by their headers (see ``needed_levels``)."""
 
     def choose(headers: Sequence[tuple[str, bytes]]) -> list[str]:
         files = {name: dicom_header(name, data) for name, data in headers}

@@ -1,4 +1,4 @@
-"""Manifests of archives -> slides at addresses: downloads of the Genomic Data Commons, series of the Imaging Data Commons.
+"""Read manifests of archives: files of the Genomic Data Commons (GDC), series of the Imaging Data Commons (IDC).
 
 GDC: a table separated by tabs with the columns ``id filename md5 size state``. IDC: the command list of s5cmd, lines such as
 ``cp s3://idc-open-data/<folder>/* .``, or a table with the address of each series (``series_aws_url``, ``aws_url``,
@@ -38,7 +38,7 @@ SNIFFED_BYTES = 1 << 16
 
 @dataclass(slots=True)
 class RemoteManifest:
-    """The slides of an archive's manifest, what of it is no slide, and what the user should know of it."""
+    """The slides of an archive's manifest, the rows that are not slides, and notes for the user."""
 
     slides: list[SlideInput] = field(default_factory=list)
     skipped: list[Skipped] = field(default_factory=list)
@@ -46,7 +46,7 @@ class RemoteManifest:
 
 
 def sniffed(path: Path) -> str:
-    """Return the beginning of a file as text, to be looked at by ``is_gdc`` and ``is_idc``; empty where it is no text."""
+    """Return the beginning of a file as text, for ``is_gdc`` and ``is_idc``; empty if it is not text."""
     try:
         with path.open("rb") as stream:
             return stream.read(SNIFFED_BYTES).decode("utf-8-sig")
@@ -55,18 +55,18 @@ def sniffed(path: Path) -> str:
 
 
 def is_gdc(text: str) -> bool:
-    """Return whether a text begins as a GDC manifest."""
+    """Return whether a text starts like a GDC manifest."""
     return set(text.lstrip("\ufeff").split("\n", 1)[0].strip().lower().split("\t")) >= GDC_COLUMNS
 
 
 def is_idc(text: str) -> bool:
-    """Return whether a text is a list of s5cmd's copies: its first line that is no comment is one."""
+    """Return whether a text is a list of s5cmd copy commands, judged by its first line that is not a comment."""
     first = next((line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")), "")
     return bool(_COPY.match(first))
 
 
 def gdc_rows(path: Path, *, cohort: str = "", mpp: float | None = None) -> RemoteManifest:
-    """Read a GDC manifest. Files that are no slides are left out.
+    """Read a GDC manifest. Files that are not slides are left out.
 
     Raises
     ------
@@ -111,7 +111,7 @@ def gdc_rows(path: Path, *, cohort: str = "", mpp: float | None = None) -> Remot
 
 
 def idc_rows(path: Path, *, cohort: str = "", mpp: float | None = None) -> RemoteManifest:
-    """Read a list of s5cmd's copies: each folder is the series of a slide, each file a slide. Raises ``ManifestError``."""
+    """Read a list of s5cmd copy commands: each folder is the series of a slide, each file a slide. Raises ``ManifestError``."""
     out = RemoteManifest()
     endpoint = ""
     seen: set[str] = set()
@@ -124,7 +124,7 @@ def idc_rows(path: Path, *, cohort: str = "", mpp: float | None = None) -> Remot
         found = _COPY.match(line)
         if not found:
             raise ManifestError(
-                f"{where}: expected 'cp s3://BUCKET/FOLDER/* .' as s5cmd takes it, got {plain_text(line)[:120]!r}."
+                f"{where}: expected a command of s5cmd such as 'cp s3://BUCKET/FOLDER/* .', got {plain_text(line)[:120]!r}."
             )
         address = series_address(found[1], endpoint)
         if address not in seen:
@@ -138,18 +138,18 @@ def idc_rows(path: Path, *, cohort: str = "", mpp: float | None = None) -> Remot
 
 
 def series_address(text: str, endpoint: str = "") -> str:
-    """Return the address of what s5cmd would copy: ``FOLDER/*`` is the folder; Google's endpoint of S3 means ``gs://``."""
+    """Return the address of the source of an s5cmd copy: the folder for ``FOLDER/*``; ``gs://`` for Google's S3 endpoint."""
     address = text.rstrip("*") if text.endswith("/*") else text
     return re.sub("^s3://", "gs://", address) if "storage.googleapis.com" in endpoint else address
 
 
 def series_of_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
-    """Return address, id and cohort of a row of IDC's table; empty address: it names none.
+    """Return address, id and cohort of a row of IDC's table; the address is empty if the row has none.
 
     Parameters
     ----------
     row
-        By column names in small letters.
+        Values by column name in lower case.
     """
 
     def text(name: str) -> str:
@@ -168,6 +168,6 @@ def series_of_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def slide_name(filename: str) -> str:
-    """Return the id of a slide by the name of its file: without the ending of a slide (a uuid is kept)."""
+    """Return the id of a slide from its file name, without the suffix of a slide (a UUID is kept)."""
     stem, ending = os.path.splitext(filename)
     return plain_name(stem if ending.lower() in SLIDE_SUFFIXES else filename)

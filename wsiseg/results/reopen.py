@@ -1,4 +1,4 @@
-"""A slide of a run, opened once more: it must be the file that was segmented, wherever it lies now."""
+"""Open a slide of a run again, after checking that it is the file that was segmented, even if it was moved."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ __all__ = ["file_facts", "other_content", "reopen_slide", "slide_of_table", "sli
 
 
 def file_facts(path: str | Path) -> FileFacts:
-    """Return what a run stores of a slide's file: whole path, size, time of change, and digest (see ``content_digest``).
+    """Return the facts of a slide's file that a run stores: absolute path, size, time of change, and ``content_digest``.
 
     Raises
     ------
     SlideOpenError
-        It cannot be read.
+        The file cannot be read.
     """
     size_bytes, mtime_ns = fingerprint(path)
     whole = os.path.abspath(path)
@@ -33,12 +33,12 @@ def file_facts(path: str | Path) -> FileFacts:
 
 
 def other_content(file: FileFacts, path: str | Path) -> str:
-    """Return how a file differs from the one that ``file_facts`` was made of; empty: it is that one, or a copy of it.
+    """Return how the content of a file differs from that of ``file``; empty if it is the same file or a copy of it.
 
     Raises
     ------
     SlideOpenError
-        It cannot be read.
+        The file cannot be read.
     """
     size_bytes, _ = fingerprint(path)
     content = content_digest(path)
@@ -46,21 +46,21 @@ def other_content(file: FileFacts, path: str | Path) -> str:
     if (size_bytes, content) == stored:
         return ""
     if os.path.isfile(path) and (os.path.getsize(path), content_digest(path, alone=True)) == stored:
-        return ""  # a slide of several files, of a run that knew the first one only
+        return ""  # a slide of several files, of which an older run recorded only the first
     if size_bytes != file.size_bytes:
-        return f"it has {size_bytes} bytes, the one that was segmented had {file.size_bytes}"
-    return f"its bytes have the digest {content}, those of the one that was segmented {file.content}"
+        return f"it has {size_bytes} bytes, but the segmented file had {file.size_bytes}"
+    return f"its content has the digest {content}, but that of the segmented file was {file.content}"
 
 
 def slide_place(folder: RunFolder, record: SlideRecord, path_map: Sequence[str] = ()) -> str:
-    """Return where the slide of a record lies now: where it was, where ``path_map`` leads, or where a later run found it.
+    """Return the present path of a slide: the recorded path, mapped by ``path_map``, or as recorded by a later run.
 
-    Never a path that depends on the working folder: runs of older versions stored what was typed.
+    A relative path, as older versions recorded, is never used without ``path_map``.
 
     Raises
     ------
     SlideOpenError
-        It is not there.
+        There is no such file.
     """
     slide_id, file = record.row.slide_id, record.file
     stored = (file.path if file is not None else "") or record.row.path
@@ -74,23 +74,23 @@ def slide_place(folder: RunFolder, record: SlideRecord, path_map: Sequence[str] 
             return path
     if not tried:
         raise SlideOpenError(
-            f"Slide {slide_id}: run {folder.root} stores the path {plain_text(stored)!r} without the folder that it counts "
-            f"from. Name its place with --path-map {plain_text(stored)}=/whole/path."
+            f"Slide {slide_id}: run {folder.root} recorded the relative path {plain_text(stored)!r}. Give the absolute path "
+            f"with --path-map {plain_text(stored)}=/absolute/path."
         )
     raise SlideOpenError(
-        f"Slide {slide_id}: {plain_text(tried[0])} is not there. If slides were moved, name their place with "
+        f"Slide {slide_id}: {plain_text(tried[0])} does not exist. If slides were moved, give their new path with "
         "--path-map FROM=TO."
     )
 
 
 def _fetched_place(slide_id: str, address: str, staged: str, path_map: Sequence[str]) -> str:
-    """Return where a slide that was fetched lies: where it was kept, or where ``path_map`` leads."""
+    """Return the path of a slide that was fetched: the kept file, or as mapped by ``path_map``."""
     for path in (local_path(address, path_map), local_path(staged, path_map)):
         if path and not is_address(path) and os.path.exists(path):
             return path
     raise SlideOpenError(
-        f"Slide {slide_id} was fetched from {plain_text(address)} and is not here any more. Fetch it again, and name its place "
-        f"with --path-map {plain_text(address)}=/path/of/the/file (segment --keep-staged keeps slides)."
+        f"Slide {slide_id} was fetched from {plain_text(address)} and then removed. Download it, and give its path with "
+        f"--path-map {plain_text(address)}=/path/of/the/file (segment --keep-staged keeps slides)."
     )
 
 
@@ -102,7 +102,7 @@ def reopen_slide(folder: RunFolder, record: SlideRecord, path_map: Sequence[str]
     InputError
         The run could not use the slide.
     SlideOpenError
-        It is not there, cannot be opened, or is another file than the one that was segmented.
+        The file is missing, cannot be opened, or is not the file that was segmented.
     """
     row = record.row
     slide_id = row.slide_id
@@ -112,14 +112,14 @@ def reopen_slide(folder: RunFolder, record: SlideRecord, path_map: Sequence[str]
     file = record.file
     if file is None or not file.content:
         log.warning(
-            "slide %s: the run stores no digest of it, so it cannot be checked that %s is the same file",
+            "slide %s: the run has no digest of it, so wsiseg cannot check that %s is the same file",
             slide_id,
             plain_text(path),
         )
     elif why := other_content(file, path):
         raise SlideOpenError(
-            f"Slide {slide_id}: {plain_text(path)} is another file than the one that was segmented: {why}. Its pixels do not "
-            "belong to this run's nuclei. Restore the slide, give its new path with --path-map FROM=TO, or segment it again."
+            f"Slide {slide_id}: {plain_text(path)} is not the file that was segmented: {why}. Its pixels do not belong to this "
+            "run's nuclei. Restore the slide, give its new path with --path-map FROM=TO, or segment it again."
         )
     return open_slide(path, mpp=row.mpp, cohort=row.cohort)
 

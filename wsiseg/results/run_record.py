@@ -1,4 +1,4 @@
-"""``RUN/run.json``: what a run was asked for and computed with. Read and written here only."""
+"""``RUN/run.json``: the options of a run and what it computed with. Only this module reads and writes it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Host", "ResolvedRecord", "RunNote", "RunRecord", "differing_results"
 
 @dataclass(frozen=True, slots=True)
 class RunNote:
-    """Who asked for a run, and how."""
+    """Who started a run, when, and by which command."""
 
     command: tuple[str, ...] = field(default=(), metadata=OMITTED)
     created: str = field(default="", metadata=OMITTED)
@@ -41,10 +41,10 @@ class Host:
 
 @dataclass(frozen=True, slots=True)
 class ResolvedRecord:
-    """What a run computes with, after every ``auto`` was decided.
+    """What a run computes with, after every ``auto`` was resolved.
 
-    ``reader`` may be ``auto``: it is chosen for each slide and stands in the slide's row. ``workers`` and
-    ``threads_per_worker`` are None if the workers are those of a scheduler.
+    ``reader`` may be ``auto``, because it is chosen for each slide and recorded in the slide's row. ``workers`` and
+    ``threads_per_worker`` are None if a scheduler has the workers.
     """
 
     device: str
@@ -60,7 +60,7 @@ class ResolvedRecord:
 
     @property
     def words(self) -> str:
-        """Return it in one line."""
+        """Return the record as one line of text."""
         where = "the scheduler's workers" if self.workers is None else f"{self.workers} workers"
         at_once = f", {self.threads_per_worker} tiles at once in each" if (self.threads_per_worker or 1) > 1 else ""
         how = f"{self.precision} ({self.engine}), weights {self.weights}, tiles of {self.tile_wpx} px"
@@ -69,23 +69,23 @@ class ResolvedRecord:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """A run, as its folder records it.
+    """The record of a run in its folder.
 
     Attributes
     ----------
     results
-        ``{"stage.field": value}`` of everything that changes results, and what the network
-        is (weights, their SHA-256, resolution, ...): what a resume must equal.
+        ``{"stage.field": value}`` of everything that changes results, including the network (weights, their SHA-256,
+        resolution, ...). They must be equal when the run is resumed.
     config
-        All options, by stage; of an older or newer version perhaps others than this one's.
+        All options, by stage; another version of wsiseg may have written options that this version does not have.
     processors
-        Whose maps the run holds: the first is the one that all others are compared with.
+        Processors that computed the run's maps; all others are compared with the first.
     resolved
-        What the client that wrote this record last computed with; None: of an earlier version, or imported.
+        What the last client that wrote this record computed with; None: written by an earlier version, or imported.
     precision_choice
         ``automatic`` or ``chosen``; empty: not recorded.
     other
-        Fields of a newer version: kept when the record is written again.
+        Fields of a newer version, which are kept when the record is written again.
     """
 
     results: Mapping[str, object]
@@ -104,30 +104,30 @@ class RunRecord:
 
     @property
     def precision(self) -> str:
-        """Return the arithmetic of the network; empty where it is not recorded, or the run was imported."""
+        """Arithmetic of the network; empty if it is not recorded or the run was imported."""
         return str(self.results.get("predict.precision", ""))
 
     @property
     def weights(self) -> str:
-        """Return the name of the weights; empty for an import."""
+        """Name of the weights; empty for an import."""
         return str(self.results.get("weights", ""))
 
     @property
     def weights_sha256(self) -> str:
-        """Return the SHA-256 of their file; empty for an import."""
+        """SHA-256 of the file of the weights; empty for an import."""
         return str(self.results.get("weights_sha256", ""))
 
     @property
     def tile_wpx(self) -> int:
-        """Return the side of a tile's core, working px. Raises ``FormatError`` where the record has none."""
+        """Side of a tile's core, working px. Raises ``FormatError`` if it is not recorded."""
         side = self.results.get("read.tile_wpx")
         if not isinstance(side, int) or side <= 0:
-            raise FormatError(f"run.json: expected results.read.tile_wpx to be a number of working px, found {side!r}.")
+            raise FormatError(f"run.json: expected results.read.tile_wpx to be a number of working px, got {side!r}.")
         return side
 
 
 def read_run_record(path: Path) -> RunRecord | None:
-    """Return a run's record, or None where there is none. Raises ``FormatError`` for one that is broken or none of wsiseg's."""
+    """Return a run's record, or None if there is none. Raises ``FormatError`` if it is damaged or not of wsiseg."""
     try:
         return read_record(RunRecord, path, "run record", "Choose another --out, or move the file away to start again.")
     except FileNotFoundError:
@@ -135,10 +135,10 @@ def read_run_record(path: Path) -> RunRecord | None:
 
 
 def differing_results(old: RunRecord, results: Mapping[str, object]) -> list[str]:
-    """Return a line for each result-changing setting in which a folder and a run differ."""
+    """Return one line for each setting that changes results and differs between a folder and a run."""
     both = sorted(set(old.results) | set(results))
     return [
-        f"  {k}: folder has {old.results.get(k)!r}, this run asks {results.get(k)!r}"
+        f"  {k}: folder has {old.results.get(k)!r}, this run has {results.get(k)!r}"
         for k in both
         if old.results.get(k) != results.get(k)
     ]

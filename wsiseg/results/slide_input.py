@@ -1,4 +1,4 @@
-"""One slide to segment, as the user named it."""
+"""One slide to segment, as given by the user."""
 
 from __future__ import annotations
 
@@ -9,17 +9,26 @@ from wsiseg.fetch import Wanted, absolute_place, is_address
 __all__ = ["ALL_TISSUE", "SlideInput", "absolute_mask", "wanted_of"]
 
 ALL_TISSUE = "all"
-"""As ``SlideInput.tissue_mask``: no mask, the whole slide is segmented."""
+"""Value of ``SlideInput.tissue_mask`` for no mask: the whole slide is segmented."""
 
 
 @dataclass(frozen=True, slots=True)
 class SlideInput:
-    """One slide to segment, as the user named it.
+    """One slide to segment, as given by the user.
 
-    ``path`` may be an address (``https://``, ``s3://``, ...): then ``filename``, ``size_bytes`` and ``md5`` are what a manifest
-    says of the object there (empty, 0: nothing). It may hold lone surrogates where a name is not UTF-8 (as ``os.fsdecode``
-    gives it); ``slide_id`` never does. ``origin`` says where the slide was named, such as a manifest's line.
-    ``tissue_mask`` is a file, ``all`` (the whole slide), or empty (it is found).
+    Attributes
+    ----------
+    slide_id
+        Name of its files in the run folder; valid UTF-8.
+    path
+        File, folder or address (``https://``, ``s3://``, ...); it may have lone surrogates for bytes that are not UTF-8 (as
+        from ``os.fsdecode``).
+    tissue_mask
+        A file, ``all`` (the whole slide), or empty (tissue is detected).
+    filename, size_bytes, md5
+        Properties of the object at an address by the manifest; empty and 0: unknown.
+    origin
+        Where the slide was listed, such as the line of a manifest.
     """
 
     slide_id: str
@@ -35,10 +44,10 @@ class SlideInput:
 
 
 def wanted_of(slide: SlideInput) -> Wanted | None:
-    """Return what is to be fetched for a slide; ``None``: it is a path, there is nothing to fetch."""
+    """Return what to fetch for a slide; ``None`` if it is a path."""
     return Wanted(slide.path, slide.filename, slide.size_bytes, slide.md5) if is_address(slide.path) else None
 
 
 def absolute_mask(mask: str) -> str:
-    """Return a ``SlideInput.tissue_mask`` without its working folder; the word for no mask as it is."""
+    """Return ``SlideInput.tissue_mask`` as an absolute path; ``all`` and empty unchanged."""
     return mask if mask == ALL_TISSUE else absolute_place(mask)

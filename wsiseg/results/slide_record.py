@@ -1,4 +1,4 @@
-"""``RUN/slides/<slide_id>.json``: what a run knows of one slide that was decided. Read and written here only."""
+"""``RUN/slides/<slide_id>.json``: the record of a finished or failed slide. Only this module reads and writes it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What the user gave for one slide that changes its results and is in no config."""
+    """What the user gave for one slide that changes its results and is not in the config."""
 
     mpp: float | None = None
     tissue_mask_sha256: str = ""
@@ -38,10 +38,10 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class FileFacts:
-    """The file of a slide: whole path, size, time of change, and digest (see ``wsiseg.read.slide.content_digest``).
+    """The file of a slide: absolute path, size, time of change, and digest (see ``wsiseg.read.slide.content_digest``).
 
-    Runs of earlier versions have no digest: ``content`` is empty. A slide that was fetched has an address for its path, and
-    ``md5`` and ``version`` tell which object it was; ``staged`` is where it was kept.
+    ``content`` (the digest) is empty in runs of earlier versions. For a slide that was fetched, ``path`` is its address,
+    ``md5`` and ``version`` identify the object, and ``staged`` is the path of the kept file.
     """
 
     path: str = ""
@@ -56,7 +56,7 @@ class FileFacts:
 
 @dataclass(frozen=True, slots=True)
 class ImportFacts:
-    """Where an imported slide's table came from, and what was left out of it and why."""
+    """Source of an imported slide's table, and what was left out of it and why."""
 
     format: str
     sha256: str
@@ -68,22 +68,23 @@ class ImportFacts:
 
 @dataclass(frozen=True, slots=True)
 class SlideRecord:
-    """What a run stores of one slide.
+    """The record of one slide.
 
-    A slide that could not be used has ``digest``, ``row`` and ``errors`` alone; an imported one ``imported``, and no digest.
+    A slide that could not be used only has ``digest``, ``row`` and ``errors``; an imported slide has ``imported`` and no
+    digest.
 
     Attributes
     ----------
     digest
-        Of the run's settings.
+        Digest of the run's settings.
     asked
-        What was given for this slide; None: not recorded.
+        What the user gave for this slide; None: not recorded.
     table_bytes, table_sha256, tissue_sha256
-        Of the files as they were written.
+        Size and checksums of the files when they were written.
     n_tiles, n_nuclei_of_tiles
-        All tiles of the grid, and the sum over those done.
+        Number of tiles of the grid, and of nuclei in those done.
     tissue_png, mask_jpg
-        The mask, and the slide with its outline, relative to the run folder.
+        Paths of the mask, and of the slide with its outline, relative to the run folder.
     other
         Fields of a newer version.
     """
@@ -111,7 +112,7 @@ def write_slide(folder: RunFolder, record: SlideRecord) -> None:
     """Write the record of a slide, complete or not at all."""
     plain = encode(record)
     if record.n_tiles is not None:
-        plain["objective_power"] = record.objective_power  # null says that the segmented slide does not state it
+        plain["objective_power"] = record.objective_power  # null: the slide does not state it
     path = folder.slide_json(record.row.slide_id)
     atomic_write_bytes(path, json.dumps(plain, indent=1, sort_keys=True).encode())
 
@@ -122,16 +123,16 @@ def read_slide(folder: RunFolder, slide_id: str) -> SlideRecord:
     Raises
     ------
     FileNotFoundError
-        There is none.
+        There is no record.
     FormatError
-        It cannot be read, or a field is missing or of another type; the message names file and field.
+        The record cannot be read, or a field is missing or of another type; the message names file and field.
     """
     path = folder.slide_json(slide_id)
     return read_record(SlideRecord, path, "slide record", "Remove it and run the same command again.")
 
 
 def slide_or_none(folder: RunFolder, slide_id: str) -> SlideRecord | None:
-    """Return the record of a slide; None where there is none that can be read: the slide is then done again."""
+    """Return the record of a slide; None if it is missing or cannot be read, so that the slide is segmented again."""
     try:
         return read_slide(folder, slide_id)
     except (FileNotFoundError, FormatError):
@@ -139,14 +140,14 @@ def slide_or_none(folder: RunFolder, slide_id: str) -> SlideRecord | None:
 
 
 def slide_record(folder: RunFolder, slide_id: str) -> SlideRecord:
-    """Return the record of a slide that a user named.
+    """Return the record of a slide given by the user.
 
     Raises
     ------
     InputError
-        The run has no such slide; the message names those it has.
+        The run has no such slide; the message lists its slides.
     FormatError
-        Its record is damaged.
+        The record is damaged.
     """
     try:
         return read_slide(folder, slide_id)
@@ -162,6 +163,6 @@ def slide_records(folder: RunFolder) -> Iterator[tuple[str, SlideRecord | Format
         try:
             yield path.stem, read_slide(folder, path.stem)
         except FileNotFoundError:
-            continue  # gone meanwhile
+            continue  # removed meanwhile
         except FormatError as err:
             yield path.stem, err

@@ -1,9 +1,9 @@
-"""Slides on slow storage -> copies on the worker's own disk while they are processed.
+"""Copy slides on slow storage to the worker's disk while they are processed.
 
-One copy per host: its first worker makes it (a lock on a file), the others wait; one copy at a time, so that
-the folder never holds more than its bound. What does not fit is read where it is. A copy is dropped when its slide is finished,
-and all of them when the run ends. Slides of several files (VMS, a single file of a DICOM series) are read where they are; Mirax
-is copied with its folder.
+There is one copy per host: its first worker makes it under a file lock, and the others wait. One copy is made at a time, so
+that the folder never exceeds its limit. Slides that do not fit are read in place. A copy is removed when its slide is finished,
+and all of them when the run ends. Slides of several files (VMS, a single file of a DICOM series) are read in place; a Mirax
+slide is copied with its folder.
 """
 
 from __future__ import annotations
@@ -25,30 +25,30 @@ from wsiseg.read.slide import fingerprint
 __all__ = ["drop_finished", "drop_staged", "prefetch", "staged"]
 
 NOT_COPIED = frozenset({".vms", ".vmu", ".dcm"})
-"""Endings of slides whose other files stand beside them under names of their own."""
+"""Suffixes of slides that have further files of other names in the same folder."""
 
 TIME_GRAIN_NS = 2_000_000_000
-"""Coarsest grain of file times (FAT)."""
+"""Coarsest resolution of file times (FAT)."""
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 
 def staged(source: Path, slide_id: str, root: Path, bound_bytes: int) -> Path:
-    """Return the copy of ``source`` in ``root``, made now if it is not there; ``source`` itself where it does not fit.
+    """Return the copy of ``source`` in ``root``, making it if necessary; or ``source`` itself if it does not fit.
 
     Parameters
     ----------
     source
-        The slide as this machine has it: a file or a folder.
+        Path of the slide on this machine, a file or a folder.
     slide_id
-        Names the copy's folder in ``root``.
+        Name of the copy's folder in ``root``.
     bound_bytes
-        Most that all copies in ``root`` may take.
+        Maximum size of all copies in ``root``.
 
     Raises
     ------
     SlideOpenError
-        The slide is missing or could not be read while it was copied.
+        The slide is missing, or could not be read during the copy.
     """
     if source.suffix.lower() in NOT_COPIED or (may_be_dicom(source.name) and source.is_file() and dicom_facts(source)):
         return source
@@ -71,12 +71,12 @@ def staged(source: Path, slide_id: str, root: Path, bound_bytes: int) -> Path:
             raise SlideOpenError(f"{source}: could not be copied to {root}: {err.strerror or err}") from err
         if not _is_copy(target, source):
             shutil.rmtree(target.parent, ignore_errors=True)
-            raise SlideOpenError(f"{source}: changed while it was copied to {root}. Run the same command again.")
+            raise SlideOpenError(f"{source}: changed during its copy to {root}. Run the same command again.")
     return target
 
 
 def prefetch(source: Path, slide_id: str, root: Path, bound_bytes: int) -> None:
-    """Begin to copy a slide that comes next, without waiting; what fails is tried again, and reported, when it is its turn."""
+    """Start to copy the next slide in the background. Errors are ignored, because ``staged`` will copy it again."""
 
     def copy() -> None:
         with contextlib.suppress(SlideOpenError, OSError):
@@ -103,7 +103,7 @@ def drop_staged(root: Path, slide_id: str = "") -> None:
 
 
 def _is_copy(target: Path, source: Path) -> bool:
-    """Return whether the copy is complete and of the file as it is now; a local disk may keep times less finely."""
+    """Return whether the copy is complete and up to date, by size and time; a local disk may store times less precisely."""
     if not target.exists():
         return False
     (copied, copied_ns), (size, time_ns) = fingerprint(target), fingerprint(source)
@@ -116,7 +116,7 @@ def _copy(source: Path, target: Path) -> None:
     partial.mkdir(parents=True)
     try:
         if source.is_dir():
-            shutil.copytree(source, partial / source.name)  # copy2: times are kept, they are how a changed slide is noticed
+            shutil.copytree(source, partial / source.name)  # copy2 keeps times, by which a changed slide is detected
         else:
             shutil.copy2(source, partial / source.name)
             beside = source.with_suffix("")
@@ -133,7 +133,7 @@ def _bytes_of(path: Path) -> int:
         return path.stat().st_size + (_bytes_of(beside) if path.suffix.lower() == ".mrxs" and beside.is_dir() else 0)
     total = 0
     for entry in path.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # another worker drops its copy
+        with contextlib.suppress(FileNotFoundError):  # another worker removes its copy
             total += entry.stat().st_size if entry.is_file() else 0
     return total
 
@@ -146,7 +146,7 @@ def _one_copier(root: Path) -> Iterator[None]:
     except OSError as err:
         raise SlideOpenError(f"Staging folder {root}: {err.strerror or err}. Choose another --stage.") from err
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: two copies may be made, each whole
+        with contextlib.suppress(OSError):  # a file system without locks, where two complete copies may be made
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:

@@ -1,6 +1,6 @@
-"""Two segmentations of whole slides -> how far they agree: per slide, pooled, and where on the slide they do not.
+"""Compare two segmentations of whole slides: agreement by slide, pooled, and by position on the slide.
 
-Comes in: two runs (or tables), slides paired by id. Goes out: a folder with rows, cells, pictures and a page.
+Input: two runs (or tables), whose slides are paired by id. Output: a folder with rows, cells, pictures and an HTML page.
 """
 
 from __future__ import annotations

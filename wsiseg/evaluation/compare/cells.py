@@ -1,4 +1,4 @@
-"""The overlaps of a slide -> where on it two segmentations agree: counts and scores in the cells of a grid."""
+"""Count nuclei and matches of two segmentations in the cells of a grid over the slide, and score each cell."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Centers:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cells:
-    """Cells that hold a nucleus of either side: columns of ``wsiseg.schema.COMPARED_CELLS``, (n,) each, in raster order."""
+    """Cells with a nucleus of A or B: columns of ``wsiseg.schema.COMPARED_CELLS``, (n,) each, in raster order."""
 
     side_px: int
     column: Int
@@ -49,7 +49,7 @@ class Cells:
 
     @property
     def unmatched(self) -> Int:
-        """Return the nuclei of either side that have no partner."""
+        """Return the number of unmatched nuclei of A and B in each cell."""
         return self.n_a + self.n_b - 2 * self.matched
 
     @property
@@ -78,26 +78,28 @@ class Cells:
 
 
 def centers_of(table: Path) -> Centers:
-    """Return where a table's nuclei are."""
+    """Return the centroids and the total area of a table's nuclei."""
     found = read_nuclei(table, columns=["cx", "cy", "area_um2"])
     area = float(found["area_um2"].to_numpy().sum(dtype=np.float64))
     return Centers(found["cx"].to_numpy(), found["cy"].to_numpy(), area)
 
 
 def grid_cells(overlaps: Contingency, a: Centers, b: Centers, side_px: int) -> Cells:
-    """Return counts by cell. A nucleus counts where its centroid is, a match where that of B is; both without half nuclei.
+    """Return the counts by cell. A nucleus is in the cell of its centroid, a matched pair in that of its nucleus of B.
 
     Parameters
     ----------
     overlaps
-        Of the slide: A as prediction, B as truth, ids are table rows. Nuclei without a pixel are in no cell.
+        Contingency of the slide, with A as prediction, B as truth, and table rows as ids. Nuclei without a pixel are left out.
+    a, b
+        Centroids of A and B.
     side_px
-        Of a cell, level-0 px.
+        Side of a cell, level-0 px.
     """
     hit = overlaps.iou > 0.5
     pair_a, pair_b = overlaps.pred_ids[overlaps.pair_pred[hit]], overlaps.truth_ids[overlaps.pair_truth[hit]]
     key_a, key_b = _keys(a, side_px), _keys(b, side_px)
-    # a pair counts in one cell, that of B, on both sides
+    # both nuclei of a pair count in the cell of B
     alone_a = np.setdiff1d(overlaps.pred_ids, pair_a)
     place_a = np.concatenate([key_a[alone_a], key_b[pair_b]])
     place_b = key_b[overlaps.truth_ids]

@@ -1,8 +1,7 @@
-"""Two polygon tables of a slide -> which nuclei overlap by how many pixels, window by window.
+"""Count the pixels shared by the nuclei of two polygon tables of a slide, window by window.
 
-Memory does not grow with the slide. Every window is drawn for both tables as ``evaluate`` draws a whole image, and its
-contingency is merged by table row. A nucleus that no pixel shows, since smaller ones lie over all of it, is drawn in a further
-layer, as there.
+Memory does not grow with the slide. Every window of both tables is rasterized as ``evaluate`` rasterizes a whole image, and its
+contingency is merged by table row. As there, a nucleus that smaller ones cover completely is drawn in a further layer.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class WindowWork:
-    """Some windows of a slide to be counted (level-0 px); A is scored, B is the reference."""
+    """Some windows (level-0 px) to count, and the tables of A, which is scored, and B, the reference."""
 
     a: Path
     b: Path
@@ -36,7 +35,7 @@ class WindowWork:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Counted:
-    """What windows hold: pixels by table row, and pixels shared by pairs of rows, each row or pair once."""
+    """Counts of some windows: pixels by table row, and shared pixels by pair of rows; rows and pairs are distinct."""
 
     a_rows: Int
     a_px: Int
@@ -48,7 +47,7 @@ class Counted:
 
 
 def count_windows(work: WindowWork) -> Counted:
-    """Return what some windows hold; a pure function that any worker can do.
+    """Return the counts of some windows; a pure function, which any worker can compute.
 
     Raises
     ------
@@ -74,7 +73,7 @@ def _count(first: RingWindows, second: RingWindows, box: Box) -> Counted:
 
 
 def merged(parts: Iterable[Counted]) -> Counted:
-    """Return the sum of parts."""
+    """Return the sum of the counts."""
     found = list(parts)
     if len(found) == 1:
         return found[0]
@@ -90,7 +89,7 @@ def merged(parts: Iterable[Counted]) -> Counted:
 
 
 def _summed(keys: Int, values: Int) -> tuple[Int, Int]:
-    """Return the different keys, ascending, and the sum of the values of each."""
+    """Return the distinct keys, ascending, and the sum of the values of each."""
     order = np.argsort(keys, kind="stable")
     keys, values = keys[order], values[order]
     first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.int64)
@@ -98,14 +97,14 @@ def _summed(keys: Int, values: Int) -> tuple[Int, Int]:
 
 
 def with_hidden(a: Path, b: Path, counted: Counted, windows: Sequence[Box]) -> Contingency:
-    """Return the contingency of a slide (A as prediction), nuclei that smaller ones hide drawn in layers of their own.
+    """Return the contingency of a slide (A as prediction), including nuclei that smaller ones cover completely.
 
     Parameters
     ----------
     counted
         Sum over all ``windows``.
     windows
-        Those that any nucleus meets; only the few with hidden nuclei are drawn again.
+        Windows that intersect a nucleus; only the few with covered nuclei are rasterized again.
     """
     with RingWindows(a) as first, RingWindows(b) as second:
         a_layers = _hidden_layers(first, counted.a_rows, windows)
@@ -128,7 +127,7 @@ def with_hidden(a: Path, b: Path, counted: Counted, windows: Sequence[Box]) -> C
 
 
 def _hidden_layers(table: RingWindows, seen: Int, windows: Sequence[Box]) -> list[Int]:
-    """Return the rows of nuclei that are seen in each further layer; those that cover no pixel center are in none."""
+    """Return the rows of the nuclei in each further layer; nuclei that contain no pixel center are in none."""
     left = np.setdiff1d(np.arange(len(table)), seen, assume_unique=True)
     layers: list[Int] = []
     windows = _met(windows, table, left) if left.size else []
@@ -147,7 +146,7 @@ def _hidden_layers(table: RingWindows, seen: Int, windows: Sequence[Box]) -> lis
 
 
 def _met(windows: Sequence[Box], table: RingWindows, rows: Int) -> list[Box]:
-    """Return the windows that the boxes of some rows meet."""
+    """Return the windows that intersect the bounding boxes of these rows."""
     found = [group.bounds[:, np.isin(group.rows, rows)] for group in table.groups()]
     low_x, low_y, high_x, high_y = np.concatenate(found, axis=1)
     return [box for box in windows if ((high_x > box.x) & (low_x < box.x1) & (high_y > box.y) & (low_y < box.y1)).any()]
@@ -160,7 +159,7 @@ def _of_rows(rings: WindowRings, rows: Int) -> WindowRings:
 def _layered(
     first: RingWindows, second: RingWindows, a_layers: list[Int], b_layers: list[Int], windows: Sequence[Box]
 ) -> list[Counted]:
-    """Return what further layers hold: their own pixels, and those shared with each layer of the other table."""
+    """Return the counts of further layers: their pixels, and those shared with each layer of the other table."""
     none = np.zeros(0, np.int64)
     found: list[Counted] = []
     rows = (np.concatenate([np.zeros(0, np.int64), *layers]) for layers in (a_layers, b_layers))
@@ -178,7 +177,7 @@ def _layered(
             a_seen, b_seen = a_rows[table.pred_ids - 1], b_rows[table.truth_ids - 1]
             found.append(
                 Counted(
-                    a_seen if k and not m else none,  # its own pixels are counted once
+                    a_seen if k and not m else none,  # pixels of a layer are counted once
                     table.pred_px if k and not m else none,
                     b_seen if m and not k else none,
                     table.truth_px if m and not k else none,

@@ -1,4 +1,4 @@
-"""A comparison -> one HTML file that opens offline: numbers, maps and the worst places."""
+"""Write a comparison as one HTML file that opens offline: numbers, maps and the places of largest disagreement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsiseg.tables import atomic_write_bytes
 __all__ = ["write_page"]
 
 SHOWN_MAPS = 24
-"""Maps in the page, of the slides of lowest PQ; all are files in ``maps/``."""
+"""Number of maps in the page, those of the slides with the lowest PQ; all maps are in ``maps/``."""
 
 COLUMNS = (
     ("slide_id", "slide", ""), ("n_a", "nuclei A", "d"), ("n_b", "nuclei B", "d"), ("count_ratio", "A / B", "f"),
@@ -58,7 +58,7 @@ def write_page(facts: Mapping[str, Any], slides: Sequence[SlideComparison], out:
     facts
         ``Comparison.as_dict``.
     picture
-        The worst places, if there are any.
+        Picture of the places of largest disagreement; None: there are none.
     """
     done = [s for s in slides if s.status == "done"]
     worst_first = sorted(done, key=lambda s: (s.scores.pq, s.slide_id))
@@ -66,13 +66,13 @@ def write_page(facts: Mapping[str, Any], slides: Sequence[SlideComparison], out:
     maps = [_figure(s, map_path(out, s.slide_id)) for s in worst_first[:SHOWN_MAPS] if map_path(out, s.slide_id).is_file()]
     if maps:
         parts.append(
-            "<h2>Where they agree</h2><p class=soft>Cells of 256 µm; gray: no nucleus of either. Dark: they disagree. "
+            "<h2>Where they agree</h2><p class=soft>Cells of 256 µm; gray: no nuclei; dark: they disagree. "
             f"{_more(len(worst_first))}</p><div class=maps>{''.join(maps)}</div>"
         )
     if picture is not None:
         parts.append(
-            "<h2>Where they disagree most</h2><p class=soft>Places of 64 µm with the most nuclei that have no partner of "
-            "IoU &gt; 0.5, the tissue itself on the left.</p>"
+            "<h2>Where they disagree most</h2><p class=soft>Squares of 64 µm with the most nuclei that have no match of "
+            "IoU &gt; 0.5, with the tissue on the left.</p>"
             f'<img alt="crops with the outlines of A in yellow and of B in cyan" src="{_uri(picture, "jpeg")}">'
         )
     body = "\n".join(p for p in parts if p)
@@ -133,7 +133,7 @@ def _left_out(facts: Mapping[str, Any], slides: Sequence[SlideComparison]) -> st
         if names:
             shown = html.escape(", ".join(names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
             lines.append(f"only in {side}, not compared: {len(names):,} ({shown})")
-    return f"<h2>To know</h2><p class=soft>{'<br>'.join(lines)}</p>" if lines else ""
+    return f"<h2>Notes</h2><p class=soft>{'<br>'.join(lines)}</p>" if lines else ""
 
 
 def _figure(slide: SlideComparison, path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Two runs (or tables) -> the slides that both have, and whether the two tables of one can be laid over each other."""
+"""Pair the slides of two runs (or tables), and check that the two tables of a slide are in the same frame."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from wsiseg.tables import NucleiFile, open_nuclei, read_nuclei
 __all__ = ["MIN_OVERLAP_FRAC", "Pairs", "SlidePair", "bounds_of", "checked_pair", "pair_slides", "tables_of"]
 
 MIN_OVERLAP_FRAC = 0.5
-"""Of two tables the nuclei of one should lie in the reach of the other; below this share the user is warned."""
+"""The user is warned if less than this share of one table's nuclei is within the extent of the other's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class SlidePair:
 
 @dataclass(frozen=True, slots=True)
 class Pairs:
-    """Slides of both sides, in order of id, and those of one side alone."""
+    """Slides that A and B have, in order of id, and the ids of slides that only one has."""
 
     both: tuple[SlidePair, ...]
     only_a: tuple[str, ...]
@@ -37,12 +37,12 @@ class Pairs:
 
 
 def tables_of(path: Path) -> dict[str, Path]:
-    """Return the polygon tables of a run folder, or of a folder of tables, by slide id; of one table: it alone.
+    """Return the polygon tables of a run folder, of a folder of tables, or the given table, by slide id.
 
     Raises
     ------
     FormatError
-        There is none, or the one file is no table of wsiseg.
+        There is none, or the given file is not a table of wsiseg.
     """
     if path.is_file():
         return {open_nuclei(path).slide_id: path}
@@ -54,20 +54,20 @@ def tables_of(path: Path) -> dict[str, Path]:
     if own:
         return {p.stem: p for p in own}
     raise FormatError(
-        f"{path}: expected a run folder with nuclei/*.parquet, or a table of wsiseg. What another tool wrote becomes one with "
+        f"{path}: expected a run folder with nuclei/*.parquet, or a table of wsiseg. Import files of other tools with "
         f"'wsiseg import {path} --from ... -o RUN'."
     )
 
 
 def pair_slides(a: Path, b: Path, slide_ids: tuple[str, ...] = ()) -> Pairs:
-    """Return the slides that both have, by id; two single tables are a pair whatever their ids.
+    """Return the slides that both have, by id; two single tables are a pair even if their ids differ.
 
     Raises
     ------
     InputError
-        No slide is in both, or one that was asked for is not.
+        No slide is in both, or one of ``slide_ids`` is not.
     FormatError
-        See ``tables_of``.
+        As for ``tables_of``.
     """
     first, second = tables_of(a), tables_of(b)
     if a.is_file() and b.is_file() and not slide_ids:
@@ -84,7 +84,7 @@ def pair_slides(a: Path, b: Path, slide_ids: tuple[str, ...] = ()) -> Pairs:
     if not both:
         raise InputError(
             f"No slide is in both: {a} has {len(first)} ({', '.join(sorted(first)[:3])}), {b} has {len(second)} "
-            f"({', '.join(sorted(second)[:3])}). Slides pair by id; 'wsiseg import --slide-id' names that of an imported file."
+            f"({', '.join(sorted(second)[:3])}). Slides are paired by id; 'wsiseg import --slide-id' sets that of a file."
         )
     kept = [s for s in both if not slide_ids or s in slide_ids]
     alone = ((), ()) if slide_ids else (tuple(sorted(first.keys() - second)), tuple(sorted(second.keys() - first)))
@@ -92,25 +92,25 @@ def pair_slides(a: Path, b: Path, slide_ids: tuple[str, ...] = ()) -> Pairs:
 
 
 def bounds_of(table: Path) -> npt.NDArray[np.float64]:
-    """Return the boxes of all nuclei, float64 (4, N): xmin, ymin, xmax, ymax, level-0 px, to a float32."""
+    """Return the bounding boxes of all nuclei, float64 (4, N): xmin, ymin, xmax, ymax, level-0 px, with float32 precision."""
     boxes = read_nuclei(table, columns=["bbox"])["bbox"].combine_chunks()
     return np.stack([np.asarray(boxes.field(f), np.float64) for f in ("xmin", "ymin", "xmax", "ymax")])
 
 
 def checked_pair(pair: SlidePair, a_bounds: npt.NDArray[np.float64], b_bounds: npt.NDArray[np.float64]) -> list[str]:
-    """Return what to tell the user of two tables that do not quite fit.
+    """Return warnings if the two tables of a slide overlap only partly.
 
     Raises
     ------
     FormatError
-        Other microns per pixel, another size of slide, or next to no nucleus of one lies where the other's do; with numbers.
+        Microns per pixel or slide sizes differ, or hardly any nucleus of one table is within the extent of the other.
     """
     one, two = open_nuclei(pair.a), open_nuclei(pair.b)
     where = f"slide {pair.slide_id}"
     if abs(one.mpp / two.mpp - 1) > MPP_TOLERANCE_FRAC:
         raise FormatError(
-            f"{where}: {pair.a} has {one.mpp:g} um/px, {pair.b} has {two.mpp:g} ({one.mpp / two.mpp:.3g} times): they count "
-            "other pixels. Segment or import one of them again with the slide's own microns per pixel (--mpp, --slide-file)."
+            f"{where}: {pair.a} has {one.mpp:g} um/px, but {pair.b} has {two.mpp:g} (ratio {one.mpp / two.mpp:.3g}), so their "
+            "pixels differ. Segment or import one of them again with the slide's microns per pixel (--mpp, --slide-file)."
         )
     _same_size(one, two, where)
     if not a_bounds.size or not b_bounds.size:
@@ -122,21 +122,21 @@ def checked_pair(pair: SlidePair, a_bounds: npt.NDArray[np.float64], b_bounds: n
         f"{p} from x {b[0].min():g}, y {b[1].min():g} to x {b[2].max():g}, y {b[3].max():g}"
         for p, b in ((pair.a, a_bounds), (pair.b, b_bounds))
     )
-    text = f"{where}: at most {within:.1%} of the nuclei of one lie in the reach of the other's, level-0 px: {reach}. "
-    text += "Are both of the same slide and frame (wsiseg import --frame)?"
+    text = f"{where}: at most {within:.1%} of the nuclei of one are within the extent of the other's, level-0 px: {reach}. "
+    text += "Check that both are of the same slide and frame (wsiseg import --frame)."
     if within < MIN_INSIDE_FRAC:
         raise FormatError(text)
     return [text]
 
 
 def _same_size(one: NucleiFile, two: NucleiFile, where: str) -> None:
-    """Refuse tables of slides of other sizes. That of an imported table may be no more than its nuclei's reach."""
+    """Raise ``FormatError`` if the slide sizes differ, unless that of an imported table is only the extent of its nuclei."""
     sizes = [(f.width_px, f.height_px) for f in (one, two)]
     if sizes[0] == sizes[1] or one.imported or two.imported:
         return
     raise FormatError(
-        f"{where}: {one.path} is of a slide of {sizes[0][0]} x {sizes[0][1]} px, {two.path} of one of {sizes[1][0]} x "
-        f"{sizes[1][1]} px: they are not the same slide or level."
+        f"{where}: expected the same slide and level, but that of {one.path} has {sizes[0][0]} x {sizes[0][1]} px and "
+        f"that of {two.path} {sizes[1][0]} x {sizes[1][1]} px."
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of a comparison: the map of a slide, and the places where two segmentations disagree most."""
+"""Draw the pictures of a comparison: the map of a slide, and the places where two segmentations disagree most."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from wsiseg.types import Box
 __all__ = ["chosen_places", "draw_disagreements", "draw_map", "map_path"]
 
 LEGEND = (
-    "yellow: A   cyan: B   x only in B   + only in A   M one in A, several in B   S one in B, several in A   o drawn otherwise"
+    "yellow: A   cyan: B   x only in B   + only in A   M one in A, several in B   S one in B, several in A   o outline differs"
 )
-WORDS = {"missed": "only in B", "extra": "only in A", "merged": "one in A", "split": "one in B", "outline": "drawn otherwise"}
+WORDS = {"missed": "only in B", "extra": "only in A", "merged": "one in A", "split": "one in B", "outline": "outline differs"}
 MAP_SIDE_PX = 440
 PQ_RGB = np.array([[84, 8, 22], [190, 55, 40], [240, 150, 90], [250, 220, 160], [255, 252, 240]], np.float64)
-"""Panoptic quality 0 (dark) to 1 (pale): dark is where to look; monotone in lightness, so that it reads in gray too."""
+"""Colors of panoptic quality from 0 (dark) to 1 (pale), monotone in lightness, so that they are also readable in gray."""
 DIFFERENCE_RGB = np.array([[5, 62, 120], [110, 165, 210], [245, 245, 245], [235, 160, 90], [150, 60, 10]], np.float64)
-"""Count of A relative to B: -100 % (blue, A finds fewer), equal (white), +100 % (brown, A finds more)."""
+"""Colors of the count of A relative to B: -100 % (blue, fewer in A), equal (white), +100 % (brown, more in A)."""
 NOTHING_RGB = (226, 229, 233)
 
 RGB = npt.NDArray[np.uint8]
 
 
 def map_path(out: Path, slide_id: str) -> Path:
-    """Return where the picture of a slide's map is."""
+    """Return the path of the picture of a slide's map."""
     return out / "maps" / f"{slide_id}.png"
 
 
 def draw_map(cells: Cells, size_px: tuple[int, int]) -> Image.Image:
-    """Return the map of a slide in two panels: panoptic quality, and how the counts differ; gray where no nucleus is."""
+    """Return the map of a slide in two panels, panoptic quality and difference of counts; cells without nuclei are gray."""
     across = max(1, -(-size_px[0] // cells.side_px), int(cells.column.max(initial=0)) + 1)
     down = max(1, -(-size_px[1] // cells.side_px), int(cells.row.max(initial=0)) + 1)
     more = (cells.n_a - cells.n_b) / np.maximum(np.maximum(cells.n_a, cells.n_b), 1)
@@ -79,7 +79,7 @@ def _shaded(share: npt.NDArray[Any], scale: npt.NDArray[np.float64]) -> RGB:
 
 
 def chosen_places(slides: Sequence[SlideComparison], n: int) -> list[tuple[SlideComparison, Worst]]:
-    """Return the places with the most unmatched nuclei, not two side by side, and no slide alone where there are many."""
+    """Return the places with the most unmatched nuclei, no two of them adjacent, from as many slides as possible."""
     most = max(3, -(-n // max(1, sum(s.status == "done" for s in slides))))
     ranked = sorted(
         ((s, w) for s in slides for w in s.worst), key=lambda p: (-p[1].unmatched, p[0].slide_id, p[1].y_px, p[1].x_px)
@@ -96,7 +96,7 @@ def chosen_places(slides: Sequence[SlideComparison], n: int) -> list[tuple[Slide
 def draw_disagreements(
     slides: Sequence[SlideComparison], pairs: Sequence[SlidePair], out: Path, path_map: Sequence[str], n: int
 ) -> Path | None:
-    """Draw the worst places of all slides as one picture; None where there is nothing to show."""
+    """Draw the places of largest disagreement of all slides as one picture; return its path, or None if there are none."""
     places = chosen_places(slides, n) if n else []
     if not places:
         return None
@@ -124,7 +124,7 @@ def _crops(pair: SlidePair, places: Sequence[Worst], path_map: Sequence[str]) ->
 
 
 def _pixels_of(pair: SlidePair, path_map: Sequence[str]) -> tuple[Slide | None, str]:
-    """Return the slide, open, by whichever of the two runs knows where it is; or why neither does."""
+    """Return the open slide, whose path is known from either run, and an empty text; or None and the reason."""
     why = ""
     for table in (pair.a, pair.b):
         folder = RunFolder(table.parent.parent)

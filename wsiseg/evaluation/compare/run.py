@@ -1,4 +1,4 @@
-"""``wsiseg compare``: two runs in, a folder with rows, maps, pictures and a page out."""
+"""``wsiseg compare``: compare two runs and write a folder with rows, maps, pictures and an HTML page."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from wsiseg.types import Box
 __all__ = ["CompareProgress", "Comparison", "SlideComparison", "compare_segmentations"]
 
 WINDOW_PX = 2048
-"""Side of a window, level-0 px; results do not depend on it. About 0.4 GB are held by the process that counts one."""
+"""Side of a window, level-0 px; results do not depend on it. Counting one takes about 0.4 GB of memory."""
 
 PIECE_WINDOWS = 32
-"""Windows that a worker counts at a time: neighbors, so that it decodes each row group about once."""
+"""Number of adjacent windows in one piece of work, so that each row group is decoded about once."""
 
 FEW_NUCLEI = 150_000
-"""With fewer of both sides together workers are not worth their start."""
+"""With fewer nuclei in both tables, this process counts, because starting workers would take longer."""
 
 
 @dataclass(slots=True)
 class CompareProgress:
-    """Running totals, handed to the progress callback after every piece."""
+    """Running totals, passed to the progress callback after every piece of work."""
 
     slides: int = 0
     slides_done: int = 0
@@ -54,7 +54,7 @@ class CompareProgress:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What a comparison found. ``slides`` in order of id; ``reused`` of them were compared by an earlier command."""
+    """Result of a comparison; ``slides`` are in order of id, and ``reused`` of them were compared by an earlier command."""
 
     a: Path
     b: Path
@@ -67,21 +67,21 @@ class Comparison:
 
     @property
     def ok(self) -> bool:
-        """Whether every slide of both could be compared."""
+        """Whether every slide that both have could be compared."""
         return all(s.status in ("done", "empty") for s in self.slides)
 
     def pooled(self) -> SlideComparison:
-        """Return the comparison in which every nucleus weighs the same, whichever slide it lies on."""
+        """Return the comparison of all slides together, in which every nucleus has the same weight."""
         used = [s for s in self.slides if s.status == "done"]
         areas = (sum(s.area_a_um2 for s in used), sum(s.area_b_um2 for s in used))
         return SlideComparison("pooled", "done" if used else "empty", pooled_scores(s.scores for s in used), *areas)
 
     def mean(self) -> dict[str, float]:
-        """Return each score's mean over slides."""
+        """Return the mean of each score over slides."""
         return mean_scores([s.scores for s in self.slides if s.status == "done"])
 
     def as_dict(self) -> dict[str, Any]:
-        """Return everything but the maps, JSON-ready."""
+        """Return everything except the maps as values for JSON."""
         pooled = self.pooled().row()
         return null_for_nan(
             {
@@ -117,7 +117,7 @@ class _Open:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """Some windows of a slide, and where the worker finds things."""
+    """Some windows of a slide, and the path map for the worker."""
 
     slide_id: str
     work: WindowWork
@@ -135,7 +135,7 @@ def compare_segmentations(
 ) -> Comparison:
     """Compare the segmentation A with B, the reference, on all slides that both have (paired by id).
 
-    Slides that were compared into ``out`` already, and whose tables have not changed, are not compared again.
+    Slides whose comparison is already in ``out``, and whose tables have not changed, are not compared again.
 
     Parameters
     ----------
@@ -145,16 +145,18 @@ def compare_segmentations(
         Receives ``compare.json``, ``compare.parquet`` (``wsiseg.schema.COMPARED``), ``cells/<slide_id>.parquet``
         (``COMPARED_CELLS``), ``disagreements.jpg`` and ``compare.html``.
     config
-        ``schedule`` says which workers count windows.
+        Its ``schedule`` sets the workers; ``None``: only this process.
     slide_ids
-        Only these slides.
+        Slides to compare; empty: all.
     n_crops
-        How many places the picture shows; 0: no picture.
+        Number of places in the picture; 0: no picture.
+    on_progress
+        Called with running totals after every piece of work.
 
     Raises
     ------
     InputError, FormatError
-        Nothing pairs. A single slide that does not fit, or cannot be read, is a row with its reason.
+        There is no pair of slides. A slide that cannot be read or compared does not raise, but is a row with its reason.
     """
     start = time.perf_counter()
     config = config or RunConfig()
@@ -221,7 +223,7 @@ def _compared(
         slide = opened.get(piece.slide_id)
         progress.windows_done += len(piece.work.windows)
         if slide is None:
-            continue  # given up over another piece
+            continue  # another piece of the slide failed
         if isinstance(answer, str):
             del opened[piece.slide_id]
             close(refused_slide(piece.slide_id, "failed", answer))
@@ -240,19 +242,19 @@ def _opened(pair: SlidePair) -> _Open:
     a, b = bounds_of(pair.a), bounds_of(pair.b)
     notes = checked_pair(pair, a, b)
     ends = [bounds[2:].max(axis=1) for bounds in (a, b) if bounds.size]
-    # bounds are float32, and boxes lose at most a px by it
+    # bounds are float32, so they may be off by up to a px
     width, height = (math.ceil(max(end[k] for end in ends)) + 1 for k in (0, 1)) if ends else (0, 0)
     windows = tuple(occupied_windows([_graced(a), _graced(b)], (max(width, 0), max(height, 0)), WINDOW_PX))
     return _Open(pair, windows, notes, -(-len(windows) // PIECE_WINDOWS))
 
 
 def _graced(bounds: Any) -> Any:
-    """Return boxes with a px of grace: they are stored as float32."""
+    """Return the boxes enlarged by a px, because they are stored as float32."""
     return bounds + np.array([-1.0, -1.0, 1.0, 1.0])[:, None]
 
 
 def _counted(piece: _Piece) -> Counted | str:
-    """Count on a worker; return why not where a table cannot be read there."""
+    """Count the windows of a piece, on a worker; return the reason as text if a table cannot be read."""
     a, b = (Path(local_path(str(p), piece.path_map)) for p in (piece.work.a, piece.work.b))
     try:
         return count_windows(WindowWork(a, b, piece.work.windows))

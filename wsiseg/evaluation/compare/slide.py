@@ -1,4 +1,4 @@
-"""One slide's comparison: from its overlaps to scores, map and worst places, and the record that a resumed command reads."""
+"""Compute scores, map and worst places of one slide from its overlaps; store and read the record of its comparison."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ CELL_UM = 256.0
 """Side of the cells of the map."""
 
 CROP_UM = 64.0
-"""Side of the places that are shown."""
+"""Side of the places in the picture of disagreements."""
 
 KEPT_WORST = 24
-"""Places kept of each slide."""
+"""Number of places that are stored for each slide."""
 
 
 @dataclass(frozen=True, slots=True)
 class Worst:
-    """A place where many nuclei have no partner (level-0 px)."""
+    """A square (level-0 px) with many unmatched nuclei."""
 
     x_px: int
     y_px: int
@@ -46,7 +46,7 @@ class Worst:
 
 @dataclass(frozen=True, slots=True)
 class SlideComparison:
-    """How two segmentations of a slide agree; ``status`` and ``error`` as in ``wsiseg.schema.COMPARED``."""
+    """Agreement of two segmentations of a slide; ``status`` and ``error`` are as in ``wsiseg.schema.COMPARED``."""
 
     slide_id: str
     status: str
@@ -61,7 +61,7 @@ class SlideComparison:
     fingerprints: tuple[str, str] = ("", "")
 
     def row(self) -> dict[str, Any]:
-        """Return the row of ``wsiseg.schema.COMPARED``; what does not exist is nan."""
+        """Return the row of ``wsiseg.schema.COMPARED``; undefined values are NaN."""
         s, used = self.scores, self.status in ("done", "empty")
         mean_a, mean_b = (_ratio(a, n) for a, n in ((self.area_a_um2, s.n_pred), (self.area_b_um2, s.n_truth)))
         known = {
@@ -85,7 +85,7 @@ def _ratio(value: float, by: float) -> float:
 
 
 def refused_slide(slide_id: str, status: str, error: str) -> SlideComparison:
-    """Return the comparison of a slide that could not be made."""
+    """Return the result for a slide that could not be compared."""
     return SlideComparison(slide_id, status, error=error)
 
 
@@ -107,11 +107,14 @@ def finished_slide(
         met = "no two share a pixel" if scores.both_px == 0 else f"none match, {scores.both_px:,} px are shared"
         notes = [
             *notes,
-            f"of {scores.n_pred:,} nuclei of A and {scores.n_truth:,} of B {met}: is the frame the same (--frame)?",
+            f"of {scores.n_pred:,} nuclei of A and {scores.n_truth:,} of B {met}: check that the frame is the same (--frame)",
         ]
     for side, table, seen in (("A", a, scores.n_pred), ("B", b, scores.n_truth)):
         if len(table) != seen:
-            notes = [*notes, f"{len(table) - seen:,} of {len(table):,} nuclei of {side} cover no pixel center and are left out"]
+            notes = [
+                *notes,
+                f"{len(table) - seen:,} of {len(table):,} nuclei of {side} contain no pixel center and are left out",
+            ]
     made = SlideComparison(
         pair.slide_id,
         "empty" if scores.empty else "done",
@@ -133,7 +136,7 @@ def _side(um: float, mpp: float) -> int:
 
 
 def _worst(cells: Cells) -> tuple[Worst, ...]:
-    """Return the cells with the most unmatched nuclei; of equals the first in raster order."""
+    """Return the cells with the most unmatched nuclei, in raster order if equal."""
     order = np.argsort(-cells.unmatched, kind="stable")[:KEPT_WORST]
     side = cells.side_px
     return tuple(
@@ -145,17 +148,17 @@ def _worst(cells: Cells) -> tuple[Worst, ...]:
 
 
 def fingerprints(pair: SlidePair) -> tuple[str, str]:
-    """Return digests of both tables: a stored comparison counts as long as they are the same."""
+    """Return the digests of both tables; a stored comparison is valid while they are unchanged."""
     return table_fingerprint(pair.a), table_fingerprint(pair.b)
 
 
 def cells_path(out: Path, slide_id: str) -> Path:
-    """Return where a slide's map is stored."""
+    """Return the path of a slide's map."""
     return out / "cells" / f"{slide_id}.parquet"
 
 
 def write_record(out: Path, found: SlideComparison, cells: Cells) -> None:
-    """Store a slide's comparison; the record last, since it says that all is there."""
+    """Store a slide's comparison; the record is written last, because it marks the comparison as complete."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -170,7 +173,7 @@ def write_record(out: Path, found: SlideComparison, cells: Cells) -> None:
 
 
 def read_record(out: Path, pair: SlidePair) -> SlideComparison | None:
-    """Return a slide's stored comparison; None where there is none, it cannot be read, or a table has changed since."""
+    """Return a slide's stored comparison; None if there is none, it cannot be read, or a table has changed since."""
     try:
         tree: dict[str, Any] = json.loads((out / "slides" / f"{pair.slide_id}.json").read_text(encoding="utf-8"))
         tree["scores"] = Scores(**_tuples(tree["scores"]))
