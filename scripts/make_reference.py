@@ -21,28 +21,28 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 NOTE = "<!-- written by scripts/make_reference.py: change the program, then run it -->\n"
 
 SURROUNDINGS = (
-    "`OUT/nuclei/<slide_id>.parquet` of `wsiseg neighbors`, row for row the nuclei; then for each radius `n_within_<r>um` and "
+    "`OUT/nuclei/<slide_id>.parquet` of `wsiseg neighbors`, with the rows of the nuclei; then for each radius `n_within_<r>um` and "
     "`<column>_mean_within_<r>um`, and for the triangulation `n_delaunay`, `edge_mean_um_delaunay`, `<column>_mean_delaunay`."
 )
 
 TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
-    ("Nuclei", "`RUN/nuclei/<slide_id>.parquet`: GeoParquet 1.1 in Hilbert order, one row a nucleus.", schema.NUCLEI),
+    ("Nuclei", "`RUN/nuclei/<slide_id>.parquet`: GeoParquet 1.1 in Hilbert order, one row per nucleus.", schema.NUCLEI),
     ("Features on reading", "Made of stored columns by `wsiseg.read_nuclei(..., columns=[...])`: no file.", schema.DERIVED),
-    ("Features", "`RUN/features/<slide_id>.parquet` of `wsiseg features`, row for row the nuclei.", schema.FEATURES),
-    ("Slides", "`RUN/slides.parquet` and `slides.csv`: one row a slide.", schema.SLIDES),
+    ("Features", "`RUN/features/<slide_id>.parquet` of `wsiseg features`, with the rows of the nuclei.", schema.FEATURES),
+    ("Slides", "`RUN/slides.parquet` and `slides.csv`: one row per slide.", schema.SLIDES),
     (
         "Regions",
-        "The output of `wsiseg regions`: GeoParquet 1.1, one row a region and one a class of each slide.",
+        "The output of `wsiseg regions`: GeoParquet 1.1, one row per region and per class of each slide.",
         schema.REGIONS,
     ),
     (
         "Distances to regions",
-        "`FOLDER/<slide_id>.parquet` of `wsiseg regions --distances FOLDER`, row for row the nuclei; then `border_um_<class>`.",
+        "`FOLDER/<slide_id>.parquet` of `wsiseg regions --distances FOLDER`, with the rows of the nuclei; then `border_um_<class>`.",
         schema.BORDERS,
     ),
     (
         "Cells",
-        "`RUN/cells/<slide_id>.parquet` of `wsiseg cells`: GeoParquet 1.1, row for row the nuclei.",
+        "`RUN/cells/<slide_id>.parquet` of `wsiseg cells`: GeoParquet 1.1, with the rows of the nuclei.",
         schema.CELLS,
     ),
     (
@@ -51,34 +51,34 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
         schema.EDGES,
     ),
     ("Surroundings of nuclei", SURROUNDINGS, schema.NEIGHBORS),
-    ("Points", "The output of `wsiseg assign`: one row a point, in the order of the file.", schema.ASSIGNED),
+    ("Points", "The output of `wsiseg assign`: one row per point, in the order of the file.", schema.ASSIGNED),
     ("Errors", "`RUN/errors.parquet`: what failed.", schema.ERRORS),
     (
         "Imported nuclei",
-        "Further columns of `RUN/nuclei/<slide_id>.parquet` where `wsiseg import` wrote it.",
+        "Further columns of `RUN/nuclei/<slide_id>.parquet` written by `wsiseg import`.",
         schema.IMPORTED,
     ),
-    ("Outliers", "`RUN/qc/outliers.parquet` and `outliers.csv` of `wsiseg qc outliers`: one row a slide.", schema.OUTLIERS),
-    ("Patches", "`RUN/qc/patches.parquet` of `wsiseg qc patches`: one row a sampled patch.", schema.PATCHES),
+    ("Outliers", "`RUN/qc/outliers.parquet` and `outliers.csv` of `wsiseg qc outliers`: one row per slide.", schema.OUTLIERS),
+    ("Patches", "`RUN/qc/patches.parquet` of `wsiseg qc patches`: one row per sampled patch.", schema.PATCHES),
     (
         "Features of patches",
-        "`RUN/qc/features.parquet`, from which the quality of patches is predicted; then a float64 column a feature.",
+        "`RUN/qc/features.parquet`, from which the quality of patches is predicted; then one float64 column per feature.",
         schema.PATCH_FEATURES[:1],
     ),
-    ("Predicted quality", "`RUN/qc/predicted.parquet` of `wsiseg qc predict`: one row a patch.", schema.PREDICTED),
-    ("Predicted quality of slides", "`RUN/qc/predicted_slides.parquet` and `.csv`: one row a slide.", schema.PREDICTED_SLIDES),
+    ("Predicted quality", "`RUN/qc/predicted.parquet` of `wsiseg qc predict`: one row per patch.", schema.PREDICTED),
+    ("Predicted quality of slides", "`RUN/qc/predicted_slides.parquet` and `.csv`: one row per slide.", schema.PREDICTED_SLIDES),
     (
         "Order of a review",
-        "`RUN/qc/order.parquet` of `wsiseg qc review --order predicted`: one row a patch.",
+        "`RUN/qc/order.parquet` of `wsiseg qc review --order predicted`: one row per patch.",
         schema.REVIEW_ORDER,
     ),
-    ("Grades", "`RUN/qc/grades.parquet` of `wsiseg qc grade`: one row a slide.", schema.GRADED),
+    ("Grades", "`RUN/qc/grades.parquet` of `wsiseg qc grade`: one row per slide.", schema.GRADED),
     (
         "Decisions",
-        "`RUN/qc/report.decisions.csv` of `wsiseg qc report`: one line a slide, then one a sampled patch.",
+        "`RUN/qc/report.decisions.csv` of `wsiseg qc report`: one line per slide, then one per sampled patch.",
         schema.DECISIONS,
     ),
-    ("Compared slides", "`OUT/compare.parquet` of `wsiseg compare`: one row a slide.", schema.COMPARED),
+    ("Compared slides", "`OUT/compare.parquet` of `wsiseg compare`: one row per slide.", schema.COMPARED),
     ("Compared cells", "`OUT/cells/<slide_id>.parquet`: where two segmentations agree.", schema.COMPARED_CELLS),
 )
 

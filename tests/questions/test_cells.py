@@ -128,7 +128,7 @@ def test_spatialdata_gets_cells(labels: np.ndarray, tmp_path: Path) -> None:
 def test_cells_are_resumed_and_never_mixed(labels: np.ndarray, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", labels, 1.0)
     assert "1 slides" in call("cells", run, "--expand-um", 3)
-    assert "1 there already" in call("cells", run, "--expand-um", 3)
+    assert "1 finished already" in call("cells", run, "--expand-um", 3)
     assert "there are cells of 3.0 um" in call("cells", run, "--expand-um", 4, code=1)
     assert "1 slides" in call("cells", run, "--expand-um", 4, "--overwrite")
     assert "above 0" in call("cells", run, "--expand-um", 0, code=2)
@@ -147,7 +147,7 @@ def test_imported_nuclei_that_overlap(tmp_path: Path) -> None:
     list(import_files([tmp_path / "a.geojson"], "qupath", tmp_path / "run", options))
     told = call("cells", tmp_path / "run", "--expand-um", 2.5)
     assert "4 cells of 5 nuclei" in told
-    assert "1 nuclei lie under others" in told
+    assert "1 nuclei are covered by others" in told
     found = geopandas.read_parquet(tmp_path / "run/cells/S.parquet")
     kept = found[found.geometry.notna()]
     assert kept.area.sum() == pytest.approx(kept.union_all().area)  # no overlap

@@ -122,7 +122,7 @@ def test_a_run_is_resumed_and_gives_the_same_bytes(run: Path, tmp_path: Path) ->
     asked = ("--radius-um", 30, "--delaunay")
     call("neighbors", run, "-o", one, *asked)
     assert "1 slides" in call("neighbors", run, "-o", two, *asked, "--slide", "A")
-    assert "1 there already" in call("neighbors", run, "-o", two, *asked)
+    assert "1 finished already" in call("neighbors", run, "-o", two, *asked)
     for path in one.rglob("*.parquet"):
         assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
     told = call("neighbors", run, "-o", two, "--radius-um", 40, code=1)

@@ -51,7 +51,7 @@ def test_a_whole_run_is_whole(made: Path) -> None:
     assert verdict.nuclei == pq.read_table(made / "nuclei/good.parquet").num_rows > 0
     done = run_here("verify", made)
     assert done.exit_code == 0
-    assert "all whole, all agree" in done.output
+    assert "all complete, all agree" in done.output
 
 
 def flip(path: Path) -> None:

@@ -36,11 +36,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--to", required=True, type=click.Choice(EXPORTS), help="Format to write.")
 @click.option("-o", "--out", required=True, type=PATH, help="File for one slide; folder for several, and for quip.")
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; repeatable.")
-@click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid lies in this window, level-0 pixels.")
+@click.option("--region", default="", metavar="X,Y,W,H", help="Only nuclei whose centroid is in this window, level-0 pixels.")
 @click.option("--sample", type=click.IntRange(1), help="At most this many nuclei, the same ones every time.")
 @click.option("--frame", cls=RenamedOption, old_names=["--origin"], type=click.Choice(["bounds", "slide"]), default="bounds",
               show_default=True,
-              help="qupath: count from the scanned area, as QuPath does, or from the slide's corner.")  # fmt: skip
+              help="qupath: coordinates relative to the scanned area, as in QuPath, or to the slide's corner.")  # fmt: skip
 @click.option("--centroids", is_flag=True, help="qupath: points instead of polygons, a tenth of the size.")
 @click.option("--tile-px", cls=RenamedOption, old_names=["--tile"], type=click.IntRange(64), default=4000, show_default=True,
               help="quip: side of a tile, level-0 pixels.")  # fmt: skip
@@ -70,7 +70,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     quip         QuIP / TCIA tiles (CSV and JSON)      anndata      AnnData for squidpy (.h5ad)
     marks        caMicroscope documents                tiatoolbox   annotation store (.db)
     labels-png   label image of a region (uint16)      ome-zarr     label image of the slide, OME-Zarr 0.5
-    labels-tiff  the same, uint32                      maps         density, mean area, cover, OME-Zarr 0.5
+    labels-tiff  label image of a region (uint32)      maps         density, mean area, cover, OME-Zarr 0.5
     geopackage   GIS tools                             imagej       ROI set of a region
     asap         ASAP XML                              imagescope   Aperio ImageScope XML
     csv          table with WKT                        dicom-ann    DICOM bulk annotations (.dcm)
@@ -119,7 +119,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
 )
 @click.option("--slide-file", "slide", cls=RenamedOption, old_names=["--slide"], default="", metavar="SLIDE",
               help="The slide of these nuclei: gives mpp, size, bounds and tissue.")  # fmt: skip
-@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel, where the file does not say.")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel, if the file does not state it.")
 @click.option("--width", "width_px", type=click.IntRange(1), help="Slide width, level-0 pixels.")
 @click.option("--height", "height_px", type=click.IntRange(1), help="Slide height, level-0 pixels.")
 @click.option("--slide-id", default="", metavar="ID", help="Id of the slide.  [the slide's or file's name]")
@@ -164,7 +164,7 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
         for note in done.notes:
             click.echo(f"  note: {note}")
         if not done.n_nuclei and done.skipped:
-            click.echo("  warning: the file holds no outline of a nucleus", err=True)
+            click.echo("  warning: the file has no outline of a nucleus", err=True)
     click.echo(f"run folder: {out}")
 
 
@@ -175,15 +175,15 @@ def import_command(files: tuple[Path, ...], fmt: str, out: Path, **options: Any)
     "-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="Write .csv or .parquet instead of printing."
 )
 @click.option("--rows", type=click.IntRange(1), default=40, show_default=True, help="Rows printed.")
-@click.option("--allow-files", is_flag=True, help="Let the SQL read and write other files, load extensions, use the network.")
+@click.option("--allow-files", is_flag=True, help="Allow the SQL to access other files, extensions and the network.")
 def query(run: str | Path, sql: str, out: Path | None, rows: int, allow_files: bool) -> None:
     """Run an SQL query over the tables of RUN.
 
-    RUN is a run folder, a folder made by wsiseg cohort, or the address to which wsiseg publish sent a run: of a bucket only the
-    row groups that the query needs are read.
+    RUN is a run folder, a folder made by wsiseg cohort, or the address to which wsiseg publish sent a run. From a bucket only
+    the row groups that the query needs are read.
 
-    Views: nuclei, features, slides, errors, grades. The SQL can read these and nothing else, and write nothing; the answer is
-    written with --out. With --allow-files it may do what DuckDB can: for SQL that you trust.
+    Views: nuclei, features, slides, errors, grades. The SQL can only read these; --out writes the result to a file. With
+    --allow-files it can do everything that DuckDB can; use this only for SQL that you trust.
 
     \b
     wsiseg query RUN "select slide_id, count(*) n, avg(area_um2) from nuclei group by all order by n desc"
@@ -213,14 +213,14 @@ def query(run: str | Path, sql: str, out: Path | None, rows: int, allow_files: b
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; repeatable.")
 @click.option("--stain-vectors", "stain", cls=RenamedOption, old_names=["--stain"], type=click.Choice(["ruifrok", "macenko"]),
               default="ruifrok", show_default=True,
-              help="Those of Ruifrok and Johnston, the same for all slides, or fitted to each by Macenko.")  # fmt: skip
+              help="Stain vectors: of Ruifrok and Johnston, equal for all slides, or fitted to each by Macenko.")  # fmt: skip
 @click.option("--no-pixels", is_flag=True, help="Omit optical densities; the slide files are then not needed.")
 @click.option("--tile", "tile_wpx", type=click.IntRange(64, 16384), default=2048, show_default=True,
               help="Side of the windows read, pixels at the model's resolution; results do not depend on it.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Measure slides again that have features already.")
+@click.option("--overwrite", is_flag=True, help="Measure slides again that already have features.")
 @click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
 @cluster_only_options
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def features(
     run: Path,
     slide_ids: tuple[str, ...],
@@ -234,9 +234,9 @@ def features(
     """Measure further features of every nucleus of RUN: stain, solidity, neighbors.
 
     They are written to RUN/features/SLIDE_ID.parquet, in the row order of the slide's table; wsiseg query (view features),
-    wsiseg export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and the like need
-    no measuring: they are derived from the table. Slides that were moved are found by --path-map. A stopped command continues
-    when it is given again: finished slides are not measured twice.
+    wsiseg export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and other features
+    derived from the table are available without this command. Use --path-map for slides that were moved. Finished slides are
+    skipped, so the same command resumes.
 
     \b
     wsiseg features RUN
@@ -250,7 +250,7 @@ def features(
 
 
 def measure_shown(run: Path, options: FeatureOptions, slide_ids: tuple[str, ...], config: RunConfig, *, quiet: bool) -> int:
-    """Measure features and show progress; ``quiet`` shows errors alone. Return how many slides could not be measured."""
+    """Measure features and show progress (``quiet``: only errors); return the number of slides that failed."""
     from rich.console import Console
     from rich.progress import Progress
 
@@ -298,13 +298,13 @@ def cohort(runs: tuple[Path, ...], out: Path) -> None:
 @click.command()
 @click.argument("run", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("address", metavar="ADDRESS")
-@click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def publish(run: Path, address: str, quiet: bool) -> None:
-    """Send the finished slides of RUN to a bucket: their tables, the statistics, and QC.
+    """Upload the finished slides of RUN to a bucket: their tables, the statistics, and QC.
 
-    Each object is there whole or not at all. The same command again sends only what is new or has changed (by size and
-    MD5), so it resumes, and may be repeated during a run. wsiseg query, geopandas and pyarrow then read a window of a
-    slide from the bucket without fetching its table.
+    Objects appear complete or not at all. Repeating the command uploads only new or changed files (by size and MD5), so it
+    resumes, and can be used during a run. wsiseg query, geopandas and pyarrow then read a window of a slide from the
+    bucket without downloading its table.
 
     \b
     wsiseg publish RUN s3://bucket/cohort-1
@@ -318,7 +318,7 @@ def publish(run: Path, address: str, quiet: bool) -> None:
 
     done = publish_run(run, address, tell)
     if not quiet:
-        click.echo(f"objects    {done.sent} sent ({done.sent_bytes / 1e6:.1f} MB), {done.there} were there already")
+        click.echo(f"objects    {done.sent} sent ({done.sent_bytes / 1e6:.1f} MB), {done.there} existed already")
         if done.unfinished:
             more = ", ..." * (len(done.unfinished) > 5)
             click.echo(

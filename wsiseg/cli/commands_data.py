@@ -20,24 +20,24 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 @click.option("--cv", type=click.Choice(["organ", "patient"]), help="Cross-validate, leaving out organs or groups of patients.")
 @click.option("--folds", type=click.IntRange(2), help="Folds of --cv.  [one per organ, 5 of patients]")
 @click.option(
-    "--model", default="", metavar="NAME", help="A published recipe in place of CONFIG's own network, targets and losses."
+    "--model", default="", metavar="NAME", help="A published recipe that replaces CONFIG's network, targets and losses."
 )
 def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: str) -> None:
-    """Train the two-head network as CONFIG (TOML) says; curves, checkpoints and the model card go to its run folder.
+    """Train the two-head network with the options of CONFIG (TOML); write curves, checkpoints and model card to its run folder.
 
-    With --cv one run per fold goes to OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation over
-    folds) to the screen; the same command resumes it.
+    With --cv there is one run per fold in OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation
+    over folds) is printed; the same command resumes.
 
     --model two-stage: the two U-Nets of Mahbod et al. 2019, one for the nuclei and one for a distance map, after Macenko
     normalization. --model hou43: the 43 convolutions of Hou et al. 2020 and their thresholds; `wsiseg synth` makes synthetic
-    images by their method. The weights are used as any others: `wsiseg segment FOLDER --out RUN --weights FILE`.
+    images by their method. Use the weights with `wsiseg segment FOLDER --out RUN --weights FILE`.
 
     \b
     Several GPUs:  torchrun --nproc-per-node 4 -m wsiseg train CONFIG    (device = "cuda" in its [loop])
     Example:       wsiseg train scripts/train_open.toml --cv patient --folds 5
     """
     if folds is not None and cv is None:
-        raise click.UsageError("--folds belongs to --cv organ or --cv patient.")
+        raise click.UsageError("--folds needs --cv organ or --cv patient.")
     if cv is not None:
         from wsiseg.train.crossval import cross_validate
 
@@ -77,7 +77,7 @@ def stats(root: Path) -> None:
 @click.argument("old_out", required=False, metavar="", type=click.Path(file_okay=False, path_type=Path))
 @click.option("-o", "--out", type=click.Path(file_okay=False, path_type=Path), help="Folder to write to.  [required]")
 @click.option("--format", "format_name", default="auto", show_default=True, help="Name of the published format.")
-@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel where the set states none.")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel, if the set states none.")
 @click.option("--licence", default="", help="Licence to record.")
 @click.option("--name", default="", help="Name to record.")
 def convert(source: Path, old_out: Path | None, out: Path | None, format_name: str, **facts: Any) -> None:
@@ -99,7 +99,7 @@ def convert(source: Path, old_out: Path | None, out: Path | None, format_name: s
 @click.option("--sets", default="", metavar="A,B", help="Sets (folders of ROOT) to use.  [all that have an INFO.json]")
 @click.option("--patch", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
 def patches(root: Path, old_out: Path | None, out: Path | None, sets: str, patch: int) -> None:
-    """Write the sets under ROOT as patches in one sharded Zarr v3 store, which training reads in place of the folder.
+    """Write the sets under ROOT as patches in one sharded Zarr v3 store, which training can read instead of the folder.
 
     \b
     Example:  wsiseg datasets patches nuclei --out nuclei.zarr --sets tnbc,consep
@@ -129,10 +129,10 @@ def patches(root: Path, old_out: Path | None, out: Path | None, sets: str, patch
     help="Variance of the border weight, px².",
 )
 def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
-    """Write CryoNuSeg's auxiliary masks (Mahbod et al. 2021) of SET, in that set's folders.
+    """Write the auxiliary masks of CryoNuSeg (Mahbod et al. 2021) for SET, in the folders of CryoNuSeg.
 
-    SET is in the unified layout, in a published format (such as ImageJ ROI zips beside 'tissue images'), or a folder of label
-    images. Written: label, binary, without border, eroded, distance maps, weighted maps.
+    SET is in the unified layout, in a published format (such as ImageJ ROI zips and a folder 'tissue images'), or a folder of
+    label images. The masks are: label, binary, without border, eroded, distance maps, weighted maps.
 
     \b
     Example:  wsiseg datasets masks cryonuseg --out cryonuseg_masks
@@ -143,7 +143,7 @@ def masks(source: Path, out: Path, w0: float, sigma2: float) -> None:
 
 
 def _one_out(out: Path | None, old_out: Path | None) -> Path:
-    """Return the path given by --out, or as the last argument, as earlier versions took it."""
+    """Return the path given by --out, or by the last argument, as in earlier versions."""
     if (out is None) == (old_out is None):
         raise click.UsageError("Missing option '-o' / '--out'." if out is None else f"Got --out and a second path, {old_out}.")
     return out or old_out or Path()

@@ -33,7 +33,7 @@ _GROUPS = click.option(
 
 
 class _ByArguments(click.Group):
-    """`evaluate PRED TRUTH` and `evaluate --data ROOT` name no subcommand: which is meant follows from the arguments."""
+    """Selects the subcommand by the arguments, since `evaluate PRED TRUTH` and `evaluate --data ROOT` name none."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         named = bool(args) and args[0] in self.commands and not self._is_pred(ctx, args)
@@ -43,7 +43,7 @@ class _ByArguments(click.Group):
         return super().parse_args(ctx, args)
 
     def _is_pred(self, ctx: click.Context, args: list[str]) -> bool:
-        """Return whether the name of a subcommand is PRED: a path of that name exists, and the line reads as PRED TRUTH."""
+        """Return whether the first argument is PRED and not a subcommand: a path of that name exists, and TRUTH follows."""
         if not Path(args[0]).exists():
             return False
         parser = self.commands["files"].make_parser(click.Context(self.commands["files"], parent=ctx, info_name="files"))
@@ -60,14 +60,14 @@ def evaluate() -> None:
 
     \b
     wsiseg evaluate PRED TRUTH                      two files, or two folders paired by name
-    wsiseg evaluate --data SETS                     the default weights on annotated sets, patients held out
+    wsiseg evaluate --data SETS                     the default weights on held-out patients of annotated sets
     wsiseg evaluate --data SETS --weights open --against research --gallery worst.png
     wsiseg evaluate --protocol hou2020 PRED TRUTH   the validation tables of Hou et al. 2020
     wsiseg compare RUN_A RUN_B -o OUT               two segmentations of whole slides, window by window
     wsiseg evaluate observers anna=A ben=B anna=C   inter- and intra-observer agreement per organ
 
-    `wsiseg evaluate files --help`, `... model --help` and `... observers --help` list the options. A file or folder that is
-    called files, model or observers may be PRED: `wsiseg evaluate model TRUTH` scores the folder `model` if there is one.
+    `wsiseg evaluate files --help`, `... model --help` and `... observers --help` list the options. A file or folder named
+    files, model or observers can be PRED: `wsiseg evaluate model TRUTH` scores the folder `model` if it exists.
     """
 
 
@@ -76,7 +76,7 @@ def evaluate() -> None:
 @click.argument("truth", type=_EXISTING)
 @click.option("-o", "--out", type=_NEW_FILE, help="Write scores per image (.csv, .parquet or .json; a protocol: .json).")
 @click.option("--compare", type=_EXISTING, metavar="PRED2", help="Another run's predictions: paired Wilcoxon test on PQ.")
-@click.option("--ignore", type=_EXISTING, help="Mask (or folder of masks): pixels that count for neither side.")
+@click.option("--ignore", type=_EXISTING, help="Mask (or folder of masks) of pixels that are not scored.")
 @click.option(
     "--scale", type=click.FloatRange(0, min_open=True), default=1.0, show_default=True, help="Label px per polygon px."
 )
@@ -89,7 +89,7 @@ def evaluate() -> None:
 @click.option("--missing", type=click.Choice(["error", "empty", "skip"]), default="error", show_default=True,
               help="What to do with a truth that has no prediction.")  # fmt: skip
 @click.option("--max-gb", type=click.FloatRange(0, min_open=True), default=2.0, show_default=True,
-              help="Memory that scoring one image may take, 10^9 bytes; for whole slides there is wsiseg compare.")  # fmt: skip
+              help="Memory limit for scoring one image, 10^9 bytes; use wsiseg compare for whole slides.")  # fmt: skip
 @click.option("--summary", is_flag=True, help="Only the summary, not a row per image.")
 @_PROTOCOL
 @_GROUPS
@@ -98,8 +98,8 @@ def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | N
     """Score PRED against TRUTH: Dice, DICE_2, AJI, AJI+, PQ (SQ, DQ), F1 over IoU, counts.
 
     Each is a file or a folder (paired by name) of label images (png, tif, npy, npz, mat), wsiseg tables, GeoJSON, cells.json of
-    CellViT or HoVer-Net, or QuIP CSV. Objects that are not nuclei are left out and counted; polygons given
-    twice are two detections. Negative pixels of a label image are not annotated and count for neither side.
+    CellViT or HoVer-Net, or QuIP CSV. Objects that are not nuclei are left out and counted; duplicate polygons are two
+    detections. Negative pixels of a label image mean not annotated and are not scored.
 
     \b
     wsiseg evaluate predicted/ truth/ --out scores.csv
@@ -128,22 +128,22 @@ def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | N
     type=click.Choice(["validation", "train", "all"]),
     default="validation",
     show_default=True,
-    help="Held-out patients, those that the shipped weights were trained on, or all. Sets without held-out patients are used "
-    "whole.",
+    help="Held-out patients, those on which the installed weights were trained, or all. Sets without held-out patients are "
+    "always used completely.",
 )
 @click.option("--tta", type=click.Choice(["1", "8"]), default=None,
               help=f"Test-time augmentation: mean over 8 flips and rotations.  [{default_of('tta')}: none]")  # fmt: skip
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default=None,
               help=f"Arithmetic of the network, as for `wsiseg segment`.  [{default_of('precision')}]")  # fmt: skip
 @click.option("--config", "config_file", type=_FILE, help="TOML file with options of any stage, as for `wsiseg segment`.")
-@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of sets that state none.  [their own pixels]")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of sets that state none.  [not resampled]")
 @click.option(
     "--by", type=click.Choice(["set", "patient", "image"]), default="set", show_default=True, help="Rows of the table."
 )
 @click.option("--limit", type=click.IntRange(1), default=None, help="At most this many images per set, for a quick look.")
 @click.option("--against", default="", metavar="WEIGHTS", help="Other weights on the same images, with a paired Wilcoxon test.")
 @click.option("--gallery", type=_NEW_FILE, metavar="PICTURE", help="Draw the worst windows, marked (.png or .jpg).")
-@click.option("--crops", type=click.IntRange(1), default=8, show_default=True, help="How many windows the gallery shows.")
+@click.option("--crops", type=click.IntRange(1), default=8, show_default=True, help="Number of windows in the gallery.")
 @click.option(
     "--labels", "labels_out", type=click.Path(file_okay=False, path_type=Path), help="Write instances as label images."
 )
@@ -188,8 +188,8 @@ def model(root: Path, sets: str, config_file: Path | None, protocol: str | None,
 def observers(readings: tuple[str, ...], images: Path | None, organs: Path | None, out: Path | None) -> None:
     """Compare several annotations of the same images: Dice, AJI and PQ per organ, mean ± sd, as in CryoNuSeg's paper.
 
-    A folder holds label images, polygon files, or ImageJ ROI sets (<id>.zip, or folders of .roi). Two folders under one name
-    are two readings of one person: intra-observer. The first of a pair is taken as truth.
+    A folder has label images, polygon files, or ImageJ ROI sets (<id>.zip, or folders of .roi). Two folders with the same name
+    are two readings of one person (intra-observer). The first of a pair is taken as truth.
 
     \b
     wsiseg evaluate observers biologist=A bioinformatician=B biologist=A_again --images pictures/
@@ -205,16 +205,18 @@ def observers(readings: tuple[str, ...], images: Path | None, organs: Path | Non
 @click.argument("b", type=_EXISTING)
 @click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make.")
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide; may be repeated.")
-@click.option("--crops", type=click.IntRange(0), default=12, show_default=True, help="How many places the picture shows.")
+@click.option(
+    "--crops", type=click.IntRange(0), default=12, show_default=True, help="Number of places in the picture of disagreements."
+)
 @click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
 @cluster_only_options
-@click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def compare(a: Path, b: Path, out: Path, slide_ids: tuple[str, ...], crops: int, quiet: bool, **options: Any) -> None:
-    """Compare two segmentations of whole slides: how far A agrees with B, and where it does not.
+    """Compare two segmentations of whole slides: how well A agrees with B, and where it does not.
 
-    A and B are runs, imported sets (wsiseg import) or tables; slides pair by id. Per slide and pooled: PQ, F1, Dice, AJI,
-    counts, areas; their map; the places where most nuclei have no partner. Scores are those of wsiseg evaluate with B as
-    truth, but memory does not grow with the slide. A stopped command continues when it is given again.
+    A and B are runs, imported sets (wsiseg import) or tables; slides are paired by id. The results are PQ, F1, Dice, AJI,
+    counts and areas, by slide and pooled; a map of each slide; and the places with the most unmatched nuclei. Scores are those
+    of wsiseg evaluate with B as truth, but memory does not grow with the slide. The same command resumes.
 
     \b
     wsiseg compare RUN_RESEARCH RUN_OPEN -o COMPARED
@@ -254,7 +256,7 @@ def _print_comparison(found: Comparison) -> None:
     headings = ["slide", "A", "B", "A / B", "area A - B", "PQ", "F1", "Dice", "AJI"]
     print_table(headings, cells, "A against B" if len(found.slides) <= 40 else "A against B (the first 40 slides)")
     if found.reused:
-        click.echo(f"{found.reused} of {len(found.slides)} slides were compared before")
+        click.echo(f"{found.reused} of {len(found.slides)} slides were compared by an earlier command")
     click.echo(f"{found.out / 'compare.html'}  (and compare.parquet, compare.json; {found.seconds:.0f} s)")
 
 

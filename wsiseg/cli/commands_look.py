@@ -23,13 +23,13 @@ __all__ = ["COMMANDS"]
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none.")
 def info(slides: tuple[str, ...], mpp: float | None) -> None:
-    """Show what wsiseg knows of each SLIDE: size, levels, samples, tissue, microns per pixel and where they come from, reader.
+    """Show the facts of each SLIDE: size, levels, samples, tissue, microns per pixel and their source, reader.
 
-    Pixels are read as H&E colour of 8 bits: three samples, interleaved, in planes or in pages that OME-XML names; palettes,
-    CMYK and alpha (over white) too, upright as the orientation tag says. Of integers with more bits the upper 8 of those in use
-    are taken: the bits that the file declares, else the fewest of 8, 10, 12, 14 or 16 that hold the slide's brightest sample.
-    Floats are 0..1 if the brightest is at most 1.5, else 0..255. Gray images, stacks and fluorescence are refused: they are not
-    H&E colour. Microns per pixel outside 0.1 to 2 must be confirmed with --mpp.
+    Pixels are read as 8-bit H&E color: three samples, interleaved, in planes, or in pages named by OME-XML; also palettes,
+    CMYK, and alpha (over white); rotated by the orientation tag. Integers with more bits are reduced to the upper 8 of the bits
+    in use: those that the file declares, else the fewest of 8, 10, 12, 14 or 16 that can store the slide's brightest sample.
+    Floats are 0..1 if the brightest sample is at most 1.5, else 0..255. Gray images, stacks and fluorescence are refused.
+    Microns per pixel outside 0.1 to 2 must be confirmed with --mpp.
 
     \b
     Example: wsiseg info slides/*.svs
@@ -67,7 +67,7 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @segment_options
 @slide_options
-@click.option("--stage", type=click.Path(file_okay=False), help="Folder that slides at addresses would be fetched to.  [here]")
+@click.option("--stage", type=click.Path(file_okay=False), help="Folder to which slides at addresses would be fetched.  [here]")
 @click.option(
     "--stage-gb",
     type=click.FloatRange(0, min_open=True),
@@ -80,11 +80,11 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
     help="File with the token for controlled files of the GDC.",
 )
 def plan(slides: tuple[str, ...], **options: Any) -> None:
-    """Estimate tiles, tissue area, time and table size of a run over SLIDE... without doing it.
+    """Estimate tiles, tissue area, time and table size of a run over SLIDE... without running it.
 
-    Eight small windows of their tissue are segmented here to measure this machine and the slides; nothing is written. Estimates
-    are intervals that hold the mean in 90 % of cases. Slides at addresses are not fetched: their files and bytes are listed,
-    and those that cannot fit into the staging folder.
+    Eight small windows of tissue are segmented to measure the speed of this machine and the density of nuclei; nothing is
+    written. Intervals are 90 % confidence intervals. Slides at addresses are not fetched; their sizes are listed, with a
+    warning for those that do not fit into the staging folder.
 
     \b
     wsiseg plan slides/
@@ -140,9 +140,9 @@ def _print_totals(console: Console, made: Plan, here: list[PlanRow]) -> None:
         f"{made.bound_bytes / 1e9:,.3f} GB (--stage-gb), {made.free_bytes / 1e9:,.1f} GB are free."
     )
     if made.bound_bytes > made.free_bytes:
-        console.print("The limit is larger than what is free: lower --stage-gb, or choose another --stage.", style="yellow")
+        console.print("The limit exceeds the free space: lower --stage-gb, or choose another --stage.", style="yellow")
     for r in made.too_large():
-        console.print(f"{r.slide_id}: {r.fetch_bytes / 1e9:.3f} GB cannot fit", style="red", markup=False)
+        console.print(f"{r.slide_id}: {r.fetch_bytes / 1e9:.3f} GB do not fit", style="red", markup=False)
 
 
 def _interval(found: Estimate, form: str) -> str:
@@ -162,7 +162,7 @@ def _print_left_out(console: Console, found: Found) -> None:
 
 @click.command()
 def doctor() -> None:
-    """Check what is installed, which backend a run would take, and that segmentation works (a self-test)."""
+    """Check what is installed, what a run would compute with, and that segmentation works (a self-test)."""
     from wsiseg.run.doctor import doctor as examine
 
     console = Console(highlight=False, soft_wrap=True)
@@ -179,7 +179,7 @@ def doctor() -> None:
 @click.argument("slide_id")
 @click.option("--region", default="", metavar="X,Y,W,H", help="Level-0 pixels.  [the densest 1600 x 1000]")
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="PNG file to write.")
-@click.option("--side-by-side", is_flag=True, help="Show the tissue without outlines beside it.")
+@click.option("--side-by-side", is_flag=True, help="Also show the tissue without outlines, next to it.")
 @click.option("--density", is_flag=True, help="The whole slide with nuclei per mm² in color instead of outlines.")
 @click.option(
     "--path-map", multiple=True, metavar="FROM=TO", help="Slides whose paths began with FROM are now under TO; repeatable."
@@ -197,7 +197,7 @@ def overlay(
     if density:
         if region or side_by_side:
             raise click.UsageError(
-                "--density shows the whole slide, plain beside colored: leave --region and --side-by-side out."
+                "--density always shows the whole slide side by side: leave --region and --side-by-side out."
             )
         from wsiseg.export.density import density_png
 

@@ -25,7 +25,10 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
     help="Network or published model to train, or none; repeatable.  [lean]",
 )
 @click.option(
-    "--predictions", multiple=True, metavar="NAME=FOLDER", help="Label images of the test tiles by another program; repeatable."
+    "--predictions",
+    multiple=True,
+    metavar="NAME=FOLDER",
+    help="Label images of the test tiles from another program; repeatable.",
 )
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Training steps for each set.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Patches per step.")
@@ -51,10 +54,10 @@ def rank(
 ) -> None:  # fmt: skip
     """Rank the annotated sets under ROOT by what a network learns from each (NucFuseRank, Torbati et al. 2026).
 
-    One network is trained on each set alone, all are tested on tiles of all sets (no patient is in training and test), sets
-    are ordered by PQ, and the best are fused. Tables and a figure go to the folder and to the screen; the same command
-    resumes. OUT/train and OUT/test serve other programs too: train them there, write their label images to
-    FOLDER/<trained on>/<set>/<tile>.png, and name that folder.
+    One network is trained on each set alone, and all are tested on tiles of all sets (no patient is in both training and
+    test). Sets are ordered by PQ, and the best are fused. Tables and a figure are written to the folder, and the tables are
+    printed; the same command resumes. To include other programs, train them on OUT/train, write their label images of
+    OUT/test to FOLDER/<trained on>/<set>/<tile>.png, and give that folder with --predictions.
 
     \b
     wsiseg rank SETS --out ranking

@@ -24,12 +24,12 @@ def qc() -> None:
     """Grade a finished run: flag outlier slides, judge random patches, write grades and a report.
 
     \b
-    wsiseg qc outliers RUN        slides that stand out in their cohort
-    wsiseg qc patches RUN         15 random patches per slide
-    wsiseg qc predict RUN         which of them a reviewer will find bad
+    wsiseg qc outliers RUN        flag slides that are unusual in their cohort
+    wsiseg qc patches RUN         draw 15 random patches per slide
+    wsiseg qc predict RUN         predict which of them a reviewer would find bad
     wsiseg qc review RUN          judge them in the browser, with the keyboard
-    wsiseg qc grade RUN           grades and tables from all marks
-    wsiseg qc report RUN          one HTML file with all results
+    wsiseg qc grade RUN           compute grades from all marks
+    wsiseg qc report RUN          write one HTML file with all results
     """
 
 
@@ -37,7 +37,7 @@ def qc() -> None:
 @RUN
 @click.option("--tail", "tail_frac", type=float, default=0.02, show_default=True, help="Outer share of a cohort on each side.")
 @click.option(
-    "--second-tail", "second_tail_frac", type=float, default=0.04, show_default=True, help="The same in the second round."
+    "--second-tail", "second_tail_frac", type=float, default=0.04, show_default=True, help="Outer share in the second round."
 )
 @click.option(
     "--second-round-share",
@@ -51,7 +51,7 @@ def qc() -> None:
     type=click.Choice(["ceil", "floor", "nearest"]),
     default="ceil",
     show_default=True,
-    help="How a fraction of a small cohort becomes a number of slides: 2 % of 20 are 1 on each side by ceil, none by floor.",
+    help="How a share of a small cohort is rounded to a number of slides: 2 % of 20 are 1 on each side by ceil, 0 by floor.",
 )
 @click.option("--min-slides", type=int, default=5, show_default=True, help="Smaller cohorts are not ranked.")
 @click.option(
@@ -66,15 +66,16 @@ def qc() -> None:
 @click.option(
     "--reference",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="A finished run of good slides, same settings, to compare with: for few slides, or where many may be bad.",
+    help="A finished run of good slides with the same settings, to compare with; useful for few slides, or if many may be bad.",
 )
 def outliers(run: Path, methods: tuple[str, ...], reference: Path | None, **limits: Any) -> None:
-    """Flag the slides of RUN that stand out in their cohort, each with its reason, for a person to look at.
+    """Flag slides of RUN that are unusual in their cohort, with reasons, so that a person can check them.
 
-    Ranked in each cohort: nucleus count, density and mean nuclear area (both sides), spread of nuclear area (upper side).
-    From 100 slides on, the outer 2 % of each are flagged; of fewer, what is unusual for that number. Flagged at any number:
-    slides that failed, with nuclei outside the tissue mask, or unlike the images that the network was trained on.
-    Run it again after the review: where many of a cohort's flagged slides were unacceptable, it widens the tails there.
+    Slides are ranked within each cohort by nucleus count, density and mean nuclear area (both sides) and by the spread of
+    nuclear area (upper side). In cohorts of 100 slides or more, the outer 2 % of each are flagged; in smaller ones, slides with
+    extreme robust z-scores. Slides that failed, have nuclei outside the tissue mask, or are unlike the training images of the
+    network are always flagged.
+    Run it again after the review: the tails of a cohort are widened if many of its flagged slides were unacceptable.
 
     \b
     wsiseg qc outliers my-run
@@ -111,7 +112,7 @@ def outliers(run: Path, methods: tuple[str, ...], reference: Path | None, **limi
 @RUN
 @click.option("--per-slide", type=click.IntRange(1, 1000), default=15, show_default=True, help="Patches per slide.")
 @click.option("--more", type=click.IntRange(0, 1000), default=0, help="Patches to add to those that each slide has.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Another seed draws another sample.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the random sample.")
 @PATH_MAP
 def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str, ...]) -> None:
     """Draw random patches of 64 µm from the segmented tissue of every slide of RUN and store their pictures.
@@ -148,10 +149,10 @@ def patches(run: Path, per_slide: int, more: int, seed: int, path_map: tuple[str
 @RUN
 @click.option("--worst", type=click.IntRange(0, 1000), default=10, show_default=True, help="Slides to list, worst first.")
 def predict(run: Path, worst: int) -> None:
-    """Predict which patches of RUN a reviewer will find not adequate, and the bad share of every slide.
+    """Predict which patches of RUN a reviewer would find not adequate, and the share of bad patches of every slide.
 
-    It uses the network's probabilities, the shapes of nuclei, blur, how well outlines fit the picture, and whether the
-    network finds the same nuclei in the picture turned and mirrored (0.1 s of one core per patch); slide files are not
+    The prediction uses the network's probabilities, the shapes of nuclei, blur, how well outlines fit the picture, and whether
+    the network finds the same nuclei in the rotated and mirrored picture (0.1 s of one core per patch). Slide files are not
     needed. Judged patches count as judged; once 30 are judged, the probabilities are calibrated to the reviewers. Run it
     again after a review. `review --order predicted` shows probably bad patches first; `report` shows the calibration.
 
@@ -190,12 +191,12 @@ def predict(run: Path, worst: int) -> None:
 
 @qc.command()
 @RUN
-@click.option("--reviewer", required=True, metavar="NAME", help="Name of the reviewer; each has a file of marks.")
+@click.option("--reviewer", required=True, metavar="NAME", help="Name of the reviewer, who has an own file of marks.")
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
     default=0,
-    help="Port on this machine.  [one of the run's own, to which its report links, else any free one]",
+    help="Port on this machine.  [the port to which the run's report links, else any free one]",
 )
 @click.option(
     "--share", default="1/1", show_default=True, metavar="K/N", help="This reviewer's part of the patches: the K-th of N."
@@ -211,15 +212,15 @@ def predict(run: Path, worst: int) -> None:
     type=click.Choice(["random", "predicted"]),
     default="random",
     show_default=True,
-    help="predicted: patches that look bad tend to come first. Random stays the default, because then any part of a review "
-    "is a fair sample from which slides can be graded.",
+    help="predicted: probably bad patches tend to come first. random: any part of the review is a random sample, from which "
+    "slides can be graded.",
 )
 @click.option(
     "--slide",
     "slides",
     multiple=True,
     metavar="SLIDE_ID",
-    help="Only this slide in the slide queue; repeatable. Others can still be jumped to.  [the flagged ones]",
+    help="Only this slide in the slide queue; repeatable. Other slides can still be selected.  [flagged slides]",
 )
 @click.option("--open/--no-open", "browser", default=False, help="Open the page in the browser.")
 @PATH_MAP
@@ -234,11 +235,11 @@ def review(
     browser: bool,
     path_map: tuple[str, ...],
 ) -> None:
-    """Serve the review page of RUN on this machine and print its address. Stop it with Ctrl-C; each answer is saved at once.
+    """Serve the review page of RUN on this machine and print its address. Stop it with Ctrl-C; each mark is saved at once.
 
-    Beside the flagged slides, any slide of the run can be jumped to by name (J), and the list narrowed by cohort and reason;
-    "Review" on a card of the report opens its slide here. The page begins where this reviewer stopped; ? shows the keys.
-    From another machine: ssh -L PORT:127.0.0.1:PORT host.
+    The queue has the flagged slides; any other slide of the run can be selected by name (key J), and the list filtered by
+    cohort and reason. "Review" on a card of the report opens its slide on this page. The page starts where this reviewer
+    stopped; ? shows the keys. From another machine: ssh -L PORT:127.0.0.1:PORT host.
 
     \b
     wsiseg qc review my-run --reviewer ann --open
@@ -299,18 +300,26 @@ def grade(run: Path) -> None:
 @RUN
 @click.option("-o", "--out", type=click.Path(dir_okay=False, path_type=Path), help="HTML file to write.  [RUN/qc/report.html]")
 @click.option(
-    "--thumbnails", type=click.IntRange(0, 5000), default=200, show_default=True, help="Slides shown with a picture, at most."
+    "--thumbnails",
+    type=click.IntRange(0, 5000),
+    default=200,
+    show_default=True,
+    help="Maximum number of slides with a picture.",
 )
 @click.option(
-    "--patches", "n_patches", type=click.IntRange(0, 2000), default=60, show_default=True, help="Patches shown, at most."
+    "--patches",
+    "n_patches",
+    type=click.IntRange(0, 2000),
+    default=60,
+    show_default=True,
+    help="Maximum number of patches shown.",
 )
 @PATH_MAP
 def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_map: tuple[str, ...]) -> None:
-    """Write one HTML file about RUN that opens in any browser, offline, and beside it all decisions as one CSV file.
+    """Write a report of RUN as one HTML file that opens in any browser, offline, and all decisions as one CSV file.
 
-    Each slide that needs a look has a card with its tissue mask, its nuclear density, why it was flagged, and the nuclei
-    that the mask left out. Six cards fit on a printed page. Both files contain names instead of this machine's paths, to be
-    passed on.
+    Each slide that needs checking has a card with its tissue mask, its nuclear density, why it was flagged, and the nuclei
+    outside the mask. Six cards fit on a printed page. Both files can be shared: they have file names instead of paths.
 
     \b
     wsiseg qc report my-run -o my-report.html      also writes my-report.decisions.csv
@@ -320,7 +329,7 @@ def report(run: Path, out: Path | None, thumbnails: int, n_patches: int, path_ma
 
     path = write_report(load_run(run, path_map), out, max_thumbnails=thumbnails, max_patches=n_patches)
     click.echo(f"{path}  ({path.stat().st_size / 1e6:.1f} MB)")
-    click.echo(f"{path.with_suffix('.decisions.csv')}  (grades, flags, reasons, predictions, what each reviewer said)")
+    click.echo(f"{path.with_suffix('.decisions.csv')}  (grades, flags, reasons, predictions, marks of each reviewer)")
 
 
 COMMANDS = (qc,)

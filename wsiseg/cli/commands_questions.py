@@ -21,24 +21,24 @@ PATH = click.Path(path_type=Path)
 @click.argument("annotations", type=PATH)
 @click.option("-o", "--out", required=True, type=click.Path(dir_okay=False, path_type=Path),
               help="File to write: .parquet, .csv or .h5ad.")  # fmt: skip
-@click.option("--to", type=click.Choice(["parquet", "csv", "anndata"]), help="Format of the file.  [as its ending says]")
+@click.option("--to", type=click.Choice(["parquet", "csv", "anndata"]), help="Format of the file.  [by its suffix]")
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
 @click.option("--frame", default="auto", metavar="FRAME", help=FRAME_HELP.format("the regions' coordinates"))
 @click.option("--belongs", type=click.Choice(["marker", "area"]), default="marker", show_default=True,
-              help="A nucleus belongs to a region that holds its marker, or a share of its area.")  # fmt: skip
+              help="A nucleus belongs to a region that contains its marker, or a share of its area.")  # fmt: skip
 @click.option("--area-frac", type=float, default=0.5, show_default=True,
-              help="With --belongs area: the smallest share of a nucleus that must lie in the region.")  # fmt: skip
+              help="With --belongs area: minimum share of a nucleus that must be in the region.")  # fmt: skip
 @click.option("--distances", type=click.Path(file_okay=False, path_type=Path), metavar="FOLDER",
               help="Also write the distance of every nucleus to the borders, um, to FOLDER/SLIDE_ID.parquet.")  # fmt: skip
 @click.option("--overwrite", is_flag=True, help="Replace outputs that exist.")
 def regions(
     target: Path, annotations: Path, out: Path, to: str | None, slide_ids: tuple[str, ...], overwrite: bool, **options: Any
 ) -> None:
-    """Count and describe the nuclei of drawn regions: area, tissue, density, mean area ..., a row a region and a row a class.
+    """Measure drawn regions and their nuclei: area, tissue, density, mean area ..., one row per region and one per class.
 
-    ANNOTATIONS is a file for one slide, or a folder with files named as their slides: GeoJSON of QuPath or any other tool, ASAP
-    XML, ImageScope XML. Holes do not count, nor what lies outside the slide. Regions that overlap count each for itself; in the
-    row of a class nothing counts twice. Regions that do not fit the slide or its tissue are told, or refused, with numbers.
+    ANNOTATIONS is a file for one slide, or a folder of files named like their slides: GeoJSON of QuPath or any other tool, ASAP
+    XML, ImageScope XML. Holes and parts outside the slide are left out. Overlapping regions are measured separately; in the row
+    of a class, overlaps count once. Regions that do not fit the slide or its tissue are reported or refused, with numbers.
 
     \b
     wsiseg regions RUN annotations/ -o regions.parquet
@@ -51,7 +51,7 @@ def regions(
 
     kind = output_kind(out, to)
     if out.exists() and not overwrite:
-        raise InputError(f"{out} exists already. Remove it, choose another --out, or add --overwrite.")
+        raise InputError(f"{out} already exists. Remove it, choose another --out, or add --overwrite.")
     pairing = pair_annotations(tables_of(target, slide_ids), annotations)
     for note in pairing.notes:
         click.echo(note)
@@ -85,27 +85,31 @@ def _tell_unpaired(what: str, names: list[str]) -> None:
 @click.option("-o", "--out", required=True, type=click.Path(file_okay=False, path_type=Path), help="Folder to make or add to.")
 @click.option("--radius-um", "radii_um", type=float, multiple=True, metavar="R",
               help="Nuclei with centroids at most R um apart are neighbors; repeatable.")  # fmt: skip
-@click.option("--delaunay", is_flag=True, help="Also nuclei that share an edge of the Delaunay triangulation of centroids.")
+@click.option(
+    "--delaunay",
+    is_flag=True,
+    help="Also use the Delaunay triangulation of centroids: nuclei that share an edge are neighbors.",
+)
 @click.option("--max-edge-um", type=float, help="With --delaunay: leave out longer edges.")
 @click.option("--mean", "means", multiple=True, default=("area_um2",), show_default=True, metavar="COLUMN",
-              help="Mean of this column over the neighbors of each nucleus; repeatable.")  # fmt: skip
+              help="Write the mean of this column over the neighbors of each nucleus; repeatable.")  # fmt: skip
 @click.option("--density-step-um", type=float, metavar="S",
-              help="Also write maps of nuclei per mm2 within each radius, a value every S um.")  # fmt: skip
+              help="Also write maps of nuclei per mm2 within each radius, with one value every S um.")  # fmt: skip
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
-@click.option("--overwrite", is_flag=True, help="Compute slides again that are there already.")
+@click.option("--overwrite", is_flag=True, help="Compute slides again that have results.")
 def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
-    """Find which nuclei are near which, and how many and what surrounds each nucleus.
+    """Find the neighbors of each nucleus, and compute their number and means over them.
 
     \b
     OUT/radius/SLIDE_ID.parquet    edges: two nucleus ids, distance in um, up to the largest --radius-um
     OUT/delaunay/SLIDE_ID.parquet  edges of the triangulation
-    OUT/nuclei/SLIDE_ID.parquet    a row a nucleus: neighbors within each radius, mean of each --mean over them
+    OUT/nuclei/SLIDE_ID.parquet    one row per nucleus: number of neighbors, mean of each --mean over them
     OUT/density/SLIDE_ID.Rum.tif   maps of --density-step-um, float32 TIFF
 
-    Distances are those of centroids. Neighborhoods are not cut at the border of the tissue, where nuclei have fewer neighbors.
-    --mean takes columns of the table, derived ones (circularity ...) and those of wsiseg features. The graphs are those of
-    squidpy.gr.spatial_neighbors. Finished slides are skipped: the same command resumes.
+    Distances are between centroids. There is no correction at the border of the tissue, where nuclei have fewer neighbors.
+    --mean accepts columns of the table, derived ones (circularity ...) and those of wsiseg features. The graphs equal those of
+    squidpy.gr.spatial_neighbors. Finished slides are skipped, so the same command resumes.
 
     \b
     wsiseg neighbors RUN -o NEIGHBORS --radius-um 25 --radius-um 50
@@ -125,32 +129,34 @@ def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: An
             click.echo(f"{place}: {done.error}", err=True)
         elif done.skipped:
             skipped += 1
-            click.echo(f"{place}: {done.n_nuclei:,} nuclei, there already")
+            click.echo(f"{place}: {done.n_nuclei:,} nuclei, finished already")
         else:
             n_nuclei, n_edges = n_nuclei + done.n_nuclei, n_edges + sum(done.n_edges.values())
             edges = ", ".join(f"{n:,} {kind} edges" for kind, n in done.n_edges.items())
             click.echo(f"{place}: {done.n_nuclei:,} nuclei, {edges}")
     made = len(tables) - failed - skipped
-    click.echo(f"{out}: {made:,} slides ({n_nuclei:,} nuclei, {n_edges:,} edges), {skipped:,} there already, {failed:,} failed")
+    click.echo(
+        f"{out}: {made:,} slides ({n_nuclei:,} nuclei, {n_edges:,} edges), {skipped:,} finished already, {failed:,} failed"
+    )
     sys.exit(1 if failed else 0)
 
 
 @click.command()
 @click.argument("target", type=click.Path(exists=True, path_type=Path), metavar="RUN|FILE")
 @click.option(
-    "--expand-um", required=True, type=float, metavar="D", help="Farthest distance of a cell's border from its nucleus, um."
+    "--expand-um", required=True, type=float, metavar="D", help="Maximum distance of a cell's border from its nucleus, um."
 )
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
-              help="Processes, which share a slide; the files are the same.")  # fmt: skip
-@click.option("--overwrite", is_flag=True, help="Replace cells that are there already.")
+              help="Number of processes, which share a slide; the files do not depend on it.")  # fmt: skip
+@click.option("--overwrite", is_flag=True, help="Replace existing cells.")
 def cells(target: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
     """Grow every nucleus of a run by up to D um into a cell; cells never overlap.
 
-    They are written to RUN/cells/SLIDE_ID.parquet, a second geometry in the row order of the slide's table. Every pixel within
-    D of a nucleus belongs to the nearest one (at equal distance to the smaller nucleus_id), so cells do not depend on tiles or
-    order. They say how far a cell may reach, not where its membrane is. wsiseg export --cells writes them with their nuclei.
-    Finished slides are skipped: the same command resumes. Runs on the CPU; slide files are not needed.
+    They are written to RUN/cells/SLIDE_ID.parquet, in the row order of the slide's table. Every pixel within D of a nucleus
+    belongs to the nearest one (at equal distance to that with the lower nucleus_id), so cells do not depend on tiles or order.
+    They are an upper limit of the extent of a cell; membranes are not detected. wsiseg export --cells writes them with their
+    nuclei. Finished slides are skipped, so the same command resumes. Slide files are not needed.
 
     \b
     wsiseg cells RUN --expand-um 5
@@ -169,16 +175,18 @@ def cells(target: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
                 continue
             if done.skipped:
                 skipped += 1
-                click.echo(f"{place}: {done.path} is there already")
+                click.echo(f"{place}: {done.path} already exists")
                 continue
             n = done.n_nuclei - done.n_covered
             n_cells += n
             size = f", {done.area_mean_um2:.1f} um2 on average" if n else ""
             click.echo(f"{place}: {n:,} cells of {done.n_nuclei:,} nuclei{size}")
             if done.n_covered:
-                click.echo(f"  note: {done.n_covered:,} nuclei lie under others or outside the slide: no cell", err=True)
+                click.echo(
+                    f"  note: {done.n_covered:,} nuclei are covered by others or outside the slide and have no cell", err=True
+                )
     made = len(tables) - failed - skipped
-    click.echo(f"{made:,} slides ({n_cells:,} cells), {skipped:,} there already, {failed:,} failed")
+    click.echo(f"{made:,} slides ({n_cells:,} cells), {skipped:,} finished already, {failed:,} failed")
     sys.exit(1 if failed else 0)
 
 

@@ -48,12 +48,12 @@ __all__ = ["COMMANDS"]
     "--retries",
     type=click.IntRange(0),
     default=None,
-    help=f"How often a failed tile is tried again.  [{default_of('retries')}]",
+    help=f"Number of times that a failed tile is tried again.  [{default_of('retries')}]",
 )
 @click.option(
     "--retry-failed",
     is_flag=True,
-    help="Process only slides of --out that failed, wholly or in part; SLIDE... may be left out.",
+    help="Process only slides of --out that failed completely or partly; SLIDE... may be left out.",
 )
 @click.option(
     "--tile-timeout",
@@ -72,7 +72,7 @@ __all__ = ["COMMANDS"]
     is_flag=True,
     help="Afterwards measure stain, solidity and neighbors of each nucleus, like wsiseg features.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Only errors and the exit code.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
 def segment(
     slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, features: bool, quiet: bool, **options: Any
 ) -> None:
@@ -83,20 +83,20 @@ def segment(
     of a folder that are not segmented are listed at the end and in RUN/log.jsonl.
 
     SLIDE or `path` may also be an address (https://, s3://, gs://, file://; `size`, `md5` and `filename` are then checked), and
-    SLIDE a download manifest of the GDC, or one of the IDC (s5cmd list, CSV). Such slides are fetched ahead while others are
-    segmented, verified, and dropped when they are finished; --stage-gb limits the disk that they take.
+    SLIDE a download manifest of the GDC or the IDC (s5cmd list, CSV). Such slides are fetched while others are segmented,
+    verified, and removed when they are finished; --stage-gb limits the disk space that they use.
 
     \b
-    RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table a slide
-    RUN/slides.parquet, .csv    statistics, one row a slide
-    RUN/errors.parquet          what failed and why
+    RUN/nuclei/<slide>.parquet  polygons (GeoParquet, level-0 px), one table per slide
+    RUN/slides.parquet, .csv    statistics, one row per slide
+    RUN/errors.parquet          failures with their reasons
     RUN/run.json                versions, settings, weights
 
-    A run that was stopped, killed or crashed is resumed by the same command; finished tiles are not done again. One bad
-    slide or tile never stops the rest.
+    A run that was stopped or crashed is resumed by the same command; finished tiles are not computed again. A bad slide or
+    tile does not stop the others.
 
-    A slide without a nucleus is listed at the end with the reason. Blank glass has the status `empty`; any other is `suspect`
-    and makes the exit code 1. A resumed run does neither again, unless another --mpp or --tissue-mask is given.
+    Slides without nuclei are listed at the end with the reason. Blank glass has the status `empty`; any other is `suspect`
+    and makes the exit code 1. A resumed run processes these again only with another --mpp or --tissue-mask.
 
     \b
     One machine:        wsiseg segment slides/ --out RUN
@@ -105,7 +105,7 @@ def segment(
     From the GDC:       wsiseg segment gdc_manifest.txt --out RUN --stage /scratch --gdc-token-file token.txt
     From a bucket:      wsiseg segment s3://bucket/folder/ --out RUN --stage /scratch --stage-gb 200
     Job array:          wsiseg segment slides/ --out /nfs/RUN --shard $SLURM_ARRAY_TASK_ID/8
-    What failed, again: wsiseg segment --retry-failed --out RUN
+    Retry failures:     wsiseg segment --retry-failed --out RUN
     """
     from wsiseg.results.manifest import Found, find_slides
     from wsiseg.results.records import known_ids
@@ -118,7 +118,7 @@ def segment(
     found = find_slides(slides, **given, known=known_ids(out)) if slides else Found()
     if retry_failed:
         found.slides = slides_to_retry(out, found.slides, mpp=options["mpp"])
-        options["mpp"] = None  # it is said of these slides, not of the run
+        options["mpp"] = None  # a property of these slides, not of the run
     config = build_config(options.pop("config_file"), options, config_of_run(out) if retry_failed else None)
     summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
     measured = not features or _measure_features(out, summary, config)
@@ -128,7 +128,7 @@ def segment(
 
 
 def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool:
-    """Measure the features of a run's slides on the workers of the run; return whether all could be."""
+    """Measure the features of a run's slides on the workers of the run; return whether all were measured."""
     from wsiseg.run.features import FeatureOptions
 
     options = FeatureOptions(path_map=config.schedule.path_map)
@@ -141,7 +141,7 @@ def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool
 def merge(run: Path) -> None:
     """Write the tables of RUN after all its shards have ended: slides.parquet, slides.csv, errors.parquet.
 
-    The last shard does this by itself. Use merge if it could not: it names the slides and shards that are missing. The result
+    The last shard does this automatically. If it could not, merge lists the slides and shards that are missing. The result
     equals that of one run without --shard.
 
     \b
@@ -166,7 +166,7 @@ def merge(run: Path) -> None:
 )
 @click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]")
 def demo(out: Path, workers: int | None) -> None:
-    """Segment the real slide that ships with wsiseg, draw an overlay, and print where the results are.
+    """Segment the real slide that is installed with wsiseg, draw an overlay, and print where the results are.
 
     Example:  wsiseg demo --out demo-out
     """
@@ -228,9 +228,9 @@ def run_segment(found: Found, out: Path, config: RunConfig, *, quiet: bool, shar
 
 
 class _PlainProgress:
-    """Lines of progress where the output is no terminal.
+    """Prints lines of progress if the output is not a terminal.
 
-    One when a slide ends, else one in ten seconds if anything has changed, and one a minute if nothing has.
+    A line is printed when a slide ends, otherwise every ten seconds if something has changed, and every minute if nothing has.
     """
 
     def __init__(self) -> None:
@@ -252,13 +252,13 @@ class _PlainProgress:
 
 
 def print_summary(summary: RunSummary) -> None:
-    """Print the lines that end a run, and each failure with its reason."""
+    """Print the summary of a run, and each failure with its reason."""
     from wsiseg.rows import STAGES
     from wsiseg.run.suspect import count_by_status, nothing_found
 
     rows = summary.rows
     nuclei = sum(r.n_nuclei or 0 for r in rows)
-    tissue = sum(r.tissue_mm2 or 0.0 for r in rows)  # a failed slide has no numbers
+    tissue = sum(r.tissue_mm2 or 0.0 for r in rows)  # a failed slide has no statistics
     area = sum((r.area_mean_um2 or 0.0) * (r.n_nuclei or 0) for r in rows) / max(1, nuclei)
     stages = {stage: sum(r.seconds[stage] for r in rows) for stage in STAGES}
     console = Console(highlight=False, soft_wrap=True, markup=False)

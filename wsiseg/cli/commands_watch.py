@@ -1,4 +1,4 @@
-"""``wsiseg status``, ``errors`` and ``verify``: a run's folder, looked at from anywhere."""
+"""``wsiseg status``, ``errors`` and ``verify``: read the state of a run from its folder."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_t
 
 @click.command()
 @RUN
-@click.option("--slides", "by_slide", is_flag=True, help="A table of the slides with the seconds of each stage.")
-@click.option("--json", "as_json", is_flag=True, help="Everything as JSON, for programs.")
+@click.option("--slides", "by_slide", is_flag=True, help="Print a table of the slides with the seconds of each stage.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON, for programs.")
 @click.option(
     "--every",
     type=click.FloatRange(0.2),
@@ -38,12 +38,12 @@ RUN = click.argument("run", type=click.Path(exists=True, file_okay=False, path_t
 def status(run: Path, by_slide: bool, as_json: bool, every: float | None) -> None:
     """Show the state of the run in folder RUN: slides, tiles, rate, time left, workers.
 
-    It reads files only, so it works on any machine that sees the folder, during the run or after it.
+    It only reads files, so it works on any machine with access to the folder, during the run or after it.
 
     \b
     wsiseg status RUN                 a few lines
     wsiseg status RUN --every 10      the same every 10 s
-    wsiseg status RUN --slides        where the time went, slide by slide
+    wsiseg status RUN --slides        time of each stage, by slide
     """
     from wsiseg.run.status import run_status
 
@@ -63,7 +63,7 @@ def status(run: Path, by_slide: bool, as_json: bool, every: float | None) -> Non
 
 def _print_status(run: Path, now: RunStatus) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    meaning = {"silent": "silent: no sign of life for a minute or more; if it was killed, the same command resumes"}
+    meaning = {"silent": "silent: no update for a minute or more; if it was killed, the same command resumes"}
     console.print(f"run        {run}: {meaning.get(now.state, now.state)}")
     total = sum(now.slides.values())
     parts = ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in now.slides.items() if n or name == "done")
@@ -74,7 +74,7 @@ def _print_status(run: Path, now: RunStatus) -> None:
         console.print(f"precision  {now.precision}")
     if now.mm2_per_s is not None:
         left = "" if now.eta_s is None else f", about {_duration(now.eta_s)} left"
-        console.print(f"rate       {now.mm2_per_s:.3g} mm²/s, {now.slides_per_h:.3g} slides an hour{left}")
+        console.print(f"rate       {now.mm2_per_s:.3g} mm²/s, {now.slides_per_h:.3g} slides per hour{left}")
     if any(now.counts.values()):
         console.print("trouble    " + ", ".join(f"{n} {name.replace('_', ' ')}" for name, n in now.counts.items() if n))
     for client in now.clients:
@@ -96,7 +96,7 @@ def _print_status(run: Path, now: RunStatus) -> None:
 
 
 def _plain_status(now: RunStatus, by_slide: bool) -> dict[str, object]:
-    """Return a status as plain values for JSON; files say nothing of their own names and ages, so these are added."""
+    """Return a status as plain values for JSON, with the names and ages of clients and workers, which files do not have."""
     rows = [row.columns for row in now.rows.values()] if by_slide else None
     clients = [{**encode(c), "client": c.client, "age_s": c.age_s} for c in now.clients]
     workers = [{**encode(w), "id": w.id, "age_s": w.age_s} for w in now.workers]
@@ -132,11 +132,11 @@ def _print_slides(now: RunStatus) -> None:
 
 @click.command()
 @RUN
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="Print as JSON, for programs.")
 def errors(run: Path, as_json: bool) -> None:
-    """List what failed or is suspect in RUN, grouped, and what to do about each group.
+    """List failures and suspect slides of RUN, grouped by message, and what to do about each group.
 
-    Exit code 1 if something failed or is suspect, otherwise 0. After removing the cause of a failure:
+    The exit code is 1 if something failed or is suspect, otherwise 0. After removing the cause of a failure:
 
     \b
     wsiseg segment --retry-failed --out RUN
@@ -169,8 +169,8 @@ def errors(run: Path, as_json: bool) -> None:
 def verify(run: Path) -> None:
     """Check that every file of RUN is complete and that the files agree.
 
-    Every polygon table is read to its last row; bytes, rows and settings are compared with what was recorded when it was made;
-    the tables over all slides are compared with the slides' own records. Exit code 1 if something is wrong.
+    Every polygon table is read to its last row, and its bytes, rows and settings are compared with those recorded when it was
+    written. The tables of all slides are compared with the records of each slide. The exit code is 1 if something is wrong.
 
     \b
     wsiseg verify RUN && rsync -a RUN archive:
@@ -182,7 +182,7 @@ def verify(run: Path) -> None:
         click.echo(f"{'wrong' if finding.wrong else 'note '}  {finding.where}: {finding.what}")
     wrong = sum(f.wrong for f in verdict.findings)
     looked = f"{verdict.slides} slides, {verdict.tables} tables, {verdict.nuclei:,} nuclei, {verdict.n_bytes / 1e6:.1f} MB"
-    click.echo(f"{looked}: {f'{wrong} wrong' if wrong else 'all whole, all agree'}")
+    click.echo(f"{looked}: {f'{wrong} wrong' if wrong else 'all complete, all agree'}")
     sys.exit(0 if verdict.ok else 1)
 
 

@@ -1,4 +1,4 @@
-"""``wsiseg``: the command group, logging and the one place where errors become messages and exit codes."""
+"""``wsiseg``: the command group, logging, and the conversion of errors to messages and exit codes."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ __all__ = ["main"]
 EXIT_CODES = """\b
 Exit codes:
   0    all slides segmented; slides without nuclei are blank glass
-  1    some slides or tiles failed (see errors.parquet in the run folder), or slides are suspect: without nuclei, though not
-       blank; wsiseg errors RUN says which and what to do
+  1    some slides or tiles failed, or slides are suspect (without nuclei, but not blank); wsiseg errors RUN lists them and
+       what to do
   2    the command line is wrong, or the command could not start
   130  stopped with Ctrl-C; the same command resumes
-  143  stopped with SIGTERM, which schedulers send before they take a machine away; the same command resumes
+  143  stopped with SIGTERM, which schedulers send before they stop a job; the same command resumes
 """
 
 
 class _TerminatedError(KeyboardInterrupt):
-    """SIGTERM: stops as Ctrl-C does."""
+    """SIGTERM, which stops like Ctrl-C."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    signal.signal(number, signal.SIG_IGN)  # one is enough: closing down takes only a few seconds
+    signal.signal(number, signal.SIG_IGN)  # ignore further signals while closing, which takes a few seconds
     _quiet_tornado()
     raise _TerminatedError
 
@@ -57,12 +57,12 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 
 
 def _quiet_tornado() -> None:
-    """Have Tornado keep the traceback of a callback of Dask's client that an interrupted wait left half made."""
+    """Make Tornado not print the traceback of a callback of Dask's client that an interrupted wait left incomplete."""
     logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
 
 
 class _Group(click.Group):
-    """Turns wsiseg's own errors into a message and exit code 2; anything else is a bug and keeps its traceback."""
+    """Converts errors of wsiseg to a message and exit code 2; any other exception is a bug and keeps its traceback."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -75,11 +75,11 @@ class _Group(click.Group):
             if err.errno in (errno.ENOSPC, errno.EDQUOT):
                 click.echo("wsiseg: free some space; finished tiles are kept, and the same command resumes.", err=True)
             if "temporary directory" in str(err.strerror):
-                click.echo("wsiseg: set TMPDIR to a folder that can be written to.", err=True)
+                click.echo("wsiseg: set TMPDIR to a writable folder.", err=True)
             sys.exit(2)
         except KeyboardInterrupt as err:
             if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would end the end of Python by a signal
+                signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the shutdown of Python
             click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)
             sys.exit(143 if isinstance(err, _TerminatedError) else 130)
 
@@ -94,18 +94,18 @@ def main(verbose: int) -> None:
     First look:      wsiseg doctor;  wsiseg info SLIDE;  wsiseg plan FOLDER
     Main job:        wsiseg segment FOLDER --out RUN
     While it runs:   wsiseg status RUN;  wsiseg errors RUN;  wsiseg verify RUN
-    Look at it:      wsiseg overlay RUN SLIDE_ID -o picture.png
+    View results:    wsiseg overlay RUN SLIDE_ID -o picture.png
     Check quality:   wsiseg qc outliers RUN;  wsiseg qc review RUN;  wsiseg qc report RUN
     For other tools: wsiseg export RUN --to qupath -o FOLDER
-    Ask:             wsiseg query RUN "select ...";  wsiseg regions RUN ANNOTATIONS -o regions.parquet
+    Analyze:         wsiseg query RUN "select ...";  wsiseg regions RUN ANNOTATIONS -o regions.parquet
                      wsiseg neighbors RUN -o NEIGHBORS --radius-um 50
     """
-    if threading.current_thread() is threading.main_thread():  # signals are the main thread's
+    if threading.current_thread() is threading.main_thread():  # only the main thread can handle signals
         for number, handler in ((signal.SIGTERM, _terminate), (signal.SIGINT, _interrupt)):
-            if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores it
                 signal.signal(number, handler)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal's encoding lacks is shown escaped, and ends nothing
+        if hasattr(stream, "reconfigure"):  # characters that the terminal's encoding lacks are escaped
             stream.reconfigure(errors="backslashreplace")
     level = (logging.WARNING, logging.INFO, logging.DEBUG)[min(verbose, 2)]
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")

@@ -1,4 +1,4 @@
-"""Options that several commands share, and how they become a RunConfig."""
+"""Options shared by several commands, and their conversion to a RunConfig."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ DEVICES = click.Choice(["auto", "cpu", "cuda"])
 
 
 FRAME_HELP = (
-    "What {} count from and in: an origin (auto|slide|bounds) and a unit (px|um|mpp=UM|down=N) with a comma, e.g. bounds,um. "
+    "Origin (auto|slide|bounds) and unit (px|um|mpp=UM|down=N) of {}, separated by a comma, e.g. bounds,um. "
     "bounds is the corner of the scanned area, as in QuPath.  [auto: bounds for QuPath's objects, else slide; px]"
 )
 COMPONENTS_HELP = "Each connected part of a label image is a nucleus (masks of classes)."
@@ -38,7 +38,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RenamedOption(click.Option):
-    """An option that still accepts the names of earlier versions (``old_names``), which its help does not show."""
+    """An option that also accepts its names in earlier versions (``old_names``), which the help does not show."""
 
     def __init__(self, declarations: Sequence[str], *, old_names: Sequence[str], **attributes: Any) -> None:
         super().__init__([*declarations, *old_names], **attributes)
@@ -54,13 +54,13 @@ class RenamedOption(click.Option):
 
 
 class FolderOrAddress(click.Path):
-    """A folder of this machine, or an address (``s3://bucket/run``), which is passed on as text."""
+    """A local folder, or an address (``s3://bucket/run``), which is returned as text."""
 
     def __init__(self) -> None:
         super().__init__(exists=True, file_okay=False, path_type=Path)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the address, or the folder as a path, which must exist."""
+        """Return the address, or the path of the folder, which must exist."""
         return value if "://" in str(value) else super().convert(value, param, ctx)
 
 
@@ -102,7 +102,7 @@ _DEFAULTS = RunConfig()
 
 
 def default_of(option: str) -> str:
-    """Return the default of a command-line option as help shows it: its value in ``RunConfig``."""
+    """Return the default of a command-line option, its value in ``RunConfig``, as text for the help."""
     stage, field = _FIELDS[option]
     value = getattr(getattr(_DEFAULTS, stage), field)
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -116,14 +116,17 @@ def slide_options(function: F) -> F:
                 "--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none."
             ),
             click.option(
-                "--cohort", default="", metavar="NAME", help="Cohort (cancer type) of all slides; a manifest column wins."
+                "--cohort",
+                default="",
+                metavar="NAME",
+                help="Cohort (cancer type) of all slides; a manifest column overrides it.",
             ),
             click.option(
                 "--tissue-mask",
                 default="",
                 metavar="PATH|all",
-                help="Tissue mask (PNG or GeoJSON), a folder of <slide_id>.png / .geojson, or all: no mask, the whole slide.  "
-                "[found on the slide]",
+                help="Tissue mask (PNG or GeoJSON), a folder of <slide_id>.png / .geojson, or all (no mask: the whole slide).  "
+                "[detected on the slide]",
             ),
             click.option("--frame", default="", metavar="FRAME", help=FRAME_HELP.format("the tissue mask's coordinates")),
             click.option(
@@ -150,7 +153,7 @@ def _result_options(function: F) -> F:
                 "--config",
                 "config_file",
                 type=click.Path(exists=True, dir_okay=False, path_type=Path),
-                help="TOML file with any option of any stage; options on the command line win.",
+                help="TOML file with any option of any stage; options on the command line override it.",
             ),
             click.option(
                 "--tile",
@@ -180,8 +183,8 @@ def _result_options(function: F) -> F:
                 "--precision",
                 type=click.Choice(["auto", "fp32", "bf16", "int8"]),
                 default=None,
-                help="Arithmetic of the network. int8 gives the same results on every x86 CPU: 10 Mpx/s a core with VNNI, but "
-                "0.4 to 0.8 with AVX2 alone; fp32 on every one with AVX2: 1.1 to 1.7; bf16 on processors of one kind.  "
+                help="Arithmetic of the network. int8 gives equal results on every x86 CPU, at 10 Mpx/s per core with VNNI but "
+                "0.4 to 0.8 with only AVX2; fp32 on every CPU with AVX2, at 1.1 to 1.7; bf16 on processors of one kind.  "
                 f"[{default_of('precision')}: int8 with VNNI or AMX, else bf16 where native, else fp32; see run.json]",
             ),
             click.option(
@@ -203,19 +206,19 @@ def _size_options(function: F) -> F:
                 "--min-area-um2",
                 type=click.FloatRange(0),
                 default=None,
-                help="Smallest nucleus kept.  [fitted for the weights]",
+                help="Minimum area of a nucleus.  [fitted for the weights]",
             ),
             click.option(
                 "--min-material",
                 type=click.FloatRange(0, 1),
                 default=None,
-                help="Drop nuclei of lower mean material probability (material_prob / 255).  [fitted for the weights]",
+                help="Minimum mean material probability (material_prob / 255) of a nucleus.  [fitted for the weights]",
             ),
             click.option(
                 "--max-area-um2",
                 type=click.FloatRange(0),
                 default=None,
-                help=f"Largest nucleus kept.  [{default_of('max_area_um2')}]",
+                help=f"Maximum area of a nucleus.  [{default_of('max_area_um2')}]",
             ),
         )
     ):
@@ -243,7 +246,7 @@ def _compute_options(function: F) -> F:
                 "--threads-per-worker",
                 type=click.IntRange(0, 64),
                 default=None,
-                help="Tiles that a worker process handles at once.  [1 on the CPU; on a GPU its share of cores, at most 16]",
+                help="Tiles that a worker process computes at once.  [1 on the CPU; on a GPU its share of cores, at most 16]",
             ),
             click.option("--workers", type=click.IntRange(0), default=None, help="Worker processes.  [one per core]"),
         )
@@ -272,7 +275,7 @@ def cluster_only_options(function: F) -> F:
                 "--path-map",
                 multiple=True,
                 metavar="FROM=TO",
-                help="Paths that begin with FROM here (slides, masks, weights, run) begin with TO on workers; repeatable.",
+                help="Paths that start with FROM here (slides, masks, weights, run) start with TO on workers; repeatable.",
             ),
         )
     ):
@@ -281,7 +284,7 @@ def cluster_only_options(function: F) -> F:
 
 
 def cluster_options(function: F) -> F:
-    """Add the options of a run on more than this machine."""
+    """Add the options of a run on several machines."""
     for option in reversed(
         (
             click.option(
@@ -307,7 +310,7 @@ def cluster_options(function: F) -> F:
                 "--fetch-connections",
                 type=click.IntRange(1, 64),
                 default=None,
-                help=f"Ranges of a slide that are fetched at a time.  [{default_of('fetch_connections')}]",
+                help=f"Number of byte ranges of a slide that are fetched in parallel.  [{default_of('fetch_connections')}]",
             ),
             click.option(
                 "--gdc-token-file",
@@ -326,7 +329,7 @@ def build_config(config_file: Path | None, options: dict[str, Any], base: RunCon
     Raises
     ------
     ConfigError
-        An option of the file is unknown or impossible.
+        An option in the file is unknown or has an impossible value.
     """
     config = RunConfig.from_toml(config_file) if config_file else base or RunConfig()
     given: dict[str, dict[str, Any]] = {}

@@ -1,4 +1,4 @@
-"""Standard output and error that never stop a run: a pipe may be closed or full, or the encoding only ASCII."""
+"""Replace standard output and error by streams that never raise, even if a pipe is closed or full, or the encoding ASCII."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from typing import Any
 __all__ = ["lost_output", "steady_streams"]
 
 _LEFT = (errno.EPIPE, errno.ECONNRESET, errno.EBADF)
-"""Errors of a reader that closed the pipe (``| head``), or of no reader at all: these are not reported."""
+"""Errors if the reader has closed the pipe (``| head``) or there is none; these are not reported."""
 
 MAX_WAIT_S = 5.0
-"""How long to wait for a full non-blocking pipe, s; after that the output is lost."""
+"""Maximum time to wait for a full non-blocking pipe, s; after that the output is lost."""
 
 _LOST: dict[int, OSError] = {}
-"""For each file descriptor, why its output is lost."""
+"""By file descriptor: the error because of which its output is lost."""
 
 
 class _Steady(io.RawIOBase):
-    """A file descriptor on which writing always succeeds; output that cannot be written is lost, and so is all that follows."""
+    """A stream on which writing always succeeds; after the first error, all output is discarded."""
 
     def __init__(self, handle: int) -> None:
         super().__init__()
@@ -34,15 +34,15 @@ class _Steady(io.RawIOBase):
         return self._handle
 
     def isatty(self) -> bool:
-        """Return whether it is a terminal."""
+        """Return whether the descriptor is a terminal."""
         return os.isatty(self._handle)
 
     def writable(self) -> bool:
-        """Return that it can be written to."""
+        """Return True."""
         return True
 
     def write(self, data: Any) -> int:
-        """Write what can be written; return that all was."""
+        """Write as much as possible; always return the full length."""
         view = memoryview(data).cast("B")
         done = 0
         while done < len(view) and self._handle not in _LOST:
@@ -57,10 +57,10 @@ class _Steady(io.RawIOBase):
 
 
 def steady_streams() -> None:
-    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that fail neither for a closed pipe nor for a character.
+    """Replace ``sys.stdout`` and ``sys.stderr`` by streams that do not fail for a closed pipe or an unsupported character.
 
-    Closed descriptors (``>&-``) are opened on the null device: else the next file that is opened would get their number,
-    and output for the terminal would be written into it.
+    Closed descriptors (``>&-``) are opened on the null device. Otherwise the next file to be opened would get their number, and
+    terminal output would be written into it.
     """
     for handle in (0, 1, 2):
         try:
@@ -77,7 +77,7 @@ def steady_streams() -> None:
 def _steady(stream: Any, handle: int) -> io.TextIOWrapper:
     encoding = getattr(stream, "encoding", None) or "utf-8"
     if encoding.lower().replace("_", "-") in ("ascii", "us-ascii", "ansi-x3.4-1968", "646"):
-        encoding = "utf-8"  # the C locale: µm² cannot be written in it, although terminals can show it
+        encoding = "utf-8"  # the C locale cannot encode µm², although terminals can show it
     if stream is not None:
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
@@ -87,7 +87,7 @@ def _steady(stream: Any, handle: int) -> io.TextIOWrapper:
 
 
 def lost_output() -> str:
-    """Return why output to standard output is lost, such as a full disk; empty if it is not, or its reader closed the pipe."""
+    """Return why standard output was lost, such as a full disk; empty if it was not, or if the reader closed the pipe."""
     with contextlib.suppress(OSError, ValueError):
         sys.stdout.flush()
     err = _LOST.get(1)
