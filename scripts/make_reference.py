@@ -21,7 +21,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 NOTE = "<!-- written by scripts/make_reference.py: change the program, then run it -->\n"
 
 SURROUNDINGS = (
-    "`OUT/nuclei/<slide_id>.parquet` of `wsiseg neighbors`, with the rows of the nuclei; then for each radius `n_within_<r>um` and "
+    "`OUT/nuclei/<slide_id>.parquet` of `wsiseg neighbors`, row by row; then for each radius `n_within_<r>um` and "
     "`<column>_mean_within_<r>um`, and for the triangulation `n_delaunay`, `edge_mean_um_delaunay`, `<column>_mean_delaunay`."
 )
 
@@ -37,7 +37,7 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
     ),
     (
         "Distances to regions",
-        "`FOLDER/<slide_id>.parquet` of `wsiseg regions --distances FOLDER`, with the rows of the nuclei; then `border_um_<class>`.",
+        "`FOLDER/<slide_id>.parquet` of `wsiseg regions --distances FOLDER`, row by row; then `border_um_<class>`.",
         schema.BORDERS,
     ),
     (
@@ -66,7 +66,11 @@ TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
         schema.PATCH_FEATURES[:1],
     ),
     ("Predicted quality", "`RUN/qc/predicted.parquet` of `wsiseg qc predict`: one row per patch.", schema.PREDICTED),
-    ("Predicted quality of slides", "`RUN/qc/predicted_slides.parquet` and `.csv`: one row per slide.", schema.PREDICTED_SLIDES),
+    (
+        "Predicted quality of slides",
+        "`RUN/qc/predicted_slides.parquet` and `.csv`: one row per slide.",
+        schema.PREDICTED_SLIDES,
+    ),
     (
         "Order of a review",
         "`RUN/qc/order.parquet` of `wsiseg qc review --order predicted`: one row per patch.",

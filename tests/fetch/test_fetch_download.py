@@ -96,7 +96,7 @@ def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
     server.rules(one=[trouble] * 3)
     messages: list[str] = []
     want = Wanted(server.put("one", DATA))
-    assert bring(want, "one", tmp_path / "stage", FetchOptions(on_wait=messages.append)).path.read_bytes() == DATA
+    assert fetch_to_staging(want, "one", tmp_path / "stage", FetchOptions(on_wait=messages.append)).path.read_bytes() == DATA
     assert messages
     assert all(re.search(told, m) and m.startswith(f"{want.address}: ") for m in messages)
     assert len(messages) <= 3

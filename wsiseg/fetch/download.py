@@ -21,7 +21,7 @@ from wsiseg.fetch.source import Facts, Source, TryAgain
 from wsiseg.fetch.stores import StoreSource
 from wsiseg.fetch.tokens import token_headers
 
-__all__ = ["FetchOptions", "FetchStopped", "request_facts", "download", "partial_of", "source_of"]
+__all__ = ["FetchOptions", "FetchStopped", "download", "partial_of", "request_facts", "source_of"]
 
 MIN_PART_BYTES, MAX_PART_BYTES = 1 << 18, 1 << 25
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.5, 60.0

@@ -24,7 +24,7 @@ from wsiseg.fetch.address import HIDDEN, Wanted, name_in, shown
 from wsiseg.fetch.download import FetchOptions, download, partial_of, request_facts, source_of
 from wsiseg.fetch.listing import headers_of, list_address
 
-__all__ = ["Choose", "StagedSlide", "NoSpace", "fetch_to_staging", "find_staged", "staged_sizes", "slide_size_bytes"]
+__all__ = ["Choose", "NoSpace", "StagedSlide", "fetch_to_staging", "find_staged", "slide_size_bytes", "staged_sizes"]
 
 RECORD = "fetched.json"
 Choose = Callable[[Sequence[tuple[str, bytes]]], list[str]]

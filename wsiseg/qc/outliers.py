@@ -30,8 +30,8 @@ from wsiseg.errors import ConfigError
 from wsiseg.qc.robust import robust_distance2, z_limit, z_scores
 
 __all__ = [
-    "OUTSIDE_LIMIT_FRAC",
     "MIN_SLIDES_FOR_TAILS",
+    "OUTSIDE_LIMIT_FRAC",
     "OutlierRow",
     "Statistic",
     "TailRule",
@@ -242,7 +242,7 @@ def _flag_without_cohort(row: Mapping[str, Any], out: OutlierRow) -> None:
             "mask (see its picture, give a mask, or segment with --tissue-mask all)",
         )
     if (row.get("foreign_score") or 0.0) > 1.0:
-        first, *more = str(row.get("foreign_reasons") or "it differs from the training images").split("; ")
+        first, *more = str(row.get("foreign_reasons") or "it looks unlike the training images").split("; ")
         out.flag(1, "foreign:high", first)
         out.reasons += more
 

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError
-from wsiseg.schema.quality import OF_NUCLEI, OF_OUTLINES, OF_PIXELS, OF_ORIENTATIONS
+from wsiseg.schema.quality import OF_NUCLEI, OF_ORIENTATIONS, OF_OUTLINES, OF_PIXELS
 
 __all__ = ["FEATURES", "NUCLEUS_COLUMNS", "PICTURE_FEATURES", "patch_features"]
 

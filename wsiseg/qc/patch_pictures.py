@@ -43,7 +43,7 @@ from wsiseg.types import Box
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["PatchSummary", "make_patches", "nuclei_of_patch", "picture_features", "patch_segmenter_of"]
+__all__ = ["PatchSummary", "make_patches", "nuclei_of_patch", "patch_segmenter_of", "picture_features"]
 
 MPP_TOLERANCE_FRAC = 0.10
 """A slide whose microns per pixel differ from 0.25 by no more than this fraction is shown in its own pixels, not resampled."""
@@ -51,8 +51,16 @@ MPP_TOLERANCE_FRAC = 0.10
 
 @dataclass(frozen=True, slots=True)
 class PatchSummary:
-    """Result of ``make_patches``: how many slides have patches, patches in the index, patches added by this call, and
-    (slide id, reason) of each failure.
+    """Result of ``make_patches``.
+
+    Attributes
+    ----------
+    slides, patches
+        Number of slides with patches, and of patches in the index.
+    made
+        Number of patches that this call rendered.
+    failed
+        (slide id, reason) of each slide whose patches could not be made.
     """
 
     slides: int

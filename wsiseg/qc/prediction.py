@@ -17,7 +17,7 @@ from wsiseg.log import log
 from wsiseg.qc.estimate import ShareEstimate, corrected_share, odds_weight, order_key, predicted_share, reached
 from wsiseg.qc.marks import PATCH_MARKS, Mark, decide, read_all_marks
 from wsiseg.qc.patch_features import FEATURES
-from wsiseg.qc.patch_pictures import nuclei_of_patch, picture_features, patch_segmenter_of
+from wsiseg.qc.patch_pictures import nuclei_of_patch, patch_segmenter_of, picture_features
 from wsiseg.qc.patches import read_picture
 from wsiseg.qc.predict_quality import (
     FALLBACK,
@@ -37,7 +37,7 @@ from wsiseg.qc.runs import QcRun
 from wsiseg.schema import PATCH_FEATURES, PREDICTED, PREDICTED_SLIDES, REVIEW_ORDER
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["Prediction", "quality_model", "suspects_first", "predict_run", "stored_prediction"]
+__all__ = ["Prediction", "predict_run", "quality_model", "stored_prediction", "suspects_first"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,7 @@ def stored_prediction(run: QcRun) -> Prediction | None:
     rows = [r for r in read_rows(run.qc / "features.parquet") if r["patch_id"] in index]
     if rows and any(r.get(name) is None for r in rows for name in FEATURES):
         log.warning(
-            "%s was written by an earlier version, which had fewer features, so no prediction is shown: run `wsiseg qc predict`",
+            "%s was written by an earlier version, with fewer features, so no prediction is shown: run `wsiseg qc predict`",
             run.qc / "features.parquet",
         )
         return None
@@ -207,8 +207,8 @@ def quality_model(run: QcRun) -> tuple[QualityModel, list[str]]:
                 f"This installation has no quality model for the weights {name!r}, nor for {FALLBACK!r}. Install wsiseg again."
             )
         note = (
-            f"No quality model was fitted for the weights {name or '(unknown)'}, so the model of {FALLBACK!r} is used. Its order "
-            f"is more reliable than its probabilities: judge at least {MIN_JUDGED} patches to calibrate them to this run."
+            f"No quality model was fitted for the weights {name or '(unknown)'}, so that of {FALLBACK!r} is used. Its order is "
+            f"more reliable than its probabilities: judge at least {MIN_JUDGED} patches to calibrate them to this run."
         )
         return other, [note]
     if sha and model.facts.get("network_sha256") not in ("", sha):
@@ -220,9 +220,7 @@ def quality_model(run: QcRun) -> tuple[QualityModel, list[str]]:
 def _own_calibration(
     ids: Sequence[str], score: npt.NDArray[np.float64], words: Mapping[str, str]
 ) -> tuple[tuple[float, float] | None, dict[str, Any]]:
-    """Return the calibration to this run's reviewers (None if they judged too few patches), and the accuracy against their
-    marks without it.
-    """
+    """Return the calibration to this run's reviewers (None if they judged too few patches), and the accuracy without it."""
     judged = [i for i, name in enumerate(ids) if words.get(name) in PATCH_MARKS[:2]]
     p, bad = score[judged], np.array([words[ids[i]] == PATCH_MARKS[1] for i in judged], np.bool_)
     facts: dict[str, Any] = {"n_judged": len(judged)}
