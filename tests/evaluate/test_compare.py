@@ -106,7 +106,7 @@ def test_nuclei_given_twice_and_hidden_ones_count_as_in_evaluate(
     theirs = evaluate_paths(table(a), table(b)).scores[0]
     assert theirs.n_pred == 173, "the one without a pixel center is in neither"
     assert_same(found.slides[0].scores, theirs)
-    assert "1 of 174 nuclei of A cover no pixel center" in found.slides[0].notes[0]
+    assert "1 of 174 nuclei of A contain no pixel center" in found.slides[0].notes[0]
 
 
 def test_map_and_worst_places_count_every_nucleus_once(tmp_path: Path) -> None:

@@ -245,7 +245,7 @@ def test_a_network_that_stands_by_its_word_is_steady(monkeypatch: pytest.MonkeyP
     nothing = turned(monkeypatch, lambda rgb: np.zeros((2, *rgb.shape[:2]), np.uint8), labels=labels * 0)
     assert np.isfinite(nothing).all()
     assert of_turns(nothing, "turn_f1") == of_turns(nothing, "mean_worse") == 1.0  # nothing there, and nothing found
-    with pytest.raises(InputError, match="one window"):
+    with pytest.raises(InputError, match="equal height and width"):
         turned(monkeypatch, dark_is_nucleus, labels=np.zeros((64, 128), np.int32))
 
 
@@ -312,7 +312,7 @@ def test_fitting_to_quality_keeps_the_order_and_the_probabilities() -> None:
     score = model.predict(x[1000:])
     assert auc(score, fails[1000:]) > auc(-quality[1000:], fails[1000:]) - 0.06
     assert calibration_error(score, fails[1000:], 5) < 0.08
-    with pytest.raises(InputError, match="together"):
+    with pytest.raises(InputError, match="both quality and groups"):
         fit_quality(x, fails, quality=quality)
 
 

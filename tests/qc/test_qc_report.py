@@ -181,7 +181,7 @@ def test_report_of_a_run_with_and_without_qc(make_run, tmp_path: Path) -> None:
 def test_report_without_the_slide_files(make_run, tmp_path: Path) -> None:
     run = load_run(make_run(("a",), path=str(tmp_path / "gone.svs")))
     page = write_report(run).read_bytes()
-    assert "gone.svs is not there" in data_of(page)["pictures"]["a"]["error"]
+    assert "gone.svs does not exist" in data_of(page)["pictures"]["a"]["error"]
     for text in (page.decode(), (run.qc / "report.decisions.csv").read_text()):
         assert str(tmp_path) not in text  # a reader of another machine has no such folder
 

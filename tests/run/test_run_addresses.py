@@ -76,7 +76,7 @@ cp s3://idc-open-data/one.dcm .
     ]
     google = lines.replace("https://s3.amazonaws.com", "https://storage.googleapis.com")
     assert find_slides([written(tmp_path / "g.txt", google)]).slides[0].path == "gs://idc-open-data/0a1b-2c/"
-    with pytest.raises(ManifestError, match="line 3: expected 'cp s3://BUCKET"):
+    with pytest.raises(ManifestError, match="line 3: expected a command of s5cmd such as 'cp s3://BUCKET"):
         find_slides([written(tmp_path / "bad.txt", "cp s3://a/b/* .\n\nrm s3://a/b/*\n")])
 
 

@@ -223,7 +223,7 @@ def test_everything_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
         "folder of the operating system or storage": 1,
         "ending .xml, no slide": 2,
         "link to a folder that is listed already": 2,
-        "ending .vsi, which no reader here knows (convert to OME-TIFF or DICOM)": 1,
+        "ending .vsi, which cannot be read (convert to OME-TIFF or DICOM)": 1,
         "ending .qptiff, not searched for in folders (give the path of a file to try it)": 1,
         "unfinished download": 1,
         "zero bytes": 1,

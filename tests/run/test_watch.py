@@ -123,7 +123,7 @@ DAMAGE: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "a CSV with other numbers": ("slides.csv", cut, "differs from slides.parquet"),
     "no CSV": ("slides.csv", Path.unlink, "cannot be read"),
     "a broken errors table": ("errors.parquet", cut, "cannot be read"),
-    "an errors table without errors": ("errors.parquet", no_rows, "holds 0 failures"),
+    "an errors table without errors": ("errors.parquet", no_rows, "its 0 failures"),
     "a slide that was never done": (
         "inputs.jsonl", lambda p: p.write_text(p.read_text() + '{"slide_id": "z", "path": "z.svs"}\n'), "not done yet",
     ),
