@@ -173,4 +173,4 @@ def test_a_damaged_row_group_is_told(run: Path) -> None:
     damaged.write_bytes(content)
     told = call("cells", run, "--expand-um", 3, code=1)
     assert f"{damaged}: row group 0 cannot be read" in told
-    assert "1 slides (2,000 cells), 0 there already, 1 failed" in told
+    assert "1 slides (2,000 cells), 0 finished already, 1 failed" in told

@@ -1,8 +1,8 @@
 """``wsiseg cells``: grow the nuclei of a run into cells and write them as own tables (``RUN/cells/<slide_id>.parquet``).
 
-Nuclei are rasterized, grown (``wsiseg.separate.expand``) and traced like nuclei. Consecutive rows of a table are near each other,
-so they are processed together in a window that extends twice the distance beyond them. It contains everything that can affect
-them, so the result equals that of the whole slide at once.
+Nuclei are rasterized, grown (``wsiseg.separate.expand``) and traced like nuclei. Consecutive rows of a table are near each
+other, so they are processed together in a window that extends twice the distance beyond them. It contains everything that can
+affect them, so the result equals that of the whole slide at once.
 """
 
 from __future__ import annotations
@@ -242,7 +242,9 @@ class _Around:
         if not self.source.imported:
             xy = np.rint(xy)  # undo the rounding of coordinates in the table
         sorted_ids = np.sort(there)
-        order = np.lexsort((-there, -near["area_px"].to_numpy()))  # draw the smallest last, of equal ones the one with the lowest id
+        order = np.lexsort(
+            (-there, -near["area_px"].to_numpy())
+        )  # draw the smallest last, of equal ones the one with the lowest id
         rank = np.empty_like(order)
         rank[order] = np.arange(len(order))
         drawn = np.searchsorted(sorted_ids, there[order]) + 1  # labels in the order of ids, so that ties go to the lowest id
