@@ -34,7 +34,7 @@ RIVAL_POINTS = 500_000
 BATCH = 1_000_000
 
 
-def write_points(path: Path, n: int) -> None:
+def write_points(path: Path, n: int, size_um: tuple[float, float] = (SIDE * MPP, SIDE * MPP)) -> None:
     """Write a table like Xenium's: um as float32, genes as a dictionary, points of one field of view together."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -44,7 +44,7 @@ def write_points(path: Path, n: int) -> None:
     writer = None
     for first in range(0, n, BATCH):
         m = min(BATCH, n - first)
-        xy = (rng.random((m, 2)) * SIDE * MPP).astype(np.float32)
+        xy = (rng.random((m, 2)) * size_um).astype(np.float32)
         genes = pa.DictionaryArray.from_arrays(pa.array(rng.integers(0, GENES, m).astype(np.int32)), names)
         ids = pa.array(np.arange(first, first + m, dtype=np.uint64))
         quality = pa.array(rng.uniform(5, 40, m).astype(np.float32))

@@ -260,6 +260,9 @@ def test_no_nucleus_and_no_slide(run: Path, tmp_path: Path, fmt: str) -> None:
     assert "/nowhere/CMU-1-Small-Region.svs is not there" in text
     assert "--path-map" in text
     call("export", gone, "--to", fmt, "-o", tmp_path / "out", "--path-map", f"/nowhere={SLIDE.parent}")
+    alone = tmp_path / "alone.parquet"
+    alone.write_bytes((run / f"nuclei/{SLIDE.stem}.parquet").read_bytes())
+    assert "only a run folder says" in call("export", alone, "--to", fmt, "-o", tmp_path / "other", code=2)
 
 
 def test_the_same_bytes_again(run: Path, tmp_path: Path) -> None:

@@ -135,4 +135,8 @@ def slide_of_table(table: Path, path_map: Sequence[str] = ()) -> Slide:
         As ``reopen_slide``.
     """
     folder = RunFolder(table.absolute().parent.parent)
+    if table.absolute().parent != folder.table(table.stem).parent:
+        raise InputError(
+            f"{table}: only a run folder says where the slide of a table lies. Name the run, or RUN/nuclei/SLIDE_ID.parquet."
+        )
     return reopen_slide(folder, slide_record(folder, table.stem), path_map)
