@@ -8,13 +8,13 @@ The form is that of the viewer's code (``apps/heatmap``, ``core/extension/osd-he
 from __future__ import annotations
 
 import json
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import EmptyExportError, InputError
-from wsiseg.export.density import nice_ceil
 from wsiseg.export.marks import image_facts, short_digest
 from wsiseg.export.text import concat, number_text, text_bytes
 from wsiseg.tables import atomic_path
@@ -114,12 +114,15 @@ def _head(source: NucleiFile, maps: SlideMaps) -> bytes:
 
 
 def _above(maps: SlideMaps, which: int) -> float:
-    """Return a round number above every value of a map: the viewer leaves out cells at or above the end of the range."""
+    """Return a number of two digits above every value of a map: the viewer leaves out cells at or above the range's end."""
     top = 0.0
     for first in range(0, len(maps.count), ROW_BLOCK):
         values = maps.stack(slice(first, first + ROW_BLOCK))[which]
         top = max(top, float(np.nanmax(values, initial=0.0)))
-    return nice_ceil(top * (1 + 1e-6))
+    if top <= 0:
+        return 1.0
+    digit = math.floor(math.log10(top)) - 1
+    return float(f"{(math.floor(top / 10**digit) + 1)}e{digit}")
 
 
 def _rows(source: NucleiFile, maps: SlideMaps, first: int) -> pa.StringArray:
