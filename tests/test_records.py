@@ -76,7 +76,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "a word that is none of them": ({**GOOD, "kind": "c"}, "expected field kind to be one of ['a', 'b'], found 'c'"),
     "deep in a list": ({**GOOD, "pairs": [{"x": 1}, {"x": None}]}, "field pairs[1].x to be a whole number, found None"),
     "a field too few": ({k: v for k, v in GOOD.items() if k != "kind"}, "expected field kind (one of ['a', 'b'])"),
-    "a field too many": ({**GOOD, "inner": {"x": 1, "y": 2}}, "field inner.y is not known to this version"),
+    "a field too many": ({**GOOD, "inner": {"x": 1, "y": 2}}, "field inner.y is unknown in this version"),
     "null": ({**GOOD, "text": None}, "expected field text to be text, found None"),
 }
 

@@ -1,6 +1,6 @@
-"""Whole-slide images in, one spatially indexed nucleus polygon table per slide out, graded.
+"""Segment the nuclei of whole-slide images into one spatially indexed polygon table per slide, and grade the results.
 
-Importing this package loads no heavy library (torch, cupy, openslide, dask, pyarrow); its functions do, when first used.
+Importing this package loads no large library (torch, cupy, openslide, dask, pyarrow); its functions do, when first used.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ __all__ = ["run"]
 
 
 def run() -> None:
-    """Load the command line and run it; Ctrl-C while it loads prints one line too, not a traceback of an import."""
+    """Load the command line and run it; Ctrl-C during loading prints one line instead of a traceback."""
     if sys.flags.interactive == 0 and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _stopped_at_start)
     import click
@@ -31,7 +31,7 @@ def run() -> None:
 
 
 def _stopped_at_start(number: int, frame: FrameType | None) -> None:
-    # nothing has been started yet; an exception could be raised inside an import in C, which turns it into another one
+    # exit instead of raising: an exception inside an import in C would be turned into another one
     os.write(2, b"wsiseg: stopped.\n")
     os._exit(128 + number)
 

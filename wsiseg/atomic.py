@@ -49,7 +49,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
         _sync_file(partial)
         os.replace(partial, final)
     finally:
-        with contextlib.suppress(OSError):  # already renamed, or the error being raised says more than this one would
+        with contextlib.suppress(OSError):  # already renamed, or the error being raised is more informative
             partial.unlink()
     _sync_folder(final.parent)
 
@@ -61,10 +61,10 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -
 
 
 def atomic_create_bytes(path: str | os.PathLike[str], data: bytes | memoryview) -> bool:
-    """Write ``data`` to ``path`` unless the file exists; return whether this call made it.
+    """Write ``data`` to ``path`` unless the file exists; return whether this call created it.
 
-    Of several processes, on several hosts too, exactly one makes it, complete (a hard link cannot replace a file). If
-    the file system has no hard links the last one wins. Raises the operating system's ``OSError``.
+    If several processes, also on several hosts, call this at the same time, exactly one creates the file, complete (a hard link
+    cannot replace a file). Without hard links in the file system the last one wins. Raises ``OSError``.
     """
     final = Path(path)
     partial = _partial_of(final)
@@ -96,7 +96,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         ``path`` exists and must not be overwritten.
     """
     if path.exists() and not overwrite:
-        raise InputError(f"{path} exists already. Remove it, choose another output, or ask to overwrite.")
+        raise InputError(f"{path} already exists. Remove it, choose another output, or add --overwrite.")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial_of(path)
     partial.mkdir()
@@ -115,7 +115,7 @@ def atomic_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a path of the same name in a folder of its own, for writers that need its ending; else as ``atomic_path``."""
+    """Yield a temporary path that ends in the same file name, for writers that check the suffix; else like ``atomic_path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = _partial_of(path)
     folder.mkdir()
@@ -128,9 +128,9 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 def sweep_partials(folder: str | os.PathLike[str]) -> int:
-    """Remove temporary files that killed writers left in ``folder`` or below; return how many.
+    """Remove the temporary files of killed processes in ``folder`` and its subfolders; return their number.
 
-    Call it only while nothing writes there. A missing folder counts as clean.
+    Call it only while no process writes there. The folder need not exist.
     """
     stale = [p for p in Path(folder).rglob(f".*{PARTIAL_SUFFIX}") if p.is_file()]
     for partial in stale:

@@ -49,7 +49,7 @@ class ReadConfig:
     halo_wpx
         Context around the core on which nuclei are separated, working px: at least the largest nucleus plus smoothing.
     mpp
-        The user's microns per level-0 px for slides whose file states none (or a wrong one); ``None``: the file decides.
+        Microns per level-0 px that the user gives for slides whose file states none or a wrong value; ``None``: from the file.
     mpp_tolerance_frac
         A slide whose mpp is within this fraction of the model's is used at its native pixels (polygons are then exact level-0
         pixel edges); beyond it, pixels are resampled to the model's mpp.
@@ -68,7 +68,7 @@ class ReadConfig:
     cache_bytes: int = _free(64 * 1024 * 1024)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``ConfigError`` for impossible values."""
         _require(64 <= self.tile_wpx <= 16384, "read.tile_wpx", "64 to 16384 working px", self.tile_wpx)
         _require(0 <= self.halo_wpx <= 1024, "read.halo_wpx", "0 to 1024 working px", self.halo_wpx)
         _require(self.mpp is None or 0.01 < self.mpp < 100, "read.mpp", "0.01 to 100 um/px", self.mpp)
@@ -91,9 +91,9 @@ class PredictConfig:
     Attributes
     ----------
     weights
-        ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file with its ``.json`` card beside it.
+        ``default``, ``open``, ``research``, or a path to a ``.safetensors`` file with its ``.json`` card in the same folder.
     precision
-        ``auto`` is resolved once per run to what the machine computes fast, and recorded (a resume keeps it).
+        ``auto`` is resolved once per run to the fastest on the machine, and recorded, so that a resumed run keeps it.
     engine
         ``eager``, ``inductor`` (compiled by torch at start), or on a GPU ``graph`` (CUDA graphs); ``auto`` is resolved and
         recorded in the same way.
@@ -111,7 +111,7 @@ class PredictConfig:
     tta: Literal[1, 8] = 1
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``ConfigError`` for impossible values."""
         _require(self.window_wpx % 16 == 0 and self.window_wpx >= 0, "predict.window_wpx", "a multiple of 16", self.window_wpx)
 
 
@@ -132,7 +132,7 @@ class SeparateConfig:
     min_area_um2, max_area_um2
         Limits on the hole-filled area of a nucleus.
     min_material_frac
-        Smallest mean material probability of a nucleus, 0 (all are kept) to 1; nuclei with a lower one are dropped.
+        Minimum mean material probability of a nucleus, 0 to 1; nuclei with a lower one are removed.
     """
 
     center_threshold_frac: float | None = None
@@ -146,7 +146,7 @@ class SeparateConfig:
     min_material_frac: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``ConfigError`` for impossible values."""
         for name in ("center_threshold_frac", "material_threshold_frac"):
             value = getattr(self, name)
             _require(value is None or 0 < value < 1, f"separate.{name}", "0 to 1 (exclusive)", value)
@@ -176,7 +176,7 @@ class WriteConfig:
     keep_parts: bool = _free(False)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``ConfigError`` for impossible values."""
         _require(self.row_group_rows >= 1, "write.row_group_rows", "1 or more", self.row_group_rows)
         _require(1 <= self.zstd_level <= 22, "write.zstd_level", "1 to 22", self.zstd_level)
 
@@ -194,32 +194,32 @@ class ScheduleConfig:
     workers
         Worker processes on the CPU; 0: one per core. On GPUs there are ``workers_per_gpu`` for each.
     workers_per_gpu
-        Worker processes that share a GPU. 0: up to three, one for each 4 cores and 16 GiB of the GPU's memory; one where the
-        workers are those of a scheduler that runs already.
+        Number of worker processes that share a GPU. 0: up to three, one for each 4 cores and 16 GiB of the GPU's memory; one
+        for the workers of a scheduler.
     threads_per_worker
-        Tiles that a worker processes at once: one is read while another is computed and a third written. 0: one on the CPU,
-        where processes do it; on a GPU the worker's share of the cores, 16 at most.
+        Tiles that a worker computes at once: one is read while another is computed and a third written. 0: one on the CPU; on a
+        GPU the worker's share of the cores, at most 16.
     device_memory_frac
-        Share of a GPU's free memory that the workers on it may take together.
+        Share of a GPU's free memory that all workers on it together may use.
     scheduler, scheduler_file
         Address of a Dask scheduler (``tcp://`` or ``tls://``), or the JSON file that it wrote; empty: workers on this machine.
     tls_ca, tls_cert, tls_key
         Certificates (PEM) for a ``tls://`` scheduler; empty: Dask's own configuration.
     path_map
-        ``FROM=TO`` pairs: paths that begin with FROM here begin with TO on the workers.
+        ``FROM=TO`` pairs: paths that start with FROM here start with TO on the workers.
     stage, stage_gb
-        Folder on each worker's machine that slides are copied or fetched to while they are processed, and its size limit, 10^9
-        bytes.
+        Folder on each worker's machine to which slides are copied or fetched while they are processed, and its size limit,
+        10^9 bytes.
     keep_staged
-        Keep copied and fetched slides there; the limit then counts only slides that are not finished.
+        Keep copied and fetched slides; the limit then applies only to slides that are not finished.
     fetch_to
-        Where slides at addresses are fetched to: chosen by the run (in ``stage``, else in the run folder).
+        Folder to which slides at addresses are fetched; set by the run (in ``stage``, else in the run folder).
     fetch_connections, fetch_patience_s
-        Ranges of a slide that are fetched at a time, and how long is waited without a byte until the slide is given up, s.
+        Number of byte ranges of a slide that are fetched in parallel, and maximum time without receiving a byte, s.
     gdc_token_file
         File with the token for controlled files of the GDC, on every host; the token itself is never recorded.
     task_s
-        Tiles are handed out in batches that take about this long, so that short tiles do not wait for the scheduler, s.
+        Tiles are submitted in batches that take about this long, so that short tiles do not wait for the scheduler, s.
     tile_timeout_s
         Maximum seconds for one tile (or for opening or finishing one slide): a slower worker is killed and replaced, and
         the tile tried again; 0: no limit.
@@ -229,7 +229,7 @@ class ScheduleConfig:
     dask_cuda
         Start GPU workers by the package dask-cuda, which binds each to the cores near its GPU; it must be installed.
     metrics_file
-        File to which counters are written in Prometheus' text format, for its node exporter.
+        File to which counters are written in the Prometheus text format, for its node exporter.
     """
 
     device: Literal["auto", "cpu", "cuda"] = _free("auto")
@@ -261,11 +261,11 @@ class ScheduleConfig:
 
     @property
     def remote(self) -> bool:
-        """Return whether the workers are those of a scheduler that runs already."""
+        """Whether the workers are those of an existing scheduler."""
         return bool(self.scheduler or self.scheduler_file)
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``ConfigError`` for impossible values."""
         _require(self.workers >= 0, "schedule.workers", "0 (one per core) or more", self.workers)
         numbers = [part.strip() for part in self.gpus.split(",")] if self.gpus else []
         good = all(n.isdecimal() for n in numbers) and len(set(numbers)) == len(numbers)
@@ -323,7 +323,7 @@ class RunConfig:
 
     @classmethod
     def from_dict(cls, tree: dict[str, Any]) -> RunConfig:
-        """Build from nested dicts; unknown stages or options raise ``ConfigError`` and name the known ones."""
+        """Return the config from nested dicts. Raises ``ConfigError`` for unknown stages or options, with the known ones."""
         stages = {f.name: f.default_factory for f in dataclasses.fields(cls)}
         built: dict[str, Any] = {}
         for stage, options in tree.items():
@@ -346,7 +346,7 @@ class RunConfig:
 
     @classmethod
     def from_toml(cls, path: str | Path) -> RunConfig:
-        """Read a TOML file. Raises ``ConfigError`` with the line for broken TOML, and for unknown options."""
+        """Read a TOML file. Raises ``ConfigError`` for invalid TOML (with the line) and for unknown options."""
         try:
             tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:

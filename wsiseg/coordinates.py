@@ -1,12 +1,12 @@
-"""Frames: the origin and unit of coordinates from outside, and checks whether they fit the slide.
+"""Frames: the origin and unit of external coordinates, and checks whether they fit the slide.
 
-Every command that takes such coordinates (tissue masks, imports, files to score) has one option, ``--frame``, with one grammar:
-an origin and a unit, joined by a comma, either of which may be left out.
+Every command that reads such coordinates (tissue masks, imports, files to score) has the option ``--frame`` with the same
+syntax: an origin and a unit, joined by a comma; either can be left out.
 
 ======================  ==============================================================================================
-``auto``                what the file states: ``bounds`` for QuPath's objects, else ``slide`` (the default)
+``auto``                as the file states: ``bounds`` for QuPath's objects, else ``slide`` (the default)
 ``slide``               (0, 0) is the corner of the slide's level 0
-``bounds``              (0, 0) is the corner of the scanned area (``openslide.bounds-x``), as QuPath counts
+``bounds``              (0, 0) is the corner of the scanned area (``openslide.bounds-x``), as in QuPath
 ``px``                  one unit is a level-0 px (the default)
 ``um``                  one unit is a micrometre
 ``mpp=0.5``             one unit is a px of 0.5 um
@@ -42,7 +42,7 @@ __all__ = [
 
 FRAME_GRAMMAR = "[auto|slide|bounds][,px|,um|,mpp=UM|,down=N]"
 MIN_INSIDE_FRAC = 0.02
-"""If a smaller fraction of coordinates is inside the slide they are refused, as another slide's or another frame's."""
+"""If a smaller fraction of coordinates is inside the slide, they are refused, because slide or frame must be wrong."""
 WARN_OUTSIDE_FRAC = 0.01
 MPP_TOLERANCE_FRAC = 0.02
 
@@ -52,7 +52,7 @@ Origin = Literal["auto", "slide", "bounds"]
 
 @dataclass(frozen=True, slots=True)
 class Ground:
-    """The frame of a slide (level-0 px; a side of 0: not known; ``mpp`` None: not known)."""
+    """Size, resolution and scanned area of a slide (level-0 px; a side of 0 or ``mpp`` None: not known)."""
 
     width_px: int = 0
     height_px: int = 0
@@ -65,7 +65,7 @@ class Ground:
 
     @property
     def area(self) -> tuple[float, float, float, float]:
-        """Return left, top, right and bottom of the scanned area, or of the slide where there is no such area."""
+        """Return left, top, right and bottom of the scanned area, or of the slide if there is no such area."""
         if self.bounds_w > 0 and self.bounds_h > 0:
             return (self.bounds_x, self.bounds_y, self.bounds_x + self.bounds_w, self.bounds_y + self.bounds_h)
         return (0, 0, self.width_px or math.inf, self.height_px or math.inf)
@@ -73,7 +73,7 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An origin and a unit, as the user or the file names them. ``um_per_unit`` 0: not stated; ``down`` level-0 px per unit."""
+    """An origin and a unit. ``um_per_unit`` is 0 if not stated; ``down`` is level-0 px per unit."""
 
     origin: Origin = "auto"
     um_per_unit: float = 0.0
@@ -110,7 +110,7 @@ class Frame:
 
 
 def ground_of(meta: SlideMeta) -> Ground:
-    """Return the frame of an open slide."""
+    """Return the ``Ground`` of an open slide."""
     return Ground(
         meta.width_px, meta.height_px, meta.mpp, meta.bounds_x, meta.bounds_y, meta.bounds_w, meta.bounds_h,
         meta.level_downsamples,
@@ -118,7 +118,7 @@ def ground_of(meta: SlideMeta) -> Ground:
 
 
 def parse_frame(text: str) -> Frame:
-    """Return the frame that a text such as ``bounds,um`` names (see the docstring of the module); empty: ``auto``.
+    """Return the frame from a text such as ``bounds,um`` (see the docstring of the module); empty: ``auto``.
 
     Raises
     ------
@@ -178,7 +178,7 @@ def check_fit(xy: Float, ground: Ground, placed: tuple[float, float, float], wha
     used = f"as {placed[0]:g} xy + ({placed[1]:g}, {placed[2]:g})"
     used = "as level-0 px of the slide" if placed == (1.0, 0.0, 0.0) else used
     text = (
-        f"{what}: {1 - inside:.1%} of {n or len(xy):,} lie outside {known}; in the file x goes from {low[0]:g} to {high[0]:g}, "
+        f"{what}: {1 - inside:.1%} of {n or len(xy):,} are outside {known}; in the file x goes from {low[0]:g} to {high[0]:g}, "
         f"y from {low[1]:g} to {high[1]:g}, read {used}. {_hint(xy, ground, inside)}"
     )
     if inside < MIN_INSIDE_FRAC:
@@ -205,8 +205,8 @@ def _hint(xy: Float, ground: Ground, inside: float) -> str:
     texts = [origin + unit for unit in units for origin in origins]
     fitting = [f"--frame {t}" for t in texts if _inside(xy, ground, parse_frame(t).on(ground)) > max(0.98, inside)]
     if fitting:
-        return f"They would lie inside with {', or with '.join(fitting[:3])}."
-    return "No frame of this slide holds them: are they another slide's? If not, say so with --frame."
+        return f"They would be inside with {', or with '.join(fitting[:3])}."
+    return "They fit in no frame of this slide: check that they belong to it, or give their --frame."
 
 
 def mpp_note(what: str, stated: float | None, ground_mpp: float | None) -> list[str]:
@@ -214,7 +214,7 @@ def mpp_note(what: str, stated: float | None, ground_mpp: float | None) -> list[
     if not stated or not ground_mpp or abs(stated / ground_mpp - 1) <= MPP_TOLERANCE_FRAC:
         return []
     text = f"{what}: it states {stated:g} um/px, the slide has {ground_mpp:g} um/px ({stated / ground_mpp:.3g} times). "
-    text += f"Coordinates are taken as px of the slide; if they count px of {stated:g} um, say --frame mpp={stated:g}."
+    text += f"Coordinates are taken as px of the slide; if they are px of {stated:g} um, use --frame mpp={stated:g}."
     return [text]
 
 
@@ -242,7 +242,7 @@ def size_note(what: str, size: Sequence[int], ground: Ground, factor: float, *, 
         for name, sides in (("slide", (ground.width_px, ground.height_px)), ("bounds", (ground.bounds_w, ground.bounds_h))):
             if min(sides) > 0 and down > 0 and _covers(size, sides, down):
                 return [f"{text} It would cover the {area[name]} with --frame {name},down={down:g}."]
-    return [f"{text} No level of the slide has that size: it is read from the corner. Is it a part (--dx, --dy), or another's?"]
+    return [f"{text} No level of the slide has that size; it is read from the corner. Check the slide, and --dx, --dy."]
 
 
 def _covers(size: Sequence[int], sides: tuple[int, int], down: float) -> bool:

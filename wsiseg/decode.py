@@ -1,8 +1,8 @@
-"""Values read from JSON, TOML, Arrow or a worker's message -> frozen dataclasses, checked by their type hints; and back.
+"""Convert values from JSON, TOML, Arrow or a worker's message to frozen dataclasses, checked by type hints, and back.
 
-This is the only place where such a value changes from ``dict`` to a type. A record that is another version's, or damaged, is
-refused with its place, the field, what was expected and what was found. A dataclass says by its fields what happens to fields
-that it does not know: with a field ``other`` they are kept there, and written again; without one they are refused.
+Only this module converts such values from ``dict`` to a type. A record of another version, or a damaged one, is refused with
+its place, the field, and what was expected and found. Unknown fields are kept in the field ``other`` of the dataclass and
+written again, or refused if it has no such field.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["OMITTED", "decode", "encode", "fits", "read_record", "type_words"]
 T = TypeVar("T")
 
 OTHER = "other"
-"""Name of the field that keeps what a record of a newer version holds beside the fields known here."""
+"""Name of the field that stores the unknown fields of a record of a newer version."""
 
 OMITTED: Mapping[str, bool] = types.MappingProxyType({"omit": True})
-"""Metadata of a dataclass field that is left out when it is written with its default."""
+"""Metadata of a dataclass field that is not written if it has its default value."""
 
 _WORDS = {
     int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null", object: "any value",
@@ -36,24 +36,24 @@ _WORDS = {
 
 
 def decode(kind: type[T], raw: object, where: str, error: type[WsisegError] = FormatError) -> T:
-    """Return a dataclass made of a plain value, with every field of the type that the class states.
+    """Return a dataclass made from a plain value, after checking the type of every field.
 
     Parameters
     ----------
     kind
         A dataclass of ``str``, ``int``, ``float``, ``bool``, ``None``, ``Literal``, tuples, mappings and other dataclasses.
-        A whole number is taken for a ``float``; ``true`` is no number, and neither are infinity and what is not a number.
+        An integer is accepted for a ``float``; ``true``, infinity and NaN are not numbers.
     raw
-        What ``json.loads`` gave.
+        Value as from ``json.loads``.
     where
-        The file (and its place), for messages.
+        File (and position in it), for messages.
     error
-        What is raised.
+        Class of the exception to raise.
 
     Raises
     ------
     FormatError
-        Or ``error``: a field is missing, of another type, or not known.
+        Or ``error``: a field is missing, of another type, or unknown.
     """
     try:
         value: T = _decoded(kind, raw, "")
@@ -63,7 +63,7 @@ def decode(kind: type[T], raw: object, where: str, error: type[WsisegError] = Fo
 
 
 def encode(record: Any) -> dict[str, Any]:
-    """Return a dataclass as the plain value that ``decode`` reads: tuples are lists, ``other`` stands among the fields."""
+    """Return a dataclass as the plain value that ``decode`` reads; the content of ``other`` becomes fields again."""
     plain: dict[str, Any] = {}
     for f in dataclasses.fields(record):
         value = getattr(record, f.name)
@@ -80,14 +80,14 @@ def read_record(kind: type[T], path: Path, what: str, advice: str = "") -> T:
     Parameters
     ----------
     what, advice
-        For the message: what the file is, such as ``slide record``, and what to do if it is none.
+        For messages: what the file should be, such as ``slide record``, and what to do if it is not.
 
     Raises
     ------
     FileNotFoundError
         There is no such file.
     FormatError
-        It cannot be read, or is of another form.
+        The file cannot be read, or has another structure.
     """
     then = f" {advice}" if advice else ""
     try:
@@ -104,7 +104,7 @@ def read_record(kind: type[T], path: Path, what: str, advice: str = "") -> T:
 
 
 def fits(value: object, hint: Any) -> bool:
-    """Return whether a plain value is of a type."""
+    """Return whether a plain value has the type of a hint."""
     try:
         _decoded(hint, value, "")
     except _MisfitError:
@@ -129,7 +129,7 @@ def type_words(hint: Any) -> str:
 
 
 class _MisfitError(Exception):
-    """What a plain value lacks."""
+    """A plain value does not have the type of a hint."""
 
     def __init__(self, name: str, hint: Any, value: object) -> None:
         text = repr(value)
@@ -175,7 +175,7 @@ def _one_of(hints: tuple[Any, ...], whole: Any, value: object, name: str) -> Any
         return None
     rest = [h for h in hints if h is not type(None)]
     if len(rest) == 1 and (dataclasses.is_dataclass(rest[0]) or typing.get_origin(rest[0]) in (tuple, dict, Mapping)):
-        return _decoded(rest[0], value, name)  # its own message says which of its fields is wrong
+        return _decoded(rest[0], value, name)  # its own message names the wrong field
     for hint in rest:
         if fits(value, hint):
             return _decoded(hint, value, name)
@@ -190,7 +190,7 @@ def _record(kind: Any, value: object, name: str) -> Any:
     under = f"{name}." if name else ""
     if unknown and OTHER not in hints:
         first = sorted(map(str, unknown))[0]
-        raise _WrongFieldsError(f"field {under}{first} is not known to this version; expected only {', '.join(sorted(hints))}.")
+        raise _WrongFieldsError(f"field {under}{first} is unknown in this version; expected only {', '.join(sorted(hints))}.")
     missing = [k for k in required if k not in value]
     if missing:
         words = type_words(hints[missing[0]])
@@ -203,7 +203,7 @@ def _record(kind: Any, value: object, name: str) -> Any:
 
 @functools.cache
 def _fields_of(kind: Any) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Return the types of a dataclass's fields, and the names of those that must be there."""
+    """Return the types of a dataclass's fields, and the names of the required ones."""
     hints = typing.get_type_hints(kind)
     own = [f for f in dataclasses.fields(kind) if f.init]
     missing = dataclasses.MISSING

@@ -6,21 +6,21 @@
     |- InputError                  what the user gave cannot be used
     |  |- SlideOpenError           the file is missing, truncated or not a slide
     |  |- MissingMppError          no microns-per-pixel in the file, none given
-    |  |- ImplausibleMppError      microns-per-pixel of no usual microscope: the user confirms them
+    |  |- ImplausibleMppError      microns-per-pixel that no usual scan has: the user must confirm them
     |  |- AnisotropicMppError      x and y differ by more than 1 %
     |  |- DuplicateSlideError      two inputs share one slide id (file stem)
     |  |- ManifestError            a manifest row or column is unusable
     |  |- ConfigError              an option has an impossible value
-    |  |- EmptyExportError         no nucleus to export, and the format knows no empty file
+    |  |- EmptyExportError         no nucleus to export, and the format has no empty files
     |  `- FormatError              a table, label image or GeoJSON is not what it claims
     |- SchedulerLostError          the Dask scheduler is gone and did not come back
-    |- WorkersLostError            workers ended before they could begin
+    |- WorkersLostError            workers ended before they could start
     |- DeviceBrokenError           a GPU stopped computing
     |- TileReadError               pixels of one tile could not be decoded
     |- FetchError                  a slide could not be fetched from its address
-    |  |- FetchDeniedError         the server wants a login or a right (401, 403)
+    |  |- FetchDeniedError         the server requires a login or a permission (401, 403)
     |  |- FetchMissingError        there is no such object (404, 410)
-    |  |- FetchDamagedError        its size or checksum is not the one that was stated
+    |  |- FetchDamagedError        its size or checksum differs from the stated one
     |  `- FetchUnreachableError    no answer, or only requests to retry later, until the time limit
     |- OutputMismatchError         the output folder was made by another config
     |- OutputInUseError            another live run writes to the same folder
@@ -28,7 +28,7 @@
     |- BackendUnavailableError     an optional part (GPU, cuCIM, ...) is not installed
     `- TileComputeError            a tile failed in computation (run/ turns it into an outcome)
 
-A message says what, where (slide, tile), expected and got, and what to do about it.
+A message states what happened, where (slide, tile), what was expected and got, and what to do.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ class MissingMppError(InputError):
 
 
 class ImplausibleMppError(InputError):
-    """The file states microns-per-pixel that no usual scan has, perhaps a converter's mistake: the user must confirm them."""
+    """The file states microns-per-pixel that no usual scan has, which the user must confirm."""
 
 
 class AnisotropicMppError(InputError):
@@ -118,7 +118,7 @@ class ConfigError(InputError):
 
 
 class EmptyExportError(InputError):
-    """There is no nucleus to export, and the format knows no empty file."""
+    """There is no nucleus to export, and the format has no empty files."""
 
 
 class FormatError(InputError):

@@ -51,7 +51,7 @@ def segment_image(
     Parameters
     ----------
     rgb : uint8 (H, W, 3)
-        H&E colors. It is held in memory whole, with its maps: for more than about 100 million pixels use ``segment``.
+        H&E picture. It is processed in memory at once; use ``segment`` for more than about 100 million pixels.
     mpp
         Microns per pixel.
     weights
@@ -59,14 +59,14 @@ def segment_image(
     config
         Options of any stage (``RunConfig.from_toml``).
     tissue_mask
-        ``all``: every pixel is segmented; empty: only where tissue is found, as in a run.
+        ``all``: segment every pixel; empty: segment only detected tissue, as in a run.
     as_geopandas
         Return a GeoDataFrame indexed by ``nucleus_id`` instead of a ``pyarrow.Table``.
 
     Returns
     -------
     pyarrow.Table or geopandas.GeoDataFrame
-        One row a nucleus, the columns of ``wsiseg.schema.NUCLEI``; coordinates in pixels of the picture.
+        One row per nucleus, with the columns of ``wsiseg.schema.NUCLEI``; coordinates in pixels of the picture.
 
     Raises
     ------
@@ -102,7 +102,7 @@ def segment_image(
     batch = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp))
     tile = Tile("image", 0, maps.core, maps.core.padded(maps.halo_wpx), maps.scale, 1.0)
     meta = SlideMeta("image", "image", maps.shape[1], maps.shape[0], mpp, "user")
-    with tempfile.TemporaryDirectory() as folder:  # through a run's files: the rows are then equal to the last bit
+    with tempfile.TemporaryDirectory() as folder:  # uses the files of a run, so that rows are equal to those of a run
         part, table = Path(folder) / "part.parquet", Path(folder) / "image.parquet"
         write_part(part, batch, tile, TileStats(), {}, "image")
         write_nuclei_table([part], table, meta, maps.scale, {"weights": model.name}, config.write)
@@ -110,7 +110,7 @@ def segment_image(
 
 
 def label_image(nuclei: pa.Table, shape: tuple[int, int], origin: tuple[int, int] = (0, 0)) -> npt.NDArray[np.int32]:
-    """Draw nuclei as a label image: pixels whose center lies in row k's polygon are k + 1.
+    """Draw nuclei as a label image: pixels whose center is in the polygon of row k have the value k + 1.
 
     Parameters
     ----------
@@ -119,12 +119,12 @@ def label_image(nuclei: pa.Table, shape: tuple[int, int], origin: tuple[int, int
     shape
         (H, W) of the image.
     origin
-        Its corner (x, y), level-0 px: that of the region that was read.
+        Top-left corner (x, y) of the image, level-0 px.
 
     Returns
     -------
     int32 (H, W)
-        0 background.
+        0 for background.
 
     Examples
     --------
@@ -160,23 +160,24 @@ def segment(
     out
         Run folder.
     mpp, cohort
-        Microns per level-0 px and cohort of slides for which no others are stated.
+        Microns per level-0 px, and cohort, of slides for which no others are stated.
     tissue_mask
-        A mask (PNG or GeoJSON), a folder of ``<slide_id>.png`` or ``.geojson``, or ``all``: no mask, the whole slides.
+        A mask (PNG or GeoJSON), a folder of ``<slide_id>.png`` or ``.geojson``, or ``all`` to segment whole slides without a
+        mask.
     config
-        Options of any stage; default: those of the command line.
+        Options of any stage; None: the defaults of the command line.
     on_progress
         Called with running totals after every task.
 
     Returns
     -------
     RunSummary
-        ``rows``: the statistics of each slide; ``errors``; ``ok``.
+        Statistics of each slide (``rows``), failures (``errors``), and whether every slide is done or blank (``ok``).
 
     Raises
     ------
     WsisegError
-        The run could not start or continue; the message says what to do. Slides that fail are rows, not errors.
+        The run could not start or continue. A slide that fails does not raise; its row has the status ``failed``.
 
     Examples
     --------
@@ -205,7 +206,8 @@ def evaluate(
     Returns
     -------
     Scores or Evaluation
-        Of arrays: ``pq``, ``aji``, ``aji_plus``, ``dice``, ``f1``, ``n_truth``, ...; of paths: these per image, and a summary.
+        For arrays: ``pq``, ``aji``, ``aji_plus``, ``dice``, ``f1``, ``n_truth``, ...; for paths: these per image, and a
+        summary.
 
     Raises
     ------
@@ -233,7 +235,7 @@ def _model(config: RunConfig) -> Model:
 
 @lru_cache(maxsize=2)
 def _loaded(predict: Any, device: str) -> Model:
-    """Return the network, which is kept in memory: a notebook segments many pictures with one."""
+    """Return the network, which is cached, because a notebook segments many pictures with the same one."""
     from wsiseg.predict import load_model
 
     return load_model(predict, device)

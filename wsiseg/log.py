@@ -1,4 +1,4 @@
-"""One logger for the package, and a run's own log as lines of JSON; the CLI decides what is shown on the terminal."""
+"""The logger of the package, and the log of a run as lines of JSON; the CLI decides what is printed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ log = logging.getLogger("wsiseg")
 log.addHandler(logging.NullHandler())
 
 MAX_LOG_BYTES = 16 * 2**20
-"""A log longer than this becomes ``<name>.1``, which replaces an older one: a run's logs never take more than twice as much."""
+"""A log longer than this is renamed to ``<name>.1``, replacing an older one, so logs never use more than twice this size."""
 
 
 class EventLog(logging.Handler):
-    """A file of one JSON object a line: ``time`` (UTC, for people), ``level``, ``event`` and the event's own fields.
+    """A file with one JSON object per line: ``time`` (UTC), ``level``, ``event`` and further fields of the event.
 
-    As a handler of ``log`` it also takes the package's warnings and errors (event ``message``). Lines are appended whole, so
-    two writers never mix. A log that cannot be written (disk full) never stops the run.
+    As a handler of ``log`` it also writes the package's warnings and errors (event ``message``). Each line is appended by one
+    write, so the lines of two writers are never mixed. A log that cannot be written (disk full) does not stop the run.
     """
 
     def __init__(self, path: Path, max_bytes: int = MAX_LOG_BYTES) -> None:

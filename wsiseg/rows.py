@@ -1,7 +1,7 @@
-"""A row of the tables over all slides: what one slide gave, and what failed.
+"""Rows of the tables of all slides: the statistics of one slide, and one failure.
 
-The fields are the columns of ``wsiseg.schema``, in their order. Read and written as JSON by ``wsiseg.decode``, as Parquet by
-``wsiseg.summarize``.
+The fields are the columns of ``wsiseg.schema``, in order. ``wsiseg.decode`` reads and writes rows as JSON, ``wsiseg.summarize``
+as Parquet.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from wsiseg.schema import SLIDES
 __all__ = ["STAGES", "ErrorRow", "SlideRow"]
 
 STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
-"""Stages whose seconds a row states."""
+"""Stages for which a row has the seconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SlideRow:
-    """Statistics of one slide: the columns of ``wsiseg.schema.SLIDES``. None where a value does not exist (mean of no nuclei).
+    """Statistics of one slide: the columns of ``wsiseg.schema.SLIDES``; None for undefined values (mean of no nuclei).
 
-    ``other`` keeps columns of a newer version when its record is written again; tables have those known here.
+    ``other`` stores unknown columns of a newer version, so that they are kept when the record is written again.
     """
 
     slide_id: str
@@ -57,7 +57,7 @@ class SlideRow:
     reader: str
     reader_note: str
     stain: str
-    precision: str = ""  # what has a default is in wsiseg.schema.LATER: tables of earlier versions lack it
+    precision: str = ""  # columns with a default are in wsiseg.schema.LATER: tables of earlier versions lack them
     precision_choice: str = ""
     seconds_read: float | None
     seconds_normalize: float | None
@@ -90,17 +90,17 @@ class SlideRow:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Return the seconds of each of ``STAGES``, summed over tiles; 0 where none is known."""
+        """Return the seconds of each of ``STAGES``, summed over tiles; 0 if unknown."""
         return {stage: float(getattr(self, f"seconds_{stage}") or 0.0) for stage in STAGES}
 
     @property
     def columns(self) -> dict[str, Any]:
-        """Return the values by column of ``wsiseg.schema.SLIDES``, in its order: a row for Arrow, CSV or JSON."""
+        """Return the values by column of ``wsiseg.schema.SLIDES``, in order, for Arrow, CSV or JSON."""
         return {c.name: getattr(self, c.name) for c in SLIDES}
 
     @classmethod
     def blank(cls, slide_id: str, status: str, **known: Any) -> SlideRow:
-        """Return a row that states only what is given: texts are empty, numbers None."""
+        """Return a row with only the given values; other texts are empty and other numbers None."""
         empty = {c.name: "" if c.arrow == "string" else None for c in SLIDES}
         return cls(**{**empty, "slide_id": slide_id, "status": status, **known})
 

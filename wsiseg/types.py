@@ -2,10 +2,10 @@
 
 Frames and units
 ----------------
-*Level-0 px* is the slide file's own pixel grid: origin at the top-left **corner** of pixel (0, 0), x right, y down; pixel
-(i, j) covers [i, i + 1) x [j, j + 1). *Working px* (``wpx``) is the same plane sampled at the model's resolution:
-``working = level0 * scale``. Tiles and windows live in working px, so that they partition the slide exactly; tables leave in
-level-0 px. Coordinates are (x, y); arrays are (H, W).
+*Level-0 px* is the slide file's own pixel grid: origin at the top-left **corner** of pixel (0, 0), x right, y down; pixel (i,
+j) covers [i, i + 1) x [j, j + 1). *Working px* (``wpx``) is the same plane sampled at the model's resolution: ``working =
+level0 * scale``. Tiles and windows are in working px, so that they partition the slide exactly; tables are in level-0 px.
+Coordinates are (x, y); arrays are (H, W).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ StainMethod = Literal["none", "reinhard", "macenko"]
 
 @dataclass(frozen=True, slots=True, order=True)
 class Box:
-    """Half-open rectangle [x, x + w) x [y, y + h); may reach outside the slide (white there)."""
+    """Half-open rectangle [x, x + w) x [y, y + h); it may extend beyond the slide, where pixels are white."""
 
     x: int
     y: int
@@ -48,13 +48,13 @@ class Box:
 
 @dataclass(frozen=True, slots=True)
 class SlideMeta:
-    """Facts of one slide, read once.
+    """Metadata of one slide.
 
-    ``slide_id`` is the file stem, a TCGA barcode verbatim. ``bounds_x/y`` is the offset of the scanned area in level-0 px
-    (0 where the format has none); coordinates in tables are in the full level-0 frame, not the bounds frame.
-    ``reader`` names what decodes the pixels and ``reader_note`` says why a faster one was not used (empty: it was).
-    ``layout`` says how the file holds its pixels and by which rule they were read, ``mpp_note`` what its statements of microns
-    per pixel disagree about. ``file`` is the slide's own name where ``path`` is an address (empty: the path ends with it).
+    ``slide_id`` is the file stem (a TCGA barcode is not changed). ``bounds_x/y`` is the offset of the scanned area in level-0
+    px (0 if the format has none); coordinates in tables are relative to the slide, not to this area. ``reader`` is the library
+    that decodes the pixels, and ``reader_note`` the reason why a faster one was not used (empty: it was). ``layout`` describes
+    how the file stores pixels and how they were converted, ``mpp_note`` contradictions between its statements of microns per
+    pixel. ``file`` is the slide's file name if ``path`` is an address that does not end with it, else empty.
     """
 
     slide_id: str
@@ -82,10 +82,10 @@ class SlideMeta:
 
 @dataclass(frozen=True, slots=True)
 class Processor:
-    """What tells the maps of one processor with a network from those of another (see ``wsiseg.predict.arithmetic_of``).
+    """Identifies the maps that a processor computes with a network (see ``wsiseg.predict.arithmetic_of``).
 
-    ``digest`` is over the network's output for a picture that is the same everywhere; ``device`` is ``cpu`` or ``cuda``;
-    ``processor`` and ``host`` are for people.
+    ``digest`` is the digest of the network's output for a fixed picture; ``device`` is ``cpu`` or ``cuda``; ``processor`` and
+    ``host`` are informative.
     """
 
     digest: str
@@ -96,13 +96,12 @@ class Processor:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One unit of work, in working px. The cores of a slide's tiles partition it exactly.
+    """One unit of work, in working px. The cores of a slide's tiles partition the slide exactly.
 
     ``tile_id`` is row-major in the full grid, so it does not depend on which tiles have tissue. ``read`` is the core plus the
-    separation halo; the windows that a network needs around it are chosen by the predict stage and may reach outside the slide.
-    ``scale`` is working px per level-0 px (1.0: native pixels are used as they are). An ``outside`` tile is a window sampled
-    outside the tissue mask: segmented as if all of it were tissue and counted, but not in the slide's table; its id follows the
-    grid's.
+    separation halo; the predict stage chooses the larger windows that the network needs. ``scale`` is working px per level-0 px
+    (1.0: pixels are not resampled). An ``outside`` tile is a window sampled outside the tissue mask, which is segmented as if
+    all of it were tissue but is not in the slide's table; its id follows those of the grid.
     """
 
     slide_id: str
@@ -133,7 +132,7 @@ class Instances:
     Attributes
     ----------
     labels : int32 (H, W)
-        0 background, 1..N nuclei; label k is a 4-connected region that holds its marker.
+        0 background, 1..N nuclei; label k is a 4-connected region that contains its marker.
     anchors : int32 (N, 2)
         (x, y) of the marker pixel of label k at row k - 1, in window px. Raster order.
     """
@@ -152,7 +151,7 @@ class PolygonBatch:
         Ring vertices (x, y) in the slide's **working px** lattice (pixel corners), closed (last == first), counter-clockwise
         in the sense of a positive shoelace sum over (x, y) as written, collinear points merged.
     ring_offsets : int64 (N + 1,)
-        Ring k is ``xy[ring_offsets[k]:ring_offsets[k + 1]]``. One exterior ring a nucleus, holes filled.
+        Ring k is ``xy[ring_offsets[k]:ring_offsets[k + 1]]``. Each nucleus has one exterior ring; holes are filled.
     columns : dict of str to array (N,)
         Per-nucleus numbers, named as in ``wsiseg.schema.BATCH_COLUMNS``.
     """
@@ -168,9 +167,9 @@ class PolygonBatch:
 
 @dataclass(frozen=True, slots=True)
 class TileStats:
-    """Additive facts of one tile: a slide's statistics are the field-wise sum over its tiles.
+    """Additive statistics of one tile: those of a slide are the field-wise sum over its tiles.
 
-    Pixel sums are over the tile's core, in working px, restricted to tissue where the name says so.
+    Pixel sums are over the tile's core, in working px; those named ``tissue`` only over tissue.
     """
 
     core_px: int = 0
@@ -194,7 +193,7 @@ class TileStats:
 class TileOutcome:
     """The result of one tile that is sent back through Dask: about 200 bytes, never pixels or polygons.
 
-    ``host`` and ``worker`` say where a failed one was tried last; the client fills them in.
+    ``host`` and ``worker`` are those of the last try of a failed tile; the client sets them.
     """
 
     slide_id: str

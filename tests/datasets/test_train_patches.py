@@ -76,7 +76,7 @@ def test_the_store_is_sharded_and_any_zarr_reader_reads_it(root: Path, tmp_path:
 
 def test_what_is_wrong_is_said(root: Path, tmp_path: Path) -> None:
     store_patches(root, tmp_path / "p.zarr", ("a",))
-    with pytest.raises(FormatError, match="exists already"):
+    with pytest.raises(FormatError, match="already exists"):
         store_patches(root, tmp_path / "p.zarr")
     with pytest.raises(FormatError, match=r"no set 'b', only \['a'\]"):
         list_samples(tmp_path / "p.zarr", ("b",))

@@ -125,7 +125,7 @@ def test_command_line(run: Path, cli: click.Group, tmp_path: Path) -> None:
     assert "20" in said
     call("query", tmp_path / "run2", "select * exclude (geometry, bbox) from nuclei", "-o", tmp_path / "a.csv")
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 21
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         CliRunner().invoke(cli, ["export", str(run), "--to", "qupath", "-o", str(tmp_path / "out")], catch_exceptions=False)
     for command in COMMANDS:
         assert command.help

@@ -144,7 +144,7 @@ def test_there_and_back(folder: Path, table_path: Path, tmp_path: Path) -> None:
 
 
 def test_second_export_to_the_same_place_is_refused(folder: Path, table_path: Path) -> None:
-    with pytest.raises(InputError, match="exists already"):
+    with pytest.raises(InputError, match="already exists"):
         write_quip(open_nuclei(table_path), folder.parent)
     assert write_quip(open_nuclei(table_path), folder.parent, executed=datetime.datetime(2026, 1, 2, 3, 4, 5), overwrite=True)
 

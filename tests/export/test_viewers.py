@@ -149,7 +149,7 @@ def test_qupath_project(run: Path, table: geopandas.GeoDataFrame, tmp_path: Path
 
 def test_work_in_a_qupath_project_is_kept(run: Path, tmp_path: Path) -> None:
     call("export", run, "--to", "qupath-project", "-o", tmp_path / "p")
-    assert "exists already" in call("export", run, "--to", "qupath-project", "-o", tmp_path / "p", code=2)
+    assert "already exists" in call("export", run, "--to", "qupath-project", "-o", tmp_path / "p", code=2)
     call("export", run, "--to", "qupath-project", "-o", tmp_path / "p", "--overwrite")
     (tmp_path / "p/data/1/data.qpdata").write_bytes(b"what someone drew")
     text = call("export", run, "--to", "qupath-project", "-o", tmp_path / "p", "--overwrite", code=2)

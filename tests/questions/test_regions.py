@@ -351,7 +351,7 @@ def test_one_bad_file_does_not_stop_the_others(run: Path, tmp_path: Path) -> Non
     assert "B: " in said
     assert "broken XML" in said
     assert set(pd.read_csv(tmp_path / "o.csv")["slide_id"]) == {"A"}
-    assert "exists already" in call("regions", run, folder, "-o", tmp_path / "o.csv", code=2)
+    assert "already exists" in call("regions", run, folder, "-o", tmp_path / "o.csv", code=2)
     done = CliRunner().invoke(main, ["regions", str(run), str(folder), "-o", str(tmp_path / "o.txt")])
     assert "Expected an output .parquet, .csv, .h5ad" in done.output
 

@@ -110,7 +110,7 @@ def test_points_outside_are_told_with_numbers_and_a_frame_that_fits() -> None:
     assert check_fit(xy, ground, (1, 0, 0), "x") == []
     (told,) = check_fit(xy * 1.25, ground, (1, 0, 0), "x")
     assert "20.0% of 100" in told
-    with pytest.raises(FormatError, match=r"100\.0% of 100 lie outside the slide, x 0 to 10000"):
+    with pytest.raises(FormatError, match=r"100\.0% of 100 are outside the slide, x 0 to 10000"):
         check_fit(xy + 20_000, ground, (1, 0, 0), "x")
     (told,) = check_fit(xy * 4, ground, (1, 0, 0), "x")  # px of a finer grid: no frame of this slide holds them
     assert "No frame" in told

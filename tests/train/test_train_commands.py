@@ -37,7 +37,7 @@ def test_patches_then_masks(root: Path, tmp_path: Path) -> None:
     assert (tmp_path / "m" / "weighted_maps" / "x.png").is_file()
     again = CliRunner().invoke(main, ["datasets", "patches", str(root), str(tmp_path / "p.zarr")])
     assert again.exit_code == 2
-    assert "exists already" in again.output
+    assert "already exists" in again.output
 
 
 def test_folds_need_a_kind(tmp_path: Path) -> None:

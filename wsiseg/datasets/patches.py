@@ -44,7 +44,7 @@ def writing_store(out: Path, fill: Callable[[Any], None], patch_px: int = PATCH_
     import zarr
 
     if out.exists():
-        raise FormatError(f"{out} exists already. Give another name, or delete it.")
+        raise FormatError(f"{out} already exists. Give another name, or delete it.")
     with atomic_folder(out) as partial:
         fill(zarr.open_group(str(partial), mode="w", zarr_format=3, attributes={"kind": _KIND, "patch_px": patch_px}))
 
