@@ -28,7 +28,11 @@ SURROUNDINGS = (
 TABLES: tuple[tuple[str, str, Sequence[schema.Column]], ...] = (
     ("Nuclei", "`RUN/nuclei/<slide_id>.parquet`: GeoParquet 1.1 in Hilbert order, one row per nucleus.", schema.NUCLEI),
     ("Features on reading", "Made of stored columns by `wsiseg.read_nuclei(..., columns=[...])`: no file.", schema.DERIVED),
-    ("Features", "`RUN/features/<slide_id>.parquet` of `wsiseg features`, with the rows of the nuclei.", schema.FEATURES),
+    (
+        "Features",
+        "`RUN/features/<slide_id>.parquet` of `segment --features` or `wsiseg features`, with the rows of the nuclei.",
+        schema.FEATURES,
+    ),
     ("Slides", "`RUN/slides.parquet` and `slides.csv`: one row per slide.", schema.SLIDES),
     (
         "Regions",

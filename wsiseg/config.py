@@ -169,11 +169,22 @@ class VectorizeConfig:
 
 @dataclass(frozen=True, slots=True)
 class WriteConfig:
-    """Layout of tables; it does not change their content."""
+    """What is written beside the tables, and their layout; the tables' content does not depend on it.
+
+    Attributes
+    ----------
+    row_group_rows, zstd_level
+        Rows of a row group, and the level of compression.
+    keep_parts
+        Keep the files of tiles when a slide is finished.
+    features
+        Measure what ``wsiseg features`` measures while a tile's pixels are in memory.
+    """
 
     row_group_rows: int = _free(16384)
     zstd_level: int = _free(9)
     keep_parts: bool = _free(False)
+    features: bool = _free(False)
 
     def __post_init__(self) -> None:
         """Raise ``ConfigError`` for impossible values."""

@@ -65,6 +65,7 @@ class SlideRow:
     seconds_separate: float | None
     seconds_vectorize: float | None
     seconds_write: float | None
+    seconds_features: float | None = None
     tissue_mask: str = ""
     outside_windows: int | None = None
     outside_nuclei: float | None = None

@@ -41,7 +41,7 @@ from wsiseg.run.kernels import prepare_kernels
 def known():
     return {(k.__module__, k.__name__, str(s)) for k in _cpu_jit._KERNELS for s in k.signatures}
 
-prepare_kernels()
+prepare_kernels(features=True)
 before = known()
 assert len(before) >= 20, before
 from tests.run.conftest import run_here
@@ -52,7 +52,7 @@ for number, args in enumerate((
     (sys.argv[2], "--mpp", "0.25", "--stain", "macenko", "--config", sys.argv[1] + "/no-halo.toml"),
     (sys.argv[3], "--tile", "2000"),
 )):
-    done = run_here("segment", *args, "--precision", "fp32", "--out", out / str(number))
+    done = run_here("segment", *args, "--precision", "fp32", "--features", "--out", out / str(number))
     assert done.exit_code == 0, done.output
     assert known() == before, known() - before
 print("nothing more")

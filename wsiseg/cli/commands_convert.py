@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMANDS", "measure_shown"]
 
-EXPORTS = ("anndata", "asap", "csv", "dicom-ann", "geopackage", "heatmap", "imagej", "imagescope", "labels-png", "labels-tiff",
-           "maps", "marks", "ome-zarr", "quip", "qupath", "qupath-project", "spatialdata", "tiatoolbox", "tissuumaps",
-           "xenium")  # fmt: skip
+EXPORTS = ("anndata", "asap", "csv", "dicom-ann", "dicom-seg", "geopackage", "heatmap", "imagej", "imagescope", "labels-png",
+           "labels-tiff", "maps", "marks", "ome-zarr", "quip", "qupath", "qupath-project", "spatialdata", "tiatoolbox",
+           "tissuumaps", "xenium")  # fmt: skip
 IMPORTS = ("cellvit", "dicom-ann", "hovernet", "hovernext", "labels", "marks", "quip", "qupath", "tiatoolbox")
 
 PATH = click.Path(path_type=Path)
@@ -50,7 +50,7 @@ PATH = click.Path(path_type=Path)
     "--features", is_flag=True, help="Add features: eccentricity, circularity, and those that wsiseg features measured."
 )
 @click.option("--dicom-series", type=click.Path(exists=True, path_type=Path), metavar="PATH",
-              help="dicom-ann: a file of the slide's DICOM series, or its folder.  [the slide of the run]")  # fmt: skip
+              help="dicom-ann, -seg: a file of the slide's DICOM series, or its folder.  [the slide of the run]")  # fmt: skip
 @click.option("--dicom-3d", is_flag=True, help="dicom-ann: mm in the slide's frame of reference instead of pixels.")
 @click.option("--image-mpp", type=click.FloatRange(0.05, 100), default=0.5, show_default=True,
               help="tissuumaps, xenium: microns per pixel of the image beside the nuclei.")  # fmt: skip
@@ -76,6 +76,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     csv          table with WKT                        dicom-ann    DICOM bulk annotations (.dcm)
     xenium       folder for Xenium Explorer            tissuumaps   folder for TissUUmaps
     heatmap      heat map of caMicroscope              qupath-project  QuPath project of all slides
+    dicom-seg    DICOM segmentation, a file a level
 
     \b
     wsiseg export RUN --to qupath --out folder
@@ -235,8 +236,9 @@ def features(
 
     They are written to RUN/features/SLIDE_ID.parquet, in the row order of the slide's table; wsiseg query (view features),
     wsiseg export --features and wsiseg.read_nuclei(..., features=True) join them. Eccentricity, circularity and other features
-    derived from the table are available without this command. Use --path-map for slides that were moved. Finished slides are
-    skipped, so the same command resumes.
+    derived from the table are available without this command. wsiseg segment --features measures the same during the run,
+    without reading the slide again. Use --path-map for slides that were moved. Finished slides are skipped, so the same
+    command resumes.
 
     \b
     wsiseg features RUN

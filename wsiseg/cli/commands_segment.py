@@ -70,12 +70,11 @@ __all__ = ["COMMANDS"]
 @click.option(
     "--features",
     is_flag=True,
-    help="Afterwards measure stain, solidity and neighbors of each nucleus, like wsiseg features.",
+    default=None,
+    help="Measure stain, solidity and neighbors of each nucleus too, as wsiseg features does, while pixels are in memory.",
 )
 @click.option("-q", "--quiet", is_flag=True, help="Print errors only.")
-def segment(
-    slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, features: bool, quiet: bool, **options: Any
-) -> None:
+def segment(slides: tuple[str, ...], out: Path, shard: str, retry_failed: bool, quiet: bool, **options: Any) -> None:
     """Segment every nucleus of SLIDE... into the run folder --out.
 
     SLIDE is a slide file, a folder (searched with its subfolders; every DICOM series is a slide), a glob in quotes, or a
@@ -121,14 +120,14 @@ def segment(
         options["mpp"] = None  # a property of these slides, not of the run
     config = build_config(options.pop("config_file"), options, config_of_run(out) if retry_failed else None)
     summary = run_segment(found, out, config, quiet=quiet, shard=Shard.parse(shard) if shard else None)
-    measured = not features or _measure_features(out, summary, config)
+    measured = not config.write.features or _measure_features(out, summary, config)
     if not quiet:
         print_summary(summary)
     sys.exit(0 if summary.ok and measured else 1)
 
 
 def _measure_features(out: Path, summary: RunSummary, config: RunConfig) -> bool:
-    """Measure the features of a run's slides on the workers of the run; return whether all were measured."""
+    """Measure the features of slides that an earlier run finished without them; return whether all were measured."""
     from wsiseg.run.features import FeatureOptions
 
     options = FeatureOptions(path_map=config.schedule.path_map)

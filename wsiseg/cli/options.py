@@ -97,6 +97,7 @@ _FIELDS = {
     "any_processor": ("schedule", "any_processor"),
     "metrics_file": ("schedule", "metrics_file"),
     "keep_parts": ("write", "keep_parts"),
+    "features": ("write", "features"),
 }
 _DEFAULTS = RunConfig()
 

@@ -6,6 +6,7 @@ from Python, scores on annotated images and the fitting of thresholds all go thr
 
 from __future__ import annotations
 
+from wsiseg.pipeline.densities import with_densities
 from wsiseg.pipeline.image import ImageMaps, image_nuclei, map_image, segment_image, separate_maps
 from wsiseg.pipeline.look import picture_look
 from wsiseg.pipeline.window import StageClock, WindowNuclei, stain_aim, window_maps, window_nuclei, window_stats
@@ -23,4 +24,5 @@ __all__ = [
     "window_maps",
     "window_nuclei",
     "window_stats",
+    "with_densities",
 ]

@@ -5,7 +5,7 @@
     RUN/run.json                     versions, config, weights, host; checked when a run is resumed
     RUN/nuclei/<slide_id>.parquet    one GeoParquet table per slide
     RUN/maps/<slide_id>.zarr         density, mean area, material and tissue fraction as an OME-Zarr pyramid
-    RUN/features/<slide_id>.parquet  features from ``wsiseg features``, with the rows of the table
+    RUN/features/<slide_id>.parquet  of ``segment --features`` or ``wsiseg features``, with the rows of the table
     RUN/cells/<slide_id>.parquet     cells from ``wsiseg cells``, with the rows of the table
     RUN/slides/<slide_id>.json       slide facts, constants (stain), statistics, errors
     RUN/slides/<slide_id>.tissue.png tissue mask as used

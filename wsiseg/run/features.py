@@ -25,14 +25,13 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.reopen import reopen_slide
 from wsiseg.results.slide_record import slide_record
 from wsiseg.run.feature_pieces import FeaturePiece, measure_piece
-from wsiseg.summarize import RUIFROK_JOHNSTON, od_features
-from wsiseg.summarize.features import NEIGHBOR_UM
+from wsiseg.run.feature_table import feature_facts, write_measured
+from wsiseg.summarize import RUIFROK_JOHNSTON
 from wsiseg.tables import NucleiFile, open_nuclei, read_nuclei, read_table_meta
 from wsiseg.tables.arrow import has_more_rows
 from wsiseg.tables.features import features_path, table_fingerprint
 from wsiseg.tables.windows import occupied_windows
 from wsiseg.types import Box
-from wsiseg.write import write_features_table
 
 __all__ = ["FeatureOptions", "FeatureProgress", "measure_features", "measure_run"]
 
@@ -93,8 +92,6 @@ class _Open:
     """A slide that is being measured."""
 
     slide_id: str
-    source: NucleiFile
-    n: int
     left: int
     facts: dict[str, object]
     sums: npt.NDArray[np.int64]
@@ -216,12 +213,7 @@ def _opened(
     table = folder.table(slide_id)
     source = open_nuclei(table)
     n_groups = pq.read_metadata(str(table)).num_row_groups
-    facts: dict[str, object] = {
-        "slide_id": slide_id,
-        "stain": "none",
-        "neighbor_radius_um": NEIGHBOR_UM,
-        "od": "-log10((v + 1) / 256)",
-    }
+    facts = feature_facts(slide_id, "none")
     maps = tuple(dict.fromkeys((*options.path_map, *path_map)))
     common: dict[str, Any] = {"run": str(folder.root), "slide_id": slide_id, "path_map": maps}
     pieces = [FeaturePiece("neighbors", mpp=source.mpp, **common)]
@@ -231,13 +223,13 @@ def _opened(
     ]
     if options.pixels:
         vectors, windows = _plan(folder, source, options)
-        facts |= {"stain": options.stain, "stain_vectors_rgb": [list(v) for v in vectors]}
+        facts = feature_facts(slide_id, options.stain, vectors)
         step = max(1, PIECE_PX // options.tile_wpx**2)
         pieces += [
             FeaturePiece("pixels", windows=tuple(windows[k : k + step]), scale=source.scale, vectors=vectors, **common)
             for k in range(0, len(windows), step)
         ]
-    return _Open(slide_id, source, source.n_nuclei, len(pieces), facts, np.zeros((source.n_nuclei, 5), np.int64)), pieces
+    return _Open(slide_id, len(pieces), facts, np.zeros((source.n_nuclei, 5), np.int64)), pieces
 
 
 def _plan(folder: RunFolder, source: NucleiFile, options: FeatureOptions) -> tuple[tuple[tuple[float, ...], ...], list[Box]]:
@@ -280,26 +272,7 @@ def _add(slide: _Open, piece: FeaturePiece, answer: dict[str, Array]) -> None:
 
 def _written(folder: RunFolder, slide: _Open) -> int:
     """Write a slide's features and return how many nuclei it has."""
-    table = folder.table(slide.slide_id)
-    ids = read_nuclei(table, columns=["nucleus_id"])["nucleus_id"].to_numpy()
-    columns = {"nucleus_id": ids, **slide.columns}
-    if slide.facts["stain"] != "none":
-        columns |= od_features(slide.sums)
-    else:
-        columns |= dict.fromkeys(od_features(np.zeros((0, 5), np.int64)), np.full(slide.n, np.nan, np.float32))
     found = [slide.outlines[k] for k in sorted(slide.outlines)]
-    columns["solidity"] = np.concatenate([np.empty(0, np.float32), *found])
-    write_features_table(table, _groups(table, columns), slide.facts)
-    return slide.n
-
-
-def _groups(table: Path, columns: dict[str, Array]) -> Iterator[dict[str, Array]]:
-    """Yield the columns in the table's row groups."""
-    import pyarrow.parquet as pq
-
-    meta = pq.read_metadata(str(table))
-    first = 0
-    for k in range(meta.num_row_groups):
-        rows = slice(first, first + meta.row_group(k).num_rows)
-        yield {name: values[rows] for name, values in columns.items()}
-        first = rows.stop
+    sums = slide.sums if slide.facts["stain"] != "none" else None
+    solid = np.concatenate([np.empty(0, np.float32), *found])
+    return write_measured(folder.table(slide.slide_id), slide.facts, sums, solid, slide.columns)

@@ -25,13 +25,14 @@ from wsiseg.results.slide_record import FileFacts, SlideRecord, slide_or_none, w
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.foreign import foreign_facts
-from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of
+from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of, valid_part
 from wsiseg.run.outside import outside_facts, write_mask_picture
 from wsiseg.run.suspect import suspicion
+from wsiseg.run.tile_features import finish_features
 from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
 from wsiseg.summarize import failed_row, summarize_slide
 from wsiseg.types import Tile, TileOutcome, TileStats
-from wsiseg.write import PartHeader, read_part_header, write_nuclei_table
+from wsiseg.write import PartHeader, write_nuclei_table
 
 if TYPE_CHECKING:
     from wsiseg.predict import Model
@@ -91,11 +92,9 @@ def done_before(tile: Tile, context: WorkerContext) -> TileOutcome | None:
 
 
 def _valid_header(context: WorkerContext, tile: Tile) -> PartHeader | None:
-    try:
-        header = read_part_header(part_path(context.folder, tile))
-    except FormatError:
-        return None  # damaged: compute the tile again
-    return header if header is not None and header.digest == context.digest else None
+    header = valid_part(part_path(context.folder, tile), context.digest)
+    lacks = header is not None and context.config.write.features and not tile.outside and not header.densities
+    return None if lacks else header
 
 
 def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerContext) -> SlideRow:
@@ -121,6 +120,10 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
     summary = write_nuclei_table(parts, table, job.meta, job.scale, _table_facts(job, context), context.config.write)
     make_maps(context.folder, slide_id, job.tissue)
     seconds["write"] = seconds.get("write", 0.0) + time.perf_counter() - start
+    if context.config.write.features:
+        start = time.perf_counter()
+        finish_features(job, tiles, parts, context)
+        seconds["features"] = seconds.get("features", 0.0) + time.perf_counter() - start
     row = summarize_slide(
         table,
         stats,
@@ -134,6 +137,7 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
     )
     row = dataclasses.replace(row, precision=context.config.predict.precision, precision_choice=_choice_of(context.folder))
+    row = dataclasses.replace(row, seconds_features=seconds["features"] if context.config.write.features else None)
     facts, drawn = _mask_facts(job, context, summary.n_nuclei)
     facts |= foreign_facts(job, row.columns, context.model.card)
     row = dataclasses.replace(row, **facts)

@@ -41,6 +41,7 @@ from wsiseg.results.slide_record import Asked, slide_or_none
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, SlideMeta, Stain, Tile
+from wsiseg.write import PartHeader, read_part_header
 
 __all__ = [
     "SlideJob",
@@ -52,6 +53,7 @@ __all__ = [
     "part_path",
     "prepare_slide",
     "tiles_of",
+    "valid_part",
 ]
 
 
@@ -337,6 +339,15 @@ def everywhere(meta: SlideMeta) -> TissueMask:
 def part_path(folder: RunFolder, tile: Tile) -> Path:
     """Return the part file of a tile."""
     return (folder.outside_part if tile.outside else folder.part)(tile.slide_id, tile.tile_id)
+
+
+def valid_part(path: Path, digest: str) -> PartHeader | None:
+    """Return the header of a part file of this run; ``None`` if there is none, or one that is damaged or of another run."""
+    try:
+        header = read_part_header(path)
+    except FormatError:
+        return None  # a tile with a damaged part file is computed again
+    return header if header is not None and header.digest == digest else None
 
 
 def outside_tiles(job: SlideJob, config: RunConfig) -> list[tuple[Tile, float]]:

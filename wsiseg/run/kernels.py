@@ -16,9 +16,12 @@ import numpy.typing as npt
 from wsiseg.backend import to_device, to_host
 from wsiseg.errors import DeviceBrokenError
 from wsiseg.normalize import normalize
+from wsiseg.pipeline import with_densities
 from wsiseg.read import read_working
 from wsiseg.separate import SeparateParams, separate
-from wsiseg.types import Box, SlideMeta, Stain
+from wsiseg.summarize import RUIFROK_JOHNSTON, od_tables, solidity
+from wsiseg.tables import wkb_polygons
+from wsiseg.types import Box, PolygonBatch, SlideMeta, Stain
 from wsiseg.vectorize import tile_stats, vectorize
 
 if TYPE_CHECKING:
@@ -58,8 +61,10 @@ class Prepared:
     folder: str = ""
 
 
-def prepare_kernels(device: str = "cpu") -> Prepared:
+def prepare_kernels(device: str = "cpu", *, features: bool = False) -> Prepared:
     """Compile the kernels that tiles need in this process, or load those that an earlier process compiled.
+
+    ``features``: also those that ``segment --features`` needs.
 
     If several processes of a machine share a cache, one compiles while the others wait. For a GPU, only the kernel that
     resamples pixels runs on the host.
@@ -76,6 +81,8 @@ def prepare_kernels(device: str = "cpu") -> Prepared:
         rgb = read_working(_Slide(), Box(0, 0, SIDE_PX, SIDE_PX), 0.5)  # type: ignore[arg-type]
         if device == "cpu":
             _compute(rgb)
+        if features:
+            _measure(rgb)
     now = _cpu_jit.compiled_so_far()
     seconds = time.perf_counter() - start
     return Prepared(round(seconds, 3), now.compiled - before.compiled, now.loaded - before.loaded, now.folder)
@@ -117,6 +124,13 @@ def _compute(rgb: npt.NDArray[np.uint8]) -> None:
     vectorize(instances, prob, read, read)
     for core in (read, read.padded(-8)):  # with and without a halo: arrays of two layouts
         tile_stats(prob, instances, read, core)
+
+
+def _measure(rgb: npt.NDArray[np.uint8]) -> None:
+    read = Box(0, 0, SIDE_PX, SIDE_PX)
+    xy = np.array([[10, 10], [20, 10], [20, 20], [10, 20], [10, 10]], np.int32)
+    with_densities(PolygonBatch(xy, np.array([0, 5]), {}), rgb, read, read, od_tables(RUIFROK_JOHNSTON))
+    solidity(wkb_polygons(xy.astype(np.float64), np.array([0, 5])))
 
 
 def _picture() -> npt.NDArray[np.uint8]:

@@ -318,13 +318,13 @@ def _staged_apart(config: RunConfig, folder: RunFolder, shard: Shard | None, fet
 def _sweep(folder: RunFolder, own: Sequence[SlideInput] | None) -> None:
     """Remove incomplete files of killed processes; a shard only those of its slides (``own``), as others are writing."""
     if own is None:
-        for sub in ("nuclei", "slides", "parts"):
+        for sub in ("nuclei", "features", "slides", "parts"):
             sweep_partials(folder.root / sub)
         return
     for slide in own:
         sweep_partials(folder.parts(slide.slide_id))
     mine = {f"{s.slide_id}{ending}" for s in own for ending in (".parquet", ".json", ".tissue.png", ".mask.jpg")}
-    for sub in ("nuclei", "slides"):
+    for sub in ("nuclei", "features", "slides"):
         for stale in (folder.root / sub).glob(".*.partial"):
             if stale.name[1:].rsplit(".", 2)[0] in mine:  # .<name>.<pid>-<random>.partial
                 stale.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from wsiseg.backend import device_fault, device_timer
@@ -13,9 +14,10 @@ from wsiseg.log import log
 from wsiseg.pipeline import StageClock, window_maps, window_nuclei, window_stats
 from wsiseg.read import TissueView, tissue_view, unscanned_view
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.job import SlideJob, everywhere, part_path
+from wsiseg.run.job import SlideJob, everywhere, part_path, valid_part
+from wsiseg.run.tile_features import measured_in_tile
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
-from wsiseg.write import write_part
+from wsiseg.write import PartHeader, read_part, write_part
 
 __all__ = ["run_tile", "tried"]
 
@@ -29,6 +31,10 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
     Several threads of a worker run this at the same time. One thread (on a GPU: a few) computes while others read and write.
     """
     model = context.model  # loaded before the clock starts, so that its time does not count for a tile
+    path = part_path(context.folder, tile)
+    measure = context.config.write.features and not tile.outside
+    if measure and (there := valid_part(path, context.digest)) is not None:
+        return _measure_part(tile, path, there, context)
     clock = StageClock()
     with context.slide(tile.slide_id) as (job, slide):
         rgb = context.pixels(job, slide, model.input_box(tile.read))
@@ -38,9 +44,22 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
         clock.lap("wait")
         with clock.on_device(device_timer(context.device)):
             batch, stats, events = _compute(tile, job, rgb, tissue, context, clock)
-    path = part_path(context.folder, tile)
+    if measure:
+        batch = measured_in_tile(job, batch, rgb, model.input_box(tile.read))
+        clock.lap("features")
     write_part(path, batch, tile, stats, clock.seconds, context.digest, events)
     clock.lap("write")
+    return TileOutcome(tile.slide_id, tile.tile_id, "done", len(batch), clock.seconds)
+
+
+def _measure_part(tile: Tile, path: Path, header: PartHeader, context: WorkerContext) -> TileOutcome:
+    """Add densities to the part of a tile that an earlier run, without features, has finished."""
+    clock = StageClock(dict(header.seconds))
+    _, batch = read_part(path)
+    with context.slide(tile.slide_id) as (job, slide):
+        batch = measured_in_tile(job, batch, context.pixels(job, slide, tile.read), tile.read)
+    clock.lap("features")
+    write_part(path, batch, tile, header.stats, clock.seconds, context.digest, header.events)
     return TileOutcome(tile.slide_id, tile.tile_id, "done", len(batch), clock.seconds)
 
 

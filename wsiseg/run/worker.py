@@ -152,7 +152,7 @@ class WorkerSetup(WorkerPlugin):
         declared = set(worker.state.total_resources)
         role = "slide" if is_reader(declared) else "tile"
         own_device = device if role == "tile" else "cpu"
-        work = asyncio.ensure_future(asyncio.to_thread(prepare_kernels, own_device))
+        work = asyncio.ensure_future(asyncio.to_thread(prepare_kernels, own_device, features=config.write.features))
         await asyncio.wait({work})  # does not raise; an error is reported below as a refusal
         err = work.exception()
         if err is not None:

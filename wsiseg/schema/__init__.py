@@ -45,6 +45,7 @@ __all__ = [
     "NUCLEI",
     "OUTLIERS",
     "PARTS",
+    "PART_DENSITIES",
     "PATCHES",
     "PATCH_FEATURES",
     "PREDICTED",
@@ -140,6 +141,15 @@ PARTS: tuple[Column, ...] = (
 )
 """One tile's nuclei, ``RUN/parts/<slide_id>/<tile_id>.parquet``, until the slide's table is written of them."""
 
+PART_DENSITIES: tuple[Column, ...] = (
+    Column("od_px", "int64", "working px", "pixels of the nucleus inside the slide"),
+    Column("hematoxylin_sum", "int64", "1/4096 OD", "sum of the optical density of hematoxylin over them"),
+    Column("hematoxylin_squares", "int64", "1/4096^2 OD^2", "sum of its squares"),
+    Column("eosin_sum", "int64", "1/4096 OD", "sum of the optical density of eosin over them"),
+    Column("eosin_squares", "int64", "1/4096^2 OD^2", "sum of its squares"),
+)
+"""Columns that a tile has besides under ``segment --features``: ``FEATURES`` are made of them."""
+
 TRUST: tuple[Column, ...] = (
     Column(
         "tissue_mask", "string", "", "found (by wsiseg), given (a file) or all (no mask: the whole slide); empty: not recorded"
@@ -211,6 +221,7 @@ SLIDES: tuple[Column, ...] = (
     Column("seconds_separate", "float64", "s", "time separating"),
     Column("seconds_vectorize", "float64", "s", "time vectorizing"),
     Column("seconds_write", "float64", "s", "time writing tiles and the table"),
+    Column("seconds_features", "float64", "s", "time measuring features in the pass (null: --features was not asked for)"),
     *TRUST,
     Column("device_note", "string", "", "most GPU memory held, and what was done otherwise for want of it (empty: on the CPU)"),
     Column("table", "string", "", "polygon table, relative to the run folder"),
@@ -221,6 +232,7 @@ SLIDES: tuple[Column, ...] = (
 LATER: dict[str, str | None] = {
     "precision": "",
     "precision_choice": "",
+    "seconds_features": None,
     **{c.name: "" if c.arrow == "string" else None for c in TRUST},
 }
 """Columns of ``SLIDES`` that tables of earlier versions lack, and how they are then read."""

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from wsiseg.tables.geo import wkb_rings
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -50,7 +52,12 @@ def od_tables(stains: Sequence[Sequence[float]]) -> npt.NDArray[np.int32]:
 
 
 def sum_od(
-    sums: Int, rows: Int, labels: npt.NDArray[np.int32], rgb: npt.NDArray[np.uint8], table: npt.NDArray[np.int32]
+    sums: Int,
+    rows: Int,
+    labels: npt.NDArray[np.int32],
+    rgb: npt.NDArray[np.uint8],
+    table: npt.NDArray[np.int32],
+    at: tuple[int, int] = (0, 0),
 ) -> None:
     """Add the pixels of one window to ``sums``; windows that partition the slide give the sums of whole nuclei.
 
@@ -62,22 +69,16 @@ def sum_od(
         Row of ``sums`` for label k at k - 1.
     labels : int32 (H, W)
         0 background, 1..n.
-    rgb : uint8 (H, W, 3)
+    rgb : uint8 (>= H, >= W, 3)
+        Pixels of the labels, or of a larger window.
     table
         See ``od_tables``.
+    at
+        (x, y) of the first label in ``rgb``.
     """
-    inside = np.flatnonzero(labels)
-    if not inside.size:
-        return
-    label = labels.ravel()[inside]
-    pixels = rgb.reshape(-1, 3)[inside]
-    n = len(rows) + 1
-    parts = [np.bincount(label, minlength=n)]
-    for stain in table:
-        density = stain[0][pixels[:, 0]] + stain[1][pixels[:, 1]] + stain[2][pixels[:, 2]]
-        exact = density.astype(np.float64)  # whole numbers below 2^53: float sums of them are exact in any order
-        parts += [np.bincount(label, exact, n), np.bincount(label, exact * exact, n)]
-    sums[rows] += np.stack([p[1:] for p in parts], axis=1).astype(np.int64)
+    from wsiseg.summarize._cpu_features import add_densities
+
+    add_densities(sums, np.asarray(rows, np.int64), labels, np.ascontiguousarray(rgb), *at, table)
 
 
 def od_features(sums: Int) -> dict[str, npt.NDArray[np.float32]]:
@@ -93,17 +94,18 @@ def od_features(sums: Int) -> dict[str, npt.NDArray[np.float32]]:
 
 
 def solidity(wkb: pa.BinaryArray | pa.ChunkedArray) -> npt.NDArray[np.float32]:
-    """Return the area of WKB polygons divided by that of their convex hulls, float32 (N,), (0, 1]; nan if there is no area.
+    """Return the area of WKB polygons of one ring / that of their convex hulls, float32 (N,), (0, 1]; nan if there is no area.
 
     Both are measured on the outline along pixel edges; scikit-image counts the hull's pixels, which for nuclei of 200 px or
     more differs by a few percent at most.
     """
-    import shapely
+    from wsiseg.summarize._cpu_features import ring_and_hull_areas
 
-    shapes = shapely.from_wkb(wkb.to_numpy(zero_copy_only=False))
-    hull = shapely.area(shapely.convex_hull(shapes))
+    xy, offsets = wkb_rings(wkb)
+    area, hull = np.zeros(len(offsets) - 1), np.zeros(len(offsets) - 1)
+    ring_and_hull_areas(np.ascontiguousarray(xy, np.float64), offsets, area, hull)
     with np.errstate(divide="ignore", invalid="ignore"):
-        return _rounded(np.where(hull > 0, shapely.area(shapes) / hull, np.nan), 1024)
+        return _rounded(np.where(hull > 0, area / hull, np.nan), 1024)
 
 
 def neighbors(xy_um: Float, radius_um: float = NEIGHBOR_UM) -> dict[str, npt.NDArray[np.float32]]:

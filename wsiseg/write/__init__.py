@@ -7,9 +7,10 @@ which tiles were done, the time, or the folder of the files.
 from wsiseg.write.features import write_features_table
 from wsiseg.write.maps import MAP_NAMES, MapLevel, SlideMaps, map_cell_px, maps_are_of, read_maps, slide_maps, write_maps
 from wsiseg.write.nuclei import TableSummary, write_nuclei_table
-from wsiseg.write.parts import PartHeader, read_part, read_part_header, write_part
+from wsiseg.write.parts import DENSITY_COLUMNS, PartHeader, read_densities, read_part, read_part_header, write_part
 
 __all__ = [
+    "DENSITY_COLUMNS",
     "MAP_NAMES",
     "MapLevel",
     "PartHeader",
@@ -17,6 +18,7 @@ __all__ = [
     "TableSummary",
     "map_cell_px",
     "maps_are_of",
+    "read_densities",
     "read_maps",
     "read_part",
     "read_part_header",

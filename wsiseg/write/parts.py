@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from wsiseg.errors import FormatError
-from wsiseg.schema import BATCH_COLUMNS, PARTS
+from wsiseg.schema import BATCH_COLUMNS, PART_DENSITIES, PARTS
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.tables.arrow import arrow_schema
 from wsiseg.types import PolygonBatch, Tile, TileStats
@@ -26,10 +27,13 @@ from wsiseg.write.rings import CodedRings, Coding, decode_rings, encode_rings
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["PartHeader", "load_part", "read_part", "read_part_header", "write_part"]
+__all__ = ["DENSITY_COLUMNS", "PartHeader", "load_part", "read_densities", "read_part", "read_part_header", "write_part"]
 
 PART_VERSION = 1
 PART_KEY = "wsiseg_part"
+
+DENSITY_COLUMNS = tuple(c.name for c in PART_DENSITIES)
+"""Columns that a batch may have besides: sums of ``wsiseg.summarize.sum_od``, in its order."""
 
 SEAL = b"wsiseg-part-crc32="
 """Occurs once, near the end of the file, before eight hex digits: the file's CRC-32 with those digits set to zero."""
@@ -57,6 +61,8 @@ class PartHeader:
     events
         How often the tile was computed differently for lack of memory: ``window_halved``, ``separated_on_cpu``,
         ``kept_on_host``, ``summed_on_cpu``; and ``device_peak_bytes``, the most memory in use.
+    densities
+        Whether it has ``DENSITY_COLUMNS``.
     """
 
     digest: str
@@ -70,6 +76,7 @@ class PartHeader:
     n_steps: int
     bounds_wpx: tuple[int, int, int, int] | None
     events: dict[str, int] = field(default_factory=dict)
+    densities: bool = False
 
 
 def write_part(
@@ -88,7 +95,7 @@ def write_part(
     path
         Part file; its folder must exist.
     batch
-        The nuclei that the tile owns; an empty batch gives a small, valid part.
+        The nuclei that the tile owns; an empty batch gives a small, valid part. ``DENSITY_COLUMNS`` are kept where it has them.
     tile, stats, seconds, digest, events
         Stored in the header (see ``PartHeader``).
 
@@ -107,10 +114,12 @@ def write_part(
     header = _header(batch, tile, stats, seconds, digest, rings)
     if events:
         header["events"] = dict(events)
-    schema = arrow_schema(PARTS)
+    if DENSITY_COLUMNS[0] in batch.columns:
+        header["densities"] = True
+    schema = arrow_schema((*PART_DENSITIES, *PARTS) if "densities" in header else PARTS)
     arrays = [_column(batch, field.name, field.type, n) for field in schema if field.name in batch.columns]
-    if len(arrays) != len(BATCH_COLUMNS):
-        missing = sorted({c.name for c in BATCH_COLUMNS} - set(batch.columns))
+    missing = sorted({c.name for c in BATCH_COLUMNS} - set(batch.columns))
+    if missing:
         raise ValueError(f"Slide {tile.slide_id}, tile {tile.tile_id}: the batch lacks the columns {missing}.")
     offsets = (rings.step_offsets * rings.coding.dtype.itemsize).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(np.ascontiguousarray(rings.steps))]
@@ -149,6 +158,24 @@ def read_part(path: Path) -> tuple[PartHeader, PolygonBatch]:
     header, rings, columns = load_part(path)
     xy, ring_offsets = decode_rings(rings)
     return header, PolygonBatch(xy, ring_offsets, columns)
+
+
+def read_densities(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the ids of a part's nuclei, int64 (N,), and the sums of their optical densities, int64 (N, 5).
+
+    Raises
+    ------
+    FormatError
+        As ``read_part``, or the part has no such sums.
+    """
+    data = _read_whole(path)
+    if data is None:
+        raise FormatError(f"Part {path} is missing. Run the same command again to redo its tile.")
+    header, reader = _open(path, data)
+    if not header.densities:
+        raise FormatError(f"Part {path} has no sums of optical density. Run the same command again, with --features.")
+    table = reader.read(columns=["nucleus_id", *DENSITY_COLUMNS])
+    return table["nucleus_id"].to_numpy(), np.stack([table[name].to_numpy() for name in DENSITY_COLUMNS], axis=1)
 
 
 def load_part(path: Path) -> tuple[PartHeader, CodedRings, dict[str, Any]]:
@@ -243,4 +270,5 @@ def _parsed(raw: dict[str, Any]) -> PartHeader:
         n_steps=raw["n_steps"],
         bounds_wpx=None if raw["bounds_wpx"] is None else tuple(raw["bounds_wpx"]),
         events=raw.get("events", {}),
+        densities=bool(raw.get("densities")),
     )

@@ -1,0 +1,46 @@
+"""Optical densities of a window's nuclei, summed while its pixels are in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from wsiseg.summarize import sum_od
+from wsiseg.types import Box, PolygonBatch
+from wsiseg.vectorize import rasterize
+from wsiseg.write import DENSITY_COLUMNS
+
+__all__ = ["with_densities"]
+
+
+def with_densities(
+    batch: PolygonBatch, rgb: npt.NDArray[np.uint8], at: Box, inside: Box, table: npt.NDArray[np.int32]
+) -> PolygonBatch:
+    """Return a batch with the sums of its nuclei's optical densities (``wsiseg.write.DENSITY_COLUMNS``).
+
+    Where two nuclei overlap, the smaller has the pixel; equal ones cannot overlap, as nuclei of one window have no pixel in
+    common and overlap only where one lies in the filled hole of another.
+
+    Parameters
+    ----------
+    rgb : uint8 (at.h, at.w, 3)
+        Pixels of the slide, as read.
+    at
+        Where ``rgb`` lies, in the frame of the batch.
+    inside
+        The slide; what rings enclose outside of it is not counted.
+    table
+        Of ``wsiseg.summarize.od_tables``.
+    """
+    sums = np.zeros((len(batch), len(DENSITY_COLUMNS)), np.int64)
+    if len(batch):
+        (x0, y0), (x1, y1) = batch.xy.min(axis=0).tolist(), batch.xy.max(axis=0).tolist()
+        x0, y0 = max(x0, at.x, inside.x), max(y0, at.y, inside.y)
+        x1, y1 = min(x1, at.x1, inside.x1), min(y1, at.y1, inside.y1)
+        box = Box(x0, y0, max(0, x1 - x0), max(0, y1 - y0))
+        sum_od(sums, np.arange(len(batch)), rasterize(batch, box), rgb, table, (box.x - at.x, box.y - at.y))
+    columns: dict[str, Any] = dict(zip(DENSITY_COLUMNS, np.ascontiguousarray(sums.T), strict=True))
+    return dataclasses.replace(batch, columns={**batch.columns, **columns})
