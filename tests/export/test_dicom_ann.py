@@ -43,6 +43,7 @@ def level(path: Path, width: int = WIDTH, height: int = HEIGHT, series: str = "1
     d.StudyDate, d.StudyTime, d.ReferringPhysicianName = "20260101", "000000", ""
     d.Rows = d.Columns = 256
     d.TotalPixelMatrixColumns, d.TotalPixelMatrixRows = width, height
+    d.NumberOfFrames = -(-width // 256) * -(-height // 256)
     d.ImageOrientationSlide = [0.0, -1.0, 0.0, -1.0, 0.0, 0.0]
     d.ContainerIdentifier, d.IssuerOfTheContainerIdentifierSequence = "C", []
     d.ContainerTypeCodeSequence = [hd.sr.CodedConcept("433466003", "SCT", "Microscope slide")]
@@ -99,7 +100,7 @@ def faults(path: Path) -> list[str]:
         pytest.skip("dciodvfy (dicom3tools) is not installed")
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, check=False)
     false = "Error - Only valid for AnnotationCoordinateType of 3D - attribute <CommonZCoordinateValue> = <>"
-    absent = all("CommonZCoordinateValue" not in group for group in pydicom.dcmread(path).AnnotationGroupSequence)
+    absent = all("CommonZCoordinateValue" not in group for group in pydicom.dcmread(path).get("AnnotationGroupSequence", []))
     lines = [line for line in (done.stdout + done.stderr).splitlines() if line.startswith("Error")]
     return [line for line in lines if line != false or not absent]
 

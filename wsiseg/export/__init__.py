@@ -12,6 +12,7 @@ Import: from another tool's file (``READERS``), as ``Incoming`` chunks, to the s
 from wsiseg.export.cellvit import read_cellvit
 from wsiseg.export.dicom_ann import write_dicom_annotations
 from wsiseg.export.dicom_ann_read import read_dicom_annotations
+from wsiseg.export.dicom_seg import write_dicom_segmentation
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.geojson import read_geojson
 from wsiseg.export.incoming import Flag, Incoming, Provenance, Reader, Source, safe_name
@@ -65,6 +66,7 @@ __all__ = [
     "write_cohort",
     "write_csv",
     "write_dicom_annotations",
+    "write_dicom_segmentation",
     "write_geojson",
     "write_geopackage",
     "write_imported_table",

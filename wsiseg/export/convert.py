@@ -13,6 +13,7 @@ from typing import Any, Literal
 from wsiseg.errors import EmptyExportError, FormatError, InputError, SlideOpenError, TileReadError
 from wsiseg.export import query
 from wsiseg.export.dicom_ann import write_dicom_annotations
+from wsiseg.export.dicom_seg import write_dicom_segmentation
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.heatmap import write_heatmap
 from wsiseg.export.marks import write_marks
@@ -62,7 +63,7 @@ class ExportOptions:
     features
         Add features as columns (measurements): derived ones, and those that ``wsiseg features`` computed.
     dicom_series
-        A DICOM file of the slide, or its folder, if the slide itself is not DICOM (``dicom-ann``).
+        A DICOM file of the slide, or its folder, if the slide itself is not DICOM (``dicom-ann``, ``dicom-seg``).
     dicom_3d
         Write mm in the slide's frame of reference (``dicom-ann``).
     cells
@@ -123,6 +124,10 @@ def _dicom(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
     return write_dicom_annotations(s, p, o.selection, series=o.dicom_series, three_d=o.dicom_3d)
 
 
+def _dicom_seg(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
+    return write_dicom_segmentation(s, p, series=o.dicom_series, overwrite=o.overwrite)
+
+
 def _spatialdata(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
     return write_spatialdata(s, p, o.selection, overwrite=o.overwrite, pictures=thumbnails_of(s, o.path_map))
 
@@ -136,6 +141,7 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
     "asap": (".xml", lambda s, p, o: write_asap(s, p, o.selection)),
     "csv": (".csv", lambda s, p, o: write_csv(s, p, o.selection)),
     "dicom-ann": (".dcm", _dicom),
+    "dicom-seg": (".dicom-seg", _dicom_seg),
     "geopackage": (".gpkg", lambda s, p, o: write_geopackage(s, p, o.selection)),
     "heatmap": (".heatmap.json", lambda s, p, o: write_heatmap(s, p, cell_px=o.cell_px, tissue=_tissue(s))),
     "imagescope": (".xml", lambda s, p, o: write_imagescope(s, p, o.selection)),
@@ -156,9 +162,9 @@ EXPORT_FORMATS: dict[str, tuple[str, Writer]] = {
 """Formats of ``wsiseg export``: the file ending, and the function that writes it."""
 
 WITH_CELLS = ("qupath", "qupath-project", "spatialdata", "xenium")
-NO_SAMPLE = frozenset(("heatmap", "labels-png", "labels-tiff", "ome-zarr", "maps"))
-NO_REGION = frozenset(("heatmap",))
-FOLDER_ENDINGS = (".zarr", ".tissuumaps", ".xenium")
+NO_SAMPLE = frozenset(("dicom-seg", "heatmap", "labels-png", "labels-tiff", "ome-zarr", "maps"))
+NO_REGION = frozenset(("dicom-seg", "heatmap"))
+FOLDER_ENDINGS = (".zarr", ".dicom-seg", ".tissuumaps", ".xenium")
 """Endings of results that are folders."""
 
 

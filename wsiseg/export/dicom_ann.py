@@ -26,7 +26,7 @@ from wsiseg.results.slide_record import slide_record
 from wsiseg.tables import atomic_path, table_fingerprint
 from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
 
-__all__ = ["MEASUREMENTS", "largest_level", "write_dicom_annotations"]
+__all__ = ["MEASUREMENTS", "algorithm_of", "level_headers", "table_uid", "write_dicom_annotations"]
 
 OWN_CODES = "99WSISEG"
 """Coding scheme of measurements that have no code in a standard."""
@@ -78,7 +78,7 @@ def write_dicom_annotations(
         There is no nucleus; the standard does not allow an empty group.
     """
     optional("highdicom", "dicom")
-    image = largest_level(source, series)
+    image = level_headers(source, series)[0]
     wanted = [name for name in MEASUREMENTS if name in source.columns] if "eccentricity" in source.columns else ["area_um2"]
     to_mm = _Matrix(image) if three_d else None
     with ExitStack() as stack:
@@ -144,8 +144,8 @@ def _open_rings(chunk: Chunk) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.i
     return chunk.xy[keep], np.diff(chunk.ring_offsets) - 1
 
 
-def largest_level(source: NucleiFile, series: Path | None) -> Any:
-    """Return the header of the slide's largest DICOM level.
+def level_headers(source: NucleiFile, series: Path | None) -> list[Any]:
+    """Return the headers of the levels of the slide's DICOM series, the largest first; of a concatenation, its first file's.
 
     Raises
     ------
@@ -171,7 +171,7 @@ def largest_level(source: NucleiFile, series: Path | None) -> Any:
         raise InputError(
             f"{path}: expected one DICOM series, found {len({f.series for f in found})}. Name a file of one: --dicom-series."
         )
-    best = max(found, key=lambda f: f.columns_px)
+    best = max(found, key=lambda f: f.columns_px)  # of equals the first
     if (best.columns_px, best.rows_px) != (source.width_px, source.height_px):
         raise InputError(
             f"{best.path}: the largest level has {best.columns_px} x {best.rows_px} px, but the slide of {source.path} has "
@@ -179,7 +179,8 @@ def largest_level(source: NucleiFile, series: Path | None) -> Any:
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about values of the scanner that violate the standard
-        return pydicom.dcmread(best.path, stop_before_pixels=True)
+        levels = {(f.columns_px, f.rows_px): f for f in reversed(found)}
+        return [pydicom.dcmread(levels[size].path, stop_before_pixels=True) for size in sorted(levels, reverse=True)]
 
 
 def _slide_of(source: NucleiFile) -> Path | None:
@@ -190,7 +191,7 @@ def _slide_of(source: NucleiFile) -> Path | None:
         return None
 
 
-def _uid(source: NucleiFile, what: str) -> Any:
+def table_uid(source: NucleiFile, what: str) -> Any:
     """Return a UID that depends only on the table and the text ``what``."""
     from pydicom.uid import generate_uid
 
@@ -218,14 +219,14 @@ def _object(
         measured.append((item, values))
     group = hd.ann.AnnotationGroup(
         number=1,
-        uid=_uid(source, f"group {made_of}"),
+        uid=table_uid(source, f"group {made_of}"),
         label="nuclei",
         annotated_property_category=Code("91723000", "SCT", "Anatomical Structure"),
         annotated_property_type=Code("84640000", "SCT", "Nucleus"),
         graphic_type=hd.ann.GraphicTypeValues.POLYGON,
         graphic_data=[graphic],
         algorithm_type=hd.ann.AnnotationGroupGenerationTypeValues.AUTOMATIC,
-        algorithm_identification=_algorithm(source),
+        algorithm_identification=algorithm_of(source),
         measurements=[item for item, _ in measured],
     )
     with warnings.catch_warnings():
@@ -234,9 +235,9 @@ def _object(
             source_images=[image],
             annotation_coordinate_type=kind,
             annotation_groups=[group],
-            series_instance_uid=_uid(source, f"series {made_of}"),
+            series_instance_uid=table_uid(source, f"series {made_of}"),
             series_number=1000,
-            sop_instance_uid=_uid(source, f"instance {made_of}"),
+            sop_instance_uid=table_uid(source, f"instance {made_of}"),
             instance_number=1,
             manufacturer="wsiseg",
             manufacturer_model_name="wsiseg",
@@ -259,7 +260,7 @@ def _fill(item: Any, values: npt.NDArray[np.float32]) -> None:
         stored.AnnotationIndexList = (np.flatnonzero(there) + 1).astype("<i4").tobytes()
 
 
-def _algorithm(source: NucleiFile) -> Any:
+def algorithm_of(source: NucleiFile) -> Any:
     """Return the description of the algorithm: version and weights of wsiseg, or the tool from which the table was imported."""
     import highdicom as hd
     from pydicom.sr.coding import Code
