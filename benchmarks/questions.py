@@ -42,7 +42,7 @@ def commands(run: Path, folder: Path, points: int) -> dict[str, list[str]]:
         f"assign, {points:,} points": assign,
         "neighbors, 25 and 50 um": [*near, "--radius-um", "25", "--radius-um", "50"],
         "neighbors, Delaunay": [*near, "--delaunay"],
-        "neighbors, density maps": [*near, "--radius-um", "100", "--density-step-um", "20"],
+        "neighbors, density map of 100 um": [*near, "--radius-um", "100", "--density-step-um", "20", "--no-edges"],
         "cells, 1 worker": [*cells, "--workers", "1"],
         "cells, 2 workers": [*cells, "--workers", "2"],
         "heatmap": [*export, "heatmap"],

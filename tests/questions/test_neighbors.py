@@ -99,6 +99,19 @@ def test_counts_means_and_edges_of_a_slide(run: Path, tmp_path: Path) -> None:
         np.testing.assert_allclose(found.edge_mean_um_delaunay, lengths.reindex(table.nucleus_id), rtol=1e-5)
 
 
+def test_without_edges_the_rest_is_the_same(run: Path, tmp_path: Path) -> None:
+    asked = ("--radius-um", 40, "--delaunay")
+    call("neighbors", run, "-o", tmp_path / "with", *asked)
+    call("neighbors", run, "-o", tmp_path / "without", *asked)
+    assert "made with other options" in call("neighbors", run, "-o", tmp_path / "without", *asked, "--no-edges", code=1)
+    call("neighbors", run, "-o", tmp_path / "without", *asked, "--no-edges", "--overwrite")
+    assert "2 finished already" in call("neighbors", run, "-o", tmp_path / "without", *asked, "--no-edges")
+    for slide_id in ("A", "B"):
+        one, two = (pq.read_table(tmp_path / f"{n}/nuclei/{slide_id}.parquet") for n in ("with", "without"))
+        assert one.equals(two)
+    assert not [p for p in (tmp_path / "without").rglob("*.parquet") if p.parent.name != "nuclei"]
+
+
 def test_density_maps_count_discs(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call("neighbors", run, "-o", out, "--slide", "A", "--radius-um", 60, "--radius-um", 35, "--density-step-um", 70)
@@ -135,7 +148,7 @@ def test_what_cannot_be_asked_is_said(run: Path, tmp_path: Path) -> None:
         NeighborOptions()
     with pytest.raises(InputError, match="above 0"):
         NeighborOptions(radii_um=(0.0,))
-    with pytest.raises(InputError, match="No column 'tile_id'"):
+    with pytest.raises(InputError, match="got 'tile_id'"):
         NeighborOptions(radii_um=(5.0,), means=("tile_id",))
     told = call("neighbors", run, "-o", tmp_path / "a", "--radius-um", 5, "--mean", "solidity", code=1)
     assert "wsiseg features" in told

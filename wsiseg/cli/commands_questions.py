@@ -95,10 +95,11 @@ def _tell_unpaired(what: str, names: list[str]) -> None:
               help="Write the mean of this column over the neighbors of each nucleus; repeatable.")  # fmt: skip
 @click.option("--density-step-um", type=float, metavar="S",
               help="Also write maps of nuclei per mm2 within each radius, with one value every S um.")  # fmt: skip
+@click.option("--no-edges", is_flag=True, help="Write no edges: only counts, means and maps, for large radii.")
 @click.option("--slide", "slide_ids", multiple=True, metavar="SLIDE_ID", help="Only this slide of the run; may be repeated.")
 @click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes, one slide each.")
 @click.option("--overwrite", is_flag=True, help="Compute slides again that have results.")
-def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
+def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], no_edges: bool, **options: Any) -> None:
     """Find the neighbors of each nucleus, and compute their number and means over them.
 
     \b
@@ -113,12 +114,13 @@ def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], **options: An
 
     \b
     wsiseg neighbors RUN -o NEIGHBORS --radius-um 25 --radius-um 50
+    wsiseg neighbors RUN -o NEIGHBORS --radius-um 250 --density-step-um 50 --no-edges
     wsiseg neighbors RUN -o NEIGHBORS --radius-um 50 --delaunay --max-edge-um 100 --mean area_um2 --mean circularity
     """
     from wsiseg.questions import NeighborOptions, find_neighbors, tables_of
 
     tables = tables_of(target, slide_ids)
-    chosen = NeighborOptions(**options)
+    chosen = NeighborOptions(**options, edges=not no_edges)
     failed = skipped = n_nuclei = n_edges = 0
     for k, done in enumerate(find_neighbors(tables, out, chosen), 1):
         place = f"[{k}/{len(tables)}] {done.slide_id}"

@@ -72,7 +72,9 @@ def _pieces(counts: Int) -> Iterator[tuple[int, int]]:
 def delaunay_edges(xy: Float) -> tuple[Int, Int, Float]:
     """Return the edges (i, j, length) of the Delaunay triangulation, i < j, sorted; empty if there is no triangle.
 
-    Of several points at the same position one has edges and the others have none. Memory: about 600 bytes per point.
+    Of several points at the same position one has edges and the others have none. Memory: about 1 KB per point. Blocks of
+    points would not give the same result: of four points on one circle, which are common among centroids on a lattice, the
+    diagonal that Qhull chooses depends on all the other points.
     """
     from scipy.spatial import Delaunay, QhullError
 

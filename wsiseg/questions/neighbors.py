@@ -51,6 +51,8 @@ class NeighborOptions:
         Columns whose mean over the neighbors of each nucleus is written.
     density_step_um
         Also write maps of nuclei per mm2 within each radius, with this distance between values; None: no maps.
+    edges
+        Write the edges; without them only counts, means and maps.
     workers
         Number of processes; each computes one slide at a time.
     overwrite
@@ -62,6 +64,7 @@ class NeighborOptions:
     max_edge_um: float | None = None
     means: tuple[str, ...] = ("area_um2",)
     density_step_um: float | None = None
+    edges: bool = True
     workers: int = 1
     overwrite: bool = False
 
@@ -80,7 +83,8 @@ class NeighborOptions:
     def facts(self) -> dict[str, Any]:
         """Return the options that decide the result, as they are stored in the metadata of each file."""
         stated: dict[str, Any] = {"radii_um": sorted(set(self.radii_um)), "delaunay": self.delaunay, "means": list(self.means)}
-        return {**stated, "max_edge_um": self.max_edge_um, "density_step_um": self.density_step_um, "point": "centroid"}
+        stated |= {"max_edge_um": self.max_edge_um, "density_step_um": self.density_step_um, "point": "centroid"}
+        return stated if self.edges else {**stated, "edges": False}
 
 
 @dataclass(slots=True)
@@ -183,7 +187,7 @@ def _by_radius(slide: _Slide, options: NeighborOptions, found: SlideNeighbors) -
     radii = sorted(set(options.radii_um))
     sums = [_Sums(len(slide.ids), slide.values) for _ in radii]
     n = 0
-    with _edge_file(slide, "radius") as add_edges:
+    with _edge_file(slide, "radius", options) as add_edges:
         for i, j, squared in iter_pairs(slide.xy, radii[-1] / slide.mpp):
             once = i < j
             add_edges(i[once], j[once], np.sqrt(squared[once]) * slide.mpp)
@@ -210,7 +214,7 @@ def _by_triangles(slide: _Slide, options: NeighborOptions, found: SlideNeighbors
     if options.max_edge_um is not None:
         short = length_um <= options.max_edge_um
         i, j, length_um = i[short], j[short], length_um[short]
-    with _edge_file(slide, "delaunay") as add_edges:
+    with _edge_file(slide, "delaunay", options) as add_edges:
         for first in range(0, len(i), GROUP_ROWS):
             part = slice(first, first + GROUP_ROWS)
             add_edges(i[part], j[part], length_um[part])
@@ -283,12 +287,16 @@ class _Sums:
 
 
 @contextmanager
-def _edge_file(slide: _Slide, kind: str) -> Iterator[Callable[[Int, Int, Float], None]]:
-    """Yield a function that adds edges (row i, row j, length in um) to the slide's file of this kind."""
+def _edge_file(slide: _Slide, kind: str, options: NeighborOptions) -> Iterator[Callable[[Int, Int, Float], None]]:
+    """Yield a function that adds edges (row i, row j, length in um) to the slide's file of this kind, if edges are written."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = slide.out / kind / f"{slide.slide_id}.parquet"
+    if not options.edges:
+        path.unlink(missing_ok=True)  # of an earlier computation, which this one replaces
+        yield lambda i, j, distance_um: None
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     schema = arrow_schema(EDGES, metadata={META_KEY: slide.facts})
     encodings = {"nucleus_b": "DELTA_BINARY_PACKED", "distance_um": "BYTE_STREAM_SPLIT"}
