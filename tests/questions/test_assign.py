@@ -362,7 +362,7 @@ def test_points_that_do_not_fit_are_refused_with_numbers(run: Path, tmp_path: Pa
     (tmp_path / "p.csv").write_text("x,y\n1,2\na,b\n")
     assert "cannot be read" in call("assign", run, tmp_path / "p.csv", *base, "--frame", "slide", code=2)
     assert "expected one of the files" in call("assign", run, tmp_path / "run", *base, code=2)
-    assert "has 2 slides" in call("assign", run, written(inside), "-o", tmp_path / "o.parquet", "--overwrite", code=2)
+    assert "got 2 (A, B" in call("assign", run, written(inside), "-o", tmp_path / "o.parquet", "--overwrite", code=2)
     assert "already exists" in call("assign", run, written(inside), "--slide", "A", "-o", tmp_path / "o.parquet", code=2)
     corner = np.random.default_rng(0).uniform(0, 900, (500, 2))
     assert "none of 500 points" in call("assign", run, written(corner), *base, "--frame", "slide")

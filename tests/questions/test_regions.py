@@ -322,7 +322,7 @@ def test_files_are_paired_with_slides_by_name(run: Path, tmp_path: Path) -> None
     for name in ("A_tumor.geojson", "C.geojson", "D.xml", "notes.txt"):
         write_geojson(folder / name, shape)
     said = call("regions", run, folder, "-o", tmp_path / "o.csv")
-    assert "A_tumor.geojson is taken for slide A" in said
+    assert "A_tumor.geojson is used for slide A" in said
     assert "slides without an annotation file: 1 (B)" in said
     assert "annotation files without a slide: 2 (C.geojson, D.xml)" in said
     write_geojson(folder / "A.json", shape)
@@ -353,7 +353,7 @@ def test_one_bad_file_does_not_stop_the_others(run: Path, tmp_path: Path) -> Non
     assert set(pd.read_csv(tmp_path / "o.csv")["slide_id"]) == {"A"}
     assert "already exists" in call("regions", run, folder, "-o", tmp_path / "o.csv", code=2)
     done = CliRunner().invoke(main, ["regions", str(run), str(folder), "-o", str(tmp_path / "o.txt")])
-    assert "Expected an output .parquet, .csv, .h5ad" in done.output
+    assert "(.parquet, .csv, .h5ad)" in done.output
 
 
 def test_distances_are_those_of_a_loop(run: Path, tmp_path: Path) -> None:
