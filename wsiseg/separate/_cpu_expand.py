@@ -18,7 +18,7 @@ I32 = npt.NDArray[np.int32]
 def nearest(labels: I32, reach_squared: Any) -> I32:
     """Return the label of the nearest labelled pixel at a squared distance of ``reach_squared`` or less; ties: the smallest."""
     H, W = labels.shape
-    far = np.int64(1) << 40
+    far = np.int32(1 << 29)
     away = np.full((H, W), -1, np.int32)  # rows to the nearest label in the column, -1: none
     which = np.zeros((H, W), np.int32)
     for y in range(H):
@@ -30,6 +30,12 @@ def nearest(labels: I32, reach_squared: Any) -> I32:
     below = np.full(W, -1, np.int64)
     label = np.zeros(W, np.int32)
     out = np.zeros((H, W), np.int32)
+    reach = np.int32(reach_squared)
+    sides = np.int64(np.sqrt(reach)) + 2
+    # one row with a margin, so that no column lies outside it: squared rows to the nearest label of the column, and that label
+    squared = np.full(W + 2 * sides, far, np.int32)
+    owner = np.zeros(W + 2 * sides, np.int32)
+    first = np.zeros(W, np.int32)  # columns to the nearest column that has a label near
     for y in range(H - 1, -1, -1):
         some = False
         for x in range(W):
@@ -39,21 +45,32 @@ def nearest(labels: I32, reach_squared: Any) -> I32:
                 below[x] += 1
                 if away[y, x] < 0 or below[x] < away[y, x] or (below[x] == away[y, x] and label[x] < which[y, x]):
                     away[y, x], which[y, x] = below[x], label[x]
-            some = some or (away[y, x] >= 0 and np.int64(away[y, x]) * away[y, x] <= reach_squared)
+            rows = np.int64(away[y, x])
+            near = rows >= 0 and rows * rows <= reach
+            squared[sides + x] = rows * rows if near else far
+            owner[sides + x] = which[y, x]
+            some = some or near
         if not some:
             continue
+        gap = np.int32(sides)
         for x in range(W):
-            best, found = far, np.int32(0)
-            side = np.int64(0)
-            while side * side <= min(best, reach_squared):
-                for k in range(2):
-                    column = x - side if k == 0 else x + side
-                    if 0 <= column < W and away[y, column] >= 0:
-                        d = side * side + np.int64(away[y, column]) * away[y, column]
-                        if d < best or (d == best and which[y, column] < found):
-                            best, found = d, which[y, column]
-                side += 1
-            if best <= reach_squared:
+            gap = np.int32(0) if squared[sides + x] < far else min(gap + np.int32(1), np.int32(sides))
+            first[x] = gap
+        gap = np.int32(sides)
+        for x in range(W - 1, -1, -1):
+            gap = np.int32(0) if squared[sides + x] < far else min(gap + np.int32(1), np.int32(sides))
+            first[x] = min(first[x], gap)
+        for x in range(W):
+            at = sides + x
+            best, found = squared[at], owner[at]
+            side = max(first[x], np.int32(1))
+            while side * side <= min(best, reach):
+                for column in (at - side, at + side):
+                    d = side * side + squared[column]
+                    if d < best or (d == best and owner[column] < found):
+                        best, found = d, owner[column]
+                side += np.int32(1)
+            if best <= reach:
                 out[y, x] = found
     return out
 
