@@ -49,7 +49,8 @@ def nearest(labels: I32, reach_squared: Any) -> I32:
             near = rows >= 0 and rows * rows <= reach
             squared[sides + x] = rows * rows if near else far
             owner[sides + x] = which[y, x]
-            some = some or near
+            if near:
+                some = True
         if not some:
             continue
         gap = np.int32(sides)
