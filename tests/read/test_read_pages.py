@@ -141,7 +141,7 @@ def test_a_few_wrong_pixels_do_not_darken_a_slide_in_silence(tmp_path, dtype, ti
     pixels = RGB.astype(dtype) * (16 if dtype == np.uint16 else 1 / 255)
     pixels[50, 60] = 65535 if dtype == np.uint16 else 200.0
     tifffile.imwrite(tmp_path / "s.tif", pixels, photometric="rgb", **({"tile": (64, 64)} if tiled else {}))
-    with pytest.raises(SlideOpenError, match=r"3 samples of \d\d .*bits.*brightest sample is.*99 % lie below"):
+    with pytest.raises(SlideOpenError, match=r"3 samples of \d\d .*bits.*brightest sample is.*99 % are below"):
         open_slide(tmp_path / "s.tif", mpp=0.5)
 
 
@@ -182,7 +182,7 @@ def test_an_ome_tiff_of_a_file_a_channel_is_refused_beside_its_fellows_and_alone
         xml = text.replace("urn:uuid:{}", f"urn:uuid:{k}")
         tifffile.imwrite(tmp_path / name, PLANES[k], photometric="minisblack", metadata=None, description=xml, tile=(64, 64))
     for name in names:
-        with pytest.raises(SlideOpenError, match=r"pages lie in several files .*s_blue.*s_green.*s_red"):
+        with pytest.raises(SlideOpenError, match=r"pages are in several files .*s_blue.*s_green.*s_red"):
             open_slide(tmp_path / name)
     (tmp_path / names[1]).unlink()
     (tmp_path / names[2]).unlink()

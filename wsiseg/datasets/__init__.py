@@ -1,6 +1,6 @@
-"""Annotated sets of images: other people's layouts converted to one, samples by patient, splits, patch stores, auxiliary masks.
+"""Annotated sets of images: published layouts converted to one, samples by patient, splits, patch stores, auxiliary masks.
 
-Comes in: folders of published sets. Goes out: ``Sample`` (an image and its label image), folds, Zarr patch stores.
+Input: folders of published sets. Output: ``Sample`` (an image and its label image), folds, Zarr patch stores.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A label image -> the auxiliary masks of CryoNuSeg (Mahbod et al. 2021), used as targets or as loss weights in training.
+"""Auxiliary masks of a label image, as in CryoNuSeg (Mahbod et al. 2021): targets or loss weights for training.
 
 Folder names, value ranges and file types are those of the published set, so that programs written for it can read these.
 """
@@ -34,7 +34,7 @@ class AuxiliaryMasks:
     Attributes
     ----------
     label : int32
-        1..N, every pixel of one nucleus alone.
+        1..N; 0 is background.
     binary, border_removed, eroded : bool
         Nucleus; nucleus without the pixels that touch another nucleus (8 neighbors); the same eroded by a disk of radius 1.
     distance : float32
@@ -118,12 +118,12 @@ def write_masks(source: Path, out: Path, w0: float = 10.0, sigma2_px2: float = 2
 
     ``label masks modify/<id>.tif`` uint16 (uint32 above 65535 nuclei); ``mask binary``, ``mask binary without border`` and
     ``mask binary without border erode`` PNG of 0 and 255; ``distance maps`` PNG, 255 the image's maximum; ``weighted_maps`` and
-    ``weighted_maps_erode`` PNG, 255 the image's maximum, with the weights themselves as float32 ``.tif`` beside.
+    ``weighted_maps_erode`` PNG, 255 the image's maximum, and the weights as float32 ``.tif`` in the same folders.
 
     Parameters
     ----------
     source
-        A set in the unified layout, in any published format that ``wsiseg datasets convert`` reads (so ImageJ ROI zips with
+        A set in the unified layout, in any published format that ``wsiseg datasets convert`` reads (also ImageJ ROI zips with
         their ``tissue images``), or a folder of label images.
 
     Raises

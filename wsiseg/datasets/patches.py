@@ -1,4 +1,4 @@
-"""Annotated sets as patches in one sharded Zarr v3 store, and whole images back from it.
+"""Write annotated sets as patches into one sharded Zarr v3 store, and read whole images from it.
 
 A store holds a group per set, with the arrays ``rgb`` uint8 (N, P, P, 3) and ``labels`` int32 (N, P, P): the images cut row by
 row into squares of P px, white and 0 beyond their edges. The group's attributes are ``info`` (the set's ``INFO.json``) and
@@ -39,7 +39,7 @@ def writing_store(out: Path, fill: Callable[[Any], None], patch_px: int = PATCH_
     Raises
     ------
     FormatError
-        When ``out`` exists.
+        ``out`` already exists.
     """
     import zarr
 
@@ -83,13 +83,13 @@ def write_patch_set(
     if held[0]:
         written += _flush(arrays, held, written, len(held[0]))
     if written != total:
-        raise FormatError(f"Set {dataset}: its pictures are not of the sizes given ({written} patches, expected {total}).")
+        raise FormatError(f"Set {dataset}: the pictures do not have the sizes given ({written} patches, expected {total}).")
     group.attrs.update({"info": info, "images": images})
     return total
 
 
 def stored_info(store: Path, dataset: str) -> tuple[dict[str, Any], list[str]]:
-    """Return a stored set's ``INFO.json`` and its image ids, in order. Raises ``FormatError`` as ``read_patched``."""
+    """Return a stored set's ``INFO.json`` and its image ids, in order. Raises ``FormatError``, see ``read_patched``."""
     attributes = dict(_group(store, dataset).attrs)
     return attributes["info"], [image["id"] for image in attributes["images"]]
 
@@ -106,7 +106,7 @@ def read_patched(store: Path, dataset: str, image_id: str) -> tuple[NDArray[np.u
     images: Any = group.attrs["images"]
     facts = next((image for image in images if image["id"] == image_id), None)
     if facts is None:
-        raise FormatError(f"{store}: the set {dataset} holds no image {image_id!r}.")
+        raise FormatError(f"{store}: the set {dataset} has no image {image_id!r}.")
     h, w, first = (int(facts[k]) for k in ("height", "width", "first"))
     side = group["rgb"].shape[1]
     rows, columns = -(-h // side), -(-w // side)
@@ -134,7 +134,7 @@ def _opened(store: Path, dataset: str, _mtime_ns: int) -> Any:
             raise FormatError(f"{store}: a Zarr store, but not of patches. Make one with: wsiseg datasets patches ROOT OUT")
         return root[dataset]
     except KeyError as err:
-        raise FormatError(f"{store}: holds no set {dataset!r}, only {sorted(root.group_keys())}.") from err
+        raise FormatError(f"{store}: no set {dataset!r}, only {sorted(root.group_keys())}.") from err
     except (OSError, ValueError) as err:
         if isinstance(err, FormatError):
             raise

@@ -1,8 +1,8 @@
-"""Annotated images on disk -> samples in memory, with fixed splits into training and validation.
+"""Load annotated images from disk as samples, with fixed splits into training and validation.
 
 The unified layout is a folder per set: ``<id>.png`` (RGB), ``<id>.labels.png`` or ``.labels.tif`` (one integer per nucleus, 0
 background) and ``INFO.json`` (licence, mpp, organs, groups); or the same as patches in one Zarr store (``train.patches``).
-Splits are by patient or group and fixed here, so that a score means the same everywhere.
+Splits are by patient or group and fixed here, so that scores of different networks can be compared.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _LABELS = (".labels.png", ".labels.tif")
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One annotated image; ``store`` names the patch store that holds it, and is empty for images in files.
+    """One annotated image; ``store`` is the path of the patch store that contains it, empty for images in files.
 
     ``weight`` is how much more or less often than others of its set the image is drawn (synthetic ones: ``train.synth``).
     """
@@ -121,12 +121,12 @@ def sets_folder(root: str | Path) -> Path:
 def list_samples(root: str | Path, datasets: tuple[str, ...]) -> list[Sample]:
     """Return the images of several sets in a fixed order (set, then id), from a folder of sets or a patch store of them.
 
-    ``root`` may also be the folder that holds ``nuclei`` with the sets (``sets_folder``).
+    ``root`` may also be the parent of the folder ``nuclei`` that contains the sets (``sets_folder``).
 
     Raises
     ------
     FormatError
-        When a set, its ``INFO.json`` or an image's labels are missing.
+        A set, its ``INFO.json`` or an image's labels are missing.
     """
     root = sets_folder(root)
     samples: list[Sample] = []
@@ -141,7 +141,7 @@ def list_samples(root: str | Path, datasets: tuple[str, ...]) -> list[Sample]:
         for labels, image_id in sorted(found, key=lambda f: f[0].name):
             image = folder / f"{image_id}.png"
             if not image.exists():
-                raise FormatError(f"Set {dataset}: {labels.name} has no image {image.name} beside it.")
+                raise FormatError(f"Set {dataset}: {labels.name} has no image {image.name} in the same folder.")
             samples.append(_sample(dataset, info, image_id, str(image), str(labels)))
     if not samples:
         raise FormatError(f"No annotated image in {root} for the sets {list(datasets)}: expected <id>.png and <id>.labels.png.")
@@ -183,14 +183,14 @@ def store_patches(root: str | Path, out: Path, datasets: tuple[str, ...] = (), p
     Raises
     ------
     FormatError
-        When ``out`` exists, ``root`` holds no set, or a set is broken.
+        ``out`` already exists, there is no set in ``root``, or a set is damaged.
     """
     names = datasets or tuple(sorted(p.parent.name for p in sets_folder(root).glob("*/INFO.json")))
     by_set = {name: list_samples(root, (name,)) for name in names}
     if not by_set:
-        raise FormatError(f"{root}: no set (a folder with INFO.json) in it.")
+        raise FormatError(f"{root}: contains no set (a folder with INFO.json).")
     if any(s.store for samples in by_set.values() for s in samples):
-        raise FormatError(f"{root} is a patch store already.")
+        raise FormatError(f"{root} is already a patch store. Give a folder of sets.")
     counts: dict[str, int] = {}
 
     def fill(group: Any) -> None:
@@ -208,7 +208,7 @@ def _size(sample: Sample) -> tuple[int, int]:
 
 
 def magnification(sample: Sample, labels: NDArray[np.int32]) -> float:
-    """Return the factor that brings an image near to the model's 0.25 um/px, for training patches only.
+    """Return the factor by which to enlarge an image so that it is near the model's 0.25 um/px, for training patches only.
 
     If the set does not state mpp, it is estimated from the median nucleus: the factor goes half of the way (in logarithms) to a
     diameter of 26 px (6.5 um), so that true differences in size between tissues are not removed.

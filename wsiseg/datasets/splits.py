@@ -17,21 +17,21 @@ FoldKind = Literal["organ", "patient"]
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """One fold: all images, of which those with ``validation`` are held out."""
+    """One fold: all images; those with ``validation`` are held out."""
 
     name: str
     samples: tuple[Sample, ...]
 
 
 def make_folds(samples: Sequence[Sample], by: FoldKind, folds: int = 0) -> list[Fold]:
-    """Split all images (those held out otherwise as well) into folds.
+    """Split all images, including those of ``VALIDATION_GROUPS``, into folds.
 
     Parameters
     ----------
     by
         ``organ``: every fold holds out whole organs; ``patient``: whole groups (``Sample.group``), distributed so that each
-        fold
-        has its share of every set. No image of a held-out group is used for training in that fold, whatever its set or organ.
+        fold has its share of every set. No image of a held-out group is used for training in that fold, whatever its set or
+        organ.
     folds
         Number of folds; 0: one per organ, or 5 for patients.
 
@@ -71,14 +71,14 @@ def make_folds(samples: Sequence[Sample], by: FoldKind, folds: int = 0) -> list[
 
 
 def _owner(sample: Sample) -> str:
-    """Name a group across sets: a TCGA patient (site-patient) is one wherever he appears, other names are a set's own."""
+    """Return a group's name over all sets: a TCGA patient is the same group in every set, other groups belong to one set."""
     parts = sample.group.split("-")
     tcga = len(parts) == 2 and len(parts[0]) == 2 and len(parts[1]) == 4 and "TCGA" in sample.image_id
     return sample.group if tcga else f"{sample.dataset}/{sample.group}"
 
 
 def _spread(samples: Sequence[Sample], key: Callable[[Sample], str], folds: int) -> dict[str, int]:
-    """Give each unit a fold: largest first, to the fold with the fewest images of the unit's sets, then the fewest of all."""
+    """Return a fold for each unit: largest first, to the fold with the fewest images of its sets, then the fewest in all."""
     of_unit: dict[str, Counter[str]] = {}
     for sample in samples:
         of_unit.setdefault(key(sample), Counter())[sample.dataset] += 1

@@ -1,4 +1,4 @@
-"""Slides to pixels: takes a slide file or image; gives its facts, tissue, tiles and uint8 (h, w, 3) windows in working px.
+"""Read slides. Input: a slide file or image. Output: its metadata, tissue, tiles, and uint8 (h, w, 3) windows in working px.
 
 ``open_slide`` picks the reader. ``fit_tissue`` (or the user's mask) and ``tile_grid`` plan the slide once; ``read_working``
 reads any window of it. Outside the slide a window is white, and a px has the same value in every window that shows it.

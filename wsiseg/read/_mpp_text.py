@@ -1,4 +1,4 @@
-"""Microns per px that a file states in a text: OME-XML, ImageJ, Aperio, libvips and Leica, with all units that they use."""
+"""Parse microns per px from texts in a file: OME-XML, ImageJ, Aperio, libvips and Leica, with all units that they use."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class MppClaim:
 
 
 def um_per_unit(unit: str) -> float | None:
-    r"""Return how many um a unit of length is, ``None`` if it is not a length (``pixel``, ``reference frame``, empty).
+    r"""Return the length of a unit in um, ``None`` if it is not a unit of length (``pixel``, ``reference frame``, empty).
 
     Case and spelling are those seen in files: ``\u00B5m`` written out, the Greek letter and the micro sign, ``Âµm`` of a wrong
     decoding, plurals, British endings.
@@ -81,18 +81,18 @@ def number(text: object) -> float | None:
 def claims_of_text(
     text: str, *, x_resolution: float | None, y_resolution: float | None, width_px: int, image: int = 0
 ) -> Iterator[MppClaim]:
-    """Yield what a TIFF's ImageDescription states.
+    """Yield the microns per px that a TIFF's ImageDescription states.
 
     Parameters
     ----------
     text
-        The description of the page that holds the picture (or the first page).
+        The description of the page that contains the picture (or of the first page).
     x_resolution, y_resolution
         The resolution tags, px per unit: ImageJ writes its scale there and only the unit into the text.
     width_px
         Width of the picture. A text that describes a larger one (Aperio thumbnail, shrunk libvips copy) is scaled, or not used.
     image
-        Which OME image the picture is.
+        Index of the OME image that the picture is, from 0.
     """
     if len(text) > _MAX_TEXT:
         return

@@ -15,7 +15,7 @@ _STRIP_PX = 16_000_000  # decoded at once: bounds memory where a slide has no co
 
 
 class LevelReader(Protocol):
-    """What a thumbnail needs of a slide."""
+    """The part of ``Slide`` that a thumbnail needs."""
 
     meta: SlideMeta
     level_sizes_px: tuple[tuple[int, int], ...]
@@ -37,7 +37,7 @@ def thumbnail_plan(level_sizes_px: tuple[tuple[int, int], ...], max_side_px: int
 
 
 def level_thumbnail(slide: LevelReader, max_side_px: int) -> RGB:
-    """Return a thumbnail of the whole slide, uint8 (h, w, 3), with at most ``max_side_px`` to a side.
+    """Return a thumbnail of the whole slide, uint8 (h, w, 3), with sides of at most ``max_side_px``.
 
     Each pixel is the mean of a square block of pixels of one level (see ``thumbnail_plan``).
     """

@@ -13,8 +13,8 @@ __all__ = ["ALL_TRANSPARENT", "RGB", "hides_all", "over_white", "read_on_white"]
 RGB: TypeAlias = npt.NDArray[np.uint8]
 
 ALL_TRANSPARENT = (
-    "its alpha sample is 0 (transparent) everywhere, and would hide the picture beneath it. Expected 255 where the picture "
-    "shows; save it without alpha."
+    "its alpha sample is 0 (transparent) everywhere, and would hide the picture. Expected 255 where the picture shows; save "
+    "it without alpha."
 )
 
 

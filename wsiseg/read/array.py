@@ -1,4 +1,4 @@
-"""Slides that live in an array: NumPy in memory, or Zarr on disk (a plain array, or OME-Zarr)."""
+"""Slides stored as an array: NumPy in memory, or Zarr on disk (a plain array, or OME-Zarr)."""
 
 from __future__ import annotations
 
@@ -120,14 +120,14 @@ class ArraySlide:
 def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size_bytes: int, mtime_ns: int) -> ArraySlide:
     """Open a Zarr array, or the first multiscale image of an OME-Zarr group, as a slide.
 
-    Three channels, last or first (``dimension_names``, OME axes, else the axis of length 3); further axes of length 1; uint8,
-    or wider by the rule of ``wsiseg.read.samples``. um per px come from the user, the OME scale with its unit, or the
-    attribute ``mpp``.
+    The array has three channels, last or first (``dimension_names``, OME axes, else the axis of length 3), and further axes
+    of length 1. Its dtype is uint8, or a wider one that is converted by the rule of ``wsiseg.read.samples``. um per px come
+    from the user, the OME scale with its unit, or the attribute ``mpp``.
 
     Raises
     ------
     SlideOpenError
-        Not such an array.
+        The folder is no such array.
     MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
     import zarr
@@ -196,7 +196,7 @@ def _held(array: Any) -> str:
 
 
 class _Colour:
-    """A Zarr array seen as uint8 (H, W, 3)."""
+    """A Zarr array that is read as uint8 (H, W, 3)."""
 
     dtype = np.dtype(np.uint8)
 

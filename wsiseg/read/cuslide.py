@@ -1,4 +1,4 @@
-"""SVS and tiled TIFF read by cuCIM's ``CuImage``: the same pixels as OpenSlide's, decoded on the CPU several times faster.
+"""Read SVS and tiled TIFF with cuCIM's ``CuImage``: the same pixels as OpenSlide's, decoded on the CPU several times faster.
 
 OpenSlide is the reference. A file is read here only if its layout gives equal pixels in both readers, and if they agree
 on probe windows when it is opened. cuCIM returns garbage for a tile that it cannot decode and only prints a line to the
@@ -72,7 +72,7 @@ def _layout_refusal(page: tifffile.TiffPage, size_bytes: int) -> str:
     if (counts == 0).any():
         return "some tiles are absent, which cuCIM does not fill as OpenSlide does"
     if (offsets + counts).max() > size_bytes:
-        return "some tiles lie beyond the end of the file (truncated)"
+        return "some tiles are beyond the end of the file (truncated)"
     return ""
 
 
@@ -115,7 +115,7 @@ class CuSlide:
                     raise TileReadError(f"pixels differ from OpenSlide's at level {level}, x={x}, y={y}")
 
     def _fast(self, level: int) -> bool:
-        # At other levels both libraries round positions, each in its own way.
+        # At other levels the two libraries round positions differently.
         return float(self.meta.level_downsamples[level]).is_integer()
 
     def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:

@@ -1,7 +1,7 @@
-"""DICOM files: which of them are whole slides, and which belong together. OpenSlide reads the pixels.
+"""Find which DICOM files are whole slides, and which belong together. OpenSlide reads the pixels.
 
-A slide is a *series* (one Series Instance UID) of VL Whole Slide Microscopy instances: one file a pyramid level, and often one
-each for label, overview and thumbnail. Files of several series may lie in one folder, under any name and ending.
+A slide is a *series* (one Series Instance UID) of VL Whole Slide Microscopy instances: one file per pyramid level, and often
+one each for label, overview and thumbnail. Files of several series may be in one folder, with any name and ending.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _COUNTS = (0x00480302, 0x00480303)
 
 @dataclass(frozen=True, slots=True)
 class DicomFile:
-    """What the header of a DICOM file says about the file.
+    """The fields of a DICOM file's header that wsiseg uses.
 
     ``series`` is the Series Instance UID, ``kind`` the SOP class in words, ``flavor`` the third value of Image Type; the size
     is that of the level in px, ``width_mm`` the width that it shows (0: not stated).
@@ -59,7 +59,7 @@ def may_be_dicom(name: str) -> bool:
 
 
 def dicom_facts(path: str | Path) -> DicomFile | None:
-    """Return what a DICOM file is; ``None`` if it is not DICOM, damaged in its header, or cannot be read."""
+    """Return the header of a DICOM file; ``None`` if the file is not DICOM, its header is damaged, or it cannot be read."""
     try:
         stat = os.stat(path)
     except OSError:
@@ -68,7 +68,7 @@ def dicom_facts(path: str | Path) -> DicomFile | None:
 
 
 def dicom_header(name: str, data: bytes) -> DicomFile | None:
-    """Return what the first bytes of a DICOM file say it is; ``None`` if they are none, or end before the header does."""
+    """Return the header parsed from a DICOM file's first bytes; ``None`` if they are not DICOM or end inside the header."""
     if data[_MAGIC_AT : _MAGIC_AT + 4] != b"DICM":
         return None
     return _header(name, io.BytesIO(data))
@@ -107,11 +107,11 @@ def _header(path: str, stream: object) -> DicomFile | None:
                 width_mm=float(found.get("ImagedVolumeWidth") or 0.0),
             )
     except (InvalidDicomError, EOFError, ValueError, TypeError, KeyError, AttributeError, NotImplementedError, OverflowError):
-        return None  # what pydicom raises on bytes that are no header
+        return None  # pydicom raises these on bytes that are not a header
 
 
 def several_images(path: str | Path) -> str:
-    """Say in which way a DICOM file holds several images of the tissue; empty if it holds one, or is not a slide's file.
+    """Describe the several images of the tissue in a DICOM file; empty if it has one, or does not belong to a slide.
 
     OpenSlide shows only the first optical path, and cannot show focal planes.
     """
@@ -134,7 +134,7 @@ def _values(value: object) -> Iterable[object]:
 
 
 def slide_series(files: Iterable[DicomFile]) -> dict[str, list[DicomFile]]:
-    """Return the slides among files: by Series Instance UID its whole-slide instances, the largest level first.
+    """Return the slides among files: the whole-slide instances of each Series Instance UID, the largest level first.
 
     A series without any level (such as a label alone) is not a slide. Levels of the same size are ordered by file name.
     """
@@ -150,7 +150,7 @@ def slide_series(files: Iterable[DicomFile]) -> dict[str, list[DicomFile]]:
 
 
 def series_of(path: str | Path) -> list[Path]:
-    """Return the files of the series that a DICOM file belongs to, all in its folder, sorted; only itself if it is no slide."""
+    """Return the files in the same folder that belong to a DICOM file's series, sorted; only itself if it is no slide."""
     own = dicom_facts(path)
     if own is None or not own.whole_slide or not own.series:
         return [Path(path)]

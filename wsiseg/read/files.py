@@ -1,4 +1,4 @@
-"""Which files a slide is made of, and what it is called."""
+"""Find the files that make up a slide, and its id."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def slide_files(path: str | Path) -> list[Path]:
 
 
 def vms_parts(path: str | Path) -> set[str]:
-    """Return the names of the files that a Hamamatsu VMS or VMU file says it is made of; empty if it cannot be read."""
+    """Return the names of the files that a Hamamatsu VMS or VMU file refers to; empty if it cannot be read."""
     try:
         with open(path, "rb") as stream:
             text = stream.read(1 << 16).decode("latin-1")

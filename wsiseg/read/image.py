@@ -21,7 +21,7 @@ __all__ = ["MAX_IMAGE_PX", "open_image"]
 Image: TypeAlias = Any  # PIL.Image.Image: Pillow is loaded when a picture is opened
 
 MAX_IMAGE_PX = 2**31
-"""Largest plain image in px: it is decoded whole (3 bytes a px), and a small file can claim any size."""
+"""Largest plain image in px: it is decoded whole (3 bytes per px), and a small file can state any size."""
 
 MAX_BOMB_PX, MAX_BOMB_RATIO = 2**26, 400
 """Images above ``MAX_BOMB_PX`` may have at most ``MAX_BOMB_RATIO`` px per byte of the file (a JPEG slide has 1 to 10)."""
@@ -102,8 +102,8 @@ def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
                 pixels = _upright_rgb(path, image, held)
                 if " of 16 bits" in held and pixels.size and pixels.min() < 255 and pixels.max() < _BRIGHT_U8:
                     raise SlideOpenError(
-                        f"image {path}: {held}: no sample has more than {8 + int(pixels.max()).bit_length()} in use, "
-                        "where glass would use all: it was written with fewer. Expected 8 bits, or 16 in use; convert it."
+                        f"image {path}: {held}: only {8 + int(pixels.max()).bit_length()} bits are in use, although glass "
+                        "would use all: it was written with fewer bits. Expected 8 bits, or all 16 in use; convert it."
                     )
                 return properties, pixels, held
     except PIL.UnidentifiedImageError as err:
@@ -126,7 +126,7 @@ def _refuse_size(path: Path, width_px: int, height_px: int, size_bytes: int) -> 
         )
     if width_px * height_px > MAX_IMAGE_PX:
         raise SlideOpenError(
-            f"image {path}: claims {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px in all for a "
+            f"image {path}: states {width_px} x {height_px} px, expected at most {MAX_IMAGE_PX} px in all for a "
             "plain image. Convert it to a tiled pyramidal TIFF."
         )
 
@@ -142,17 +142,18 @@ def _refuse_mode(path: Path, image: Image) -> str:
         )
     if mode not in _COLOUR_MODES:
         raise SlideOpenError(
-            f"image {path}: Pillow mode {mode!r} has no defined way to RGB of 8 bits. Expected H&E colour; convert it to RGB."
+            f"image {path}: Pillow mode {mode!r} has no defined conversion to RGB of 8 bits. Expected H&E colour; convert it "
+            "to RGB."
         )
     frames = int(getattr(image, "n_frames", 1))
     if frames > 1 and image.format not in ("MPO", "TIFF"):  # further frames of an MPO are previews; TIFFs were checked before
-        raise SlideOpenError(f"image {path}: holds {frames} frames, expected one picture. Save each as a file of its own.")
+        raise SlideOpenError(f"image {path}: contains {frames} frames, expected one picture. Save each as a separate file.")
     bits = 16 if image.format == "PNG" and _png_bits(path) == 16 else 8
     deep = _jpeg2000_bits(path) if image.format == "JPEG2000" else 8
     if deep > 8:
         raise SlideOpenError(
-            f"image {path}: {_COLOUR_HELD.get(mode, '3 samples')} of {deep} bits, JPEG2000: Pillow does not bring them to 8 "
-            "bits without error. Convert it to 8 bits, or to a TIFF of 16."
+            f"image {path}: {_COLOUR_HELD.get(mode, '3 samples')} of {deep} bits, JPEG2000: Pillow does not convert them to 8 "
+            "bits correctly. Convert it to 8 bits, or to a TIFF of 16."
         )
     return f"{_COLOUR_HELD.get(mode, '3 samples')} of {bits} bits, {image.format}"
 
@@ -163,7 +164,7 @@ def _png_bits(path: Path) -> int:
 
 
 def _jpeg2000_bits(path: Path) -> int:
-    """Return the bits of the first sample by the codestream's SIZ marker (ISO 15444-1, A.5.1), 8 if there is none."""
+    """Return the bits of the first sample from the codestream's SIZ marker (ISO 15444-1, A.5.1), 8 if there is none."""
     with path.open("rb") as stream:
         head = stream.read(1 << 20)
     at = head.find(b"\xff\x4f\xff\x51")
@@ -171,7 +172,7 @@ def _jpeg2000_bits(path: Path) -> int:
 
 
 def _upright_rgb(path: Path, image: Image, held: str) -> RGB:
-    """Decode: uint8 (h, w, 3), turned as the EXIF or TIFF orientation says, alpha over white.
+    """Decode to uint8 (h, w, 3), rotated by the EXIF or TIFF orientation, with alpha over white.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """How a TIFF stores its picture (samples, bits, planes, photometric, orientation), and which layouts show H&E colour.
 
-One file can say "three samples a px" in many ways: interleaved, in separate planes, as three single-channel pages that OME-XML
-calls R, G and B, as a palette. ``picture_of`` finds the pages that make one picture and ``refusal`` says why a picture cannot
-be read as H&E colour: one channel (gray), channels that are no colour, several pictures or planes, no defined way to 8 bits.
+Three samples per px can be stored interleaved, in separate planes, as three single-channel pages that OME-XML names R, G and
+B, or as a palette. ``picture_of`` finds the pages that make one picture. ``refusal`` returns why a picture cannot be read as
+H&E colour: one channel (gray), channels that are no colour, several pictures or planes, no defined conversion to 8 bits.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 RGB, MINISBLACK, PALETTE, CMYK, YCBCR = 2, 1, 3, 5, 6
 _MASK_PAGE, _MASK = 4, 4  # bit of NewSubfileType, and photometric interpretation, of a transparency mask
-_MAX_PAGES = 200  # looked at: a stack of more is refused by its first ones already
+_MAX_PAGES = 200  # that are examined: a longer stack is refused for its first pages already
 _SIDE_IMAGES = re.compile(r"label|macro|thumb|overview|preview|barcode|slide ?image", re.IGNORECASE)
 _NAMES = {"r": 0, "red": 0, "g": 1, "green": 1, "b": 2, "blue": 2}
 _NO_NAME = re.compile(r"((tl )?brightfield|rgb|h&e|he|channel|ch|c|image|plane|sample)?[ _:#.0-9-]*", re.IGNORECASE)
@@ -44,26 +44,26 @@ _PURE = {(255, 0, 0): 0, (0, 255, 0): 1, (0, 0, 255): 2}
 
 @dataclass(frozen=True, slots=True)
 class TiffPicture:
-    """The pages of a TIFF that make one picture, and how they store it.
+    """The pages of a TIFF that make one picture, and their layout.
 
     Attributes
     ----------
     levels
-        Pages of each level, finest first: one page, or as many as there are planes.
+        Pages of each level, finest first: one page, or one per plane.
     samples
         Channels of the picture in all: samples of a page, or pages of one sample.
     channels
-        Names of the channels by the file (may be fewer than channels, or empty strings).
+        Names of the channels in the file (may be fewer than channels, or empty strings).
     stack
         Axes other than x, y and channel that are longer than 1, as ``Z 5``.
     others
         Sizes of further pictures of that size in the file.
     files
-        Names of the files that hold its pages, if there are several.
+        Names of the files that contain its pages, if there are several.
     declared_bits
-        Bits that carry the value, where the file says so and they are fewer than the container has; else 0.
+        Significant bits of a sample, if the file states them and they are fewer than the container's; else 0.
     image
-        Which OME image it is.
+        Index of the OME image, from 0.
     palette_bits
         16, or 8 if the writer put colors of 8 bits into the palette.
     """
@@ -113,7 +113,7 @@ class TiffPicture:
 
 
 def is_tiff(head: bytes) -> bool:
-    """Return whether a file that begins so is a TIFF or BigTIFF."""
+    """Return whether a file with these first bytes is a TIFF or BigTIFF."""
     return head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -124,7 +124,8 @@ def picture_of(tiff: tifffile.TiffFile) -> TiffPicture:
 
     Raises
     ------
-    Whatever ``DECODER_ERRORS`` names, and ``tifffile.TiffFileError``: the directory is damaged.
+    The classes of ``DECODER_ERRORS``, ``tifffile.TiffFileError``
+        The directory is damaged.
     """
     if tiff.is_ome:
         found = _ome_picture(tiff)
@@ -160,7 +161,7 @@ def picture_of(tiff: tifffile.TiffFile) -> TiffPicture:
 
 
 def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
-    """Yield the pages that may show the picture: the first, and others that are no transparency mask and hold samples."""
+    """Yield the pages that may show the picture: the first, and others that have samples and are no transparency mask."""
     for k in range(_MAX_PAGES):
         try:
             page = tiff.pages[k]
@@ -175,8 +176,8 @@ def _pages(tiff: tifffile.TiffFile) -> Iterator[Any]:
 def _imagej_channels(tiff: tifffile.TiffFile) -> tuple[str, ...]:
     """Return the names of an ImageJ file's three pages if they are red, green and blue; empty if they are not.
 
-    They are if labels say so, or if they are the three channels of a composite whose lookup tables, if it has any, run to
-    pure red, green and blue. Whether it was taken in transmitted light is judged later, by its brightness.
+    They are if their labels are such names, or if they are the three channels of a composite whose lookup tables, if it has
+    any, run to pure red, green and blue. Whether it shows transmitted light is judged later, by its brightness.
     """
     facts = (tiff.imagej_metadata or {}) if tiff.is_imagej else {}
     labels = tuple(str(name).strip() for name in facts.get("Labels", ()))
@@ -192,7 +193,7 @@ def _imagej_channels(tiff: tifffile.TiffFile) -> tuple[str, ...]:
 
 
 def _reduced(page: Any, first: Any) -> bool:
-    """Return whether a page shows the same picture, smaller, and stores it in the same way."""
+    """Return whether a page shows the same picture at a smaller size, stored in the same way."""
     alike = all(getattr(page, name) == getattr(first, name) for name in ("samplesperpixel", "bitspersample", "photometric"))
     small = 1 <= page.imagewidth < first.imagewidth and page.imagelength >= 1
     if not (alike and small and page.dtype == first.dtype):
@@ -283,7 +284,7 @@ def foreign_channels(names: Sequence[str]) -> list[str]:
 
 
 def colour_order(names: Sequence[str], colours: Sequence[int | None] = ()) -> tuple[int, int, int] | None:
-    """Return which channels are red, green and blue by their names or colours; ``None``: the file says nothing of it."""
+    """Return the indices of the red, green and blue channels by name or colour; ``None`` if the file does not state them."""
     for colors in ([_NAMES.get(name.strip().lower()) for name in names], list(colours)):
         if len(colors) >= 3 and sorted(v for v in colors[:3] if v is not None) == [0, 1, 2]:
             return colors.index(0), colors.index(1), colors.index(2)
@@ -291,9 +292,9 @@ def colour_order(names: Sequence[str], colours: Sequence[int | None] = ()) -> tu
 
 
 def is_plain(picture: TiffPicture, *, opaque: bool = True) -> bool:
-    """Return whether OpenSlide and Pillow show a picture as it is: one page of three samples of 8 bits, RGB or YCbCr, upright.
+    """Return whether OpenSlide and Pillow decode a picture correctly: one page of three 8-bit samples, RGB or YCbCr, upright.
 
-    Without ``opaque``: whether Pillow does, which also reads palettes, CMYK, alpha and orientation if samples are interleaved.
+    With ``opaque=False``: whether Pillow does, which also reads palettes, CMYK, alpha and orientation of interleaved samples.
     """
     page = picture.page
     alone = len(picture.levels[0]) == 1 and page.index == 0  # those two read a file's first page
@@ -308,29 +309,29 @@ def is_plain(picture: TiffPicture, *, opaque: bool = True) -> bool:
 
 
 def refusal(picture: TiffPicture) -> str:
-    """Say why a picture cannot be read as H&E colour; empty: it can."""
+    """Return why a picture cannot be read as H&E colour; empty if it can."""
     page, samples = picture.page, picture.samples
     photometric = int(page.photometric)
     one_a_sample = len(picture.channels) >= samples > 1  # else the name is of the picture as a whole
     if picture.files:
-        return f"its pages lie in several files ({', '.join(picture.files)}): save them as one file of red, green and blue"
+        return f"its pages are in several files ({', '.join(picture.files)}): save them as one file of red, green and blue"
     if picture.stack:
-        return f"it is a stack ({', '.join(picture.stack)}): save the plane to segment as a file of its own"
+        return f"it is a stack ({', '.join(picture.stack)}): save the plane to segment as a separate file"
     if picture.others:
-        return f"it holds further pictures of full resolution ({', '.join(picture.others)}): save each as a file of its own"
+        return f"it contains further pictures of full resolution ({', '.join(picture.others)}): save each as a separate file"
     if page.dtype is None or isinstance(page.bitspersample, tuple):
-        return "samples of these bits have no defined way to 8 bits"
+        return "samples of these bits have no defined conversion to 8 bits"
     if one_a_sample and foreign_channels(picture.channels):
         return f"its channels are {', '.join(picture.channels)}, not red, green and blue: is it fluorescence?"
     if photometric == PALETTE and samples == 1 and page.dtype.kind == "u":
         return "" if page.bitspersample <= 8 else "a palette of more than 8 bits"
     if samples < 3:
-        what = "it is gray, or one channel of several" if samples == 1 else "of which no three are red, green and blue"
+        what = "it is gray, or one channel of several" if samples == 1 else "and no three of these are red, green and blue"
         return f"H&E colour needs 3 samples, {what}"
     if page.dtype.kind not in "uf" or page.bitspersample < 8:
-        return "samples of these bits have no defined way to 8 bits"
+        return "samples of these bits have no defined conversion to 8 bits"
     if photometric not in (MINISBLACK, RGB, CMYK, YCBCR):
-        return f"photometric interpretation {_name(page, 'photometric')} has no defined way to RGB"
+        return f"photometric interpretation {_name(page, 'photometric')} has no defined conversion to RGB"
     if photometric == YCBCR and page.bitspersample != 8:
         return "YCbCr is read with 8 bits only"
     if photometric == CMYK and (samples < 4 or page.dtype.kind != "u" or int(page.compression) in (6, 7)):
@@ -341,7 +342,7 @@ def refusal(picture: TiffPicture) -> str:
 
 
 def cut_short(tiff: tifffile.TiffFile) -> str:
-    """Say what is missing at the end of a TIFF (empty: nothing). A truncated file may look like one of another layout."""
+    """Return what is missing at the end of a TIFF, empty if nothing. A truncated file may look like one of another layout."""
     size = int(tiff.filehandle.size)
     missing = n = 0
     for k in range(_MAX_PAGES):
@@ -352,15 +353,15 @@ def cut_short(tiff: tifffile.TiffFile) -> str:
         ends = np.add(page.dataoffsets, page.databytecounts, dtype=np.int64)
         missing, n = missing + int((ends > size).sum()), n + len(ends)
     if missing:
-        return f"{missing} of {n} tiles or strips lie beyond the end of the file ({size} bytes)"
-    tiff.filehandle.seek(int(tiff.pages.next_page_offset or 0))  # where the place of a further page is written, 0 for none
+        return f"{missing} of {n} tiles or strips are beyond the end of the file ({size} bytes)"
+    tiff.filehandle.seek(int(tiff.pages.next_page_offset or 0))  # the offset of the next page is stored here, 0: none
     order: Literal["little", "big"] = "little" if tiff.byteorder == "<" else "big"
     beyond = int.from_bytes(tiff.filehandle.read(int(tiff.tiff.offsetsize)), order) >= size
-    return f"its next page would lie beyond the end of the file ({size} bytes)" if beyond else ""
+    return f"its next page would be beyond the end of the file ({size} bytes)" if beyond else ""
 
 
 def mpp_claims(picture: TiffPicture) -> list[MppClaim]:
-    """Return what the texts of a picture state of its microns per px."""
+    """Return the microns per px that the texts of a picture state."""
     page, tags = picture.page, resolution_tags(picture.page)
     found: list[MppClaim] = []
     x, y = (number(tags.get(f"tiff.{axis}Resolution")) for axis in "XY")

@@ -1,4 +1,4 @@
-"""Which instances of a DICOM series a run reads; the others need not be fetched."""
+"""Choose the instances of a DICOM series that a run reads; the others need not be fetched."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def needed_levels(files: Iterable[DicomFile], mpp_model: float) -> list[str]:
     Raises
     ------
     SlideOpenError
-        The files are of several series, or of none.
+        The files belong to several series, or to none.
     """
     series = slide_series(files)
     if len(series) != 1:

@@ -1,4 +1,4 @@
-"""How a slide looks: color, sharpness, compression, ink and folds of its tissue, as numbers that can be compared."""
+"""Measure how a slide looks: color, sharpness, compression, ink and folds of its tissue, comparable between slides."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ Mask = npt.NDArray[np.bool_]
 
 
 def slide_look(slide: Slide, survey: SlideSurvey, tissue: TissueMask) -> dict[str, float]:
-    """Return how a slide looks: columns of ``wsiseg.schema.TRUST`` without what cannot be measured, and ``colored_mm2``.
+    """Return how a slide looks: those columns of ``wsiseg.schema.TRUST`` that can be measured, and ``colored_mm2``.
 
-    32 patches of 64 um, spread evenly over the tissue, are read at 0.5 um/px, and as many of 128 px as they are.
+    32 patches of 64 um, spread evenly over the tissue, are read at 0.5 um/px, and 32 of 128 px at level 0.
 
     Raises
     ------
@@ -65,7 +65,7 @@ def slide_look(slide: Slide, survey: SlideSurvey, tissue: TissueMask) -> dict[st
 
 
 def _ink(rgb: RGB, found: Mask) -> Mask:
-    """Return pen marks: what the mask left out as ink, and transparent blue ink over tissue (H&E itself has less green)."""
+    """Return pen marks: ink that the mask left out, and transparent blue ink over tissue (H&E itself has less green)."""
     r, g, b = (rgb[..., k].astype(np.int16) for k in range(3))
     blue = (b - r > 60) & (g - r > 4) & (b - g > 25)
     return found | (blue & grown(blue, 1)) if blue.any() else found

@@ -1,4 +1,4 @@
-"""Tissue masks that the user brings: PNG (HistoQC and others) and GeoJSON (QuPath, TRIDENT)."""
+"""Read tissue masks given by the user: PNG (HistoQC and others) and GeoJSON (QuPath, TRIDENT)."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ def tissue_from_file(
     ----------
     path
         PNG of any size (nonzero = tissue), stretched over the slide (in the frame ``bounds``: over its scanned area), unless
-        wsiseg wrote it; or GeoJSON in any shape and packing (``wsiseg.tables.outlines``), whose polygons are tissue.
+        wsiseg wrote it; or GeoJSON, also zipped (``wsiseg.tables.outlines``), whose polygons are tissue.
     meta
         The slide that the mask belongs to.
     frame
         The frame of the mask's coordinates (``wsiseg.coordinates``).
     on_note
-        Called with what the user should know: what was left out, and what does not fit the slide.
+        Called with each line about parts of the file that were left out or do not fit the slide.
 
     Raises
     ------
     FormatError
         The file is neither PNG nor GeoJSON, its size is another slide's, or its GeoJSON has no polygons on the scanned area.
     InputError
-        ``frame`` is not of the grammar.
+        ``frame`` is not a valid frame.
     """
     where = parse_frame(frame)
     try:
@@ -125,10 +125,10 @@ def _from_geojson(path: Path, meta: SlideMeta, frame: Frame, on_note: Callable[[
     factor, dx, dy = placed = frame.on(ground, "bounds" if qupath else "slide", f"tissue mask {path}")
     if frame.origin == "auto" and (dx, dy) != (0.0, 0.0):
         on_note(
-            f"tissue mask {path}: coordinates count from the scanned area, as QuPath's do: ({dx:g}, {dy:g}) px are added "
+            f"tissue mask {path}: coordinates are relative to the scanned area, as QuPath's are: ({dx:g}, {dy:g}) px are added "
             "(--frame slide if not)"
         )
-    what = f"tissue mask {path}: corners of its {len(polygons)} polygons lie outside slide {meta.slide_id}"
+    what = f"tissue mask {path}: corners of its {len(polygons)} polygons are outside slide {meta.slide_id}"
     corners = np.concatenate([rings[0] for rings in polygons])
     fits = _fit(corners, ground, placed, what, polygons)
     px = max(1.0, THUMBNAIL_UM / meta.mpp, max(meta.width_px, meta.height_px) / MAX_SIDE_PX)

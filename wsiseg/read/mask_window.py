@@ -1,4 +1,4 @@
-"""The part of a slide's tissue mask that a window shows: as fraction, area and px."""
+"""Compute the tissue in a window of a slide from its tissue mask: fraction, area and px."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RIM_MASK_PX = 2
 
 
 def tissue_frac(tissue: TissueMask, box: Box, scale: float = 1.0) -> float:
-    """Return which fraction of a box is tissue, exactly (mask px that the box cuts count by area).
+    """Return the exact fraction of a box that is tissue (mask px that the box cuts count by area).
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[n
     for (start, length, origin, px), n in zip(axes, tissue.mask.shape, strict=True):
         borders = start + np.minimum(np.arange(-(-length // cell_px) + 1) * cell_px, length)
         ends.append(np.clip((borders - origin) / px, 0, n))
-    strip = 256  # a mask has up to 4096 px a side: in strips, so that its sums are never in memory as a whole
+    strip = 256  # rows: a mask has up to 4096 px per side, and its sums are held in memory for one strip only
     width = tissue.mask.shape[1]
     rows = np.concatenate([_between(tissue.mask[:, k : k + strip], ends[0]) for k in range(0, width, strip)], axis=1)
     cells = np.concatenate([_between(rows[k : k + strip].T, ends[1]).T for k in range(0, len(rows), strip)])
@@ -58,7 +58,7 @@ def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[n
 
 
 def _between(values: npt.NDArray[Any], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the integral of columns of px between following places ``at`` (px), float64 (len(at) - 1, w)."""
+    """Return the integral of columns of px between successive positions ``at`` (px), float64 (len(at) - 1, w)."""
     total = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0, dtype=np.float64)])
     whole = np.minimum(at.astype(np.int64), len(values) - 1)
     integral = total[whole] + (at - whole)[:, None] * values[whole]  # linear between whole px
@@ -88,7 +88,7 @@ def unscanned_window(tissue: TissueMask, box: Box, scale: float = 1.0) -> npt.ND
 
 
 def scanned_part(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueMask | None:
-    """Return the mask around a box without its rim: where black was scanned. ``None``: everywhere."""
+    """Return the mask around a box without its rim, where plain black px were scanned; ``None``: everywhere."""
     if not tissue.has_unscanned:
         return None
     (y, near_y), (x, near_x) = (
@@ -110,7 +110,7 @@ def _near(start: float, size: float, origin: float, px: float, n: int) -> tuple[
 
 
 def _cover(lo: float, hi: float, origin: float, px: float, n: int) -> tuple[slice, npt.NDArray[np.float64]]:
-    """Return which mask px an interval of level-0 px touches, and by which length each (level-0 px)."""
+    """Return the mask px that an interval of level-0 px touches, and the length in each (level-0 px)."""
     first = min(max(math.floor((lo - origin) / px), 0), n)
     last = min(max(math.ceil((hi - origin) / px), first), n)
     edges = origin + px * np.arange(first, last + 1)

@@ -1,14 +1,16 @@
-"""Find a slide's microns per pixel: the sources in their order, or an error that says that none states it.
+"""Find a slide's microns per pixel.
 
-1. the user's value (``--mpp``, manifest column ``mpp``), whatever it is: it also confirms one that step 3 asks about;
+The sources are tried in this order:
+
+1. the user's value (``--mpp``, manifest column ``mpp``), also outside ``PLAUSIBLE_MPP``;
 2. what the file states, most explicit first: the vendor's value as OpenSlide gives it, OME-XML, ImageJ, Aperio, libvips and
    Leica texts, the scale of an OME-Zarr, and last the resolution tags (TIFF, PNG, JPEG), unless they describe a screen or a
-   printer. The first is taken if it lies in ``PLAUSIBLE_MPP``;
-3. outside, ``ImplausibleMppError`` asks: converters are off by 10, 2.54, 25.4 or 1000, and a network given a tenth of the
+   printer. The first is taken if it is within ``PLAUSIBLE_MPP``;
+3. if it is not, ``ImplausibleMppError``: converters are off by 10, 2.54, 25.4 or 1000, and a network given a tenth of the
    scale finds nothing;
 4. the objective power that the scanner states: 10 / power (0.25 um/px at 40x, 0.5 at 20x), the convention of the large
-   scanners, good to about 10 %; the note says so;
-5. nothing: ``MissingMppError``. A physical fact is never guessed.
+   scanners, correct to about 10 %; the note says so;
+5. otherwise ``MissingMppError``. A physical fact is never guessed.
 
 The step taken is recorded as ``SlideMeta.mpp_source``. ``mpp_note`` records statements that disagree by more than 1 %, and
 whether only an objective power was stated.
@@ -31,7 +33,7 @@ PLAUSIBLE_MPP = (0.1, 2.0)
 
 MAX_TAG_MPP = 20.0
 """Resolution tags above it describe a screen or printer: 72, 96, 300 or 600 dpi are 352.8, 264.6, 84.7 or 42.3 um/px, one of
-"1 px per cm" is 10,000. They say nothing about the slide."""
+"1 px per cm" is 10,000. They do not describe the slide."""
 
 MAX_ANISOTROPY_FRAC = 0.01
 """Largest relative difference of the x and y resolution; beyond it lengths and areas would be wrong."""
@@ -49,7 +51,7 @@ _SLIPS = (
 
 @dataclass(frozen=True, slots=True)
 class Mpp:
-    """um per level-0 px (the mean of x and y), the step that gave it, and in words which statements disagree (empty: none)."""
+    """um per level-0 px (the mean of x and y), its source, and a text about statements that disagree (empty: none)."""
 
     value: float
     source: MppSource
@@ -57,7 +59,7 @@ class Mpp:
 
 
 def tag_claim(x_resolution: object, y_resolution: object, unit: object, where: str = "TIFF resolution tags") -> MppClaim | None:
-    """Return what resolution tags state, ``None`` if they state no length, or a screen's or printer's on both axes."""
+    """Return um per px from resolution tags, ``None`` if they state no length, or a screen's or printer's on both axes."""
     x, y = _tag_um(x_resolution, unit), _tag_um(y_resolution, unit)
     if x is None or y is None or min(x, y) > MAX_TAG_MPP:
         return None
@@ -65,7 +67,7 @@ def tag_claim(x_resolution: object, y_resolution: object, unit: object, where: s
 
 
 def objective_power(properties: Mapping[str, str]) -> float | None:
-    """Return the nominal magnification (40.0 for 40x) of a file's properties, ``None`` if absent or absurd."""
+    """Return the nominal magnification (40.0 for 40x) from a file's properties, ``None`` if absent or implausible."""
     power = number(properties.get("openslide.objective-power"))
     return power if power is not None and 1 <= power <= 150 else None
 
@@ -73,27 +75,27 @@ def objective_power(properties: Mapping[str, str]) -> float | None:
 def resolve_mpp(
     properties: Mapping[str, str], *, user_mpp: float | None, vendor: str, where: str, claims: Iterable[MppClaim] = ()
 ) -> Mpp:
-    """Try the sources of this module in their order.
+    """Return um per level-0 px from the first source of this module that states it.
 
     Parameters
     ----------
     properties
-        OpenSlide's property names and values; other readers bring the ``tiff.*`` ones at most.
+        OpenSlide's property names and values; other readers give at most the ``tiff.*`` ones.
     user_mpp
         The user's um per level-0 px; has priority over all others.
     vendor
-        OpenSlide's vendor; for ``generic-tiff`` its mpp comes from the resolution tags, so it is their statement.
+        OpenSlide's vendor; the mpp of ``generic-tiff`` comes from the resolution tags and is treated as such.
     where
         The slide, for messages.
     claims
-        What texts of the file state, most explicit first.
+        Statements found in texts of the file, most explicit first.
 
     Raises
     ------
     MissingMppError
-        No step gave a value.
+        No source states a value.
     ImplausibleMppError
-        The value lies outside ``PLAUSIBLE_MPP``.
+        The value is outside ``PLAUSIBLE_MPP``.
     AnisotropicMppError
         x and y differ by more than 1 %.
     InputError
@@ -118,8 +120,8 @@ def resolve_mpp(
         return Mpp(
             10.0 / power,
             "objective",
-            f"the file states an objective of {power:g}x and no microns per pixel: {10 / power:.4g} was taken, good to about "
-            "10 %; --mpp gives the true value",
+            f"the file states an objective of {power:g}x and no microns per pixel: {10 / power:.4g} was taken, correct to "
+            "about 10 %; give the true value with --mpp",
         )
     first = found[0]
     if abs(first.x - first.y) > MAX_ANISOTROPY_FRAC * max(first.x, first.y):
@@ -165,7 +167,7 @@ def _disagreement(taken: MppClaim, others: Iterable[MppClaim]) -> str:
 
 
 def _slips(value: float) -> str:
-    """Say which common mistake may explain a value, those first whose correction gives a usual scanner resolution."""
+    """Return a text on mistakes that may explain a value, those first whose correction gives a usual scanner resolution."""
     low, high = PLAUSIBLE_MPP
     found = [(v, name) for f, name in _SLIPS for v in (value * f, value / f) if low <= v <= high]
     found.sort(key=lambda pair: min(abs(math.log(pair[0] / common)) for common in _COMMON_MPP))

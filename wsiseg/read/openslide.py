@@ -37,20 +37,20 @@ def detect_vendor(path: Path) -> str | None:
 
 
 class OpenSlideSlide:
-    """A slide read by OpenSlide, with a bounded tile cache of its own. Threads may read it at the same time.
+    """A slide read by OpenSlide, with its own bounded tile cache. Threads may read it at the same time.
 
     Parameters
     ----------
     path
         The slide file; for a DICOM folder, the folder.
     slide_id, cohort, size_bytes, mtime_ns
-        Passed on to ``meta``.
+        Copied to ``meta``.
     mpp
         The user's um per level-0 px, or ``None`` for the sources of ``wsiseg.read.mpp``.
     cache_bytes
         Maximum bytes of decoded tiles kept.
     claims, layout
-        What texts of the file state of its um per px, and how it holds its pixels, in words.
+        Statements of um per px found in texts of the file, and a description of how its pixels are stored.
 
     Raises
     ------
@@ -118,8 +118,8 @@ class OpenSlideSlide:
     def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide and under transparent pixels.
 
-        At a level whose downsample is no whole number OpenSlide addresses pixels by the nearest level-0 px, so pixels there may
-        be blended by up to half a level-0 px; working pixels are therefore never taken from such a level.
+        At a level whose downsample is no whole number, OpenSlide rounds positions to level-0 px, so pixels may be blended over
+        up to half a level-0 px; working pixels are therefore never taken from such a level.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class OpenSlideSlide:
             ) from err
 
     def _replace(self, failed: openslide.OpenSlide) -> None:
-        """Put a new handle in the place of a failed one, unless another thread has done so."""
+        """Replace a failed handle by a new one, unless another thread has done so."""
         with self._replacing:
             if self._handle is failed:
                 # The failed handle is not closed here: other threads may be reading with it, and closing would free the memory
@@ -173,7 +173,7 @@ class OpenSlideSlide:
 
 
 def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
-    """Open a file, or the first file of a DICOM folder that OpenSlide takes (it finds the others of its series itself)."""
+    """Open a file, or the first file of a DICOM folder that OpenSlide can open (it finds the others of the series)."""
     files = _files_to_try(path) if path.is_dir() else [str(path)]
     if path.is_dir() or may_be_dicom(path.name):
         _refuse_several_images(path)
@@ -191,12 +191,12 @@ def _refuse_several_images(path: Path) -> None:
     for file in slide_files(path):
         if several := several_images(file):
             raise SlideOpenError(
-                f"{path}: {file.name} holds {several}, expected one H&E image. Write that one as a series of its own."
+                f"{path}: {file.name} contains {several}, expected one H&E image. Write that one as a separate series."
             )
 
 
 def _files_to_try(folder: Path) -> list[str]:
-    """Return the files through which a folder's one DICOM series may be opened: its levels, else all files ending in .dcm."""
+    """Return the files by which a folder's one DICOM series may be opened: its levels, else all files ending in .dcm."""
     series = dicom_folder_series(folder)
     if len(series) > 1:
         names = ", ".join(sorted(os.path.basename(files[0].path) for files in series.values())[:5])

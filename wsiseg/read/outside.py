@@ -1,10 +1,10 @@
-"""Choice of a few windows outside the tissue mask to segment, to estimate how many nuclei the mask leaves out.
+"""Choose a few windows outside the tissue mask to segment, to estimate how many nuclei the mask leaves out.
 
-The slide is cut into squares of ``CELL_WPX`` working px. A square partly outside the mask may hold a nucleus there unless
-it is plain: no px of the thumbnail outside the mask is darker than its surroundings or colored. Of the others a sample is
-drawn with probability proportional to the number and depth of such px (systematic sampling, Madow 1949, Annals of Mathematical
-Statistics 20:333), so that what looks most like nuclei is nearly always looked at. The draw is a hash of slide, scale and mask:
-it does not depend on tiles, workers or tries.
+The slide is cut into squares of ``CELL_WPX`` working px. A square partly outside the mask is skipped if it is plain: no px of
+the thumbnail outside the mask is darker than its surroundings or colored. From the others a sample is drawn with probability
+proportional to the number and depth of such px (systematic sampling, Madow 1949, Annals of Mathematical Statistics 20:333), so
+that squares that look most like nuclei are nearly always drawn. The draw is a hash of slide, scale and mask: it does not depend
+on tiles, workers or attempts.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ CELL_WPX = 256
 """Side of a window, working px: 64 um at 0.25 um/px."""
 
 WINDOW_COST_WPX2 = (CELL_WPX + 2 * 64 + 2 * 112) ** 2
-"""Pixels that the network sees for one window, with the halos."""
+"""Pixels that the network processes for one window, with the halos."""
 
 COST_FRAC = 0.02
-"""Largest cost of the sample, as a fraction of the network's work on tissue; at least one window is drawn if there is one."""
+"""Maximum cost of the sample, as a fraction of the network's work on tissue; at least one window is drawn if there is any."""
 
 MAX_WINDOWS = 64
 
@@ -42,7 +42,7 @@ FloatArray = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class OutsideWindow:
-    """One sampled window: its box in working px, and how many windows it stands for (at least 1)."""
+    """One sampled window: its box in working px, and how many windows it represents (at least 1)."""
 
     box: Box
     weight: float
@@ -56,9 +56,9 @@ def outside_windows(meta: SlideMeta, scale: float, tissue: TissueMask, survey: S
     meta, scale
         The slide, and working px per level-0 px.
     tissue
-        The mask as used: found by the survey, or given.
+        The mask in use: found by the survey, or given.
     survey
-        Of the same slide.
+        Survey of the same slide.
     seed
         Text that is hashed for the draw, such as the slide's content digest.
     """
@@ -87,7 +87,7 @@ def outside_windows(meta: SlideMeta, scale: float, tissue: TissueMask, survey: S
 def _strengths(meta: SlideMeta, scale: float, tissue: TissueMask, survey: SlideSurvey) -> FloatArray:
     """Return for each cell the sum of depths of its px outside the mask, float64 (rows, columns); 0: plain, ink, unscanned.
 
-    Cells that touch pen marks are left out: what lies beneath ink is hidden from any network.
+    Cells that touch pen marks are left out, because ink hides the tissue under it.
     """
     view, found = survey.view, survey.tissue
     width, height = working_size(meta, scale)

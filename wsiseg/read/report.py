@@ -1,4 +1,4 @@
-"""Which readers this installation has: for ``wsiseg doctor``."""
+"""Report which slide readers are installed, for ``wsiseg doctor``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fixed sample of a slide's tissue at working resolution, from which slide constants such as stain vectors are fitted."""
+"""Read a fixed sample of a slide's tissue at working resolution, to fit slide constants such as stain vectors."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def stain_sample(
 ) -> tuple[RGB, npt.NDArray[np.bool_]]:
     """Read patches spread evenly over the tissue; nothing is random, so a slide always gives the same sample.
 
-    In a thumbnail of 8 um a px nuclei and cytoplasm are blended, so stain vectors come out too similar; patches avoid that.
+    A thumbnail of 8 um/px would blend nuclei and cytoplasm, and the stain vectors fitted to it would be too similar.
 
     Parameters
     ----------
@@ -32,8 +32,9 @@ def stain_sample(
     Returns
     -------
     rgb : uint8 (n * patch_wpx, patch_wpx, 3)
-        ``n`` patches in one column: ``n_patches``, or as many as there are mask px with tissue (0: shape (0, patch_wpx, 3)).
+        Patches in one column. ``n`` is ``n_patches``, or the number of mask px with tissue if that is less.
     on_tissue : bool (n * patch_wpx, patch_wpx)
+        Tissue mask of the patches.
 
     Raises
     ------

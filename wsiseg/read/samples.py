@@ -1,8 +1,8 @@
-"""Conversion of sample values of any type to 8 bits, by one rule per slide.
+"""Convert sample values of any type to 8 bits, by one rule per slide.
 
 Integers of more than 8 bits: the upper 8 of the bits in use are taken. Those are the bits that the file declares (OME
-``SignificantBits``, ``BitsPerSample``) where they are fewer than the container's, else the fewest of 8, 10, 12, 14, 16 (or 32)
-that hold the brightest sample of the slide: in H&E that is glass or pale tissue, which fills more than a quarter of the range.
+``SignificantBits``, ``BitsPerSample``) if they are fewer than the container's, else the smallest of 8, 10, 12, 14, 16 (or 32)
+that fits the brightest sample of the slide: in H&E that is glass or pale tissue, which fills more than a quarter of the range.
 Floats: 0..1 where the brightest is at most ``FLOAT_ONE``, else 0..255.
 The rule is fitted once per slide, not per tile; reading a tile with a value beyond it is an error.
 """
@@ -25,7 +25,7 @@ FLOAT_ONE, FLOAT_255 = 1.5, 300.0
 _BITS = (8, 10, 12, 14, 16, 32)
 
 _BRIGHT_U8 = 64
-"""Glass and stained tissue are brighter than this in all three channels somewhere; channels of fluorescence seldom are."""
+"""Some glass or stained tissue is brighter than this in all three channels; fluorescence seldom is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ def depth_of(values: npt.NDArray[Any], declared_bits: int = 0) -> Depth:
     values
         Unsigned integers or floats of any shape, not empty.
     declared_bits
-        Bits in use that the file states; 0: it states none.
+        Bits in use that the file states; 0: not stated.
 
     Raises
     ------
@@ -80,28 +80,28 @@ def to_u8(values: npt.NDArray[Any], depth: Depth) -> npt.NDArray[np.uint8]:
     Raises
     ------
     ValueError
-        A value lies beyond the rule.
+        A value exceeds the range of the rule.
     """
     if values.dtype == np.uint8:
         return values
     if values.dtype.kind == "f":
         scaled = np.nan_to_num(values.astype(np.float64) * (255.0 / depth.full), nan=255.0, posinf=255.0, neginf=255.0)
         if scaled.size and scaled.max() > 2 * 255:
-            raise ValueError(f"a sample is {values.max():g}, but the slide was found to hold 0 to {depth.full:g}")
+            raise ValueError(f"a sample is {values.max():g}, but the slide was found to have values 0 to {depth.full:g}")
         return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     if values.size and int(values.max()) >> depth.bits:
-        raise ValueError(f"a sample is {int(values.max())}, but the slide was found to hold {depth.bits} bits")
+        raise ValueError(f"a sample is {int(values.max())}, but the slide was found to use {depth.bits} bits")
     return (values >> (depth.bits - 8)).astype(np.uint8)
 
 
 def cmyk_to_rgb(cmyk: npt.NDArray[np.uint8]) -> RGB:
-    """Convert CMYK uint8 (h, w, 4) (255: full ink) to RGB as Pillow does: white minus black, minus the share of each ink."""
+    """Convert CMYK uint8 (h, w, 4), 255 full ink, to RGB uint8 (h, w, 3) as Pillow does."""
     light = 255 - cmyk[..., 3:4].astype(np.int32)
     product = cmyk[..., :3] * light + 128
     return np.clip(light - ((product >> 8) + product >> 8), 0, 255).astype(np.uint8)
 
 
 def looks_bright(rgb: RGB) -> bool:
-    """Return whether some of an RGB picture is bright in all three channels, as brightfield is; a black picture counts too."""
+    """Return whether some px of a picture are bright in all three channels, as in brightfield; True for a black picture."""
     least = rgb.min(axis=-1)
     return bool(np.percentile(least, 99) >= _BRIGHT_U8) or not rgb.any()

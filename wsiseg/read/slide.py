@@ -35,7 +35,7 @@ class Slide(Protocol):
     """An open slide.
 
     Threads of one process may share it: ``read_level`` and ``thumbnail`` may run at the same time, and a window that cannot be
-    decoded fails for the thread that asked for it alone. ``close`` only when no thread reads (``wsiseg.run.handles`` counts
+    decoded raises only in the thread that reads it. Call ``close`` only when no thread reads (``wsiseg.run.handles`` counts
     them). Processes do not share it: each opens its own.
     """
 
@@ -53,14 +53,14 @@ class Slide(Protocol):
 
 
 def fingerprint(path: str | Path) -> tuple[int, int]:
-    """Return (size in bytes, time of last change in ns) of a slide, by which a run notices a change.
+    """Return (size in bytes, time of last change in ns) of a slide, by which a run detects changes.
 
-    Of several files: the sum of sizes and the latest time.
+    For a slide of several files: the sum of sizes and the latest time.
 
     Raises
     ------
     SlideOpenError
-        No such file.
+        The file does not exist.
     """
     try:
         stats = [os.stat(file) for file in slide_files(path)]
@@ -70,11 +70,11 @@ def fingerprint(path: str | Path) -> tuple[int, int]:
 
 
 def content_digest(path: str | Path, *, alone: bool = False) -> str:
-    """Return a hash (16 hex digits) of a slide's size and samples of its bytes, to notice changes that keep size and time.
+    """Return a hash (16 hex digits) of a slide's size and samples of its bytes, to detect changes that keep size and time.
 
-    Of a file both ends and 16 places between are read (192 KiB in all); of a folder, and of the further files of a slide of
-    several (see ``slide_files``), the names, sizes and beginnings of up to 32: a fraction of a second, on slow storage too.
-    ``alone`` leaves those out.
+    It reads both ends of a file and 16 places between (192 KiB in all), and for a folder or a slide of several files (see
+    ``slide_files``) the names, sizes and beginnings of up to 32 files. This takes a fraction of a second, also on slow storage.
+    ``alone`` leaves the other files out.
 
     Raises
     ------
@@ -189,11 +189,11 @@ def _open_file(p: Path, cache_bytes: int, facts: dict[str, Any]) -> Slide:
 
 
 def _tiff_facts(p: Path, vendor: str | None) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
-    """Return the picture of a TIFF (``None`` if the file is no TIFF, or a scanner's own) and what its texts say of mpp."""
+    """Return the picture of a TIFF (``None``: not a TIFF, or a scanner's format) and the mpp that its texts state."""
     picture, claims = _picture(p)
     if picture is None or vendor in (None, "generic-tiff"):
         return picture, claims
-    if vendor == "aperio":  # its thumbnail, label and focal planes are pages of their own, and OpenSlide knows them
+    if vendor == "aperio":  # its thumbnail, label and focal planes are separate pages, which OpenSlide recognizes
         return dataclasses.replace(picture, stack=(), others=()), claims
     return None, claims
 
@@ -210,7 +210,7 @@ def _picture(p: Path) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
             missing = cut_short(tiff) if refusal(picture) else ""
             claims = tuple(mpp_claims(picture))
     except (*DECODER_ERRORS, tifffile.TiffFileError):
-        return None, ()  # whichever reader opens it will say what is wrong
+        return None, ()  # the reader that opens it raises the error
     if missing:
         raise SlideOpenError(f"{p}: {picture.words}: {missing}: truncated. Copy it again from its source.")
     return picture, claims

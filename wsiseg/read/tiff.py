@@ -1,7 +1,7 @@
-"""TIFFs in layouts that OpenSlide and Pillow do not show correctly, read window by window with tifffile.
+"""Read TIFFs in layouts that OpenSlide and Pillow do not decode correctly, window by window with tifffile.
 
-Three single-channel pages (OME-TIFF), samples of 16 bits or floats, RGB that is tagged as gray, palettes, alpha, tiles that are
-stored turned, compressions that OpenSlide lacks. What cannot be shown as H&E colour is refused with its samples, bits, planes.
+These are three single-channel pages (OME-TIFF), samples of 16 bits or floats, RGB tagged as gray, palettes, alpha, rotated
+images, and compressions that OpenSlide lacks. A picture that is not H&E colour is refused with its samples, bits and planes.
 """
 
 from __future__ import annotations
@@ -45,26 +45,26 @@ _SAMPLED_SEGMENTS, _SAMPLED_PX = 64, 2**24
 
 
 def refuse_layout(path: Path | str, picture: TiffPicture) -> None:
-    """Raise ``SlideOpenError`` if a picture cannot be shown as H&E colour; the message names its samples, bits and planes."""
+    """Raise ``SlideOpenError`` if a picture cannot be read as H&E colour; the message names its samples, bits and planes."""
     reason = refusal(picture)
     if reason:
         raise SlideOpenError(f"{path}: {picture.words}: {reason}. Expected H&E colour: red, green and blue samples.")
 
 
 class TiffSlide:
-    """A TIFF slide read by tifffile, upright whatever its Orientation tag says, with a bounded cache of decoded segments.
+    """A TIFF slide read by tifffile, upright (the Orientation tag is applied), with a bounded cache of decoded segments.
 
     Parameters
     ----------
     path, slide_id, mpp, cohort, cache_bytes, size_bytes, mtime_ns
-        As of ``OpenSlideSlide``.
+        As for ``OpenSlideSlide``.
     properties
         OpenSlide's properties of the file, if it knows the format.
 
     Raises
     ------
     SlideOpenError
-        Damaged; or a layout that is not H&E colour, or a compression that nothing installed decodes.
+        The file is damaged, is not H&E colour, or has a compression that no installed package decodes.
     MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
 
@@ -163,8 +163,8 @@ class TiffSlide:
         if (is_declared and int(picture.page.photometric) != MINISBLACK) or looks_bright(self._shown(seen[np.newaxis])):
             return
         deep = "" if is_declared else (
-            f" The brightest sample is {seen.max():g}, so {self._depth.words}, but 99 % lie below {np.percentile(seen, 99):g}: "
-            "it may have been written with fewer bits, and hold a few wrong pixels. Convert it to 8 bits."
+            f" The brightest sample is {seen.max():g}, so {self._depth.words}, but 99 % are below {np.percentile(seen, 99):g}: "
+            "it may have been written with fewer bits and contain a few wrong pixels. Convert it to 8 bits."
         )  # fmt: skip
         raise SlideOpenError(
             f"{path}: {picture.words}: no pixel is bright in all three samples, as glass and stained tissue are. Expected "
@@ -282,7 +282,7 @@ class TiffSlide:
             return tile
 
     def _shown(self, values: npt.NDArray[Any]) -> RGB:
-        """Turn samples (..., channels) into RGB."""
+        """Convert samples (..., channels) to RGB uint8 (..., 3)."""
         page = self._picture.page
         if int(page.photometric) == PALETTE:
             colours = (np.asarray(page.colormap).T >> (self._picture.palette_bits - 8)).astype(np.uint8)
@@ -309,12 +309,12 @@ class TiffSlide:
 
 
 def _refuse_truncated(path: Path, pages: tuple[Any, ...], size_bytes: int) -> None:
-    """Raise ``SlideOpenError`` if tiles or strips lie beyond the end of the file."""
+    """Raise ``SlideOpenError`` if tiles or strips are beyond the end of the file."""
     ends = np.concatenate([np.add(page.dataoffsets, page.databytecounts, dtype=np.int64) for page in pages])
     cut = int((ends > size_bytes).sum())
     if cut:
         raise SlideOpenError(
-            f"{path}: {cut} of {len(ends)} tiles or strips lie beyond the end of the file ({size_bytes} bytes): truncated. "
+            f"{path}: {cut} of {len(ends)} tiles or strips are beyond the end of the file ({size_bytes} bytes): truncated. "
             "Copy it again from its source."
         )
 
@@ -329,6 +329,6 @@ def _decoded(page: Any, data: bytes, index: int) -> npt.NDArray[Any]:
         name = getattr(page.compression, "name", page.compression)
         raise RuntimeError(f"compression {name} needs the package imagecodecs: pip install imagecodecs") from err
     if tile is None:
-        raise TileReadError(f"segment {index} holds nothing that can be decoded")
+        raise TileReadError(f"segment {index} contains no data that can be decoded")
     found: npt.NDArray[Any] = tile[0, : shape[1], : shape[2]]
     return found

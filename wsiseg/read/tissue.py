@@ -1,4 +1,4 @@
-"""Tissue of a slide, found once on a thumbnail: a slide constant, stored beside the results."""
+"""Find the tissue of a slide, once per slide and on a thumbnail; the mask is stored with the results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 THUMBNAIL_UM = 8.0
-"""Side that a mask px should have: one or two nuclei."""
+"""Intended side of a mask px: one or two nuclei."""
 MAX_SIDE_PX = 4096
 MIN_SIDE_PX = 128
 """Small pictures get a finer thumbnail; otherwise their mask would have only a dozen px."""
@@ -40,8 +40,8 @@ DARK_OD = 0.35
 GLASS_OD = 0.1
 """Optical density of the white-balanced picture below which a px may be glass."""
 GLASS_MIN, GLASS_MAX_CHROMA, GLASS_MAX_PINK = 120, 32, 8
-"""Limits for glass under any lamp: darkest channel, chroma, and by how much green may lie below both others. Brightest px
-beyond these limits are tissue, and are not used for the white balance."""
+"""Limits for glass under any lamp: darkest channel, chroma, and how far green may be below both others. If the brightest px
+are beyond these limits, they are tissue and are not used for the white balance."""
 FLAT_MAX_DIFF, GLASS_MIN_FLAT_FRAC = 6, 0.1
 """Pinker px still count as glass if at least this fraction of the picture differs from them by at most this in each channel."""
 BLANK_GLASS_FRAC = 0.95
@@ -65,7 +65,7 @@ _Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TissueMask:
-    """Where a slide has tissue.
+    """The tissue mask of a slide.
 
     Attributes
     ----------
@@ -117,14 +117,14 @@ class TissueMask:
         except (OSError, SyntaxError, ValueError) as err:
             raise FormatError(f"{where}: not a readable PNG: {err}") from err
         if not isinstance(place, str):
-            raise FormatError(f"{where}: no text {_TEXT_KEY!r} that tells its place. Expected a mask written by wsiseg.")
+            raise FormatError(f"{where}: no text {_TEXT_KEY!r} with its position. Expected a mask written by wsiseg.")
         px_w, px_h, x0, y0 = (float.fromhex(v) for v in place.split())
         return cls((pixels > 0).astype(np.uint8), px_w, px_h, x0, y0, black)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ThumbnailView:
-    """The thumbnail that a slide's tissue was found on, and what was found: arrays of the tissue mask's shape.
+    """The thumbnail on which a slide's tissue was found, and what was found: arrays of the tissue mask's shape.
 
     Attributes
     ----------
@@ -132,7 +132,7 @@ class ThumbnailView:
     colored, ink, unscanned : bool (h, w)
         Tissue before the mask's margin is added; pen marks; plain black.
     spot : float32 (h, w)
-        How much darker than what is around it (0 to 255, white balanced) a px is at the scale of a nucleus.
+        How much darker a px is than its surroundings at the scale of a nucleus (0 to 255, white balanced).
     chroma : float32 (h, w)
         Largest minus smallest channel, white balanced and smoothed alike.
     """
@@ -147,9 +147,10 @@ class ThumbnailView:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideSurvey:
-    """What a slide shows, by area (0 to 1), and its tissue mask. The rest is pale or dark and not recognized.
+    """Fractions of a slide's area (0 to 1) that are tissue, glass, ink or not scanned, and its tissue mask.
 
-    ``tissue_frac`` includes the margin of the mask, which lies on glass too: the four may sum to more than 1.
+    Other area is pale or dark and not recognized. ``tissue_frac`` includes the margin of the mask, which also covers glass, so
+    the four may sum to more than 1.
     """
 
     tissue: TissueMask
@@ -167,7 +168,7 @@ class SlideSurvey:
 
 
 def fit_tissue(slide: Slide) -> TissueMask:
-    """Find the tissue of a slide on a thumbnail of about 8 um a px, at least 128 px long (see ``tissue_of_thumbnail``).
+    """Find the tissue of a slide on a thumbnail of about 8 um/px, at least 128 px long (see ``tissue_of_thumbnail``).
 
     A slide without tissue gives an empty mask; a picture without glass is all tissue, except for ink.
 
@@ -200,19 +201,19 @@ def survey_slide(slide: Slide) -> SlideSurvey:
 
 
 def tissue_of_thumbnail(rgb: RGB, um_per_px: float) -> npt.NDArray[np.uint8]:
-    """Return 1 where a thumbnail shows tissue: uint8 (h, w) of an uint8 (h, w, 3) with ``um_per_px`` um a px.
+    """Return 1 where a thumbnail uint8 (h, w, 3) of ``um_per_px`` shows tissue, 0 elsewhere: uint8 (h, w).
 
-    A px is tissue if it is colored (chroma above Otsu's threshold, within ``CHROMA_LIMITS``), dark, or between spots that are
-    colored and darker than what is around them, as nuclei in pale tissue are (``_spots``), and no pen mark. Specks are dropped:
-    what is smaller than ``MIN_SPECK_UM2``, and in a small picture than ``MIN_SPECK_FRAC`` of it. Holes up to ``MAX_HOLE_UM2``
-    are filled; where no larger piece of glass is left, all is tissue. The rest is grown by ``MARGIN_UM``. Black that was never
-    scanned is neither tissue nor ink.
+    A px is tissue if it is no pen mark and is colored (chroma above Otsu's threshold, within ``CHROMA_LIMITS``), dark, or
+    between spots that are colored and darker than their surroundings, as nuclei in pale tissue are (``_spots``). Specks smaller
+    than ``MIN_SPECK_UM2`` (in a small picture: than ``MIN_SPECK_FRAC`` of it) are dropped and holes up to ``MAX_HOLE_UM2``
+    filled; if no larger piece of glass is left, all is tissue. The mask is then grown by ``MARGIN_UM``. Unscanned black is
+    neither tissue nor ink.
     """
     return _looked_at(rgb, um_per_px)[0].astype(np.uint8)
 
 
 def _looked_at(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, ThumbnailView]:
-    """Return where a thumbnail shows tissue and glass, bool (h, w) each, and what else it shows."""
+    """Return masks of tissue and of glass, bool (h, w) each, and the view with the other masks of a thumbnail."""
     px_um2 = um_per_px * um_per_px
     void = _unscanned(rgb, MIN_SPECK_UM2 / px_um2)
     balanced = _white_balanced(rgb, ~void)
@@ -253,7 +254,7 @@ def _stained(
 def _spots(
     balanced: npt.NDArray[np.int16], chroma: npt.NDArray[np.float32], um_per_px: float
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Return how much darker each px is than what lies within ``SPOT_UM``, and its chroma: float32 (h, w) each.
+    """Return how much darker each px is than the px within ``SPOT_UM``, and its chroma: float32 (h, w) each.
 
     Nuclei are dark and colored; a step between scanned fields is not such a spot, and dust is gray.
     """
@@ -277,7 +278,7 @@ def _odd_px(um: float, um_per_px: float) -> int:
 
 
 def _unscanned(rgb: RGB, min_px: float) -> _Mask:
-    """Return True where converters left black in place of what was not scanned: areas of plain black, unlike ink."""
+    """Return True where converters filled unscanned area with black: areas of plain black, unlike ink."""
     black: _Mask = rgb.max(axis=2) <= UNSCANNED_MAX
     return _without_small(black, min_px) if black.any() else black
 

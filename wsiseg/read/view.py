@@ -36,7 +36,7 @@ class TissueView:
     columns: npt.NDArray[np.int32]
 
     def on(self, device: str) -> Any:
-        """Return bool (H, W), expanded on a device (``cpu``, or a GPU by PyTorch's name): the same everywhere."""
+        """Return bool (H, W), expanded on a device (``cpu``, or a GPU by PyTorch's name); equal on all devices."""
         mask, rows, columns = (to_device(a, device) for a in (self.mask, self.rows, self.columns))
         xp = array_namespace(mask)
         return xp.take(xp.take(mask, rows, axis=0), columns, axis=1)

@@ -1,7 +1,7 @@
 """Working pixels: a slide's plane at the model's resolution.
 
-A working pixel's value depends on its place in the slide alone, never on the window that asked for it, so tiles agree bit for
-bit where they overlap. At scale 1 working pixels *are* level-0 pixels. Otherwise pixel i of an axis is a weighted mean around
+A working pixel's value depends only on its position in the slide, not on the window that is read, so tiles are bit for bit
+equal where they overlap. At scale 1 working pixels *are* level-0 pixels. Otherwise pixel i of an axis is a weighted mean around
 its center ``c = (i + 0.5) r - 0.5`` in px of a source level, where r is source px per working px: a triangle of half-width
 ``max(1, r)`` (anti-aliased when shrinking, linear interpolation when enlarging), with weights in 1/16384 that depend on i only.
 """
@@ -30,7 +30,7 @@ def scale_for(mpp: float, mpp_model: float, tolerance_frac: float) -> float:
     Parameters
     ----------
     mpp, mpp_model
-        um per px of the slide's level 0 and of what the network was trained on.
+        um per px of the slide's level 0 and of the network's training images.
     tolerance_frac
         Largest difference, as a fraction of the model's mpp, up to which the slide is not resampled.
 
@@ -41,7 +41,7 @@ def scale_for(mpp: float, mpp_model: float, tolerance_frac: float) -> float:
     """
     if not (mpp > 0 and mpp_model > 0):
         raise ConfigError(f"Expected positive microns per pixel, got {mpp!r} (slide) and {mpp_model!r} (model).")
-    # Rounding in the header must not decide: 0.275 is within 10 % of 0.25.
+    # The tolerance includes its limit despite rounding in the header: 0.275 is within 10 % of 0.25.
     return 1.0 if abs(mpp - mpp_model) <= tolerance_frac * mpp_model * (1 + 1e-9) else mpp / mpp_model
 
 
@@ -111,7 +111,7 @@ def _taps(start: int, n: int, ratio: float) -> tuple[npt.NDArray[np.int64], npt.
     weights = np.maximum(0.0, 1.0 - np.abs(offset) / support)
     weights /= weights.sum(axis=1, keepdims=True)
     fixed = np.floor(weights * (1 << _WEIGHT_BITS) + 0.5).astype(np.int32)
-    # What rounding lost goes to the heaviest tap, so that white stays white.
+    # The rounding error is added to the largest weight, so that white stays white.
     fixed[np.arange(n), fixed.argmax(axis=1)] += (1 << _WEIGHT_BITS) - fixed.sum(axis=1, dtype=np.int32)
     return first, fixed
 
@@ -140,7 +140,7 @@ def _resample_numpy(
     y_weights: npt.NDArray[np.int32],
     out: RGB,
 ) -> None:
-    """Do the same in NumPy, if Numba is not installed."""
+    """Do the same as ``resample`` in NumPy, if Numba is not installed."""
     rows = np.full((out.shape[0], source.shape[1], 3), 32, np.int32)
     for k in range(y_weights.shape[1]):
         rows += y_weights[:, k, None, None] * source[y_first + k]

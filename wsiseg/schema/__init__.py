@@ -1,8 +1,8 @@
 """Column names, dtypes and units of every table, in one place.
 
-``NUCLEI`` is the per-slide polygon table (GeoParquet), ``SLIDES`` the one-row-per-slide statistics, ``ERRORS`` what failed.
-``DERIVED`` are features that reading makes of stored columns, ``FEATURES`` those that need pixels or neighbors and are written
-beside the table when asked for.
+``NUCLEI`` is the per-slide polygon table (GeoParquet), ``SLIDES`` the statistics with one row per slide, ``ERRORS`` the
+failures. ``DERIVED`` are features computed from stored columns on reading, ``FEATURES`` those that need pixels or neighbors
+and are written as a second table on request.
 Each column is (name, Arrow type as text, unit, meaning); ``wsiseg.tables.arrow_schema`` turns a table into a ``pyarrow.Schema``
 with ``unit`` and ``description`` in the field metadata.
 """
@@ -61,11 +61,11 @@ __all__ = [
 SCHEMA_VERSION = "1"
 
 SLIDE_STATUSES = ("done", "empty", "suspect", "partial", "failed")
-"""What may stand in the column ``status`` of ``SLIDES``. ``partial``: some tiles failed; ``suspect``: there is no nucleus,
-although the slide is not plainly blank."""
+"""Values of the column ``status`` of ``SLIDES``. ``partial``: some tiles failed; ``suspect``: no nucleus was found, although
+the slide is not blank."""
 
 FINISHED_STATUSES = ("done", "empty", "suspect")
-"""Of slides whose every tile is decided without a failure: the same settings give the same again."""
+"""Status of slides without a failed tile: segmenting them again with the same settings gives the same result."""
 
 GOOD_STATUSES = ("done", "empty")
 """Status of slides that need no attention: a run of these alone ends with exit code 0."""
@@ -103,7 +103,7 @@ DERIVED: tuple[Column, ...] = (
     Column("equivalent_diameter_area_um", "float32", "um", "diameter of the circle with the same area"),
     Column("circularity", "float32", "1", "4 pi area / perimeter^2; 1 for a circle, a little more for some small nuclei"),
 )
-"""Features that follow from columns of ``NUCLEI`` and are made on reading (``wsiseg.tables.derived``): they cost no byte."""
+"""Features computed from columns of ``NUCLEI`` on reading (``wsiseg.tables.derived``); they are not stored."""
 
 FEATURES: tuple[Column, ...] = (
     Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),
@@ -117,7 +117,7 @@ FEATURES: tuple[Column, ...] = (
         "local_density_per_mm2", "float32", "1/mm^2", "other nuclei with their centroid within 50 um, per area of that disc"
     ),
 )
-"""Features that need pixels or neighbors: ``RUN/features/<slide_id>.parquet``, row for row the polygon table's nuclei."""
+"""Features that need pixels or neighbors: ``RUN/features/<slide_id>.parquet``, its rows in the polygon table's order."""
 
 BATCH_COLUMNS: tuple[Column, ...] = (
     Column("nucleus_id", "int64", "", "seed_wy * 2**31 + seed_wx"),
@@ -131,7 +131,7 @@ BATCH_COLUMNS: tuple[Column, ...] = (
     Column("center_prob", "uint8", "1/255", "center map at the marker"),
     Column("material_prob", "uint8", "1/255", "mean material map over the label's pixels, rounded half up"),
 )
-"""Columns of ``wsiseg.types.PolygonBatch.columns``: what vectorize hands to write."""
+"""Columns of ``wsiseg.types.PolygonBatch.columns``, which ``vectorize`` computes and ``write`` stores."""
 
 PARTS: tuple[Column, ...] = (
     *BATCH_COLUMNS,
@@ -139,7 +139,7 @@ PARTS: tuple[Column, ...] = (
     Column("anchor_y", "int32", "working px", "y of the ring's first vertex"),
     Column("steps", "binary", "", "steps of the ring from vertex to vertex, as ``wsiseg.write.rings`` codes them"),
 )
-"""One tile's nuclei, ``RUN/parts/<slide_id>/<tile_id>.parquet``, until the slide's table is written of them."""
+"""One tile's nuclei, ``RUN/parts/<slide_id>/<tile_id>.parquet``, until the slide's table is written from these files."""
 
 PART_DENSITIES: tuple[Column, ...] = (
     Column("od_px", "int64", "working px", "pixels of the nucleus inside the slide"),
@@ -235,7 +235,7 @@ LATER: dict[str, str | None] = {
     "seconds_features": None,
     **{c.name: "" if c.arrow == "string" else None for c in TRUST},
 }
-"""Columns of ``SLIDES`` that tables of earlier versions lack, and how they are then read."""
+"""Columns of ``SLIDES`` that tables of earlier versions lack, and the values that are then used."""
 
 REGIONS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),
@@ -267,7 +267,7 @@ REGIONS: tuple[Column, ...] = (
     Column("annotation", "string", "", "annotation file"),
     Column("geometry", "wkb", "level-0 px", "the region, cut at the slide's border"),
 )
-"""Regions that people drew, of ``wsiseg regions``: a row a region, and a row a class of each slide."""
+"""Annotated regions, of ``wsiseg regions``: one row per region, and one per class of each slide."""
 
 BORDERS: tuple[Column, ...] = (
     Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),
@@ -289,8 +289,8 @@ CELLS: tuple[Column, ...] = (
     Column("bbox", "bbox", "level-0 px", "xmin, ymin, xmax, ymax of the geometry"),
     Column("area_um2", "float32", "um^2", "area of the cell, nucleus included"),
 )
-"""Cells, the second geometry of a slide's nuclei: ``RUN/cells/<slide_id>.parquet`` of ``wsiseg cells``; null: others cover
-the nucleus (imported ones that overlap), or it lies outside the slide."""
+"""Cells, the second geometry of a slide's nuclei: ``RUN/cells/<slide_id>.parquet`` of ``wsiseg cells``. A geometry is null if
+other nuclei cover the nucleus (imported ones that overlap), or if it is outside the slide."""
 
 EDGES: tuple[Column, ...] = (
     Column("nucleus_a", "int64", "", "nucleus_id of one end: the one that comes first in the polygon table"),
@@ -300,14 +300,15 @@ EDGES: tuple[Column, ...] = (
 """Edges between nuclei, of ``wsiseg neighbors``: each once, in the order of the polygon table."""
 
 NEIGHBORS: tuple[Column, ...] = (Column("nucleus_id", "int64", "", "as in the polygon table, row by row"),)
-"""What surrounds each nucleus, of ``wsiseg neighbors``; ``NEIGHBOR_STATISTICS`` of each radius and the triangulation follow."""
+"""Statistics of each nucleus's neighbors, of ``wsiseg neighbors``; ``NEIGHBOR_STATISTICS`` of each radius and the triangulation
+follow."""
 
 NEIGHBOR_STATISTICS: tuple[Column, ...] = (
     Column("n_{of}", "int32", "", "other nuclei {words}"),
     Column("edge_mean_um_delaunay", "float32", "um", "mean length of its Delaunay edges; null: none"),
     Column("{column}_mean_{of}", "float32", "{unit}", "mean {column} of these; null: none"),
 )
-"""Columns of each radius (``within_<r>um``) and of the triangulation (``delaunay``), which alone has a mean length of edges."""
+"""Columns of each radius (``within_<r>um``) and of the triangulation (``delaunay``); only the latter has a mean edge length."""
 
 ASSIGNED: tuple[Column, ...] = (
     Column(
@@ -315,7 +316,7 @@ ASSIGNED: tuple[Column, ...] = (
     ),
     Column("distance_um", "float32", "um", "0 in a nucleus, else the distance to its outline (null: no nucleus)"),
 )
-"""Points of ``wsiseg assign``, row for row those of the file; the columns that are kept follow."""
+"""Points of ``wsiseg assign``, its rows in the order of the file; the columns that are kept follow."""
 
 ERRORS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),

@@ -157,7 +157,7 @@ DECISIONS: tuple[Column, ...] = (
     Column("grade_reason", "string", "", "why the slide got this grade"),
     Column("n_patches", "int64", "", "patches sampled"),
     Column("n_judged", "int64", "", "patches of these judged adequate or not adequate"),
-    Column("n_bad", "int64", "", "of them judged not adequate"),
+    Column("n_bad", "int64", "", "patches judged not adequate"),
     Column("bad_frac", "float64", "1", "n_bad / n_judged"),
     Column("bad_frac_low", "float64", "1", "lower end of its 95 % interval"),
     Column("bad_frac_high", "float64", "1", "upper end of its 95 % interval"),
@@ -187,4 +187,4 @@ DECISIONS: tuple[Column, ...] = (
     Column("reviews", "string", "", "mark of each reviewer, as name: mark, separated by semicolons"),
     Column("comments", "string", "", "comment of each reviewer, as name: text, separated by semicolons"),
 )
-"""Columns of ``report.decisions.csv``: one line a slide, then one a sampled patch."""
+"""Columns of ``report.decisions.csv``: one line per slide, then one per sampled patch."""
