@@ -243,7 +243,11 @@ def test_quip_parts_of_a_slide_join(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.geojson", b'{"type": "FeatureCollection", "features": [{"geometry": {"type": "Point"}}]}', "points have no area"),
+        (
+            "a.geojson",
+            b'{"type": "FeatureCollection", "features": [{"geometry": {"type": "Point"}}]}',
+            "points and lines have no area",
+        ),
         ("a.geojson", b'[{"geometry": {"type": "LineString"}}]', "type LineString"),
         ("a.geojson", b'[{"geometry": {"type": "Polygon", "coordinates": [[[1], [2]]]}}]', "broken coordinates"),
         ("a.geojson", b"[3]", "expected an object"),
@@ -297,7 +301,7 @@ def test_real_qupath_annotations():
         assert labels.max() == len(shapely.get_parts(shapes))
         assert abs((labels > 0).sum() / area - 1) < 0.03  # overlaps and rounding only
     points = next((Path(os.environ["WSISEG_DATA"]) / "formats").glob("cellvitpp_*.geojson"))
-    with pytest.raises(FormatError, match="points have no area"):
+    with pytest.raises(FormatError, match="points and lines have no area"):
         load_instances(points)
 
 

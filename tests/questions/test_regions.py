@@ -243,7 +243,7 @@ def test_shapes_of_imagescope(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ('<!DOCTYPE x [<!ENTITY a "b">]><Annotations/>', "DOCTYPE"),
-        ("<Annotations><Annotation></Annotations>", "broken XML"),
+        ("<Annotations><Annotation></Annotations>", "damaged XML"),
         ("<svg/>", "<svg>"),
         ('<ASAP_Annotations><Annotation><Coordinate X="a" Y="1"/></Annotation></ASAP_Annotations>', "coordinate"),
         ('<ASAP_Annotations><Annotations><Annotation Type="Dot"/></Annotations></ASAP_Annotations>', "no region"),
@@ -349,7 +349,7 @@ def test_one_bad_file_does_not_stop_the_others(run: Path, tmp_path: Path) -> Non
     (folder / "B.xml").write_text("<broken")
     said = call("regions", run, folder, "-o", tmp_path / "o.csv", code=1)
     assert "B: " in said
-    assert "broken XML" in said
+    assert "damaged XML" in said
     assert set(pd.read_csv(tmp_path / "o.csv")["slide_id"]) == {"A"}
     assert "already exists" in call("regions", run, folder, "-o", tmp_path / "o.csv", code=2)
     done = CliRunner().invoke(main, ["regions", str(run), str(folder), "-o", str(tmp_path / "o.txt")])

@@ -1,4 +1,4 @@
-"""Choice of the code for an array: host functions for NumPy, kernels for CuPy. Stages call this, and do not test for CuPy."""
+"""Choose the code for an array: host functions for NumPy, kernels for CuPy. Stages use this and do not test for CuPy."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def register_backend(kind: type, make: Callable[[Any], Backend]) -> None:
 
 
 def backend_of(array: Any) -> Backend | None:
-    """Return the backend whose kernels work on ``array``; ``None``: a host array, for the CPU code.
+    """Return the backend whose kernels work on ``array``; ``None`` for a host array, which the CPU code processes.
 
     Raises
     ------
     BackendUnavailableError
-        A CuPy array, but kernels cannot be loaded.
+        ``array`` is a CuPy array and kernels cannot be loaded.
     """
     make = _MAKERS.get(type(array))
     if make is not None:
@@ -73,12 +73,12 @@ def to_device(array: Any, device: str) -> Any:
     array
         NumPy array, or a CuPy array of the device.
     device
-        ``cpu`` (the array itself comes back), ``cuda`` or ``cuda:1``, as PyTorch names devices.
+        ``cpu`` (the array is returned unchanged), ``cuda`` or ``cuda:1``, as PyTorch names devices.
 
     Raises
     ------
     BackendUnavailableError
-        CuPy or the device is missing; the message says which and what to do.
+        CuPy or the device is missing; the message names it and what to do.
     """
     if device == "cpu" or is_cupy_array(array):
         return array
@@ -94,12 +94,12 @@ def to_host(array: Any) -> Any:
 
 
 def pinned_empty(shape: tuple[int, ...], dtype: str, device: str) -> Any:
-    """Return a host array of any content from which ``to_device`` copies fast: page-locked memory where ``device`` is a GPU.
+    """Return an uninitialized host array from which ``to_device`` copies fast: page-locked memory if ``device`` is a GPU.
 
     Raises
     ------
     BackendUnavailableError
-        As ``to_device``.
+        See ``to_device``.
     """
     if device == "cpu":
         import numpy
@@ -120,19 +120,19 @@ def device_timer(device: str) -> DeviceTimer | None:
 
 
 def device_number(device: str) -> int:
-    """Return the number of a GPU by PyTorch's name for it: 1 for ``cuda:1``, 0 for ``cuda``."""
+    """Return the number of a GPU from PyTorch's name for it: 1 for ``cuda:1``, 0 for ``cuda``."""
     return int(device.partition(":")[2] or 0)
 
 
 def memory_errors() -> tuple[type[BaseException], ...]:
-    """Return the classes by which PyTorch and CuPy say that a device's memory is full; empty where neither is loaded."""
+    """Return the classes that PyTorch and CuPy raise if a device's memory is full; empty if neither is loaded."""
     torch, cupy = sys.modules.get("torch"), sys.modules.get("cupy")
     found: list[type[BaseException]] = [] if torch is None else [torch.OutOfMemoryError]
     return tuple(found) if cupy is None else (*found, cupy.cuda.memory.OutOfMemoryError)
 
 
 def array_namespace(*arrays: Any) -> ModuleType:
-    """Return the module (numpy or cupy) that owns all of ``arrays``.
+    """Return the module (numpy or cupy) of all ``arrays``.
 
     Raises
     ------

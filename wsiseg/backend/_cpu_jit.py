@@ -26,14 +26,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 _KERNELS: list[Any] = []
 
 WAIT_S = 300.0
-"""How long a process waits for another one of this machine to compile what both need, s."""
+"""How long a process waits for another process of this machine to compile the same kernels, s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
     """The CPU kernels of this process: signatures compiled here, signatures loaded from disk, and the folder of the cache.
 
-    ``folder`` is empty if there is no writable place: every process then compiles for itself.
+    ``folder`` is empty if there is no writable folder: every process then compiles its own.
     """
 
     compiled: int
@@ -42,9 +42,9 @@ class Compiled:
 
 
 def jit(function: F) -> F:
-    """Compile ``function`` on first use; see ``wsiseg.backend.caches`` for where its machine code is kept.
+    """Compile ``function`` on first use; ``wsiseg.backend.caches`` decides where its machine code is kept.
 
-    If there is no such place it is compiled once in every process.
+    If there is no such folder it is compiled once in every process.
     """
     try:
         kernel: Any = numba.njit(cache=True, nogil=True)(function)
@@ -73,9 +73,9 @@ def compiled_so_far() -> Compiled:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Let one of a machine's processes compile while the others wait; once it has, all of them load at the same time.
+    """Let one of a machine's processes compile while the others wait; then all others load at the same time.
 
-    If that is not possible (no folder, a file system without locks, a process that hangs) the block runs without waiting.
+    If that is not possible (no folder, a file system without locks, a hanging process) the block runs without waiting.
     """
     folder = compiled_so_far().folder
     done = os.path.join(folder, f".wsiseg-compiled-{_fingerprint()}")
@@ -100,7 +100,7 @@ def _fingerprint() -> str:
 
 
 def _lock(folder: str, done: str) -> int:
-    """Return a handle that holds the folder's lock; -1 where ``done`` is there meanwhile, or the lock cannot be had."""
+    """Return a file descriptor that holds the folder's lock; -1 if ``done`` exists by then or locking fails."""
     handle = -1
     with contextlib.suppress(OSError):
         handle = os.open(os.path.join(folder, ".wsiseg-compiling"), os.O_RDWR | os.O_CREAT, 0o666)

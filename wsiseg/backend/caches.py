@@ -1,8 +1,8 @@
-"""Decides where compiled machine code is kept, for numba, CuPy and libraries that follow XDG.
+"""Decide where compiled machine code is kept, for numba, CuPy and libraries that follow XDG.
 
-It is the first of these that can be written to: that of the library's variable (``NUMBA_CACHE_DIR``, ``CUPY_CACHE_DIR``); the
-library's own choice (numba: ``__pycache__`` beside the source, else the user's cache folder; CuPy: the home folder); a folder
-of this user in the temporary folder. Caches hold code that is run, so that folder is taken only where it belongs to this user
+The first writable one of these is used: the folder in the library's variable (``NUMBA_CACHE_DIR``, ``CUPY_CACHE_DIR``); the
+library's own choice (numba: ``__pycache__`` next to the source, else the user's cache folder; CuPy: the home folder); a folder
+of this user in the temporary folder. Caches contain code that is run, so that folder is used only if it belongs to this user
 and nobody else can write to it. Without a home folder and an entry in passwd ``~`` is not expanded, and libraries would make a
 folder of that name in the current folder, so their variables are set first.
 """
@@ -24,8 +24,8 @@ __all__ = ["place_caches", "private_folder", "writable"]
 def place_caches(environment: MutableMapping[str, str] = os.environ) -> None:
     """Set the variables of libraries that would otherwise have no cache, or one in a folder named ``~``.
 
-    Call it before numba, CuPy or matplotlib is imported; processes that are started later inherit what is set. Nothing is
-    changed on a machine where the user has a home folder.
+    Call it before numba, CuPy or matplotlib is imported; child processes inherit the variables. Nothing is changed if the user
+    has a home folder.
     """
     user_cache = Path(environment.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")))
     if not user_cache.is_absolute():
@@ -37,7 +37,7 @@ def place_caches(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def writable(folder: Path) -> bool:
-    """Return whether ``folder`` is an absolute path that is, or could be made, a folder in which this user can make files."""
+    """Return whether ``folder`` is an absolute path of a folder in which this user can make files; it may not exist yet."""
     if not folder.is_absolute():
         return False
     while not folder.exists() and folder != folder.parent:
@@ -48,8 +48,8 @@ def writable(folder: Path) -> bool:
 def private_folder() -> Path | None:
     """Return a folder for code of this user in the temporary folder, mode 700; ``None`` if there is no temporary folder.
 
-    Its name is the same in every process of the user, so that kernels compiled by one are found by the next. Where somebody
-    else has put something under that name, a new folder is made instead, which is removed with this process.
+    Its name is the same in every process of the user, so that kernels compiled by one are found by the next. If that name
+    belongs to somebody else, a new folder is made instead and removed when this process ends.
     """
     try:
         return _private_folder(tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""The only module that uses CuPy: kernels compiled once per device, arrays, streams shared with PyTorch, pool limits."""
+"""The CuPy backend: kernels compiled once per device, arrays, streams shared with PyTorch. No other module imports CuPy."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["CudaBackend", "CudaTimer", "cuda_backend", "cuda_report", "free_byte
 Array = Any
 
 STAGED_BYTES = 64 * 1024
-"""Bytes of pageable memory that CUDA copies to a buffer of its own before an asynchronous copy returns."""
+"""Largest array of pageable memory that CUDA copies to an internal buffer before an asynchronous copy returns, bytes."""
 
 
 class CudaBackend:
@@ -41,17 +41,17 @@ class CudaBackend:
         return self._cupy.cuda.Device(self._device_id)
 
     def empty(self, shape: int | Sequence[int], dtype: str) -> Array:
-        """Return an array of any content."""
+        """Return an uninitialized array."""
         with self._device():
             return self._cupy.empty(shape, dtype)
 
     def full(self, shape: int | Sequence[int], value: int, dtype: str) -> Array:
-        """Return an array of ``value``."""
+        """Return an array filled with ``value``."""
         with self._device():
             return self._cupy.zeros(shape, dtype) if value == 0 else self._cupy.full(shape, value, dtype)
 
     def contiguous(self, array: Array) -> Array:
-        """Return ``array`` in C order, copied on the device if need be."""
+        """Return ``array`` in C order, copied on the device if it is not."""
         with self._device():
             return self._cupy.ascontiguousarray(array)
 
@@ -80,12 +80,12 @@ class CudaBackend:
             return table
 
     def pinned(self, shape: tuple[int, ...], dtype: str) -> npt.NDArray[Any]:
-        """Return a host array of any content in page-locked memory; it returns to CuPy's pool when the array is freed."""
+        """Return an uninitialized host array in page-locked memory; CuPy's pool reuses it when the array is freed."""
         with self._device():
             return _pinned(self._cupy, shape, np.dtype(dtype))
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
-        """Copy to the host through pinned memory, after all that was launched before."""
+        """Copy to the host through pinned memory, after all work launched before."""
         with self._device():
             out = _pinned(self._cupy, array.shape, array.dtype)
             array.get(out=out)
@@ -98,7 +98,7 @@ class CudaBackend:
             return self._cupy.flatnonzero(flags).astype(np.int32)
 
     def running_sum(self, array: Array) -> Array:
-        """Return the inclusive sums of a 1-D array, of its own type."""
+        """Return the inclusive running sums of a 1-D array, with its dtype."""
         with self._device():
             return self._cupy.cumsum(array, dtype=array.dtype)
 
@@ -126,11 +126,11 @@ class CudaTimer:
             return event
 
     def wait(self, mark: Any) -> None:
-        """Wait until the device has come to a mark."""
+        """Wait until the device has reached a mark."""
         mark.synchronize()
 
     def seconds(self, before: Any, after: Any) -> float:
-        """Return the time between two marks that the device has come to."""
+        """Return the time between two marks that the device has reached."""
         return float(self._cupy.cuda.get_elapsed_time(before, after)) / 1e3
 
 
@@ -142,7 +142,7 @@ def cuda_backend(device_id: int) -> CudaBackend:
     BackendUnavailableError
         CuPy is not installed, or there is no such device.
     """
-    with _making:  # up to 16 threads ask at once, and the first of them compiles
+    with _making:  # up to 16 threads call this at once, and the first of them compiles
         return _made(device_id)
 
 
@@ -183,7 +183,7 @@ def shared_stream(pointer: int, device_id: int = 0) -> Iterator[None]:
 
 
 class _Pointer:
-    """A stream of another library, in the form that the CUDA stream protocol names."""
+    """A stream of another library, as an object of the CUDA stream protocol."""
 
     def __init__(self, pointer: int) -> None:
         self._pointer = pointer
@@ -193,20 +193,20 @@ class _Pointer:
 
 
 def free_bytes(device_id: int) -> int:
-    """Return how much of a GPU's memory is free."""
+    """Return the free memory of a GPU in bytes."""
     cupy = _cupy()
     with cupy.cuda.Device(device_id):
         return int(cupy.cuda.runtime.memGetInfo()[0])
 
 
 def use_allocator(allocate: Callable[[int, int], int], free: Callable[[int], None]) -> None:
-    """Let CuPy allocate from another library: ``allocate(bytes, device) -> pointer``, ``free(pointer)``."""
+    """Make CuPy allocate through another library: ``allocate(bytes, device) -> pointer``, ``free(pointer)``."""
     cuda = _cupy().cuda
     cuda.set_allocator(cuda.PythonFunctionAllocator(allocate, lambda pointer, device_id: free(pointer)).malloc)
 
 
 def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Return a host array in page-locked memory from CuPy's pool; it returns there when the array is freed."""
+    """Return a host array in page-locked memory of CuPy's pool, which reuses it when the array is freed."""
     count = int(np.prod(shape))
     if count == 0:
         return np.empty(shape, dtype)
@@ -215,7 +215,7 @@ def _pinned(cupy: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> npt.NDAr
     except cupy.cuda.runtime.CUDARuntimeError as err:
         if device_fault(err):
             raise
-        return np.empty(shape, dtype)  # no more memory can be locked: slower, with the same result
+        return np.empty(shape, dtype)  # no more memory can be page-locked: slower, with the same result
     return np.frombuffer(memory, dtype, count).reshape(shape)
 
 

@@ -19,7 +19,7 @@ __all__ = ["on_stream", "pool_facts", "share_pool", "streams"]
 
 
 def share_pool(device_id: int, most_bytes: int) -> None:
-    """Let CuPy allocate from PyTorch's pool on a device, and bound that pool for this process.
+    """Make CuPy allocate from PyTorch's pool on a device, and limit that pool for this process.
 
     A request beyond ``most_bytes`` raises ``torch.OutOfMemoryError``, from either library.
     """
@@ -29,12 +29,12 @@ def share_pool(device_id: int, most_bytes: int) -> None:
 
 
 def _allocate(n_bytes: int, device_id: int) -> int:
-    stream = torch.cuda.current_stream(device_id)  # blocks are reused in the order of the stream that they were taken for
+    stream = torch.cuda.current_stream(device_id)  # a block is reused in the order of the stream that it was allocated for
     return int(torch.cuda.caching_allocator_alloc(n_bytes, device_id, stream))
 
 
 def streams(device_id: int, n: int) -> list[Any]:
-    """Return ``n`` streams, one for each tile that is on the device at once."""
+    """Return ``n`` streams, one for each tile that is on the device at the same time."""
     return [torch.cuda.Stream(device_id) for _ in range(n)]
 
 
@@ -46,7 +46,7 @@ def on_stream(stream: Any) -> Iterator[None]:
 
 
 def pool_facts(device_id: int) -> dict[str, int]:
-    """Return bytes in use now, bytes held, and the most that were held since the process began."""
+    """Return bytes in use now, bytes reserved, and the most that were reserved since the process began."""
     return {
         "used_bytes": int(torch.cuda.memory_allocated(device_id)),
         "held_bytes": int(torch.cuda.memory_reserved(device_id)),

@@ -1,4 +1,4 @@
-"""Decides from an error of PyTorch or CuPy whether this process can still compute on its GPU.
+"""Decide from an error of PyTorch or CuPy whether this process can still compute on its GPU.
 
 An illegal address, an uncorrectable ECC error or a GPU that fell off the bus breaks the process's CUDA context: every later
 call fails with the same error, and only a new process helps. This module distinguishes those errors, full memory, which
@@ -15,7 +15,7 @@ from wsiseg.errors import DeviceBrokenError, one_line
 __all__ = ["device_fault"]
 
 _OF_CUDA = frozenset({"AcceleratorError", "CUDARuntimeError", "CUDADriverError", "CUBLASError", "CuDNNError"})
-"""Classes with which PyTorch and CuPy report an error of the driver."""
+"""Names of the classes with which PyTorch and CuPy report an error of the driver."""
 
 _TEXT = re.compile(
     r"CUDA (driver )?error: |CUDNN_STATUS_(EXECUTION_FAILED|INTERNAL_ERROR|MAPPING_ERROR)|"
@@ -27,7 +27,7 @@ _MEMORY = re.compile(r"out of memory|memory allocation|ALLOC_FAILED", re.IGNOREC
 
 
 def device_fault(err: BaseException) -> str:
-    """Return in one line the GPU error that caused an error; empty if there is none, or if its memory was full."""
+    """Return the GPU error behind an exception, as one line; empty if there is none, or if the GPU's memory was full."""
     for each in _chain(err):
         if isinstance(each, DeviceBrokenError):
             return str(each)

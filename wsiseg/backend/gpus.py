@@ -1,4 +1,4 @@
-"""The GPUs of this machine by the NVIDIA driver, without PyTorch or CuPy: fast, and without using memory on a GPU."""
+"""List the GPUs of this machine through the NVIDIA driver, without PyTorch or CuPy: fast, and using no GPU memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _MEANINGS = {100: ", no GPU is visible", 803: ", driver and its library differ i
 
 
 class DriverReport(NamedTuple):
-    """Names and memory (bytes) of the visible GPUs in the driver's order; ``reason`` says why there are none."""
+    """Names and memory (bytes) of the visible GPUs in the driver's order; ``reason``: why there are none."""
 
     names: tuple[str, ...]
     memory_bytes: tuple[int, ...]
@@ -22,7 +22,7 @@ class DriverReport(NamedTuple):
 
 
 def driver_report() -> DriverReport:
-    """Ask the driver which GPUs this process may see (``CUDA_VISIBLE_DEVICES`` counts)."""
+    """Return the GPUs that the driver shows to this process (it applies ``CUDA_VISIBLE_DEVICES``)."""
     try:
         driver = ctypes.CDLL(_LIBRARY)
     except OSError:

@@ -1,4 +1,4 @@
-"""What a stage's device code needs: arrays, two scans, and kernels by name.
+"""The interface between a stage's device code and a device: arrays, two scans, and kernels by name.
 
 The same driver code runs with CuPy on a GPU (``wsiseg.backend.cuda``) and, in the tests, with kernels compiled for the host.
 """
@@ -15,22 +15,22 @@ __all__ = ["BLOCK", "BLOCK_2D", "Backend", "DeviceTimer", "blocks_for", "blocks_
 Array = Any
 
 BLOCK = (256,)
-"""Threads of a block where a thread is one element of a list."""
+"""Threads of a block for kernels with one thread per element of a list."""
 BLOCK_2D = (32, 8)
-"""Threads of a block where a thread is one pixel: a warp reads one line."""
+"""Threads of a block for kernels with one thread per pixel: a warp reads one row."""
 
 
 class Backend(Protocol):
     """Arrays in C order on one device, and kernels that work on them in the order in which they are launched."""
 
     def empty(self, shape: int | Sequence[int], dtype: str) -> Array:
-        """Return an array of any content."""
+        """Return an uninitialized array."""
 
     def full(self, shape: int | Sequence[int], value: int, dtype: str) -> Array:
-        """Return an array of ``value``."""
+        """Return an array filled with ``value``."""
 
     def contiguous(self, array: Array) -> Array:
-        """Return ``array`` in C order, copied on the device if need be."""
+        """Return ``array`` in C order, copied on the device if it is not."""
 
     def upload(self, array: npt.NDArray[Any]) -> Array:
         """Copy to the device."""
@@ -39,13 +39,13 @@ class Backend(Protocol):
         """Return a table that is the same for all tiles, copied at the first call for its name."""
 
     def to_host(self, array: Array) -> npt.NDArray[Any]:
-        """Copy to the host, after all that was launched before."""
+        """Copy to the host, after all work launched before."""
 
     def nonzero(self, flags: Array) -> Array:
-        """Return the ascending flat indices, int32, of nonzero elements (needs their number on the host: waits)."""
+        """Return the ascending flat indices, int32, of nonzero elements (waits for their number)."""
 
     def running_sum(self, array: Array) -> Array:
-        """Return the inclusive sums of a 1-D array, of its own type."""
+        """Return the inclusive running sums of a 1-D array, with its dtype."""
 
     def launch(self, name: str, grid: Sequence[int], block: Sequence[int], args: Sequence[Any]) -> None:
         """Run a kernel. Python integers become the kernel's ``int``; arrays become pointers."""

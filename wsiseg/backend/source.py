@@ -1,4 +1,4 @@
-"""Where the kernels' source files are, and their text as one translation unit."""
+"""Find the kernels' source files and join them to one translation unit."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NVRTC_OPTIONS = ("--std=c++17", "--fmad=false")
 
 @cache
 def kernel_folder() -> Path:
-    """Return the folder of the ``.cu`` files: inside the installed package, or beside it in a source tree.
+    """Return the folder of the ``.cu`` files: inside the installed package, or next to it in a source tree.
 
     Raises
     ------
     BackendUnavailableError
-        Neither is there.
+        Neither folder exists.
     """
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "kernels", package.parent / "kernels"):

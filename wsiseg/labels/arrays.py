@@ -1,4 +1,4 @@
-"""Reads the array of a label image file, unchanged; no code in the file is ever run."""
+"""Read the array of a label image file, unchanged; no code in the file is ever run."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ MAX_SPARSE_PX = 1 << 32
 
 
 def read_array(path: Path) -> npt.NDArray[Any]:
-    """Return the array of a label image, without the axes of length 1 around (H, W).
+    """Return the array (H, W) of a label image; axes of length 1 are dropped.
 
     Raises
     ------
     FormatError
-        The file is broken, or has no array, or several, that can be the label image.
+        The file is damaged, or contains no array or several that can be the label image.
     """
     try:
         array = _READERS[path.suffix.lower()](path)
@@ -59,7 +59,7 @@ def _read_tiff(path: Path) -> npt.NDArray[Any]:
         array = np.asarray(tiff.asarray())
         if n_series > 1 and tiff.series[1].shape == tiff.series[0].shape:
             raise FormatError(
-                f"{path}: holds {n_series} images of {array.shape}: expected one label image. Save the one with the ids."
+                f"{path}: contains {n_series} images of {array.shape}: expected one label image. Save the one with the ids."
             )
         return array
 
@@ -100,7 +100,7 @@ def _read_mat(path: Path) -> npt.NDArray[Any]:
 
 
 def _the_map(content: dict[str, Any], path: Path) -> npt.NDArray[Any]:
-    """Return the label image among named arrays: by its name, else the only one with two sides."""
+    """Return the label image among named arrays: by its name, else the only 2-D array."""
     named = [content[k] for k in _MAP_KEYS if k in content]
     maps = named or [
         v for k, v in content.items() if k not in _CLASS_KEYS and isinstance(v, np.ndarray) and v.ndim == 2 and min(v.shape) > 1

@@ -1,8 +1,8 @@
-"""Reads the label image of Cellpose's ``_seg.npy`` without unpickling: nothing that the file names is imported or called.
+"""Read the label image of Cellpose's ``_seg.npy`` without unpickling: nothing that the file names is imported or called.
 
 NumPy stores a dictionary as a pickle, which may run any code when it is loaded. Here its opcodes are only listed (by the
 standard library's disassembler) and interpreted on a stack of plain values. An array is rebuilt from the bytes, shape and type
-in the file if they are those of an integer array; everything else stays a name.
+in the file if they are those of an integer array; every other object is kept as the name in the file.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _MADE_BY = ("REDUCE", "NEWOBJ")
 
 @dataclass(slots=True, eq=False)
 class _Named:
-    """A call in the file that is not carried out: a name, with the arguments and state of the call."""
+    """A call in the file that is not executed: the function's name, with the arguments and state of the call."""
 
     name: str
     args: Any = None
@@ -49,7 +49,7 @@ def read_seg(path: Path) -> npt.NDArray[Any]:
     Raises
     ------
     FormatError
-        Not such a file, or its masks are not an integer array (H, W).
+        The file is no ``_seg.npy``, or its masks are not an integer array (H, W).
     """
     try:
         with path.open("rb") as stream:
@@ -69,7 +69,7 @@ def read_seg(path: Path) -> npt.NDArray[Any]:
 
 
 def _followed(stream: IO[bytes], path: Path) -> Any:
-    """Interpret the opcodes and return the object that would be loaded, as plain values."""
+    """Interpret the opcodes and return the object that unpickling would load, as plain values."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(stream):

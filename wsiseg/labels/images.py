@@ -1,7 +1,7 @@
 """Label images: read and write them, and draw polygons into them.
 
-A label image is an integer array (H, W): 0 background, every other value one nucleus. Several packages use them (evaluation
-scores them, training learns from them), so this package is below the steps.
+A label image is an integer array (H, W): 0 background, every other value one nucleus. Evaluation and training use them too, so
+this package does not import the steps.
 """
 
 from __future__ import annotations
@@ -67,11 +67,11 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
     path
         ``.png``, ``.tif``, ``.npy``, ``.npz`` (one array, or a sparse matrix of SciPy), ``_seg.npy`` of Cellpose,
         a Zarr array (folder or ``.zip``), or ``.mat``
-        (MATLAB up to v7.2; ``inst_map``, else its only 2-D array). Floats that hold whole numbers are taken as ids, colors that
-        each fill a region on black as ids too. A mask holds no ids: its 8-connected parts become the nuclei. An image is a mask
+        (MATLAB up to v7.2; ``inst_map``, else its only 2-D array). Floats that are whole numbers are taken as ids, and so are
+        colors that each fill a region on black. A mask has no ids: its 8-connected parts become the nuclei. An image is a mask
         if it has one bit, or one value besides 0 that is 1 or the largest of its type, or that forms three parts or more.
     components
-        Take any image as a mask.
+        Treat every image as a mask.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
     Raises
     ------
     FormatError
-        The file is missing or broken, of another kind, or a picture.
+        The file is missing, damaged, of an unknown type, or a photograph.
     """
     path = Path(path)
     if is_label_store(path):
@@ -88,10 +88,10 @@ def read_label_file(path: str | Path, *, components: bool = False) -> LabelFile:
     suffix = path.suffix.lower()
     if suffix not in LABEL_SUFFIXES:
         raise FormatError(
-            f"{path}: {suffix or 'no suffix'} is no ending of label images. Expected one of {', '.join(LABEL_SUFFIXES)}."
+            f"{path}: expected a label image with one of the endings {', '.join(LABEL_SUFFIXES)}, got {suffix or 'none'}."
         )
     if not path.is_file():
-        raise FormatError(f"{path}: no such label image.")
+        raise FormatError(f"{path}: the label image does not exist.")
     return _label_file(read_array(path), path, components)
 
 
@@ -113,7 +113,7 @@ def write_labels(path: str | Path, labels: npt.NDArray[Any]) -> Path:
     Raises
     ------
     FormatError
-        Another suffix, or ids that the file cannot hold.
+        The file name has another ending, or ids do not fit the file type.
     """
     path = Path(path)
     largest, smallest = (int(labels.max()), int(labels.min())) if labels.size else (0, 0)
@@ -170,15 +170,15 @@ def rasterize_rings(
     ring_offsets : integer (R + 1,)
         Ring k is ``xy[ring_offsets[k]:ring_offsets[k + 1]]``.
     shape
-        (H, W) of the raster; what lies outside is clipped.
+        (H, W) of the raster; polygons are clipped to it.
     ids : integer (P,), optional
         Id of each polygon; default 1..P.
     ring_polygons : integer (R,), optional
-        Polygon of each ring (holes are further rings of it); default: one ring a polygon.
+        Polygon of each ring (holes are further rings of it); default: one ring per polygon.
     overlap
-        Which polygon owns a pixel that several cover: the first or the last.
+        Which polygon gets a pixel that several cover: the first or the last.
     origin
-        (x, y) of the raster's first pixel in the rings' frame. Windows agree in every pixel where they overlap.
+        (x, y) of the raster's first pixel in the rings' frame. Overlapping windows are equal in the pixels that they share.
 
     Returns
     -------
@@ -308,7 +308,7 @@ def _of_colors(array: npt.NDArray[Any], path: Path, notes: list[str]) -> npt.NDA
     """Return ids of an image whose colors are ids (R + 256 G + 65536 B); a photograph is refused."""
     if array.shape[2] == 2 and not np.isin(np.unique(array[..., 1]), (0, np.iinfo(np.uint8).max)).all():
         raise FormatError(
-            f"{path}: expected a label image (H, W), got shape {array.shape}: two planes, as ids with classes beside them. "
+            f"{path}: expected a label image (H, W), got shape {array.shape}: two planes, such as ids and classes. "
             "Save the plane with the ids."
         )
     if array.shape[2] == 2 or array.shape[2] == 4:  # the last channel is opacity
@@ -332,7 +332,7 @@ def _of_colors(array: npt.NDArray[Any], path: Path, notes: list[str]) -> npt.NDA
 
 
 def id_parts(labels: npt.NDArray[Any]) -> int:
-    """Return how many 8-connected regions of equal nonzero value an integer image (H, W) has.
+    """Return the number of 8-connected regions of equal nonzero value in an integer image (H, W).
 
     Runs of equal value along the rows are nodes, contacts between runs of neighboring rows are edges.
     """
@@ -357,9 +357,9 @@ def id_parts(labels: npt.NDArray[Any]) -> int:
 
 
 def require_ids(n_ids: int, n_parts: int, where: str) -> None:
-    """Raise ``FormatError`` if there are so many more regions than ids that the values must be classes, not instances."""
+    """Raise ``FormatError`` if there are many more regions than ids, as if the values are classes, not instances."""
     if n_ids and n_parts >= 3 * n_ids and n_parts >= n_ids + 8:
         raise FormatError(
-            f"{where}: its {n_ids:,} values form {n_parts:,} separate parts: expected one part a nucleus. Is it a map of "
+            f"{where}: its {n_ids:,} values form {n_parts:,} separate parts: expected one part per nucleus. Is it a map of "
             "classes or a mask? With --components each connected part is a nucleus."
         )

@@ -30,7 +30,7 @@ def open_label_store(path: Path) -> Any:
     Raises
     ------
     FormatError
-        No such store, several arrays, or not an integer array (H, W).
+        The path is no Zarr store, or contains several arrays or none that is integer (H, W).
     """
     import zarr
     from zarr.storage import LocalStore, ZipStore

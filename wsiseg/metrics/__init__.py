@@ -1,6 +1,6 @@
-"""Two label images -> agreement: Dice, DICE_2, AJI, AJI+, PQ, F1 at thresholds, counts, failures by kind, paired tests.
+"""Scores of two label images: Dice, DICE_2, AJI, AJI+, PQ, F1 at thresholds, counts, failures by kind, paired tests.
 
-NumPy in, frozen values out; no file is read here. Evaluation, training and the published experiments share it.
+Input: NumPy arrays. Output: frozen dataclasses. No file is read. Evaluation, training and the published experiments use it.
 """
 
 from __future__ import annotations

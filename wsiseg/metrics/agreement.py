@@ -1,4 +1,4 @@
-"""Scores over several images: agreement of nucleus counts, and a paired test between two runs."""
+"""Compute scores over several images: agreement of nucleus counts, and a paired test between two runs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class PairedTest:
 
 
 def count_agreement(n_pred: Sequence[int], n_truth: Sequence[int]) -> CountAgreement:
-    """Compare nucleus counts patch by patch.
+    """Return the agreement of predicted and true nucleus counts.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Two label maps -> one sparse table of the overlaps of their instances, from which all scores are computed."""
+"""Count the overlaps of the instances of two label maps in a sparse table, from which all scores are computed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _DENSE_CODES = 1 << 22  # pair codes up to this many are counted in a dense hist
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Contingency:
-    """Areas of the instances of two label maps and of every pair that shares a pixel.
+    """Areas of the instances of two label maps, and of the overlap of every pair that shares a pixel.
 
     Attributes
     ----------
@@ -32,7 +32,7 @@ class Contingency:
     pair_px : int64 (K,)
         Shared pixels of each pair, at least 1.
     cover_px
-        Only if instances overlap (layers): number of pixels in any true instance, in any prediction, and in both.
+        Only if instances overlap within a map (layers): pixels in any true instance, in any predicted one, and in both.
     """
 
     truth_ids: Int64
@@ -46,7 +46,7 @@ class Contingency:
 
     @property
     def union_px(self) -> Int64:
-        """Pixels in either instance of each pair, int64 (K,)."""
+        """Area of the union of each pair, px, int64 (K,)."""
         return self.truth_px[self.pair_truth] + self.pred_px[self.pair_pred] - self.pair_px
 
     @property
@@ -66,7 +66,7 @@ def contingency(
         0 background, every other value one instance; ids need not be contiguous, and an instance need not be connected. The
         first layer has all pixels that any instance covers, further layers the parts hidden by it; ids differ between layers.
     ignore : bool (H, W), optional
-        Pixels that count for neither map (ambiguous areas).
+        Pixels that are not counted in either map (ambiguous areas).
 
     Returns
     -------
@@ -75,7 +75,7 @@ def contingency(
     Raises
     ------
     FormatError
-        Where a map is not a 2-D integer array or the shapes differ.
+        A map is not a 2-D integer array, or the shapes differ.
     """
     pred_map, truth_map = _as_labels(pred, "pred", layered), _as_labels(truth, "truth", layered)
     if pred_map.shape[-2:] != truth_map.shape[-2:]:

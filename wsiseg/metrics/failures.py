@@ -1,10 +1,10 @@
-"""Where a prediction fails, nucleus by nucleus, and in which windows it fails most.
+"""Classify the failures of a prediction nucleus by nucleus, and find the windows with most of them.
 
 Kinds of a true nucleus (those of a predicted nucleus have the same names, with ``extra`` instead of ``missed``):
 
 * *matched*: a pair of IoU > 0.5 (the pairs of PQ);
-* *merged*: not matched, and more than half of it lies in a prediction that holds more than half of another true nucleus too;
-* *split*: not matched, and two predictions or more lie in it with more than half of their area;
+* *merged*: not matched, and more than half of it is in a prediction that also covers more than half of another true nucleus;
+* *split*: not matched, and two predictions or more have more than half of their area in it;
 * *outline*: not matched, but some pair reaches IoU > 0.1: found with a wrong outline;
 * *missed*: none of these.
 """
@@ -27,7 +27,7 @@ FAILURE_KINDS: tuple[str, ...] = ("matched", "merged", "split", "outline", "miss
 """Keys of ``Failures.counts``: true nuclei by kind (the first five), and predictions without a true nucleus."""
 
 _OUTLINE_IOU = 0.1
-_MIN_NUCLEI = 12  # a window with fewer whole nuclei, true and predicted together, says little about a method
+_MIN_NUCLEI = 12  # windows with fewer whole nuclei, true and predicted together, are skipped: their scores are too noisy
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,7 +47,7 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class WorstWindow:
-    """A square of an image, [x, x + side) x [y, y + side), and how it scores on its own."""
+    """A square of an image, [x, x + side) x [y, y + side), and the scores within it."""
 
     x: int
     y: int
@@ -58,7 +58,7 @@ class WorstWindow:
 
 
 def failures(table: Contingency) -> Failures:
-    """Return the kind of every true and predicted nucleus (see the docstring of the module)."""
+    """Return the kind of every true and predicted nucleus (see the module docstring)."""
     iou, shared = table.iou, table.pair_px
     of_truth, of_pred = shared / table.truth_px[table.pair_truth], shared / table.pred_px[table.pair_pred]
     n_truth, n_pred = len(table.truth_ids), len(table.pred_ids)

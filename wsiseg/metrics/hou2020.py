@@ -6,11 +6,11 @@ Patches of 256 x 256 px at 40x are scored on their central 226 x 226 px, so that
 true
   plus its predicted count.
 * *count correlation*: Pearson's r of predicted and true counts over patches; *MAE%*: 100 mean|predicted - true| / mean true.
-* Rows: the WSI groups that their visual quality control gives a slide (``WSI_GROUPS``; all but the last are "acceptable"), the
-  cancer types, and one annotator against another in the place of prediction and truth.
+* Rows: the WSI groups, which are the grades of their visual quality control (``WSI_GROUPS``; all but the last are
+  "acceptable"), the cancer types, and one annotator against another instead of prediction against truth.
 
-Images larger than a patch are cut into whole patches. A nucleus counts where it has a pixel in the center: the paper does not
-say how nuclei on the center's edge were counted.
+Images larger than a patch are cut into whole patches. A nucleus is counted if it has a pixel in the center: the paper does not
+state how nuclei on the center's edge were counted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ WSI_GROUPS: tuple[str, ...] = ("best", "good", "adequate", "problematic", "unacc
 
 @dataclass(frozen=True, slots=True)
 class HouPatch:
-    """One scored patch center; ``dice`` and ``instance_dice`` are nan where neither side has a nucleus."""
+    """One scored patch center; ``dice`` and ``instance_dice`` are nan if neither map has a nucleus."""
 
     image: str
     n_truth: int
@@ -91,12 +91,12 @@ def hou_patches(
     pred, truth : integer (H, W)
         Label maps of the same shape at 40x; with ``layered`` also (L, H, W), see ``contingency``.
     image, cancer_type, wsi_group
-        Facts by which patches are grouped into the rows of the tables; ``""``: unknown.
+        Values by which patches are grouped into the rows of the tables; ``""``: unknown.
 
     Returns
     -------
     list of HouPatch
-        Empty where the image is smaller than a patch.
+        Empty if the image is smaller than a patch.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def hou_patches(
 
 
 def hou_summary(patches: Sequence[HouPatch]) -> HouScores:
-    """Return weighted Dice and Instance-Dice and the count agreement of scored patches (see the module)."""
+    """Return weighted Dice and Instance-Dice and the count agreement of scored patches (see the module docstring)."""
     seen = [p for p in patches if p.n_truth + p.n_pred > 0]
     weights = [p.n_truth + p.n_pred for p in seen]
     dice = float(np.average([p.dice for p in seen], weights=weights)) if seen else math.nan
@@ -125,7 +125,7 @@ def hou_scores(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]], cente
     Raises
     ------
     FormatError
-        Where a patch is smaller than its center.
+        A patch is smaller than its center.
     """
     return hou_summary([_scored(pred, truth, "", "", "", center_px) for pred, truth in pairs])
 
@@ -138,13 +138,13 @@ def hou_rows(patches: Sequence[HouPatch], annotators: dict[str, Sequence[HouPatc
     patches
         Prediction against truth.
     annotators
-        Patches of one annotator against another, by the pair's name.
+        Patches of one annotator against another; keys are the names of the pairs.
 
     Returns
     -------
     list of dict
         ``table`` (``wsi group``, ``cancer type``, ``all``, ``annotators``), ``row`` and the fields of ``HouScores``, flat. Rows
-        without a patch are left out; without any known WSI group there is no such table.
+        without a patch are left out; so is the table of WSI groups if no group is known.
     """
     rows = []
     groups = [(group, [p for p in patches if p.wsi_group == group]) for group in WSI_GROUPS]

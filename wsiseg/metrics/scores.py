@@ -1,4 +1,4 @@
-"""Scores of one label map against another, all computed from the same contingency table.
+"""Compute the scores of one label map against another, all from the same contingency table.
 
 Empty maps
 ----------
@@ -22,7 +22,7 @@ from wsiseg.metrics.contingency import Contingency, contingency
 __all__ = ["IOU_THRESHOLDS", "SCORE_NAMES", "Scores", "instance_scores", "mean_scores", "pooled_scores", "scores_of"]
 
 IOU_THRESHOLDS: tuple[float, ...] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Pairs match where IoU is **greater** than the threshold: at 0.5 or more such matches are unique without an assignment."""
+"""A pair matches if its IoU is **greater** than the threshold: at 0.5 or more such matches are unique without an assignment."""
 
 SCORE_NAMES: tuple[str, ...] = (
     "dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall", "f1", "f1_sweep_mean",
@@ -31,7 +31,7 @@ SCORE_NAMES: tuple[str, ...] = (
 
 
 _DENSE_GAINS = 1 << 20
-"""Largest matrix of all true against all predicted nuclei of a connected part; on whole slides parts can be larger."""
+"""Maximum elements of a matrix of true against predicted nuclei of a connected part; larger parts use sparse matching."""
 
 
 def _ratio(numerator: float, denominator: float, empty: bool) -> float:
@@ -84,12 +84,12 @@ class Scores:
 
     @property
     def empty(self) -> bool:
-        """Neither map holds an instance: the overlap scores are nan."""
+        """Whether neither map has an instance; the overlap scores are then nan."""
         return self.n_truth == 0 and self.n_pred == 0
 
     @property
     def dice(self) -> float:
-        """Pixel Dice (Dice1): 2 |T and P| / (|T| + |P|) of nuclear pixels, blind to how they are split."""
+        """Pixel Dice (Dice1): 2 |T and P| / (|T| + |P|) of nuclear pixels, however they are divided into nuclei."""
         return _ratio(2 * self.both_px, self.truth_px + self.pred_px, self.empty)
 
     @property
@@ -100,13 +100,13 @@ class Scores:
         nuclei share no pixel with anything and do not lower it (one perfect nucleus out of 25 scores 1.0), while one shared
         pixel
         between neighbors counts the whole areas of both again (0.66 for a border that is 1 px off). The
-        "Dice" columns of several published tables are this score. Report it beside ``pq``, never alone.
+        "Dice" columns of several published tables are this score. Report it together with ``pq``, never alone.
         """
         return _ratio(2 * self.dice2_shared_px, self.dice2_total_px, self.empty)
 
     @property
     def aji(self) -> float:
-        """Aggregated Jaccard Index (Kumar et al. 2017, Algorithm 1): a prediction may serve several true nuclei."""
+        """Aggregated Jaccard Index (Kumar et al. 2017, Algorithm 1): a prediction may be paired with several true nuclei."""
         return _ratio(self.aji_shared_px, self.aji_union_px, self.empty)
 
     @property
@@ -174,9 +174,9 @@ def instance_scores(
     Parameters
     ----------
     pred, truth : integer (H, W), with ``layered`` also (L, H, W)
-        Label maps, 0 background; any ids. Layers hold instances that lie over one another (see ``contingency``).
+        Label maps, 0 background; any ids. Layers are for instances that overlap within a map (see ``contingency``).
     ignore : bool (H, W), optional
-        Pixels that count for neither map.
+        Pixels that are not counted in either map.
 
     Returns
     -------
@@ -185,13 +185,13 @@ def instance_scores(
     Raises
     ------
     FormatError
-        Where a map is not a 2-D integer array or the shapes differ.
+        A map is not a 2-D integer array, or the shapes differ.
     """
     return scores_of(contingency(pred, truth, ignore, layered=layered))
 
 
 def scores_of(table: Contingency) -> Scores:
-    """Score from a contingency table (see ``instance_scores``)."""
+    """Return the scores from a contingency table (see ``instance_scores``)."""
     shared, union, iou = table.pair_px, table.union_px, table.iou
     reused = _best_per_truth(table.pair_truth, iou)
     assigned = _assignment(table, iou)
@@ -218,7 +218,7 @@ def scores_of(table: Contingency) -> Scores:
 
 
 def _matches(table: Contingency, iou: npt.NDArray[np.float64], threshold: float) -> npt.NDArray[np.bool_]:
-    """Return which pairs match: those above the threshold, one to one where instances lie over one another."""
+    """Return which pairs match: those above the threshold, one to one if instances overlap within a map."""
     over = iou > threshold
     if table.cover_px is None or not over.any():
         return over
@@ -251,8 +251,8 @@ def _best_per_truth(pair_truth: npt.NDArray[np.int64], iou: npt.NDArray[np.float
 def _assignment(table: Contingency, iou: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return the pair rows of the one-to-one assignment of greatest summed IoU.
 
-    Pairs that do not overlap add nothing, so the assignment splits into the connected parts of the overlap graph, most of
-    which are a single pair; the Hungarian method runs only on the others.
+    Pairs that do not overlap add nothing, so the assignment splits into the connected parts of the overlap graph. Most parts
+    are a single pair; the Hungarian method runs only on the others.
     """
     n_truth, n_pred, n_pairs = len(table.truth_ids), len(table.pred_ids), len(iou)
     if n_pairs == 0:
@@ -285,9 +285,9 @@ def _assignment(table: Contingency, iou: npt.NDArray[np.float64]) -> npt.NDArray
 def _sparse_assignment(
     i: npt.NDArray[np.int64], j: npt.NDArray[np.int64], iou: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.int64]:
-    """Return the pairs of the assignment of greatest summed IoU without a matrix of all against all.
+    """Return the pairs of the assignment of greatest summed IoU by sparse matching.
 
-    Every true nucleus may also be matched to nothing, at the cost of an IoU of 0, so a full matching exists.
+    Every true nucleus may also stay unmatched, at an IoU of 0, so a full matching exists.
     """
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import min_weight_full_bipartite_matching
@@ -302,14 +302,14 @@ def _sparse_assignment(
 
 
 def pooled_scores(scores: Iterable[Scores]) -> Scores:
-    """Return the pooled scores of images: every nucleus has the same weight, whichever image it is in (as in CoNIC)."""
+    """Return the pooled scores of images: every nucleus has the same weight (as in CoNIC)."""
     return sum(scores, Scores())
 
 
 def mean_scores(scores: Sequence[Scores]) -> dict[str, float]:
     """Return the mean of each score over images: every image has the same weight; empty images (nan) are left out.
 
-    Keys are those of ``Scores.as_dict``; ``n_truth`` and ``n_pred`` are means too. All-empty input gives nan.
+    Keys are those of ``Scores.as_dict``; ``n_truth`` and ``n_pred`` are means too. If all images are empty, scores are nan.
     """
     rows = [s.as_dict() for s in scores]
     out: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Stain normalization, compiled: table lookups in place of logarithms and powers."""
+"""Compiled stain normalization, with table lookups instead of logarithms and powers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def transfer_log_lms(
     weight: Any,
     out: Any,
 ) -> None:
-    """Fill ``out`` uint8 (n, 3): LMS (16-bit) -> log10 -> affine -> power -> RGB, blended by the darkest channel's weight."""
+    """Fill ``out`` uint8 (n, 3): 16-bit LMS, log10, affine map, power, RGB; blended by the darkest channel's weight."""
     last = power_of.shape[0] - 1
     base = -log_low * steps + np.float32(0.5)
     m = matrix * steps

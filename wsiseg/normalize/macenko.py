@@ -3,7 +3,7 @@
 Optical density of a channel is ``-ln((v + 1) / 256)``, so that white (255) has none. In the plane of the two largest singular
 directions of tissue's densities, the 1st and 99th percentile of the angle are the two stains; concentrations solve
 ``stains @ c = density`` in the least-squares sense, and are scaled so that their 99th percentiles become the reference's. All
-that is linear: density' = A density with one 3x3 matrix a slide, which is what ``apply`` computes.
+that is linear: density' = A density with one 3x3 matrix per slide, which is what ``apply`` computes.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ TARGET_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 TARGET_MAX_C = (1.9705, 1.0308)
 """Reference 99th percentiles of the concentrations: ``maxCRef`` of the same code."""
 
-_MIN_DENSITY = 0.15  # "beta": the color of fainter px says nothing about the stain
+_MIN_DENSITY = 0.15  # "beta": the color of fainter px does not show the stain
 _PERCENTILE = 1.0  # "alpha"
 _MAX_FIT_PX = 1_000_000
 _STEPS = 4096  # per unit of optical density, in the tables of ``apply``
 
 
 def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
-    """Return the parameters of tissue px uint8 (n, 3), or ``None`` if they do not hold two stains."""
+    """Fit the parameters of the stain to tissue px uint8 (n, 3); ``None`` if they do not show two stains."""
     pixels = pixels[:: -(-len(pixels) // _MAX_FIT_PX)]
     density = -np.log((pixels.astype(np.float64) + 1) / 256)
     strong = density[(density >= _MIN_DENSITY).all(axis=1)]
@@ -55,9 +55,9 @@ def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
 
 
 def density_matrix(params: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Return the 3x3 matrix that takes a slide's optical densities (r, g, b) to the normalized ones.
+    """Return the 3x3 matrix that maps a slide's optical densities (r, g, b) to the normalized ones.
 
-    ``params`` are the slide's eight numbers, and eight more if another image than the authors' is the reference.
+    ``params`` are the slide's eight numbers, and eight more if the reference is not the authors' image.
     """
     (stains, c_max), aim = _parted(params[:8]), params[8:]
     target_stains, target_c = _parted(aim) if aim else (np.array(TARGET_STAINS).T, np.array(TARGET_MAX_C))
@@ -78,7 +78,7 @@ def tables(params: Sequence[float]) -> tuple[npt.NDArray[np.int32], npt.NDArray[
 
 
 def apply(rgb: Any, params: Sequence[float]) -> Any:
-    """Normalize uint8 (..., 3); equal bits with and without Numba, and on a GPU."""
+    """Normalize uint8 (..., 3); bit for bit equal with and without Numba, and on a GPU."""
     table, back = tables(params)
     device = backend_of(rgb)
     if device is not None:

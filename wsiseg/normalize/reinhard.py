@@ -1,8 +1,8 @@
 """Reinhard et al. 2001, "Color transfer between images" (IEEE CG&A 21:5), equations 4 to 11, in Ruderman's l alpha beta space.
 
-RGB as ``(v + 1) / 256`` goes to LMS, its decimal logarithms to l, alpha, beta; each of the three is shifted and scaled so that
-tissue's mean and standard deviation become the reference's. Glass is not tissue: the change fades out for px whose darkest
-channel is above ``FADE_FROM``, and from ``FADE_TO`` on (glass, white) a px stays as it is.
+RGB as ``(v + 1) / 256`` is converted to LMS, its decimal logarithms to l, alpha, beta; each of the three is shifted and scaled
+so that tissue's mean and standard deviation become the reference's. Glass is not tissue: the change fades out for px whose
+darkest channel is above ``FADE_FROM``, and from ``FADE_TO`` on (glass, white) a px is unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LOG_LOW, _STEPS = -5.0, 8192
 
 
 def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
-    """Return means and standard deviations of l, alpha, beta of tissue px uint8 (n, 3); ``None`` for a uniform color."""
+    """Return means and standard deviations of l, alpha, beta of tissue px uint8 (n, 3); ``None`` if the color is uniform."""
     lab = np.log10((pixels.astype(np.float64) + 1) / 256 @ RGB_TO_LMS.T) @ LMS_TO_LAB.T
     std = lab.std(axis=0)
     if (std < _MIN_STD).any():
@@ -44,9 +44,9 @@ def fit(pixels: npt.NDArray[np.uint8]) -> tuple[float, ...] | None:
 
 
 def log_transform(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Return matrix (3, 3) and offset (3,) that take log10 LMS of a slide to the normalized log10 LMS.
+    """Return matrix (3, 3) and offset (3,) that map log10 LMS of a slide to the normalized log10 LMS.
 
-    ``params`` are the slide's six numbers, and six more if another image than the demo slide is the reference.
+    ``params`` are the slide's six numbers, and six more if the reference is not the demo slide.
     """
     mean, std, aim = np.array(params[:3]), np.array(params[3:6]), np.array(params[6:] or (*TARGET_MEAN, *TARGET_STD))
     gain = np.minimum(aim[3:] / std, _MAX_GAIN)
@@ -55,7 +55,7 @@ def log_transform(params: Sequence[float]) -> tuple[npt.NDArray[np.float64], npt
 
 
 def apply(rgb: Any, params: Sequence[float]) -> Any:
-    """Normalize uint8 (..., 3), on a GPU to the same bits. Without Numba the same formula in float32, at most 1 level off."""
+    """Normalize uint8 (..., 3); bit for bit equal on a GPU. Without Numba it is computed in float32, at most 1 level off."""
     matrix, offset = log_transform(params)
     to_rgb = np.linalg.inv(RGB_TO_LMS)
     weight = np.clip((FADE_TO - np.arange(256)) / (FADE_TO - FADE_FROM), 0, 1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Choice of the method, and the parameters of a fitted stain.
+"""Choose the method of stain normalization, and fit the parameters of a slide's stain.
 
 ======== ================================================================================================================
 method   ``Stain.params``
@@ -8,10 +8,10 @@ reinhard means of l, alpha, beta, then standard deviations of l, alpha, beta (6 
 macenko  hematoxylin vector (r, g, b), eosin vector (r, g, b), 99th percentiles of both concentrations (8; see ``macenko``)
 ======== ================================================================================================================
 
-As many numbers of the reference follow, if it is not the method's own: those of the image that the network's training
-images were normalized to (``Stain`` of that image, the ``aim`` of ``fit_stain``).
+If the reference is not the method's own, the same number of values follow for it: those of the image that the network's
+training images were normalized to (``Stain`` of that image, the ``aim`` of ``fit_stain``).
 
-A slide without enough tissue to fit (``MIN_FIT_PX``) gets method ``none``: it is left as it is.
+A slide without enough tissue to fit (``MIN_FIT_PX``) gets method ``none`` and is not normalized.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _WHITE_U8 = 250  # a px at least this bright in all channels is glass, and is no
 def fit_stain(
     method: str, thumbnail_rgb: npt.NDArray[np.uint8], tissue: npt.NDArray[np.bool_], aim: tuple[float, ...] = ()
 ) -> Stain:
-    """Fit a slide's stain.
+    """Fit the stain of a slide.
 
     Parameters
     ----------
     method
         ``none``, ``reinhard`` or ``macenko``.
     thumbnail_rgb : uint8 (h, w, 3)
-        A thumbnail, or better a sample of patches at working resolution (nuclei and cytoplasm unblended).
+        A thumbnail, or better a sample of patches at working resolution, where nuclei and cytoplasm are not blended.
     tissue : bool (h, w)
         Which px are tissue.
     aim
@@ -49,12 +49,12 @@ def fit_stain(
     Returns
     -------
     Stain
-        Of method ``none`` if there is too little tissue, or only one stain in it, to fit.
+        Method ``none`` if there is too little tissue to fit, or only one stain in it.
 
     Raises
     ------
     ConfigError
-        Unknown method, shapes that do not belong together, or an ``aim`` of another method.
+        The method is unknown, the shapes do not match, or ``aim`` is of another method.
     """
     if method not in ("none", "reinhard", "macenko"):
         raise ConfigError(f"Expected normalize.method to be none, reinhard or macenko, got {method!r}.")
@@ -73,7 +73,7 @@ def fit_stain(
 
 
 def normalize(rgb: npt.NDArray[np.uint8], stain: Stain) -> npt.NDArray[np.uint8]:
-    """Give pixels the reference slide's colors.
+    """Map pixels to the reference slide's colors.
 
     Parameters
     ----------
@@ -85,7 +85,7 @@ def normalize(rgb: npt.NDArray[np.uint8], stain: Stain) -> npt.NDArray[np.uint8]
     Returns
     -------
     uint8, the shape of ``rgb``
-        On the device of ``rgb``. ``rgb`` itself for method ``none``. A px depends on its own value and ``stain`` alone.
+        On the device of ``rgb``; ``rgb`` itself for method ``none``. A px depends only on its own value and on ``stain``.
     """
     if stain.method == "none":
         return rgb

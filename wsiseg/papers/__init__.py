@@ -1,6 +1,6 @@
-"""Published experiments, repeated: data sets ranked (NucFuseRank), unified training and test sets, their figures.
+"""Reproduce published experiments: data sets ranked (NucFuseRank), unified training and test sets, their figures.
 
-The only package that may compose the tasks: it trains, segments and evaluates.
+Only this package may combine tasks: it trains, segments and evaluates.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The figure of a ranking, drawn with Pillow: PQ by set, what is lost from set to set, fusion of the best, stain."""
+"""Draw the figure of a ranking with Pillow: PQ by set, PQ of each set tested on each other one, fusion of the best sets."""
 
 from __future__ import annotations
 
@@ -27,18 +27,19 @@ def draw_ranking(
     fusion: Mapping[str, Sequence[tuple[int, float]]],
     path: Path,
 ) -> Path:
-    """Write a sheet of panels, complete or not at all.
+    """Draw a ranking as a sheet of panels; the file is written atomically.
 
     Parameters
     ----------
     ranked
         Sets in their order, with PQ by network: bars, and the order of the matrices.
     matrices
-        By network: mean PQ, rows trained on, columns tested on, both in the order of ``ranked``; the last column may be all.
+        By network: mean PQ; rows: set trained on, columns: set tested on, both in the order of ``ranked``; the last column
+        may be all sets together.
     fusion
         By network: (number of best sets, mean PQ) points.
     path
-        A ``.png``.
+        The ``.png`` to write.
     """
     panels = [_bars(ranked), *(_matrix(name, values, [r.name for r in ranked]) for name, values in matrices.items())]
     if any(len(points) > 1 for points in fusion.values()):
@@ -133,7 +134,7 @@ def _grid(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], low: float, 
 
 
 def _whole_scale(low: float, high: float) -> tuple[float, float]:
-    """Return limits around values whose four steps are whole percents."""
+    """Return limits around the values such that a quarter of the range is a whole percent."""
     start = math.floor(100 * low)
     return start / 100, (start + 4 * max(1, math.ceil((100 * high - start) / 4))) / 100
 

@@ -1,10 +1,10 @@
-"""Data sets ranked by what a network learns from each, as NucFuseRank does (Torbati et al. 2026, arXiv 2601.20104).
+"""Rank data sets by how well a network trained on each performs, as NucFuseRank does (Torbati et al. 2026, arXiv 2601.20104).
 
 One network is trained on each set alone, all are scored on one unified test set, sets are ordered by PQ, and the best 1, 2, ...
-k sets are fused. Their metric choices, reproduced and named:
+k sets are fused. The metrics are those of the paper:
 
 - *PQ*: matches at IoU > 0.5.
-- *AJI*: Kumar et al. 2017, a prediction may serve several true nuclei.
+- *AJI*: Kumar et al. 2017, a prediction may be paired with several true nuclei.
 - *"Dice"* is Ensemble Dice (``Scores.dice2``), not the Dice of pixels.
 - All are taken per tile and then averaged over tiles; AJI and Dice are 0 in a tile without any match (where DQ is 0).
 
@@ -58,7 +58,7 @@ class TileWindow:
 
 @dataclass(frozen=True, slots=True)
 class TileScore:
-    """One test tile as one network found it: ``predictor`` trained on ``trained_on``, tile of ``dataset``; 0..1 or nan."""
+    """Scores (0..1 or nan) of one tile of ``dataset``, segmented by ``predictor`` after training on ``trained_on``."""
 
     predictor: str
     trained_on: str
@@ -71,10 +71,7 @@ class TileScore:
 
 @dataclass(frozen=True, slots=True)
 class RankedSet:
-    """A set's place in the ranking.
-
-    Mean PQ over networks (by which sets are ordered), mean rank, and PQ and rank by network.
-    """
+    """A set in the ranking: mean PQ over networks, by which sets are ordered, mean rank, and PQ and rank by network."""
 
     name: str
     mean_pq: float
@@ -84,13 +81,13 @@ class RankedSet:
 
 
 def paper_scores(pred: npt.NDArray[Any], truth: npt.NDArray[Any], least_px: int = 0) -> dict[str, float]:
-    """Return PQ, AJI and Ensemble Dice of one tile, 0..1; nan where both maps are empty.
+    """Return PQ, AJI and Ensemble Dice of one tile, 0..1; nan if both maps are empty.
 
     Parameters
     ----------
     pred, truth : integer (H, W)
     least_px
-        Smaller objects are ignored on both sides, such as parts of nuclei cut by the border of a tile.
+        Smaller objects are ignored in both maps, such as parts of nuclei cut by the border of a tile.
     """
     found = instance_scores(drop_small(pred, least_px), drop_small(truth, least_px))
     matched = found.dq > 0 or math.isnan(found.dq)
@@ -106,7 +103,7 @@ def drop_small(labels: npt.NDArray[Any], least_px: int) -> npt.NDArray[Any]:
 
 
 def held_out_groups(tiles_of_group: Mapping[str, int], n_tiles: int) -> frozenset[str]:
-    """Choose the groups of a set that give its test tiles: enough for ``n_tiles``, never more than half of the groups.
+    """Return the groups of a set that supply its test tiles: enough for ``n_tiles``, never more than half of the groups.
 
     Groups are taken in the order of their names spread over the list, so that neighbors (sites, stains) are not all taken.
 
@@ -146,18 +143,18 @@ def choose_windows(windows: Sequence[TileWindow], n: int) -> list[TileWindow]:
 
 
 def mean_of(scores: Sequence[TileScore], name: str) -> float:
-    """Return the mean of a score over tiles; tiles where it is nan are left out, nan where none is left."""
+    """Return the mean of a score over the tiles where it is not nan; nan if there are none."""
     values = [v for v in (getattr(s, name) for s in scores) if not math.isnan(v)]
     return sum(values) / len(values) if values else math.nan
 
 
 def rank_sets(pq: Mapping[str, Mapping[str, float]]) -> list[RankedSet]:
-    """Order sets by what networks trained on each of them reach.
+    """Order sets by the PQ of the networks trained on each of them.
 
     Parameters
     ----------
     pq
-        By network, by set: mean PQ on the unified test set. Every network must have every set.
+        By network and set: mean PQ on the unified test set. Every network must have every set.
 
     Returns
     -------
@@ -193,7 +190,7 @@ def rank_sets(pq: Mapping[str, Mapping[str, float]]) -> list[RankedSet]:
 
 
 def cross_matrix(scores: Sequence[TileScore], rows: Sequence[str], columns: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Return mean PQ of what was trained on a row's set over the tiles of a column's set: (rows, columns), nan: no tile."""
+    """Return mean PQ of networks trained on a row's set over the tiles of a column's set: (rows, columns); nan: no tile."""
     out = np.full((len(rows), len(columns)), np.nan)
     for i, trained in enumerate(rows):
         for j, tested in enumerate(columns):

@@ -1,7 +1,7 @@
 """``wsiseg rank``: train on each set alone, test on the unified set, rank, fuse the best, compare stains (NucFuseRank).
 
-Every trained network is a folder of label images over the unified test tiles, ``predictions/<network>/<trained on>/``; those of
-other programs stand beside them in the same form, and are scored by the same code.
+Every trained network has a folder of label images of the unified test tiles, ``predictions/<network>/<trained on>/``. Label
+images of other programs are given in the same layout and scored by the same code.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from wsiseg.train.validation import fit_separation, predict_samples
 __all__ = ["RankOptions", "Ranking", "rank_datasets"]
 
 AS_GIVEN = "as given"
-"""Name of what a network of other programs was trained on, if its folder does not state it."""
+"""Name of the training set of another program's network, if its folder does not state it."""
 
 _STAIN_MARK = "+macenko"
 _THRESHOLD_TILES = 8
@@ -55,14 +55,14 @@ class RankOptions:
     networks
         Networks of ``wsiseg.predict`` or published models (``run.presets``); none: only ``predictions`` are ranked.
     predictions
-        (name, folder) of label images by others, laid out as ``test/`` is: ``<folder>/<trained on>/<set>/<tile>.*``; or
-        ``<folder>/<set>/<tile>.*`` of a network that was not trained on these sets: it is scored beside the ranking.
+        (name, folder) of label images by others, with the layout of ``test/``: ``<folder>/<trained on>/<set>/<tile>.*``; or
+        ``<folder>/<set>/<tile>.*`` of a network that was not trained on these sets: it is scored but not ranked.
     macenko
         Train and test each network once more on stain-normalized tiles.
     best
         Fuse up to this many of the best sets; 0: all, 1: none.
     least_px
-        Objects with fewer px count on neither side.
+        Objects with fewer px are ignored in both maps.
     """
 
     networks: tuple[str, ...] = ("lean",)
@@ -98,7 +98,7 @@ def rank_datasets(
     Raises
     ------
     ConfigError
-        Unknown network, or ``out`` holds another ranking.
+        A network is unknown, or ``out`` contains another ranking.
     FormatError
         A set or a folder of predictions that cannot be used.
     """
@@ -191,7 +191,7 @@ class _RankingFolder:
 
 
 def _config(network: str, key: str, samples: Sequence[Sample], options: RankOptions) -> TrainConfig:
-    """Build the config of one training: each set has the share of its tiles, as if all lay in one folder."""
+    """Return the config of one training: each set is drawn in proportion to its tiles, as if all were in one folder."""
     name = network.removesuffix(_STAIN_MARK)
     tree: dict[str, Any] = {
         "name": key,
@@ -228,7 +228,7 @@ def _key(sets: Sequence[str]) -> str:
 
 
 def _curve(scores: Sequence[TileScore], network: str, order: Sequence[str]) -> list[tuple[int, float]]:
-    """Return (k, mean PQ) of what was trained on the k best sets; leaving out those that were not trained."""
+    """Return (k, mean PQ) of the networks trained on the k best sets, without those that were not trained."""
     points = [(k, mean_of(_of(scores, network, _key(order[:k])), "pq")) for k in range(1, len(order) + 1)]
     return [(k, v) for k, v in points if not math.isnan(v)]
 

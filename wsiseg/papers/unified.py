@@ -1,7 +1,7 @@
-"""Any annotated sets -> one unified training set and one unified test set of tiles, as files.
+"""Write one unified training set and one unified test set of tiles from any annotated sets.
 
 ``train/<set>/`` and ``test/<set>/`` in the unified layout, so that any program can be trained and tested on them. No group
-(patient) is in both: sets with held-out groups of their own keep those, of others some are held out here.
+(patient) is in both: sets with fixed held-out groups keep those; of other sets some groups are held out here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class UnifyOptions:
     sets
         Names of the sets.
     test_tiles
-        Test tiles of each set (14 in the paper); sets with fewer give what they have.
+        Test tiles of each set (14 in the paper); all tiles of a set with fewer.
     train_tiles
         At most this many training tiles of each set; 0: all.
     side
@@ -53,12 +53,12 @@ class UnifyOptions:
 
 
 def unify(root: Path, out: Path, options: UnifyOptions) -> dict[str, dict[str, int]]:
-    """Write the unified sets unless they exist; return the numbers of train and test tiles, groups and nuclei by set.
+    """Write the unified sets unless they exist; return the numbers of training and test tiles, groups and nuclei by set.
 
     Raises
     ------
     ConfigError
-        ``out`` holds a ranking made with other options.
+        ``out`` contains a ranking made with other options.
     FormatError
         There is no such set, a set is a single group, or the list of exclusions is unreadable.
     """
@@ -78,7 +78,7 @@ def unify(root: Path, out: Path, options: UnifyOptions) -> dict[str, dict[str, i
 
 
 def claim_plan(path: Path, plan: dict[str, Any]) -> bool:
-    """Return whether the work of a plan must still be done. Raises ``ConfigError`` if it was done with another plan."""
+    """Return whether the work of a plan is still to do. Raises ``ConfigError`` if it was done with another plan."""
     if not path.is_file():
         return True
     held = json.loads(path.read_text(encoding="utf-8"))

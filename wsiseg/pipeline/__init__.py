@@ -1,6 +1,6 @@
 """The steps of one window in their order: normalize, predict, separate, vectorize. Defined once, used by every task.
 
-Comes in: pixels and the slide's constants. Goes out: probability maps, instances, polygons. Tiles of slides, pictures segmented
+Input: pixels and the slide's constants. Output: probability maps, instances, polygons. Tiles of slides, pictures segmented
 from Python, scores on annotated images and the fitting of thresholds all go through ``window_maps`` and ``window_nuclei``.
 """
 

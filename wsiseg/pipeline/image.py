@@ -1,4 +1,4 @@
-"""One picture, such as an annotated crop, segmented as a slide of one tile."""
+"""Segment one picture, such as an annotated crop, as a slide of one tile."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class ImageMaps:
 def segment_image(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, image_id: str = "") -> NDArray[np.int32]:
     """Segment one picture as a slide of one tile: the stages of ``pipeline.window`` in their order, and its polygons drawn.
 
-    Nothing is segmented outside the tissue mask that a run would fit to the picture, so scores are those of what users get.
+    As in a run, nothing is segmented outside the tissue mask, so that scores are those of a run's results.
 
     Returns
     -------
@@ -96,7 +96,7 @@ def separate_maps(maps: ImageMaps, params: SeparateParams) -> NDArray[np.int32]:
     labels: NDArray[np.int32] = rasterize(image_nuclei(maps, params), maps.core)
     if maps.scale == 1.0:
         return labels
-    # polygons lie on working px edges, so the working px under a pixel's center says which polygon holds that center
+    # polygons follow working px edges, so a pixel's center is in the polygon of the working px that contains it
     rows, cols = (np.minimum(((np.arange(n) + 0.5) * maps.scale).astype(np.int64), m - 1)
                   for n, m in zip(maps.shape, labels.shape, strict=True))  # fmt: skip
     return labels[np.ix_(rows, cols)]

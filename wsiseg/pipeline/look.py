@@ -1,4 +1,4 @@
-"""How a picture looks, with what the network finds on it: what a run measures of a slide, of one picture."""
+"""Measure of one picture what a run measures of a slide: how it looks, and what the network finds on it."""
 
 from __future__ import annotations
 

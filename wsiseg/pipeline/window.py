@@ -1,4 +1,4 @@
-"""One window of a slide: pixels -> probability maps -> nuclei, on the host or on a device."""
+"""Process one window of a slide, from pixels to probability maps to nuclei, on the host or on a device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Array = Any
 
 @dataclass(slots=True)
 class StageClock:
-    """Seconds of consecutive stages: by the wall's clock, and for asynchronous work of a device by the device's clock."""
+    """Seconds of consecutive stages: by the wall clock, and for asynchronous work of a device by the device's clock."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     last: float = field(default_factory=time.perf_counter)
@@ -39,9 +39,9 @@ class StageClock:
 
     @contextmanager
     def on_device(self, timer: DeviceTimer | None) -> Iterator[None]:
-        """Book laps in the block by when the device's work came to them: marks on its stream, read after all is done.
+        """Measure the laps in the block on the device, by marks on its stream that are read after all work is done.
 
-        The host runs ahead of a device, so by its own clock a stage that waits would be given the time of those before it.
+        The host runs ahead of a device, so by its clock a stage that waits would get the time of the stages before it.
         """
         if timer is None:
             yield
@@ -57,7 +57,7 @@ class StageClock:
             self.last = time.perf_counter()
 
     def lap(self, stage: str) -> None:
-        """Book the time since the last lap to ``stage``."""
+        """Add the time since the last lap to ``stage``."""
         if self._timer is not None:
             self._marks.append((stage, self._timer.mark()))
             return
@@ -86,7 +86,7 @@ class WindowNuclei:
 
 
 def stain_aim(model: Model, config: RunConfig) -> Stain:
-    """Return what slides are normalized to: what the config says, or (``auto``) what the weights were trained for."""
+    """Return the method and reference of stain normalization: from the config, or with ``auto`` those of the weights."""
     method = config.normalize.method
     return model.stain_aim if method == "auto" else Stain(method)
 
@@ -116,10 +116,10 @@ def window_maps(
     tissue : bool (H, W), TissueView or None
         Where maps are wanted; elsewhere they may be 0. ``None``: everywhere.
     unscanned : bool (h, w), TissueView or None
-        Where plain black means that nothing was scanned (``wsiseg.read.unscanned_view``); it is taken for white, as what lies
-        outside the slide. ``None``: nowhere.
+        Where plain black px were not scanned (``wsiseg.read.unscanned_view``); they are processed as white, like px outside the
+        slide. ``None``: nowhere.
     clock, events
-        Receive seconds of ``normalize`` and ``predict``, and what was done otherwise for want of memory.
+        Receive the seconds of ``normalize`` and ``predict``, and counts of fallbacks because memory was full.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def window_maps(
     except memory_errors():
         if device == "cpu":
             raise
-    # outside of the handler, which holds what the try had on the device
+    # outside the handler, because the exception keeps the attempt's device memory alive
     log.warning("window %s: the memory of %s is full, only the network runs there", box, device)
     events["kept_on_host"] += 1
     return _maps(model, _on_white(to_host(rgb), unscanned, "cpu"), box, stain, _there(tissue, "cpu"), clock, events)
@@ -149,7 +149,7 @@ def _there(where: Array | TissueView | None, device: str) -> Array | None:
 def _maps(
     model: Model, rgb: Array, box: Box, stain: Stain, wanted: Array | None, clock: StageClock, events: Counter[str]
 ) -> Array:
-    from wsiseg.predict import predict  # torch: not in the client, which only names this module
+    from wsiseg.predict import predict  # imports torch, which the client that imports this module does not need
 
     rgb = normalize(rgb, stain)
     clock.lap("normalize")
@@ -164,7 +164,7 @@ def _on_white(rgb: Array, unscanned: Array | TissueView | None, device: str) -> 
 
 
 def _white_for_black(rgb: Array, where: Array) -> Array:
-    """Return uint8 (h, w, 3) with white for what is plain black ``where`` bool (h, w): beside black the network finds less."""
+    """Return uint8 (h, w, 3) with white for plain black where ``where`` bool (h, w): near black the network finds less."""
     for k in range(3):
         where = where & (rgb[..., k] <= UNSCANNED_MAX)
     rgb = rgb.copy()
@@ -192,13 +192,13 @@ def window_nuclei(
     params
         Thresholds and limits, working px.
     clock, events
-        Receive seconds of ``separate`` and ``vectorize``, and whether the CPU had to do it.
+        Receive the seconds of ``separate`` and ``vectorize``, and counts of fallbacks to the CPU.
     """
     clock = clock or StageClock()
     try:
         return _nuclei(prob, box, core, params, clock)
     except memory_errors():
-        pass  # its frames hold what the try had on the device
+        pass  # the exception's frames keep the attempt's device memory alive, so continue outside the handler
     log.warning("window %s: the memory of the device is full, separated on the CPU", box)
     if events is not None:
         events["separated_on_cpu"] += 1

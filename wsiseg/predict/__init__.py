@@ -1,7 +1,7 @@
-"""Prediction: RGB uint8 of a window to uint8 (2, H, W) probability maps (0 center, 1 material). Only this step uses floats.
+"""Predict uint8 (2, H, W) probability maps (0 center, 1 material) of RGB uint8 windows. Only this step uses floats.
 
 Input: pixels of ``model.input_box(box)``, white outside the slide. Output: the maps of ``box``, which in fp32
-and int8 do not depend on how the slide was cut into boxes. Weights are a safetensors file with a JSON card beside it.
+and int8 do not depend on how the slide was cut into boxes. Weights are a safetensors file and a JSON card in the same folder.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""How this processor computes a model: a digest of the maps of a fixed picture, and the name of the processor.
+"""Identify the arithmetic of this processor by a digest of a model's maps of a fixed picture.
 
-Processors compute the same network differently in the last bit, and no list of names says which. So it is measured: equal
-digests mean equal maps. Found (``tests/predict/test_predict_processors.py``): int8 is the same on every x86 processor, as its
-sums are integers; fp32 was on those with AVX2 and AVX-512; bf16 differs between AMX, AVX512_BF16 and emulation.
+Processors compute the same network differently in the last bit, and their names do not show which. So it is measured: equal
+digests mean equal maps. By ``tests/predict/test_predict_processors.py``, int8 is the same on every x86 processor, because its
+sums are integers; fp32 is the same with AVX2 and AVX-512; bf16 differs between AMX, AVX512_BF16 and emulation.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _SIDE_WPX = 128
 
 
 def arithmetic_of(model: Model) -> Processor:
-    """Return what distinguishes the results of this processor with a model from those of other processors.
+    """Return a digest that is equal on processors where a model gives the same results, and the processor's name.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def arithmetic_of(model: Model) -> Processor:
 
 
 def machine_id(device: str) -> str:
-    """Return a name of this machine since its last boot, and of the settings that affect its arithmetic; empty if unknown."""
+    """Return an id of this machine since its last boot, with its processor's name; empty if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     except OSError:

@@ -1,6 +1,6 @@
 """Run the network over RGB windows such that a pixel's value never depends on how the windows were cut.
 
-Window origins lie on multiples of the network's stride and every kept pixel is at least the network's half receptive field
+Window origins are multiples of the network's stride and every kept pixel is at least the network's half receptive field
 away from its window's border, so in fp32 and int8 the maps are those of one infinite window.
 """
 
@@ -48,15 +48,15 @@ _CUT_WPX = 256
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
-    """A network ready to predict, with the facts of its card.
+    """A network that is ready to predict, with the fields of its card.
 
     Attributes
     ----------
     mpp
-        Microns per working px that it was trained for.
+        um per working px of its training images.
     stain_aim
-        What its training images were normalized to, as slides must be: a method, and the numbers of the reference image
-        (none: the method's own reference).
+        The stain normalization of its training images, which slides need too: method and numbers of the reference image (none:
+        the method's own reference).
     halo_wpx
         Context that it needs around a pixel, working px, a multiple of ``multiple``.
     separate_defaults
@@ -64,9 +64,10 @@ class Model:
     precision, engine
         ``fp32``, ``bf16`` or ``int8``, and ``eager`` or ``inductor``: how it computes here.
     window
-        Side of its windows without the halo; it shrinks when a device's memory is too small.
+        Side of its windows without the halo; it is reduced when a device's memory is too small.
     logits, graph
-        uint8 (H, W, 3) and margin -> logits (1, 2, h, w), and -> maps uint8 (2, h, w): ``graph`` as the engine runs it.
+        Functions of uint8 (H, W, 3) and a margin that return logits (1, 2, h, w) and maps uint8 (2, h, w); ``graph`` is run by
+        the engine.
     """
 
     name: str
@@ -98,9 +99,9 @@ def load_model(config: PredictConfig, device: str = "cpu") -> Model:
     Raises
     ------
     WeightsError
-        When the weights are missing, altered or of another network.
+        The weights are missing, altered or of another network.
     BackendUnavailableError
-        When the device does not exist.
+        The device does not exist.
     """
     net, card = load_weights(config.weights)
     return model_from_net(net, card, config, device)
@@ -159,7 +160,7 @@ def predict(
     rgb : uint8 (H, W, 3)
         Pixels of ``input_box``, NumPy or CuPy.
     input_box, out_box
-        Global working px; ``input_box`` holds ``model.input_box(out_box)``.
+        Global working px; ``input_box`` contains ``model.input_box(out_box)``.
     wanted : (h, w), optional
         Mask of ``out_box``; where it is 0 the maps are 0, and windows in which it is all 0 are not computed.
     events
@@ -168,14 +169,14 @@ def predict(
     Returns
     -------
     uint8 (2, h, w)
-        Probabilities times 255: 0 center, 1 material. Of the same kind as ``rgb``.
+        Probabilities times 255: 0 center, 1 material. NumPy or CuPy as ``rgb``.
 
     Raises
     ------
     InputError
-        When shapes, dtype or boxes do not fit together.
+        Shapes, dtype or boxes do not match.
     TileComputeError
-        The device's memory does not hold the smallest window.
+        The device's memory is too small for the smallest window.
     """
     _check(model, rgb, input_box, out_box, wanted)
     xp = array_namespace(rgb)
@@ -214,16 +215,16 @@ def predict_picture(model: Model, rgb: Array) -> Array:
     Returns
     -------
     uint8 (2, H, W)
-        As ``predict`` returns. Around the picture stands its mirror image, ``model.multiple`` px wide, and beyond that what the
-        network's own borders hold, so that within the network's field of the edge maps differ a little from those of a slide.
+        See ``predict``. The picture is padded with its mirror image, ``model.multiple`` px wide, and beyond that by the
+        network's convolutions, so that within the receptive field of the edge the maps differ slightly from those of a slide.
 
     Raises
     ------
     InputError
-        The picture's size or type is another.
+        The picture does not have this size or dtype.
     """
     if rgb.ndim != 3 or rgb.shape[2] != 3 or rgb.dtype != np.uint8 or min(rgb.shape[:2]) < _MIN_WPX:
-        raise InputError(f"Expected uint8 (H, W, 3) of at least {_MIN_WPX} px a side, got {rgb.dtype} {rgb.shape}.")
+        raise InputError(f"Expected uint8 (H, W, 3) of at least {_MIN_WPX} px per side, got {rgb.dtype} {rgb.shape}.")
     if rgb.shape[0] % model.multiple or rgb.shape[1] % model.multiple:
         raise InputError(f"Expected sides that are multiples of {model.multiple} px, got {rgb.shape[:2]}.")
     margin = model.multiple
@@ -233,7 +234,7 @@ def predict_picture(model: Model, rgb: Array) -> Array:
 
 
 class _Floats(nn.Module):
-    """uint8 (H, W, 3) -> logits (1, 2, h, w) by the network in floating point."""
+    """The network in floating point: uint8 (H, W, 3) to logits (1, 2, h, w)."""
 
     def __init__(self, net: UNet, dtype: torch.dtype) -> None:
         super().__init__()
@@ -246,7 +247,10 @@ class _Floats(nn.Module):
 
 
 class _Graph(nn.Module):
-    """uint8 (H, W, 3) -> uint8 (2, h, w): conversion from and to bytes included, so that no float image leaves the device."""
+    """The network with the conversion from and to bytes, so that no float image leaves the device.
+
+    It maps uint8 (H, W, 3) to uint8 (2, h, w).
+    """
 
     def __init__(self, logits: Callable[[torch.Tensor, int], torch.Tensor], tta: int) -> None:
         super().__init__()
@@ -282,7 +286,7 @@ def _level_table() -> torch.Tensor:
 
 
 def _run_if_it_fits(model: Model, pixels: Array) -> Array | None:
-    """Return the maps of a window, ``None`` if the device's memory is too small (what the attempt took is then free)."""
+    """Return the maps of a window; ``None`` if the device's memory is too small (the attempt's memory is then freed)."""
     try:
         return _run(model, pixels)
     except memory_errors():
@@ -290,23 +294,23 @@ def _run_if_it_fits(model: Model, pixels: Array) -> Array | None:
 
 
 def _smaller(model: Model, part: Box) -> list[Box]:
-    """Return the windows that replace one that did not fit."""
+    """Return the smaller windows that replace one that did not fit."""
     tried = max(part.w, part.h)
     side = model.window.halve(tried)
     if side is None:
         raise TileComputeError(
-            f"The memory of {model.device} does not hold a network window of {tried} px. Free some (other programs on it), or "
-            "use --workers-per-gpu 1, a larger schedule.device_memory_frac, or --device cpu."
+            f"The memory of {model.device} is too small for a network window of {tried} px. Free some (other programs on it), "
+            "or use --workers-per-gpu 1, a larger schedule.device_memory_frac, or --device cpu."
         )
     if model.device != "cpu":
         torch.cuda.empty_cache()
-    log.warning("the memory of %s does not hold a window of %d px: continuing with %d px", model.device, tried, side)
+    log.warning("the memory of %s is too small for a window of %d px: continuing with %d px", model.device, tried, side)
     return _windows(part, side, model.multiple)
 
 
 def _run(model: Model, pixels: Array) -> Array:
     with torch.inference_mode():
-        # a GPU's library chooses its kernels by size, and with them the last bits
+        # a GPU's library chooses kernels by size, and different kernels differ in the last bits
         as_it_is = model.engine == "eager" and model.device == "cpu"
         return _compute(model, pixels) if as_it_is else _run_at_one_size(model, pixels)
 
@@ -334,14 +338,14 @@ def _run_at_one_size(model: Model, pixels: Array) -> Array:
 
 
 def _aligned(box: Box, multiple: int) -> Box:
-    """Grow a box outward until its edges lie on multiples and its sides reach ``_MIN_WPX``."""
+    """Grow a box outward until its edges are multiples of ``multiple`` and its sides at least ``_MIN_WPX``."""
     x, y = box.x // multiple * multiple, box.y // multiple * multiple
     w, h = (-(-max(end, start + _MIN_WPX) // multiple) * multiple - start for start, end in ((x, box.x1), (y, box.y1)))
     return Box(x, y, w, h)
 
 
 def _wanted_part(window: Box, wanted: Array, out_box: Box, *, cut: bool) -> Box:
-    """Return the box in a window, cut every ``_CUT_WPX``, that holds all its wanted px; of width 0 if there are none.
+    """Return the part of a window, in steps of ``_CUT_WPX``, that contains all its wanted px; of width 0 if there are none.
 
     If windows are not cut it is the whole window, or of width 0.
     """

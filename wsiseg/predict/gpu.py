@@ -1,4 +1,4 @@
-"""Prepare a GPU for tiles: bound the memory of PyTorch and CuPy together, load the network, choose windows, make streams."""
+"""Prepare a GPU for tiles: limit the memory of PyTorch and CuPy together, load the network, choose windows, make streams."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["claim_device", "cuda_obstacle", "ready_device"]
 
 
 def ready_device(config: PredictConfig, device: str, share: float, tile_wpx: int) -> tuple[Model, list[Any]]:
-    """Load the network onto a GPU; return it and one stream for each tile that may be on the device at once.
+    """Load the network onto a GPU; return it and one stream for each tile that may be on the device at the same time.
 
     Parameters
     ----------
@@ -32,9 +32,9 @@ def ready_device(config: PredictConfig, device: str, share: float, tile_wpx: int
     Raises
     ------
     BackendUnavailableError
-        The device cannot be used; the message says why.
+        The device cannot be used; the message states why.
     WeightsError
-        As ``load_model``.
+        See ``load_model``.
     """
     from wsiseg.backend.dlpack import streams
 
@@ -49,7 +49,7 @@ def ready_device(config: PredictConfig, device: str, share: float, tile_wpx: int
 
 
 def claim_device(device: str, share: float) -> int:
-    """Bound this process's memory on a GPU to a share of what is free, for PyTorch and CuPy together; return the bytes.
+    """Limit this process's memory on a GPU to a share of the free memory, for PyTorch and CuPy together; return the bytes.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def claim_device(device: str, share: float) -> int:
 
 
 def cuda_obstacle() -> str:
-    """Say in one line what keeps PyTorch and CuPy from computing on a GPU here; empty: nothing does."""
+    """Return in one line why PyTorch and CuPy cannot compute on a GPU here; empty if they can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is built without CUDA (pip install torch from PyPI's CUDA wheels)"
     if not torch.cuda.is_available():

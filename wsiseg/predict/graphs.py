@@ -1,4 +1,4 @@
-"""CUDA graphs: the network's kernels recorded once for a window's size, then started all at once."""
+"""Record the network's kernels as a CUDA graph, once per window size, and start them all at once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Recorder = Callable[[Callable[[], torch.Tensor]], tuple[Callable[[], Any], torch
 
 
 class CapturedGraph:
-    """Called like the module that it is made of, with the same result, even if recording fails. The caller owns the result.
+    """A network that runs from CUDA graphs, or directly if recording fails. The caller owns the result.
 
-    A recording reads and writes fixed memory, so there is one for each size and each stream: tiles on the device at the same
-    time have a stream of their own.
+    A recording reads and writes fixed memory, so there is one for each size and each stream: tiles that are on the device at
+    the same time use different streams.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class CapturedGraph:
     record
         ``record(function) -> (replay, output)``: runs ``function`` once so that ``replay()`` does the same to ``output``.
     stream_of
-        Names the stream in use.
+        Returns an id of the current stream.
     """
 
     def __init__(self, forward: Forward, record: Recorder, stream_of: Callable[[], int]) -> None:
@@ -73,7 +73,7 @@ class CapturedGraph:
 
 
 def record_on_gpu(function: Callable[[], torch.Tensor]) -> tuple[Callable[[], Any], torch.Tensor]:
-    """Record what ``function`` starts on the current stream; other threads may use their own streams meanwhile."""
+    """Record the kernels that ``function`` starts on the current stream; other threads may use their streams meanwhile."""
     function()  # cuDNN chooses its kernels outside the recording
     torch.cuda.current_stream().synchronize()
     torch.cuda.empty_cache()  # a recording has its own memory: free that of the trial run first

@@ -1,4 +1,4 @@
-"""What this machine computes fast: the choice of precision and engine, memory settings, and a report for the user."""
+"""Choose precision, engine and memory settings for this machine, and report them to the user."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ def resolve_precision(wanted: Literal["auto", "fp32", "bf16", "int8"], device: s
 
     ``auto`` is, on a CPU, int8 if the weights have it (``int8``) and the processor multiplies bytes natively (VNNI, AMX);
     else bf16 with native bf16 arithmetic (AMX or AVX512_BF16; in emulation it is up to 12 times slower); else fp32. On a GPU it
-    is bf16, else fp32. The choice depends on the processor, not on a timing: runs on one machine must agree, however busy it
-    is. ``wsiseg doctor`` shows the gain. int8 can be requested wherever a test finds its sums exact: without VNNI it
-    gives the same maps; with AVX2 alone it runs at a third to two thirds of the speed of fp32.
+    is bf16, else fp32. The choice depends on the processor, not on a timing, so that runs on one machine agree whatever its
+    load. ``wsiseg doctor`` shows the gain. int8 can be requested on every processor where a test finds its sums exact: without
+    VNNI it gives the same maps; with AVX2 alone it runs at a third to two thirds of the speed of fp32.
 
     Raises
     ------
     BackendUnavailableError
-        When ``device`` is ``cuda`` and there is none, or int8 is asked for and the device, the torch or the weights have none,
+        ``device`` is ``cuda`` and there is none, or int8 is requested and the device, torch or the weights do not support it,
         or the processor would round its sums.
     """
     if device.startswith("cuda"):
@@ -81,15 +81,15 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precis
 
     ``auto`` on a CPU is torch's compiled and frozen graph (inductor) if the processor has AMX and a C++ compiler is installed:
     on such a machine it is up to 1.3 times as fast as eager bf16 (``benchmarks/results/network_amx.json``), because it fuses
-    activations and arranges weights once. On others it gains a few per cent, less than its compilation costs (10 to 20 s a
+    activations and arranges weights once. On others it gains a few per cent, less than its compilation costs (10 to 20 s per
     process), so ``auto`` is eager. int8 is always eager: its convolutions are already fused. On a GPU ``auto`` is ``graph``:
-    with windows of one size the network is recorded once a stream as a CUDA graph, the same kernels in one order, and where
-    that fails it runs eagerly. ``benchmarks/gpu_stages.py`` times it beside ``eager`` and ``inductor``.
+    windows of one size are recorded once per stream as a CUDA graph, the same kernels in the same order; if that fails the
+    network runs eagerly. ``benchmarks/gpu_stages.py`` compares it with ``eager`` and ``inductor``.
 
     Raises
     ------
     BackendUnavailableError
-        ``inductor`` is asked for with int8, or there is no C++ compiler; ``graph`` is asked for on a CPU.
+        ``inductor`` is requested with int8, or there is no C++ compiler; ``graph`` is requested on a CPU.
     """
     if wanted == "graph" and not device.startswith("cuda"):
         raise BackendUnavailableError("engine graph records CUDA graphs, and the device is a CPU. Use --engine eager.")
@@ -108,10 +108,10 @@ def resolve_engine(wanted: Literal["auto", "eager", "inductor", "graph"], precis
 
 
 def tune_malloc() -> bool:
-    """Keep freed memory in this process; return whether the C library accepted the setting.
+    """Make malloc keep freed memory in this process; return whether the C library accepted the setting.
 
-    glibc gives large blocks back to the system after every layer and faults them in again for the next, which costs up to
-    half of the time on large windows. Call once at the start of a worker.
+    glibc returns large blocks to the system after every layer and faults them in again for the next, which costs up to half of
+    the time on large windows. Call it once at the start of a worker.
     """
     if not sys.platform.startswith("linux"):
         return False
@@ -127,7 +127,7 @@ def tune_malloc() -> bool:
 def cpu_has(feature: Feature) -> bool:
     """Return whether this processor has a feature and oneDNN may use it: ONEDNN_MAX_CPU_ISA can forbid it.
 
-    ``vnni`` stands for any instruction that multiplies bytes and sums to 32 bits, ``bf16`` for bf16 dot products.
+    ``vnni`` means any instruction that multiplies bytes and sums to 32 bits, ``bf16`` bf16 dot products.
     """
     cap = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "")).upper()
     if cap not in ("", "ALL", "DEFAULT") and not any(part in cap for part in _CAPS[feature]):
@@ -161,7 +161,7 @@ def processor_name(device: str = "cpu") -> str:
 
 
 def device_report() -> list[tuple[str, bool, str]]:
-    """Return one (name, usable, detail) per way of computing, for ``wsiseg doctor``."""
+    """Return (name, usable, detail) of each device and of int8, for ``wsiseg doctor``."""
     cpu = f"torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}"
     if cpu_has("bf16"):
         cpu += f", native bf16 ({_bf16_gain():.1f} times fp32)"
@@ -184,7 +184,7 @@ def _int8_report() -> tuple[str, bool, str]:
 
 
 def _int8_obstacle() -> str:
-    """Return why int8 maps would differ from other machines' here; empty if they would not."""
+    """Return why int8 maps of this machine would differ from those of others; empty if they would not."""
     if not (hasattr(torch.ops.onednn, "qconv2d_pointwise") and torch.backends.mkldnn.is_available()):
         return "this torch has no quantized convolution"
     return "" if sums_are_exact() else f"this processor rounds its sums ({processor_name()})"
@@ -192,7 +192,7 @@ def _int8_obstacle() -> str:
 
 @cache
 def _bf16_gain() -> float:
-    """Time of a typical layer in fp32 divided by its time in bf16, each the best of a few runs; measured once a process."""
+    """Return the time of a typical layer in fp32 divided by that in bf16, best of a few runs; measured once per process."""
     times: dict[torch.dtype, float] = {}
     with torch.inference_mode():
         for dtype in (torch.float32, torch.bfloat16):

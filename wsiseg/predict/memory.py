@@ -1,4 +1,4 @@
-"""How much of a GPU's memory a tile takes, and which windows fit in the free memory."""
+"""Compute how much of a GPU's memory a tile takes, and which windows fit in the free memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["DevicePlan", "Window", "activation_bytes_per_px", "plan_device"]
 MIN_WINDOW_WPX = 256
 """Smallest side of a window without its halo: below it nearly all of the work is spent on the halo."""
 MAX_AT_ONCE = 3
-"""Tiles on a device at once: one is uploaded, one computed, one traced. More would only use memory."""
+"""Tiles on a device at the same time: one is uploaded, one computed, one traced. More would only use memory."""
 SEPARATE_BYTES_PER_PX = 56
-"""Bytes per px of a tile besides the network: pixels 3, maps 2, and what separate and vectorize hold at once (41),
-counted from their code, with a fifth more for lists of nuclei."""
+"""Bytes per px of a tile without the network: pixels 3, maps 2, arrays of separate and vectorize 41 (counted from their code),
+and a fifth more for lists of nuclei."""
 WORKSPACE = 1.25
-"""Assumed factor for cuDNN's scratch memory and the pool's rounding; if it is too small, windows shrink."""
+"""Assumed factor for cuDNN's scratch memory and the pool's rounding; if it is too small, windows are halved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,14 +30,14 @@ class DevicePlan:
 
 @dataclass(slots=True)
 class Window:
-    """Side of a network window without its halo, working px; it only shrinks, when a window does not fit in memory.
+    """Side of a network window without its halo, working px; it is reduced when a window does not fit in memory.
 
     Attributes
     ----------
     side_wpx
-        The side that all threads of a worker now use.
+        The side that all threads of a worker use now.
     least_wpx
-        A window of this side is not halved any more.
+        Smallest side: a window of this side is not halved.
     """
 
     side_wpx: int
@@ -57,10 +57,10 @@ class Window:
 
 
 def activation_bytes_per_px(spec: NetSpec, itemsize: int) -> float:
-    """Return the largest number of bytes of activations held at once, per input px of a window.
+    """Return the peak memory of activations in bytes per input px of a window.
 
-    A block holds its input, and the input and output of the current convolution; skips are kept for the way up; a
-    merge concatenates the upsampled map and the skip, which are both held beside it. The result is the largest sum of any step.
+    A block keeps its input, and the input and output of the current convolution; skips are kept for the decoder; a merge
+    concatenates the upsampled map and the skip, which both stay in memory. The result is the largest sum of any step.
 
     Parameters
     ----------
@@ -88,19 +88,19 @@ def activation_bytes_per_px(spec: NetSpec, itemsize: int) -> float:
 
 
 def plan_device(free_bytes: int, spec: NetSpec, itemsize: int, tile_wpx: int, halo_wpx: int) -> DevicePlan:
-    """Return the window and the number of tiles at once that fit into a device's memory.
+    """Return the window size and the number of simultaneous tiles that fit in a device's memory.
 
-    A window larger than the tile gains nothing; of smaller ones the largest is best, since each computes its own halo. Only if
-    several whole tiles fit is more than one processed at a time.
+    A window larger than the tile gains nothing; otherwise the largest is best, because each window computes its own halo. More
+    than one tile is processed at a time only if several whole tiles fit.
 
     Parameters
     ----------
     free_bytes
-        Memory that this process may take, with its weights already loaded.
+        Memory that this process may use, with its weights already loaded.
     spec, itemsize
         See ``activation_bytes_per_px``.
     tile_wpx
-        Side of what a tile reads, separation halo included.
+        Side of the window that a tile reads, including the separation halo.
     halo_wpx
         The network's halo around a window.
     """

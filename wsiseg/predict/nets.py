@@ -1,6 +1,6 @@
-"""The two-head U-Net: one class; each variant is one line of a table.
+"""The two-head U-Net: one class, and a table with one line per variant.
 
-Two heads are two channels of the last convolution: 0 the nucleus center, 1 the nuclear material. ``hou43`` is the published
+The two heads are two channels of the last convolution: 0 the nucleus center, 1 the nuclear material. ``hou43`` is the published
 network of Hou et al. 2020 (doi 10.1038/s41597-020-0528-1; 43 convolutions, 5,746,706 parameters). ``lean`` starts at half
 resolution through a pixel-unshuffle and has most convolutions at coarse levels, for a quarter of the multiply-adds.
 ``two_stage`` is the pair of U-Nets of Mahbod et al. 2019 (doi 10.1007/978-3-030-23937-4_9; 2 x 1,941,105 parameters): one makes
@@ -41,7 +41,7 @@ class NetSpec:
         The transposed convolution keeps its input's width and is followed by the activation (the published form); otherwise
         it is linear and halves the width.
     networks
-        1: one network with two heads; 2: a network of its own for each of the two channels.
+        1: one network with two heads; 2: a separate network for each of the two channels.
     head_side
         Side of the last convolution's kernel.
     """
@@ -76,13 +76,13 @@ _HEADS = 2
 
 
 class UNet(nn.Module):
-    """float (N, 3, H, W) in [-1, 1] -> float logits (N, 2, H, W); H and W multiples of ``spec.multiple``."""
+    """Network from float (N, 3, H, W) in [-1, 1] to float logits (N, 2, H, W); H and W are multiples of ``spec.multiple``."""
 
     def __init__(self, spec: NetSpec, *, is_center: bool = False) -> None:
         super().__init__()
         self.spec = spec
         self.ranges: dict[str, torch.Tensor] = {}
-        """How large activations become (``wsiseg.predict.quantize``); empty when never measured: no int8."""
+        """Ranges of the activations (``wsiseg.predict.quantize``); empty if not measured: then no int8."""
         channels = 3 * spec.stem**2
         self.down = nn.ModuleList()
         for width, convs in zip(spec.widths, spec.down_convs, strict=True):
@@ -103,8 +103,8 @@ class UNet(nn.Module):
     def forward(self, x: torch.Tensor, margin: int = 0) -> torch.Tensor:
         """Return logits, without ``margin`` px (a multiple of ``spec.multiple``) on all four sides.
 
-        Pixels that only the margin needs are cropped before they are computed, level by level, on the way up. The pixels that
-        remain are those of the uncropped network wherever the margin reaches ``half_field_wpx``.
+        Pixels that only the margin needs are cropped level by level in the decoder, before they are computed. The others equal
+        those of the uncropped network if the margin is at least ``half_field_wpx``.
         """
         if self.center is not None:
             return torch.cat([self.center(x, margin), self._pass(x, margin)], 1)
@@ -138,7 +138,7 @@ class UNet(nn.Module):
 
 
 def build_net(name: str) -> UNet:
-    """Return a freshly initialized network of ``NETS``; ``ConfigError`` for an unknown name."""
+    """Return a newly initialized network of ``NETS``; ``ConfigError`` for an unknown name."""
     if name not in NETS:
         raise ConfigError(f"No network named {name!r}. Expected one of {sorted(NETS)}.")
     return UNet(NETS[name])
@@ -157,7 +157,7 @@ def fold_batch_norm(net: UNet) -> UNet:
 
 
 def half_field_wpx(spec: NetSpec) -> int:
-    """Return how far, at most, an input pixel can be from an output pixel that depends on it, in px.
+    """Return the largest distance in px between an output pixel and an input pixel on which it depends.
 
     One 3x3 convolution at a level of stride s reaches s px further; a pooling or a pixel-unshuffle of side 2 reaches at most
     its stride less one, rounded up here to the stride of the level it leads to.
@@ -194,7 +194,7 @@ def _block(spec: NetSpec, channels: int, width: int, convs: int) -> nn.Sequentia
 
 
 def spare_px(spec: NetSpec, step: int, margin: int) -> int:
-    """Return how many px can be cropped at the level after up-step ``step``, when ``margin`` px of the output are unwanted."""
+    """Return how many px can be cropped at the level after up-step ``step`` if ``margin`` px of the output are not needed."""
     level = len(spec.widths) - 2 - step
     need = spec.stem  # px of the input's scale that later convolutions still need
     for later in range(step, len(spec.up_convs)):

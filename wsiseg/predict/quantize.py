@@ -44,11 +44,11 @@ KERNEL_MAX = 64
 """Largest kernel element: two products, 2 x 255 x 64, stay below 2**15."""
 
 QUANTIZATION = "kernels of 7 bits, even sums"
-"""Name of the rounding rule, part of a run's digest: another rule gives other maps."""
+"""Name of the rounding rule, part of a run's digest, because the maps depend on it."""
 
 _QUANTILE = 0.9999
-"""Quantile of a channel's absolute values over an image that becomes its range; larger values are clipped. It is close to 1,
-as tissue of other laboratories reaches larger values than the calibration images."""
+"""Quantile of a channel's absolute values over an image that is its range; larger values are clipped. It is close to 1,
+because tissue of other laboratories has larger values than the calibration images."""
 
 _MIN_SHARE = 0.1
 """A channel's range is at least this share of its layer's largest, so that noise of a channel that is
@@ -64,20 +64,20 @@ def is_quantizable(spec: NetSpec) -> bool:
 
 
 def activation_ranges(net: UNet, images: Iterable[NDArray[np.uint8]]) -> dict[str, torch.Tensor]:
-    """Measure how large each channel of each layer becomes.
+    """Measure the range of each channel of each layer.
 
     Parameters
     ----------
     net
-        With its batch normalization folded or not; in evaluation mode. It is not changed.
+        In evaluation mode, with batch normalization folded or not. It is not changed.
     images
         RGB uint8 (H, W, 3), such as training patches; sides are cut to multiples of the network's stride.
 
     Returns
     -------
     dict of float32 (channels,)
-        Per layer (``down.0.1``: second convolution of the first block, after its activation; ``up.0``) the value that the byte
-        255 stands for (for ``up``: 127 above zero).
+        Per layer (``down.0.1``: second convolution of the first block, after its activation; ``up.0``) the value of the byte
+        255 (for ``up``: of the byte 127 above zero).
     """
     seen: dict[str, torch.Tensor] = {}
 
@@ -110,7 +110,7 @@ def activation_ranges(net: UNet, images: Iterable[NDArray[np.uint8]]) -> dict[st
 
 
 class QuantizedUNet:
-    """uint8 (H, W, 3) -> bf16 logits (1, 2, H - 2 margin, W - 2 margin), as ``UNet.forward`` within rounding.
+    """The network in int8: uint8 (H, W, 3) to bf16 logits (1, 2, H - 2 margin, W - 2 margin), see ``UNet.forward``.
 
     Parameters
     ----------
@@ -122,7 +122,7 @@ class QuantizedUNet:
     Raises
     ------
     WeightsError
-        When the network cannot run in integers or the ranges are of another network.
+        The network cannot run in integers, or the ranges belong to another network.
     """
 
     def __init__(self, net: UNet, ranges: dict[str, torch.Tensor]) -> None:
@@ -191,7 +191,7 @@ class QuantizedUNet:
 
 
 class _Convolution:
-    """One quantized convolution with its requantization: uint8 channels-last in, uint8 or bf16 out."""
+    """One quantized convolution with its requantization, from uint8 channels-last to uint8 or bf16."""
 
     def __init__(
         self,
@@ -205,7 +205,7 @@ class _Convolution:
     ) -> None:
         kernel = kernel * scale[None, :, None, None]
         # The zero point of the input goes into the bias. At the window's border oneDNN pads with byte 0 instead of the zero
-        # point, so px there are wrong; they lie in the halo and are dropped.
+        # point, so px there are wrong; they are in the halo and dropped.
         bias = bias - (kernel.double().sum((2, 3)) * zero).sum(1).float()
         out = torch.ones_like(bias) if out_scale is None else out_scale
         kernel, self.bias = kernel / out[:, None, None, None], bias / out
@@ -240,7 +240,7 @@ def whole_kernel(kernel: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     int8 (out, in, h, w)
-        Each element within 1 of the given one; never beyond ``KERNEL_MAX``.
+        Each element differs from the given one by less than 1 and is at most ``KERNEL_MAX`` in size.
     """
     exact = (kernel.double() * _FINE).round().to(torch.int64)  # integers: their sums are the same in any order
     whole = exact.div(_FINE, rounding_mode="floor")
@@ -251,7 +251,7 @@ def whole_kernel(kernel: torch.Tensor) -> torch.Tensor:
 
 
 _FINE = 2**24
-"""Fixed-point fraction in which kernel elements are held while errors are summed, so that sums are exact in any order."""
+"""Fixed-point unit of kernel elements while errors are summed, so that sums are exact in any order."""
 
 
 @cache
@@ -309,7 +309,7 @@ def _chain(
 
 
 def _unshuffled(rgb: torch.Tensor) -> torch.Tensor:
-    """uint8 (H, W, 3) -> uint8 (1, 12, H / 2, W / 2) channels-last, copied as 16-bit words."""
+    """Return uint8 (1, 12, H / 2, W / 2) channels-last of uint8 (H, W, 3), copied as 16-bit words."""
     height, width = rgb.shape[0] // 2, rgb.shape[1] // 2
     pairs = rgb.contiguous().view(-1).view(torch.int16).view(height, 2, width, 3).permute(0, 2, 1, 3)
     return pairs.reshape(height, width, 6).view(torch.uint8)[None].permute(0, 3, 1, 2)

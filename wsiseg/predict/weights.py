@@ -1,7 +1,7 @@
-"""Weights on disk: a ``.safetensors`` file and, beside it, a ``.json`` card that describes it.
+"""Read and write weights: a ``.safetensors`` file and a ``.json`` card of the same name.
 
-The card holds the network's name, the file's sha256, the working resolution, the stain normalization it was trained for, the
-separation thresholds, the licence, the data and the scores.
+The card contains the network's name, the file's sha256, the working resolution, the stain normalization of the training images,
+the separation thresholds, the licence, the data and the scores.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["DEFAULT_WEIGHTS", "SHIPPED_DIR", "as_stored", "load_weights", "save_
 
 SHIPPED_DIR = Path(__file__).parent / "weights"
 DEFAULT_WEIGHTS = "research"
-"""The weights that ``default`` stands for: the set that scores better on validation data."""
+"""The weights that ``default`` means: the set that scores better on validation data."""
 
 _RANGE = "range."
-"""Prefix of the tensors in the file that hold the int8 ranges measured by ``wsiseg.predict.quantize``."""
+"""Prefix of the tensors in the file with the int8 ranges measured by ``wsiseg.predict.quantize``."""
 
 _REQUIRED: dict[str, type | tuple[type, ...]] = {
     "name": str,
@@ -41,12 +41,12 @@ _REQUIRED: dict[str, type | tuple[type, ...]] = {
 
 
 def weights_path(weights: str) -> Path:
-    """Return the file that an option value (``default``, ``open``, ``research`` or a path) stands for.
+    """Return the weights file of an option value (``default``, ``open``, ``research`` or a path).
 
     Raises
     ------
     WeightsError
-        When there is no such file; the message names the weights that ship.
+        The file does not exist; the message names the weights that ship.
     """
     shipped = {path.stem: path for path in sorted(SHIPPED_DIR.glob("*.safetensors"))}
     name = DEFAULT_WEIGHTS if weights == "default" else weights
@@ -66,7 +66,7 @@ def load_weights(weights: str) -> tuple[UNet, dict[str, Any]]:
     Raises
     ------
     WeightsError
-        When the file or its card is missing, altered, or belongs to another network.
+        The file or its card is missing, altered, or belongs to another network.
     """
     path = weights_path(weights)
     card = _read_card(path.with_suffix(".json"))
@@ -91,14 +91,14 @@ def load_weights(weights: str) -> tuple[UNet, dict[str, Any]]:
 
 
 def save_weights(net: UNet, net_name: str, card: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Write ``path`` (.safetensors) and its card (.json), each whole or not at all, and return the card as written.
+    """Write ``path`` (.safetensors) and its card (.json), each atomically, and return the card as written.
 
-    Kernels are stored as fp16 (half the size; inference rounds them to bf16 anyhow), everything else as it is.
+    Kernels are stored as fp16 (half the size; inference rounds them to bf16 anyway), all other tensors unchanged.
 
     Raises
     ------
     WeightsError
-        When the card lacks a required field or the path is not a .safetensors path.
+        The card lacks a required field, or the path does not end in .safetensors.
     """
     if path.suffix != ".safetensors":
         raise WeightsError(f"Expected a path ending in .safetensors, got {path}.")

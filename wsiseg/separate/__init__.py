@@ -1,8 +1,8 @@
-"""From uint8 probability maps (2, H, W) to ``Instances``: labels int32 (H, W) and one marker pixel each.
+"""Separate uint8 probability maps (2, H, W) into ``Instances``: labels int32 (H, W) and one marker pixel each.
 
-All of it is integer arithmetic with a unique result, defined here so that a kernel for any device can be written from the
-text alone. Arrays are (H, W) with pixel (y, x); *raster order* is by y, then x; neighbours are 4-connected; ``C``, ``M`` are
-the raw center and material maps, 0..255.
+All of it is integer arithmetic with a unique result, and this text defines it completely, for kernels on any device. Arrays are
+(H, W) with pixel (y, x); *raster order* is by y, then x; neighbours are 4-connected; ``C``, ``M`` are the raw center and
+material maps, 0..255.
 
 1. **Smooth.** ``c = K5 * C`` with K5 the outer product of (1 4 6 4 1) (0..65280), ``m = K3 * M`` with K3 the outer product of
    (1 2 1) (0..4080). Nothing is divided or rounded. Pixels outside the window repeat the nearest border pixel.
@@ -24,7 +24,7 @@ the raw center and material maps, 0..255.
    height f: f > s >> 18 ? f << 18 : s + 1, and nothing beyond d = 2^18 - 1. The states are the least fixed point; extension is
    monotone, so any order of relaxation reaches it.
 9. **Label.** A marker has its own label; any other reached pixel that of its neighbour with the least state; ties: up, left,
-   right, down. (In a component with a single marker every pixel has that marker's label, which is the same thing: d overflows
+   right, down. (In a component with a single marker every pixel has that marker's label, which is equivalent: d overflows
    only in regions that step 10 removes.)
 10. **Size and certainty.** Labels whose hole-filled area is < min_area or > max_area become background; max_area < 2^18. A hole
     is a 4-connected region of pixels without the label that cannot reach the outside of the window. So do those whose mean

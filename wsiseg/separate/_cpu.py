@@ -1,7 +1,7 @@
 """CPU kernels, first half: smoothing, mask runs, components, markers (steps 1 to 6) and the order of the steps.
 
-The mask is kept as horizontal runs, a few hundred thousand numbers instead of millions of pixels: components are joined run by
-run, and components with one marker are painted run by run without ever being flooded.
+The mask is stored as horizontal runs, a few hundred thousand numbers instead of millions of pixels: components are joined run
+by run, and components with one marker are painted run by run without a flood.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ U16 = npt.NDArray[np.uint16]
 
 @jit
 def smooth_center(src: U8, out: U16) -> None:
-    """``out`` = 5x5 binomial sum of ``src`` (256 times its mean), border repeated."""
+    """Write the 5x5 binomial sum of ``src`` (256 times its mean) to ``out``; border pixels are repeated."""
     H, W = src.shape
     line = np.empty(W + 4, np.uint16)
     for y in range(H):
@@ -43,7 +43,7 @@ def smooth_center(src: U8, out: U16) -> None:
 
 @jit
 def smooth_material(src: U8, out: U16) -> None:
-    """``out`` = 3x3 binomial sum of ``src`` (16 times its mean), border repeated."""
+    """Write the 3x3 binomial sum of ``src`` (16 times its mean) to ``out``; border pixels are repeated."""
     H, W = src.shape
     line = np.empty(W + 2, np.uint16)
     for y in range(H):
@@ -59,7 +59,7 @@ def smooth_material(src: U8, out: U16) -> None:
 
 @jit
 def flagged(flags: U8, out: I64) -> Int:
-    """Write the indices of nonzero ``flags`` (8 k of them) to ``out``, return how many: zeros are skipped eight at a time."""
+    """Write the indices of nonzero ``flags`` (uint8 (8 k,)) to ``out``, return their number; zeros are skipped 8 at a time."""
     words = flags.view(np.uint64)
     n = 0
     for w in range(words.size):
@@ -150,7 +150,7 @@ def join_runs(row_start: I64, rx0: I32, rx1: I32) -> I32:
 
 @jit
 def is_peak(c16: U16, y: Int, x: Int, radius: Int) -> bool:
-    """Return whether (y, x) is the first greatest pixel of its square."""
+    """Return whether (y, x) is the largest pixel of its square, the first in raster order among equals."""
     H, W = c16.shape
     v = c16[y, x]
     for yy in range(max(0, y - radius), min(H, y + radius + 1)):
@@ -232,7 +232,7 @@ def merge_peaks(c16: U16, peaks: I64, depth: Int, reach: Int) -> I64:
 
 @jit
 def run_of(row_start: I64, rx0: I32, y: Int, x: Int) -> Int:
-    """Return the run that holds mask pixel (y, x)."""
+    """Return the index of the run that contains mask pixel (y, x)."""
     low, high = row_start[y], row_start[y + 1] - 1
     while low < high:
         mid = (low + high + 1) // 2
@@ -274,7 +274,7 @@ def recall_seeds(m16: U16, ry: I32, rx0: I32, rx1: I32, root: I32, has_peak: npt
 
 @jit
 def runs_of(markers: I64, W: Int, row_start: I64, rx0: I32) -> I64:
-    """Return the run of each marker."""
+    """Return the index of each marker's run."""
     out = np.empty(markers.size, np.int64)
     for k in range(markers.size):
         out[k] = run_of(row_start, rx0, markers[k] // W, markers[k] % W)

@@ -1,4 +1,4 @@
-"""CPU kernels of ``expand``: the nearest label of every pixel, and the part of it that is connected with its nucleus."""
+"""CPU kernels of ``expand``: the nearest label of every pixel, and removal of parts not connected with their nucleus."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def nearest(labels: I32, reach_squared: Any) -> I32:
 
 @jit
 def keep_joined(cells: I32, nuclei: I32, n: Any) -> None:
-    """Erase all parts (4-connected) of a cell but the one with most pixels of its nucleus; ties: the first in raster order."""
+    """Erase all 4-connected parts of a cell except the one with most pixels of its nucleus; ties: the first in raster order."""
     H, W = cells.shape
     part = np.zeros(H * W, np.int32)
     stack = np.empty(H * W, np.int64)

@@ -1,7 +1,7 @@
 """CPU kernels, second half: labels from markers (steps 7 to 10).
 
-Components are flooded one by one in a small padded frame of their own, so that the work stays in cache and needs no border
-tests. A frame is cleared run by run after use: time and memory follow the mask's area, not the components' bounding boxes.
+Components are flooded one by one in a small padded frame, so that the work stays in cache and needs no border tests. A frame is
+cleared run by run after use: time and memory are proportional to the mask's area, not to the components' bounding boxes.
 
 The state of a pixel is (level, steps): the lowest level over which a path from a marker can reach it, and the number of steps
 on that level. A 32-bit word holds the level above ``STEP_BITS`` bits of steps, so comparing words compares states.
@@ -65,7 +65,7 @@ def owners(component: I32, n_runs: Int) -> I32:
 
 @jit
 def paint_runs(labels: I32, ry: I32, rx0: I32, rx1: I32, root: I32, owner: I32) -> None:
-    """Give every run of a one-marker component that marker's label."""
+    """Write a marker's label to every run of a component with one marker."""
     for r in range(root.size):
         k = owner[root[r]]
         if k > 0:
@@ -75,7 +75,7 @@ def paint_runs(labels: I32, ry: I32, rx0: I32, rx1: I32, root: I32, owner: I32) 
 
 
 def paint_single(labels: I32, runs: Runs) -> None:
-    """Label the components that have one marker: no flood is needed there."""
+    """Label the components that have one marker, which need no flood."""
     paint_runs(labels, runs.ry, runs.rx0, runs.rx1, runs.root, owners(runs.component, runs.root.size))
 
 
@@ -101,7 +101,7 @@ def group(keys: I32, slot: I32, n_slots: Int) -> tuple[I64, I64]:
 
 @jit
 def distance_term(markers: I64, table: U16, out: U16) -> None:
-    """``out`` = ``table`` at the squared distance to the nearest marker.
+    """Write ``table`` at the squared distance to the nearest marker to ``out``.
 
     The table never decreases with distance, so the smallest entry over all markers is that of the nearest: the square of table
     entries around each marker is combined by minimum, and no distances are stored.
@@ -109,7 +109,7 @@ def distance_term(markers: I64, table: U16, out: U16) -> None:
     H, W = out.shape
     R = DISTANCE_REACH_PX
     out[:] = table[R * R]
-    stamp = np.empty((2 * R, 2 * R), np.uint16)  # -R to R - 1: at R the table has its last value already
+    stamp = np.empty((2 * R, 2 * R), np.uint16)  # -R to R - 1: at R the table already has its last value
     for dy in range(2 * R):
         for dx in range(2 * R):
             stamp[dy, dx] = table[min(R * R, (dy - R) * (dy - R) + (dx - R) * (dx - R))]
@@ -226,7 +226,7 @@ def empty_frame(labels: I32, state: U32, label: I32, frame: I64, runs: I64, ry: 
 def flood_all(
     labels: I32, m16: U16, far: U16, markers: I64, ry: I32, rx0: I32, rx1: I32, root: I32, component: I32, owner: I32
 ) -> None:
-    """Flood every component that holds several markers."""
+    """Flood every component with several markers."""
     W = labels.shape[1]
     slot = np.full(root.size, -1, np.int32)
     n_slots = 0
@@ -263,7 +263,7 @@ def flood_all(
 
 
 def flood_shared(labels: I32, m16: U16, markers: I64, runs: Runs, table: U16) -> None:
-    """Label the components that hold several markers (steps 7 to 9)."""
+    """Label the components with several markers (steps 7 to 9)."""
     owner = owners(runs.component, runs.root.size)
     if not (owner < 0).any():
         return
@@ -324,7 +324,7 @@ def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
         if 0 <= left_y < H and 0 <= left_x < W and labels[left_y, left_x] == k:
             heading = (heading + 3) & 3  # turn left: the pixel ahead on the left belongs to the label
         elif not (0 <= right_y < H and 0 <= right_x < W and labels[right_y, right_x] == k):
-            heading = (heading + 1) & 3  # turn right: no pixel of the label lies ahead
+            heading = (heading + 1) & 3  # turn right: no pixel of the label is ahead
         if y == y0 and x == x0 and heading == 0:
             return total
 
@@ -333,9 +333,9 @@ def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
 def within_limits(
     labels: I32, area: I64, total: I64, box: I32, least: Int, most: Int, least_material: Int
 ) -> npt.NDArray[np.bool_]:
-    """Return for labels 1..n whether their hole-filled area and their mean material lie within the limits (step 10).
+    """Return for labels 1..n whether their hole-filled area and their mean material are within the limits (step 10).
 
-    The ring is walked only if neither the label's pixel count nor its bounding box decides.
+    The ring is traced only if the label's pixel count and its bounding box do not decide.
     """
     keep = np.zeros(area.size - 1, np.bool_)
     for k in range(1, area.size):
@@ -366,7 +366,7 @@ def renumber(labels: I32, to: I32, ry: I32, rx0: I32, rx1: I32) -> None:
 def limit_sizes(
     labels: I32, material: U8, n: Int, runs: Runs, min_area: Int, max_area: Int, min_material: Int
 ) -> npt.NDArray[np.bool_]:
-    """Drop labels outside the limits, number the others 1..N in place, return which of the n labels are kept."""
+    """Drop labels outside the limits and renumber the others 1..N in place; return which of the n labels are kept."""
     area, total, box = extents(labels, material, n, runs.ry, runs.rx0, runs.rx1)
     keep = within_limits(labels, area, total, box, min_area, max_area, min_material)
     if not keep.all():

@@ -4,7 +4,7 @@ Pixels of components with a single marker get its label without a flood, as on t
 device: ``ROUNDS`` rounds are launched before the host asks whether any block is left.
 
 The CPU's flood and this one reach the same fixed point if no step count overflows (2^18 - 1 steps on one level: a corridor a
-quarter of a million px long). Beyond that, borders of regions that are too large for any limit may differ.
+quarter of a million px long). If one does, borders may differ, but only of regions larger than any area limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROUNDS = 4
 """Rounds of the flood between two checks of the number of blocks left; a tile takes four to six rounds."""
 NO_PIXEL = 2**31 - 1
 STRIDE_THREADS = 2**18
-"""Maximum threads of a kernel whose list length only the device knows: as many as a large GPU runs at once."""
+"""Maximum threads of a kernel whose list length is only known on the device: the number that a large GPU runs at once."""
 
 
 def find_markers(center: Array, material: Array, params: SeparateParams) -> Array:
@@ -83,7 +83,7 @@ def _prepare(device: Backend, center: Array, material: Array, params: SeparatePa
 def _peaks(device: Backend, c16: Array, m16: Array, params: SeparateParams) -> Array:
     """Return the peaks that are not merged into a neighbour (steps 3 and 4), uint8 (H, W)."""
     shape = H, W = c16.shape
-    apart = params.marker_radius_px + 1  # two peaks never lie in one square of this side
+    apart = params.marker_radius_px + 1  # a square of this side never contains two peaks
     most = -(-H // apart) * -(-W // apart)
     marker, peaks, length = device.empty(shape, "uint8"), device.empty(most, "int32"), device.full(1, 0, "int32")
     limits = (params.center_threshold, params.material_threshold, params.marker_radius_px)

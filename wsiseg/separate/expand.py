@@ -1,13 +1,13 @@
-"""Labels of cells from labels of nuclei: each pixel near a nucleus belongs to the nearest one.
+"""Compute labels of cells from labels of nuclei: each pixel near a nucleus belongs to the nearest one.
 
-Integer arithmetic with a unique result, whatever the order or the tiling:
+The computation is in integers, and its result does not depend on the order or the tiling:
 
 1. **Nearest.** A pixel whose least squared distance (of pixel centers) to a nucleus's pixel is at most r^2 belongs to that
-   nucleus; of several at the same distance to the one of the smallest label. Pixels of nuclei belong to themselves.
+   nucleus; ties: the smallest label. Pixels of a nucleus keep its label.
 2. **Joined.** Of a cell's 4-connected parts the one with most pixels of its nucleus is kept; ties: the first in raster order.
    (Digital sectors between two nuclei can end in pixels that touch their cell by a corner only.)
 
-A pixel's label depends on pixels at most r away, so a window is correct for every nucleus that lies 2 r or more inside it.
+A pixel's label depends on pixels at most r away, so a window is correct for every nucleus that is 2 r or more inside it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["expand"]
 def expand(labels: npt.NDArray[np.int32], reach_squared: int) -> npt.NDArray[np.int32]:
     """Return labels of cells, int32 (H, W): those of nuclei grown by up to ``sqrt(reach_squared)`` px without overlap.
 
-    Runs on the CPU. A nucleus of several parts keeps the part that ends up with most pixels.
+    It runs on the CPU. Of a nucleus with several parts, the cell with most pixels of the nucleus is kept.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def expand(labels: npt.NDArray[np.int32], reach_squared: int) -> npt.NDArray[np.
     Raises
     ------
     InputError
-        Not int32 (H, W), or a negative reach.
+        ``labels`` is not int32 (H, W), or the reach is negative.
     """
     if labels.ndim != 2 or labels.dtype != np.int32 or reach_squared < 0:
         raise InputError(

@@ -28,7 +28,7 @@ def separate(prob: Array, params: SeparateParams) -> Instances:
     Returns
     -------
     Instances
-        ``labels`` int32 (H, W), 0 background, 1..N in raster order of markers, each 4-connected and holding its marker;
+        ``labels`` int32 (H, W), 0 background, 1..N in raster order of markers, each 4-connected and containing its marker;
         ``anchors`` int32 (N, 2), (x, y) of the markers in window px.
 
     Raises
@@ -60,7 +60,7 @@ def find_markers(prob: Array, params: SeparateParams) -> Array:
     Raises
     ------
     InputError, BackendUnavailableError
-        As ``separate``.
+        See ``separate``.
     """
     return _kernels(prob).find_markers(prob[0], prob[1], params)
 

@@ -1,4 +1,4 @@
-"""Conversion of options in fractions and µm² to the integers that the kernels compare with."""
+"""Convert options in fractions and µm² to the integers that the kernels compare with."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ class SeparateParams:
     min_material: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse values outside the ranges that the kernels' integer types hold."""
+        """Refuse values outside the ranges of the kernels' integer types."""
         limits = {
             "center_threshold": (1, CENTER_MAX),
             "material_threshold": (1, MATERIAL_MAX),
@@ -97,7 +97,7 @@ class SeparateParams:
 
 @lru_cache(maxsize=16)
 def distance_table(compactness_q256: int) -> npt.NDArray[np.uint16]:
-    """Return what a squared distance adds to the landscape: ``16 * compactness * sqrt(D)``, rounded half up, exactly.
+    """Return the term of the landscape for each squared distance: exactly ``16 * compactness * sqrt(D)`` rounded half up.
 
     Parameters
     ----------
@@ -107,7 +107,7 @@ def distance_table(compactness_q256: int) -> npt.NDArray[np.uint16]:
     Returns
     -------
     table : uint16 (1025,)
-        Entry D for the squared distance D in px^2; larger distances count as D = 1024.
+        Entry D for the squared distance D in px^2; for larger ones use D = 1024.
     """
     values = [(math.isqrt(compactness_q256 * compactness_q256 * d) + 8) // 16 for d in range(DISTANCE_REACH_PX**2 + 1)]
     table = np.array(values, np.uint16)
@@ -135,7 +135,7 @@ def resolve_params(config: SeparateConfig, defaults: Mapping[str, Any], mpp_work
     Raises
     ------
     ConfigError
-        Unknown name in ``defaults``, or a value out of its range.
+        A name in ``defaults`` is unknown, or a value is out of its range.
     """
     unknown = sorted(set(defaults) - set(FALLBACK))
     if unknown:

@@ -1,6 +1,6 @@
 """Statistics: one row per slide from its table and tile sums; the rows of a run as a table with units, and as CSV.
 
-Also the features of nuclei that are measured on request, from rings, pixels and centroids.
+It also measures the features of nuclei that are computed on request from rings, pixels and centroids.
 """
 
 from wsiseg.summarize.cohort import read_errors_table, read_slides_table, write_errors_table, write_slides_table

@@ -1,4 +1,4 @@
-"""Writes the rows of many slides as one Parquet table with units, and as CSV for people."""
+"""Write the rows of many slides as one Parquet table with units, and as CSV; read such tables."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def write_slides_table(rows: Sequence[SlideRow], path: str | Path) -> None:
 
 
 def write_errors_table(rows: Sequence[ErrorRow], path: str | Path) -> None:
-    """Write what failed to ``path`` (Parquet; no rows give a valid empty table). Raises as ``write_slides_table``."""
+    """Write the failures of a run to ``path`` (Parquet; a valid empty table if there are none). Raises ``OSError``."""
     write_rows(Path(path), ERRORS, [row.columns for row in rows], {META_KEY: {"schema": SCHEMA_VERSION}})
 
 
 def read_errors_table(path: str | Path) -> list[ErrorRow]:
-    """Return what failed in a run. Raises as ``read_slides_table``."""
+    """Return the failures of a run. Raises the errors of ``read_slides_table``."""
     rows = _read_parquet(path, ERRORS, ("host", "worker"), "failures")
     return [decode(ErrorRow, row, f"{path}, row {k}") for k, row in enumerate(rows)]
 
@@ -54,9 +54,9 @@ def read_slides_table(path: str | Path) -> list[SlideRow]:
     Raises
     ------
     FormatError
-        The file is not a table of slide statistics; the message names what is missing or of another type.
+        The file is not a table of slide statistics; the message names the column that is missing or of another type.
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     """
     rows = _read_parquet(path, SLIDES, tuple(LATER), "slide statistics")
     return [decode(SlideRow, row, f"{path}, row {k}") for k, row in enumerate(rows)]
@@ -74,7 +74,7 @@ def _read_parquet(path: str | Path, columns: Sequence[Column], later: Sequence[s
         rows: list[dict[str, Any]] = table.to_pylist()
     except FileNotFoundError:
         raise
-    except (OSError, ValueError, pa.ArrowException) as err:  # ValueError: bytes that are no text
+    except (OSError, ValueError, pa.ArrowException) as err:  # ValueError: bytes that are not UTF-8
         raise FormatError(f"{path}: expected a table of {what}, but it cannot be read ({err}).") from err
     missing = sorted(set(names) - set(later) - set(table.column_names))
     if missing:

@@ -1,6 +1,6 @@
-"""Features of nuclei that the main run does not measure (``wsiseg.schema.FEATURES``), from rings, pixels and centroids.
+"""Measure the features of nuclei that the main run does not measure (``wsiseg.schema.FEATURES``).
 
-Optical density is summed per label in integers, so a nucleus gets the same numbers however its slide is cut into windows.
+Optical density is summed per label in integers, so the result does not depend on how the slide is cut into windows.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ Int = npt.NDArray[np.int64]
 
 
 def od_tables(stains: Sequence[Sequence[float]]) -> npt.NDArray[np.int32]:
-    """Return each channel value's share of the stain densities, int32 (2, 3, 256): (stain, channel, value), in 1/``OD_STEPS``.
+    """Return the contribution of each channel value to the stain densities, int32 (2, 3, 256), in 1/``OD_STEPS``.
 
-    The density of hematoxylin or eosin at a pixel is the sum of three shares: least squares of its optical densities
-    ``-log10((v + 1) / 256)`` on the two stain vectors, scaled to length 1 (Ruifrok and Johnston's deconvolution with the cross
-    product as third vector is the same). Linear, not clipped: a pixel bluer than hematoxylin has slightly negative eosin.
+    Axes are (stain, channel, value). The density of hematoxylin or eosin at a pixel is the sum of its three entries: least
+    squares of its optical densities ``-log10((v + 1) / 256)`` on the two stain vectors of length 1 (equal to Ruifrok and
+    Johnston's deconvolution with the cross product as third vector). It is linear and not clipped: a pixel bluer than
+    hematoxylin has slightly negative eosin.
 
     Parameters
     ----------
@@ -115,12 +116,12 @@ def neighbors(xy_um: Float, radius_um: float = NEIGHBOR_UM) -> dict[str, npt.NDA
     ----------
     xy_um : float64 (N, 2)
     radius_um
-        The disc in which other nuclei are counted. It is not cut at the border of the slide or the tissue.
+        Radius of the disc in which other nuclei are counted. It is not cut at the border of the slide or the tissue.
 
     Returns
     -------
     dict of str to float32 (N,)
-        ``nearest_um`` is nan for a nucleus alone on its slide.
+        ``nearest_um`` is nan if a slide has only one nucleus.
     """
     from scipy.spatial import KDTree
 

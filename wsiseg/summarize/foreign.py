@@ -1,8 +1,8 @@
-"""How unlike the training images a slide looks: one number, and the reasons for it in words.
+"""Measure how unlike the training images a slide looks: one score, and the reasons for it as text.
 
 A trait of a slide is compared with the same trait of the images that the network was trained on, whose 5th, 50th and 95th
-percentiles are in the model card (``scripts/measure_look.py``). Twice as far from the median as the percentile on its side
-scores 1 unless the trait says otherwise; the slide's score is that of its most unusual trait.
+percentiles are in the model card (``scripts/measure_look.py``). A value twice as far from the median as the percentile on its
+side scores 1 (see ``Trait.slack``); the slide's score is that of its most unusual trait.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["TRAITS", "Foreign", "Trait", "foreign_look", "look_reference"]
 class Trait:
     """One number of a slide, and the meaning of values below or above those of the training images (empty: not unusual).
 
-    ``slack`` is how far beyond a percentile, in distances of it from the median, a value scores 1; ``log``: the logarithm is
-    compared. ``least`` is a distance from the median, in the compared scale, below which nothing is unusual.
+    A value scores 1 at ``slack`` distances beyond the percentile, a distance being that from median to percentile. ``log``: the
+    logarithm is compared. ``least`` is the smallest unusual distance from the median, in the compared scale.
     """
 
     name: str
@@ -62,7 +62,7 @@ TRAITS: tuple[Trait, ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    """How unusual a slide looks: above 1 it should be looked at. ``reasons`` are the traits above 1, the strongest first."""
+    """How unusual a slide looks: check it if ``score`` is above 1. ``reasons`` are the traits above 1, the strongest first."""
 
     score: float
     reasons: tuple[str, ...]

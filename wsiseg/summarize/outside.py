@@ -1,4 +1,4 @@
-"""Estimates the number of nuclei outside the tissue mask, with an interval, from counts in a sample of windows."""
+"""Estimate the number of nuclei outside the tissue mask, with an interval, from counts in a sample of windows."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def estimate_outside(counts: Sequence[int], weights: Sequence[float]) -> Outside
 
     The estimate is that of Horvitz and Thompson (1952, J. Am. Stat. Assoc. 47:663), the sum of weight times count. Its interval
     is the wider of two. The first is the gamma interval of Fay and Feuer (1997, Statistics in Medicine 16:791) for a weighted
-    sum of Poisson counts, exact for equal weights, with the mean weight where theirs is the largest (Tiwari et al. 2006, Stat.
+    sum of Poisson counts, exact for equal weights, with the mean weight instead of the largest (Tiwari et al. 2006, Stat.
     Methods Med. Res. 15:547). The second is for nuclei in clusters: counts of windows are taken as gamma-distributed with the
-    variance seen between them, plus one window that deviates by the whole mean, as few windows say little about how
-    they differ. If no window holds a nucleus nothing is known of clusters, and the upper end is that of single nuclei. The
-    count of a window of weight 1 adds no uncertainty.
+    variance observed between them, plus one window that deviates by the whole mean, because a few windows hardly show how they
+    differ. If no window has a nucleus, clusters are unknown and the upper end is that of single nuclei. The count of a window
+    of weight 1 adds no uncertainty.
 
     Parameters
     ----------
     counts
         Nuclei outside the mask in each window.
     weights
-        How many windows each one represents, at least 1.
+        Number of windows that each one represents, at least 1.
     """
     from scipy.stats import chi2
 

@@ -1,4 +1,4 @@
-"""One row of ``wsiseg.schema.SLIDES`` for a slide. Values that do not exist (the mean of nothing) are None, not a number."""
+"""Compute a slide's row of ``wsiseg.schema.SLIDES``. Values that do not exist, such as the mean of no nuclei, are None."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wsiseg.types import SlideMeta, TileStats
 __all__ = ["failed_row", "nuclei_statistics", "summarize_slide"]
 
 SUMMARIZED_COLUMNS = ("area_um2", "center_prob", "material_prob")
-"""Columns that are read from a slide's table: about 6 bytes a nucleus."""
+"""Columns that are read from a slide's table: about 6 bytes per nucleus."""
 
 AREA_QUANTILES = {"area_p05_um2": 0.05, "area_p25_um2": 0.25, "area_p50_um2": 0.5, "area_p75_um2": 0.75, "area_p95_um2": 0.95}
 
@@ -48,7 +48,7 @@ def summarize_slide(
     meta, scale
         The slide, and working px per level-0 px.
     tiles
-        How many tiles are done, empty and failed.
+        Numbers of tiles that are done, empty and failed.
     seconds
         Wall seconds by stage, summed over tiles; stages not named took 0.
     stain
@@ -56,9 +56,9 @@ def summarize_slide(
     table_name
         The table's path relative to the run folder.
     events
-        Counts of what tiles did differently for lack of GPU memory, by name (see ``wsiseg.write.PartHeader``).
+        Counts of fallbacks because GPU memory was full, by name (see ``wsiseg.write.PartHeader``).
     suspicion
-        Why a slide without nuclei should have some, in one line; empty: it is blank. Not used where there are nuclei.
+        Why a slide without nuclei should have some, in one line; empty: it is blank. Ignored if there are nuclei.
 
     Returns
     -------
@@ -113,7 +113,7 @@ def summarize_slide(
 
 
 def failed_row(slide_id: str, path: str, cohort: str, error: str) -> SlideRow:
-    """Return the statistics row of a slide that could not be used at all; ``error`` says why, in one line."""
+    """Return the statistics row of a slide that could not be used at all; ``error`` is the reason in one line."""
     return SlideRow.blank(slide_id, "failed", cohort=cohort, n_nuclei=0, path=plain_text(path), error=plain_text(error))
 
 

@@ -1,4 +1,4 @@
-"""Tables, shared by all stages: from columns of ``wsiseg.schema`` and arrays to Arrow schemas, WKB and files, and back.
+"""Read and write tables: columns of ``wsiseg.schema`` and arrays as Arrow schemas, WKB and files.
 
 pyarrow is loaded only when a table is read or written, so that the pixel stages run on a machine without it.
 """

@@ -1,4 +1,4 @@
-"""Outlines drawn by people, read as named regions: GeoJSON (of QuPath or others), ASAP XML, ImageScope (Aperio) XML.
+"""Read annotated outlines as named regions: GeoJSON (of QuPath or others), ASAP XML, ImageScope (Aperio) XML.
 
 The format is recognized by the file's content. Lines, points and rulers are not regions: they are left out and counted.
 """
@@ -41,9 +41,9 @@ class Drawn:
     Attributes
     ----------
     where
-        Names it in messages.
+        Its name in messages: the file and the place in it.
     polygons
-        Each a list of rings float64 (n, 2), the outer one first, then its holes.
+        Each polygon is a list of rings float64 (n, 2): the outer one, then its holes.
     minus
         Rings that are cut out of all polygons (negative regions of ImageScope).
     name, class_name
@@ -59,7 +59,7 @@ class Drawn:
 
 @dataclass(slots=True)
 class Annotations:
-    """The regions of a file, and its frame as far as stated: the place of (0, 0), and um/px (None: not stated)."""
+    """The regions of a file, and its frame if stated: the position of (0, 0), and um/px (None: not stated)."""
 
     path: Path
     format: Literal["geojson", "asap", "imagescope"]
@@ -82,7 +82,7 @@ def read_annotations(path: Path) -> Annotations:
     Raises
     ------
     FormatError
-        Another format, broken, or objects of which none is a region (a file without any object is accepted: no regions).
+        The file has another format, is damaged, or has objects but no region (a file without any object is accepted).
     """
     head = _head(path)
     found = _read_xml(path, head) if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<") else _read_geojson(path)
@@ -138,7 +138,7 @@ def _read_xml(path: Path, head: bytes) -> Annotations:
     except (ElementTree.ParseError, ValueError, EOFError, OSError) as err:
         if isinstance(err, FormatError):
             raise
-        raise FormatError(f"{path}: broken XML ({err}).") from err
+        raise FormatError(f"{path}: damaged XML ({err}). Save the file again from its program.") from err
     readers: dict[str, Callable[[Path, ElementTree.Element], Annotations]] = {
         "ASAP_Annotations": _read_asap,
         "Annotations": _read_imagescope,
@@ -200,7 +200,7 @@ def _read_imagescope(path: Path, root: ElementTree.Element) -> Annotations:
 
 
 def _imagescope_ring(node: ElementTree.Element, where: str, tally: Tally) -> Float | None:
-    """Return the outline of a Region: freehand (0), rectangle (1, its corners or two of them), ellipse (2, those around it)."""
+    """Return the outline of a Region: freehand (0), rectangle (1, all corners or two), ellipse (2, corners of its box)."""
     kinds = {"0": "freehand", "1": "rectangle", "2": "ellipse", "3": "arrow", "4": "ruler", "5": "point"}
     kind = kinds.get(node.get("Type", "0"), f"type {node.get('Type')}")
     points = list(node.iter("Vertex"))

@@ -1,4 +1,4 @@
-"""Columns of ``wsiseg.schema`` as Arrow schemas, and the facts stored in a table file."""
+"""Convert columns of ``wsiseg.schema`` to Arrow schemas, and read the metadata stored in a table file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ META_KEY = "wsiseg"
 """Key of wsiseg's JSON in a Parquet file's metadata."""
 
 BBOX_FIELDS = ("xmin", "ymin", "xmax", "ymax")
-"""Members of a ``bbox`` column, in the order that GeoParquet 1.1 asks for."""
+"""Members of a ``bbox`` column, in the order that GeoParquet 1.1 requires."""
 
 BBOX_PATHS = tuple(f"bbox.{name}" for name in BBOX_FIELDS)
 """The same as columns of a Parquet file."""
@@ -45,15 +45,14 @@ def arrow_schema(
     columns
         A table of ``wsiseg.schema``. ``wkb`` becomes ``binary``, ``bbox`` a struct of four float32.
     nullable
-        Whether values may be missing (true for slide statistics, false for nuclei), or the names of the columns in which they
-        may.
+        Whether values may be missing (true for slide statistics, false for nuclei), or the names of the columns where they may.
     metadata
         Schema metadata; values that are not text are written as JSON with sorted keys.
 
     Raises
     ------
     ValueError
-        A column names an Arrow type that is not known here.
+        A column's Arrow type is unknown.
     """
     import pyarrow as pa
 
@@ -82,9 +81,9 @@ def arrow_schema(
 def write_rows(
     path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any] | None = None
 ) -> None:
-    """Write dicts as a Parquet table with the given columns, complete or not at all; what a row lacks is empty.
+    """Write dicts as a Parquet table with the given columns, atomically; values that a row lacks are null.
 
-    ``metadata`` is as in ``arrow_schema``. Raises ``OSError`` as the operating system gives it.
+    ``metadata``: see ``arrow_schema``. Raises ``OSError``.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -96,7 +95,7 @@ def write_rows(
 
 
 def column_limits(group: Any, paths: Sequence[str]) -> list[tuple[Any, Any]] | None:
-    """Return the least and greatest value of columns of a row group; None if its statistics do not state them for each.
+    """Return the smallest and largest value of each column in a row group; None if its statistics lack any of them.
 
     ``group`` is a ``pyarrow.parquet.RowGroupMetaData``; a member of a struct is named ``bbox.xmin``.
     """
@@ -112,7 +111,7 @@ def column_limits(group: Any, paths: Sequence[str]) -> list[tuple[Any, Any]] | N
 
 
 def has_more_rows(tables: Iterable[str | Path], n: int) -> bool:
-    """Return whether Parquet tables hold more than ``n`` rows in all; those after the ``n``-th row are not opened."""
+    """Return whether Parquet tables have more than ``n`` rows in all; it stops opening them once they do."""
     import pyarrow.parquet as pq
 
     total = 0
@@ -124,14 +123,14 @@ def has_more_rows(tables: Iterable[str | Path], n: int) -> bool:
 
 
 def read_table_meta(path: str | Path) -> dict[str, Any]:
-    """Return the facts that wsiseg stored in a table's file metadata: slide, scale, model, config digest, versions.
+    """Return the values that wsiseg stored in a table's file metadata: slide, scale, model, config digest, versions.
 
     Raises
     ------
     FormatError
         The file is not Parquet, or not written by wsiseg.
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Cells of CellViT (``cells.json``) and HoVer-Net (``.json``), by the rule of ``wsiseg.tables.outlines``."""
+"""Read cells of CellViT (``cells.json``) and HoVer-Net (``.json``), by the rules of ``wsiseg.tables.outlines``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tupl
     Raises
     ------
     FormatError
-        Broken JSON, a file of another kind, or one whose cells have no contours at all.
+        The JSON is damaged, the file has another format, or none of its cells has a contour.
     """
     bare = found = 0
     items = iter_objects(path, ("cells", "nuc"), facts, tally.repaired)
@@ -64,15 +64,15 @@ def iter_cells(path: Path, tally: Tally, facts: dict[str, Any]) -> Iterator[tupl
 
 
 def _cells_of(item: Any) -> Iterable[Any]:
-    """Return the cells of an object that holds nothing but cells by number, else the item itself."""
+    """Return the cells of an object whose members are all cells by number, else the item itself."""
     held = item.values() if isinstance(item, dict) and item and not _IS_CELL & set(item) else ()
     return held if held and all(isinstance(v, dict) and _IS_CELL & set(v) for v in held) else (item,)
 
 
 def _read_facts(path: Path, facts: dict[str, Any]) -> None:
-    """Read the members beside the cells, which may come after them: one pass over the whole file, without keeping it."""
+    """Read the other members than the cells, which may come after them, in one pass in bounded memory."""
     for _, item in iter_objects(path, ("cells", "nuc"), facts):
-        if isinstance(item, dict) and item and item == facts:  # no such array: the one object itself
+        if isinstance(item, dict) and item and item == facts:  # no array of cells: the item is the whole object
             return
 
 
@@ -94,7 +94,7 @@ def _begin(path: Path) -> str:
 
 
 def stated_mpp(facts: dict[str, Any]) -> float | None:
-    """Return the slide's um/px of CellViT's metadata, if it is a number or the text of one."""
+    """Return the slide's um/px from CellViT's metadata if it is a number or the text of one, else ``None``."""
     meta = facts.get("wsi_metadata")
     if not isinstance(meta, dict):
         return None

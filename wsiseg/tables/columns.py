@@ -1,4 +1,4 @@
-"""Columns of nuclei from any source: stored in the table, derived from it on reading, or in the features file beside it."""
+"""Read columns of nuclei: stored in the table, derived from it on reading, or in its features file."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ __all__ = ["add_derived", "companion_of", "read_columns", "stored_names"]
 
 
 def stored_names(wanted: Sequence[str]) -> list[str]:
-    """Return the columns to read from a polygon table for ``wanted`` ones, each once."""
+    """Return the columns to read from a polygon table to give or derive the ``wanted`` ones, each once."""
     stored = [n for n in wanted if n not in DERIVED_NAMES and n not in FEATURE_NAMES]
     return list(dict.fromkeys([*stored, *(DERIVED_FROM if set(wanted) & set(DERIVED_NAMES) else ())]))
 
@@ -51,7 +51,7 @@ def add_derived(table: pa.Table, wanted: Sequence[str]) -> pa.Table:
 
 
 def companion_of(path: Path) -> Path | None:
-    """Return the features file beside a polygon table, if there is one and it was made from this table."""
+    """Return the features file of a polygon table if it exists and was made from this table, else ``None``."""
     companion = features_path(path)
     if not companion.is_file() or read_table_meta(companion).get("of") != table_fingerprint(path):
         return None
@@ -64,7 +64,7 @@ def read_columns(path: Path, box: Box | None, wanted: Sequence[str] | None, *, f
     Raises
     ------
     FormatError
-        There is no such column.
+        A wanted column does not exist.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""Paths of the files beside a polygon table that have one row for each of its nuclei, in the same order."""
+"""Paths of the companion files of a polygon table, which have one row for each of its nuclei, in the same order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cells_of(table: str | Path) -> Path:
     Raises
     ------
     FormatError
-        There is none, or it was made from another table.
+        The file does not exist, or was made from another table.
     """
     path = cells_path(table)
     again = f"Make them with: wsiseg cells {path.parent.parent} --expand-um D"

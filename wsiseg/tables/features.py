@@ -1,4 +1,4 @@
-"""Features of nuclei: those computed from stored columns, and the companion file that holds the others row by row."""
+"""Features of nuclei: those computed from stored columns, and those in the companion file, row by row."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def derived(columns: dict[str, npt.NDArray[Any]], names: Sequence[str] = DERIVED
     """Return features of ``wsiseg.schema.DERIVED`` from stored columns (``DERIVED_FROM``), float32 (N,) each.
 
     Names and definitions are those of scikit-image's ``regionprops`` with ``spacing`` = um/px, so lengths are in um. Its
-    orientation counts from the row axis: ``orientation = pi/2 - orientation_rad``, brought into [-pi/2, pi/2). ``circularity``
-    is Cox's 4 pi A / P^2 (E. P. Cox, Journal of Paleontology 1, 1927) with the Crofton perimeter.
+    orientation is measured from the row axis: ``orientation = pi/2 - orientation_rad`` modulo pi, in [-pi/2, pi/2).
+    ``circularity`` is Cox's 4 pi A / P^2 (E. P. Cox, Journal of Paleontology 1, 1927) with the Crofton perimeter.
     """
     area, perimeter, major, minor, angle = (np.asarray(columns[n], np.float64) for n in DERIVED_FROM)
     half = math.pi / 2
@@ -77,7 +77,7 @@ def table_fingerprint(table: str | Path) -> str:
     Raises
     ------
     FormatError
-        Not a Parquet file.
+        The file is not Parquet.
     """
     with Path(table).open("rb") as stream:
         size = stream.seek(0, 2)
@@ -96,7 +96,7 @@ def read_features(table: str | Path, names: Sequence[str] = FEATURE_NAMES) -> pa
     Raises
     ------
     FormatError
-        There is none, or it was made from another table: ``wsiseg features RUN`` measures it again.
+        The file does not exist, or was made from another table: ``wsiseg features RUN`` makes it.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

@@ -1,4 +1,4 @@
-"""GeoParquet 1.1: rings as WKB polygons in Arrow buffers and back, and the ``geo`` entry of the file metadata.
+"""GeoParquet 1.1: encode rings as WKB polygons in Arrow buffers, decode them, and make the ``geo`` metadata entry.
 
 Specification: https://geoparquet.org/releases/v1.1.0/; WKB: OGC Simple Feature Access 06-103r4, section 8.
 """
@@ -56,7 +56,7 @@ def geo_metadata(bbox: Sequence[float] | None) -> dict[str, Any]:
 
 
 def wkb_polygons(xy: npt.NDArray[np.float64], ring_offsets: npt.NDArray[np.int64]) -> pa.BinaryArray:
-    """Return each ring as a little-endian WKB polygon, byte for byte what ``shapely.to_wkb`` gives.
+    """Return each ring as a little-endian WKB polygon, with the same bytes as ``shapely.to_wkb``.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Position on the Hilbert curve: rows near each other are near on the slide, so a window reads few row groups."""
+"""Compute the position on the Hilbert curve: nuclei sorted by it are near in space, so a window reads few row groups."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def hilbert_key(x: UInt32, y: UInt32) -> UInt64:
     """Return the distance along the Hilbert curve of order 32 at which cell (x, y) is visited.
 
     D. Hilbert, "Über die stetige Abbildung einer Linie auf ein Flächenstück", 1891; computed from the highest bit down, each
-    quadrant turned into the frame of its parent.
+    quadrant rotated into the frame of its parent.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ def hilbert_key(x: UInt32, y: UInt32) -> UInt64:
     uint64 (N,)
         Distinct for distinct cells; consecutive keys are 4-connected neighbors.
     """
-    x, y = np.array(x, np.uint32), np.array(y, np.uint32)  # copies: turned in place below
+    x, y = np.array(x, np.uint32), np.array(y, np.uint32)  # copies: rotated in place below
     key = np.zeros(x.shape, np.uint64)
     if not x.size:
         return key

@@ -1,4 +1,4 @@
-"""JSON files larger than memory: the objects of one array, one after the other, and the members around it."""
+"""Read JSON files larger than memory: the objects of one array, one after the other, and the other members."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wsiseg.tables.snappy import FRAMED_SNAPPY, unsnapped
 __all__ = ["MAX_OBJECT_CHARS", "iter_lines", "iter_objects", "open_text", "read_json"]
 
 MAX_OBJECT_CHARS = 1 << 28
-"""A single object (one nucleus, or all points of one class) longer than this is refused, to bound memory."""
+"""A single object (one nucleus, or all points of one class) longer than this is refused, to limit memory."""
 
 BLOCK_CHARS = 1 << 20
 _DECODER = json.JSONDecoder()
@@ -31,13 +31,14 @@ _SPACE = " \t\n\r\x1e"
 def open_text(path: Path) -> Iterator[IO[str]]:
     """Open a file as text, decompressed if needed: gzip, the one file of a zip, snappy.
 
-    The compression is recognized by the first bytes, not by the name; raw snappy, which has no mark, by the ending ``.snappy``.
+    The compression is recognized by the first bytes, not by the name; raw snappy, which has no signature, by the ending
+    ``.snappy``.
     Text is UTF-8, or UTF-16 if it begins with a byte order mark.
 
     Raises
     ------
     FormatError
-        Truncated or broken compression, another encoding, or a zip that does not hold exactly one file.
+        The compression is truncated or damaged, the encoding another one, or a zip does not contain exactly one file.
     """
     packing = ""
     try:
@@ -113,7 +114,7 @@ class _Text:
         return bool(block)
 
     def peek(self) -> str:
-        """Return the next character that is not space, "" at the end."""
+        """Return the next character that is not white space, "" at the end."""
         while True:
             while self.at < len(self.text) and self.text[self.at] in _SPACE:
                 self.at += 1
@@ -157,7 +158,7 @@ class _Text:
         return name
 
     def comma(self, end: str) -> bool:
-        """Read a comma; return whether another item follows. A trailing comma is skipped and counted."""
+        """Read a comma and return whether another item follows. A trailing comma is skipped and counted."""
         if self.peek() != ",":
             return False
         self.take(",")
@@ -176,7 +177,7 @@ class _Text:
         self.take("]")
 
     def items(self) -> Iterator[Any]:
-        """Yield the items of an array, the values of an object, or nothing of null."""
+        """Yield the items of an array or the values of an object; null yields nothing."""
         if self.peek() != "{":
             if self.peek() == "[":
                 yield from self.array()
@@ -202,8 +203,8 @@ def iter_objects(
     Parameters
     ----------
     key
-        Member of the top-level object that holds the array (``features``, ``cells``), or several such names. If it holds an
-        object instead (``nuc`` of HoVer-Net), its values are yielded; null holds nothing.
+        Name of the member of the top-level object that is the array (``features``, ``cells``), or several such names. If the
+        member is an object (``nuc`` of HoVer-Net), its values are yielded; null yields nothing.
     facts
         Filled with the other members of the top-level object, those after the array only once it is exhausted.
     slips
@@ -212,7 +213,7 @@ def iter_objects(
     Raises
     ------
     FormatError
-        Not JSON, truncated, or of another shape; the message gives the character.
+        The file is not JSON, truncated, or of another structure; the message states the character.
     """
     keys = (key,) if isinstance(key, str) else key
     facts = facts if facts is not None else {}
@@ -256,7 +257,7 @@ def _members(text: _Text, keys: tuple[str, ...], facts: dict[str, Any]) -> Itera
 
 
 def iter_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Yield (line number from 1, object) of JSON lines; empty lines are skipped. Raises ``FormatError`` with the line."""
+    """Yield (line number from 1, object) of JSON lines; empty lines are skipped. ``FormatError`` names the line."""
     with open_text(path) as stream:
         number = 0
         while line := stream.readline(MAX_OBJECT_CHARS):
@@ -266,7 +267,7 @@ def iter_lines(path: Path) -> Iterator[tuple[int, Any]]:
             try:
                 yield number, json.loads(line)
             except (ValueError, RecursionError) as err:
-                raise FormatError(f"{path}, line {number}: expected one JSON document a line ({err}).") from err
+                raise FormatError(f"{path}, line {number}: expected one JSON document per line ({err}).") from err
 
 
 def read_json(path: Path) -> Any:

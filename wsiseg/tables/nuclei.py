@@ -1,4 +1,4 @@
-"""Reading a slide's polygon table: by window and by column, touching only the row groups that the window meets."""
+"""Read a slide's polygon table by window and by column; only the row groups that intersect the window are read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["read_nuclei"]
 
 
 def read_nuclei(path: str | Path, region: Box | None = None, columns: Sequence[str] | None = None) -> pa.Table:
-    """Return the nuclei of a table whose bounding box meets ``region``.
+    """Return the nuclei of a table whose bounding box intersects ``region``.
 
     Parameters
     ----------
@@ -30,9 +30,9 @@ def read_nuclei(path: str | Path, region: Box | None = None, columns: Sequence[s
     Raises
     ------
     FormatError
-        The file is not Parquet, or lacks a column that is asked for.
+        The file is not Parquet, or lacks a requested column.
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -48,4 +48,4 @@ def read_nuclei(path: str | Path, region: Box | None = None, columns: Sequence[s
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as err:
-        raise FormatError(f"{path}: expected a nuclei table with the columns asked for: {err}") from err
+        raise FormatError(f"{path}: expected a nuclei table with the requested columns: {err}") from err

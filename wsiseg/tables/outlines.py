@@ -1,9 +1,9 @@
-"""The rule that decides what is a nucleus in another tool's file, for all importers, ``evaluate`` and tissue masks.
+"""Read outlines of nuclei from another tool's file, by the same rules for all importers, ``evaluate`` and tissue masks.
 
 Left out and counted (``Tally.skipped``): objects without a geometry, empty geometries, points and lines, rings of fewer than
-three different points or without area, and objects that hold nuclei rather than being one. Repaired and counted
-(``Tally.repaired``): open rings where the format asks for closed ones, trailing commas, numbers written as text. Only what
-cannot be understood is refused, and the message names it.
+three different points or without area, and objects that contain nuclei. Repaired and counted (``Tally.repaired``): open rings
+in formats with closed ones, trailing commas, numbers written as text. Only content that cannot be interpreted is refused, and
+the message names it.
 """
 
 from __future__ import annotations
@@ -51,18 +51,18 @@ _GEOMETRIES = frozenset(
 
 @dataclass(slots=True)
 class Tally:
-    """How many objects of a file were left out or repaired, by reason."""
+    """Numbers of objects of a file that were left out or repaired, by reason."""
 
     skipped: dict[str, int] = field(default_factory=dict)
     repaired: dict[str, int] = field(default_factory=dict)
 
     def skip(self, reason: str, n: int = 1) -> None:
-        """Count objects that are not nuclei."""
+        """Count objects that are left out."""
         if n:
             self.skipped[reason] = self.skipped.get(reason, 0) + n
 
     def repair(self, what: str, n: int = 1) -> None:
-        """Count objects that were read with a repair."""
+        """Count objects that are repaired."""
         if n:
             self.repaired[what] = self.repaired.get(what, 0) + n
 
@@ -88,14 +88,14 @@ def iter_outlined(
 ) -> Iterator[Outlined]:
     """Yield the objects of a GeoJSON file in any of its shapes, one after the other in bounded memory.
 
-    FeatureCollection, list or single feature, bare geometry or GeometryCollection, JSON lines and text sequences; compressed or
-    not. Annotations and tiles of QuPath are nuclei only if the file has no detections or cells: else they contain them. With
-    ``regions`` annotations and tiles are yielded, and detections and cells are left out.
+    The file may be a FeatureCollection, a list of features, a single feature, a geometry or GeometryCollection, JSON lines or a
+    text sequence, compressed or not. Annotations and tiles of QuPath are nuclei only if the file has no detections or cells,
+    which they would contain. With ``regions`` annotations and tiles are yielded, and detections and cells are left out.
 
     Raises
     ------
     FormatError
-        Broken JSON, or an object that is not GeoJSON; the message names the object.
+        The JSON is damaged, or an object is not GeoJSON; the message names the object.
     """
     holds_nuclei: bool | None = None
     for number, item in iter_objects(path, ("features", "geometries"), facts, tally.repaired):
@@ -120,14 +120,14 @@ def iter_outlined(
 
 
 def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list[Polygon]:
-    """Return the polygons of a GeoJSON geometry, each part of a collection by itself.
+    """Return the polygons of a GeoJSON geometry or of all parts of a collection.
 
-    Some may have no area yet: that is determined for all polygons of a file at once (``flat_rings``, ``with_area``).
+    Some may have no area: these are removed later for all polygons of a file at once (``flat_rings``, ``with_area``).
 
     Raises
     ------
     FormatError
-        Not a geometry, or coordinates that are not finite numbers.
+        It is not a geometry, or its coordinates are not finite numbers.
     """
     if geometry is None:
         tally.skip(_NONE)
@@ -157,17 +157,17 @@ def polygons_of(geometry: Any, where: str, tally: Tally, depth: int = 0) -> list
 
 
 def ring_of(points: Any, where: str, tally: Tally, *, closed: bool) -> Float | None:
-    """Return a ring as float64 (n, 2), or None if it is not an outline (which is counted).
+    """Return a ring as float64 (n, 2); None if it is not an outline, which is counted in ``tally``.
 
     Parameters
     ----------
     closed
-        Whether the format repeats the first point at the end: rings without it are then counted as repaired.
+        Whether the format repeats the first point at the end; rings that do not are counted as repaired.
 
     Raises
     ------
     FormatError
-        Not a list of finite (x, y) numbers below 2^31, or too long.
+        ``points`` is not a list of finite (x, y) numbers below 2^31, or too long.
     """
     if not isinstance(points, list | tuple | np.ndarray):
         raise FormatError(f"{where}: expected a ring as a list of points, got {str(points)[:60]!r}.")
@@ -200,13 +200,13 @@ def with_area(polygons: list[Polygon], tally: Tally) -> list[Polygon]:
 
 
 def require_outlines(n: int, tally: Tally, where: str) -> None:
-    """Raise ``FormatError`` if a file of points or lines has no outline at all: its nuclei would be lost without a message.
+    """Raise ``FormatError`` if a file has points or lines but no outline, because its nuclei would be lost silently.
 
-    A file whose objects are merely empty holds 0 nuclei.
+    A file whose objects are all empty is accepted and has 0 nuclei.
     """
     if n == 0 and any(reason.startswith(_TYPED) for reason in tally.skipped):
         raise FormatError(
-            f"{where}: no outline of a nucleus in this file ({'; '.join(tally.lines())}): points have no area, nor do lines; "
+            f"{where}: no outline of a nucleus in this file ({'; '.join(tally.lines())}): points and lines have no area; "
             "give the file with polygons."
         )
 
@@ -260,13 +260,13 @@ def _polygon(rings: Any, where: str, tally: Tally) -> Polygon | None:
     outer = ring_of(rings[0], where, tally, closed=True)
     if outer is None:
         return None
-    unseen = Tally()  # a hole without area is not a lost nucleus
+    unseen = Tally()  # discarded: a hole without area is not a lost nucleus
     holes = (ring_of(ring, where, unseen, closed=True) for ring in rings[1:])
     return [outer, *(hole for hole in holes if hole is not None)]
 
 
 def _features(item: Any, where: str, depth: int = 0) -> Iterator[dict[str, Any] | None]:
-    """Yield the features of an item of a list: itself, those of a collection in it, a bare geometry as one."""
+    """Yield the features of a list item: itself, those of a FeatureCollection, or a geometry as a feature."""
     if item is None:
         yield None
         return

@@ -1,4 +1,4 @@
-"""Label image of a region of a polygon table, in memory."""
+"""Draw a region of a polygon table as a label image."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["rasterize_region"]
 def rasterize_region(
     source: NucleiFile, region: Box, ids: npt.NDArray[np.int64] | None = None, downsample: float = 1.0
 ) -> npt.NDArray[np.int32]:
-    """Return the label image of a region: the pixels whose center is inside a nucleus, which undoes tracing exactly.
+    """Return the label image of a region: the pixels whose center is inside a nucleus, the exact inverse of tracing.
 
     Parameters
     ----------
     region
-        Level-0 px; all nuclei that reach into it are drawn.
+        Level-0 px; all nuclei that intersect it are drawn.
     ids
         Sorted nucleus ids of the slide: a label is the position of its id, plus 1. Default: the nuclei drawn, in table order.
     downsample

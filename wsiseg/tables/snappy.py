@@ -1,4 +1,4 @@
-"""Decompression of snappy with pyarrow's codec, for ``cells.json.snappy`` of CellViT."""
+"""Decompress snappy with pyarrow's codec, for ``cells.json.snappy`` of CellViT."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wsiseg.errors import FormatError
 __all__ = ["FRAMED_SNAPPY", "unsnapped"]
 
 FRAMED_SNAPPY = b"\xff\x06\x00\x00sNaPpY"
-"""How a file in snappy's framing format begins; raw snappy has no mark."""
+"""First bytes of a file in snappy's framing format; raw snappy has no signature."""
 
 MAX_BYTES = 1 << 33
 
@@ -20,7 +20,7 @@ def unsnapped(data: bytes, path: Path) -> bytes:
     Raises
     ------
     FormatError
-        It is truncated or broken, or would decompress to more than 8 GiB.
+        The data is truncated or damaged, or would decompress to more than 8 GiB.
     """
     if not data.startswith(FRAMED_SNAPPY):
         return _block(data, path)

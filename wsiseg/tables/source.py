@@ -33,12 +33,11 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class NucleiFile:
-    """The facts of its slide that a polygon table states (level-0 px; mpp in um/px).
+    """A polygon table and its slide's metadata (level-0 px; mpp in um/px).
 
-    ``imported`` is the provenance of a table imported from another tool's file (empty: wsiseg segmented the slide), and
-    ``step_px`` the lattice on which its coordinates lie (0: none, any float). ``columns`` are those that can be read, and
-    ``companion`` the file of those stored beside the table (see ``with_features``), and
-    ``cells`` that of its cells (see ``with_cells``).
+    ``imported`` is the provenance of a table imported from another tool's file (empty: wsiseg segmented the slide), ``step_px``
+    the step of its coordinates (0: any float), ``columns`` the names of those that can be read, ``companion`` the features file
+    (see ``with_features``), and ``cells`` the file of its cells (see ``with_cells``).
     """
 
     path: Path
@@ -64,15 +63,15 @@ class NucleiFile:
 class Selection:
     """Which nuclei to read: those with their centroid in ``region`` (half-open, level-0 px), at most ``sample`` of them.
 
-    Windows that partition the slide therefore partition its nuclei. A sample is the nuclei whose ids have the least hashes: the
-    same ones every time, spread over the slide, and a larger sample contains the smaller one.
+    Windows that partition the slide therefore partition its nuclei. A sample is the nuclei whose ids have the smallest hashes:
+    it is the same every time, spread over the slide, and part of every larger sample.
     """
 
     region: Box | None = None
     sample: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse impossible values."""
+        """Raise ``InputError`` for an empty region or sample."""
         if self.region is not None and (self.region.w <= 0 or self.region.h <= 0):
             raise InputError(f"Expected a region with w and h above 0, got {self.region.w} x {self.region.h}.")
         if self.sample is not None and self.sample < 1:
@@ -98,10 +97,11 @@ class Chunk:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """The result of an export. Polygons that rounding made invalid were ``repaired``, or ``dropped`` if nothing was left.
+    """The result of an export.
 
-    ``empty`` says why there was no nucleus to write, ``error`` why the table could not be read (empty: neither);
-    in both cases ``path`` is the table's.
+    ``n_repaired`` polygons were made invalid by rounding and repaired; ``n_dropped`` had no area left. ``empty`` is the reason
+    if there was no nucleus to write, ``error`` the reason if the table could not be read; in both cases ``path`` is the
+    table's.
     """
 
     path: Path
@@ -114,14 +114,14 @@ class Exported:
 
 
 def open_nuclei(path: str | Path) -> NucleiFile:
-    """Return the facts of a slide's polygon table.
+    """Open a slide's polygon table and return its metadata.
 
     Raises
     ------
     FormatError
-        Not a table of wsiseg, or one that lacks columns or facts that an export needs.
+        The file is not a table of wsiseg, or lacks columns or metadata that an export needs.
     FileNotFoundError
-        There is no such file.
+        The file does not exist.
     """
     import pyarrow.parquet as pq
 
@@ -155,7 +155,7 @@ def open_nuclei(path: str | Path) -> NucleiFile:
 
 
 def with_features(source: NucleiFile) -> NucleiFile:
-    """Return the table with the features as further columns: derived ones, and those of the file beside it if it has one."""
+    """Return the table with the features as further columns: derived ones, and those of its features file if it exists."""
     companion = companion_of(source.path)
     columns = (*source.columns, *DERIVED_NAMES, *(FEATURE_NAMES if companion is not None else ()))
     return replace(source, columns=columns, companion=companion)
@@ -167,18 +167,18 @@ def with_cells(source: NucleiFile) -> NucleiFile:
     Raises
     ------
     FormatError
-        There are no cells of this table (``wsiseg cells``).
+        The table has no cells (``wsiseg cells`` makes them).
     """
     return replace(source, columns=(*source.columns, CELL_GEOMETRY), cells=cells_of(source.path))
 
 
 def iter_chunks(source: NucleiFile, selection: Selection, columns: Sequence[str] = ()) -> Iterator[Chunk]:
-    """Yield the selected nuclei in table order, one chunk a row group; row groups outside the region are not read.
+    """Yield the selected nuclei in table order, one chunk per row group; row groups outside the region are not read.
 
     Parameters
     ----------
     columns
-        Columns wanted besides ``nucleus_id``, ``cx``, ``cy``; those that the table does not have are left out.
+        Columns in addition to ``nucleus_id``, ``cx``, ``cy``; those that the table does not have are left out.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -241,7 +241,7 @@ def _keep(table: pa.Table, region: Box | None, limit: np.uint64 | None) -> npt.N
 
 
 def _sample_limit(source: NucleiFile, selection: Selection) -> np.uint64 | None:
-    """Return the largest hash in the sample: a first pass over ids and centroids alone (8 bytes a nucleus are held)."""
+    """Return the largest hash in the sample, by a first pass over ids and centroids (8 bytes per nucleus in memory)."""
     import pyarrow.parquet as pq
 
     if selection.sample is None:

@@ -1,4 +1,4 @@
-"""A polygon table read window after window: decoded row groups are kept for the next windows, which are usually close by.
+"""Read a polygon table window by window, with a cache of decoded row groups, because the next window is usually close.
 
 ``read_nuclei`` opens the file and decodes whole row groups for every window, which is slow for all windows of a slide.
 """
@@ -33,7 +33,7 @@ Int = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowRings:
-    """The nuclei that reach into a window, in table order: their rows in the table, closed rings, and boxes (4, n).
+    """The nuclei that intersect a window, in table order: their rows in the table, closed rings, and boxes (4, n).
 
     Boxes are xmin, ymin, xmax, ymax of the rings, level-0 px.
     """
@@ -65,7 +65,7 @@ class WindowRings:
         Parameters
         ----------
         box
-            The window in px of ``scale`` px per level-0 px. Overlapping windows agree in every pixel.
+            The window, in px of which ``scale`` make a level-0 px. Overlapping windows are equal in the pixels they share.
         order : int64 (n,), optional
             Order of drawing, the last one on top. Default: larger ones first, and equal ones by row.
         """
@@ -90,7 +90,7 @@ class RingWindows:
     Raises
     ------
     FormatError
-        Not a Parquet file with WKB polygons of one ring.
+        The file is not Parquet with WKB polygons of one ring.
     """
 
     def __init__(self, path: Path) -> None:
@@ -128,7 +128,7 @@ class RingWindows:
             yield self._group(k)
 
     def near(self, x0: float, y0: float, x1: float, y1: float) -> WindowRings:
-        """Return the nuclei whose box meets a window (level-0 px, touching edges left out)."""
+        """Return the nuclei whose box intersects a window (level-0 px; a common edge alone does not count)."""
         parts = []
         for k, limits in enumerate(self._limits):
             if limits is not None:
@@ -179,14 +179,14 @@ def ring_areas(xy: Float, offsets: Int) -> Float:
 
 
 def occupied_windows(bounds: Sequence[Float], size: tuple[int, int], side: int) -> list[Box]:
-    """Return the windows of a grid that some box meets, in the order of the Hilbert curve, so that consecutive ones are close.
+    """Return the windows of a grid that intersect a box, in Hilbert order, so that consecutive ones are close.
 
     Parameters
     ----------
     bounds : float64 (4, N) each
         xmin, ymin, xmax, ymax of boxes, in the px of the grid.
     size
-        Width and height of the gridded area, which begins at (0, 0); what lies outside is clipped.
+        Width and height of the gridded area, which begins at (0, 0); boxes are clipped to it.
     side
         Side of a window, px; windows at the right and lower edge are smaller.
     """

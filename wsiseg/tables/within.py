@@ -1,4 +1,4 @@
-"""Which nuclei are inside a geometry: by their marker, or by the fraction of their area. All coordinates in level-0 px."""
+"""Find the nuclei inside a geometry, by their marker or by the fraction of their area. All coordinates are level-0 px."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def marker_kind(source: NucleiFile) -> str:
 
 
 def marker_xy(source: NucleiFile, table: pa.Table) -> Float:
-    """Return the point that decides where a nucleus belongs: the center of its marker's pixel (imported nuclei: the centroid).
+    """Return the point by which a nucleus is assigned to a region: the center of its marker pixel, else the centroid.
 
     Parameters
     ----------
     table
-        With ``MARKER_COLUMNS``. The id of a segmented nucleus states the position of its marker, in working px.
+        Contains ``MARKER_COLUMNS``. The id of a segmented nucleus encodes the position of its marker; imported ones have none.
 
     Returns
     -------
@@ -60,7 +60,7 @@ def as_area(geometry: Any, what: str = "within") -> Any:
     Raises
     ------
     InputError
-        Not a geometry, empty, or not finite.
+        It is not a geometry, is empty, or is not finite.
     """
     import shapely
     from shapely.geometry import shape
@@ -76,7 +76,7 @@ def as_area(geometry: Any, what: str = "within") -> Any:
 
 
 def polygonal(geometry: Any) -> Any:
-    """Return the part of a geometry that has an area, valid: outlines that cross themselves are repaired."""
+    """Return the part of a geometry that has an area, made valid: outlines that cross themselves are repaired."""
     import shapely
 
     valid = geometry if geometry.is_valid else shapely.make_valid(geometry, method="structure", keep_collapsed=False)
@@ -87,7 +87,7 @@ def polygonal(geometry: Any) -> Any:
 
 
 def inside(geometry: Any, xy: Float) -> Mask:
-    """Return which points lie in a geometry or on its border, bool (N,): ``shapely.intersects_xy`` for those in its box."""
+    """Return which points are in a geometry or on its border, bool (N,): ``shapely.intersects_xy`` for those in its box."""
     import shapely
 
     x0, y0, x1, y1 = shapely.bounds(geometry)
@@ -100,7 +100,7 @@ def inside(geometry: Any, xy: Float) -> Mask:
 
 
 def area_share(geometry: Any, shapes: npt.NDArray[Any]) -> Float:
-    """Return the fraction of each polygon's area that lies in a geometry, float64 (N,), 0 to 1."""
+    """Return the fraction of each polygon's area that is in a geometry, float64 (N,), 0 to 1."""
     import shapely
 
     shapely.prepare(geometry)
@@ -111,16 +111,16 @@ def area_share(geometry: Any, shapes: npt.NDArray[Any]) -> Float:
     for some in (cut[k : k + _CUT_TOGETHER] for k in range(0, len(cut), _CUT_TOGETHER)):
         area = shapely.area(shapes[some])
         x0, y0, x1, y1 = shapely.total_bounds(shapes[some])
-        near = shapely.intersection(geometry, shapely.box(x0, y0, x1, y1))  # the outline is cut once for all
+        near = shapely.intersection(geometry, shapely.box(x0, y0, x1, y1))  # cut once for all polygons
         common = shapely.area(shapely.intersection(shapes[some], near))
         share[some] = np.divide(common, area, out=np.zeros(len(some)), where=area > 0)
     return np.minimum(share, 1.0)
 
 
 def iter_groups(source: NucleiFile, columns: Sequence[str], boxes: Sequence[Bounds] | None = None) -> Iterator[pa.Table]:
-    """Yield the row groups of a table that may hold nuclei whose bounding box meets one of ``boxes`` (None: all).
+    """Yield the row groups of a table that may have nuclei whose bounding box intersects one of ``boxes`` (None: all).
 
-    Without statistics of ``bbox`` all row groups are read. Each has those of ``columns`` that the table has.
+    Without statistics of ``bbox`` all row groups are read. Columns that the table does not have are left out.
 
     Raises
     ------

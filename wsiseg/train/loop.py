@@ -1,7 +1,7 @@
 """The training loop: AdamW, warm-up and cosine schedule, averaged weights, and a run folder from which it can be resumed.
 
-A run folder holds ``curve.jsonl`` (one JSON line per report), ``curve.png``, ``checkpoint.pt`` (everything that a resume
-needs) and ``ema.pt`` (the averaged weights). Every file appears whole or not at all.
+A run folder contains ``curve.jsonl`` (one JSON line per report), ``curve.png``, ``checkpoint.pt`` (everything that a resume
+needs) and ``ema.pt`` (the averaged weights). Files are written atomically.
 
 Under torchrun several processes train together (``wsiseg.train.distributed``); one of them writes.
 """
@@ -43,7 +43,7 @@ class LoopConfig:
     ema_decay
         Decay of the averaged weights per step (shorter at the start).
     device
-        ``cpu`` or ``cuda``; several processes take a GPU each.
+        ``cpu`` or ``cuda``; several processes use one GPU each.
     precision
         ``bf16``: convolutions under autocast, fp32 weights.
     report_every, validate_every
@@ -89,30 +89,30 @@ def fit(
     Parameters
     ----------
     net
-        Any module float (N, 3, H, W) -> logits (N, 2, H, W). Its start must be seeded by the caller.
+        A module from float (N, 3, H, W) to logits (N, 2, H, W). The caller must seed its initialization.
     next_batch
-        This process's part of the batch of a step; a pure function of the step, or a resume will differ from an
-        uninterrupted run.
+        Returns this process's part of the batch of a step. It must depend on the step only; otherwise a resumed training
+        differs from an uninterrupted one.
     validate
         Called with the averaged network and the step; its numbers are added to the curve.
     resume
-        Continue from the folder's checkpoint; without one, start.
+        Continue from the folder's checkpoint, if there is one.
     on_line
         Called with every line of the curve.
     stop_after
-        End (with a checkpoint) after this many steps of this call: for tests, and for time limits.
+        End with a checkpoint after this many steps of this call (for tests and time limits).
 
     Raises
     ------
     ConfigError
-        When the folder holds a run and ``resume`` is not set, or the loss is no longer a number.
+        The folder contains a training run and ``resume`` is not set, or the loss is no longer a number.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with process_group(config.device) as group:
         state = _LoopState(net, config, group)
         if (run_dir / "checkpoint.pt").exists():
             if not resume:
-                raise ConfigError(f"{run_dir} holds a training run already. Resume it, or choose another folder.")
+                raise ConfigError(f"{run_dir} already contains a training run. Resume it, or choose another folder.")
             state.load(run_dir / "checkpoint.pt")
         group.agree(state.step)
         if group.writes:
@@ -171,7 +171,7 @@ class _LoopState:
         self.rate = 0.0
 
     def advance(self, batch: Batch, config: LoopConfig) -> dict[str, torch.Tensor]:
-        """Take one step; return the loss and its terms, still on the device: reading them here would make the host wait."""
+        """Take one step; return the loss and its terms on the device, because copying them would make the host wait."""
         self.rate = config.learning_rate * learning_rate_factor(self.step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate
@@ -199,11 +199,11 @@ class _LoopState:
                 mine.copy_(theirs[name])
 
     def leave_team(self) -> None:
-        """Release the wrapper that communicates with the other processes: it must not outlive the group (``process_group``)."""
+        """Release the wrapper that communicates with the other processes, before the group ends (``process_group``)."""
         self.forward = self.net
 
     def save(self, run_dir: Path) -> None:
-        """Write ``checkpoint.pt`` and ``ema.pt``, each whole or not at all."""
+        """Write ``checkpoint.pt`` and ``ema.pt``, each atomically."""
         whole = {"net": self.net.state_dict(), "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict()}
         _save_whole({**whole, "step": self.step}, run_dir / "checkpoint.pt")
         _save_whole({"ema": self.ema.state_dict(), "step": self.step}, run_dir / "ema.pt")

@@ -1,15 +1,15 @@
-"""From the ``Instances`` of one window: a ``PolygonBatch`` of the nuclei that the tile owns, and the tile's additive sums.
+"""Trace the ``Instances`` of one window: a ``PolygonBatch`` of the nuclei that the tile owns, and the tile's additive sums.
 
-Integer arithmetic with a unique result up to the last step; neighbours are 4-connected, (y, x) is a pixel, coordinates are
+All but the last step is integer arithmetic with a unique result; neighbours are 4-connected, (y, x) is a pixel, coordinates are
 (x, y) of pixel corners.
 
-* **Ownership.** A tile writes the nuclei whose marker pixel lies in its core. Cores partition the slide, so each nucleus is
+* **Ownership.** A tile writes the nuclei whose marker pixel is in its core. Cores partition the slide, so each nucleus is
   written once, whole, by one tile. ``nucleus_id`` = marker's working y * 2^31 + its working x.
 * **Ring.** The outer boundary of the label along pixel edges. It starts at the top-left corner of the label's first pixel in
   raster order, heading east, with the label on the right. At each corner: if the pixel ahead on the left has the label, turn
-  left; else if the one ahead on the right has it, go straight on; else turn right. So where two pixels of the label touch only
-  by a corner the ring passes between the two pixels that are not in it, never twice through one corner, and every ring is a
-  valid, simple polygon. Vertices are the turns; the first is repeated at the end. With y pointing down this is clockwise on
+  left; else if the one ahead on the right has it, go straight on; else turn right. Where two pixels of the label touch only at
+  a corner, the ring passes between the two other pixels and never twice through the corner, so every ring is a valid, simple
+  polygon. Vertices are the turns; the first is repeated at the end. With y pointing down this is clockwise on
   screen; the shoelace sum over (x, y) as stored is positive, which is what GeoJSON, WKB and shapely call counter-clockwise.
   Its area is the label's pixel count with holes filled (4-connected background that cannot reach the outside).
 * **Sums** over the filled pixels, exactly, by Green's theorem on the ring: 1, i, j, ii, ij, jj with (i, j) = (x, y) relative to

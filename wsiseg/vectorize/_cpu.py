@@ -19,7 +19,7 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 CHUNK = 32
-"""Pixels tested together for background."""
+"""Number of pixels that are tested together for background."""
 
 
 @jit
@@ -129,7 +129,7 @@ def trace_rings(labels: I32, first: I64, owned: I64, ox: Int, oy: Int) -> tuple[
 
 
 def trace_owned(labels: I32, anchors: I32, center: U8, material: U8, read: Box, core: Box) -> Traced:
-    """Return rings and sums of the labels whose marker lies in ``core``."""
+    """Return rings and sums of the labels whose marker is in ``core``."""
     marker_xy = anchors.astype(np.int64) + np.array([read.x, read.y], np.int64)
     inside = (marker_xy >= (core.x, core.y)) & (marker_xy < (core.x1, core.y1))
     owned = np.flatnonzero(inside.all(axis=1))

@@ -1,6 +1,6 @@
 """Vectorization on a GPU: label sums, then one thread per ring, which follows it twice: to count, then to write.
 
-The host waits twice. It receives rings and integer sums, a few megabytes a tile, through pinned memory. Columns are computed
+The host waits twice. It receives rings and integer sums, a few megabytes per tile, through pinned memory. Columns are computed
 from them on the host by the same NumPy function as on the CPU.
 """
 
@@ -21,13 +21,13 @@ Array = Any
 
 NO_PIXEL = 2**31 - 1
 FIRST, CENTER, OWNED, ANCHOR, ROW = 10, 11, 12, 13, 15
-"""Places in a label's row after its ten ``SUMS``: first pixel (-1: none), center map, ownership, marker x and y."""
+"""Indices in a label's row after its ten ``SUMS``: first pixel (-1: none), center map, ownership, marker x and y."""
 SEGMENT = 32
 """Pixels that one thread of ``row_sums`` adds."""
 
 
 def trace_owned(labels: Array, anchors: Array, center: Array, material: Array, read: Box, core: Box) -> Traced:
-    """Return rings and sums of the labels whose marker lies in ``core``, on the host."""
+    """Return rings and sums of the labels whose marker is in ``core``, on the host."""
     device = _device(labels)
     H, W = labels.shape
     n = len(anchors)

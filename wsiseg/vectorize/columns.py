@@ -1,4 +1,4 @@
-"""Computes the columns of ``wsiseg.schema.BATCH_COLUMNS`` from integer sums per nucleus."""
+"""Compute the columns of ``wsiseg.schema.BATCH_COLUMNS`` from integer sums per nucleus."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy.typing as npt
 __all__ = ["SUMS", "columns_of"]
 
 SUMS = ("area", "i", "j", "ii", "ij", "jj", "edges", "corners", "label_px", "material")
-"""What a kernel returns for each nucleus, in this order, int64: sums over the filled region relative to the first pixel, the
-ring's unit edges and corners, the label's own pixels and their material sum."""
+"""Integer sums that a kernel returns for each nucleus, in this order, int64: over the filled region relative to the first
+pixel, the ring's unit edges and corners, the label's own pixels and their material sum."""
 
 
 def columns_of(

@@ -18,7 +18,7 @@ Array = Any
 
 
 def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> PolygonBatch:
-    """Turn labels of a window into polygons and columns of the nuclei whose marker lies in ``core``.
+    """Return polygons and columns of a window's nuclei whose marker is in ``core``.
 
     Parameters
     ----------
@@ -33,14 +33,14 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
     -------
     PolygonBatch
         Rings in working px of the slide, nuclei in raster order of their markers; columns as ``wsiseg.schema.BATCH_COLUMNS``.
-        NumPy arrays on every device: they are small, and are written to a file next.
+        The arrays are NumPy on every device.
 
     Raises
     ------
     InputError
         Shapes do not fit ``read``, or a label has no pixel.
     BackendUnavailableError
-        The arrays lie on a device for which this installation has no kernels.
+        The arrays are on a device for which this installation has no kernels.
     """
     kernels = _kernels(instances.labels)
     _check_window("vectorize", instances, prob, read)
@@ -55,7 +55,7 @@ def vectorize(instances: Instances, prob: Array, read: Box, core: Box) -> Polygo
 
 
 def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: Array | None = None) -> TileStats:
-    """Sum maps, labels and tissue of a window over its core: sums that can be added over tiles.
+    """Sum the maps, labels and tissue of a window over its core; the sums can be added over tiles.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: 
     instances
         Labels of the window.
     read, core
-        The window and the part to sum over, working px; ``core`` lies inside ``read``.
+        The window and the part to sum over, working px; ``core`` is inside ``read``.
     tissue : uint8 or bool (H, W), optional
         Nonzero where the window shows tissue; without it all of the core counts as tissue.
 
@@ -78,7 +78,7 @@ def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: 
     InputError
         Shapes do not fit ``read``, or ``core`` reaches outside it.
     BackendUnavailableError
-        As ``vectorize``.
+        See ``vectorize``.
     """
     kernels = _kernels(instances.labels)
     _check_window("tile_stats", instances, prob, read)
@@ -116,7 +116,7 @@ def rasterize(batch: PolygonBatch, box: Box, order: Array | None = None) -> Arra
     Raises
     ------
     BackendUnavailableError
-        As ``vectorize``.
+        See ``vectorize``.
     """
     if backend_of(batch.xy) is not None:
         raise BackendUnavailableError("rasterize: expected polygons in NumPy arrays, got CuPy. Copy them: cupy.asnumpy(xy).")
@@ -131,7 +131,7 @@ def rasterize(batch: PolygonBatch, box: Box, order: Array | None = None) -> Arra
 
 
 def area_of_rings(xy: Array, ring_offsets: Array) -> Array:
-    """Shoelace areas of closed rings on integer coordinates.
+    """Return the shoelace areas of closed rings on integer coordinates.
 
     Parameters
     ----------

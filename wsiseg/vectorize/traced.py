@@ -1,4 +1,4 @@
-"""The result of both CPU and CUDA kernels: rings and integer sums of the owned nuclei, on the host."""
+"""The result type of the CPU and CUDA kernels: rings and integer sums of the owned nuclei, on the host."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Writing: the polygons of a tile to a part file, and the parts of a slide to its GeoParquet table.
+"""Write the polygons of a tile to a part file, and the parts of a slide to its GeoParquet table.
 
-Every file appears complete or not at all, and the table's bytes depend on the nuclei and the config alone: not on the order in
-which tiles were done, the time, or the folder of the files.
+Files are written atomically. The table's bytes depend only on the nuclei and the config, not on the order in which tiles were
+done, the time, or the folder.
 """
 
 from wsiseg.write.features import write_features_table

@@ -1,4 +1,4 @@
-"""Elements of AnnData's on-disk format, in an open HDF5 file or Zarr group: growing arrays, data frames, dicts, texts.
+"""Write elements of AnnData's on-disk format to an open HDF5 file or Zarr group: growing arrays, data frames, dicts, texts.
 
 Specification: https://anndata.readthedocs.io/en/stable/fileformat-prose.html. Two attributes of each element state its type.
 """
@@ -48,12 +48,12 @@ def put_dict(group: Any, name: str) -> Any:
 
 
 def put_frame(group: Any, name: str) -> Any:
-    """Make a data frame without columns; it needs an ``_index`` and, at the end, ``put_order``."""
+    """Make a data frame without columns. The caller adds an ``_index`` and at the end calls ``put_order``."""
     return tell(group.create_group(name), "dataframe", "0.2.0")
 
 
 def put_order(frame: Any, columns: list[str]) -> None:
-    """Name the index and the columns of a data frame, in their order."""
+    """Write the names of the index and of the columns of a data frame, in their order."""
     frame.attrs["_index"] = "_index"
     if is_hdf5(frame):
         frame.attrs.create("column-order", columns, dtype=_text_dtype(), shape=(len(columns),))
@@ -62,33 +62,33 @@ def put_order(frame: Any, columns: list[str]) -> None:
 
 
 def put_category(frame: Any, name: str) -> Growing:
-    """Make a column of categories, and return its codes; ``put_texts(frame[name], "categories", ...)`` names them."""
+    """Make a column of categories and return its codes; write the names by ``put_texts(frame[name], "categories", ...)``."""
     group = tell(frame.create_group(name), "categorical", "0.2.0")
     group.attrs["ordered"] = False
     return growing(group, "codes", "int32")
 
 
 def put_texts(group: Any, name: str, values: list[str]) -> None:
-    """Make an array of texts."""
+    """Write an array of texts."""
     growing(group, name, str).append(np.array(values, object))
 
 
 def put_number(group: Any, name: str, value: float) -> None:
-    """Make a number without axes."""
+    """Write a number without axes."""
     tell(
         group.create_dataset(name, data=value) if is_hdf5(group) else put_scalar(group, name, value), "numeric-scalar", "0.2.0"
     )
 
 
 def put_scalar(group: Any, name: str, value: float | str) -> Any:
-    """Make an array without axes in a Zarr group; return it."""
+    """Write an array without axes to a Zarr group and return it."""
     array = group.create_array(name, shape=(), dtype=str if isinstance(value, str) else "float64")
     array[()] = value
     return array
 
 
 def growing(group: Any, name: str, dtype: Any, width: int = 0) -> Growing:
-    """Make an empty array that grows by rows, of ``width`` columns (0: of one axis); ``str`` is an array of texts."""
+    """Make an empty array that grows by rows, with ``width`` columns (0: one axis); dtype ``str`` gives an array of texts."""
     tail = (width,) if width else ()
     shape, chunks = (0, *tail), (CHUNK_ROWS, *(max(1, w) for w in tail))
     kind = "string-array" if dtype is str else "array"

@@ -1,4 +1,4 @@
-"""Writes the features of a slide's nuclei to the companion of its polygon table, with the same rows and row groups."""
+"""Write the features of a slide's nuclei to the companion of its polygon table, with the same rows and row groups."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ __all__ = ["write_features_table"]
 def write_features_table(
     table: Path, groups: Iterable[Mapping[str, npt.NDArray[Any]]], facts: Mapping[str, object], zstd_level: int = 9
 ) -> Path:
-    """Write ``RUN/features/<slide_id>.parquet`` (``wsiseg.schema.FEATURES``) beside a slide's polygon table; return its path.
+    """Write ``RUN/features/<slide_id>.parquet`` (``wsiseg.schema.FEATURES``) of a slide's polygon table; return its path.
 
     Parameters
     ----------
     table
-        The polygon table. Its fingerprint is stored, so that features of another table are never joined to it.
+        The polygon table. Its fingerprint is stored, so that features are never joined to another table.
     groups
         The columns of each row group of ``table``, in order; nan becomes null.
     facts
-        JSON-ready description of how they were measured.
+        Description of how they were measured, in JSON types.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Coarse maps of a slide from its polygon table: nuclear density, mean area, material and tissue fraction, all exact."""
+"""Compute exact coarse maps of a slide from its polygon table: nuclear density, mean area, material and tissue fraction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MAP_UNITS = ("1/mm^2", "um^2", "1", "1")
 
 CELL_PX = 32
 MAX_CELLS = 1 << 22
-"""Maximum number of cells of a slide's finest map; making one of this size takes about 250 MB."""
+"""Maximum number of cells of a slide's finest map; computing a map of this size takes about 250 MB."""
 
 MAX_SPAN = 6
 """Nuclei of up to this many cells along a side are added together as arrays, larger ones one by one."""
@@ -42,7 +42,7 @@ TissueOf = Callable[[Box, int], npt.NDArray[np.float64]]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SlideMaps:
-    """Additive sums on a grid of square cells: a coarser map is their sum over blocks, never a mean of means.
+    """Additive sums on a grid of square cells, so that a coarser map is their sum over blocks.
 
     Attributes
     ----------
@@ -51,8 +51,8 @@ class SlideMaps:
     area_um2 : float64 (H, W)
         Sum of their areas.
     covered_px, valid_px : float64 (H, W)
-        Level-0 px of the cell covered by nuclei (each one's area spread evenly over its bounding box); px of the cell that lie
-        in the region.
+        Level-0 px of the cell covered by nuclei (the area of each is spread evenly over its bounding box); px of the cell that
+        are in the region.
     tissue_px : float64 (H, W) or None
         Level-0 px of the cell that are tissue; None: unknown.
     cell_px
@@ -74,7 +74,7 @@ class SlideMaps:
         return SlideMaps(sums[0].astype(np.int64), sums[1], sums[2], sums[3], 2 * self.cell_px, self.mpp, tissue)
 
     def stack(self, rows: slice = slice(None), columns: slice = slice(None)) -> npt.NDArray[np.float32]:
-        """Return float32 (4, h, w) as named by ``MAP_NAMES``; nan for unknown values and means of nothing."""
+        """Return float32 (4, h, w) in the order of ``MAP_NAMES``; nan for unknown values and means of no nuclei."""
         part = (rows, columns)
         count, valid = self.count[part], self.valid_px[part]
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -174,7 +174,7 @@ def write_maps(
                 break
             maps = maps.halved()
         steps = [(cell * source.mpp, cell * source.mpp) for cell in cells]
-        # a cell's center lies in the middle of its pixels' centers
+        # a cell's center is the mean of its pixels' centers
         middles = [(cell - 1) / 2 for cell in cells]
         firsts = [((origin.y + m) * source.mpp, (origin.x + m) * source.mpp) for m in middles]
         entry = multiscales("maps", steps, firsts, channels=True)
@@ -193,7 +193,7 @@ def read_maps(path: str | Path, max_cells: int = MAX_CELLS) -> MapLevel:
     Raises
     ------
     FormatError
-        Not maps of wsiseg.
+        The folder does not contain maps of wsiseg.
     """
     import zarr
 
@@ -209,12 +209,12 @@ def read_maps(path: str | Path, max_cells: int = MAX_CELLS) -> MapLevel:
         return MapLevel(values, cells[level], float(facts["mpp"]), int(facts["x"]), int(facts["y"]))
     except (OSError, KeyError, TypeError, ValueError) as err:
         raise FormatError(
-            f"{path}: expected the maps of a slide, made by wsiseg ({err!r}). Remove this folder; it is then made again."
+            f"{path}: expected the maps of a slide, made by wsiseg ({err!r}). Remove this folder; wsiseg then makes it again."
         ) from err
 
 
 def maps_are_of(path: Path, table: Path) -> bool:
-    """Return whether there are stored maps that were made from the polygon table in its present state."""
+    """Return whether stored maps exist and were made from the polygon table in its present state."""
     import zarr
 
     try:
@@ -248,7 +248,7 @@ def _blocks(height: int, width: int, side: int) -> Iterator[tuple[int, int]]:
 
 
 def _centers(source: NucleiFile) -> Iterator[pa.Table]:
-    """Yield the columns that maps are made from, one row group after the other; no polygon is read."""
+    """Yield the columns from which maps are computed, one row group after the other; no polygon is read."""
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(str(source.path)) as file:
@@ -257,7 +257,7 @@ def _centers(source: NucleiFile) -> Iterator[pa.Table]:
 
 
 def _spread(covered: Float, table: pa.Table, region: Box, cell_px: int) -> None:
-    """Add each nucleus's area to the cells under it, evenly over its bounding box: sums stay exact, at any size of cell."""
+    """Add each nucleus's area to the cells under it, evenly over its bounding box, so that sums are exact at any cell size."""
     box = table["bbox"].combine_chunks()
     low, high = (
         np.stack([np.asarray(box.field(a + end), np.float64) - o for a, o in (("y", region.y), ("x", region.x))]) / cell_px

@@ -1,6 +1,6 @@
-"""Writes a slide's parts as one GeoParquet 1.1 table: level-0 px, Hilbert order, small row groups, reproducible bytes.
+"""Write a slide's parts as one GeoParquet 1.1 table: level-0 px, Hilbert order, small row groups, reproducible bytes.
 
-Memory stays small because polygons are kept as steps (about 70 bytes a nucleus) until their row group is written.
+Memory stays small because polygons are kept as steps (about 70 bytes per nucleus) until their row group is written.
 """
 
 from __future__ import annotations
@@ -36,18 +36,19 @@ SNAP_PER_WPX = 16
 
 STEP_BY_COLUMN = {"cx": 1 / 16, "cy": 1 / 16, "perimeter_um": 1 / 32, "major_um": 1 / 32, "minor_um": 1 / 32,
                   "orientation_rad": 1 / 256}  # fmt: skip
-"""Steps to which measured columns are rounded (finer digits are noise that costs bytes); areas are not rounded."""
+"""Steps to which measured columns are rounded (finer digits are noise and take space); areas are not rounded."""
 
 GEOMETRY_ZSTD_LEVEL = 1
-"""WKB of pixel edges becomes smaller, ten times faster, at level 1 than at 3 to 15: short matches cost more than they save."""
+"""WKB of pixel edges is smaller and compressed ten times faster at level 1 than at 3 to 15, which search short matches."""
 
 FORGOTTEN_FACTS = ("path", "mtime_ns", "reader", "reader_note", "layout", "mpp_note")
-"""Facts of where, when and by which reader a slide was read: only in the run's records, as equal tables would differ."""
+"""Facts of where, when and by which reader a slide was read: kept in the run's records only, because tables must not differ by
+them."""
 
 
 @dataclass(frozen=True, slots=True)
 class TableSummary:
-    """The table that was written: rows, bytes, row groups, and xmin, ymin, xmax, ymax in level-0 px (None when empty)."""
+    """The written table: rows, bytes, row groups, and xmin, ymin, xmax, ymax in level-0 px (None if empty)."""
 
     n_nuclei: int
     n_bytes: int
@@ -76,12 +77,12 @@ def write_nuclei_table(
     out
         The table; its folder must exist.
     meta
-        The slide. ``meta.mpp`` gives the micrometre columns.
+        The slide; ``meta.mpp`` is used for the columns in um.
     scale
         Working px per level-0 px. 1: coordinates are whole pixels, as traced. Otherwise each is snapped by one monotone map per
         axis (see ``level0_coordinates``).
     facts
-        JSON-ready entries for the ``wsiseg`` file metadata (model, config digest, versions): nothing that changes between two
+        Entries of the ``wsiseg`` file metadata in JSON types (model, config digest, versions): nothing that differs between two
         runs on the same input.
     config
         Row group size and compression of the columns other than geometry.
@@ -89,9 +90,9 @@ def write_nuclei_table(
     Raises
     ------
     FormatError
-        A part is missing, damaged or of another slide or config.
+        A part is missing, damaged, or of another slide or config.
     WsisegError
-        Two parts hold the same nucleus: ownership of tiles is broken, which is a defect of the program.
+        Two parts have the same nucleus, which is a defect of wsiseg.
     InputError
         ``scale`` is not a positive number.
     OSError
@@ -124,9 +125,9 @@ def snap_step_px(scale: float) -> float:
 def level0_coordinates(wpx: npt.NDArray[np.integer], scale: float) -> npt.NDArray[np.float64]:
     """Return working-px lattice coordinates in level-0 px.
 
-    At scale 1 they are the same whole numbers. Otherwise the nearest multiple of ``snap_step_px``, s: short binary numbers,
-    which compress well and are exact in all readers. The map of each axis is strictly increasing (working px lie >= 16 steps
-    apart), so a ring on pixel edges stays one: valid, with the same turns. No coordinate moves by more than s/2, so an area
+    At scale 1 they are the same whole numbers. Otherwise each is rounded to a multiple of ``snap_step_px``, s: short binary
+    numbers, which compress well and are exact in all readers. The map of each axis is strictly increasing (working px are >= 16
+    steps apart), so a ring on pixel edges stays valid, with the same turns. No coordinate moves by more than s/2, so an area
     changes by at most L s/2 + n (s/2)², with L the length of the ring in level-0 px and n its vertices.
     """
     if scale == 1.0:
@@ -157,7 +158,7 @@ def _headers(parts: Sequence[Path], slide_id: str) -> list[PartHeader]:
 
 
 def _gather(parts: Sequence[Path], headers: Sequence[PartHeader]) -> _Gathered:
-    """Read all parts into arrays of their final size, so that nothing is held twice."""
+    """Read all parts into arrays of their final size, so that nothing is in memory twice."""
     coding = widest([h.coding for h in headers if h.n_nuclei])
     n = sum(h.n_nuclei for h in headers)
     doubled = coding.kind == "deltas"
@@ -261,7 +262,7 @@ def _take(rings: CodedRings, rows: npt.NDArray[np.int64]) -> CodedRings:
 
 
 def _measures(batch: dict[str, Array], mpp: float, scale: float) -> dict[str, Array]:
-    """Return the columns that are numbers, in the units of the table."""
+    """Return the numeric columns in the units of the table."""
     um = mpp / scale
     values = {
         "cx": batch["cx_wpx"] / scale,

@@ -17,8 +17,8 @@ def multiscales(
     Parameters
     ----------
     steps_um, firsts_um
-        For each level, as (y, x): distance of pixel centers, and the first pixel's center in the frame whose zero is
-        the center of the slide's first pixel (so index times mpp is a place in level 0).
+        For each level, as (y, x): distance of pixel centers, and the first pixel's center in the frame whose origin is the
+        center of the slide's first pixel (a level-0 index times mpp is a position in this frame).
     channels
         Whether an axis ``c`` comes first.
     """

@@ -1,6 +1,6 @@
-"""Part files: one finished tile each, compact Parquet in working px, verified by a checksum when read.
+"""Write and read part files: one finished tile each, compact Parquet in working px, verified by a checksum when read.
 
-A part carries the seconds it took, so the parts of two runs may differ in bytes; only its nuclei reach a table.
+A part contains the seconds it took, so the parts of two runs may differ in bytes; only its nuclei are written to a table.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ DENSITY_COLUMNS = tuple(c.name for c in PART_DENSITIES)
 """Columns that a batch may have besides: sums of ``wsiseg.summarize.sum_od``, in its order."""
 
 SEAL = b"wsiseg-part-crc32="
-"""Occurs once, near the end of the file, before eight hex digits: the file's CRC-32 with those digits set to zero."""
+"""Text before the file's checksum, once and near its end: eight hex digits, the CRC-32 with those digits set to zero."""
 BLANK = b"00000000"
 
 
 @dataclass(frozen=True, slots=True)
 class PartHeader:
-    """The facts of its tile that a part states.
+    """The metadata of a part.
 
     Attributes
     ----------
@@ -59,8 +59,8 @@ class PartHeader:
     bounds_wpx
         xmin, ymin, xmax, ymax over all rings, working px; None without nuclei.
     events
-        How often the tile was computed differently for lack of memory: ``window_halved``, ``separated_on_cpu``,
-        ``kept_on_host``, ``summed_on_cpu``; and ``device_peak_bytes``, the most memory in use.
+        Counts of fallbacks because memory was full: ``window_halved``, ``separated_on_cpu``, ``kept_on_host``,
+        ``summed_on_cpu``; and ``device_peak_bytes``, the most memory in use.
     densities
         Whether it has ``DENSITY_COLUMNS``.
     """
@@ -88,7 +88,7 @@ def write_part(
     digest: str,
     events: Mapping[str, int] | None = None,
 ) -> int:
-    """Write one tile's nuclei and sums to ``path``, complete or not at all; return the bytes written.
+    """Write one tile's nuclei and sums to ``path`` atomically; return the bytes written.
 
     Parameters
     ----------
@@ -102,7 +102,7 @@ def write_part(
     Raises
     ------
     ValueError
-        The batch lacks a column of ``BATCH_COLUMNS``, has one of another length, or holds a ring that is not closed.
+        The batch lacks a column of ``BATCH_COLUMNS``, has one of another length, or a ring is not closed.
     OSError
         The operating system's own error.
     """
@@ -136,12 +136,12 @@ def write_part(
 
 
 def read_part_header(path: Path) -> PartHeader | None:
-    """Return the facts that a part states, after checking the whole file; None if there is no such file.
+    """Return a part's header after checking the whole file; None if the file does not exist.
 
     Raises
     ------
     FormatError
-        The file is truncated, altered, or not a part: do the tile again.
+        The file is truncated, altered, or not a part; the tile must be done again.
     """
     data = _read_whole(path)
     return None if data is None else _open(path, data)[0]
@@ -179,7 +179,7 @@ def read_densities(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
 
 
 def load_part(path: Path) -> tuple[PartHeader, CodedRings, dict[str, Any]]:
-    """Return a part's header, rings still as steps, and columns. Raises as ``read_part``."""
+    """Return a part's header, its rings as steps, and its columns. Raises ``FormatError``, see ``read_part``."""
     data = _read_whole(path)
     if data is None:
         raise FormatError(f"Part {path} is missing. Run the same command again to redo its tile.")
@@ -202,7 +202,7 @@ def _column(batch: PolygonBatch, name: str, kind: Any, n: int) -> pa.Array:
 
     values = np.ascontiguousarray(batch.columns[name])
     if values.shape != (n,):
-        raise ValueError(f"Column {name}: expected {n} values, one a ring, got shape {values.shape}.")
+        raise ValueError(f"Column {name}: expected {n} values, one per ring, got shape {values.shape}.")
     return pa.array(values.astype(kind.to_pandas_dtype(), copy=False))
 
 
@@ -238,7 +238,7 @@ def _read_whole(path: Path) -> bytes | None:
 
 
 def _open(path: Path, data: bytes) -> tuple[PartHeader, Any]:
-    """Check the checksum, then parse, so that no parser gets damaged bytes."""
+    """Verify the checksum before parsing, so that damaged bytes are never parsed."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -1,4 +1,4 @@
-"""Rings as steps between vertices, decoded by one cumulative sum: 1/15 of the bytes of WKB, in memory and on disk.
+"""Encode rings as steps between vertices, decoded by one cumulative sum: 1/15 of the bytes of WKB, in memory and on disk.
 
 A ring on pixel edges alternates between the axes, so one number per vertex is enough (``runs``); any other ring keeps both
 numbers (``deltas``). The last step, back to the first vertex, is kept: the steps of an undamaged ring sum to zero.
@@ -23,7 +23,7 @@ Steps = npt.NDArray[np.signedinteger]
 
 @dataclass(frozen=True, slots=True)
 class Coding:
-    """How rings are encoded as steps.
+    """The encoding of rings as steps.
 
     ``kind`` is ``runs`` (axes alternate, ``first_axis`` 0 = x, 1 = y comes first) or ``deltas`` (dx, dy of each edge);
     ``bits`` is the width of a step.
@@ -50,7 +50,7 @@ class CodedRings:
 
 
 def encode_rings(xy: Int32, ring_offsets: Int64) -> CodedRings:
-    """Return closed rings as steps, in the narrowest form that holds them all.
+    """Return closed rings as steps, in the most compact encoding that fits them all.
 
     Raises
     ------
@@ -91,29 +91,29 @@ def decode_rings(rings: CodedRings) -> tuple[Int32, Int64]:
     xy = np.zeros((int(ring_offsets[-1]), 2), np.int32)
     between = np.ones(len(xy), np.bool_)
     between[ring_offsets[:-1]] = False
-    # Every ring ends where it began, so one running sum over all of them is each one's position relative to its anchor.
+    # The steps of each ring sum to zero, so one running sum over all rings gives positions relative to their anchors.
     for axis in (0, 1):
         steps = np.zeros(len(xy), np.int32)
         steps[between] = delta[axis]
         xy[:, axis] = np.cumsum(steps, dtype=np.int32)
     if xy[ring_offsets[1:] - 1].any():
-        raise FormatError("Expected every ring to come back to its first vertex, got an open one: the steps are damaged.")
+        raise FormatError("Expected every ring to end at its first vertex, got an open one: the steps are damaged.")
     xy += np.repeat(rings.anchors, np.diff(ring_offsets), axis=0)
     return xy, ring_offsets
 
 
 def widest(codings: list[Coding]) -> Coding:
-    """Return the form that holds the rings of all ``codings``: runs that begin along y wherever all are runs.
+    """Return the encoding that fits the rings of all ``codings``: runs that begin along y if all are runs.
 
-    WKB of rings that begin along y compresses to four fifths of the size of rings that begin along x, as equal coordinates then
-    follow each other in longer stretches of bytes.
+    WKB of rings that begin along y compresses to four fifths of the size of rings that begin along x, because equal coordinates
+    then form longer stretches of bytes.
     """
     bits = max((c.bits for c in codings), default=8)
     return Coding("runs", 1, bits) if all(c.kind == "runs" for c in codings) else Coding("deltas", 0, bits)
 
 
 def recode(rings: CodedRings, coding: Coding) -> CodedRings:
-    """Return the same rings in a wider form (see ``widest``); if the first axis changes, each begins one vertex later."""
+    """Return the same rings in a wider encoding (see ``widest``); if the first axis changes, each begins one vertex later."""
     if rings.coding.kind == coding.kind:
         steps, anchors = rings.steps, rings.anchors
         if rings.coding.first_axis != coding.first_axis and len(steps):
@@ -125,7 +125,7 @@ def recode(rings: CodedRings, coding: Coding) -> CodedRings:
 
 
 def _begun_later(rings: CodedRings) -> tuple[Steps, Int32]:
-    """Return steps and anchors of the same runs, each ring begun at its second vertex."""
+    """Return steps and anchors of the same runs, with each ring starting at its second vertex."""
     first, last = rings.step_offsets[:-1], rings.step_offsets[1:] - 1
     steps, anchors = np.roll(rings.steps, -1), rings.anchors.copy()
     steps[last] = rings.steps[first]
