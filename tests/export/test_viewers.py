@@ -167,7 +167,7 @@ def test_project_without_the_slides_that_are_gone(run: Path, tmp_path: Path) -> 
     record.pop("file", None)
     (both / "slides/gone.json").write_text(json.dumps(record))
     text = call("export", both, "--to", "qupath-project", "-o", tmp_path / "p", code=1)
-    assert "gone.svs is not there" in text
+    assert "/nowhere/gone.svs" in text
     assert "--path-map" in text
     (image,) = json.loads((tmp_path / "p/project.qpproj").read_text())["images"]
     assert image["imageName"] == SLIDE.stem
@@ -257,7 +257,7 @@ def test_no_nucleus_and_no_slide(run: Path, tmp_path: Path, fmt: str) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
     gone = make_run(tmp_path / "run", blobs(3, 20), 1.0, path=Path("/nowhere/CMU-1-Small-Region.svs"))
     text = call("export", gone, "--to", fmt, "-o", tmp_path / "out", code=2)
-    assert "/nowhere/CMU-1-Small-Region.svs is not there" in text
+    assert "/nowhere/CMU-1-Small-Region.svs" in text
     assert "--path-map" in text
     call("export", gone, "--to", fmt, "-o", tmp_path / "out", "--path-map", f"/nowhere={SLIDE.parent}")
     alone = tmp_path / "alone.parquet"

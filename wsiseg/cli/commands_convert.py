@@ -16,6 +16,7 @@ from wsiseg.cli.options import (
     build_config,
     cluster_only_options,
 )
+from wsiseg.cli.progress import piece_bar
 from wsiseg.config import RunConfig
 
 if TYPE_CHECKING:
@@ -86,20 +87,21 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
     from wsiseg.export.convert import ExportOptions, export_tables, slides_without_table
     from wsiseg.export.overlay import parse_region
 
-    chosen = ExportOptions(region=parse_region(region), **options)
     written, empty, failed = 0, [], 0
-    for done in export_tables(target, to, out, chosen, slide_ids=slide_ids):
-        if done.error:
-            failed += 1
-            click.echo(done.error, err=True)
-            continue
-        if done.empty:
-            empty.append(done.path.stem)
-            continue
-        written += 1
-        more = f", {done.n_repaired} repaired" if done.n_repaired else ""
-        more += f", {done.n_dropped} without area left out" if done.n_dropped else ""
-        click.echo(f"{done.path}: {done.n_nuclei:,} nuclei{more}")
+    with piece_bar("picture") as show:
+        chosen = ExportOptions(region=parse_region(region), progress=show, **options)
+        for done in export_tables(target, to, out, chosen, slide_ids=slide_ids):
+            if done.error:
+                failed += 1
+                click.echo(done.error, err=True)
+                continue
+            if done.empty:
+                empty.append(done.path.stem)
+                continue
+            written += 1
+            more = f", {done.n_repaired} repaired" if done.n_repaired else ""
+            more += f", {done.n_dropped} without area left out" if done.n_dropped else ""
+            click.echo(f"{done.path}: {done.n_nuclei:,} nuclei{more}")
     without = slides_without_table(target) if target.is_dir() and not slide_ids else []
     for why, names in (
         (f"they have no nuclei and {to} has no empty files", empty),

@@ -17,6 +17,7 @@ from wsiseg.export.dicom_seg import write_dicom_segmentation
 from wsiseg.export.frames import write_csv, write_geopackage, write_roi_zip
 from wsiseg.export.heatmap import write_heatmap
 from wsiseg.export.marks import write_marks
+from wsiseg.export.pyramid import Progress
 from wsiseg.export.query import write_cohort
 from wsiseg.export.quip import write_quip
 from wsiseg.export.qupath import write_geojson
@@ -73,6 +74,8 @@ class ExportOptions:
         SpatialData.
     overwrite
         Replace an existing output.
+    progress
+        Called while an image is written (``tissuumaps``, ``xenium``).
     """
 
     region: Box | None = None
@@ -88,6 +91,7 @@ class ExportOptions:
     cells: bool = False
     path_map: tuple[str, ...] = ()
     overwrite: bool = False
+    progress: Progress | None = None
     executed: datetime.datetime | None = None
 
     @property
@@ -109,11 +113,15 @@ def _maps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
 
 
 def _tissuumaps(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
-    return write_tissuumaps(s, p, o.selection, image_mpp=o.image_mpp, path_map=o.path_map, overwrite=o.overwrite)
+    return write_tissuumaps(
+        s, p, o.selection, image_mpp=o.image_mpp, path_map=o.path_map, overwrite=o.overwrite, progress=o.progress
+    )
 
 
 def _xenium(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:
-    return write_xenium(s, p, o.selection, image_mpp=o.image_mpp, path_map=o.path_map, overwrite=o.overwrite)
+    return write_xenium(
+        s, p, o.selection, image_mpp=o.image_mpp, path_map=o.path_map, overwrite=o.overwrite, progress=o.progress
+    )
 
 
 def _qupath(s: NucleiFile, p: Path, o: ExportOptions) -> Exported:

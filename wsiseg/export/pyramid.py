@@ -24,7 +24,7 @@ from wsiseg.summarize import RUIFROK_JOHNSTON
 from wsiseg.summarize.features import OD_STEPS, od_tables
 from wsiseg.types import Box
 
-__all__ = ["Pyramid", "image_scale", "write_pyramid"]
+__all__ = ["Progress", "Pyramid", "image_scale", "write_pyramid"]
 
 TILE_PX = 1024
 SMALLEST_PX = 1024
@@ -38,6 +38,8 @@ BRIGHTEST_OD = 1.5
 
 JPEG_QUALITY = 85
 Pixels = npt.NDArray[np.uint8]
+Progress = Callable[[str, int, int], None]
+"""Takes a slide's id, how many pieces are done, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +61,9 @@ def image_scale(slide: Slide, mpp: float) -> float:
     return min(1.0, meta.mpp / mpp)
 
 
-def write_pyramid(slide: Slide, out: Path, mpp: float, *, hematoxylin: bool = False) -> Pyramid:
+def write_pyramid(
+    slide: Slide, out: Path, mpp: float, *, hematoxylin: bool = False, progress: Progress | None = None
+) -> Pyramid:
     """Write a TIFF pyramid of a slide.
 
     Parameters
@@ -68,6 +72,8 @@ def write_pyramid(slide: Slide, out: Path, mpp: float, *, hematoxylin: bool = Fa
         um per px of the finest level; a slide that is coarser is written as it is.
     hematoxylin
         One channel, uint8: optical density of hematoxylin (Ruifrok and Johnston's vectors), 0 to ``BRIGHTEST_OD``.
+    progress
+        Called after each tile of the finest level.
 
     Raises
     ------
@@ -84,8 +90,14 @@ def write_pyramid(slide: Slide, out: Path, mpp: float, *, hematoxylin: bool = Fa
     width, height = working_size(slide.meta, scale)
     table = od_tables(RUIFROK_JOHNSTON)[0] if hematoxylin else None
 
+    n_tiles, done = -(-width // TILE_PX) * -(-height // TILE_PX), 0
+
     def from_slide(x: int, y: int, w: int, h: int) -> Pixels:
+        nonlocal done
         rgb = read_working(slide, Box(x, y, w, h), scale)
+        done += 1
+        if progress is not None:
+            progress(slide.meta.slide_id, done, n_tiles)
         return rgb if table is None else _brightness(rgb, table)
 
     read: Callable[[int, int, int, int], Pixels] = from_slide

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from wsiseg.errors import EmptyExportError
-from wsiseg.export.pyramid import Pyramid, write_pyramid
+from wsiseg.export.pyramid import Progress, Pyramid, write_pyramid
 from wsiseg.export.text import concat, decimal_text, join_rings, number_text, text_bytes
 from wsiseg.log import log
 from wsiseg.results.reopen import slide_of_table
@@ -43,6 +43,7 @@ def write_tissuumaps(
     image_mpp: float = 0.5,
     path_map: Sequence[str] = (),
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write the folder ``out``: ``project.tmap``, ``slide.tif``, ``nuclei.csv``; of up to ``MAX_OUTLINES``, ``nuclei.geojson``.
 
@@ -52,6 +53,8 @@ def write_tissuumaps(
         um per px of the image; the slide's own where that is coarser.
     path_map
         Where slides that were moved are now.
+    progress
+        Called after each tile of the image.
 
     Raises
     ------
@@ -68,7 +71,7 @@ def write_tissuumaps(
             raise EmptyExportError(f"{source.path}: there is no nucleus to export, and TissUUmaps shows no empty markers.")
         slide = slide_of_table(source.path, path_map)
         try:
-            image = write_pyramid(slide, folder / "slide.tif", image_mpp)
+            image = write_pyramid(slide, folder / "slide.tif", image_mpp, progress=progress)
         finally:
             slide.close()
         colors = {c: CLASS_COLORS[k % len(CLASS_COLORS)] for k, c in enumerate(classes)}

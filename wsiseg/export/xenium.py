@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import EmptyExportError
-from wsiseg.export.pyramid import Pyramid, write_pyramid
+from wsiseg.export.pyramid import Progress, Pyramid, write_pyramid
 from wsiseg.results.reopen import slide_of_table
 from wsiseg.tables import atomic_folder
 from wsiseg.tables.source import CELL_GEOMETRY, Chunk, Exported, NucleiFile, Selection, iter_chunks
@@ -70,6 +70,7 @@ def write_xenium(
     image_mpp: float = 0.5,
     path_map: Sequence[str] = (),
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
     """Write the folder ``out``, whose ``experiment.xenium`` Xenium Explorer opens.
 
@@ -83,6 +84,8 @@ def write_xenium(
         um per px of the image; the slide's own where that is coarser.
     path_map
         Where slides that were moved are now.
+    progress
+        Called after each tile of the image.
 
     Raises
     ------
@@ -102,7 +105,7 @@ def write_xenium(
             _write_groups(folder, kinds)
         slide = slide_of_table(source.path, path_map)
         try:
-            image = write_pyramid(slide, folder / "morphology.ome.tif", image_mpp, hematoxylin=True)
+            image = write_pyramid(slide, folder / "morphology.ome.tif", image_mpp, hematoxylin=True, progress=progress)
         finally:
             slide.close()
         text = json.dumps(_experiment(source, image, n), indent=1, ensure_ascii=False)
