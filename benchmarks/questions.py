@@ -104,7 +104,7 @@ def main() -> None:
     (table,) = (args.run / "nuclei").glob("*.parquet")
     source = open_nuclei(table)
     there = RESULTS / "questions.json"
-    rows = {r["command"]: r for r in json.loads(there.read_text())["rows"]} if there.is_file() else {}
+    own: dict[str, dict[str, Any]] = {}
     facts = {"nuclei": source.n_nuclei, "width_px": source.width_px, "height_px": source.height_px, "mpp": source.mpp}
     with tempfile.TemporaryDirectory(dir=args.run.parent) as name:
         folder = Path(name)
@@ -117,7 +117,9 @@ def main() -> None:
                     folder / "points.parquet", args.points, (source.width_px * source.mpp, source.height_px * source.mpp)
                 )
             row = measure(command, words, folder)
-            rows[command] = {**row, "told": row["told"].replace(name, "OUT")}
+            own[command] = {**row, "told": row["told"].replace(name, "OUT")}
+            rows = {r["command"]: r for r in json.loads(there.read_text())["rows"]} if there.is_file() else {}
+            rows |= own
             print(save("questions", {**facts, "load": os.getloadavg()[0], "rows": list(rows.values())}))
 
 
