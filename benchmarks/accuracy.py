@@ -118,7 +118,7 @@ def make_ours(name: str, precision: str) -> tuple[Method, dict[str, Any]]:
     import torch
 
     from wsiseg.config import PredictConfig, RunConfig
-    from wsiseg.evaluation.scoring import model_facts
+    from wsiseg.evaluation.scoring import scored_model
     from wsiseg.pipeline import segment_image
     from wsiseg.predict import load_model, tune_malloc
 
@@ -127,7 +127,7 @@ def make_ours(name: str, precision: str) -> tuple[Method, dict[str, Any]]:
     weights, tta = (name.removesuffix("_tta8"), 8) if name.endswith("_tta8") else (name, 1)
     config = RunConfig(predict=PredictConfig(weights=weights, precision=precision, tta=tta))
     model = load_model(config.predict)
-    return lambda rgb, mpp: segment_image(rgb, mpp, model, config), model_facts(model, config)
+    return lambda rgb, mpp: segment_image(rgb, mpp, model, config), asdict(scored_model(model, config))
 
 
 def make_method(name: str, args: argparse.Namespace) -> tuple[Method, dict[str, Any]] | None:

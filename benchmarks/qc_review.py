@@ -28,9 +28,11 @@ from _machine import save
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from wsiseg.qc import MarkLog, contour_png, patch_id, rgb_png, write_pack, write_rows  # noqa: E402
+from wsiseg.qc import MarkLog, contour_png, patch_id, rgb_png, write_pack  # noqa: E402
+from wsiseg.qc.rows import PatchRow  # noqa: E402
 from wsiseg.schema import PATCHES, SLIDES  # noqa: E402
 from wsiseg.tables import arrow_schema  # noqa: E402
+from wsiseg.tables.records import write_rows  # noqa: E402
 
 PER_SLIDE = 15
 DIGEST = "b" * 16
@@ -57,13 +59,10 @@ def make_run(root: Path, n_patches: int) -> list[str]:
         names = [patch_id(DIGEST, slide, k) for k in range(PER_SLIDE)]
         file = f"patches/{slide}.zip"
         write_pack(root / "qc" / file, [p for n in names for p in ((f"{n}.png", tissue), (f"{n}.contours.png", layer))])
-        index += [
-            {"patch_id": n, "slide_id": slide, "cohort": "BRCA", "number": k, "file": file, "error": ""}
-            for k, n in enumerate(names)
-        ]
-    index.sort(key=lambda e: str(e["patch_id"]))
+        index += [PatchRow(n, slide, "BRCA", k, 0, 0, 256, 1.0, 40, file) for k, n in enumerate(names)]
+    index.sort(key=lambda e: e.patch_id)
     write_rows(root / "qc" / "patches.parquet", PATCHES, index)
-    return [str(e["patch_id"]) for e in index]
+    return [e.patch_id for e in index]
 
 
 def mark_before(root: Path, ids: list[str]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +12,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wsiseg import schema
 from wsiseg.config import RunConfig
 from wsiseg.decode import OMITTED, decode, encode
 from wsiseg.errors import ConfigError, FormatError, InputError
+from wsiseg.evaluation.compare.slide import ComparedRow
+from wsiseg.qc.grades import SlideGrade
+from wsiseg.qc.rows import EstimateRow, FlagRow, OrderRow, PatchRow, PredictedRow
+from wsiseg.questions.rows import RegionRow
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.records import read_inputs
 from wsiseg.results.run_record import RunNote
 from wsiseg.results.slide_record import Asked, FileFacts, SlideRecord, read_slide, slide_or_none, slide_record, write_slide
 from wsiseg.rows import ErrorRow, SlideRow
-from wsiseg.schema import ERRORS, LATER, SLIDES, Column
+from wsiseg.schema import Column
 from wsiseg.types import Processor, Stain
 
-ARROW = {"string": {str}, "int32": {int, type(None)}, "int64": {int, type(None)}, "float64": {float, type(None)}}
+ARROW = {"string": {str}, "int32": {int}, "int64": {int}, "float64": {float}, "wkb": {bytes}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,18 +96,20 @@ def test_a_value_that_does_not_fit_is_named(name: str) -> None:
     assert words in str(caught.value)
 
 
-@pytest.mark.parametrize(("row", "columns"), [(SlideRow, SLIDES), (ErrorRow, ERRORS)])
+ROWS = [
+    (SlideRow, schema.SLIDES), (ErrorRow, schema.ERRORS), (FlagRow, schema.OUTLIERS), (PatchRow, schema.PATCHES),
+    (PredictedRow, schema.PREDICTED), (EstimateRow, schema.PREDICTED_SLIDES), (OrderRow, schema.REVIEW_ORDER),
+    (SlideGrade, schema.GRADED), (RegionRow, schema.REGIONS), (ComparedRow, schema.COMPARED),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "columns"), ROWS)
 def test_rows_have_the_columns_of_the_schema(row: type, columns: tuple[Column, ...]) -> None:
     hints = typing.get_type_hints(row)
     assert [f.name for f in fields(row) if f.name != "other"] == [c.name for c in columns]
     for column in columns:
         hint = hints[column.name]
-        assert set(typing.get_args(hint) or [hint]) | {type(None)} == ARROW[column.arrow] | {type(None)}, column.name
-
-
-def test_what_earlier_tables_lack_has_a_default() -> None:
-    defaults = {f.name: f.default for f in fields(SlideRow) if f.default is not MISSING}
-    assert defaults == LATER
+        assert set(typing.get_args(hint) or [hint]) - {type(None)} == ARROW[column.arrow], column.name
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from wsiseg.errors import FormatError, WsisegError
 
-__all__ = ["OMITTED", "decode", "encode", "fits", "read_record", "type_words"]
+__all__ = ["OMITTED", "OTHER", "decode", "encode", "fits", "read_record", "type_words"]
 
 T = TypeVar("T")
 

@@ -33,7 +33,9 @@ A message states what happened, where (slide, tile), what was expected and got, 
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Collection, Iterator
 
 __all__ = [
     "AnisotropicMppError",
@@ -61,6 +63,8 @@ __all__ = [
     "WeightsError",
     "WorkersLostError",
     "WsisegError",
+    "error_chain",
+    "first_names",
     "one_line",
     "plain_text",
 ]
@@ -79,6 +83,21 @@ def plain_text(text: str) -> str:
 def one_line(err: BaseException) -> str:
     """Return an error's kind and message in one line, for tables and logs."""
     return plain_text(" ".join(f"{type(err).__name__}: {err}".split()))
+
+
+def first_names(names: Collection[str], most: int = 20) -> str:
+    """Return names for a message: the first ones, and how many more there are; ``none`` if there are none."""
+    shown = ", ".join(itertools.islice(names, most)) or "none"
+    return shown if len(names) <= most else f"{shown} and {len(names) - most:,} more"
+
+
+def error_chain(err: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error, the error that it was raised from, and so on."""
+    seen: set[int] = set()
+    while err is not None and id(err) not in seen:
+        seen.add(id(err))
+        yield err
+        err = err.__cause__ or err.__context__
 
 
 class WsisegError(Exception):

@@ -57,7 +57,7 @@ class SlideRow:
     reader: str
     reader_note: str
     stain: str
-    precision: str = ""  # columns with a default are in wsiseg.schema.LATER: tables of earlier versions lack them
+    precision: str = ""  # what has a default is lacking in tables of earlier versions
     precision_choice: str = ""
     seconds_read: float | None
     seconds_normalize: float | None

@@ -13,11 +13,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Box", "Instances", "PolygonBatch", "Processor", "SlideMeta", "Stain", "Tile", "TileOutcome", "TileStats"]
+__all__ = [
+    "Box",
+    "FailureKind",
+    "Instances",
+    "PolygonBatch",
+    "Processor",
+    "SlideMeta",
+    "Stain",
+    "Tile",
+    "TileOutcome",
+    "TileStats",
+]
 
 Array = Any  # numpy.ndarray or cupy.ndarray: same kind in, same kind out
 
 MppSource = Literal["openslide", "ome", "imagej", "aperio", "vips", "leica", "zarr", "image", "tiff", "objective", "user"]
+FailureKind = Literal["", "fact", "library", "disk"]
+"""Of a failure: a fact of the slide, which every host would find; a library that this worker lacks; a full disk of this host;
+anything else."""
+
 TileStatus = Literal["done", "empty", "failed"]
 StainMethod = Literal["none", "reinhard", "macenko"]
 
@@ -193,7 +208,7 @@ class TileStats:
 class TileOutcome:
     """The result of one tile that is sent back through Dask: about 200 bytes, never pixels or polygons.
 
-    ``host`` and ``worker`` are those of the last try of a failed tile; the client sets them.
+    ``host`` and ``worker`` are those of the last try of a failed tile; the client sets them. ``kind`` is that of ``error``.
     """
 
     slide_id: str
@@ -205,3 +220,4 @@ class TileOutcome:
     attempts: int = 1
     host: str = ""
     worker: str = ""
+    kind: FailureKind = ""

@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks.papers._page import fill
 from wsiseg.config import PredictConfig, RunConfig
+from wsiseg.evaluation.choices import HouProtocol, SetChoice, SetOutputs
 from wsiseg.evaluation.reports import score_sets
 
 HERE = Path(__file__).resolve().parent
@@ -42,10 +43,8 @@ def score(data: Path, weights: str, split: Any) -> dict[str, Any]:
     """Run the protocol through the command's own function and return its JSON."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "scores.json"
-        report = score_sets(
-            data, RunConfig(predict=PredictConfig(weights=weights)), sets=["monuseg"], split=split, protocol="hou2020",
-            groups=HERE / "monuseg_cancer_types.csv", out=out,
-        )  # fmt: skip
+        choice = SetChoice(["monuseg"], split, protocol=HouProtocol(HERE / "monuseg_cancer_types.csv"))
+        report = score_sets(data, RunConfig(predict=PredictConfig(weights=weights)), choice, SetOutputs(out=out))
         for line in [f"{weights}, {split}"] + ["  ".join(row) for row in report.tables[0].rows]:
             print(line)
         tree: dict[str, Any] = json.loads(out.read_text())

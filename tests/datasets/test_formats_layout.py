@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from wsiseg.datasets import sets_folder
-from wsiseg.datasets.formats import STATS_COLUMNS, AnnotatedImage, dataset_stats, write_dataset
+from wsiseg.datasets.formats import AnnotatedImage, SetStats, dataset_stats, write_dataset
 from wsiseg.errors import FormatError
 from wsiseg.labels import read_labels
 
@@ -28,11 +28,10 @@ def test_facts_follow_the_images(tmp_path):
     assert info["mpp_per_image"] == {"a": 0.25, "b": 0.5, "c": None}
     assert read_labels(tmp_path / "set" / "a.labels.png").max() == 3
     row = dataset_stats(tmp_path / "set")[0]
-    assert tuple(row) == STATS_COLUMNS
-    assert row == {
-        "dataset": "set", "images": 3, "nuclei": 8, "nuclei_per_image": 2.7, "tile_size": "48x32, 40x40",
-        "magnification": "mixed", "mpp": "0.25 to 0.5", "organs": 1, "groups": 1, "licence": "CC0",
-    }  # fmt: skip
+    assert row == SetStats(
+        dataset="set", images=3, nuclei=8, nuclei_per_image=2.7, tile_size="48x32, 40x40", magnification="mixed",
+        mpp="0.25 to 0.5", organs=1, groups=1, licence="CC0",
+    )  # fmt: skip
 
 
 def test_training_reads_what_was_written(tmp_path):
@@ -71,9 +70,9 @@ def test_what_cannot_be_written_says_why(tmp_path):
 @pytest.mark.skipif("WSISEG_DATA" not in os.environ, reason="needs the given data sets")
 def test_the_given_sets_have_the_nuclei_that_they_state():
     root = sets_folder(os.environ["WSISEG_DATA"])
-    rows = {row["dataset"]: row for row in dataset_stats(root)}
+    rows = {row.dataset: row for row in dataset_stats(root)}
     for folder in root.iterdir():
         if (folder / "INFO.json").is_file():
             info = json.loads((folder / "INFO.json").read_text())
-            assert rows[info["name"]]["images"] == info["n_images"]
-            assert rows[info["name"]]["nuclei"] == info["n_nuclei"]
+            assert rows[info["name"]].images == info["n_images"]
+            assert rows[info["name"]].nuclei == info["n_nuclei"]

@@ -15,7 +15,7 @@ from wsiseg.datasets import VALIDATION_GROUPS, group_of, list_samples, load_samp
 from wsiseg.datasets.samples import magnification
 from wsiseg.errors import FormatError
 from wsiseg.evaluation.scoring import annotated_sets
-from wsiseg.train import Batch, PatchSource
+from wsiseg.train import Batch, ImageSteps, PatchSource, TargetOptions
 
 
 def write_set(root: Path, name: str, ids: list[str], info: dict[str, object] | None = None, radius: int = 6) -> None:
@@ -80,7 +80,7 @@ def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
     write_set(tmp_path, "a", ["a_1", "a_2", "a_3"])
     from wsiseg.train import AugmentConfig
 
-    source = PatchSource(list_samples(tmp_path, ("a",)), {"a": 1.0}, "ellipse", AugmentConfig(), 64)
+    source = PatchSource(list_samples(tmp_path, ("a",)), {"a": 1.0}, TargetOptions("ellipse"), AugmentConfig(), 64)
     first, again, other = source.batch(3, 5, 7), source.batch(3, 5, 7), source.batch(3, 5, 8)
     assert first.rgb.equal(again.rgb)
     assert first.target.equal(again.target)
@@ -96,7 +96,8 @@ def test_a_teacher_draws_targets_towards_what_it_sees(tmp_path: Path) -> None:
     write_set(tmp_path, "a", ["a_1", "a_2"])
 
     def batch(**options: Any) -> Batch:
-        return PatchSource(list_samples(tmp_path, ("a",)), {"a": 1.0}, "ellipse", None, 48, **options).batch(3, 5, 7)
+        samples, steps = list_samples(tmp_path, ("a",)), ImageSteps(**options)
+        return PatchSource(samples, {"a": 1.0}, TargetOptions("ellipse"), None, 48, steps=steps).batch(3, 5, 7)
 
     alone = batch()
     taught = batch(teacher=lambda rgb: np.full((2, *rgb.shape[:2]), 200, np.uint8), teacher_share=0.25)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from wsiseg.datasets import list_samples, load_sample, store_patches
 from wsiseg.errors import FormatError
-from wsiseg.train import AugmentConfig, PatchSource
+from wsiseg.train import AugmentConfig, PatchSource, TargetOptions
 
 SIZES = {"a": {"x": (100, 130), "x-1": (64, 64), "x_2": (31, 200)}, "b": {"y": (64, 129)}}
 
@@ -52,7 +52,7 @@ def test_a_store_gives_back_every_sample(root: Path, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_batches(root: Path, tmp_path: Path) -> None:
     store_patches(root, tmp_path / "p.zarr", ("a", "b"), patch_px=32)
     sources = [
-        PatchSource(list_samples(place, ("a", "b")), {"a": 0.5, "b": 0.5}, "ellipse", AugmentConfig(), 48)
+        PatchSource(list_samples(place, ("a", "b")), {"a": 0.5, "b": 0.5}, TargetOptions("ellipse"), AugmentConfig(), 48)
         for place in (root, tmp_path / "p.zarr")
     ]
     for step in range(3):

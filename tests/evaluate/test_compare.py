@@ -197,8 +197,8 @@ def test_empty_sides(tmp_path: Path) -> None:
     a, b = imported(tmp_path / "a", blobs(1, (200, 200))), imported(tmp_path / "b", blobs(1, (200, 200)))
     pq.write_table(pq.read_table(table(b)).slice(0, 0), table(b))
     found = compare_segmentations(a, b, tmp_path / "out", n_crops=1)
-    assert found.slides[0].row()["pq"] == 0.0
-    assert found.slides[0].row()["n_b"] == 0
+    assert found.slides[0].row().pq == 0.0
+    assert found.slides[0].row().n_b == 0
     pq.write_table(pq.read_table(table(a)).slice(0, 0), table(a))
     both = compare_segmentations(a, b, tmp_path / "out", n_crops=1)
     assert both.slides[0].status == "empty"

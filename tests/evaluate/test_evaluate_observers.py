@@ -43,18 +43,18 @@ def test_pairs_are_inter_or_intra_and_score_per_organ():
         ("anna - anna (2)", "intra"),
         ("ben - anna (2)", "inter"),
     ]
-    rows = {r["organ"]: r for r in observer_rows(pairs[0])}
+    rows = {r.organ: r for r in observer_rows(pairs[0])}
     assert list(rows) == ["Liver", "Skin", "all"]
     liver = [1.0, jaccard(2)]
-    assert rows["Liver"]["pq_mean"] == pytest.approx(sum(liver) / 2)
-    assert rows["Liver"]["aji_mean"] == pytest.approx(sum(liver) / 2)
-    assert rows["Liver"]["pq_sd"] == pytest.approx(abs(liver[0] - liver[1]) / 2**0.5)
-    assert rows["Liver"]["dice_mean"] == pytest.approx((1.0 + 0.8) / 2)
-    assert rows["Skin"]["dice_mean"] == pytest.approx(0.9)
-    assert np.isnan(rows["Skin"]["pq_sd"])
-    assert rows["all"]["dice_mean"] == pytest.approx((1.0 + 0.8 + 0.9) / 3)
-    assert (rows["all"]["n_first"], rows["all"]["n_images"]) == (9, 3)
-    assert {r["pq_mean"] for r in observer_rows(pairs[1])} == {1.0}
+    assert rows["Liver"].pq_mean == pytest.approx(sum(liver) / 2)
+    assert rows["Liver"].aji_mean == pytest.approx(sum(liver) / 2)
+    assert rows["Liver"].pq_sd == pytest.approx(abs(liver[0] - liver[1]) / 2**0.5)
+    assert rows["Liver"].dice_mean == pytest.approx((1.0 + 0.8) / 2)
+    assert rows["Skin"].dice_mean == pytest.approx(0.9)
+    assert np.isnan(rows["Skin"].pq_sd)
+    assert rows["all"].dice_mean == pytest.approx((1.0 + 0.8 + 0.9) / 3)
+    assert (rows["all"].n_first, rows["all"].n_images) == (9, 3)
+    assert {r.pq_mean for r in observer_rows(pairs[1])} == {1.0}
     _, cells = observer_cells(pairs)
     assert cells[1][:3] == ["anna - ben", "inter", "Skin"]
     assert cells[1][5] == "90.0"
@@ -65,12 +65,12 @@ def test_pairs_are_tested_on_shared_images():
     truth = {i: drawing() for i in shifts}
     again = {i: drawing(s) for i, s in shifts.items()}
     pairs = compare_observers([Reading("t", "t", truth), Reading("m", "m", again), Reading("t", "t2", truth)])
-    tests = {(t["score"], t["first"], t["second"]): t for t in observer_tests(pairs)}
+    tests = {(t.score, t.first, t.second): t.test for t in observer_tests(pairs)}
     assert len(tests) == 9  # three scores, three pairs of pairs
     got = tests["dice", "t - m (inter)", "t - t2 (intra)"]
-    assert got["n"] == 8
-    assert got["mean_difference"] == pytest.approx(-np.mean([s / 10 for s in shifts.values()]))
-    assert got["p_value"] < 0.02  # all eight differences on one side: 2 / 2^8, more for the ties
+    assert got.n == 8
+    assert got.mean_difference == pytest.approx(-np.mean([s / 10 for s in shifts.values()]))
+    assert got.p_value < 0.02  # all eight differences on one side: 2 / 2^8, more for the ties
 
 
 def test_readings_that_cannot_be_compared_say_so():

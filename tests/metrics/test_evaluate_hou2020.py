@@ -56,7 +56,7 @@ def test_each_patch_and_their_weighted_means():
 
 
 def test_rows_are_those_of_tables_3_and_4():
-    rows = {(r["table"], r["row"]): r for r in hou_rows(scored(), {"B - A": [scored()[0]]})}
+    rows = {(r.table, r.row): r for r in hou_rows(scored(), {"B - A": [scored()[0]]})}
     assert list(rows) == [
         ("wsi group", "best"),
         ("wsi group", "problematic"),
@@ -67,11 +67,11 @@ def test_rows_are_those_of_tables_3_and_4():
         ("all", "all patches"),
         ("annotators", "B - A"),
     ]
-    assert rows["wsi group", "all acceptable"]["dice"] == pytest.approx((3 * 2 / 3 + 8) / 11)
-    assert rows["cancer type", "brca"]["instance_dice"] == pytest.approx((3 * 1 + 3 * 0.5) / 6)
-    assert rows["cancer type", "brca"]["pearson_r"] == pytest.approx(-1)  # counts 2, 1 against 1, 2
-    assert rows["annotators", "B - A"]["dice"] == pytest.approx(2 / 3)
-    assert math.isnan(rows["wsi group", "best"]["pearson_r"])
+    assert rows["wsi group", "all acceptable"].dice == pytest.approx((3 * 2 / 3 + 8) / 11)
+    assert rows["cancer type", "brca"].instance_dice == pytest.approx((3 * 1 + 3 * 0.5) / 6)
+    assert rows["cancer type", "brca"].pearson_r == pytest.approx(-1)  # counts 2, 1 against 1, 2
+    assert rows["annotators", "B - A"].dice == pytest.approx(2 / 3)
+    assert math.isnan(rows["wsi group", "best"].pearson_r)
     _, cells = hou_cells(list(rows.values()))
     assert cells[0] == ["wsi group", "best", "1", "0.667", "1.000", "-", "50.0"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from dataclasses import asdict
 from fractions import Fraction
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from wsiseg.qc import (
     wilson_interval,
     write_release,
 )
+from wsiseg.rows import SlideRow
 
 PUBLISHED = ["Best", "Good", "Adequate", "Problematic", "Unacceptable", "Unacceptable"]
 """Hou et al. 2020: 0, 6.67, 13.3, 20 % and above, i.e. 0, 1, 2, 3, 4 and more of 15 patches."""
@@ -119,17 +121,18 @@ def test_five_hundred_slides_fall_into_the_published_groups() -> None:
     grades = grade_slides(slides, patches, words, verdicts, {})
     assert [g.grade for g in grades] == expected
     by_group = cohort_summary(grades)[1]
-    assert {g: by_group[-1][g] for g in GRADES} == {g: expected.count(g) for g in GRADES}
+    assert {g: getattr(by_group[-1], g) for g in GRADES} == {g: expected.count(g) for g in GRADES}
     judged = [i for i, (_, _, status) in enumerate(slides) if status != "failed"]
-    assert by_group[-1]["PatchesBadPercent"] == round(100 * int(n_bad[judged].sum()) / (15 * len(judged)), 2)
+    assert by_group[-1].PatchesBadPercent == round(100 * int(n_bad[judged].sum()) / (15 * len(judged)), 2)
 
 
 def test_release_has_the_published_columns_and_values(tmp_path: Path) -> None:
     grades = grade_slides(*hand_made())
-    rows = {
+    known = {
         "s1": {"path": "/data/TCGA-A.svs", "n_nuclei": 1000, "area_mean_um2": 40.0, "area_std_um2": 10.0},
         "s4": {"path": r"C:\slides\TCGA-D.svs", "n_nuclei": 7, "area_mean_um2": 25.0, "area_std_um2": float("nan")},
     }
+    rows = {g.slide_id: SlideRow.blank(g.slide_id, "done", **known.get(g.slide_id, {})) for g in grades}
     files = write_release(tmp_path, grades, rows, {"s1": 'pen, "thick"'})
     assert {p.name for p in files} == {
         "grades.parquet",
@@ -178,12 +181,13 @@ def test_release_has_the_published_columns_and_values(tmp_path: Path) -> None:
 def test_summaries_add_up() -> None:
     grades = grade_slides(*hand_made())
     slide_qc, groups = cohort_summary(grades)
-    assert [r["CancerType"] for r in groups] == ["BRCA", "GBM", "All"]
+    assert [r.CancerType for r in groups] == ["BRCA", "GBM", "All"]
     for table in (slide_qc, groups):
-        for key, total in table[-1].items():
+        rows = [asdict(row) for row in table]
+        for key, total in rows[-1].items():
             if key != "CancerType" and "Percent" not in key:
-                assert total == sum(r[key] for r in table[:-1])
-    assert slide_qc[0] | {} == {
+                assert total == sum(r[key] for r in rows[:-1])
+    assert asdict(slide_qc[0]) == {
         "CancerType": "BRCA",
         "Slides": 3,
         "SelectedRound1": 2,
@@ -192,7 +196,7 @@ def test_summaries_add_up() -> None:
         "Unacceptable": 1,
         "UnacceptablePercent": 33.33,
     }
-    assert groups[-1]["PatchesBadPercent"] == round(100 * 3 / 44, 2)
+    assert groups[-1].PatchesBadPercent == round(100 * 3 / 44, 2)
 
 
 def plain_kappa(a: list[str], b: list[str]) -> float:

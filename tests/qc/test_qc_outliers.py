@@ -10,10 +10,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wsiseg import qc
 from wsiseg.errors import ConfigError
-from wsiseg.qc import TailRule, find_outliers, tail_size
+from wsiseg.qc import OutlierRow, TailRule, tail_size
+from wsiseg.rows import SlideRow
 
 TAILS = TailRule(method=("tails",))
+
+
+def find_outliers(
+    rows: list[dict[str, Any]],
+    rule: TailRule | None = None,
+    verdicts: dict[str, str] | None = None,
+    reference: list[dict[str, Any]] | None = None,
+) -> list[OutlierRow]:
+    """Apply the rule to rows of which only some columns are stated."""
+    stated, good = ([SlideRow.blank(**r) for r in given] for given in (rows, reference or []))
+    return qc.find_outliers(stated, rule, verdicts, good)
 
 
 def cohort(n: int, seed: int = 0, name: str = "BRCA") -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import io
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,12 +17,16 @@ from PIL import Image
 from scipy.stats import chisquare
 
 from wsiseg.errors import ConfigError, FormatError, InputError
-from wsiseg.qc import contour_png, inner_mask, patch_id, read_picture, sample_patches, write_pack
+from wsiseg.qc import Patch, contour_png, inner_mask, patch_id, read_picture, sample_patches, write_pack
 from wsiseg.qc.patch_pictures import make_patches
 from wsiseg.qc.runs import load_run
+from wsiseg.read import TissueMask
 from wsiseg.types import Box
 
-FRAME = (10.0, 10.0, 0.0, 0.0)
+
+def sample(slide_id: str, mask: np.ndarray, *args: Any, **options: Any) -> list[Patch]:
+    """Draw patches over a mask of 10 level-0 px a px."""
+    return sample_patches(slide_id, TissueMask(mask, 10.0, 10.0), *args, **options)
 
 
 def centers(patches: list) -> np.ndarray:
@@ -32,7 +37,7 @@ def test_centers_are_uniform_over_tissue_and_nowhere_else() -> None:
     mask = np.zeros((50, 80), np.uint8)
     mask[10:40, 10:30] = 1
     mask[20:25, 40:70] = 1
-    found = np.concatenate([centers(sample_patches(f"s{i}", mask, FRAME, (800, 500), 8, 15)) for i in range(400)])
+    found = np.concatenate([centers(sample(f"s{i}", mask, (800, 500), 8, 15)) for i in range(400)])
     rows, columns = (found[:, 1] // 10).astype(int), (found[:, 0] // 10).astype(int)
     assert mask[rows, columns].mean() > 0.97  # a center lies within a px of the point drawn, so a few fall beside the border
     large = ((columns >= 10) & (columns < 30)).sum()
@@ -45,37 +50,37 @@ def test_centers_are_uniform_over_tissue_and_nowhere_else() -> None:
 @given(st.integers(1, 30), st.integers(1, 30), st.text(min_size=1, max_size=20))
 def test_more_patches_keep_the_earlier_ones(few: int, added: int, slide_id: str) -> None:
     mask = np.ones((20, 20), np.uint8)
-    first = sample_patches(slide_id, mask, FRAME, (200, 200), 16, few)
-    assert sample_patches(slide_id, mask, FRAME, (200, 200), 16, few + added)[:few] == first
+    first = sample(slide_id, mask, (200, 200), 16, few)
+    assert sample(slide_id, mask, (200, 200), 16, few + added)[:few] == first
 
 
 def test_slide_id_and_seed_alone_decide() -> None:
     mask = np.ones((20, 20), np.uint8)
-    first = sample_patches("a", mask, FRAME, (200, 200), 16, 15)
+    first = sample("a", mask, (200, 200), 16, 15)
     np.random.seed(1)
-    assert sample_patches("a", mask, FRAME, (200, 200), 16, 15) == first
-    assert sample_patches("b", mask, FRAME, (200, 200), 16, 15) != first
-    assert sample_patches("a", mask, FRAME, (200, 200), 16, 15, seed=1) != first
+    assert sample("a", mask, (200, 200), 16, 15) == first
+    assert sample("b", mask, (200, 200), 16, 15) != first
+    assert sample("a", mask, (200, 200), 16, 15, seed=1) != first
 
 
 def test_patches_do_not_overlap_where_there_is_room_and_stay_in_the_slide() -> None:
-    boxes = [p.box for p in sample_patches("a", np.ones((100, 100), np.uint8), FRAME, (1000, 1000), 64, 15)]
+    boxes = [p.box for p in sample("a", np.ones((100, 100), np.uint8), (1000, 1000), 64, 15)]
     for i, a in enumerate(boxes):
         assert 0 <= a.x <= a.x1 <= 1000
         assert 0 <= a.y <= a.y1 <= 1000
         assert not any(a.x < b.x1 and b.x < a.x1 and a.y < b.y1 and b.y < a.y1 for b in boxes[:i])
-    tiny = sample_patches("a", np.ones((2, 2), np.uint8), FRAME, (20, 20), 16, 15)
+    tiny = sample("a", np.ones((2, 2), np.uint8), (20, 20), 16, 15)
     assert len(tiny) == 15  # no room: they may overlap
 
 
 def test_failed_tiles_and_blank_slides_give_no_patches() -> None:
     mask = np.ones((10, 10), np.uint8)
-    kept = sample_patches("a", mask, FRAME, (100, 100), 4, 50, excluded=[Box(0, 0, 60, 100)])
+    kept = sample("a", mask, (100, 100), 4, 50, excluded=[Box(0, 0, 60, 100)])
     assert all(p.box.x + 2 >= 59 for p in kept)
-    assert sample_patches("a", mask, FRAME, (100, 100), 4, 5, excluded=[Box(0, 0, 100, 100)]) == []
-    assert sample_patches("a", mask * 0, FRAME, (100, 100), 4, 5) == []
+    assert sample("a", mask, (100, 100), 4, 5, excluded=[Box(0, 0, 100, 100)]) == []
+    assert sample("a", mask * 0, (100, 100), 4, 5) == []
     with pytest.raises(ConfigError, match="at least one patch"):
-        sample_patches("a", mask, FRAME, (100, 100), 4, 0)
+        sample("a", mask, (100, 100), 4, 0)
 
 
 def test_names_are_blind_and_distinct() -> None:
@@ -108,7 +113,7 @@ def test_run_renders_every_patch_as_the_slide_shows_it(make_run) -> None:
     tissue = Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.png")))
     layer = Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.contours.png")))
     assert (tissue.size, layer.size) == ((256, 256), (768, 768))
-    with openslide.OpenSlide(run.row(e["slide_id"])["path"]) as slide:
+    with openslide.OpenSlide(run.row(e["slide_id"]).path) as slide:
         seen = (
             slide.read_region((e["x_px"], e["y_px"]), 0, (e["side_px"],) * 2)
             .convert("RGB")

@@ -179,5 +179,5 @@ def test_what_cannot_be_predicted_is_refused(make_run) -> None:
     with pytest.raises(FormatError, match="run ffffffffffffffff"):
         predict_run(run)
     (run.qc / "features.parquet").write_bytes(b"not a table")
-    with pytest.raises(FormatError, match="expected a readable Parquet table"):
+    with pytest.raises(FormatError, match="expected a table of features of patches, but it cannot be read"):
         predict_run(run)

@@ -21,9 +21,11 @@ from wsiseg.qc import MarkLog, ShareEstimate, TailRule, find_outliers, grade_sli
 from wsiseg.qc.patch_pictures import make_patches
 from wsiseg.qc.report import ReportData, Thumbnail, density_picture, render_report, worst_first
 from wsiseg.qc.report_run import MASK_RGB, outlined, write_report
+from wsiseg.qc.rows import FlagRow
 from wsiseg.qc.runs import find_run_outliers, load_run
 from wsiseg.qc.shown_paths import shorten_paths, shorten_row_paths
 from wsiseg.read import TissueMask
+from wsiseg.rows import SlideRow
 from wsiseg.schema import DECISIONS
 
 
@@ -48,12 +50,15 @@ def rows_of(n: int) -> list[dict[str, Any]]:
     ]
 
 
+def slide_rows(rows: list[dict[str, Any]]) -> list[SlideRow]:
+    return [SlideRow.blank(**r) for r in rows]
+
+
 def report_of(n: int, **given: Any) -> bytes:
-    rows = rows_of(n)
-    found = find_outliers(rows)
+    rows = slide_rows(rows_of(n))
     outliers = [
-        {"slide_id": o.slide_id, "round": o.round, "tails": " ".join(o.tails), "reasons": "; ".join(o.reasons), "note": o.note}
-        for o in found
+        FlagRow(o.slide_id, o.cohort, o.status, o.round, " ".join(o.tails), "; ".join(o.reasons), o.note)
+        for o in find_outliers(rows)
     ]
     return render_report(ReportData("Report", f"{n} slides", rows, outliers, **given))
 
@@ -103,7 +108,7 @@ def test_hostile_names_cannot_leave_the_data() -> None:
         area_mean_um2=float("nan"),
         nuclei_per_mm2=float("inf"),
     )
-    page = render_report(ReportData("<b>title</b>", "", rows))
+    page = render_report(ReportData("<b>title</b>", "", slide_rows(rows)))
     assert page.decode().count("<script") == 2
     assert "<title>&lt;b&gt;" in page.decode()
     data = data_of(page)
@@ -115,19 +120,17 @@ def test_hostile_names_cannot_leave_the_data() -> None:
 def test_worst_come_first() -> None:
     rows = rows_of(6)
     rows[5]["status"] = "failed"
-    outliers = [
-        {"slide_id": rows[i]["slide_id"], "round": r, "tails": "x"} for i, r in ((0, 0), (1, 2), (2, 1), (3, 0), (4, 0), (5, 1))
-    ]
+    outliers = [FlagRow(rows[i]["slide_id"], "", "done", r, "x", "", "") for i, r in enumerate((0, 2, 1, 0, 0, 1))]
     words = {"p3": "not_adequate", "q3": "adequate"}
     patches = {rows[3]["slide_id"]: ["p3", "q3"]}
     grades = grade_slides(
         [(r["slide_id"], "", r["status"]) for r in rows], patches, words, {rows[4]["slide_id"]: "unacceptable"}, {}
     )
-    order = worst_first(rows, [o for o in outliers if o["round"]], grades)
+    order = worst_first(slide_rows(rows), [o for o in outliers if o.round], grades)
     assert order == [rows[i]["slide_id"] for i in (5, 4, 3, 2, 1)]
     surely, perhaps = ShareEstimate(0.6, 0.3, 0.9, 15, 0), ShareEstimate(0.6, 0.1, 0.9, 15, 0)
     guess = {rows[0]["slide_id"]: surely, rows[1]["slide_id"]: perhaps}
-    order = worst_first(rows, [o for o in outliers if o["round"]], grades, guess)
+    order = worst_first(slide_rows(rows), [o for o in outliers if o.round], grades, guess)
     assert order == [rows[i]["slide_id"] for i in (5, 4, 3, 0, 2, 1)]
 
 
@@ -199,8 +202,9 @@ def test_paths_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
         ("1/2 of 4,000 nuclei/mm2, 3 µm/px and --path-map FROM=TO", "1/2 of 4,000 nuclei/mm2, 3 µm/px and --path-map FROM=TO"),
     ):
         assert shorten_paths(text, run, ("/data/my slides/a b.svs",)) == expected
-    row = shorten_row_paths({"path": "/data/my slides/a b.svs", "error": "/data/my slides/a b.svs: no", "n": 3}, run)
-    assert row == {"path": "a b.svs", "error": "a b.svs: no", "n": 3}
+    whole = "/data/my slides/a b.svs"
+    row = shorten_row_paths(SlideRow.blank("s", "failed", path=whole, error=f"{whole}: no", n_nuclei=3), run, whole)
+    assert row == SlideRow.blank("s", "failed", path="a b.svs", error="a b.svs: no", n_nuclei=3)
 
 
 def test_the_mask_is_drawn_where_it_lies() -> None:
@@ -313,7 +317,13 @@ def test_a_card_shows_mask_reasons_and_the_way_to_the_review(tmp_path: Path, chr
     path = tmp_path / "report.html"
     content = b"kind,slide_id\nslide,a\n"
     data = ReportData(
-        "Report", "", rows, pictures=shown, review="http://127.0.0.1:23456", decisions=content, decisions_file="r.csv"
+        "Report",
+        "",
+        slide_rows(rows),
+        pictures=shown,
+        review="http://127.0.0.1:23456",
+        decisions=content,
+        decisions_file="r.csv",
     )
     path.write_bytes(render_report(data))
     open_report(chromium, path)
@@ -371,7 +381,7 @@ def test_it_opens_sorts_and_filters_in_a_browser(tmp_path: Path, chromium: Any, 
     assert chromium.execute_script(count) == 1
     assert "0002" in chromium.execute_script(first)
     plots = chromium.execute_script("return [...document.querySelectorAll('#plots svg path')].length")
-    flagged = sum(o.flagged for o in find_outliers(rows_of(n)))
+    flagged = sum(o.flagged for o in find_outliers(slide_rows(rows_of(n))))
     assert plots >= 4
     assert chromium.execute_script("return document.querySelectorAll('#plots svg title').length") == 4 * flagged
     if n > 100:

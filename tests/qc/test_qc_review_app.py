@@ -193,7 +193,7 @@ def test_slides_are_shown_with_reasons_tiles_and_nuclei(reviewed: Path) -> None:
         assert whole.size == (256, 256)
         import openslide
 
-        with openslide.OpenSlide(load_run(reviewed).row("a")["path"]) as slide:
+        with openslide.OpenSlide(load_run(reviewed).row("a").path) as slide:
             near = np.asarray(slide.read_region((256, 512), 0, (256, 256)).convert("RGB"), float)
             far = np.asarray(
                 slide.read_region((0, 1024), 0, (1024, 1024)).convert("RGB").resize((256, 256), Image.Resampling.BOX), float

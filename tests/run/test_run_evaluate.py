@@ -152,5 +152,5 @@ def test_nothing_scored_is_nan_not_an_error() -> None:
 
     sample = Sample("x", "new", "g", "", "", None, False)
     summary = summarize_images([ImageResult(sample, Scores(), (), {"matched": 0}, 1.0, 0.0)])
-    assert np.isnan(summary["mean"]["pq"])
-    assert np.isnan(summary["pq_interval"][0])
+    assert np.isnan(summary.mean["pq"])
+    assert np.isnan(summary.pq_interval[0])

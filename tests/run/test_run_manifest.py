@@ -9,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from wsiseg.errors import DuplicateSlideError, InputError, ManifestError
-from wsiseg.results.manifest import SlideInput, collect_slides, slide_id_of
+from wsiseg.read import slide_id_of
+from wsiseg.results.manifest import SlideInput, collect_slides
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from wsiseg.cli.main import main
 from wsiseg.datasets import list_samples
 from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.labels import rasterize_rings, read_labels, write_labels
-from wsiseg.train import PatchSource
+from wsiseg.train import PatchSource, TargetOptions
 from wsiseg.train.synthesis import RefineConfig, SynthConfig, make_synthetic, read_cohort, reference_shapes, refine_synthetic
 
 
@@ -114,7 +114,7 @@ def test_refined_images_are_drawn_by_weight(sets: Path) -> None:
     weighted = list_samples(sets, ("refined",))
     for k, sample in enumerate(weighted):
         Image.fromarray(np.full((96, 96, 3), 60 * (k + 1), np.uint8)).save(sample.image_path)
-    source = PatchSource(weighted, {"refined": 1.0}, "ellipse", None, 16)
+    source = PatchSource(weighted, {"refined": 1.0}, TargetOptions("ellipse"), None, 16)
     seen = ((source.batch(400, 0, 0).rgb[:, :, 8, 8].mean(1) + 1) * 127.5 / 60).round().int().numpy() - 1
     counts = np.bincount(np.clip(seen, 0, 3), minlength=3)
     assert counts[0] == 0

@@ -19,6 +19,7 @@ from wsiseg.errors import FormatError
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.schema import ERRORS, SLIDES
 from wsiseg.summarize import (
+    SlideWork,
     failed_row,
     read_errors_table,
     read_slides_table,
@@ -45,7 +46,7 @@ def columns(n: int = 1001) -> dict[str, np.ndarray]:
 def summarize(table: Any = None, stats: TileStats = STATS, tiles: tuple[int, int, int] = (5, 2, 0)) -> SlideRow:
     table = columns() if table is None else table
     seconds = {"read": 1.5, "predict": 20.0, "write": 0.25}
-    return summarize_slide(table, stats, META, 2.0, tiles=tiles, seconds=seconds, stain="none", table_name="nuclei/S1.parquet")
+    return summarize_slide(table, stats, META, 2.0, SlideWork(*tiles, seconds, "none"), table_name="nuclei/S1.parquet")
 
 
 def test_row_has_exactly_the_schema_and_is_json() -> None:
@@ -90,12 +91,12 @@ def test_status_and_reason(tiles: tuple[int, int, int], status: str) -> None:
 def test_a_slide_without_nuclei_is_empty_or_suspect_for_a_reason() -> None:
     stats = TileStats(core_px=9, tissue_px=4)
     blank, suspect = (
-        summarize_slide(columns(0), stats, META, 2.0, tiles=(1, 0, 0), seconds={}, stain="", table_name="", suspicion=why)
+        summarize_slide(columns(0), stats, META, 2.0, SlideWork(1), table_name="", suspicion=why)
         for why in ("", "no nucleus in 2 mm2 of tissue")
     )
     assert (blank.status, blank.error) == ("empty", "")
     assert (suspect.status, suspect.error) == ("suspect", "no nucleus in 2 mm2 of tissue")
-    some = summarize_slide(columns(), stats, META, 2.0, tiles=(1, 0, 0), seconds={}, stain="", table_name="", suspicion="no")
+    some = summarize_slide(columns(), stats, META, 2.0, SlideWork(1), table_name="", suspicion="no")
     assert (some.status, some.error) == ("done", "")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from typing import Any
 
 import numpy as np
 import pytest
@@ -47,12 +48,12 @@ def tissue(h: int, w: int, seed: int = 0, stains: np.ndarray | None = None) -> n
     return np.clip(256 * np.exp(-density) - 1, 0, 255).round().astype(np.uint8)
 
 
-def bank_of(*images: np.ndarray) -> PixelBank:
+def bank_of(*images: np.ndarray, **known: Any) -> PixelBank:
     stacks = []
     for image in images:
         extra = (np.indices(image.shape[:2]).sum(0) % 7 == 0).astype(np.uint8) * 255
         stacks.append(torch.from_numpy(np.concatenate([255 - image.transpose(2, 0, 1), extra[None], extra[None], extra[None]])))
-    return PixelBank(stacks, CPU)
+    return PixelBank(stacks, CPU, **known)
 
 
 def test_samples_are_those_of_torchs_own_grid_sample() -> None:
@@ -87,13 +88,12 @@ def test_image_and_targets_move_together() -> None:
 
 def test_parts_make_the_whole_and_the_seed_makes_the_parts() -> None:
     images = [tissue(90, 80, s) for s in range(3)]
-    bank = bank_of(*images)
     stains = [StainStatistics(fit(i, "macenko"), fit(i, "reinhard")) for i in images]
-    looks = [look_of(i) for i in images]
+    bank = bank_of(*images, stains=stains, looks=[look_of(i) for i in images])
     chosen, magnify = np.array([0, 1, 2, 1, 0]), np.array([1, 0.9, 1.1, 0.9, 1])
 
     def make(part: slice = slice(None), seed: int = 5) -> torch.Tensor:
-        return augment_batch(bank, chosen, magnify, 64, np.random.default_rng(seed), STRONG, stains, looks, part)
+        return augment_batch(bank, chosen, magnify, 64, np.random.default_rng(seed), STRONG, part)
 
     whole = make()
     assert torch.equal(whole, make())
@@ -169,9 +169,8 @@ def test_mixing_moves_the_stain_to_the_other_images() -> None:
     stains = [StainStatistics(fit(i, "macenko"), fit(i, "reinhard")) for i in (pink, blue)]
     for name in ("macenko_mix_p", "reinhard_mix_p"):
         config = dataclasses.replace(OFF, **{name: 1.0})
-        out = augment_batch(
-            bank_of(pink, blue), np.zeros(12, np.int64), np.ones(12), 64, np.random.default_rng(0), config, stains
-        )
+        bank = bank_of(pink, blue, stains=stains)
+        out = augment_batch(bank, np.zeros(12, np.int64), np.ones(12), 64, np.random.default_rng(0), config)
         hue = (out[:, 0] - out[:, 2]).mean((1, 2)).numpy()
         from_pink, from_blue = (float((i[..., 0].astype(int) - i[..., 2]).mean()) for i in (pink, blue))
         moved = (hue - from_pink) / (from_blue - from_pink)

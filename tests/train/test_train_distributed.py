@@ -13,7 +13,7 @@ import torch
 
 from wsiseg.errors import ConfigError
 from wsiseg.predict import build_net
-from wsiseg.train import Batch, LoopConfig, fit
+from wsiseg.train import Batch, LoopConfig, TrainingRun, fit
 from wsiseg.train.distributed import process_group
 
 STEPS = 6
@@ -50,7 +50,7 @@ def train(folder: Path, rank: int = 0, size: int = 1, *, stop_after: int | None 
         return Batch(whole.rgb[part], whole.target[part], whole.weight[part])
 
     torch.manual_seed(rank)  # the processes start from the first one's weights, whatever their own
-    fit(build_net("tiny"), mine, config(4 // size), folder, stop_after=stop_after, resume=resume)
+    fit(build_net("tiny"), mine, config(4 // size), TrainingRun(folder, resume, stop_after))
 
 
 def two_processes(folder: Path, port: int, **options: object) -> None:

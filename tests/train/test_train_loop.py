@@ -11,7 +11,7 @@ import torch
 
 from wsiseg.errors import ConfigError
 from wsiseg.predict import build_net
-from wsiseg.train import Batch, LoopConfig, LossConfig, fit, learning_rate_factor, two_head_loss
+from wsiseg.train import Batch, LoopConfig, LossConfig, TrainingRun, fit, learning_rate_factor, two_head_loss
 
 CONFIG = LoopConfig(steps=12, batch=2, learning_rate=1e-2, warmup_steps=3, report_every=2, precision="fp32", ema_decay=0.9)
 
@@ -28,7 +28,7 @@ Result = tuple[list[dict[str, float]], dict[str, torch.Tensor]]
 
 def run(folder: Path, stop_after: int | None = None, resume: bool = False) -> Result:
     torch.manual_seed(0)
-    net = fit(build_net("tiny"), batch, CONFIG, folder, resume=resume, stop_after=stop_after)
+    net = fit(build_net("tiny"), batch, CONFIG, TrainingRun(folder, resume, stop_after))
     lines = [json.loads(text) for text in (folder / "curve.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k != "seconds"} for line in lines], net.state_dict()
 
@@ -72,7 +72,7 @@ def test_divergence_stops_with_advice(tmp_path: Path) -> None:
         return Batch(good.rgb * float("nan"), good.target, good.weight)
 
     with pytest.raises(ConfigError, match="learning rate"):
-        fit(build_net("tiny"), broken, CONFIG, tmp_path)
+        fit(build_net("tiny"), broken, CONFIG, TrainingRun(tmp_path))
 
 
 def test_learning_rate_rises_then_falls() -> None:

@@ -14,6 +14,7 @@ from skimage.measure import regionprops
 from torch import nn
 
 from wsiseg.errors import ConfigError, InputError
+from wsiseg.train import TrainingRun
 from wsiseg.train.synth import (
     Discriminator,
     RefineConfig,
@@ -198,11 +199,11 @@ def pictures() -> tuple[list, list]:
 
 
 def test_a_resumed_refiner_is_the_uninterrupted_one(tmp_path: Path) -> None:
-    whole, _ = train_refiner(*pictures(), SMALL, tmp_path / "a")
-    train_refiner(*pictures(), SMALL, tmp_path / "b", stop_after=3)
+    whole, _ = train_refiner(*pictures(), SMALL, TrainingRun(tmp_path / "a"))
+    train_refiner(*pictures(), SMALL, TrainingRun(tmp_path / "b", stop_after=3))
     with pytest.raises(ConfigError, match="Resume it"):
-        train_refiner(*pictures(), SMALL, tmp_path / "b")
-    resumed, judge = train_refiner(*pictures(), SMALL, tmp_path / "b", resume=True)
+        train_refiner(*pictures(), SMALL, TrainingRun(tmp_path / "b"))
+    resumed, judge = train_refiner(*pictures(), SMALL, TrainingRun(tmp_path / "b", resume=True))
     for name, value in whole.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, rtol=0, atol=0)
     loaded, _ = load_refiner(tmp_path / "b" / "refiner.pt", SMALL.width)
@@ -217,7 +218,7 @@ def test_a_resumed_refiner_is_the_uninterrupted_one(tmp_path: Path) -> None:
 def test_refining_goes_towards_the_cohort(tmp_path: Path) -> None:
     config = RefineConfig(steps=40, batch=2, crop_px=32, width=8, learning_rate=2e-3, keep=0.5)
     synthetic, real = pictures()
-    refiner, judge = train_refiner(synthetic, real, config, tmp_path)
+    refiner, judge = train_refiner(synthetic, real, config, TrainingRun(tmp_path))
     refined, _ = refine_and_weigh(refiner, judge, synthetic[0][0])
     target = real[0].mean()
     assert abs(refined.mean() - target) < 0.8 * abs(synthetic[0][0].mean() - target)
@@ -237,7 +238,7 @@ def test_hard_examples_are_harder(tmp_path: Path) -> None:
         config = RefineConfig(
             steps=30, batch=2, crop_px=32, width=8, learning_rate=1e-3, keep=1.0, hard=hard, hard_limit=50, report_every=30
         )
-        nets = train_refiner(synthetic, real, config, tmp_path / str(hard), task=Red())
+        nets = train_refiner(synthetic, real, config, TrainingRun(tmp_path / str(hard)), task=Red())
         rgb, labels = synthetic[0]
         red = refine_and_weigh(*nets, rgb)[0][..., 0] / 127.5 - 1
         p = 1 / (1 + np.exp(8 * red + 2))
@@ -248,8 +249,13 @@ def test_hard_examples_are_harder(tmp_path: Path) -> None:
 def test_refiner_says_what_it_needs(tmp_path: Path) -> None:
     synthetic, real = pictures()
     with pytest.raises(InputError, match="real pictures of at least 72 px a side, got none"):
-        train_refiner([(np.zeros((99, 99, 3), np.uint8), np.zeros((99, 99), np.int32))], [], RefineConfig(crop_px=72), tmp_path)
+        train_refiner(
+            [(np.zeros((99, 99, 3), np.uint8), np.zeros((99, 99), np.int32))],
+            [],
+            RefineConfig(crop_px=72),
+            TrainingRun(tmp_path),
+        )
     with pytest.raises(InputError, match="synthetic pictures of at least 72 px a side, got 64"):
-        train_refiner(synthetic, real, RefineConfig(crop_px=72), tmp_path)
+        train_refiner(synthetic, real, RefineConfig(crop_px=72), TrainingRun(tmp_path))
     with pytest.raises(ConfigError, match="crop_px"):
         RefineConfig(crop_px=30)

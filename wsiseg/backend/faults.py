@@ -8,9 +8,8 @@ is temporary, and all others, which concern one tile. Neither library is importe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-from wsiseg.errors import DeviceBrokenError, one_line
+from wsiseg.errors import DeviceBrokenError, error_chain, one_line
 
 __all__ = ["device_fault"]
 
@@ -28,7 +27,7 @@ _MEMORY = re.compile(r"out of memory|memory allocation|ALLOC_FAILED", re.IGNOREC
 
 def device_fault(err: BaseException) -> str:
     """Return the GPU error behind an exception, as one line; empty if there is none, or if the GPU's memory was full."""
-    for each in _chain(err):
+    for each in error_chain(err):
         if isinstance(each, DeviceBrokenError):
             return str(each)
         text = str(each)
@@ -36,11 +35,3 @@ def device_fault(err: BaseException) -> str:
         if (of_cuda or (isinstance(each, RuntimeError) and _TEXT.search(text))) and not _MEMORY.search(text):
             return one_line(each)[:300]
     return ""
-
-
-def _chain(err: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while err is not None and id(err) not in seen:
-        seen.add(id(err))
-        yield err
-        err = err.__cause__ or err.__context__

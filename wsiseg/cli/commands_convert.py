@@ -18,6 +18,7 @@ from wsiseg.cli.options import (
 )
 from wsiseg.cli.progress import piece_bar
 from wsiseg.config import RunConfig
+from wsiseg.errors import first_names
 
 if TYPE_CHECKING:
     from wsiseg.run.features import FeatureOptions
@@ -108,9 +109,7 @@ def export_command(target: Path, to: str, out: Path, slide_ids: tuple[str, ...],
         (f"the run could not use the slide (wsiseg errors {target})", without),
     ):
         if names:
-            click.echo(
-                f"not written, because {why}: {len(names)} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})"
-            )
+            click.echo(f"not written, because {why}: {len(names)} ({first_names(names)})")
     sys.exit(0 if written and not failed else 1)
 
 
@@ -324,10 +323,8 @@ def publish(run: Path, address: str, quiet: bool) -> None:
     if not quiet:
         click.echo(f"objects    {done.sent} sent ({done.sent_bytes / 1e6:.1f} MB), {done.there} existed already")
         if done.unfinished:
-            more = ", ..." * (len(done.unfinished) > 5)
-            click.echo(
-                f"left out   {len(done.unfinished)} slides that are not finished: {', '.join(done.unfinished[:5])}{more}"
-            )
+            n = len(done.unfinished)
+            click.echo(f"left out   {n} slides that are not finished: {first_names(done.unfinished, 5)}")
 
 
 COMMANDS = (export_command, import_command, query, features, cohort, publish)

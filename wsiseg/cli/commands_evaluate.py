@@ -12,6 +12,7 @@ from rich.console import Console
 
 from wsiseg.cli.commands_data import print_table
 from wsiseg.cli.options import COMPONENTS_HELP, FRAME_HELP, RenamedOption, build_config, cluster_only_options, default_of
+from wsiseg.errors import first_names
 
 if TYPE_CHECKING:
     from wsiseg.evaluation.compare import Comparison
@@ -105,13 +106,18 @@ def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | N
     wsiseg evaluate predicted/ truth/ --out scores.csv
     wsiseg evaluate predicted/ truth/ --protocol hou2020 --groups slides.csv --annotator second_reader/
     """
+    from wsiseg.evaluation.choices import HouProtocol
+    from wsiseg.evaluation.paths import PathOptions
     from wsiseg.evaluation.reports import score_files
 
     try:
         x, y = (float(v) for v in corner.split(","))
     except ValueError as err:
         raise click.BadParameter(f"expected X,Y, got {corner!r}", param_hint="--corner") from err
-    _print(score_files(pred, truth, images=not summary, origin=(x, y), protocol=protocol or "", **options))
+    chosen = HouProtocol(options.pop("groups"), options.pop("annotators"))
+    outputs = {k: options.pop(k) for k in ("out", "compare")}
+    hou = chosen if protocol else None
+    _print(score_files(pred, truth, PathOptions(origin=(x, y), **options), hou, images=not summary, **outputs))
 
 
 @evaluate.command()
@@ -160,18 +166,21 @@ def model(root: Path, sets: str, config_file: Path | None, protocol: str | None,
     wsiseg evaluate --data SETS --sets tnbc,consep --by patient --tta 8 --out scores.json
     wsiseg evaluate --data SETS --weights my.safetensors --against default --gallery worst.png
     """
+    from wsiseg.evaluation.choices import HouProtocol, SetChoice, SetOutputs
     from wsiseg.evaluation.reports import score_sets
 
     names = [n.strip() for n in sets.split(",") if n.strip()]
     config = build_config(config_file, {k: options.pop(k) for k in ("weights", "tta", "precision")})
-    options.update(sets=names, limit=limit or 0, protocol=protocol or "")
+    outputs = SetOutputs(**{k: options.pop(k) for k in ("gallery", "crops", "labels_out", "out")})
+    hou = HouProtocol(options.pop("groups"))
+    choice = SetChoice(names, limit=limit or 0, protocol=hou if protocol else None, **options)
     show = sys.stderr.isatty()
 
     def on_line(line: str) -> None:
         if show:
             click.echo(f"\r\033[K{line}", nl=False, err=True)
 
-    report = score_sets(root, config, on_line=on_line, **options)
+    report = score_sets(root, config, choice, outputs, on_line=on_line)
     on_line("")
     _print(report)
 
@@ -243,7 +252,7 @@ def compare(a: Path, b: Path, out: Path, slide_ids: tuple[str, ...], crops: int,
             click.echo(f"{slide.slide_id}: {slide.status}: {slide.error}", err=True)
     for side, names in (("A", found.only_a), ("B", found.only_b)):
         if names:
-            click.echo(f"only in {side}, not compared: {len(names):,} slides ({', '.join(names[:5])})", err=True)
+            click.echo(f"only in {side}, not compared: {len(names):,} slides ({first_names(names, 5)})", err=True)
     if not quiet:
         _print_comparison(found)
     sys.exit(0 if found.ok else 1)
@@ -252,7 +261,7 @@ def compare(a: Path, b: Path, out: Path, slide_ids: tuple[str, ...], crops: int,
 def _print_comparison(found: Comparison) -> None:
     names = ("n_a", "n_b", "count_ratio", "area_diff_frac", "pq", "f1", "dice", "aji")
     rows = [s.row() for s in (*found.slides[:40], found.pooled()) if s.status in ("done", "empty")]
-    cells = [[str(r["slide_id"]), *(_number(r[n]) for n in names)] for r in rows]
+    cells = [[r.slide_id, *(_number(getattr(r, n)) for n in names)] for r in rows]
     headings = ["slide", "A", "B", "A / B", "area A - B", "PQ", "F1", "Dice", "AJI"]
     print_table(headings, cells, "A against B" if len(found.slides) <= 40 else "A against B (the first 40 slides)")
     if found.reused:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -32,26 +33,24 @@ _FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 )
 @click.option("--steps", type=click.IntRange(1), default=4000, show_default=True, help="Training steps for each set.")
 @click.option("--batch", type=click.IntRange(1), default=8, show_default=True, help="Patches per step.")
-@click.option("--patch", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
+@click.option("--patch", "patch_px", type=click.IntRange(16, 4096), default=256, show_default=True, help="Side of a patch, px.")
 @click.option("--device", type=DEVICES, default="auto", help="Where to train.  [auto: a GPU if PyTorch can use one]")
 @click.option("--with-macenko", is_flag=True, help="Also train every network on images normalized by Macenko's method.")
 @click.option("--stain", type=click.Choice(["none", "macenko"]), default="none", hidden=True)
 @click.option("--best", type=click.IntRange(0), default=0, help="Fuse at most this many of the best sets; 1: none.  [all]")
 @click.option("--test-tiles", type=click.IntRange(1), default=14, show_default=True, help="Test tiles of each set.")
 @click.option("--train-tiles", type=click.IntRange(0), default=0, help="At most this many training tiles of each set.  [all]")
-@click.option("--tile-px", cls=RenamedOption, old_names=["--tile"], type=click.IntRange(32), default=256, show_default=True,
-              help="Side of a tile, pixels of the images.")  # fmt: skip
-@click.option("--min-object-px", cls=RenamedOption, old_names=["--least"], type=click.IntRange(0), default=16,
+@click.option("--tile-px", "side", cls=RenamedOption, old_names=["--tile"], type=click.IntRange(32), default=256,
+              show_default=True, help="Side of a tile, pixels of the images.")  # fmt: skip
+@click.option("--min-object-px", "least_px", cls=RenamedOption, old_names=["--least"], type=click.IntRange(0), default=16,
               show_default=True, help="Objects with fewer pixels are not scored.")  # fmt: skip
 @click.option(
     "--exclude", type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="CSV set,image[,id]: images to leave out, or single nuclei to erase (such as macrophages).",
 )  # fmt: skip
 def rank(
-    root: Path, out: Path, sets: str, networks: tuple[str, ...], predictions: tuple[str, ...], steps: int, batch: int,
-    patch: int, device: str, with_macenko: bool, stain: str, best: int, test_tiles: int, train_tiles: int, tile_px: int,
-    min_object_px: int, exclude: Path | None,
-) -> None:  # fmt: skip
+    root: Path, out: Path, sets: str, networks: tuple[str, ...], predictions: tuple[str, ...], device: str, **options: Any
+) -> None:
     """Rank the annotated sets under ROOT by what a network learns from each (NucFuseRank, Torbati et al. 2026).
 
     One network is trained on each set alone, and all are tested on tiles of all sets (no patient is in both training and
@@ -74,17 +73,17 @@ def rank(
     for name, equals, folder in others:
         if not (name and equals and folder):
             raise click.BadParameter(f"expected NAME=FOLDER, got {name + equals + folder!r}", param_hint="--predictions")
-    tiles = UnifyOptions(
-        tuple(s.strip() for s in sets.split(",") if s.strip()) or tuple(annotated_sets(root)),
-        test_tiles, train_tiles, tile_px, exclude,
-    )  # fmt: skip
-    options = RankOptions(
+    chosen = tuple(s.strip() for s in sets.split(",") if s.strip()) or tuple(annotated_sets(root))
+    tiles = UnifyOptions(chosen, **{k: options.pop(k) for k in ("test_tiles", "train_tiles", "side", "exclude")})
+    stain, with_macenko = options.pop("stain"), options.pop("with_macenko")
+    trained = RankOptions(
         networks=tuple(n for n in networks or ("lean",) if n != "none"),
         predictions=tuple((name, Path(folder)) for name, _, folder in others),
-        macenko=with_macenko or stain == "macenko", best=best, least_px=min_object_px, steps=steps, batch=batch, patch_px=patch,
+        macenko=with_macenko or stain == "macenko",
         device=training_device(device),
-    )  # fmt: skip
-    done = rank_datasets(root, out, tiles, options, on_line=lambda line: click.echo(line, err=True))
+        **options,
+    )
+    done = rank_datasets(root, out, tiles, trained, on_line=lambda line: click.echo(line, err=True))
     click.echo(done.markdown)
     click.echo(f"folder: {done.folder}")
 

@@ -60,7 +60,7 @@ def assign(target: Path, points: Path, out: Path, slide_ids: tuple[str, ...], ov
     wsiseg assign RUN square_002um --matrix filtered_feature_bc_matrix.h5 -o bins.parquet --counts counts.h5ad
     wsiseg assign RUN cells.csv --x x_um --y y_um --frame um -o points.parquet
     """
-    from wsiseg.errors import InputError
+    from wsiseg.errors import InputError, first_names
     from wsiseg.questions import AssignOptions, assign_points_to_nuclei, open_points, tables_of
 
     if out.suffix != ".parquet":
@@ -70,10 +70,8 @@ def assign(target: Path, points: Path, out: Path, slide_ids: tuple[str, ...], ov
             raise InputError(f"{path} already exists. Remove it, choose another name, or add --overwrite.")
     tables = tables_of(target, slide_ids)
     if len(tables) > 1:
-        raise InputError(
-            f"{target}: expected one slide, got {len(tables)} ({', '.join(t.stem for t in tables[:5])} ...). Choose one with "
-            "--slide."
-        )
+        names = first_names([t.stem for t in tables], 5)
+        raise InputError(f"{target}: expected one slide, got {len(tables)} ({names}). Choose one with --slide.")
     named = {name: options.pop(name) for name in ("x", "y", "gene", "keep")}
     source = open_points(points, options.pop("fmt"), **named)
     done = assign_points_to_nuclei(tables[0], source, out, AssignOptions(**options), on_progress=_report_every(10_000_000))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections import Counter
 from pathlib import Path
@@ -226,14 +227,12 @@ def predict(run: Path, worst: int) -> None:
 @PATH_MAP
 def review(
     run: Path,
-    reviewer: str,
-    port: int,
     share: str,
     second_opinion: float,
-    order: str,
     slides: tuple[str, ...],
     browser: bool,
     path_map: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Serve the review page of RUN on this machine and print its address. Stop it with Ctrl-C; each mark is saved at once.
 
@@ -250,12 +249,10 @@ def review(
 
     server, slide_cache = open_review(
         load_run(run, path_map),
-        reviewer,
-        port=port,
         share=parse_share(share),
         second_opinion_frac=second_opinion,
         slides=slides or None,
-        order=order,
+        **options,
     )
     with server:
         click.echo(f"review page: {server.url}")
@@ -282,9 +279,9 @@ def grade(run: Path) -> None:
 
     summary = grade_run(load_run(run))
     _, groups = cohort_summary(summary.grades)
-    table = Table(*[str(k) for k in groups[0]])
+    table = Table(*[f.name for f in dataclasses.fields(groups[0])])
     for row in groups:
-        table.add_row(*[str(v) for v in row.values()])
+        table.add_row(*["" if v is None else str(v) for v in dataclasses.astuple(row)])
     console = Console(highlight=False, soft_wrap=True)
     console.print(table)
     for a in summary.agreement:

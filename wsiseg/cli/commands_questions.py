@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from wsiseg.cli.options import FRAME_HELP
 from wsiseg.cli.progress import piece_bar
+from wsiseg.errors import first_names
+
+if TYPE_CHECKING:
+    from wsiseg.questions import SlideCells, SlideNeighbors
 
 __all__ = ["COMMANDS"]
 
@@ -64,20 +69,20 @@ def regions(
             click.echo(f"{done.slide_id}: {done.error}", err=True)
             continue
         rows += done.rows
-        drawn = [r for r in done.rows if r["kind"] == "region"]
-        names = ", ".join(f"{r['class_name'] or 'no class'} {r['n_regions']}" for r in done.rows if r["kind"] == "class")
+        drawn = [r for r in done.rows if r.kind == "region"]
+        names = ", ".join(f"{r.class_name or 'no class'} {r.n_regions}" for r in done.rows if r.kind == "class")
         click.echo(f"{done.slide_id}: {len(drawn)} regions ({names}), {done.n_within:,} of {done.n_nuclei:,} nuclei in them")
     _tell_unpaired("slides without an annotation file", pairing.slides_without)
     _tell_unpaired("annotation files without a slide", [p.name for p in pairing.files_without])
     if rows:
         write_regions(rows, out, kind)
-        click.echo(f"{out}: {len(rows):,} rows; nuclei belong by {', '.join(sorted({r['belongs'] for r in rows}))}")
+        click.echo(f"{out}: {len(rows):,} rows; nuclei belong by {', '.join(sorted({r.belongs for r in rows}))}")
     sys.exit(0 if rows and not failed else 1)
 
 
 def _tell_unpaired(what: str, names: list[str]) -> None:
     if names:
-        click.echo(f"{what}: {len(names):,} ({', '.join(names[:20])}{', ...' if len(names) > 20 else ''})", err=True)
+        click.echo(f"{what}: {len(names):,} ({first_names(names)})", err=True)
 
 
 @click.command()
@@ -121,26 +126,15 @@ def neighbors(target: Path, out: Path, slide_ids: tuple[str, ...], no_edges: boo
 
     tables = tables_of(target, slide_ids)
     chosen = NeighborOptions(**options, edges=not no_edges)
-    failed = skipped = n_nuclei = n_edges = 0
-    for k, done in enumerate(find_neighbors(tables, out, chosen), 1):
-        place = f"[{k}/{len(tables)}] {done.slide_id}"
+    count, n_nuclei, n_edges = _Count(len(tables)), 0, 0
+    for done in find_neighbors(tables, out, chosen):
         for note in done.notes:
             click.echo(f"  note: {done.slide_id}: {note}", err=True)
-        if done.error:
-            failed += 1
-            click.echo(f"{place}: {done.error}", err=True)
-        elif done.skipped:
-            skipped += 1
-            click.echo(f"{place}: {done.n_nuclei:,} nuclei, finished already")
-        else:
+        if count.is_new(done, f"{done.n_nuclei:,} nuclei, finished already"):
             n_nuclei, n_edges = n_nuclei + done.n_nuclei, n_edges + sum(done.n_edges.values())
             edges = ", ".join(f"{n:,} {kind} edges" for kind, n in done.n_edges.items())
-            click.echo(f"{place}: {done.n_nuclei:,} nuclei, {edges}")
-    made = len(tables) - failed - skipped
-    click.echo(
-        f"{out}: {made:,} slides ({n_nuclei:,} nuclei, {n_edges:,} edges), {skipped:,} finished already, {failed:,} failed"
-    )
-    sys.exit(1 if failed else 0)
+            click.echo(f"{count.place}: {done.n_nuclei:,} nuclei, {edges}")
+    count.end(f"({n_nuclei:,} nuclei, {n_edges:,} edges)", f"{out}: ")
 
 
 @click.command()
@@ -167,29 +161,49 @@ def cells(target: Path, slide_ids: tuple[str, ...], **options: Any) -> None:
     from wsiseg.questions import CellOptions, grow_cells, tables_of
 
     tables = tables_of(target, slide_ids)
-    failed = skipped = n_cells = 0
+    count, n_cells = _Count(len(tables)), 0
     with piece_bar("cells") as show:
-        for k, done in enumerate(grow_cells(tables, CellOptions(**options), show), 1):
-            place = f"[{k}/{len(tables)}] {done.slide_id}"
-            if done.error:
-                failed += 1
-                click.echo(f"{place}: {done.error}", err=True)
-                continue
-            if done.skipped:
-                skipped += 1
-                click.echo(f"{place}: {done.path} already exists")
+        for done in grow_cells(tables, CellOptions(**options), show):
+            if not count.is_new(done, f"{done.path} already exists"):
                 continue
             n = done.n_nuclei - done.n_covered
             n_cells += n
             size = f", {done.area_mean_um2:.1f} um2 on average" if n else ""
-            click.echo(f"{place}: {n:,} cells of {done.n_nuclei:,} nuclei{size}")
+            click.echo(f"{count.place}: {n:,} cells of {done.n_nuclei:,} nuclei{size}")
             if done.n_covered:
                 click.echo(
                     f"  note: {done.n_covered:,} nuclei are covered by others or outside the slide and have no cell", err=True
                 )
-    made = len(tables) - failed - skipped
-    click.echo(f"{made:,} slides ({n_cells:,} cells), {skipped:,} finished already, {failed:,} failed")
-    sys.exit(1 if failed else 0)
+    count.end(f"({n_cells:,} cells)")
+
+
+@dataclass(slots=True)
+class _Count:
+    """Slides of a command that does one after the other, and the line that each begins with."""
+
+    of: int
+    taken: int = 0
+    skipped: int = 0
+    failed: int = 0
+    place: str = ""
+
+    def is_new(self, done: SlideNeighbors | SlideCells, there: str) -> bool:
+        """Count a slide; say why it failed, or that it was ``there``; return whether it was done now."""
+        self.taken += 1
+        self.place = f"[{self.taken}/{self.of}] {done.slide_id}"
+        if done.error:
+            self.failed += 1
+            click.echo(f"{self.place}: {done.error}", err=True)
+        elif done.skipped:
+            self.skipped += 1
+            click.echo(f"{self.place}: {there}")
+        return not done.error and not done.skipped
+
+    def end(self, made: str, where: str = "") -> NoReturn:
+        """Print the sum, and end with 1 if a slide failed."""
+        n = self.of - self.failed - self.skipped
+        click.echo(f"{where}{n:,} slides {made}, {self.skipped:,} finished already, {self.failed:,} failed")
+        sys.exit(1 if self.failed else 0)
 
 
 COMMANDS = (cells, regions, neighbors)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -61,7 +62,9 @@ def make(reference: Path, cohort: Path, out: Path, images: int, patch: int, over
 @click.option("-o", "--out", required=True, type=_OUT, help="Folder of the refined set; the refiner is stored in OUT/refiner.")
 @click.option("--steps", type=click.IntRange(1), default=400, show_default=True, help="Steps of each network.")
 @click.option("--batch", type=click.IntRange(1), default=4, show_default=True, help="Patches per step.")
-@click.option("--crop", type=click.IntRange(8), default=96, show_default=True, help="Side of a patch in training, px.")
+@click.option(
+    "--crop", "crop_px", type=click.IntRange(8), default=96, show_default=True, help="Side of a patch in training, px."
+)
 @click.option("--width", type=click.IntRange(1), default=32, show_default=True, help="Channels at full resolution.")
 @click.option(
     "--hard",
@@ -73,19 +76,7 @@ def make(reference: Path, cohort: Path, out: Path, images: int, patch: int, over
 @click.option("--device", type=DEVICES, default="auto", help="Where to train.  [auto: a GPU if PyTorch can use one]")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="The same seed gives the same refiner.")
 @click.option("--resume", is_flag=True, help="Continue from the refiner's last checkpoint.")
-def refine(
-    synthetic: Path,
-    cohort: Path,
-    out: Path,
-    steps: int,
-    batch: int,
-    crop: int,
-    width: int,
-    task: str,
-    device: str,
-    seed: int,
-    resume: bool,
-) -> None:
+def refine(synthetic: Path, cohort: Path, out: Path, task: str, device: str, resume: bool, **options: Any) -> None:
     """Train a refiner against a discriminator of COHORT's pictures, and write the refined images of SET.
 
     Each image gets a weight from the discriminator's odds, clipped to 0.2 to 2 (weight_per_image in INFO.json); training draws
@@ -97,7 +88,7 @@ def refine(
     from wsiseg.train.distributed import training_device
     from wsiseg.train.synthesis import RefineConfig, refine_synthetic
 
-    config = RefineConfig(steps=steps, batch=batch, crop_px=crop, width=width, seed=seed, device=training_device(device))
+    config = RefineConfig(**options, device=training_device(device))
     made, weights = refine_synthetic(synthetic, cohort, out, config, task=task, resume=resume)
     click.echo(f"{made.n_images} images, weights " + ", ".join(f"{k} {v:.2f}" for k, v in weights.items()) + f" -> {made.out}")
 

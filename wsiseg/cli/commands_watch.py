@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from wsiseg.decode import encode
+from wsiseg.errors import first_names
 
 if TYPE_CHECKING:
     from wsiseg.run.presence import Work
@@ -154,8 +155,7 @@ def errors(run: Path, as_json: bool) -> None:
             tiles = f", {g.tiles} tiles" if g.tiles else ""
             console.print(f"{g.kind}: {len(g.slides)} slides{tiles}")
             console.print(f"  e.g.    {g.message}")
-            more = f" and {len(g.slides) - 5} more" if len(g.slides) > 5 else ""
-            console.print(f"  slides  {', '.join(g.slides[:5])}{more}")
+            console.print(f"  slides  {first_names(g.slides, 5)}")
             if g.hosts:
                 console.print(f"  on      {', '.join(g.hosts)}")
             console.print(f"  to do   {g.advice}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -61,7 +62,7 @@ def observer_report(
     report = Report([TableText("agreement of observers, mean ± sd over images", *observer_cells(pairs))])
     if tests:
         headings = ["score", "pair", "against", "images", "mean", "median", "p"]
-        rows = [paired_cells(t, ("score", "first", "second")) for t in tests]
+        rows = [paired_cells(t.test, (t.score, t.first, t.second)) for t in tests]
         report.tables.append(TableText("two-sided Wilcoxon signed-rank between pairs, image by image", headings, rows))
     if out is not None:
         scores = [
@@ -69,7 +70,9 @@ def observer_report(
             for p in pairs
             for i, o, s in zip(p.images, p.organs, p.scores, strict=True)
         ]
-        write_json(out, {"rows": [r for p in pairs for r in observer_rows(p)], "tests": tests, "images": scores})
+        rows_of_pairs = [dataclasses.asdict(r) for p in pairs for r in observer_rows(p)]
+        stated = [{"score": t.score, "first": t.first, "second": t.second, **dataclasses.asdict(t.test)} for t in tests]
+        write_json(out, {"rows": rows_of_pairs, "tests": stated, "images": scores})
         report.lines.append(f"scores: {out}")
     return report
 

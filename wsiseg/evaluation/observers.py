@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Literal
 
@@ -18,10 +18,19 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import FormatError
-from wsiseg.metrics.agreement import paired_test
+from wsiseg.metrics.agreement import PairedTest, paired_test
 from wsiseg.metrics.scores import Scores, instance_scores
 
-__all__ = ["ObserverPair", "Reading", "compare_observers", "observer_cells", "observer_rows", "observer_tests"]
+__all__ = [
+    "ObserverPair",
+    "ObserverRow",
+    "ObserverTest",
+    "Reading",
+    "compare_observers",
+    "observer_cells",
+    "observer_rows",
+    "observer_tests",
+]
 
 OBSERVER_SCORES: tuple[str, ...] = ("dice", "aji", "pq")
 
@@ -94,8 +103,36 @@ def compare_observers(readings: Sequence[Reading], organs: Mapping[str, str] | N
     return pairs
 
 
-def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
-    """Return one row per organ and one for all images: mean and sample standard deviation of Dice, AJI and PQ, and counts.
+@dataclass(frozen=True, slots=True)
+class ObserverRow:
+    """A pair's agreement on the images of an organ (``all``: on all): mean and sample standard deviation over images."""
+
+    pair: str
+    kind: str
+    organ: str
+    n_images: int
+    n_first: int
+    n_second: int
+    dice_mean: float
+    dice_sd: float
+    aji_mean: float
+    aji_sd: float
+    pq_mean: float
+    pq_sd: float
+
+
+@dataclass(frozen=True, slots=True)
+class ObserverTest:
+    """Which of two pairs agrees better by a score."""
+
+    score: str
+    first: str
+    second: str
+    test: PairedTest
+
+
+def observer_rows(pair: ObserverPair) -> list[ObserverRow]:
+    """Return one row per organ and one for all images.
 
     Images that are empty in both readings are left out of the means; the deviation of a single image is NaN.
     """
@@ -103,17 +140,17 @@ def observer_rows(pair: ObserverPair) -> list[dict[str, Any]]:
     named = sorted(set(pair.organs) - {""})
     for organ in [*named, "all"]:
         mine = [s for s, o in zip(pair.scores, pair.organs, strict=True) if organ in ("all", o)]
-        row: dict[str, Any] = {"pair": pair.name, "kind": pair.kind, "organ": organ, "n_images": len(mine)}
-        row |= {"n_first": sum(s.n_truth for s in mine), "n_second": sum(s.n_pred for s in mine)}
+        spread = []
         for score in OBSERVER_SCORES:
             values = np.array([getattr(s, score) for s in mine if not s.empty])
-            row[f"{score}_mean"] = float(values.mean()) if len(values) else math.nan
-            row[f"{score}_sd"] = float(values.std(ddof=1)) if len(values) > 1 else math.nan
-        rows.append(row)
+            spread.append(float(values.mean()) if len(values) else math.nan)
+            spread.append(float(values.std(ddof=1)) if len(values) > 1 else math.nan)
+        n_first, n_second = sum(s.n_truth for s in mine), sum(s.n_pred for s in mine)
+        rows.append(ObserverRow(pair.name, pair.kind, organ, len(mine), n_first, n_second, *spread))
     return rows
 
 
-def observer_tests(pairs: Sequence[ObserverPair]) -> list[dict[str, Any]]:
+def observer_tests(pairs: Sequence[ObserverPair]) -> list[ObserverTest]:
     """Test for every two pairs whether their agreement differs, on the images that both pairs have."""
     rows = []
     for a, b in combinations(pairs, 2):
@@ -121,7 +158,7 @@ def observer_tests(pairs: Sequence[ObserverPair]) -> list[dict[str, Any]]:
         shared = sorted(set(of_a) & set(of_b))
         for score in OBSERVER_SCORES:
             test = paired_test([getattr(of_a[i], score) for i in shared], [getattr(of_b[i], score) for i in shared])
-            rows.append({"score": score, "first": f"{a.name} ({a.kind})", "second": f"{b.name} ({b.kind})", **asdict(test)})
+            rows.append(ObserverTest(score, f"{a.name} ({a.kind})", f"{b.name} ({b.kind})", test))
     return rows
 
 
@@ -129,13 +166,13 @@ def observer_cells(pairs: Sequence[ObserverPair]) -> tuple[list[str], list[list[
     """Return headings and text cells of the rows of all pairs, with scores in percent as in the paper."""
     headings = ["pair", "kind", "organ", "images", "nuclei", "Dice %", "AJI %", "PQ %"]
 
-    def spread(row: dict[str, Any], score: str) -> str:
-        mean, sd = 100 * row[f"{score}_mean"], 100 * row[f"{score}_sd"]
+    def spread(mean: float, sd: float) -> str:
+        mean, sd = 100 * mean, 100 * sd
         return "-" if math.isnan(mean) else f"{mean:.1f}" if math.isnan(sd) else f"{mean:.1f} ± {sd:.1f}"
 
     cells = [
-        [r["pair"], r["kind"], r["organ"], str(r["n_images"]), f"{r['n_first']} - {r['n_second']}",
-         *(spread(r, s) for s in OBSERVER_SCORES)]
+        [r.pair, r.kind, r.organ, str(r.n_images), f"{r.n_first} - {r.n_second}", spread(r.dice_mean, r.dice_sd),
+         spread(r.aji_mean, r.aji_sd), spread(r.pq_mean, r.pq_sd)]
         for pair in pairs
         for r in observer_rows(pair)
     ]  # fmt: skip

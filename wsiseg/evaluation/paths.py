@@ -26,7 +26,9 @@ from wsiseg.tables import atomic_write_bytes
 
 __all__ = [
     "Evaluation",
+    "PathOptions",
     "compare_runs",
+    "evaluate_pairs",
     "evaluate_paths",
     "evaluation_table",
     "instance_files",
@@ -84,6 +86,20 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class PathOptions:
+    """How two sides are paired and drawn: the options of ``evaluate_paths``."""
+
+    ignore: str | Path | None = None
+    scale: float = 1.0
+    origin: tuple[float, float] = (0.0, 0.0)
+    vertices: Literal["auto", "edge", "center"] = "auto"
+    missing: Literal["error", "empty", "skip"] = "error"
+    frame: str = "auto"
+    components: bool = False
+    max_gb: float = MAX_GB
+
+
 def evaluate_paths(
     pred: str | Path,
     truth: str | Path,
@@ -126,12 +142,18 @@ def evaluate_paths(
     FormatError
         No files pair by name, a prediction is missing, a file is unreadable, sizes differ, or an image is too large.
     """
-    pairs, unused = _pairs(Path(pred), Path(truth), missing)
-    masks = instance_files(Path(ignore)) if ignore is not None else {}
+    return evaluate_pairs(pred, truth, PathOptions(ignore, scale, origin, vertices, missing, frame, components, max_gb))
+
+
+def evaluate_pairs(pred: str | Path, truth: str | Path, options: PathOptions) -> Evaluation:
+    """Score PRED against TRUTH as ``evaluate_paths``."""
+    pairs, unused = _pairs(Path(pred), Path(truth), options.missing)
+    masks = instance_files(Path(options.ignore)) if options.ignore is not None else {}
     names: list[str] = []
     scores: list[Scores] = []
     patches: list[HouPatch] = []
-    placing = Placing(scale, origin, vertices, parse_frame(frame), components, max_gb)
+    frame = parse_frame(options.frame)
+    placing = Placing(options.scale, options.origin, options.vertices, frame, options.components, options.max_gb)
     notes: list[str] = []
     for name, pred_file, truth_file in pairs:
         pair = load_pair(pred_file, truth_file, placing)

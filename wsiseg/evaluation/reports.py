@@ -9,25 +9,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError
+from wsiseg.evaluation.choices import HouProtocol, SetChoice, SetOutputs
 from wsiseg.evaluation.gallery import Crop, draw_gallery
 from wsiseg.evaluation.paths import (
-    MAX_GB,
     Evaluation,
+    PathOptions,
     compare_runs,
-    evaluate_paths,
+    evaluate_pairs,
     evaluation_table,
     null_for_nan,
     write_evaluation,
 )
-from wsiseg.metrics import HouPatch, hou_cells, hou_rows
+from wsiseg.metrics import HouPatch, PairedTest, hou_cells, hou_rows
 from wsiseg.tables import atomic_write_bytes
 
 if TYPE_CHECKING:  # imports torch, which scoring files does not need
-    from wsiseg.evaluation.scoring import ImageResult, SetScores
+    from wsiseg.evaluation.scoring import ImageResult, SetScores, SetTest, Summary
 
 __all__ = [
     "Report",
@@ -66,47 +67,31 @@ class Report:
 def score_files(
     pred: Path,
     truth: Path,
+    options: PathOptions,
+    protocol: HouProtocol | None = None,
     *,
     out: Path | None,
     compare: Path | None,
     images: bool,
-    ignore: Path | None = None,
-    scale: float = 1.0,
-    origin: tuple[float, float] = (0.0, 0.0),
-    vertices: Literal["auto", "edge", "center"] = "auto",
-    missing: Literal["error", "empty", "skip"] = "error",
-    protocol: str = "",
-    groups: Path | None = None,
-    annotators: Sequence[Path] = (),
-    frame: str = "auto",
-    components: bool = False,
-    max_gb: float = MAX_GB,
 ) -> Report:
-    """Score PRED against TRUTH, by all scores or by the protocol ``hou2020``.
+    """Score PRED against TRUTH, by all scores or by a protocol.
 
     Parameters
     ----------
     compare
         Another run's predictions for a paired test on PQ.
-    groups
-        CSV of images with their cancer type and WSI group (``hou2020``).
-    annotators
-        Further annotations of the same images; each is scored against TRUTH as if it were a prediction (``hou2020``).
 
     Raises
     ------
     FormatError
         No files pair by name, a file is unreadable, or sizes differ.
     """
-    options: dict[str, Any] = {
-        "ignore": ignore, "scale": scale, "origin": origin, "vertices": vertices, "missing": missing, "frame": frame,
-        "components": components, "max_gb": max_gb,
-    }  # fmt: skip
-    scores = evaluate_paths(pred, truth, **options)
+    scores = evaluate_pairs(pred, truth, options)
     report = Report()
-    if protocol == "hou2020":
-        others = {f"{p.name} - {truth.name}": evaluate_paths(p, truth, **{**options, "missing": "skip"}) for p in annotators}
-        report.tables.append(_hou_report(scores, _image_facts(groups, [truth]), others, out))
+    if protocol is not None:
+        some = dataclasses.replace(options, missing="skip")
+        others = {f"{p.name} - {truth.name}": evaluate_pairs(p, truth, some) for p in protocol.annotators}
+        report.tables.append(_hou_report(scores, _image_facts(protocol.groups, [truth]), others, out))
     else:
         report.tables.append(TableText("", *evaluation_table(scores, images)))
         if out is not None:
@@ -115,7 +100,7 @@ def score_files(
     if len(scores.notes) > MAX_NOTES:
         report.lines.append(f"note: and {len(scores.notes) - MAX_NOTES:,} more notes")
     if compare is not None:
-        test = compare_runs(scores, evaluate_paths(compare, truth, **options))
+        test = compare_runs(scores, evaluate_pairs(compare, truth, options))
         report.lines.append(
             f"PQ of {pred} minus {compare}: mean {test.mean_difference:+.4f}, median {test.median_difference:+.4f} over "
             f"{test.n} images; two-sided Wilcoxon signed-rank p = {test.p_value:.3g}"
@@ -126,66 +111,55 @@ def score_files(
 def score_sets(
     root: Path,
     config: RunConfig,
+    choice: SetChoice,
+    outputs: SetOutputs,
     *,
-    sets: Sequence[str] = (),
-    split: Literal["validation", "train", "all"] = "validation",
-    limit: int = 0,
-    mpp: float | None = None,
-    by: Literal["set", "patient", "image"] = "set",
-    protocol: str = "",
-    groups: Path | None = None,
-    against: str = "",
-    gallery: Path | None = None,
-    crops: int = 8,
-    labels_out: Path | None = None,
-    out: Path | None = None,
     on_line: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Segment and score annotated sets with the network of a config: ``wsiseg evaluate --data``.
-
-    See ``score_model`` for ``mpp`` and ``labels_out``. ``against`` names other weights for a paired test on the same images;
-    ``gallery`` is a picture file for the worst ``crops`` windows, at most one per image; ``out`` is a JSON file for all
-    numbers.
 
     Raises
     ------
     FormatError, WeightsError
         There is no such set, or there are no such weights.
     """
-    from wsiseg.evaluation.scoring import choose_samples, compare_weights, machine_facts, score_model
+    from wsiseg.evaluation.scoring import choose_samples, compare_weights, score_model, this_machine
 
-    samples = choose_samples(root, sets, split, limit)
+    samples = choose_samples(root, choice.sets, choice.split, choice.limit)
     done = score_model(
-        samples, config, mpp=mpp, labels_out=labels_out, crop_side=CROP_SIDE_PX if gallery else 0,
+        samples, config, mpp=choice.mpp, labels_out=outputs.labels_out, crop_side=CROP_SIDE_PX if outputs.gallery else 0,
         on_image=lambda sample: on_line(f"{sample.dataset} {sample.image_id}"),
     )  # fmt: skip
     report = Report()
     tree: dict[str, Any] = {
-        "command": _command(config, sets, split, limit, mpp, against, protocol, groups),
-        "machine": machine_facts(),
-        "model": done.facts,
-        "split": split,
+        "command": _command(config, choice),
+        "machine": dataclasses.asdict(this_machine()),
+        "model": dataclasses.asdict(done.model),
+        "split": choice.split,
         **_results_tree(done),
     }
-    if protocol == "hou2020":
-        facts = _image_facts(groups, [root / name for name in done.sets()])
+    if choice.protocol is not None:
+        facts = _image_facts(choice.protocol.groups, [root / name for name in done.sets()])
         patches = _with_facts([p for i in done.images for p in i.patches], facts)
         rows = hou_rows(patches)
-        tree.update(hou2020=rows, patches=[dataclasses.asdict(p) for p in patches])
+        tree.update(hou2020=[dataclasses.asdict(r) for r in rows], patches=[dataclasses.asdict(p) for p in patches])
         report.tables.append(TableText("Hou et al. 2020", *hou_cells(rows)))
     else:
-        report.tables.append(_set_table(done, split, by))
-    report.lines += _notes(done, mpp)
-    if against:
-        other = score_model(samples, dataclasses.replace(config, predict=dataclasses.replace(config.predict, weights=against)))
+        report.tables.append(_set_table(done, choice.split, choice.by))
+    report.lines += _notes(done, choice.mpp)
+    if choice.against:
+        weights = dataclasses.replace(config.predict, weights=choice.against)
+        other = score_model(samples, dataclasses.replace(config, predict=weights))
         tests = compare_weights(done, other)
-        tree["against"] = {"model": other.facts, **_results_tree(other), "tests": tests}
-        report.tables += [_set_table(other, split, by), _test_table(done, other, tests)]
-    if gallery is not None:
-        report.lines.append(f"worst windows: {draw_gallery(_worst_of_each(done.crops, crops), gallery)}")
-    if out is not None:
-        write_json(out, tree)
-        report.lines.append(f"scores: {out}")
+        stated = [{"set": t.set, "score": t.score, **dataclasses.asdict(t.test)} for t in tests]
+        tree["against"] = {"model": dataclasses.asdict(other.model), **_results_tree(other), "tests": stated}
+        report.tables += [_set_table(other, choice.split, choice.by), _test_table(done, other, tests)]
+    if outputs.gallery is not None:
+        drawn = draw_gallery(_worst_of_each(done.crops, outputs.crops), outputs.gallery)
+        report.lines.append(f"worst windows: {drawn}")
+    if outputs.out is not None:
+        write_json(outputs.out, tree)
+        report.lines.append(f"scores: {outputs.out}")
     return report
 
 
@@ -199,9 +173,10 @@ def write_json(path: Path, tree: dict[str, Any]) -> None:
 
 def dataset_table(root: Path) -> tuple[list[str], list[list[str]]]:
     """Return headings and rows of facts about the annotated sets in a folder. Raises ``FormatError`` if there is none."""
-    from wsiseg.datasets.formats import STATS_COLUMNS, dataset_stats
+    from wsiseg.datasets.formats import SetStats, dataset_stats
 
-    return list(STATS_COLUMNS), [[str(row[c]) for c in STATS_COLUMNS] for row in dataset_stats(root)]
+    rows = [[str(value) for value in dataclasses.astuple(row)] for row in dataset_stats(root)]
+    return [f.name for f in dataclasses.fields(SetStats)], rows
 
 
 def convert_dataset(source: Path, out: Path, format_name: str, mpp: float | None, licence: str, name: str) -> list[str]:
@@ -221,22 +196,20 @@ def convert_dataset(source: Path, out: Path, format_name: str, mpp: float | None
     return lines + [str(note) for note in done.notes]
 
 
-def _command(
-    config: RunConfig, sets: Sequence[str], split: str, limit: int, mpp: float | None, against: str, protocol: str,
-    groups: Path | None,
-) -> str:  # fmt: skip
+def _command(config: RunConfig, choice: SetChoice) -> str:
     """Return the command that repeats a scoring, without this machine's paths."""
+    protocol = choice.protocol
     predict = config.predict
-    words = ["wsiseg evaluate --data ROOT", f"--weights {Path(predict.weights).name}", f"--split {split}"]
+    words = ["wsiseg evaluate --data ROOT", f"--weights {Path(predict.weights).name}", f"--split {choice.split}"]
     optional = {
-        "sets": ",".join(sets),
+        "sets": ",".join(choice.sets),
         "tta": predict.tta if predict.tta != 1 else "",
         "precision": predict.precision if predict.precision != "auto" else "",
-        "limit": limit,
-        "mpp": mpp,
-        "against": Path(against).name if against else "",
-        "protocol": protocol,
-        "groups": groups.name if groups else "",
+        "limit": choice.limit,
+        "mpp": choice.mpp,
+        "against": Path(choice.against).name if choice.against else "",
+        "protocol": "hou2020" if protocol is not None else "",
+        "groups": protocol.groups.name if protocol is not None and protocol.groups else "",
     }
     return " ".join([*words, *(f"--{name} {value}" for name, value in optional.items() if value)])
 
@@ -256,7 +229,7 @@ def _results_tree(done: SetScores) -> dict[str, Any]:
     by_set = done.sets()
     patients = {
         name: {
-            group: summarize_images([i for i in images if i.sample.group == group])["mean"]
+            group: summarize_images([i for i in images if i.sample.group == group]).mean
             for group in sorted({i.sample.group for i in images})
         }
         for name, images in by_set.items()
@@ -265,7 +238,8 @@ def _results_tree(done: SetScores) -> dict[str, Any]:
         {"set": i.sample.dataset, "patient": i.sample.group, "image": i.sample.image_id, **i.scores.as_dict(), **i.kinds}
         for i in done.images
     ]
-    return {"sets": {name: summarize_images(images) for name, images in by_set.items()}, "patients": patients, "images": rows}
+    summaries = {name: dataclasses.asdict(summarize_images(images)) for name, images in by_set.items()}
+    return {"sets": summaries, "patients": patients, "images": rows}
 
 
 def _set_table(done: SetScores, split: str, by: str) -> TableText:
@@ -283,34 +257,34 @@ def _set_table(done: SetScores, split: str, by: str) -> TableText:
             parts.setdefault(f"{image.sample.dataset} {key}", []).append(image)
     rows = [_summary_cells(name, summarize_images(images)) for name, images in parts.items()]
     if len(sets) > 1:
-        each = [summarize_images(images)["mean"] for images in sets.values()]
+        each = [summarize_images(images).mean for images in sets.values()]
         means = {k: sum(e[k] for e in each) / len(each) for k in _CARD_SCORES}
         cells = {h: f"{means[k]:.3f}" for h, k in zip([h for h in headings[5:15] if h != "PQ 95 %"], _CARD_SCORES, strict=True)}
         rows.append(["mean of sets", *(cells.get(h, "") for h in headings[1:])])
-    facts = done.facts
-    title = f"{facts['weights']} ({facts['sha256'][:12]}, {facts['precision']}, tta {facts['tta']}), {split} images"
+    model = done.model
+    title = f"{model.weights} ({model.sha256[:12]}, {model.precision}, tta {model.tta}), {split} images"
     return TableText(title, headings, rows)
 
 
-def _summary_cells(name: str, s: dict[str, Any]) -> list[str]:
+def _summary_cells(name: str, s: Summary) -> list[str]:
     def cell(value: float, digits: int = 3) -> str:
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
-    low, high = s["pq_interval"]
-    scores = {k: cell(s["mean"][k]) for k in _CARD_SCORES}
+    low, high = s.pq_interval
+    scores = {k: cell(s.mean[k]) for k in _CARD_SCORES}
     interval = "-" if math.isnan(low) else f"{low:.2f}-{high:.2f}"
-    counts = s["hou2020"]["counts"]
+    counts = s.hou2020.counts
     texts = [*(scores[k] for k in _CARD_SCORES[:4]), interval, *(scores[k] for k in _CARD_SCORES[4:])]
     return [
-        name, str(s["images"]), str(s["patients"]), str(s["nuclei"]), str(s["found"]), *texts,
-        cell(counts["pearson_r"]), cell(counts["mae_percent"], 1), cell(s["mpx_per_cpu_s"], 2),
+        name, str(s.images), str(s.patients), str(s.nuclei), str(s.found), *texts,
+        cell(counts.pearson_r), cell(counts.mae_percent, 1), cell(s.mpx_per_cpu_s, 2),
     ]  # fmt: skip
 
 
 def _notes(done: SetScores, mpp: float | None) -> list[str]:
     """Return notes that a reader of the table needs: licence, training images among the scored, images of unknown scale."""
-    lines = [f"weights {done.facts['weights']}: {done.facts['licence']}"]
-    trained = set(done.facts["trained_on"])
+    lines = [f"weights {done.model.weights}: {done.model.licence}"]
+    trained = set(done.model.trained_on)
     for name, images in done.sets().items():
         learned = sum(not i.sample.validation for i in images) if name in trained else 0
         if learned:
@@ -324,17 +298,17 @@ def _notes(done: SetScores, mpp: float | None) -> list[str]:
     return lines
 
 
-def _test_table(a: SetScores, b: SetScores, tests: Sequence[dict[str, Any]]) -> TableText:
-    title = f"{a.facts['weights']} minus {b.facts['weights']}, image by image (two-sided Wilcoxon signed-rank)"
+def _test_table(a: SetScores, b: SetScores, tests: Sequence[SetTest]) -> TableText:
+    title = f"{a.model.weights} minus {b.model.weights}, image by image (two-sided Wilcoxon signed-rank)"
     return TableText(
-        title, ["set", "score", "images", "mean", "median", "p"], [paired_cells(t, ("set", "score")) for t in tests]
+        title, ["set", "score", "images", "mean", "median", "p"], [paired_cells(t.test, (t.set, t.score)) for t in tests]
     )
 
 
-def paired_cells(test: Mapping[str, Any], names: Sequence[str]) -> list[str]:
-    """Return the text cells of a paired test: the named fields, then images, mean and median difference, p."""
-    differences = (f"{test[k]:+.4f}" for k in ("mean_difference", "median_difference"))
-    return [*(str(test[k]) for k in names), str(test["n"]), *differences, f"{test['p_value']:.3g}"]
+def paired_cells(test: PairedTest, names: Sequence[str]) -> list[str]:
+    """Return the text cells of a paired test: its names, then images, mean and median difference, p."""
+    differences = (f"{v:+.4f}" for v in (test.mean_difference, test.median_difference))
+    return [*names, str(test.n), *differences, f"{test.p_value:.3g}"]
 
 
 def _hou_report(
@@ -342,7 +316,14 @@ def _hou_report(
 ) -> TableText:
     rows = hou_rows(_with_facts(scores.patches, facts), {name: other.patches for name, other in others.items()})
     if out is not None:
-        write_json(out, {"protocol": "hou2020", "rows": rows, "patches": [dataclasses.asdict(p) for p in scores.patches]})
+        write_json(
+            out,
+            {
+                "protocol": "hou2020",
+                "rows": [dataclasses.asdict(r) for r in rows],
+                "patches": [dataclasses.asdict(p) for p in scores.patches],
+            },
+        )
     return TableText("Hou et al. 2020", *hou_cells(rows))
 
 

@@ -7,10 +7,10 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,8 @@ from wsiseg.evaluation.gallery import Crop
 from wsiseg.labels import write_labels
 from wsiseg.metrics import (
     HouPatch,
+    HouScores,
+    PairedTest,
     Scores,
     contingency,
     failures,
@@ -37,19 +39,23 @@ from wsiseg.metrics import (
 )
 from wsiseg.pipeline import segment_image
 from wsiseg.predict import Model, load_model, tune_malloc
-from wsiseg.separate import resolve_params
+from wsiseg.separate import SeparateParams, resolve_params
 
 __all__ = [
     "ImageResult",
+    "Machine",
+    "ScoredModel",
     "SetScores",
+    "SetTest",
+    "Summary",
     "annotated_sets",
     "choose_samples",
     "compare_weights",
-    "machine_facts",
-    "model_facts",
     "patient_interval",
     "score_model",
+    "scored_model",
     "summarize_images",
+    "this_machine",
 ]
 
 Split = Literal["validation", "train", "all"]
@@ -68,10 +74,68 @@ class ImageResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoredModel:
+    """What identifies a network and its arithmetic in a report."""
+
+    weights: str
+    sha256: str
+    licence: str
+    trained_on: tuple[str, ...]
+    precision: str
+    engine: str
+    device: str
+    tta: int
+    separate: SeparateParams
+    wsiseg_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """Processor, usable cores, and versions of Python and libraries, for reports of speed."""
+
+    cpu: str
+    cores: int | None
+    system: str
+    python: str
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """Scores of some images: means over images, pooled scores, Hou et al.'s counts, failures, patients and speed.
+
+    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ (2,000 draws, fixed seed). Whole patients are drawn
+    with replacement, because images of one patient are not independent.
+    """
+
+    images: int
+    patients: int
+    nuclei: int
+    found: int
+    mean: Mapping[str, float]
+    pq_interval: tuple[float, float]
+    pooled: Mapping[str, float]
+    hou2020: HouScores
+    failures: Mapping[str, int]
+    mpx: float
+    cpu_s: float
+    mpx_per_cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class SetTest:
+    """Paired test of two networks on the images of a set (``all images``: of all), by a score."""
+
+    set: str
+    score: str
+    test: PairedTest
+
+
+@dataclass(frozen=True, slots=True)
 class SetScores:
     """Results of one network on all images, in order, and crops of its worst windows, each with its PQ and set."""
 
-    facts: dict[str, Any]
+    model: ScoredModel
     images: tuple[ImageResult, ...]
     crops: list[tuple[float, str, Crop]] = field(default_factory=list)
 
@@ -180,7 +244,7 @@ def score_model(
             folder.mkdir(parents=True, exist_ok=True)
             write_labels(folder / f"{sample.image_id}.labels.png", labels)
         crops += list(_worst_crops(sample, rgb, truth, labels, crop_side)) if crop_side else []
-    return SetScores(model_facts(model, config), tuple(images), crops)
+    return SetScores(scored_model(model, config), tuple(images), crops)
 
 
 def _worst_crops(
@@ -192,30 +256,24 @@ def _worst_crops(
         yield w.pq, sample.dataset, Crop(title, rgb[window].copy(), truth[window].copy(), labels[window].copy())
 
 
-def summarize_images(images: Sequence[ImageResult]) -> dict[str, Any]:
-    """Return means over images, pooled scores, counts of Hou et al., failures, number of patients, and speed.
-
-    ``pq_interval`` is the 95 % percentile bootstrap interval of the mean PQ (2,000 draws, fixed seed). Whole patients are drawn
-    with replacement, because images of one patient are not independent.
-    """
+def summarize_images(images: Sequence[ImageResult]) -> Summary:
+    """Return the summary of some images."""
     scores = [i.scores for i in images]
-    patches = [p for i in images for p in i.patches]
-    groups = [i.sample.group for i in images]
     mpx, cpu_s = sum(i.mpx for i in images), sum(i.cpu_s for i in images)
-    return {
-        "images": len(images),
-        "patients": len({(i.sample.dataset, i.sample.group) for i in images}),
-        "nuclei": sum(s.n_truth for s in scores),
-        "found": sum(s.n_pred for s in scores),
-        "mean": mean_scores(scores),
-        "pq_interval": patient_interval([s.pq for s in scores], groups),
-        "pooled": pooled_scores(scores).as_dict(),
-        "hou2020": asdict(hou_summary(patches)),
-        "failures": {k: sum(i.kinds[k] for i in images) for k in images[0].kinds},
-        "mpx": mpx,
-        "cpu_s": cpu_s,
-        "mpx_per_cpu_s": mpx / cpu_s if cpu_s else math.nan,
-    }
+    return Summary(
+        images=len(images),
+        patients=len({(i.sample.dataset, i.sample.group) for i in images}),
+        nuclei=sum(s.n_truth for s in scores),
+        found=sum(s.n_pred for s in scores),
+        mean=mean_scores(scores),
+        pq_interval=patient_interval([s.pq for s in scores], [i.sample.group for i in images]),
+        pooled=pooled_scores(scores).as_dict(),
+        hou2020=hou_summary([p for i in images for p in i.patches]),
+        failures={k: sum(i.kinds[k] for i in images) for k in images[0].kinds},
+        mpx=mpx,
+        cpu_s=cpu_s,
+        mpx_per_cpu_s=mpx / cpu_s if cpu_s else math.nan,
+    )
 
 
 def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int = 2000) -> tuple[float, float]:
@@ -231,7 +289,7 @@ def patient_interval(values: Sequence[float], groups: Sequence[str], draws: int 
     return float(low), float(high)
 
 
-def compare_weights(a: SetScores, b: SetScores) -> list[dict[str, Any]]:
+def compare_weights(a: SetScores, b: SetScores) -> list[SetTest]:
     """Test two networks on the same images (two-sided Wilcoxon signed-rank test of a - b).
 
     Returns one row for each set and score, then one for each score over all sets.
@@ -243,28 +301,28 @@ def compare_weights(a: SetScores, b: SetScores) -> list[dict[str, Any]]:
         for score in ("pq", "aji", "dice"):
             first = [getattr(i.scores, score) for i in images]
             second = [getattr(of_b[i.sample.dataset, i.sample.image_id], score) for i in images]
-            rows.append({"set": name, "score": score, **asdict(paired_test(first, second))})
+            rows.append(SetTest(name, score, paired_test(first, second)))
     return rows
 
 
-def model_facts(model: Model, config: RunConfig) -> dict[str, Any]:
-    """Return facts that identify the network and its arithmetic, for reports."""
-    return {
-        "weights": model.name,
-        "sha256": model.sha256,
-        "licence": model.licence,
-        "trained_on": list(model.card.get("data", {}).get("sets", [])),
-        "precision": model.precision,
-        "engine": model.engine,
-        "device": model.device,
-        "tta": model.tta,
-        "separate": asdict(resolve_params(config.separate, model.separate_defaults, model.mpp)),
-        "wsiseg_version": __version__,
-    }
+def scored_model(model: Model, config: RunConfig) -> ScoredModel:
+    """Return what identifies the network and its arithmetic."""
+    return ScoredModel(
+        model.name,
+        model.sha256,
+        model.licence,
+        tuple(model.card.get("data", {}).get("sets", [])),
+        model.precision,
+        model.engine,
+        model.device,
+        model.tta,
+        resolve_params(config.separate, model.separate_defaults, model.mpp),
+        __version__,
+    )
 
 
-def machine_facts() -> dict[str, Any]:
-    """Return processor, usable cores, and versions of Python and libraries, for reports of speed."""
+def this_machine() -> Machine:
+    """Return the machine as it is now."""
     cpu = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -273,4 +331,4 @@ def machine_facts() -> dict[str, Any]:
         pass
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     versions = {name: importlib.metadata.version(name) for name in ("numpy", "torch", "numba")}
-    return {"cpu": cpu, "cores": cores, "system": platform.system(), "python": platform.python_version(), "versions": versions}
+    return Machine(cpu, cores, platform.system(), platform.python_version(), versions)

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from wsiseg.errors import EmptyExportError, FormatError, InputError, SlideOpenError, TileReadError
+from wsiseg.errors import EmptyExportError, FormatError, InputError, SlideOpenError, TileReadError, first_names
 from wsiseg.export import query
 from wsiseg.export.dicom_ann import write_dicom_annotations
 from wsiseg.export.dicom_seg import write_dicom_segmentation
@@ -256,7 +256,7 @@ def _tables(target: Path, slide_ids: Sequence[str]) -> list[Path]:
         raise InputError(f"{target}: expected a polygon table or a run folder with nuclei/*.parquet.")
     unknown = [s for s in slide_ids if s not in found]
     if unknown:
-        raise InputError(f"{target}: this run has no table of slide {unknown[0]!r}. It has: {', '.join(list(found)[:20])}.")
+        raise InputError(f"{target}: this run has no table of slide {unknown[0]!r}. It has: {first_names(found)}.")
     return [found[s] for s in slide_ids] if slide_ids else list(found.values())
 
 

@@ -25,7 +25,7 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.reopen import file_facts
 from wsiseg.results.run_record import RunNote
 from wsiseg.results.slide_record import ImportFacts, SlideRecord, read_slide, slide_or_none, write_slide
-from wsiseg.summarize import summarize_slide, write_errors_table, write_slides_table
+from wsiseg.summarize import SlideWork, summarize_slide, write_errors_table, write_slides_table
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.tables.outlines import require_outlines
 from wsiseg.types import Box, Instances, SlideMeta, TileStats
@@ -362,9 +362,7 @@ def _write_slide(folder: RunFolder, meta: SlideMeta, slide: _Slide, done: Import
         TileStats(core_px=size, tissue_px=slide.tissue_px, material_px=material),
         meta,
         1.0,
-        tiles=(0, 0, 0),
-        seconds={},
-        stain="",
+        SlideWork(),
         table_name=f"nuclei/{meta.slide_id}.parquet",
     )
     row = dataclasses.replace(

@@ -11,6 +11,7 @@ from wsiseg.metrics.failures import FAILURE_KINDS, Failures, WorstWindow, failur
 from wsiseg.metrics.hou2020 import (
     WSI_GROUPS,
     HouPatch,
+    HouRow,
     HouScores,
     hou_cells,
     hou_patches,
@@ -27,6 +28,7 @@ __all__ = [
     "FAILURE_KINDS",
     "Failures",
     "HouPatch",
+    "HouRow",
     "HouScores",
     "IOU_THRESHOLDS",
     "PairedTest",

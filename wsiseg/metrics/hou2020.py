@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,7 @@ from wsiseg.metrics.scores import instance_scores
 __all__ = [
     "WSI_GROUPS",
     "HouPatch",
+    "HouRow",
     "HouScores",
     "hou_cells",
     "hou_patches",
@@ -66,6 +67,21 @@ class HouScores:
     dice: float
     instance_dice: float
     counts: CountAgreement
+
+
+@dataclass(frozen=True, slots=True)
+class HouRow:
+    """A row of table 3 or 4: ``table`` is ``wsi group``, ``cancer type``, ``all`` or ``annotators``, ``row`` one of these."""
+
+    table: str
+    row: str
+    n_patches: int
+    dice: float
+    instance_dice: float
+    n_truth: int
+    n_pred: int
+    pearson_r: float
+    mae_percent: float
 
 
 def label_patches(labels: npt.NDArray[Any], side_px: int = HOU_PATCH_PX) -> Iterator[npt.NDArray[Any]]:
@@ -130,7 +146,7 @@ def hou_scores(pairs: Iterable[tuple[npt.NDArray[Any], npt.NDArray[Any]]], cente
     return hou_summary([_scored(pred, truth, "", "", "", center_px) for pred, truth in pairs])
 
 
-def hou_rows(patches: Sequence[HouPatch], annotators: dict[str, Sequence[HouPatch]] | None = None) -> list[dict[str, Any]]:
+def hou_rows(patches: Sequence[HouPatch], annotators: dict[str, Sequence[HouPatch]] | None = None) -> list[HouRow]:
     """Return the rows of tables 3 and 4: WSI groups, acceptable slides, cancer types, all patches, annotator pairs.
 
     Parameters
@@ -142,9 +158,8 @@ def hou_rows(patches: Sequence[HouPatch], annotators: dict[str, Sequence[HouPatc
 
     Returns
     -------
-    list of dict
-        ``table`` (``wsi group``, ``cancer type``, ``all``, ``annotators``), ``row`` and the fields of ``HouScores``, flat. Rows
-        without a patch are left out; so is the table of WSI groups if no group is known.
+    list of HouRow
+        Rows without a patch are left out; so is the table of WSI groups if no group is known.
     """
     rows = []
     groups = [(group, [p for p in patches if p.wsi_group == group]) for group in WSI_GROUPS]
@@ -157,29 +172,22 @@ def hou_rows(patches: Sequence[HouPatch], annotators: dict[str, Sequence[HouPatc
     return rows
 
 
-def hou_cells(rows: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def hou_cells(rows: Sequence[HouRow]) -> tuple[list[str], list[list[str]]]:
     """Return headings and text cells of ``hou_rows`` for the screen."""
     headings = ["table", "row", "patches", "Dice", "Instance-Dice", "count r", "MAE%"]
     digits = {"dice": 3, "instance_dice": 3, "pearson_r": 3, "mae_percent": 1}
-    cells = [
-        [r["table"], r["row"], str(r["n_patches"]), *("-" if math.isnan(r[k]) else f"{r[k]:.{d}f}" for k, d in digits.items())]
-        for r in rows
-    ]
+    cells = []
+    for r in rows:
+        scores = [(getattr(r, name), d) for name, d in digits.items()]
+        cells.append([r.table, r.row, str(r.n_patches), *("-" if math.isnan(v) else f"{v:.{d}f}" for v, d in scores)])
     return headings, cells
 
 
-def _row(table: str, name: str, patches: Sequence[HouPatch]) -> dict[str, Any]:
-    flat = asdict(hou_summary(patches))
-    counts = flat.pop("counts")
-    nuclei = {"n_truth": sum(p.n_truth for p in patches), "n_pred": sum(p.n_pred for p in patches)}
-    return {
-        "table": table,
-        "row": name,
-        **flat,
-        **nuclei,
-        "pearson_r": counts["pearson_r"],
-        "mae_percent": counts["mae_percent"],
-    }
+def _row(table: str, name: str, patches: Sequence[HouPatch]) -> HouRow:
+    s = hou_summary(patches)
+    n_truth, n_pred = sum(p.n_truth for p in patches), sum(p.n_pred for p in patches)
+    agreed = (s.counts.pearson_r, s.counts.mae_percent)
+    return HouRow(table, name, s.n_patches, s.dice, s.instance_dice, n_truth, n_pred, *agreed)
 
 
 def _scored(

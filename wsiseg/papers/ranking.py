@@ -10,7 +10,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from wsiseg.datasets import Sample, list_samples, load_sample
 from wsiseg.datasets.samples import MODEL_MPP
 from wsiseg.errors import FormatError
 from wsiseg.evaluation import instance_files, load_instances, null_for_nan
-from wsiseg.evaluation.scoring import machine_facts
+from wsiseg.evaluation.scoring import this_machine
 from wsiseg.labels import write_labels
 from wsiseg.metrics import paired_test
 from wsiseg.papers.rank_figure import draw_ranking
@@ -79,11 +79,60 @@ class RankOptions:
 
 
 @dataclass(frozen=True, slots=True)
+class NetworkScore:
+    """Mean scores of a network on the unified test set."""
+
+    network: str
+    trained_on: str
+    pq: float
+    aji: float
+    dice: float
+
+
+@dataclass(frozen=True, slots=True)
+class FusionPoint:
+    """PQ of a network that was trained on the k best sets."""
+
+    k: int
+    sets: tuple[str, ...]
+    pq: float
+
+
+@dataclass(frozen=True, slots=True)
+class StainRow:
+    """PQ without and with stain normalization, and their paired test over ``n`` tiles (two-sided Wilcoxon)."""
+
+    network: str
+    trained_on: str
+    plain: float
+    macenko: float
+    n: int
+    mean_difference: float
+    p_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankingTables:
+    """The numbers of a ranking.
+
+    ``sets`` has the tiles and nuclei of each unified set, ``cross`` the PQ by network, what it was trained on, and test set,
+    ``fusion`` what each network reaches on more and more of the best sets.
+    """
+
+    sets: Mapping[str, Mapping[str, int]]
+    ranking: Sequence[RankedSet]
+    models: Sequence[NetworkScore]
+    cross: Mapping[str, Mapping[str, Mapping[str, float]]]
+    fusion: Mapping[str, Sequence[FusionPoint]]
+    stain: Sequence[StainRow]
+
+
+@dataclass(frozen=True, slots=True)
 class Ranking:
-    """A finished ranking: its folder, and the same numbers as a tree and as Markdown."""
+    """A finished ranking: its folder, its numbers, and the same as Markdown."""
 
     folder: Path
-    tree: dict[str, Any]
+    tables: RankingTables
     markdown: str
 
 
@@ -114,7 +163,16 @@ def rank_datasets(
     most = min(options.best or len(order), len(order))
     scores += [s for n in options.networks for k in range(2, most + 1) for s in ranking_folder.trained(n, order[:k])]
     curves = {n: _curve(scores, n, order[:most]) for n in networks}
-    return _written(out, _tree(made, tiles, options, ranked, curves, scores), ranked, curves, scores)
+    tables = _tables(made, ranked, curves, scores)
+    head = {
+        "machine": asdict(this_machine()),
+        "tiles": {**asdict(tiles), "exclude": tiles.exclude.name if tiles.exclude else None},
+        "options": {**asdict(options), "predictions": [name for name, _ in options.predictions]},
+        "metrics": {"pq": "IoU > 0.5", "aji": "Kumar et al. 2017", "dice": "Ensemble Dice (DICE_2)",
+                    "mean": "over tiles; AJI and Dice are 0 where DQ is 0"},
+    }  # fmt: skip
+    _write(out / "ranking.json", null_for_nan({**head, **asdict(tables)}))
+    return _written(out, tables, curves, scores)
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,56 +291,40 @@ def _curve(scores: Sequence[TileScore], network: str, order: Sequence[str]) -> l
     return [(k, v) for k, v in points if not math.isnan(v)]
 
 
-def _tree(
-    made: dict[str, dict[str, int]], tiles: UnifyOptions, options: RankOptions, ranked: Sequence[RankedSet],
-    curves: dict[str, list[tuple[int, float]]], scores: Sequence[TileScore],
-) -> dict[str, Any]:  # fmt: skip
+def _tables(
+    made: dict[str, dict[str, int]], ranked: Sequence[RankedSet], curves: dict[str, list[tuple[int, float]]],
+    scores: Sequence[TileScore],
+) -> RankingTables:  # fmt: skip
     order = [r.name for r in ranked]
     pairs = list(dict.fromkeys((s.predictor, s.trained_on) for s in scores))
-    return {
-        "machine": machine_facts(),
-        "tiles": {**asdict(tiles), "exclude": tiles.exclude.name if tiles.exclude else None},
-        "options": {**asdict(options), "predictions": [name for name, _ in options.predictions]},
-        "metrics": {"pq": "IoU > 0.5", "aji": "Kumar et al. 2017", "dice": "Ensemble Dice (DICE_2)",
-                    "mean": "over tiles; AJI and Dice are 0 where DQ is 0"},
-        "sets": made,
-        "ranking": [asdict(r) for r in ranked],
-        "models": [
-            {"network": n, "trained_on": t, **{m: mean_of(_of(scores, n, t), m) for m in PAPER_SCORES}} for n, t in pairs
-        ],
-        "cross": {
-            n: {
-                t: {d: mean_of([s for s in _of(scores, n, t) if s.dataset == d], "pq") for d in made}
-                for m, t in pairs
-                if m == n
-            }
-            for n in dict.fromkeys(n for n, _ in pairs)
-        },
-        "fusion": {n: [{"k": k, "sets": order[:k], "pq": v} for k, v in points] for n, points in curves.items()},
-        "stain": list(_stain_rows(scores, list(made))),
-    }  # fmt: skip
+    cross: dict[str, dict[str, dict[str, float]]] = {}
+    for n, trained in pairs:
+        own = _of(scores, n, trained)
+        cross.setdefault(n, {})[trained] = {d: mean_of([s for s in own if s.dataset == d], "pq") for d in made}
+    return RankingTables(
+        sets=made,
+        ranking=ranked,
+        models=[NetworkScore(n, t, *(mean_of(_of(scores, n, t), m) for m in PAPER_SCORES)) for n, t in pairs],
+        cross=cross,
+        fusion={n: [FusionPoint(k, tuple(order[:k]), v) for k, v in points] for n, points in curves.items()},
+        stain=list(_stain_rows(scores, list(made))),
+    )
 
 
-def _stain_rows(scores: Sequence[TileScore], sets: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yield rows with PQ without and with stain normalization, and their paired test over tiles (two-sided Wilcoxon)."""
+def _stain_rows(scores: Sequence[TileScore], sets: Sequence[str]) -> Iterator[StainRow]:
     for marked in dict.fromkeys(s.predictor for s in scores if s.predictor.endswith(_STAIN_MARK)):
         network = marked.removesuffix(_STAIN_MARK)
         for trained in sets:
             with_it, without = _of(scores, marked, trained), _of(scores, network, trained)
             test = paired_test([s.pq for s in with_it], [s.pq for s in without])
-            row = {
-                "network": network,
-                "trained_on": trained,
-                "plain": mean_of(without, "pq"),
-                "macenko": mean_of(with_it, "pq"),
-            }
-            yield {**row, "n": test.n, "mean_difference": test.mean_difference, "p_value": test.p_value}
+            means = mean_of(without, "pq"), mean_of(with_it, "pq")
+            yield StainRow(network, trained, *means, test.n, test.mean_difference, test.p_value)
 
 
 def _written(
-    out: Path, tree: dict[str, Any], ranked: Sequence[RankedSet], curves: dict[str, list[tuple[int, float]]],
-    scores: Sequence[TileScore],
-) -> Ranking:  # fmt: skip
+    out: Path, tables: RankingTables, curves: dict[str, list[tuple[int, float]]], scores: Sequence[TileScore]
+) -> Ranking:
+    ranked = tables.ranking
     names = [r.name for r in ranked]
     matrices = {
         n: np.column_stack([
@@ -293,36 +335,35 @@ def _written(
     }  # fmt: skip
     if ranked:
         draw_ranking(ranked, matrices, curves, out / "ranking.png")
-    text = _markdown(tree)
+    text = _markdown(tables)
     rows = io.StringIO()
     table = csv.DictWriter(rows, [f.name for f in fields(TileScore)], lineterminator="\n")
     table.writeheader()
     table.writerows(asdict(s) for s in scores)
     atomic_write_bytes(out / "scores.csv", rows.getvalue().encode())
     atomic_write_bytes(out / "ranking.md", text.encode())
-    _write(out / "ranking.json", null_for_nan(tree))
-    return Ranking(out, tree, text)
+    return Ranking(out, tables, text)
 
 
-def _markdown(tree: dict[str, Any]) -> str:
+def _markdown(made: RankingTables) -> str:
     """Return the tables of a ranking, PQ, AJI and Dice in percent."""
     columns = ("train_tiles", "train_nuclei", "test_tiles", "test_nuclei")
+    networks = made.ranking[0].pq if made.ranking else ()
     tables = [
         ("Unified sets", ["set", *(c.replace("_", " ") for c in columns)],
-         [[name, *(str(row[c]) for c in columns)] for name, row in tree["sets"].items()]),
+         [[name, *(str(row[c]) for c in columns)] for name, row in made.sets.items()]),
         ("Ranking of sets by mean PQ over networks",
-         ["place", "set", "mean PQ", "mean rank", *(f"PQ (rank) of {n}" for n in (tree["ranking"] or [{"pq": {}}])[0]["pq"])],
-         [[str(i), r["name"], _percent(r["mean_pq"]), f"{r['mean_rank']:.1f}",
-           *(f"{_percent(v)} ({r['rank'][n]:g})" for n, v in r["pq"].items())] for i, r in enumerate(tree["ranking"], 1)]),
+         ["place", "set", "mean PQ", "mean rank", *(f"PQ (rank) of {n}" for n in networks)],
+         [[str(i), r.name, _percent(r.mean_pq), f"{r.mean_rank:.1f}",
+           *(f"{_percent(v)} ({r.rank[n]:g})" for n, v in r.pq.items())] for i, r in enumerate(made.ranking, 1)]),
         ("Networks on the unified test set", ["network", "trained on", "PQ", "AJI", "Dice (DICE_2)"],
-         [[m["network"], m["trained_on"], *(_percent(m[s]) for s in PAPER_SCORES)] for m in tree["models"]]),
-        ("PQ by test set", ["network", "trained on", *tree["sets"]],
-         [[n, t, *(_percent(v) for v in row.values())] for n, rows in tree["cross"].items() for t, row in rows.items()]),
+         [[m.network, m.trained_on, *(_percent(v) for v in (m.pq, m.aji, m.dice))] for m in made.models]),
+        ("PQ by test set", ["network", "trained on", *made.sets],
+         [[n, t, *(_percent(v) for v in row.values())] for n, rows in made.cross.items() for t, row in rows.items()]),
         ("Fusion of the best sets", ["network", "k", "sets", "PQ"],
-         [[n, str(p["k"]), ", ".join(p["sets"]), _percent(p["pq"])] for n, points in tree["fusion"].items() for p in points]),
+         [[n, str(p.k), ", ".join(p.sets), _percent(p.pq)] for n, points in made.fusion.items() for p in points]),
         ("Stain normalization (Macenko)", ["network", "trained on", "PQ without", "PQ with", "p"],
-         [[r["network"], r["trained_on"], _percent(r["plain"]), _percent(r["macenko"]), f"{r['p_value']:.3g}"]
-          for r in tree["stain"]]),
+         [[r.network, r.trained_on, _percent(r.plain), _percent(r.macenko), f"{r.p_value:.3g}"] for r in made.stain]),
     ]  # fmt: skip
     parts = []
     for title, headings, rows in tables:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -77,7 +76,7 @@ def unify(root: Path, out: Path, options: UnifyOptions) -> dict[str, dict[str, i
     return made
 
 
-def claim_plan(path: Path, plan: dict[str, Any]) -> bool:
+def claim_plan(path: Path, plan: Mapping[str, object]) -> bool:
     """Return whether the work of a plan is still to do. Raises ``ConfigError`` if it was done with another plan."""
     if not path.is_file():
         return True
@@ -123,7 +122,7 @@ def _write_tiles(
     folder: Path, samples: dict[str, Sample], chosen: Sequence[TileWindow], left_out: dict[tuple[str, str], frozenset[int]]
 ) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    facts: dict[str, dict[str, Any]] = {"mpp_per_image": {}, "group_per_image": {}, "organ_per_image": {}}
+    facts: dict[str, dict[str, str | float]] = {"mpp_per_image": {}, "group_per_image": {}, "organ_per_image": {}}
     nuclei = 0
     for image in dict.fromkeys(w.image for w in chosen):
         sample = samples[image]
@@ -168,5 +167,5 @@ def _exclusions(table: Path | None) -> dict[tuple[str, str], frozenset[int]]:
     return out
 
 
-def _write_json(path: Path, tree: dict[str, Any]) -> None:
+def _write_json(path: Path, tree: Mapping[str, object]) -> None:
     atomic_write_bytes(path, (json.dumps(tree, indent=1, ensure_ascii=False) + "\n").encode())

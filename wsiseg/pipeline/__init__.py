@@ -9,12 +9,13 @@ from __future__ import annotations
 from wsiseg.pipeline.densities import with_densities
 from wsiseg.pipeline.image import ImageMaps, image_nuclei, map_image, segment_image, separate_maps
 from wsiseg.pipeline.look import picture_look
-from wsiseg.pipeline.window import StageClock, WindowNuclei, stain_aim, window_maps, window_nuclei, window_stats
+from wsiseg.pipeline.window import StageClock, WindowNuclei, WindowPixels, stain_aim, window_maps, window_nuclei, window_stats
 
 __all__ = [
     "ImageMaps",
     "StageClock",
     "WindowNuclei",
+    "WindowPixels",
     "image_nuclei",
     "map_image",
     "picture_look",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from wsiseg.config import RunConfig
 from wsiseg.normalize import fit_stain
-from wsiseg.pipeline.window import stain_aim, window_maps, window_nuclei
+from wsiseg.pipeline.window import WindowPixels, stain_aim, window_maps, window_nuclei
 from wsiseg.read import ArraySlide, fit_tissue, read_working, scale_for, tissue_window, unscanned_window, working_size
 from wsiseg.separate import SeparateParams, resolve_params
 from wsiseg.types import Box, PolygonBatch
@@ -81,8 +81,8 @@ def map_image(
     window = model.input_box(box)
     mask = fit_tissue(slide)
     tissue, unscanned = tissue_window(mask, box, scale), unscanned_window(mask, window, scale)
-    rgb_window, wanted = read_working(slide, window, scale), None if everywhere else tissue
-    prob = window_maps(model, rgb_window, box, stain, wanted, unscanned=unscanned)
+    pixels = WindowPixels(read_working(slide, window, scale), None if everywhere else tissue, unscanned)
+    prob = window_maps(model, pixels, box, stain)
     return ImageMaps(np.asarray(prob), core, config.read.halo_wpx, scale, mpp / scale, rgb.shape[:2])
 
 

@@ -23,7 +23,7 @@ from wsiseg.vectorize import tile_stats, vectorize
 if TYPE_CHECKING:
     from wsiseg.predict import Model
 
-__all__ = ["StageClock", "WindowNuclei", "stain_aim", "window_maps", "window_nuclei", "window_stats"]
+__all__ = ["StageClock", "WindowNuclei", "WindowPixels", "stain_aim", "window_maps", "window_nuclei", "window_stats"]
 
 Array = Any
 
@@ -91,15 +91,33 @@ def stain_aim(model: Model, config: RunConfig) -> Stain:
     return model.stain_aim if method == "auto" else Stain(method)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowPixels:
+    """Pixels of a window and what is known of them, on the host or on a device.
+
+    Attributes
+    ----------
+    rgb : uint8 (h, w, 3)
+        Pixels of ``model.input_box(box)``, white outside the slide.
+    tissue : bool (H, W), TissueView or None
+        Where maps of ``box`` are wanted; elsewhere they may be 0. ``None``: everywhere.
+    unscanned : bool (h, w), TissueView or None
+        Where plain black px were not scanned (``wsiseg.read.unscanned_view``); they are processed as white, like px outside the
+        slide. ``None``: nowhere.
+    """
+
+    rgb: Array
+    tissue: Array | TissueView | None = None
+    unscanned: Array | TissueView | None = None
+
+
 def window_maps(
     model: Model,
-    rgb: Array,
+    pixels: WindowPixels,
     box: Box,
     stain: Stain,
-    tissue: Array | TissueView | None,
     device: str = "cpu",
     *,
-    unscanned: Array | TissueView | None = None,
     clock: StageClock | None = None,
     events: Counter[str] | None = None,
 ) -> Array:
@@ -107,17 +125,10 @@ def window_maps(
 
     Parameters
     ----------
-    rgb : uint8 (h, w, 3)
-        Pixels of ``model.input_box(box)``, white outside the slide; on the host or the device.
     box
         The window, working px.
     stain
         The slide's stain transformation.
-    tissue : bool (H, W), TissueView or None
-        Where maps are wanted; elsewhere they may be 0. ``None``: everywhere.
-    unscanned : bool (h, w), TissueView or None
-        Where plain black px were not scanned (``wsiseg.read.unscanned_view``); they are processed as white, like px outside the
-        slide. ``None``: nowhere.
     clock, events
         Receive the seconds of ``normalize`` and ``predict``, and counts of fallbacks because memory was full.
 
@@ -129,15 +140,16 @@ def window_maps(
     clock = clock or StageClock()
     events = Counter() if events is None else events
     try:
-        there = _on_white(rgb, unscanned, device)
-        return _maps(model, there, box, stain, _there(tissue, device), clock, events)
+        there = _on_white(pixels.rgb, pixels.unscanned, device)
+        return _maps(model, there, box, stain, _there(pixels.tissue, device), clock, events)
     except memory_errors():
         if device == "cpu":
             raise
     # outside the handler, because the exception keeps the attempt's device memory alive
     log.warning("window %s: the memory of %s is full, only the network runs there", box, device)
     events["kept_on_host"] += 1
-    return _maps(model, _on_white(to_host(rgb), unscanned, "cpu"), box, stain, _there(tissue, "cpu"), clock, events)
+    there = _on_white(to_host(pixels.rgb), pixels.unscanned, "cpu")
+    return _maps(model, there, box, stain, _there(pixels.tissue, "cpu"), clock, events)
 
 
 def _there(where: Array | TissueView | None, device: str) -> Array | None:

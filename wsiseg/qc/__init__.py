@@ -39,7 +39,7 @@ from wsiseg.qc.predict_quality import (
     load_quality,
     recalibrate,
 )
-from wsiseg.qc.release import csv_bytes, read_rows, write_release, write_rows
+from wsiseg.qc.release import csv_bytes, write_release
 
 __all__ = [
     "Agreement",
@@ -88,7 +88,6 @@ __all__ = [
     "read_all_marks",
     "read_marks",
     "read_picture",
-    "read_rows",
     "recalibrate",
     "reviewer_agreement",
     "rgb_png",
@@ -97,5 +96,4 @@ __all__ = [
     "wilson_interval",
     "write_pack",
     "write_release",
-    "write_rows",
 ]

@@ -141,7 +141,35 @@ def grade_slides(
     return out
 
 
-def cohort_summary(grades: Sequence[SlideGrade]) -> tuple[list[dict[str, object]], list[dict[str, object]]]:
+@dataclass(frozen=True, slots=True)
+class CohortQc:
+    """Slide QC of a cohort, as in the published table; the field names are its headings."""
+
+    CancerType: str
+    Slides: int
+    SelectedRound1: int
+    SelectedRound2: int
+    LookedAt: int
+    Unacceptable: int
+    UnacceptablePercent: float
+
+
+@dataclass(frozen=True, slots=True)
+class CohortGroups:
+    """How many slides of a cohort are in each group, and its judged patches; the field names are the headings."""
+
+    CancerType: str
+    Best: int
+    Good: int
+    Adequate: int
+    Problematic: int
+    Unacceptable: int
+    Ungraded: int
+    PatchesJudged: int
+    PatchesBadPercent: float | None
+
+
+def cohort_summary(grades: Sequence[SlideGrade]) -> tuple[list[CohortQc], list[CohortGroups]]:
     """Return two summary tables of a graded run, each with one row per cohort and a last row ``All``.
 
     The first follows the published table of slide QC: slides, slides flagged as outliers, slides found unacceptable, and the
@@ -151,27 +179,22 @@ def cohort_summary(grades: Sequence[SlideGrade]) -> tuple[list[dict[str, object]
     for g in grades:
         cohorts.setdefault(g.cohort, []).append(g)
     groups = [(cohort or "(none)", cohorts[cohort]) for cohort in sorted(cohorts)] + [("All", list(grades))]
-    slide_qc: list[dict[str, object]] = []
-    by_group: list[dict[str, object]] = []
+    slide_qc, by_group = [], []
     for name, members in groups:
         unacceptable = sum(g.slide_verdict == "unacceptable" for g in members)
         slide_qc.append(
-            {
-                "CancerType": name,
-                "Slides": len(members),
-                "SelectedRound1": sum(g.flagged_round == 1 for g in members),
-                "SelectedRound2": sum(g.flagged_round == 2 for g in members),
-                "LookedAt": sum(bool(g.slide_verdict) for g in members),
-                "Unacceptable": unacceptable,
-                "UnacceptablePercent": round(100 * unacceptable / len(members), 2) if members else 0.0,
-            }
+            CohortQc(
+                name,
+                len(members),
+                sum(g.flagged_round == 1 for g in members),
+                sum(g.flagged_round == 2 for g in members),
+                sum(bool(g.slide_verdict) for g in members),
+                unacceptable,
+                round(100 * unacceptable / len(members), 2) if members else 0.0,
+            )
         )
-        row: dict[str, object] = {"CancerType": name}
-        for grade in (*GRADES, UNGRADED):
-            row[grade] = sum(g.grade == grade for g in members)
-        judged = sum(g.n_judged for g in members)
-        bad = sum(g.n_bad for g in members)
-        row["PatchesJudged"] = judged
-        row["PatchesBadPercent"] = round(100 * bad / judged, 2) if judged else ""
-        by_group.append(row)
+        judged, bad = sum(g.n_judged for g in members), sum(g.n_bad for g in members)
+        counts = {grade: sum(g.grade == grade for g in members) for grade in (*GRADES, UNGRADED)}
+        bad_percent = round(100 * bad / judged, 2) if judged else None
+        by_group.append(CohortGroups(name, **counts, PatchesJudged=judged, PatchesBadPercent=bad_percent))
     return slide_qc, by_group

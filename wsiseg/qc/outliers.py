@@ -21,13 +21,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import ConfigError
 from wsiseg.qc.robust import robust_distance2, z_limit, z_scores
+from wsiseg.rows import SlideRow
 
 __all__ = [
     "MIN_SLIDES_FOR_TAILS",
@@ -41,7 +42,7 @@ __all__ = [
 
 Rounding = Literal["ceil", "floor", "nearest"]
 Method = Literal["auto", "tails", "mad", "mahalanobis"]
-Rows = Sequence[Mapping[str, Any]]
+Rows = Sequence[SlideRow]
 FloatArray = npt.NDArray[np.float64]
 
 MIN_SLIDES_FOR_TAILS = 100
@@ -186,7 +187,7 @@ def find_outliers(
     Parameters
     ----------
     rows
-        Rows of the slide table (``wsiseg.schema.SLIDES``); ``slide_id``, ``cohort``, ``status``, the ranked columns and
+        Rows of the slide table; ``slide_id``, ``cohort``, ``status``, the ranked columns and
         those of ``wsiseg.schema.TRUST`` are used.
     verdicts
         Reviewers' mark of each judged slide id: ``unacceptable`` counts towards the second round of its cohort.
@@ -202,24 +203,24 @@ def find_outliers(
     """
     rule = rule or TailRule()
     verdicts = verdicts or {}
-    good = [r for r in reference if r.get("status") == "done" and r.get("n_nuclei")]
-    out = [OutlierRow(str(r["slide_id"]), str(r.get("cohort") or ""), str(r.get("status") or "")) for r in rows]
+    good = [r for r in reference if r.status == "done" and r.n_nuclei]
+    out = [OutlierRow(r.slide_id, r.cohort, r.status) for r in rows]
     cohorts: dict[str, list[int]] = {}
     for i, (row, o) in enumerate(zip(rows, out, strict=True)):
         if o.status == "failed":
-            o.flag(1, "status:failed", f"the slide failed: {row.get('error') or 'no reason recorded'}")
+            o.flag(1, "status:failed", f"the slide failed: {row.error or 'no reason recorded'}")
         elif o.status == "suspect":
-            o.flag(1, "status:suspect", str(row.get("error") or "no nucleus was found, and the slide is not blank"))
-        elif not row.get("n_nuclei"):
+            o.flag(1, "status:suspect", row.error or "no nucleus was found, and the slide is not blank")
+        elif not row.n_nuclei:
             o.flag(1, "status:empty", "no nucleus was found")
         else:
             if o.status == "partial":
-                o.flag(1, "status:partial", f"{row.get('tiles_failed') or 'some'} tiles failed, so counts are too low")
+                o.flag(1, "status:partial", f"{row.tiles_failed or 'some'} tiles failed, so counts are too low")
             cohorts.setdefault(o.cohort, []).append(i)
         _flag_without_cohort(row, o)
     for cohort in sorted(cohorts):
         members = sorted(cohorts[cohort], key=lambda i: out[i].slide_id)
-        known = [r for r in good if str(r.get("cohort") or "") == cohort]
+        known = [r for r in good if r.cohort == cohort]
         known = known if len(known) >= rule.min_slides else good
         if len(known or members) < rule.min_slides:
             who = "the reference" if known else "the cohort"
@@ -230,19 +231,19 @@ def find_outliers(
     return out
 
 
-def _flag_without_cohort(row: Mapping[str, Any], out: OutlierRow) -> None:
+def _flag_without_cohort(row: SlideRow, out: OutlierRow) -> None:
     """Flag a slide for nuclei outside the mask and for differing from the training images; neither needs a cohort."""
-    n, low, high = (row.get(f"outside_nuclei{end}") for end in ("", "_low", "_high"))
-    found = int(row.get("n_nuclei") or 0)
-    if row.get("tissue_mask") == "found" and n and low and low / (found + low) > OUTSIDE_LIMIT_FRAC:
+    n, low, high = row.outside_nuclei, row.outside_nuclei_low, row.outside_nuclei_high
+    found = row.n_nuclei or 0
+    if row.tissue_mask == "found" and n and low and low / (found + low) > OUTSIDE_LIMIT_FRAC:
         out.flag(
             1,
             "outside:high",
-            f"about {n:,.0f} nuclei ({100 * n / (found + n):.1f} %, 95 % {low:,.0f} to {high:,.0f}) lie outside the tissue "
-            "mask (see its picture, give a mask, or segment with --tissue-mask all)",
+            f"about {n:,.0f} nuclei ({100 * n / (found + n):.1f} %, 95 % {low:,.0f} to {high or n:,.0f}) lie outside the "
+            "tissue mask (see its picture, give a mask, or segment with --tissue-mask all)",
         )
-    if (row.get("foreign_score") or 0.0) > 1.0:
-        first, *more = str(row.get("foreign_reasons") or "it looks unlike the training images").split("; ")
+    if (row.foreign_score or 0.0) > 1.0:
+        first, *more = (row.foreign_reasons or "it looks unlike the training images").split("; ")
         out.flag(1, "foreign:high", first)
         out.reasons += more
 
@@ -276,7 +277,7 @@ def _rank(rows: Rows, out: list[OutlierRow], rule: TailRule, z: list[FloatArray]
 
 
 def _values(rows: Rows, statistic: Statistic) -> FloatArray:
-    return np.array([math.nan if r.get(statistic.column) is None else float(r[statistic.column]) for r in rows])
+    return np.array([getattr(r, statistic.column) for r in rows], np.float64)  # None becomes nan
 
 
 def _logs(rows: Rows, statistic: Statistic) -> FloatArray:

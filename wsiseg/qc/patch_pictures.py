@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +15,7 @@ import numpy.typing as npt
 from wsiseg.errors import ConfigError, FormatError, WsisegError
 from wsiseg.labels import rasterize_rings
 from wsiseg.qc import patch_features
-from wsiseg.qc.patch_features import FEATURES, NUCLEUS_COLUMNS
+from wsiseg.qc.patch_features import NUCLEUS_COLUMNS
 from wsiseg.qc.patch_orientations import PatchSegmenter, load_patch_segmenter, orientation_features
 from wsiseg.qc.patches import (
     LAYER_ZOOM,
@@ -31,13 +32,15 @@ from wsiseg.qc.patches import (
     write_pack,
 )
 from wsiseg.qc.predict_quality import FALLBACK, load_quality
-from wsiseg.qc.release import read_rows, write_rows
-from wsiseg.qc.runs import QcRun, open_row_slide
+from wsiseg.qc.rows import PatchRow, read_features, stored_rows, write_features
+from wsiseg.qc.runs import QcRun, open_row_slide, size_and_mpp
 from wsiseg.read import TissueMask, read_working, scale_for
 from wsiseg.read.tissue import MARGIN_UM as TISSUE_MARGIN_UM
 from wsiseg.results.slide_record import slide_record
-from wsiseg.schema import PATCH_FEATURES, PATCHES
+from wsiseg.rows import SlideRow
+from wsiseg.schema import PATCHES
 from wsiseg.tables import atomic_write_bytes, read_nuclei, wkb_rings
+from wsiseg.tables.records import write_rows
 from wsiseg.types import Box
 
 if TYPE_CHECKING:
@@ -100,36 +103,36 @@ def make_patches(
             f"Expected at least 1 patch per slide and at least 0 more, got {per_slide} per slide and {more} more."
         )
     _same_seed(run, seed)
-    old: dict[str, list[dict[str, Any]]] = {}
-    for entry in read_rows(run.qc / "patches.parquet"):
-        old.setdefault(entry["slide_id"], []).append(entry)
-    slides = [r for r in run.rows if r["status"] != "failed" and r.get("n_nuclei")]
+    old: dict[str, list[PatchRow]] = {}
+    for row in stored_rows(PatchRow, run.qc / "patches.parquet"):
+        old.setdefault(row.slide_id, []).append(row)
+    slides = [r for r in run.rows if r.status != "failed" and r.n_nuclei]
     from wsiseg.cluster.limits import usable_cores
 
-    made, failed, index, done = 0, [], [], 0
+    features: dict[str, list[float]] = {}
+    index: list[PatchRow] = []
+    failed, done = [], 0
     with ThreadPoolExecutor(max_workers=max(1, min(8, usable_cores()))) as pool:
         jobs = {
-            r["slide_id"]: pool.submit(
-                _slide_patches, run, r, max(per_slide, len(old.get(r["slide_id"], ()))) + more, seed, old.get(r["slide_id"], [])
+            r.slide_id: pool.submit(
+                _slide_patches, run, r, max(per_slide, len(old.get(r.slide_id, ()))) + more, seed, old.get(r.slide_id, [])
             )
             for r in slides
         }
         for slide_id, job in jobs.items():
-            entries, n_made, error = job.result()
-            index += entries
-            made += n_made
-            if error:
-                failed.append((slide_id, error))
+            of_slide = job.result()
+            index += of_slide.rows
+            features |= of_slide.features
+            if of_slide.error:
+                failed.append((slide_id, of_slide.error))
             done += 1
             if progress is not None:
                 progress(done, len(slides))
-    index.sort(key=lambda e: e["patch_id"])
-    if made:
-        features = {r["patch_id"]: r for r in read_rows(run.qc / "features.parquet")}
-        features |= {e["patch_id"]: e for e in index if FEATURES[0] in e}
-        write_rows(run.qc / "features.parquet", PATCH_FEATURES, [features[i] for i in sorted(features)])
+    index.sort(key=lambda e: e.patch_id)
+    if features:
+        write_features(run.qc / "features.parquet", {**read_features(run.qc / "features.parquet"), **features})
     write_rows(run.qc / "patches.parquet", PATCHES, index)
-    return PatchSummary(len({e["slide_id"] for e in index}), len(index), made, failed)
+    return PatchSummary(len({e.slide_id for e in index}), len(index), len(features), failed)
 
 
 def _same_seed(run: QcRun, seed: int) -> None:
@@ -151,94 +154,106 @@ def _same_seed(run: QcRun, seed: int) -> None:
     atomic_write_bytes(path, json.dumps({"seed": seed, "run": run.digest}).encode())
 
 
-def _slide_patches(
-    run: QcRun, row: dict[str, Any], n: int, seed: int, old: list[dict[str, Any]]
-) -> tuple[list[dict[str, Any]], int, str]:
-    """Return the index rows of a slide, how many patches this call rendered, and what went wrong (empty if nothing)."""
-    slide_id = row["slide_id"]
-    file = f"patches/{slide_id}.zip"
-    zoom = scale_for(row["mpp"], PATCH_MPP, MPP_TOLERANCE_FRAC)
-    side = max(1, round(PATCH_PX / zoom))
-    entries: list[dict[str, Any]] = []
-    have = {e["patch_id"]: e for e in old if e["file"]}
+@dataclass(frozen=True, slots=True)
+class _SlidePatches:
+    """Patches of a slide: index rows, features of those that were rendered now, by patch id, and what went wrong."""
+
+    rows: Sequence[PatchRow]
+    features: Mapping[str, list[float]]
+    error: str = ""
+
+
+def _slide_patches(run: QcRun, row: SlideRow, n: int, seed: int, old: list[PatchRow]) -> _SlidePatches:
+    file = f"patches/{row.slide_id}.zip"
+    drawn: list[PatchRow] = []
+    have = {e.patch_id: e for e in old if e.file}
     try:
-        drawn = _draw_patches(run, row, side, n, seed)
-        names = [patch_id(run.digest, slide_id, p.number) for p in drawn]
+        zoom = scale_for(size_and_mpp(row)[1], PATCH_MPP, MPP_TOLERANCE_FRAC)
+        side = max(1, round(PATCH_PX / zoom))
+        for p in _draw_patches(run, row, side, n, seed):
+            name = patch_id(run.digest, row.slide_id, p.number)
+            drawn.append(PatchRow(name, row.slide_id, row.cohort, p.number, p.box.x, p.box.y, side, zoom, None, file))
+        names = [e.patch_id for e in drawn]
         if drawn and all(name in have for name in names) and {f"{name}.png" for name in names} <= pack_names(run.qc / file):
-            return [have[name] for name in names], 0, ""
-        base = {"slide_id": slide_id, "cohort": row.get("cohort") or "", "side_px": side, "zoom": zoom}
-        entries = [
-            {**base, "patch_id": name, "number": p.number, "x_px": p.box.x, "y_px": p.box.y, "file": file, "error": ""}
-            for name, p in zip(names, drawn, strict=True)
-        ]
-        if entries:
-            write_pack(run.qc / file, _render_slide(run, row, entries))
+            return _SlidePatches([have[name] for name in names], {})
+        if not drawn:
+            return _SlidePatches([], {}, "no segmented tissue to draw patches from")
+        rendered = _render_slide(run, row, drawn)
+        write_pack(run.qc / file, [picture for r in rendered for picture in r.pictures])
     except (WsisegError, OSError, ValueError, KeyError) as err:
         reason = " ".join(str(err).split()) or type(err).__name__
-        stored = [have.get(e["patch_id"], {**e, "file": "", "error": reason}) for e in entries]
-        return stored or old, 0, reason
-    return entries, len(entries), "" if entries else "no segmented tissue to draw patches from"
+        stored = [have.get(e.patch_id, dataclasses.replace(e, file="", error=reason)) for e in drawn]
+        return _SlidePatches(stored or old, {}, reason)
+    return _SlidePatches([r.row for r in rendered], {r.row.patch_id: r.features for r in rendered})
 
 
-def _draw_patches(run: QcRun, row: dict[str, Any], side_px: int, n: int, seed: int) -> list[Patch]:
-    tissue = TissueMask.load(run.folder.tissue_png(row["slide_id"]))
-    frame = (tissue.px_w, tissue.px_h, tissue.x0, tissue.y0)
-    size = (row["width_px"], row["height_px"])
-    mask = inner_mask(tissue.mask, tissue.px_w, tissue.px_h, TISSUE_MARGIN_UM / row["mpp"])
-    return sample_patches(row["slide_id"], mask, frame, size, side_px, n, seed=seed, excluded=_failed_tiles(run, row))
+def _draw_patches(run: QcRun, row: SlideRow, side_px: int, n: int, seed: int) -> list[Patch]:
+    tissue = TissueMask.load(run.folder.tissue_png(row.slide_id))
+    size, mpp = size_and_mpp(row)
+    inner = inner_mask(tissue.mask, tissue.px_w, tissue.px_h, TISSUE_MARGIN_UM / mpp)
+    within, failed = dataclasses.replace(tissue, mask=inner), _failed_tiles(run, row)
+    return sample_patches(row.slide_id, within, size, side_px, n, seed=seed, excluded=failed)
 
 
-def _failed_tiles(run: QcRun, row: dict[str, Any]) -> list[Box]:
+def _failed_tiles(run: QcRun, row: SlideRow) -> list[Box]:
     """Return the level-0 boxes of tiles that were not segmented."""
-    if not row.get("tiles_failed"):
+    if not row.tiles_failed or not row.scale:
         return []
-    side = round(run.record.tile_wpx / row["scale"])
-    errors = slide_record(run.folder, row["slide_id"]).errors
+    side = round(run.record.tile_wpx / row.scale)
+    errors = slide_record(run.folder, row.slide_id).errors
     return [Box(e.x_px, e.y_px, side, side) for e in errors if e.tile_id >= 0]
 
 
-def _render_slide(run: QcRun, row: dict[str, Any], entries: list[dict[str, Any]]) -> list[tuple[str, bytes]]:
-    """Return (name, PNG) of a slide's patches; set ``n_nuclei`` and the features in their index rows."""
-    pictures: list[tuple[str, bytes]] = []
+@dataclass(frozen=True, slots=True)
+class _Rendered:
+    """A patch that was rendered: its index row, (name, PNG) of its pictures, and its features."""
+
+    row: PatchRow
+    pictures: tuple[tuple[str, bytes], tuple[str, bytes]]
+    features: list[float]
+
+
+def _render_slide(run: QcRun, row: SlideRow, patches: Sequence[PatchRow]) -> list[_Rendered]:
+    """Render a slide's patches."""
+    rendered = []
     segmenter = patch_segmenter_of(run)
     slide = open_row_slide(run, row)
     try:
-        for e in entries:
-            zoom = e["zoom"]
-            window = Box(round(e["x_px"] * zoom), round(e["y_px"] * zoom), PATCH_PX, PATCH_PX)
-            nuclei = nuclei_of_patch(run, e)
-            e["n_nuclei"] = nuclei.num_rows
+        for patch in patches:
+            zoom = patch.zoom
+            window = Box(round(patch.x_px * zoom), round(patch.y_px * zoom), PATCH_PX, PATCH_PX)
+            nuclei = nuclei_of_patch(run, patch)
             rgb = read_working(slide, window, zoom)
             xy, offsets = wkb_rings(nuclei["geometry"])
             origin = (window.x / zoom, window.y / zoom)
-            pictures.append((f"{e['patch_id']}.png", rgb_png(rgb)))
             layer = contour_png(xy, offsets, origin, zoom * LAYER_ZOOM, PATCH_PX * LAYER_ZOOM)
-            pictures.append((f"{e['patch_id']}.contours.png", layer))
-            e |= dict(zip(FEATURES, picture_features(rgb, nuclei, e, segmenter).tolist(), strict=True))
+            pictures = ((f"{patch.patch_id}.png", rgb_png(rgb)), (f"{patch.patch_id}.contours.png", layer))
+            features = picture_features(rgb, nuclei, patch, segmenter).tolist()
+            rendered.append(_Rendered(dataclasses.replace(patch, n_nuclei=nuclei.num_rows), pictures, features))
     finally:
         slide.close()
-    return pictures
+    return rendered
 
 
-def nuclei_of_patch(run: QcRun, entry: dict[str, Any]) -> pa.Table:
+def nuclei_of_patch(run: QcRun, patch: PatchRow) -> pa.Table:
     """Return the nuclei whose polygons intersect a patch, with the columns that its picture and features need."""
-    region = Box(entry["x_px"], entry["y_px"], entry["side_px"], entry["side_px"])
-    return read_nuclei(run.folder.table(entry["slide_id"]), region, ["geometry", "cx", "cy", *NUCLEUS_COLUMNS])
+    region = Box(patch.x_px, patch.y_px, patch.side_px, patch.side_px)
+    return read_nuclei(run.folder.table(patch.slide_id), region, ["geometry", "cx", "cy", *NUCLEUS_COLUMNS])
 
 
 def picture_features(
-    rgb: npt.NDArray[np.uint8], nuclei: pa.Table, entry: dict[str, Any], segmenter: PatchSegmenter
+    rgb: npt.NDArray[np.uint8], nuclei: pa.Table, patch: PatchRow, segmenter: PatchSegmenter
 ) -> npt.NDArray[np.float64]:
     """Return the features of a patch, in the order of ``FEATURES``, from its picture and the nuclei that intersect it.
 
     Nuclei with their centroid in the patch count as its nuclei. ``segmenter`` is applied to the picture in its eight
     orientations.
     """
-    zoom, side = entry["zoom"], entry["side_px"]
+    zoom, side = patch.zoom, patch.side_px
     xy, offsets = wkb_rings(nuclei["geometry"])
-    origin = np.array([round(entry["x_px"] * zoom), round(entry["y_px"] * zoom)], np.float64)
+    origin = np.array([round(patch.x_px * zoom), round(patch.y_px * zoom)], np.float64)
     labels = rasterize_rings(xy * zoom - origin, offsets, rgb.shape[:2])
-    x, y = (np.asarray(nuclei[k], np.float64) - entry[f"{k[1]}_px"] for k in ("cx", "cy"))
+    x, y = np.asarray(nuclei["cx"], np.float64) - patch.x_px, np.asarray(nuclei["cy"], np.float64) - patch.y_px
     own = (x >= 0) & (x < side) & (y >= 0) & (y < side)
     of_picture = patch_features(rgb, labels, {k: np.asarray(nuclei[k])[own] for k in NUCLEUS_COLUMNS})
     return np.concatenate([of_picture, orientation_features(rgb, labels, segmenter)])

@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import ConfigError, FormatError, InputError
+from wsiseg.read import TissueMask
 from wsiseg.tables import atomic_path
 from wsiseg.types import Box
 
@@ -68,8 +69,7 @@ def patch_id(run_digest: str, slide_id: str, number: int) -> str:
 
 def sample_patches(
     slide_id: str,
-    mask: npt.NDArray[np.uint8],
-    mask_frame: tuple[float, float, float, float],
+    tissue: TissueMask,
     slide_size_px: tuple[int, int],
     side_px: int,
     n: int,
@@ -81,10 +81,8 @@ def sample_patches(
 
     Parameters
     ----------
-    mask : uint8 (h, w)
-        1 where there is tissue.
-    mask_frame
-        (level-0 px per mask px in x, the same in y, level-0 x and level-0 y of the mask's top-left corner).
+    tissue
+        Where centers may lie.
     slide_size_px
         (width, height), level-0 px. A patch that would extend beyond the slide is shifted to lie inside it.
     side_px
@@ -109,14 +107,14 @@ def sample_patches(
         raise ConfigError(f"Expected at least one patch of at least 1 px, got n = {n}, side_px = {side_px}.")
     key = hashlib.sha256(f"wsiseg patches {seed}\n{slide_id}".encode()).digest()
     random = np.random.Generator(np.random.Philox(key=int.from_bytes(key[:16], "little")))
-    flat = np.flatnonzero(mask)
+    flat = np.flatnonzero(tissue.mask)
     patches: list[Patch] = []
     while flat.size and len(patches) < n:
-        box = _draw(random, flat, mask.shape[1], mask_frame, slide_size_px, side_px, excluded)
+        box = _draw(random, flat, tissue, slide_size_px, side_px, excluded)
         for _ in range(_OVERLAP_TRIES):
             if box is None or not any(_overlap(box, p.box) for p in patches):
                 break
-            box = _draw(random, flat, mask.shape[1], mask_frame, slide_size_px, side_px, excluded)
+            box = _draw(random, flat, tissue, slide_size_px, side_px, excluded)
         if box is None:
             break
         patches.append(Patch(len(patches), box))
@@ -149,18 +147,16 @@ def inner_mask(mask: npt.NDArray[np.uint8], px_w: float, px_h: float, margin_px:
 def _draw(
     random: np.random.Generator,
     flat: npt.NDArray[np.int64],
-    mask_width: int,
-    mask_frame: tuple[float, float, float, float],
+    tissue: TissueMask,
     slide_size_px: tuple[int, int],
     side_px: int,
     excluded: Sequence[Box],
 ) -> Box | None:
     """Return one random box, or None if 10,000 draws hit no segmented tissue."""
-    px_w, px_h, x0, y0 = mask_frame
     for _ in range(10_000):
-        row, column = divmod(int(flat[random.integers(flat.size)]), mask_width)
+        row, column = divmod(int(flat[random.integers(flat.size)]), tissue.mask.shape[1])
         dx, dy = random.random(2)
-        x, y = x0 + (column + dx) * px_w, y0 + (row + dy) * px_h
+        x, y = tissue.x0 + (column + dx) * tissue.px_w, tissue.y0 + (row + dy) * tissue.px_h
         if not (0 <= x < slide_size_px[0] and 0 <= y < slide_size_px[1]):
             continue
         if any(b.x <= x < b.x1 and b.y <= y < b.y1 for b in excluded):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,11 +32,13 @@ from wsiseg.qc.predict_quality import (
     load_quality,
     recalibrate,
 )
-from wsiseg.qc.release import csv_bytes, read_rows, write_rows
+from wsiseg.qc.release import csv_bytes
 from wsiseg.qc.review.queues import in_share, parse_share
+from wsiseg.qc.rows import EstimateRow, OrderRow, PatchRow, PredictedRow, read_features, stored_rows, write_features
 from wsiseg.qc.runs import QcRun
-from wsiseg.schema import PATCH_FEATURES, PREDICTED, PREDICTED_SLIDES, REVIEW_ORDER
+from wsiseg.schema import PREDICTED, PREDICTED_SLIDES, REVIEW_ORDER
 from wsiseg.tables import atomic_write_bytes
+from wsiseg.tables.records import write_rows
 
 __all__ = ["Prediction", "predict_run", "quality_model", "stored_prediction", "suspects_first"]
 
@@ -83,28 +86,27 @@ def predict_run(run: QcRun, *, progress: Callable[[int, int], None] | None = Non
     FormatError
         A table or marks file is damaged or of another run.
     """
-    index = [e for e in read_rows(run.qc / "patches.parquet") if e["file"]]
+    index = [e for e in stored_rows(PatchRow, run.qc / "patches.parquet") if e.file]
     if not index:
         raise InputError(f"Run {run.folder.root} has no patches to predict. Run `wsiseg qc patches` first.")
     features, failed = _features(run, index, progress)
-    known = [e for e in index if e["patch_id"] in features]
-    prediction = _predict(run, known, np.array([features[e["patch_id"]] for e in known]).reshape(-1, len(FEATURES)), failed)
+    known = [e for e in index if e.patch_id in features]
+    prediction = _predict(run, known, np.array([features[e.patch_id] for e in known]).reshape(-1, len(FEATURES)), failed)
     rows = [
-        {"slide_id": s, "cohort": run.row(s).get("cohort") or "", "n_patches": e.n_patches, "n_judged": e.n_judged}
-        | {"bad_frac_estimate": e.share, "bad_frac_estimate_low": e.low, "bad_frac_estimate_high": e.high}
+        EstimateRow(s, run.row(s).cohort, e.n_patches, e.n_judged, e.share, e.low, e.high)
         for s, e in sorted(prediction.slides.items())
     ]
     write_rows(run.qc / "predicted_slides.parquet", PREDICTED_SLIDES, rows)
-    names = [c.name for c in PREDICTED_SLIDES]
-    atomic_write_bytes(run.qc / "predicted_slides.csv", csv_bytes(names, [[r[n] for n in names] for r in rows]))
+    text = csv_bytes([c.name for c in PREDICTED_SLIDES], [dataclasses.astuple(r) for r in rows])
+    atomic_write_bytes(run.qc / "predicted_slides.csv", text)
     return prediction
 
 
 def stored_prediction(run: QcRun) -> Prediction | None:
     """Return the prediction from stored features and the marks given so far; None if there are no stored features."""
-    index = {e["patch_id"]: e for e in read_rows(run.qc / "patches.parquet") if e["file"]}
-    rows = [r for r in read_rows(run.qc / "features.parquet") if r["patch_id"] in index]
-    if rows and any(r.get(name) is None for r in rows for name in FEATURES):
+    index = {e.patch_id: e for e in stored_rows(PatchRow, run.qc / "patches.parquet") if e.file}
+    rows = {i: values for i, values in read_features(run.qc / "features.parquet").items() if i in index}
+    if any(value is None for values in rows.values() for value in values):
         log.warning(
             "%s was written by an earlier version, with fewer features, so no prediction is shown: run `wsiseg qc predict`",
             run.qc / "features.parquet",
@@ -112,20 +114,20 @@ def stored_prediction(run: QcRun) -> Prediction | None:
         return None
     if not rows:
         return None
-    features = np.array([[r[name] for name in FEATURES] for r in rows], np.float64)
-    return _predict(run, [index[r["patch_id"]] for r in rows], features, [], write=False)
+    features = np.array(list(rows.values()), np.float64)
+    return _predict(run, [index[i] for i in rows], features, [], write=False)
 
 
 def _features(
-    run: QcRun, index: Sequence[dict[str, Any]], progress: Callable[[int, int], None] | None
+    run: QcRun, index: Sequence[PatchRow], progress: Callable[[int, int], None] | None
 ) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
     """Return the features of all patches, after computing and storing missing ones, and (patch id, reason) of failures."""
-    stored = read_rows(run.qc / "features.parquet")
-    found = {r["patch_id"]: [r[k] for k in FEATURES] for r in stored if all(r.get(k) is not None for k in FEATURES)}
-    todo: dict[str, list[dict[str, Any]]] = {}
+    stored = read_features(run.qc / "features.parquet")
+    found = {i: [v for v in values if v is not None] for i, values in stored.items() if None not in values}
+    todo: dict[str, list[PatchRow]] = {}
     for e in index:
-        if e["patch_id"] not in found:
-            todo.setdefault(e["slide_id"], []).append(e)
+        if e.patch_id not in found:
+            todo.setdefault(e.slide_id, []).append(e)
     failed: list[tuple[str, str]] = []
     if not todo:
         return found, failed
@@ -139,36 +141,35 @@ def _features(
             failed += wrong
             if progress is not None:
                 progress(done, len(jobs))
-    rows = [{"patch_id": i, **dict(zip(FEATURES, found[i], strict=True))} for i in sorted(found)]
-    write_rows(run.qc / "features.parquet", PATCH_FEATURES, rows)
+    write_features(run.qc / "features.parquet", found)
     return found, failed
 
 
-def _slide_features(run: QcRun, entries: Sequence[dict[str, Any]]) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
+def _slide_features(run: QcRun, entries: Sequence[PatchRow]) -> tuple[dict[str, list[float]], list[tuple[str, str]]]:
     from PIL import Image
 
     made, failed = {}, []
     segmenter = patch_segmenter_of(run)
     for e in entries:
         try:
-            with Image.open(io.BytesIO(read_picture(run.qc, e["file"], f"{e['patch_id']}.png"))) as image:
+            with Image.open(io.BytesIO(read_picture(run.qc, e.file, f"{e.patch_id}.png"))) as image:
                 rgb = np.asarray(image.convert("RGB"))
-            made[e["patch_id"]] = picture_features(rgb, nuclei_of_patch(run, e), e, segmenter).tolist()
+            made[e.patch_id] = picture_features(rgb, nuclei_of_patch(run, e), e, segmenter).tolist()
         except (WsisegError, OSError) as err:
-            failed.append((e["patch_id"], " ".join(str(err).split())))
+            failed.append((e.patch_id, " ".join(str(err).split())))
     return made, failed
 
 
 def _predict(
     run: QcRun,
-    index: Sequence[dict[str, Any]],
+    index: Sequence[PatchRow],
     features: npt.NDArray[np.float64],
     failed: Sequence[tuple[str, str]],
     *,
     write: bool = True,
 ) -> Prediction:
     model, notes = quality_model(run)
-    ids = [e["patch_id"] for e in index]
+    ids = [e.patch_id for e in index]
     score = model.predict(features) if ids else np.zeros(0)
     marks = read_all_marks(run.marks, run.digest, "patches")
     words = decide(marks, PATCH_MARKS[0], PATCH_MARKS[1])
@@ -176,13 +177,11 @@ def _predict(
     tuned = apply_calibration(score, fit)
     if write:
         columns = zip(index, score.tolist(), tuned.tolist(), strict=True)
-        rows = [
-            {"patch_id": e["patch_id"], "slide_id": e["slide_id"], "fail_prob": p, "fail_prob_run": q} for e, p, q in columns
-        ]
+        rows = [PredictedRow(e.patch_id, e.slide_id, p, q) for e, p, q in columns]
         write_rows(run.qc / "predicted.parquet", PREDICTED, rows)
     by_slide: dict[str, list[int]] = {}
     for i, e in enumerate(index):
-        by_slide.setdefault(e["slide_id"], []).append(i)
+        by_slide.setdefault(e.slide_id, []).append(i)
     slides = {
         s: predicted_share(tuned[at], [words.get(ids[i], "") for i in at], model.group_spread) for s, at in by_slide.items()
     }
@@ -242,23 +241,23 @@ def suspects_first(run: QcRun, ids: Sequence[str]) -> list[str]:
 
     The order is stored on first use and kept; patches made later are added to it. A patch without a prediction gets odds of 1.
     """
-    rows = {r["patch_id"]: r for r in read_rows(run.qc / "order.parquet")}
+    rows = {r.patch_id: r for r in stored_rows(OrderRow, run.qc / "order.parquet", "the order of a review")}
     new = [i for i in ids if i not in rows]
     if new:
         prob = predict_run(run).fail_prob
         for i in new:
             p = prob.get(i, 0.5)
-            rows[i] = {"patch_id": i, "fail_prob": p, "key": order_key(i, float(odds_weight(p)))}
+            rows[i] = OrderRow(i, p, order_key(i, float(odds_weight(p))))
         write_rows(run.qc / "order.parquet", REVIEW_ORDER, [rows[i] for i in sorted(rows)])
-    return sorted(ids, key=lambda i: (rows[i]["key"], i))
+    return sorted(ids, key=lambda i: (rows[i].key, i))
 
 
 def _corrected_cohorts(
-    run: QcRun, index: Sequence[dict[str, Any]], marks: Mapping[str, Mapping[str, Mark]], words: Mapping[str, str]
+    run: QcRun, index: Sequence[PatchRow], marks: Mapping[str, Mapping[str, Mark]], words: Mapping[str, str]
 ) -> dict[str, ShareEstimate]:
     """Return the corrected share of bad patches per cohort, and under ``""`` that of all slides if there are several."""
-    order = {r["patch_id"]: r for r in read_rows(run.qc / "order.parquet")}
-    here = [e for e in index if e["patch_id"] in order]
+    order = {r.patch_id: r for r in stored_rows(OrderRow, run.qc / "order.parquet", "the order of a review")}
+    here = [e for e in index if e.patch_id in order]
     if not here:
         return {}
     by_order: set[str] = set()
@@ -271,16 +270,16 @@ def _corrected_cohorts(
                 parts.add(mark.order.removeprefix("predicted").strip() or "1/1")
             elif mark.order != "second":
                 other.add(item)
-    ids = [e["patch_id"] for e in here]
+    ids = [e.patch_id for e in here]
     divided = {part: [i for i in ids if in_share(i, parse_share(part))] for part in sorted(parts)}
-    keys = {i: order[i]["key"] for i in ids}
+    keys = {i: order[i].key for i in ids}
     suspects_first = {i: words[i] for i in by_order - other if i in words}
     inside, tau = reached(keys, suspects_first, words, divided)
-    prob = np.array([order[i]["fail_prob"] for i in ids])
+    prob = np.array([order[i].fail_prob for i in ids])
     weight, limit = odds_weight(prob), np.array([tau.get(i, 0.0) for i in ids])
     ordered = np.array([i in inside for i in ids], np.bool_)
     said = ["" if i in suspects_first and i not in inside else words.get(i, "") for i in ids]
-    cohorts = np.array([e["cohort"] or "(none)" for e in here])
+    cohorts = np.array([e.cohort or "(none)" for e in here])
     out = {}
     for name in ["All", *sorted(set(cohorts.tolist()))]:
         at = np.flatnonzero((cohorts == name) | (name == "All"))

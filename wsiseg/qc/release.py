@@ -15,10 +15,12 @@ from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from wsiseg.qc.grades import SlideGrade, cohort_summary
-from wsiseg.schema import GRADED, Column
-from wsiseg.tables import arrow, atomic_write_bytes
+from wsiseg.rows import SlideRow
+from wsiseg.schema import GRADED
+from wsiseg.tables import atomic_write_bytes
+from wsiseg.tables.records import write_rows
 
-__all__ = ["csv_bytes", "read_rows", "write_release", "write_rows"]
+__all__ = ["csv_bytes", "csv_of", "write_release"]
 
 AREA_40X_UM2 = 0.25 * 0.25
 
@@ -39,7 +41,7 @@ _VERDICT = {"acceptable": "0", "unsure": "?", "unacceptable": "1", "": ""}
 
 
 def write_release(
-    folder: Path, grades: Sequence[SlideGrade], rows: Mapping[str, Mapping[str, Any]], comments: Mapping[str, str]
+    folder: Path, grades: Sequence[SlideGrade], rows: Mapping[str, SlideRow], comments: Mapping[str, str]
 ) -> list[Path]:
     """Write all tables of a graded run into ``folder``; return their paths.
 
@@ -57,13 +59,13 @@ def write_release(
     counts judged patches.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = {g.slide_id: _file_name(rows.get(g.slide_id, {}), g.slide_id) for g in grades}
+    name = {g.slide_id: PureWindowsPath(rows[g.slide_id].path).name or g.slide_id for g in grades}
     groups = [(g.cohort, name[g.slide_id], g.grade) for g in grades]
     slides = [
         (
             g.cohort,
             name[g.slide_id],
-            *_size_40x(rows.get(g.slide_id, {})),
+            *_size_40x(rows[g.slide_id]),
             g.reason,
             _VERDICT[g.slide_verdict],
             comments.get(g.slide_id, ""),
@@ -77,26 +79,26 @@ def write_release(
         "quality_control_result.csv": csv_bytes(GROUP_HEADER, groups),
         "wsi_quality_control_result.csv": csv_bytes(SLIDE_QC_HEADER, slides),
         "patch_quality_control_result.csv": csv_bytes(PATCH_QC_HEADER, patches),
-        "summary_slide_qc.csv": csv_bytes(tuple(slide_table[0]), [tuple(r.values()) for r in slide_table]),
-        "summary_groups.csv": csv_bytes(tuple(group_table[0]), [tuple(r.values()) for r in group_table]),
+        "summary_slide_qc.csv": csv_of(slide_table),
+        "summary_groups.csv": csv_of(group_table),
     }
     written = []
     for file, data in files.items():
         atomic_write_bytes(folder / file, data)
         written.append(folder / file)
     table = folder / "grades.parquet"
-    write_rows(table, GRADED, [dataclasses.asdict(g) for g in grades])
+    write_rows(table, GRADED, grades)
     return [table, *written]
 
 
-def _file_name(row: Mapping[str, Any], slide_id: str) -> str:
-    return PureWindowsPath(str(row.get("path") or "")).name or slide_id
+def _size_40x(row: SlideRow) -> tuple[object, object, object]:
+    sizes = ["" if v is None or math.isnan(v) else f"{v / AREA_40X_UM2:.2f}" for v in (row.area_mean_um2, row.area_std_um2)]
+    return row.n_nuclei or 0, sizes[0], sizes[1]
 
 
-def _size_40x(row: Mapping[str, Any]) -> tuple[object, object, object]:
-    mean, std = row.get("area_mean_um2"), row.get("area_std_um2")
-    sizes = ["" if v is None or math.isnan(v) else f"{v / AREA_40X_UM2:.2f}" for v in (mean, std)]
-    return row.get("n_nuclei") or 0, sizes[0], sizes[1]
+def csv_of(rows: Sequence[Any]) -> bytes:
+    """Return dataclasses of one kind as a CSV file, a column a field; there is at least one."""
+    return csv_bytes([f.name for f in dataclasses.fields(rows[0])], [dataclasses.astuple(row) for row in rows])
 
 
 def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
@@ -106,32 +108,3 @@ def csv_bytes(header: Sequence[str], rows: Sequence[Sequence[object]]) -> bytes:
     writer.writerow(header)
     writer.writerows([["" if v is None or (isinstance(v, float) and math.isnan(v)) else v for v in row] for row in rows])
     return text.getvalue().encode()
-
-
-def write_rows(path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write dicts as a Parquet table with the given columns, complete or not at all; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    arrow.write_rows(path, columns, rows)
-
-
-def read_rows(path: Path, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a Parquet table as dicts (only ``columns``, if given); an empty list if there is no such file.
-
-    Raises
-    ------
-    FormatError
-        The file is not Parquet, or lacks a column.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from wsiseg.errors import FormatError
-
-    if not path.is_file():
-        return []
-    try:
-        return pq.read_table(path, columns=None if columns is None else list(columns)).to_pylist()
-    except (OSError, pa.ArrowException) as err:
-        raise FormatError(
-            f"{path}: expected a readable Parquet table ({err}). Remove the file and run again the command that writes it."
-        ) from err

@@ -25,8 +25,10 @@ import numpy.typing as npt
 from wsiseg.qc.agreement import Agreement
 from wsiseg.qc.estimate import ShareEstimate
 from wsiseg.qc.grades import GRADES, SlideGrade
+from wsiseg.qc.rows import FlagRow
+from wsiseg.rows import STAGES, ErrorRow, SlideRow
 
-__all__ = ["ReportData", "Thumbnail", "data_uri", "density_picture", "render_report", "worst_first"]
+__all__ = ["ReportData", "ShownPatch", "Thumbnail", "data_uri", "density_picture", "render_report", "worst_first"]
 
 ROW_COLUMNS = (
     "slide_id",
@@ -46,7 +48,6 @@ ROW_COLUMNS = (
     "foreign_reasons",
     "error",
 )
-STAGES = ("read", "normalize", "predict", "separate", "vectorize", "write")
 
 SUSPECT_FRAC = 0.2
 """A slide with a larger share of bad patches is Unacceptable; it needs checking if the whole interval of its estimate is
@@ -72,6 +73,18 @@ class Thumbnail:
 
 
 @dataclass(frozen=True, slots=True)
+class ShownPatch:
+    """A patch in the report: what was decided (``word``; empty: nothing) or predicted, and its pictures as data URIs."""
+
+    slide_id: str
+    word: str
+    n_nuclei: int | None
+    fail_prob: float | None
+    tissue: str
+    layer: str
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """Everything that a report shows.
 
@@ -90,9 +103,7 @@ class ReportData:
     pictures
         Thumbnails by slide id.
     patches
-        ``slide_id, word, n_nuclei, fail_prob, tissue, layer`` of the patches shown (pictures as data URIs).
-    n_patches
-        Number of patches of the run.
+        The patches shown; the run has ``n_patches`` in all.
     estimates, corrected
         Estimated share of bad patches of slides, and of cohorts after a suspects-first review; empty if nothing is predicted.
     predictor
@@ -109,15 +120,15 @@ class ReportData:
 
     title: str
     subtitle: str
-    rows: Sequence[Mapping[str, Any]]
-    outliers: Sequence[Mapping[str, Any]] = ()
+    rows: Sequence[SlideRow]
+    outliers: Sequence[FlagRow] = ()
     grades: Sequence[SlideGrade] = ()
     comments: Mapping[str, str] = field(default_factory=dict)
     agreement: Sequence[Agreement] = ()
     pictures: Mapping[str, Thumbnail] = field(default_factory=dict)
-    patches: Sequence[Mapping[str, Any]] = ()
+    patches: Sequence[ShownPatch] = ()
     n_patches: int = 0
-    errors: Sequence[Mapping[str, Any]] = ()
+    errors: Sequence[ErrorRow] = ()
     provenance: Sequence[tuple[str, Any]] = ()
     estimates: Mapping[str, ShareEstimate] = field(default_factory=dict)
     corrected: Mapping[str, ShareEstimate] = field(default_factory=dict)
@@ -145,14 +156,13 @@ def render_report(data: ReportData) -> bytes:
 
 
 def _facts(data: ReportData) -> dict[str, Any]:
-    flags = {r["slide_id"]: r for r in data.outliers}
+    flags = {r.slide_id: r for r in data.outliers}
     grades = {g.slide_id: g for g in data.grades}
-    columns: dict[str, list[Any]] = {name: [r.get(name) for r in data.rows] for name in ROW_COLUMNS}
-    columns["cohort"] = [c or "" for c in columns["cohort"]]
+    columns: dict[str, list[Any]] = {name: [getattr(r, name) for r in data.rows] for name in ROW_COLUMNS}
     columns["seconds"] = [_seconds(r) for r in data.rows]
     ids = columns["slide_id"]
     for name in ("round", "tails", "reasons", "note"):
-        columns[name] = [flags.get(i, {}).get(name) for i in ids]
+        columns[name] = [getattr(flags.get(i), name, None) for i in ids]
     graded = [grades.get(i) for i in ids]
     of_grade = {"grade": "grade", "n_bad": "n_bad", "n_judged": "n_judged", "n_sampled": "n_patches"}
     of_grade |= {"verdict": "slide_verdict", "bad_frac": "bad_frac", "low": "bad_frac_low", "high": "bad_frac_high"}
@@ -175,10 +185,10 @@ def _facts(data: ReportData) -> dict[str, Any]:
         "predictor": dict(data.predictor),
         "pictures": {k: {n: getattr(t, n) for n in names if getattr(t, n)} for k, t in data.pictures.items()},
         "n_pictures": len(data.pictures),
-        "patches": [dict(p) for p in data.patches],
+        "patches": [dataclasses.asdict(p) for p in data.patches],
         "n_patches": data.n_patches,
-        "errors": [dict(e) for e in data.errors],
-        "seconds": {s: sum(r.get(f"seconds_{s}") or 0.0 for r in data.rows) for s in STAGES},
+        "errors": [e.columns for e in data.errors],
+        "seconds": {s: sum(r.seconds[s] for r in data.rows) for s in STAGES},
         "provenance": [[k, v] for k, v in data.provenance],
         "review": data.review,
         "decisions_file": data.decisions_file,
@@ -192,8 +202,8 @@ def _packed(data: bytes) -> str:
     return base64.b64encode(packed).decode() if len(packed) <= MAX_DECISIONS_BYTES else ""
 
 
-def _seconds(row: Mapping[str, Any]) -> float | None:
-    known = [row.get(f"seconds_{s}") for s in STAGES]
+def _seconds(row: SlideRow) -> float | None:
+    known = [getattr(row, f"seconds_{s}") for s in STAGES]
     return round(sum(v for v in known if v is not None), 2) if any(v is not None for v in known) else None
 
 
@@ -211,8 +221,8 @@ def _plain(value: Any) -> Any:
 
 
 def worst_first(
-    rows: Sequence[Mapping[str, Any]],
-    outliers: Sequence[Mapping[str, Any]],
+    rows: Sequence[SlideRow],
+    outliers: Sequence[FlagRow],
     grades: Sequence[SlideGrade],
     estimates: Mapping[str, ShareEstimate] | None = None,
 ) -> list[str]:
@@ -223,28 +233,28 @@ def worst_first(
     round and number of reasons; slide id. A slide without any of these is left out.
     """
     suspects = {s for s, e in (estimates or {}).items() if e.low > SUSPECT_FRAC}
-    flags = {r["slide_id"]: r for r in outliers}
+    flags = {r.slide_id: r for r in outliers}
     graded = {g.slide_id: g for g in grades}
     ranked = []
     for row in rows:
-        slide_id = row["slide_id"]
-        flag, grade = flags.get(slide_id, {}), graded.get(slide_id)
+        slide_id = row.slide_id
+        flag, grade = flags.get(slide_id), graded.get(slide_id)
         group = GRADES.index(grade.grade) if grade is not None and grade.grade in GRADES else 0
         bad_frac = 0.0 if grade is None or math.isnan(grade.bad_frac) else grade.bad_frac
         verdict = grade is not None and grade.slide_verdict == "unacceptable"
-        round_ = {0: 0, 1: 2, 2: 1}[flag.get("round") or 0]
-        unsure = row["status"] in ("partial", "suspect")
+        round_ = {0: 0, 1: 2, 2: 1}[0 if flag is None else flag.round]
+        unsure = row.status in ("partial", "suspect")
         key = (
-            row["status"] == "failed",
+            row.status == "failed",
             verdict,
             group,
             bad_frac,
             unsure,
             slide_id in suspects,
             round_,
-            len((flag.get("tails") or "").split()),
+            0 if flag is None else len(flag.tails.split()),
         )
-        causes = (row["status"] == "failed", verdict, group >= GRADES.index("Problematic"), unsure)
+        causes = (row.status == "failed", verdict, group >= GRADES.index("Problematic"), unsure)
         if any(causes) or slide_id in suspects or round_:
             ranked.append((tuple(-float(v) for v in key), slide_id))
     return [slide_id for _, slide_id in sorted(ranked)]

@@ -21,12 +21,13 @@ from wsiseg.qc.grades import SlideGrade
 from wsiseg.qc.marks import PATCH_MARKS, decide, read_all_marks
 from wsiseg.qc.patches import read_picture
 from wsiseg.qc.prediction import stored_prediction
-from wsiseg.qc.release import read_rows
-from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
+from wsiseg.qc.report import ReportData, ShownPatch, Thumbnail, data_uri, density_picture, render_report, worst_first
 from wsiseg.qc.review_run import jpeg
-from wsiseg.qc.runs import QcRun, grade_run, open_row_slide
-from wsiseg.qc.shown_paths import shorten_paths, shorten_row_paths
+from wsiseg.qc.rows import FlagRow, PatchRow, stored_rows
+from wsiseg.qc.runs import QcRun, grade_run, open_row_slide, size_and_mpp
+from wsiseg.qc.shown_paths import Row, shorten_paths, shorten_row_paths
 from wsiseg.read import TissueMask
+from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.tables import atomic_write_bytes, read_nuclei
 
 __all__ = ["write_report"]
@@ -57,27 +58,28 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
     FormatError
         A table or marks file is damaged or of another run.
     """
-    index = read_rows(run.qc / "patches.parquet")
+    index = stored_rows(PatchRow, run.qc / "patches.parquet")
     grades, agreement, comments = _grades(run, index)
     prediction = stored_prediction(run)
     estimates = {} if prediction is None else prediction.slides
     fail_prob = {} if prediction is None else prediction.fail_prob
-    place = {r["slide_id"]: str(r.get("path") or "") for r in run.rows}
-    tables = (run.rows, read_rows(run.qc / "outliers.parquet"), read_rows(run.folder.root / "errors.parquet"), index)
-    rows, outliers, errors, shown = (
-        [shorten_row_paths(r, run.folder.root, place.get(r["slide_id"])) for r in table] for table in tables
-    )
+    place = {r.slide_id: r.path for r in run.rows}
+
+    def shown(rows: Sequence[Row]) -> list[Row]:
+        return [shorten_row_paths(r, run.folder.root, place.get(r.slide_id, "")) for r in rows]
+
+    rows, outliers = shown(run.rows), shown(stored_rows(FlagRow, run.qc / "outliers.parquet"))
     grades = [
         dataclasses.replace(g, reason=shorten_paths(g.reason, run.folder.root, (place.get(g.slide_id, ""),))) for g in grades
     ]
     order = worst_first(rows, outliers, grades, estimates)
     if len(run.rows) <= SHOW_ALL_SLIDES:
-        order += [r["slide_id"] for r in run.rows if r["slide_id"] not in set(order)]
+        order += [r.slide_id for r in run.rows if r.slide_id not in set(order)]
     pictures = {slide_id: _thumbnail(run, run.row(slide_id)) for slide_id in order[:max_thumbnails]}
     path = out if out is not None else run.qc / "report.html"
     table = path.with_suffix(".decisions.csv")
     marks = (read_all_marks(run.marks, run.digest, "slides"), read_all_marks(run.marks, run.digest, "patches"))
-    decisions = decisions_csv(rows, outliers, grades, shown, (estimates, fail_prob), marks)
+    decisions = decisions_csv(rows, outliers, grades, shown(index), (estimates, fail_prob), marks)
     data = ReportData(
         title=f"Segmentation report: {run.folder.root.resolve().name}",
         subtitle=_subtitle(run),
@@ -89,7 +91,7 @@ def write_report(run: QcRun, out: Path | None = None, *, max_thumbnails: int = 2
         pictures=pictures,
         patches=_patches(run, index, max_patches, fail_prob),
         n_patches=len(index),
-        errors=errors,
+        errors=shown(stored_rows(ErrorRow, run.folder.root / "errors.parquet", "failures")),
         provenance=_provenance(run),
         estimates=estimates,
         corrected={} if prediction is None else prediction.cohorts,
@@ -114,7 +116,7 @@ def _predictor(run: QcRun, facts: Mapping[str, Any]) -> dict[str, Any]:
     return {**facts, "notes": [shorten_paths(note, run.folder.root) for note in facts.get("notes", ())]}
 
 
-def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrade], list[Agreement], dict[str, str]]:
+def _grades(run: QcRun, index: Sequence[PatchRow]) -> tuple[list[SlideGrade], list[Agreement], dict[str, str]]:
     """Return grades (empty if nothing was judged), agreement of reviewers, and their comments by slide id."""
     slide_marks = read_all_marks(run.marks, run.digest, "slides")
     comments = {item: m.comment for by_item in slide_marks.values() for item, m in by_item.items() if m.comment}
@@ -125,11 +127,11 @@ def _grades(run: QcRun, index: Sequence[dict[str, Any]]) -> tuple[list[SlideGrad
     return summary.grades, summary.agreement, comments
 
 
-def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
+def _thumbnail(run: QcRun, row: SlideRow) -> Thumbnail:
     """Return a slide's pictures. The thumbnail is stored, so that the report can be made again without the slide file."""
     from PIL import Image
 
-    slide_id = row["slide_id"]
+    slide_id = row.slide_id
     kept = run.qc / "thumbs" / f"{slide_id}.jpg"
     try:
         if not kept.is_file():
@@ -145,18 +147,18 @@ def _thumbnail(run: QcRun, row: dict[str, Any]) -> Thumbnail:
         data = kept.read_bytes()
         with Image.open(kept) as image:
             thumb = image.convert("RGB")
+        size, mpp = size_and_mpp(row)
     except (WsisegError, OSError) as err:
-        reason = shorten_paths(str(err), run.folder.root, (str(row.get("path") or ""),))
+        reason = shorten_paths(str(err), run.folder.root, (row.path,))
         return Thumbnail(error=f"No picture: {reason}")
-    size = (row["width_px"], row["height_px"])
     mask = _mask_picture(run, slide_id, thumb, size)
-    found = Thumbnail(data_uri(data, "image/jpeg"), width_mm=size[0] * row["mpp"] / 1000, mask=mask)
+    found = Thumbnail(data_uri(data, "image/jpeg"), width_mm=size[0] * mpp / 1000, mask=mask)
     table = run.folder.table(slide_id)
-    if not row.get("n_nuclei") or not table.is_file():
+    if not row.n_nuclei or not table.is_file():
         return found
     nuclei = read_nuclei(table, columns=["cx", "cy"])
     shape = (thumb.height, thumb.width)
-    density, top = density_picture(np.asarray(nuclei["cx"]), np.asarray(nuclei["cy"]), size, row["mpp"], shape)
+    density, top = density_picture(np.asarray(nuclei["cx"]), np.asarray(nuclei["cy"]), size, mpp, shape)
     return dataclasses.replace(found, density=data_uri(density, "image/png"), density_max=top)
 
 
@@ -197,26 +199,20 @@ def outlined(rgb: npt.NDArray[np.uint8], tissue: TissueMask, slide_size_px: tupl
     return out
 
 
-def _patches(run: QcRun, index: Sequence[dict[str, Any]], limit: int, fail_prob: Mapping[str, float]) -> list[dict[str, Any]]:
+def _patches(run: QcRun, index: Sequence[PatchRow], limit: int, fail_prob: Mapping[str, float]) -> list[ShownPatch]:
     """Return the patches to show: not adequate, then unsure, then others in the order of their names, which is random."""
     words = decide(read_all_marks(run.marks, run.digest, "patches"), PATCH_MARKS[0], PATCH_MARKS[1])
     rank = {"not_adequate": 0, "unsure": 1}
-    shown = sorted((e for e in index if e["file"]), key=lambda e: (rank.get(words.get(e["patch_id"], ""), 2), e["patch_id"]))
+    shown = sorted((e for e in index if e.file), key=lambda e: (rank.get(words.get(e.patch_id, ""), 2), e.patch_id))
     out = []
     for e in shown[:limit]:
         try:
-            tissue = read_picture(run.qc, e["file"], f"{e['patch_id']}.png")
-            layer = read_picture(run.qc, e["file"], f"{e['patch_id']}.contours.png")
+            tissue = data_uri(_as_jpeg(read_picture(run.qc, e.file, f"{e.patch_id}.png")), "image/jpeg")
+            layer = data_uri(read_picture(run.qc, e.file, f"{e.patch_id}.contours.png"), "image/png")
         except InputError:
             continue
-        out.append({
-            "slide_id": e["slide_id"],
-            "word": words.get(e["patch_id"], ""),
-            "n_nuclei": e["n_nuclei"],
-            "fail_prob": fail_prob.get(e["patch_id"]),
-            "tissue": data_uri(_as_jpeg(tissue), "image/jpeg"),
-            "layer": data_uri(layer, "image/png"),
-        })  # fmt: skip
+        word = words.get(e.patch_id, "")
+        out.append(ShownPatch(e.slide_id, word, e.n_nuclei, fail_prob.get(e.patch_id), tissue, layer))
     return out
 
 

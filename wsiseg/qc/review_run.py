@@ -20,12 +20,12 @@ from wsiseg.qc.patch_features import NUCLEUS_COLUMNS
 from wsiseg.qc.patches import read_picture
 from wsiseg.qc.prediction import quality_model, suspects_first
 from wsiseg.qc.quality_map import map_png, quality_map
-from wsiseg.qc.release import read_rows
-from wsiseg.qc.review.app import ReviewSource
+from wsiseg.qc.review.app import ListedSlide, ReviewSource
 from wsiseg.qc.review.queues import parse_share, patch_queue
 from wsiseg.qc.review.serve import ReviewServer, free_port
-from wsiseg.qc.review.session import ReviewSession
-from wsiseg.qc.runs import QcRun, open_row_slide
+from wsiseg.qc.review.session import PageFacts, ReviewSession
+from wsiseg.qc.rows import EstimateRow, FlagRow, PatchRow, PredictedRow, stored_rows
+from wsiseg.qc.runs import QcRun, open_row_slide, size_and_mpp
 from wsiseg.read import Slide
 from wsiseg.tables import read_nuclei, wkb_rings
 from wsiseg.types import Box
@@ -121,7 +121,7 @@ def jpeg(picture: Any, quality: int = JPEG_QUALITY) -> bytes:
     return buffer.getvalue()
 
 
-def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outliers: Sequence[dict[str, Any]]) -> ReviewSource:
+def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outliers: Sequence[FlagRow]) -> ReviewSource:
     """Return the functions that supply the page with pictures of a run.
 
     Parameters
@@ -131,16 +131,17 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outl
     outliers
         Rows of ``qc/outliers.parquet``.
     """
-    reasons = {r["slide_id"]: [t for t in (r["reasons"] or r["note"] or "").split("; ") if t] for r in outliers}
+    reasons = {r.slide_id: [t for t in (r.reasons or r.note).split("; ") if t] for r in outliers}
 
     def picture(patch: str, layer: bool) -> bytes:
         if patch not in packs:
             raise InputError(f"Run {run.folder.root} has no patch {patch!r}.")
         return read_picture(run.qc, packs[patch], f"{patch}.contours.png" if layer else f"{patch}.png")
 
-    def info(slide_id: str) -> dict[str, Any]:
-        row = run.row(slide_id)
-        facts: dict[str, Any] = {"slide_id": slide_id, "cohort": row.get("cohort") or "", "reasons": reasons.get(slide_id, [])}
+    def info(slide_id: str) -> PageFacts:
+        facts: PageFacts = {
+            "slide_id": slide_id, "cohort": run.row(slide_id).cohort, "reasons": reasons.get(slide_id, [])
+        }  # fmt: skip
         try:
             with slide_cache.slide(slide_id) as slide:
                 meta = slide.meta
@@ -159,46 +160,51 @@ def make_source(run: QcRun, slide_cache: SlideCache, packs: dict[str, str], outl
     return ReviewSource(picture, info, slide_cache.tile, nuclei, _listed(run, outliers), _quality_source(run))
 
 
-def _quality_source(run: QcRun) -> Callable[[str], tuple[dict[str, Any], bytes]]:
+def _quality_source(run: QcRun) -> Callable[[str], tuple[PageFacts, bytes]]:
     """Return the function for ``ReviewSource.slide_quality``: the map from a slide's table, and its sampled patches."""
 
     @lru_cache(maxsize=8)
-    def found(slide_id: str) -> tuple[dict[str, Any], bytes]:
+    def found(slide_id: str) -> tuple[PageFacts, bytes]:
         row = run.row(slide_id)
         model = quality_model(run)[0].of_nuclei
         if model is None:
             name = (run.record.weights if run.record is not None else "") or "(unknown)"
             raise InputError(f"No map of predicted quality: the quality model for the weights {name} needs pixels of patches.")
-        if row.get("mpp") is None or not run.folder.table(slide_id).is_file():
+        if row.mpp is None or not run.folder.table(slide_id).is_file():
             raise InputError(f"Slide {slide_id}: its quality cannot be predicted, because it has no table of nuclei.")
         table = read_nuclei(run.folder.table(slide_id), columns=["cx", "cy", *NUCLEUS_COLUMNS])
         columns = {k: np.asarray(table[k]) for k in ("cx", "cy", *NUCLEUS_COLUMNS)}
-        heat = quality_map(columns, (row["width_px"], row["height_px"]), row["mpp"], model)
-        place = {e["patch_id"]: e for e in read_rows(run.qc / "patches.parquet")}
+        size, mpp = size_and_mpp(row)
+        heat = quality_map(columns, size, mpp, model)
+        place = {e.patch_id: (e.x_px, e.y_px, e.side_px) for e in stored_rows(PatchRow, run.qc / "patches.parquet")}
         patches = [
-            [*(place[r["patch_id"]][k] for k in ("x_px", "y_px", "side_px")), r["fail_prob_run"]]
-            for r in read_rows(run.qc / "predicted.parquet")
-            if r["slide_id"] == slide_id and r["patch_id"] in place
+            [*place[r.patch_id], r.fail_prob_run]
+            for r in stored_rows(PredictedRow, run.qc / "predicted.parquet")
+            if r.slide_id == slide_id and r.patch_id in place
         ]
         h, w = heat.fail_prob.shape
-        facts = {"cell_px": heat.cell_px, "cell_um": heat.cell_px * row["mpp"], "w": w, "h": h, "patches": patches}
+        facts = {"cell_px": heat.cell_px, "cell_um": heat.cell_px * mpp, "w": w, "h": h, "patches": patches}
         return {**facts, "auc": model.facts.get("auc")}, map_png(heat)
 
     return found
 
 
-def _listed(run: QcRun, outliers: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def _listed(run: QcRun, outliers: Sequence[FlagRow]) -> list[ListedSlide]:
     """Return ``ReviewSource.slides``: one dict for each slide of the run."""
-    flags = {r["slide_id"]: r for r in outliers}
-    guesses = {r["slide_id"]: r["bad_frac_estimate"] for r in read_rows(run.qc / "predicted_slides.parquet")}
+    tails = {r.slide_id: r.tails.split() for r in outliers}
+    flagged = {r.slide_id for r in outliers if r.round}
+    guesses = {
+        r.slide_id: r.bad_frac_estimate
+        for r in stored_rows(EstimateRow, run.qc / "predicted_slides.parquet", "predicted quality of slides")
+    }
     return [
-        {
-            "slide_id": row["slide_id"],
-            "cohort": row.get("cohort") or "",
-            "kinds": sorted({flag_words(t) for t in (flags.get(row["slide_id"], {}).get("tails") or "").split()}),
-            "flagged": bool(flags.get(row["slide_id"], {}).get("round")),
-            "estimate": None if math.isnan(guesses.get(row["slide_id"], math.nan)) else guesses[row["slide_id"]],
-        }
+        ListedSlide(
+            row.slide_id,
+            row.cohort,
+            tuple(sorted({flag_words(t) for t in tails.get(row.slide_id, ())})),
+            row.slide_id in flagged,
+            guesses.get(row.slide_id),
+        )
         for row in run.rows
     ]
 
@@ -244,10 +250,10 @@ def open_review(
     FormatError
         Marks are damaged or of another run.
     """
-    index = [e for e in read_rows(run.qc / "patches.parquet", ("patch_id", "file")) if e["file"]]
-    outliers = read_rows(run.qc / "outliers.parquet")
-    flagged = [r["slide_id"] for r in sorted(outliers, key=lambda r: (r["round"], r["cohort"], r["slide_id"])) if r["round"]]
-    shown = flagged if slides is None else [run.row(s)["slide_id"] for s in slides]
+    index = [e for e in stored_rows(PatchRow, run.qc / "patches.parquet") if e.file]
+    outliers = stored_rows(FlagRow, run.qc / "outliers.parquet")
+    flagged = [r.slide_id for r in sorted(outliers, key=lambda r: (r.round, r.cohort, r.slide_id)) if r.round]
+    shown = flagged if slides is None else [run.row(s).slide_id for s in slides]
     if not index and not shown:
         raise InputError(
             f"Run {run.folder.root} has neither patches nor flagged slides to review. Run `wsiseg qc patches` and `wsiseg qc "
@@ -256,7 +262,7 @@ def open_review(
     everyone = read_all_marks(run.marks, run.digest, "patches")
     own = everyone.pop(reviewer, {})
     others = {item for by_item in everyone.values() for item in by_item}
-    ids = [e["patch_id"] for e in index]
+    ids = [e.patch_id for e in index]
     if order not in ("random", "predicted"):
         raise ConfigError(f"Expected order to be random or predicted, got {order!r}.")
     if order == "predicted" and ids:
@@ -266,8 +272,8 @@ def open_review(
     shown_by = "second" if second_opinion_frac > 0 else predicted if order == "predicted" else "random"
     log = MarkLog(run.marks, reviewer, run.digest, shown_by)
     slide_cache = SlideCache(run)
-    source = make_source(run, slide_cache, {e["patch_id"]: e["file"] for e in index}, outliers)
-    session = ReviewSession(log, {"patches": queue, "slides": shown}, {"slides": [r["slide_id"] for r in run.rows]})
+    source = make_source(run, slide_cache, {e.patch_id: e.file for e in index}, outliers)
+    session = ReviewSession(log, {"patches": queue, "slides": shown}, {"slides": [r.slide_id for r in run.rows]})
     try:
         return ReviewServer(session, source, port=port or free_port(run.review_port), title=run.folder.root.name), slide_cache
     except WsisegError:

@@ -19,20 +19,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wsiseg.errors import FormatError, InputError
 from wsiseg.qc.agreement import Agreement, reviewer_agreement
 from wsiseg.qc.grades import SlideGrade, cohort_summary, grade_slides
 from wsiseg.qc.marks import PATCH_MARKS, SLIDE_MARKS, Mark, decide, read_all_marks
 from wsiseg.qc.outliers import OutlierRow, TailRule, find_outliers
-from wsiseg.qc.release import csv_bytes, read_rows, write_release, write_rows
+from wsiseg.qc.release import csv_of, write_release
+from wsiseg.qc.rows import FlagRow, PatchRow, stored_rows
 from wsiseg.read import Slide
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.reopen import reopen_slide
@@ -41,6 +40,7 @@ from wsiseg.results.slide_record import SlideRecord, slide_record
 from wsiseg.rows import SlideRow
 from wsiseg.schema import OUTLIERS
 from wsiseg.tables import atomic_write_bytes
+from wsiseg.tables.records import write_rows
 
 __all__ = [
     "GradeSummary",
@@ -51,6 +51,7 @@ __all__ = [
     "grade_run",
     "load_run",
     "open_row_slide",
+    "size_and_mpp",
 ]
 
 
@@ -61,7 +62,7 @@ class QcRun:
     folder: RunFolder
     digest: str
     record: RunRecord
-    rows: list[dict[str, Any]]
+    rows: list[SlideRow]
     path_map: tuple[str, ...] = ()
 
     @property
@@ -79,10 +80,10 @@ class QcRun:
         """TCP port that this run's review page uses if it is free; the report links to it."""
         return 20_000 + int.from_bytes(hashlib.sha256(f"review {self.digest}".encode()).digest()[:4], "big") % 10_000
 
-    def row(self, slide_id: str) -> dict[str, Any]:
+    def row(self, slide_id: str) -> SlideRow:
         """Return the row of one slide. Raises ``InputError`` if the run has no such slide."""
         for row in self.rows:
-            if row["slide_id"] == slide_id:
+            if row.slide_id == slide_id:
                 return row
         raise InputError(f"Run {self.folder.root} has no slide {slide_id!r}.")
 
@@ -106,30 +107,29 @@ def load_run(run: Path, path_map: Sequence[str] = ()) -> QcRun:
     record = folder.read_run()
     if record is None:
         raise InputError(f"{run} is not a run folder: it has no run.json. Expected a folder that `wsiseg segment --out` wrote.")
-    rows = read_rows(run / "slides.parquet")
+    rows = stored_rows(SlideRow, run / "slides.parquet", "slide statistics")
     if not rows:
         raise InputError(f"Run {run} has no slide statistics (slides.parquet) yet. Let `wsiseg segment` finish first.")
     _check_names(rows, run)
-    if not any(folder.table(r["slide_id"]).is_file() for r in rows):
+    if not any(folder.table(r.slide_id).is_file() for r in rows):
         raise InputError(
             f"Run {run} has no polygon table in {run / 'nuclei'}, so there is nothing to review. Run `wsiseg segment` again."
         )
     return QcRun(folder, record.digest, record, rows, tuple(path_map))
 
 
-def _check_names(rows: Sequence[dict[str, Any]], run: Path) -> None:
-    for row in rows:
-        slide_id = row.get("slide_id")
-        if not isinstance(slide_id, str) or not slide_id or Path(slide_id).name != slide_id or slide_id in (".", ".."):
+def _check_names(rows: Sequence[SlideRow], run: Path) -> None:
+    for slide_id in (r.slide_id for r in rows):
+        if not slide_id or Path(slide_id).name != slide_id or slide_id in (".", ".."):
             raise FormatError(
                 f"{run / 'slides.parquet'}: {slide_id!r} is not a valid slide id: its files would be outside the run folder."
             )
-    twice = [name for name, n in Counter(r["slide_id"] for r in rows).items() if n > 1]
+    twice = [name for name, n in Counter(r.slide_id for r in rows).items() if n > 1]
     if twice:
         raise FormatError(f"{run / 'slides.parquet'} holds slide {twice[0]!r} more than once. Run `wsiseg segment` again.")
 
 
-def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
+def open_row_slide(run: QcRun, row: SlideRow) -> Slide:
     """Open the slide file of a row.
 
     Raises
@@ -141,12 +141,22 @@ def open_row_slide(run: QcRun, row: dict[str, Any]) -> Slide:
     FormatError
         The slide's record is damaged.
     """
-    slide_id = row["slide_id"]
-    if run.folder.slide_json(slide_id).is_file():
-        stored = slide_record(run.folder, slide_id)
-    else:
-        stored = SlideRecord(run.digest, SlideRow.blank(**{k: v for k, v in row.items() if v is not None}))
+    known = run.folder.slide_json(row.slide_id).is_file()
+    stored = slide_record(run.folder, row.slide_id) if known else SlideRecord(run.digest, row)
     return reopen_slide(run.folder, stored, run.path_map)
+
+
+def size_and_mpp(row: SlideRow) -> tuple[tuple[int, int], float]:
+    """Return the size of a slide that was segmented (width, height; level-0 px) and its microns per level-0 px.
+
+    Raises
+    ------
+    FormatError
+        The row does not state them.
+    """
+    if row.width_px is None or row.height_px is None or row.mpp is None:
+        raise FormatError(f"slides.parquet: slide {row.slide_id} is {row.status}, but has no size or microns per pixel.")
+    return (row.width_px, row.height_px), row.mpp
 
 
 # --- outliers -----------------------------------------------------------------------------------------------------------------
@@ -173,15 +183,30 @@ def find_run_outliers(run: QcRun, rule: TailRule | None = None, reference: QcRun
     if reference is not None:
         _check_comparable(run, reference)
     found = find_outliers(run.rows, rule, slide_verdicts(run), reference.rows if reference is not None else ())
-    rows = [
-        {**row, "round": o.round, "tails": " ".join(o.tails), "reasons": "; ".join(o.reasons), "note": o.note}
-        | {"rank": o.rank, "z": o.z, "z_of": o.z_of, "compared": o.compared}
-        for row, o in zip(run.rows, found, strict=True)
-    ]
+    rows = [_flag_row(row, o) for row, o in zip(run.rows, found, strict=True)]
     write_rows(run.qc / "outliers.parquet", OUTLIERS, rows)
-    names = [c.name for c in OUTLIERS]
-    atomic_write_bytes(run.qc / "outliers.csv", csv_bytes(names, [[r.get(n) for n in names] for r in rows]))
+    atomic_write_bytes(run.qc / "outliers.csv", csv_of(rows))
     return found
+
+
+def _flag_row(row: SlideRow, found: OutlierRow) -> FlagRow:
+    return FlagRow(
+        row.slide_id,
+        row.cohort,
+        row.status,
+        found.round,
+        " ".join(found.tails),
+        "; ".join(found.reasons),
+        found.note,
+        found.rank,
+        found.z,
+        found.z_of,
+        found.compared,
+        row.n_nuclei,
+        row.nuclei_per_mm2,
+        row.area_mean_um2,
+        row.area_std_um2,
+    )
 
 
 NOT_COMPARED = ("read.mpp", "read.reader", "read.tile_wpx", "predict.precision", "predict.engine", "quantization")
@@ -230,14 +255,14 @@ def grade_run(run: QcRun, *, write: bool = True) -> GradeSummary:
     FormatError
         A marks file is damaged or of another run.
     """
-    index = read_rows(run.qc / "patches.parquet")
+    index = stored_rows(PatchRow, run.qc / "patches.parquet")
     if not index:
         raise InputError(f"Run {run.folder.root} has no patches to grade. Run `wsiseg qc patches`, then `wsiseg qc review`.")
     patches: dict[str, list[str]] = {}
     for e in index:
-        patches.setdefault(e["slide_id"], []).append(e["patch_id"])
+        patches.setdefault(e.slide_id, []).append(e.patch_id)
     marks = read_all_marks(run.marks, run.digest, "patches")
-    known = {e["patch_id"] for e in index}
+    known = {e.patch_id for e in index}
     for reviewer, by_item in marks.items():
         unknown = next((i for i in by_item if i not in known), None)
         if unknown is not None:
@@ -247,8 +272,8 @@ def grade_run(run: QcRun, *, write: bool = True) -> GradeSummary:
             )
     slide_marks = read_all_marks(run.marks, run.digest, "slides")
     verdicts = decide(slide_marks, SLIDE_MARKS[0], SLIDE_MARKS[1])
-    flags = {r["slide_id"]: (r["round"], r["reasons"]) for r in read_rows(run.qc / "outliers.parquet")}
-    slides = [(r["slide_id"], r.get("cohort") or "", r["status"]) for r in run.rows]
+    flags = {r.slide_id: (r.round, r.reasons) for r in stored_rows(FlagRow, run.qc / "outliers.parquet")}
+    slides = [(r.slide_id, r.cohort, r.status) for r in run.rows]
     biased = _partly_judged_suspects_first(patches, marks)
     grades = grade_slides(slides, patches, decide(marks, PATCH_MARKS[0], PATCH_MARKS[1]), verdicts, flags, biased)
     words = {who: {i: m.mark for i, m in by_item.items()} for who, by_item in marks.items()}
@@ -260,9 +285,8 @@ def grade_run(run: QcRun, *, write: bool = True) -> GradeSummary:
         for item, mark in by_item.items():
             if mark.comment:
                 comments[item] = f"{comments[item]} | {mark.comment}" if item in comments else mark.comment
-    files = write_release(run.qc, grades, {r["slide_id"]: r for r in run.rows}, comments)
+    files = write_release(run.qc, grades, {r.slide_id: r for r in run.rows}, comments)
     if agreement:
-        names = [f.name for f in dataclasses.fields(Agreement)]
-        atomic_write_bytes(run.qc / "agreement.csv", csv_bytes(names, [dataclasses.astuple(a) for a in agreement]))
+        atomic_write_bytes(run.qc / "agreement.csv", csv_of(agreement))
         files.append(run.qc / "agreement.csv")
     return GradeSummary(grades, agreement, files)

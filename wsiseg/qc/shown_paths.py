@@ -6,12 +6,18 @@ user information (which may hold a password).
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, TypeVar
+
+from wsiseg.qc.rows import FlagRow, PatchRow
+from wsiseg.rows import ErrorRow, SlideRow
 
 __all__ = ["shorten_paths", "shorten_row_paths"]
+
+Row = TypeVar("Row", SlideRow, ErrorRow, FlagRow, PatchRow)
 
 _SECRET = re.compile(r"(\b[a-z][a-z0-9+.-]*://)(?:[^\s/@'\"]+@)?([^\s?'\"]*)(?:\?[^\s'\"]*)?", re.IGNORECASE)
 _QUOTED = re.compile(r"(?P<q>['\"])(?P<path>/[^'\"\n]*/[^'\"\n]*|[A-Za-z]:\\[^'\"\n]+|\\\\[^'\"\n]+)(?P=q)")
@@ -46,13 +52,16 @@ def _name(path: str) -> str:
     return PureWindowsPath(path.rstrip("/\\")).name or path
 
 
-def shorten_row_paths(row: Mapping[str, Any], run: Path, path: str | None = None) -> dict[str, Any]:
-    """Return a table row with ``shorten_paths`` applied to its texts; a column ``path`` becomes the file name.
+def shorten_row_paths(row: Row, run: Path, path: str) -> Row:
+    """Return a table row with ``shorten_paths`` applied to its texts; a field ``path`` becomes the file name.
 
-    ``path`` is the path of the slide's file, if the row does not have it.
+    ``path`` is the path of the slide's file.
     """
-    own = str(row.get("path") or path or "")
-    out = {k: shorten_paths(v, run, (own,)) if isinstance(v, str) and ("/" in v or "\\" in v) else v for k, v in row.items()}
-    if "path" in out and "://" not in own:
-        out["path"] = _name(own) if own else own
-    return out
+    shown: dict[str, Any] = {}
+    for f in dataclasses.fields(row):
+        text = getattr(row, f.name)
+        if f.name == "path" and "://" not in text:
+            shown[f.name] = _name(text) if text else text
+        elif isinstance(text, str) and ("/" in text or "\\" in text):
+            shown[f.name] = shorten_paths(text, run, (path,))
+    return dataclasses.replace(row, **shown)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.coordinates import MIN_INSIDE_FRAC, Frame, Ground, check_fit, mpp_note, parse_frame
-from wsiseg.errors import FormatError
+from wsiseg.errors import FormatError, first_names
 from wsiseg.questions.coverage import tissue_area
 from wsiseg.read import TissueMask
 from wsiseg.tables.annotations import Annotations, Drawn
@@ -90,7 +90,7 @@ def place_regions(
     notes += _fit(found, ground, placed, what, outside)
     gone = [r for r in regions if r.geometry.is_empty]
     if gone:
-        names = ", ".join(f"{r.number} {r.name or r.class_name}".strip() for r in gone[:5])
+        names = first_names([f"{r.number} {r.name or r.class_name}".strip() for r in gone], 5)
         notes.append(f"{found.path}: {len(gone)} of {len(regions)} regions are outside the slide: {names}")
     notes += _off_tissue(found, regions, ground, placed, tissue)
     return regions, notes

@@ -16,6 +16,7 @@ from wsiseg.questions.annotated import Region, place_regions
 from wsiseg.questions.borders import write_borders
 from wsiseg.questions.coverage import tissue_area
 from wsiseg.questions.pairing import Pairing
+from wsiseg.questions.rows import RegionRow
 from wsiseg.read import TissueMask
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.maps import tissue_of
@@ -72,7 +73,7 @@ class RegionRows:
 
     slide_id: str
     annotation: Path
-    rows: list[dict[str, Any]] = field(default_factory=list)
+    rows: list[RegionRow] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     n_nuclei: int = 0
     n_within: int = 0
@@ -123,7 +124,7 @@ def run_regions(pairing: Pairing, options: RegionOptions) -> Iterator[RegionRows
 
 def region_rows(
     source: NucleiFile, regions: Sequence[Region], tissue: TissueMask | None, options: RegionOptions, annotation: str = ""
-) -> tuple[list[dict[str, Any]], int, int]:
+) -> tuple[list[RegionRow], int, int]:
     """Return rows of ``wsiseg.schema.REGIONS``, the number of nuclei of the slide, and of those in any region.
 
     A nucleus in several regions counts in each of them, but only once in the row of a class. Only the row groups that intersect
@@ -136,27 +137,33 @@ def region_rows(
     unions = [shapely.union_all([regions[k].geometry for k in own]) for own in of_class]
     gathered, n_within = _gather(source, regions, of_class, unions, options)
     belongs = options.belongs if options.belongs == "area" else marker_kind(source)
-    stated = {
-        "slide_id": source.path.stem,
-        "cohort": source.cohort,
-        "belongs": belongs,
-        "area_frac": options.area_frac if belongs == "area" else None,
-        "annotation": annotation,
-    }
     areas = [(r.geometry, r.outside_frac) for r in regions] + [(u, None) for u in unions]
     rows = []
     for k, ((geometry, outside), nuclei) in enumerate(zip(areas, gathered, strict=True)):
         whole = k >= len(regions)
         own = of_class[k - len(regions)] if whole else [k]
-        row = {**stated, "kind": "class" if whole else "region", "region": -1 if whole else regions[k].number}
-        row |= {"class_name": regions[own[0]].class_name, "name": "" if whole else regions[k].name, "n_regions": len(own)}
-        rows.append(row | {"outside_frac": outside} | _measures(geometry, tissue, nuclei, source.mpp))
+        rows.append(
+            RegionRow(
+                slide_id=source.path.stem,
+                cohort=source.cohort,
+                kind="class" if whole else "region",
+                region=-1 if whole else regions[k].number,
+                class_name=regions[own[0]].class_name,
+                name="" if whole else regions[k].name,
+                n_regions=len(own),
+                outside_frac=outside,
+                belongs=belongs,
+                area_frac=options.area_frac if belongs == "area" else None,
+                annotation=annotation,
+                geometry=shapely.to_wkb(geometry),
+                **_measures(geometry, tissue, nuclei, source.mpp),
+            )
+        )
     return rows, source.n_nuclei, n_within
 
 
 def _measures(geometry: Any, tissue: TissueMask | None, nuclei: _Gathered, mpp: float) -> dict[str, Any]:
-    import shapely
-
+    """Return the columns of ``REGIONS`` that are measured."""
     area_mm2 = geometry.area * mpp**2 * 1e-6
     tissue_mm2 = None if tissue is None else tissue_area(geometry, tissue) * mpp**2 * 1e-6
     area = nuclei.of(0).astype(np.float64)
@@ -170,7 +177,6 @@ def _measures(geometry: Any, tissue: TissueMask | None, nuclei: _Gathered, mpp: 
         "nuclei_per_tissue_mm2": nuclei.n / tissue_mm2 if tissue_mm2 else None,
         "nuclear_area_frac": float(area.sum()) * 1e-6 / area_mm2 if area_mm2 else None,
         **{name: None if value is None or np.isnan(value) else value for name, value in found.items()},
-        "geometry": shapely.to_wkb(geometry),
     }
 
 

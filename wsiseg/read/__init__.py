@@ -5,13 +5,14 @@ reads any window of it. Outside the slide a window is white, and a px has the sa
 """
 
 from wsiseg.read.array import ArraySlide
+from wsiseg.read.files import slide_id_of
 from wsiseg.read.grid import tile_grid
 from wsiseg.read.look import slide_look
 from wsiseg.read.mask_files import tissue_from_file
 from wsiseg.read.mask_window import tissue_cells, tissue_frac, tissue_px_in, tissue_window, unscanned_window
 from wsiseg.read.outside import OutsideWindow, outside_windows
 from wsiseg.read.sample import stain_sample
-from wsiseg.read.slide import Slide, fingerprint, open_slide, slide_id_of
+from wsiseg.read.slide import Slide, fingerprint, open_slide
 from wsiseg.read.tissue import UNSCANNED_MAX, SlideSurvey, ThumbnailView, TissueMask, fit_tissue, grown, survey_slide
 from wsiseg.read.view import TissueView, tissue_view, unscanned_view
 from wsiseg.read.working import read_working, scale_for, working_size

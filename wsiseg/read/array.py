@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,18 +11,18 @@ import numpy.typing as npt
 
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
 from wsiseg.read._hostile import DECODER_ERRORS, refuse_absurd_size
+from wsiseg.read._levels import LevelSlide, SlideFile
 from wsiseg.read._mpp_text import MppClaim, number, um_per_unit
-from wsiseg.read._thumbnail import level_thumbnail
-from wsiseg.read._window import RGB, read_on_white
+from wsiseg.read._window import RGB
 from wsiseg.read.layout import colour_order, foreign_channels
 from wsiseg.read.mpp import resolve_mpp
 from wsiseg.read.samples import Depth, depth_of, looks_bright, to_u8
-from wsiseg.types import MppSource, SlideMeta
+from wsiseg.types import SlideMeta
 
 __all__ = ["ArraySlide", "open_zarr"]
 
 
-class ArraySlide:
+class ArraySlide(LevelSlide):
     """A slide of one or more array levels.
 
     Parameters
@@ -33,6 +33,8 @@ class ArraySlide:
         um per px of ``pixels``.
     coarser
         Further levels; the size of ``pixels`` is a whole multiple of the size of each.
+    about
+        Facts of the file that the array was read from, ``mpp`` among them; None: there is no file.
 
     Raises
     ------
@@ -45,17 +47,9 @@ class ArraySlide:
         pixels: Any,
         *,
         mpp: float,
-        mpp_source: MppSource = "user",
         slide_id: str = "array",
-        path: str = "",
-        cohort: str = "",
-        vendor: str = "array",
-        reader: str = "array",
-        size_bytes: int = 0,
-        mtime_ns: int = 0,
         coarser: tuple[Any, ...] = (),
-        layout: str = "",
-        mpp_note: str = "",
+        about: SlideMeta | None = None,
     ) -> None:
         self._levels = (pixels, *coarser)
         for level in self._levels:
@@ -68,56 +62,24 @@ class ArraySlide:
         if any(size != (height_px, width_px) for size in sizes):
             raise InputError(f"slide {slide_id}: expected every level to be a whole fraction of {width_px} x {height_px} px.")
         self.level_sizes_px = tuple((int(level.shape[1]), int(level.shape[0])) for level in self._levels)
-        self.meta = SlideMeta(
-            slide_id=slide_id,
-            path=path,
-            width_px=width_px,
-            height_px=height_px,
-            mpp=mpp,
-            mpp_source=mpp_source,
-            level_downsamples=tuple(float(f) for f in factors),
-            vendor=vendor,
-            cohort=cohort,
-            reader=reader,
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
-            layout=layout,
-            mpp_note=mpp_note,
-        )
+        plain = SlideMeta(slide_id, "", width_px, height_px, mpp, "user", vendor="array", reader="array")
+        downsamples = tuple(float(f) for f in factors)
+        self.meta = dataclasses.replace(about or plain, width_px=width_px, height_px=height_px, level_downsamples=downsamples)
 
-    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
-        """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide.
-
-        Raises
-        ------
-        TileReadError
-            A chunk of a Zarr array cannot be decoded.
-        """
-        pixels = self._levels[level]
+    def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         try:
-            return read_on_white(
-                lambda x0, y0, w0, h0: np.array(pixels[y0 : y0 + h0, x0 : x0 + w0]),
-                x,
-                y,
-                w,
-                h,
-                *self.level_sizes_px[level],
-            )
+            return np.array(self._levels[level][y : y + h, x : x + w])
         except (OSError, RuntimeError, ValueError) as err:
             raise TileReadError(
                 f"slide {self.meta.slide_id}: window x={x} y={y} w={w} h={h} of level {level} cannot be read: {err}"
             ) from err
-
-    def thumbnail(self, max_side_px: int) -> RGB:
-        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
-        return level_thumbnail(self, max_side_px)
 
     def close(self) -> None:
         """Release the arrays."""
         self._levels = ()
 
 
-def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size_bytes: int, mtime_ns: int) -> ArraySlide:
+def open_zarr(file: SlideFile) -> ArraySlide:
     """Open a Zarr array, or the first multiscale image of an OME-Zarr group, as a slide.
 
     The array has three channels, last or first (``dimension_names``, OME axes, else the axis of length 3), and further axes
@@ -132,6 +94,7 @@ def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size
     """
     import zarr
 
+    path = file.path
     try:
         node = zarr.open(path, mode="r")
         attributes = dict(node.attrs)
@@ -147,22 +110,11 @@ def open_zarr(path: Path, *, slide_id: str, mpp: float | None, cohort: str, size
         whole = [
             v for v in levels[1:] if w % max(v.shape[1], 1) == 0 and v.shape[0] * (w // v.shape[1]) == h and v.shape[1] < w
         ]
-        found = resolve_mpp({}, user_mpp=mpp, vendor="zarr", where=f"Zarr array {path}", claims=_zarr_claims(image, attributes))
-        return ArraySlide(
-            levels[0],
-            mpp=found.value,
-            mpp_source=found.source,
-            mpp_note=found.note,
-            slide_id=slide_id,
-            path=str(path),
-            cohort=cohort,
-            vendor="zarr",
-            reader="zarr",
-            layout=levels[0].words,
-            coarser=tuple(whole),
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
+        found = resolve_mpp(
+            {}, user_mpp=file.mpp, vendor="zarr", where=f"Zarr array {path}", claims=_zarr_claims(image, attributes)
         )
+        about = dataclasses.replace(file.meta((w, h), found), vendor="zarr", reader="zarr", layout=levels[0].words)
+        return ArraySlide(levels[0], mpp=found.value, slide_id=file.slide_id, coarser=tuple(whole), about=about)
     except InputError:
         raise
     except DECODER_ERRORS as err:

@@ -19,8 +19,8 @@ import tifffile
 
 from wsiseg.errors import TileReadError, plain_text
 from wsiseg.read._hostile import DECODER_ERRORS
-from wsiseg.read._thumbnail import level_thumbnail
-from wsiseg.read._window import RGB, read_on_white
+from wsiseg.read._levels import LevelSlide
+from wsiseg.read._window import RGB
 from wsiseg.read.openslide import OpenSlideSlide
 
 __all__ = ["CuSlide", "library_version", "refusal"]
@@ -76,7 +76,7 @@ def _layout_refusal(page: tifffile.TiffPage, size_bytes: int) -> str:
     return ""
 
 
-class CuSlide:
+class CuSlide(LevelSlide):
     """A slide whose pixels ``CuImage`` decodes on the CPU.
 
     Metadata, levels whose downsample is not a whole number, and damaged windows come from OpenSlide.
@@ -128,8 +128,7 @@ class CuSlide:
         """
         if not self._fast(level):
             return self._openslide.read_level(level, x, y, w, h)
-        width_px, height_px = self.level_sizes_px[level]
-        return read_on_white(lambda *box: self._read_inside(level, *box), x, y, w, h, width_px, height_px)
+        return super().read_level(level, x, y, w, h)
 
     def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         factor = int(self.meta.level_downsamples[level])
@@ -142,10 +141,6 @@ class CuSlide:
         if lines or pixels.shape != (h, w, 3) or pixels.dtype != np.uint8:
             return self._openslide.read_level(level, x, y, w, h)
         return pixels
-
-    def thumbnail(self, max_side_px: int) -> RGB:
-        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
-        return level_thumbnail(self, max_side_px)
 
     def close(self) -> None:
         """Close the file."""

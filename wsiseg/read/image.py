@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from wsiseg.errors import SlideOpenError
 from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._levels import SlideFile
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white
 from wsiseg.read.array import ArraySlide
@@ -47,17 +49,7 @@ _TIFF_UNITS = {2: "inch", 3: "centimeter"}
 _BRIGHT_U8 = 64
 
 
-def open_image(
-    path: Path,
-    *,
-    slide_id: str,
-    mpp: float | None,
-    cohort: str,
-    size_bytes: int,
-    mtime_ns: int,
-    claims: Sequence[MppClaim] = (),
-    layout: str = "",
-) -> ArraySlide:
+def open_image(file: SlideFile, *, claims: Sequence[MppClaim] = (), layout: str = "") -> ArraySlide:
     """Open a PNG, JPEG, TIFF, BMP, WebP or JPEG 2000 picture as a slide of one level, upright, alpha over white.
 
     Microns per px come from the user, from ``claims`` or from resolution tags (see ``wsiseg.read.mpp``).
@@ -68,23 +60,12 @@ def open_image(
         Not an image, truncated, not H&E colour, or more than ``MAX_IMAGE_PX`` px.
     MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
-    properties, pixels, held = _decode(path, size_bytes)
+    properties, pixels, held = _decode(file.path, file.size_bytes)
     claims = [*claims, *_dpi_claims(properties)]
-    found = resolve_mpp(properties, user_mpp=mpp, vendor="image", where=f"image {path}", claims=claims)
-    return ArraySlide(
-        pixels,
-        mpp=found.value,
-        mpp_source=found.source,
-        mpp_note=found.note,
-        slide_id=slide_id,
-        path=str(path),
-        cohort=cohort,
-        vendor="image",
-        reader="pillow",
-        layout=layout or held,
-        size_bytes=size_bytes,
-        mtime_ns=mtime_ns,
-    )
+    found = resolve_mpp(properties, user_mpp=file.mpp, vendor="image", where=f"image {file.path}", claims=claims)
+    size_px = pixels.shape[1], pixels.shape[0]
+    about = dataclasses.replace(file.meta(size_px, found), vendor="image", reader="pillow", layout=layout or held)
+    return ArraySlide(pixels, mpp=found.value, slide_id=file.slide_id, about=about)
 
 
 def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:

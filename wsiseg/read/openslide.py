@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import threading
 from collections.abc import Sequence
@@ -12,13 +13,12 @@ import openslide
 
 from wsiseg.errors import SlideOpenError, TileReadError
 from wsiseg.read._hostile import refuse_absurd_size
+from wsiseg.read._levels import LevelSlide, SlideFile
 from wsiseg.read._mpp_text import MppClaim
-from wsiseg.read._thumbnail import level_thumbnail
-from wsiseg.read._window import RGB, over_white, read_on_white
+from wsiseg.read._window import RGB, over_white
 from wsiseg.read.dicom import dicom_folder_series, may_be_dicom, several_images
 from wsiseg.read.files import slide_files
 from wsiseg.read.mpp import objective_power, resolve_mpp
-from wsiseg.types import SlideMeta
 
 __all__ = ["OpenSlideSlide", "detect_vendor", "library_version"]
 
@@ -36,19 +36,16 @@ def detect_vendor(path: Path) -> str | None:
         return None
 
 
-class OpenSlideSlide:
+class OpenSlideSlide(LevelSlide):
     """A slide read by OpenSlide, with its own bounded tile cache. Threads may read it at the same time.
+
+    At a level whose downsample is no whole number, OpenSlide rounds positions to level-0 px, so pixels may be blended over up
+    to half a level-0 px; working pixels are therefore never taken from such a level.
 
     Parameters
     ----------
-    path
-        The slide file; for a DICOM folder, the folder.
-    slide_id, cohort, size_bytes, mtime_ns
-        Copied to ``meta``.
-    mpp
-        The user's um per level-0 px, or ``None`` for the sources of ``wsiseg.read.mpp``.
-    cache_bytes
-        Maximum bytes of decoded tiles kept.
+    file
+        The slide.
     claims, layout
         Statements of um per px found in texts of the file, and a description of how its pixels are stored.
 
@@ -57,22 +54,10 @@ class OpenSlideSlide:
     SlideOpenError, MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        slide_id: str,
-        mpp: float | None,
-        cohort: str,
-        cache_bytes: int,
-        size_bytes: int,
-        mtime_ns: int,
-        claims: Sequence[MppClaim] = (),
-        layout: str = "",
-    ) -> None:
-        self._cache_bytes = cache_bytes
+    def __init__(self, file: SlideFile, *, claims: Sequence[MppClaim] = (), layout: str = "") -> None:
+        self._cache_bytes = file.cache_bytes
         self._replacing = threading.Lock()
-        self._file, self._handle = _open_any(path)
+        self._path, self._handle = _open_any(file.path)
         handle = self._handle
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple(handle.level_dimensions)
         width_px, height_px = handle.dimensions
@@ -82,24 +67,18 @@ class OpenSlideSlide:
                 int(props.get(f"openslide.level[{k}].tile-width", 0)) * int(props.get(f"openslide.level[{k}].tile-height", 0))
                 for k in range(len(self.level_sizes_px))
             )
-            refuse_absurd_size(width_px, height_px, f"slide {path}", tile_px)
+            refuse_absurd_size(width_px, height_px, f"slide {file.path}", tile_px)
         except ValueError:
             handle.close()
             raise
         vendor = props.get("openslide.vendor", "")
         try:
-            found = resolve_mpp(props, user_mpp=mpp, vendor=vendor, where=f"slide {path}", claims=claims)
+            found = resolve_mpp(props, user_mpp=file.mpp, vendor=vendor, where=f"slide {file.path}", claims=claims)
         except ValueError:
             handle.close()
             raise
-        self.meta = SlideMeta(
-            slide_id=slide_id,
-            path=str(path),
-            width_px=width_px,
-            height_px=height_px,
-            mpp=found.value,
-            mpp_source=found.source,
-            mpp_note=found.note,
+        self.meta = dataclasses.replace(
+            file.meta((width_px, height_px), found),
             layout=layout,
             bounds_x=int(props.get("openslide.bounds-x", 0)),
             bounds_y=int(props.get("openslide.bounds-y", 0)),
@@ -107,27 +86,10 @@ class OpenSlideSlide:
             bounds_h=int(props.get("openslide.bounds-height", 0)),
             level_downsamples=tuple(float(d) for d in handle.level_downsamples),
             vendor=vendor,
-            cohort=cohort,
             objective_power=objective_power(props),
             reader="openslide",
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
         )
-        handle.set_cache(openslide.OpenSlideCache(cache_bytes))
-
-    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
-        """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide and under transparent pixels.
-
-        At a level whose downsample is no whole number, OpenSlide rounds positions to level-0 px, so pixels may be blended over
-        up to half a level-0 px; working pixels are therefore never taken from such a level.
-
-        Raises
-        ------
-        TileReadError
-            The pixels cannot be decoded. The slide stays usable for other windows.
-        """
-        width_px, height_px = self.level_sizes_px[level]
-        return read_on_white(lambda *box: self._read_inside(level, *box), x, y, w, h, width_px, height_px)
+        handle.set_cache(openslide.OpenSlideCache(file.cache_bytes))
 
     def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         downsample = self.meta.level_downsamples[level]
@@ -157,15 +119,11 @@ class OpenSlideSlide:
 
     def _opened(self) -> openslide.OpenSlide:
         try:
-            handle = openslide.OpenSlide(self._file)
+            handle = openslide.OpenSlide(self._path)
         except (openslide.OpenSlideError, OSError) as err:
             raise TileReadError(f"slide {self.meta.slide_id} ({self.meta.path}): cannot be opened again: {err}") from err
         handle.set_cache(openslide.OpenSlideCache(self._cache_bytes))
         return handle
-
-    def thumbnail(self, max_side_px: int) -> RGB:
-        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
-        return level_thumbnail(self, max_side_px)
 
     def close(self) -> None:
         """Close the file."""

@@ -6,10 +6,11 @@ import dataclasses
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from wsiseg.errors import SlideOpenError, TileReadError
 from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._levels import SlideFile
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB
 from wsiseg.read.files import slide_files, slide_id_of
@@ -24,7 +25,6 @@ __all__ = [
     "fingerprint",
     "layout_words",
     "open_slide",
-    "slide_id_of",
 ]
 
 DEFAULT_CACHE_BYTES = 64 * 1024 * 1024
@@ -145,13 +145,12 @@ def open_slide(
         raise SlideOpenError(f"Expected reader to be one of {_READERS}, got {reader!r}.")
     p = Path(path)
     size_bytes, mtime_ns = fingerprint(p)
-    slide_id = slide_id_of(p)
+    file = SlideFile(p, slide_id_of(p), mpp, cohort, size_bytes, mtime_ns, cache_bytes)
     if p.is_dir() and p.suffix == ".zarr":
         from wsiseg.read.array import open_zarr
 
-        return open_zarr(p, slide_id=slide_id, mpp=mpp, cohort=cohort, size_bytes=size_bytes, mtime_ns=mtime_ns)
-    facts: dict[str, Any] = {"slide_id": slide_id, "mpp": mpp, "cohort": cohort, "size_bytes": size_bytes, "mtime_ns": mtime_ns}
-    slide = _open_file(p, cache_bytes, facts)
+        return open_zarr(file)
+    slide = _open_file(file)
     if slide.meta.reader != "openslide":
         if reader == "cucim" and slide.meta.reader == "tifffile":
             slide.close()
@@ -160,10 +159,11 @@ def open_slide(
     return slide if reader == "openslide" else _with_cucim(slide, strict=reader == "cucim")
 
 
-def _open_file(p: Path, cache_bytes: int, facts: dict[str, Any]) -> Slide:
+def _open_file(file: SlideFile) -> Slide:
     """Open a file (or DICOM folder) by OpenSlide, Pillow or tifffile, whichever shows its pixels correctly."""
     from wsiseg.read.openslide import OpenSlideSlide, detect_vendor
 
+    p = file.path
     vendor = None if p.is_dir() else detect_vendor(p)
     picture: TiffPicture | None = None
     claims: tuple[MppClaim, ...] = ()
@@ -174,18 +174,18 @@ def _open_file(p: Path, cache_bytes: int, facts: dict[str, Any]) -> Slide:
         refuse_layout(p, picture)
         by_pillow = vendor is None and is_plain(picture, opaque=False)
         if not is_plain(picture) and not by_pillow:
-            return TiffSlide(p, cache_bytes=cache_bytes, vendor=vendor or "tiff", **facts)
+            return TiffSlide(file, vendor=vendor or "tiff")
     try:
         if vendor is None and not p.is_dir():
             from wsiseg.read.image import open_image
 
-            return open_image(p, claims=claims, layout=layout, **facts)
-        return OpenSlideSlide(p, cache_bytes=cache_bytes, claims=claims, layout=layout, **facts)
+            return open_image(file, claims=claims, layout=layout)
+        return OpenSlideSlide(file, claims=claims, layout=layout)
     except SlideOpenError as err:
         other = ("Unsupported TIFF compression", "not a slide or image", "cannot be decoded")  # tifffile may support it
         if picture is None or not any(text in str(err) for text in other):
             raise
-        return TiffSlide(p, cache_bytes=cache_bytes, vendor=vendor or "tiff", **facts)
+        return TiffSlide(file, vendor=vendor or "tiff")
 
 
 def _tiff_facts(p: Path, vendor: str | None) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:

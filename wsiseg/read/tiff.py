@@ -6,11 +6,13 @@ images, and compressions that OpenSlide lacks. A picture that is not H&E colour 
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,8 @@ import tifffile
 
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
 from wsiseg.read._hostile import DECODER_ERRORS, refuse_absurd_size
-from wsiseg.read._thumbnail import level_thumbnail
-from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white, read_on_white
+from wsiseg.read._levels import LevelSlide, SlideFile
+from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white
 from wsiseg.read.layout import (
     CMYK,
     MINISBLACK,
@@ -34,7 +36,6 @@ from wsiseg.read.layout import (
 )
 from wsiseg.read.mpp import resolve_mpp
 from wsiseg.read.samples import Depth, cmyk_to_rgb, depth_of, looks_bright, to_u8
-from wsiseg.types import SlideMeta
 
 __all__ = ["TiffSlide", "refuse_layout"]
 
@@ -51,13 +52,15 @@ def refuse_layout(path: Path | str, picture: TiffPicture) -> None:
         raise SlideOpenError(f"{path}: {picture.words}: {reason}. Expected H&E colour: red, green and blue samples.")
 
 
-class TiffSlide:
+class TiffSlide(LevelSlide):
     """A TIFF slide read by tifffile, upright (the Orientation tag is applied), with a bounded cache of decoded segments.
 
     Parameters
     ----------
-    path, slide_id, mpp, cohort, cache_bytes, size_bytes, mtime_ns
-        As for ``OpenSlideSlide``.
+    file
+        The slide.
+    vendor
+        As OpenSlide names it, if it knows the format.
     properties
         OpenSlide's properties of the file, if it knows the format.
 
@@ -68,42 +71,28 @@ class TiffSlide:
     MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
 
-    def __init__(
-        self,
-        path: Path,
-        *,
-        slide_id: str,
-        mpp: float | None,
-        cohort: str,
-        cache_bytes: int,
-        size_bytes: int,
-        mtime_ns: int,
-        vendor: str = "tiff",
-        properties: dict[str, str] | None = None,
-    ) -> None:
+    def __init__(self, file: SlideFile, *, vendor: str = "tiff", properties: Mapping[str, str] = MappingProxyType({})) -> None:
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[int, int, int], npt.NDArray[Any] | None] = OrderedDict()
-        self._cache_bytes, self._cached_bytes = cache_bytes, 0
-        self._where = f"slide {slide_id} ({path})"
+        self._cache_bytes, self._cached_bytes = file.cache_bytes, 0
+        self._where = f"slide {file.slide_id} ({file.path})"
         try:
-            self._tiff = tifffile.TiffFile(path)
+            self._tiff = tifffile.TiffFile(file.path)
         except (*DECODER_ERRORS, tifffile.TiffFileError) as err:
-            raise SlideOpenError(f"{path}: not a readable TIFF: {err}. Is the file complete?") from err
+            raise SlideOpenError(f"{file.path}: not a readable TIFF: {err}. Is the file complete?") from err
         weakref.finalize(self, self._tiff.close)
         try:
-            self._open(path, slide_id, mpp, cohort, size_bytes, mtime_ns, vendor, properties or {})
+            self._open(file, vendor, properties)
         except InputError:
             self._tiff.close()
             raise
         except (*DECODER_ERRORS, tifffile.TiffFileError) as err:
             self._tiff.close()
             hint = "" if "pip install" in str(err) else " Is the file complete?"
-            raise SlideOpenError(f"{path}: cannot be decoded as a TIFF: {err}.{hint}") from err
+            raise SlideOpenError(f"{file.path}: cannot be decoded as a TIFF: {err}.{hint}") from err
 
-    def _open(
-        self, path: Path, slide_id: str, mpp: float | None, cohort: str, size_bytes: int, mtime_ns: int, vendor: str,
-        properties: dict[str, str],
-    ) -> None:  # fmt: skip
+    def _open(self, file: SlideFile, vendor: str, properties: Mapping[str, str]) -> None:
+        path = file.path
         picture = picture_of(self._tiff)
         refuse_layout(path, picture)
         self._picture, self._orientation = picture, picture.orientation
@@ -114,7 +103,7 @@ class TiffSlide:
             if not page.is_tiled:
                 segment_px = min(segment_px, page.imagewidth * page.imagelength)
             refuse_absurd_size(page.imagewidth, page.imagelength, f"slide {path}", segment_px)
-            _refuse_truncated(path, pages, size_bytes)
+            _refuse_truncated(path, pages, file.size_bytes)
         turned = self._orientation in _TURNED
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple((h, w) if turned else (w, h) for w, h in stored)
         self._order = colour_order(picture.channels, picture.colours) or (0, 1, 2)
@@ -132,27 +121,18 @@ class TiffSlide:
             raise SlideOpenError(f"{path}: {picture.words}: {err}. Convert it to 8 bits.") from err
         self._refuse_dark(path, seen)
         facts = {**properties, **resolution_tags(picture.page)}
-        found = resolve_mpp(facts, user_mpp=mpp, vendor=vendor, where=f"slide {path}", claims=mpp_claims(picture))
+        found = resolve_mpp(facts, user_mpp=file.mpp, vendor=vendor, where=f"slide {path}", claims=mpp_claims(picture))
         width_px, height_px = self.level_sizes_px[0]
         words = [picture.words, *([self._depth.words] if seen.dtype != np.uint8 else [])]
         if picture.samples > 3 and int(picture.page.photometric) != CMYK and not self._alpha[1]:
             words.append(f"{picture.samples - 3} further sample(s) ignored")
-        self.meta = SlideMeta(
-            slide_id=slide_id,
-            path=str(path),
-            width_px=width_px,
-            height_px=height_px,
-            mpp=found.value,
-            mpp_source=found.source,
-            mpp_note=found.note,
+        self.meta = dataclasses.replace(
+            file.meta((width_px, height_px), found),
             level_downsamples=tuple((width_px / w + height_px / h) / 2 for w, h in self.level_sizes_px),
             vendor=vendor,
-            cohort=cohort,
             reader="tifffile",
             layout=", ".join(words),
-            size_bytes=size_bytes,
-            mtime_ns=mtime_ns,
-        )  # fmt: skip
+        )
 
     def _refuse_dark(self, path: Path, seen: npt.NDArray[Any]) -> None:
         """Raise ``SlideOpenError`` if samples (n, channels) of the slide are darker than any brightfield, or transparent."""
@@ -200,17 +180,6 @@ class TiffSlide:
         if failed is not None and not found:
             raise failed
         return np.concatenate(found) if found else np.zeros((1, self._picture.samples), page.dtype)
-
-    def read_level(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
-        """Read a window in px of ``level``: uint8 (h, w, 3), white outside the slide, under transparent px and absent tiles.
-
-        Raises
-        ------
-        TileReadError
-            The pixels cannot be decoded. The slide stays usable for other windows.
-        """
-        width_px, height_px = self.level_sizes_px[level]
-        return read_on_white(lambda *box: self._read_inside(level, *box), x, y, w, h, width_px, height_px)
 
     def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
         width_px, height_px = self.level_sizes_px[level]
@@ -297,10 +266,6 @@ class TiffSlide:
         if kind == _UNASSOCIATED:
             return over_white(rgba)
         return np.minimum(rgba[..., :3].astype(np.uint16) + (255 - rgba[..., 3:]), 255).astype(np.uint8)  # premultiplied
-
-    def thumbnail(self, max_side_px: int) -> RGB:
-        """Return the whole slide as block means, no side longer than ``max_side_px``: uint8 (h, w, 3)."""
-        return level_thumbnail(self, max_side_px)
 
     def close(self) -> None:
         """Close the file."""

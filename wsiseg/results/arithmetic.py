@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from wsiseg.errors import OutputMismatchError
+from wsiseg.errors import OutputMismatchError, first_names
 from wsiseg.results.run_record import RunRecord
 from wsiseg.types import Processor
 
@@ -71,7 +71,7 @@ def mixed_precision_note(records: Mapping[str, RunRecord | None]) -> str:
             by_precision.setdefault(record.precision, []).append(name)
     if len(by_precision) < 2:
         return ""
-    parts = " and ".join(f"{precision} ({_some(names)})" for precision, names in sorted(by_precision.items()))
+    parts = " and ".join(f"{precision} ({first_names(names, 3)})" for precision, names in sorted(by_precision.items()))
     return (
         f"these runs were computed in {parts}. Measured against fp32 on annotated images ({MEASURED}): "
         f"bf16 {DIFFERENCES['bf16']}; int8 {DIFFERENCES['int8']}. For equal results segment all with one --precision."
@@ -83,10 +83,6 @@ DIFFERENCES = {
     "int8": "counts within 1.9 % in each set (0.5 % more in all), mean area within 0.7 %, PQ within 0.002",
 }
 """Measured differences of counts, areas and PQ from fp32."""
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def _named(processor: Processor) -> str:

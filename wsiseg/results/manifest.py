@@ -25,7 +25,7 @@ from wsiseg.results.remote import slides_at
 from wsiseg.results.remote_manifests import gdc_rows, idc_rows, is_gdc, is_idc, sniffed
 from wsiseg.results.slide_input import ALL_TISSUE, SlideInput
 
-__all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names", "slide_id_of"]
+__all__ = ["SLIDE_SUFFIXES", "Found", "SlideInput", "collect_slides", "find_slides", "require_plain_names"]
 
 
 REMOTE_SUFFIXES = frozenset({"", ".txt", ".tsv", ".csv", ".s5cmd", ".manifest", ".sh"})

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from wsiseg.decode import OMITTED, encode, read_record
-from wsiseg.errors import FormatError, InputError
+from wsiseg.errors import FormatError, InputError, first_names
 from wsiseg.results.folder import RunFolder
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.tables import atomic_write_bytes
@@ -153,8 +153,7 @@ def slide_record(folder: RunFolder, slide_id: str) -> SlideRecord:
         return read_slide(folder, slide_id)
     except FileNotFoundError:
         known = sorted(p.stem for p in (folder.root / "slides").glob("*.json"))
-        names = ", ".join(known[:20]) or "none"
-        raise InputError(f"Run {folder.root} has no slide {slide_id!r}. It has: {names}.") from None
+        raise InputError(f"Run {folder.root} has no slide {slide_id!r}. It has: {first_names(known)}.") from None
 
 
 def slide_records(folder: RunFolder) -> Iterator[tuple[str, SlideRecord | FormatError]]:

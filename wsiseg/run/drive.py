@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import time
 from collections import Counter
@@ -17,13 +16,14 @@ from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
 from wsiseg.rows import SlideRow
+from wsiseg.run.failures import Failure, stop_on_full_disk
 from wsiseg.run.feed import MAX_RETURNS, Feeder, PrepareDone, Task
 from wsiseg.run.fetching import FetchDone, fetch_task, lanes_of
 from wsiseg.run.finish import record_failed_slide
 from wsiseg.run.hosts import MAX_FAILURES_IN_A_ROW, WorkItem
 from wsiseg.run.lanes import FetchOrder
 from wsiseg.run.resolve import Resolved
-from wsiseg.run.tasks import Answer, Failure, end_staging, finish_task, full_disk, prepare_task, tiles_task
+from wsiseg.run.tasks import Answer, end_staging, finish_task, prepare_task, tiles_task
 from wsiseg.run.watch import Watch
 from wsiseg.run.worker_pool import ANSWER_S, LOOK_S, WorkerPool
 from wsiseg.types import Tile, TileOutcome
@@ -133,7 +133,7 @@ class Drive:
             yield Task("fetch", order.slide.slide_id, order), lanes.base.feeder
         while lanes.refused:
             slide, reason = lanes.refused.pop()
-            self._close_slide(slide.slide_id, f"{shown(slide.path)}: {reason}")
+            self._close_slide(slide.slide_id, Failure(f"{shown(slide.path)}: {reason}"))
         for lane in lanes.working():
             while (task := lane.feeder.next_task()) is not None:
                 yield task, lane.feeder
@@ -238,7 +238,7 @@ class Drive:
             if order.share:
                 log.warning("slide %s: not shared with host %s (%s)", slide_id, order.host, result.reason)
             else:
-                self._close_slide(slide_id, result.reason, worker=answer.worker)
+                self._close_slide(slide_id, result, worker=answer.worker)
             return
         done: FetchDone = result
         if done.no_room:
@@ -252,8 +252,10 @@ class Drive:
     def _take_failure(self, task: Task, worker: str, failure: Failure, feeder: Feeder) -> None:
         """Process the failure to prepare or finish a slide: try another host, if there is one that may succeed."""
         hosts, (item,) = self.pool.hosts, _items(task)
-        if not failure.fact:  # a fact about the file (such as no mpp) is the same on every host
-            hosts.failed(worker, item, failure.reason, MAX_FAILURES_IN_A_ROW)  # the task tried more than once
+        if failure.kind != "fact":  # a fact about the file (such as no mpp) is the same on every host
+            hosts.failed(
+                worker, item, failure.reason, MAX_FAILURES_IN_A_ROW, failure.kind
+            )  # the task itself tried more than once
             if hosts.may_be_done(item, self.pool.able(task.kind)):
                 self.watch.counts["retries"] += 1
                 where = " ".join(hosts.where(worker))
@@ -263,10 +265,10 @@ class Drive:
             if task.kind == "prepare":
                 self.unopened[task.slide_id] = task.payload
         (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
-        reasons = hosts.failures(item) or [(worker, failure.reason)]
+        failures = hosts.failures(item) or [(worker, failure)]
         # a full disk is a fault of one host, so a different reason is more informative about the slide
-        worker, reason = next((r for r in reversed(reasons) if not full_disk(r[1])), reasons[-1])
-        self._close_slide(task.slide_id, reason, worker=worker, attempts=len(reasons))
+        worker, failure = next((f for f in reversed(failures) if f[1].kind != "disk"), failures[-1])
+        self._close_slide(task.slide_id, failure, worker=worker, attempts=len(failures))
 
     def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
         """Process a task without a result: its worker process ended or left, or could not start the task."""
@@ -300,7 +302,7 @@ class Drive:
         (feeder.prepare_failed if task.kind == "prepare" else feeder.finished)()
         worker = deaths[0].worker if deaths else ""
         why = deaths[0].reason if deaths else reason
-        self._close_slide(task.slide_id, why, worker=worker, attempts=self.lost[task.kind, task.slide_id])
+        self._close_slide(task.slide_id, Failure(why), worker=worker, attempts=self.lost[task.kind, task.slide_id])
 
     def _take_prepared(self, task: Task, result: PrepareDone, feeder: Feeder) -> None:
         feeder.prepared(result)
@@ -324,9 +326,9 @@ class Drive:
         elsewhere = self._elsewhere(task)
         for outcome in outcomes:
             item = ("tile", outcome.slide_id, outcome.tile_id)
-            everywhere = all(full_disk(reason) for _, reason in self.pool.hosts.failures(item))
+            everywhere = all(failure.kind == "disk" for _, failure in self.pool.hosts.failures(item))
             if outcome.tile_id not in elsewhere and everywhere:
-                _stop_on_full_disk(outcome.error, self.folder)
+                stop_on_full_disk(Failure(outcome.error, outcome.kind), self.folder.root)
         final = feeder.tiles_done(task, outcomes, elsewhere)
         for (tile, _), outcome, is_final in zip(task.payload, outcomes, final, strict=True):
             if is_final:
@@ -357,15 +359,15 @@ class Drive:
             self.watch.event("tile_failed", level="error", **facts, error=outcome.error)
 
     def _close_slide(
-        self, slide_id: str, result: SlideRow | str, *, earlier: bool = False, worker: str = "", attempts: int = 1
+        self, slide_id: str, result: SlideRow | Failure, *, earlier: bool = False, worker: str = "", attempts: int = 1
     ) -> None:
-        if isinstance(result, str):
-            _stop_on_full_disk(result, self.folder)
+        if isinstance(result, Failure):
+            stop_on_full_disk(result, self.folder.root)
             slide = self.inputs[slide_id]
-            result += f" ({slide.origin})" if slide.origin else ""
+            reason = f"{result.reason} ({slide.origin})" if slide.origin else result.reason
             at = self.pool.hosts.where(worker)
-            log.error("slide %s: %s%s", slide_id, result, f" (on {at[0]}, worker {at[1]})" if at[0] else "")
-            result = record_failed_slide(self.folder, slide, self.digest, result, attempts, at)
+            log.error("slide %s: %s%s", slide_id, reason, f" (on {at[0]}, worker {at[1]})" if at[0] else "")
+            result = record_failed_slide(self.folder, slide, self.digest, reason, attempts, at)
         self.rows[slide_id] = result
         self.lanes.closed(slide_id)
         self.tile_mm2.pop(slide_id, None)
@@ -391,10 +393,3 @@ def _fetched(future: Future) -> Answer:
             f"The Dask scheduler did not deliver a result within {ANSWER_S:g} s. Finished tiles are kept: run the same command "
             "again."
         ) from err
-
-
-def _stop_on_full_disk(reason: str, folder: RunFolder) -> None:
-    """Raise ``OSError`` if the reason is a full disk: the results of further tiles could not be stored."""
-    number = full_disk(reason)
-    if number:
-        raise OSError(number, os.strerror(number), str(folder.root))

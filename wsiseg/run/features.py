@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from wsiseg.cluster.spread import spread
 from wsiseg.config import RunConfig, ScheduleConfig
-from wsiseg.errors import InputError, SlideOpenError, WsisegError
+from wsiseg.errors import InputError, SlideOpenError, WsisegError, first_names
 from wsiseg.normalize import fit_stain
 from wsiseg.read import TissueMask, fit_tissue, stain_sample, working_size
 from wsiseg.read.slide import Slide
@@ -130,7 +130,7 @@ def measure_run(
         raise InputError(f"{run}: expected a run folder with nuclei/*.parquet.")
     unknown = sorted(set(slide_ids) - set(known))
     if unknown:
-        raise InputError(f"{run}: no slide {unknown[0]!r} in this run. It has: {', '.join(known[:20])}.")
+        raise InputError(f"{run}: no slide {unknown[0]!r} in this run. It has: {first_names(known)}.")
     todo = [s for s in (slide_ids or known) if options.overwrite or not _has_features(folder.table(s), options)]
     return _measured(folder, todo, options, config, on_progress)
 

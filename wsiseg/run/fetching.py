@@ -20,10 +20,11 @@ from wsiseg.results.locate import fetch_options, fetch_root
 from wsiseg.results.remote import level_chooser
 from wsiseg.results.slide_input import SlideInput, wanted_of
 from wsiseg.results.staging import drop_staged
+from wsiseg.run.failures import Failure, failure_kind
 from wsiseg.run.feed import Feeder
 from wsiseg.run.finish import finished_row
 from wsiseg.run.lanes import FetchOrder, Lanes
-from wsiseg.run.tasks import Answer, Failure
+from wsiseg.run.tasks import Answer
 from wsiseg.run.worker import at_work
 from wsiseg.run.worker_pool import FETCH_WAITS, WorkerPool
 
@@ -86,9 +87,10 @@ def fetch_task(order: FetchOrder, setup: str, mpp_model: float) -> Answer:
     except OSError as err:
         full = err.errno in (errno.ENOSPC, errno.EDQUOT)
         why = f"the staging folder {root} is full (see --stage, --stage-gb)" if full else one_line(err)
-        result = Failure(one_line(FetchError(f"{shown(want.address)}: {why}")), fact=True)
+        kind = "fact" if full else failure_kind(err) or "fact"
+        result = Failure(one_line(FetchError(f"{shown(want.address)}: {why}")), kind)
     except WsisegError as err:
-        result = Failure(one_line(err)[:2000], fact=True)
+        result = Failure(one_line(err)[:2000], "fact")
     if isinstance(result, Failure):
         drop_staged(root, order.slide.slide_id)
     return Answer(worker.address, result)

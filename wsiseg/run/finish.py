@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsiseg import __version__
 from wsiseg.decode import encode
@@ -24,13 +24,13 @@ from wsiseg.results.reopen import other_content
 from wsiseg.results.slide_record import FileFacts, SlideRecord, slide_or_none, write_slide
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.foreign import foreign_facts
+from wsiseg.run.foreign import with_look
 from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of, valid_part
-from wsiseg.run.outside import outside_facts, write_mask_picture
+from wsiseg.run.outside import with_outside, write_mask_picture
 from wsiseg.run.suspect import suspicion
 from wsiseg.run.tile_features import finish_features
 from wsiseg.schema import FINISHED_STATUSES, SCHEMA_VERSION
-from wsiseg.summarize import failed_row, summarize_slide
+from wsiseg.summarize import SlideWork, failed_row, summarize_slide
 from wsiseg.types import Tile, TileOutcome, TileStats
 from wsiseg.write import PartHeader, write_nuclei_table
 
@@ -124,23 +124,23 @@ def finish_slide(slide_id: str, failed: Sequence[TileOutcome], context: WorkerCo
         start = time.perf_counter()
         finish_features(job, tiles, parts, context)
         seconds["features"] = seconds.get("features", 0.0) + time.perf_counter() - start
-    row = summarize_slide(
-        table,
-        stats,
-        job.meta,
-        job.scale,
-        tiles=(len(headers), n_empty, len(bad)),
+    work = SlideWork(
+        done=len(headers),
+        empty=n_empty,
+        failed=len(bad),
         seconds=seconds,
         stain=f"{job.stain.method} {list(job.stain.params)}" if job.stain.params else job.stain.method,
-        table_name=f"nuclei/{slide_id}.parquet",
         events=_summed_events(headers),
-        suspicion="" if summary.n_nuclei or bad else suspicion(job, context.config),
     )
+    doubt = "" if summary.n_nuclei or bad else suspicion(job, context.config)
+    table_name = f"nuclei/{slide_id}.parquet"
+    row = summarize_slide(table, stats, job.meta, job.scale, work, table_name=table_name, suspicion=doubt)
     row = dataclasses.replace(row, precision=context.config.predict.precision, precision_choice=_choice_of(context.folder))
+    outside = [(tile, weight, _valid_header(context, tile)) for tile, weight in outside_tiles(job, context.config)]
+    row, counts = with_outside(row, job, outside, context.folder)
+    drawn = write_mask_picture(job, [tile for tile, _, _ in outside], counts, context.folder)
+    row = with_look(row, job, context.model.card)
     row = dataclasses.replace(row, seconds_features=seconds["features"] if context.config.write.features else None)
-    facts, drawn = _mask_facts(job, context, summary.n_nuclei)
-    facts |= foreign_facts(job, row.columns, context.model.card)
-    row = dataclasses.replace(row, **facts)
     record = SlideRecord(
         context.digest,
         row,
@@ -178,13 +178,6 @@ def _headers(tiles: Sequence[Tile], bad: Collection[int], context: WorkerContext
                 raise FormatError(f"{where}: its part file is missing. Run the same command again.")
             headers.append(header)
     return headers, n_empty
-
-
-def _mask_facts(job: SlideJob, context: WorkerContext, n_nuclei: int) -> tuple[dict[str, Any], str]:
-    """Draw the picture of the tissue mask; return the columns about the mask and the path of the picture."""
-    outside = [(tile, weight, _valid_header(context, tile)) for tile, weight in outside_tiles(job, context.config)]
-    facts, counts = outside_facts(job, outside, context.folder, n_nuclei)
-    return facts, write_mask_picture(job, [tile for tile, _, _ in outside], counts, context.folder)
 
 
 def _summed_seconds(headers: Sequence[PartHeader]) -> dict[str, float]:

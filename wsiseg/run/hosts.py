@@ -18,8 +18,9 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from wsiseg.run.failures import Failure
 from wsiseg.run.presence import Death
-from wsiseg.types import TileOutcome
+from wsiseg.types import FailureKind, TileOutcome
 
 __all__ = ["Hosts", "WorkItem"]
 
@@ -28,9 +29,6 @@ WorkItem = tuple[str, str, int]
 
 MAX_FAILURES_IN_A_ROW = 3
 """A host is excluded after this many failures in a row, if another host succeeded with one of the failed items."""
-
-NOT_INSTALLED = ("ImportError", "ModuleNotFoundError")
-"""First words of a failure reason that is caused by the worker's installation."""
 
 MAX_GPU_BREAKS = 2
 """A GPU is excluded after it stopped computing this many times without a success in between."""
@@ -71,7 +69,9 @@ class Hosts:
         self._label: dict[str, str] = {}
         self._gpu: dict[str, str] = {}  # by worker's address: the same for every process that had that GPU
         self._breaks: defaultdict[str, dict[str, frozenset[WorkItem]]] = defaultdict(dict)  # by GPU: items in work then
-        self._tried: defaultdict[WorkItem, dict[str, str]] = defaultdict(dict)  # open items: reason of the failure by worker
+        self._tried: defaultdict[WorkItem, dict[str, Failure]] = defaultdict(
+            dict
+        )  # items not done: which workers failed, and why
         # the following are by unit: a host, a single worker or a GPU
         self._streak: Counter[str] = Counter()
         self._at_fault: dict[str, str] = {}  # failed where another unit succeeded, and has not succeeded since: the reason
@@ -110,20 +110,20 @@ class Hosts:
             self._at_fault.pop(unit, None)
         self._breaks.pop(self._gpu.get(worker, ""), None)
         self._good.add((item[0], host))
-        for other, reason in self._tried.pop(item, {}).items():
+        for other, failure in self._tried.pop(item, {}).items():
             if other != worker:
                 # on the same host only that worker is at fault, on another host the host
                 unit, who = (other, f"worker {worker}") if self._host[other] == host else (self._host[other], host)
-                self._at_fault[unit] = f"failed at {_named(item)}, which {who} could do: {reason}"
+                self._at_fault[unit] = f"failed at {_named(item)}, which {who} could do: {failure.reason}"
                 self._exclude_if_due(unit)
 
-    def failed(self, worker: str, item: WorkItem, reason: str, strikes: int = 1) -> None:
-        """Record that a worker failed with an item; this counts as ``strikes`` failures in a row."""
+    def failed(self, worker: str, item: WorkItem, reason: str, strikes: int = 1, kind: FailureKind = "") -> None:
+        """Record that an item failed at a worker, and why; ``strikes`` is the number of tries that this counts as."""
         host = self._host.get(worker)
         if host is None:
             return
         self._tried[item].pop(worker, None)
-        self._tried[item][worker] = reason  # removed above, so that the latest failure is last
+        self._tried[item][worker] = Failure(reason, kind)  # popped before, so that the latest failure comes last
         for unit in (host, worker):
             self._streak[unit] += strikes
             self._exclude_if_due(unit)
@@ -135,7 +135,7 @@ class Hosts:
         for outcome in outcomes:
             item = ("tile", outcome.slide_id, outcome.tile_id)
             if outcome.status == "failed":
-                self.failed(worker, item, outcome.error)
+                self.failed(worker, item, outcome.error, kind=outcome.kind)
                 named.append(dataclasses.replace(outcome, host=host, worker=label))
             else:
                 self.succeeded(worker, item)
@@ -175,16 +175,16 @@ class Hosts:
             "; ".join(f"{gpu} {self.exclusions[gpu]}" for gpu in sorted(gpus)) if gpus and gpus <= self._excluded.keys() else ""
         )
 
-    def failures(self, item: WorkItem) -> list[tuple[str, str]]:
-        """Return worker and reason of each failure with an item, the most informative one last.
+    def failures(self, item: WorkItem) -> list[tuple[str, Failure]]:
+        """Return the worker of each failure at an item, the most credible one last.
 
         Failures of hosts that succeeded with other items of the kind are more informative than those of hosts that did not,
         then those of hosts that are not at fault elsewhere, then later ones.
         """
         kind = item[0]
-        every = [(self._host[worker], worker, reason) for worker, reason in self._tried.get(item, {}).items()]
+        every = [(self._host[worker], worker, failure) for worker, failure in self._tried.get(item, {}).items()]
         ordered = sorted(every, key=lambda f: ((kind, f[0]) in self._good, f[0] not in self._at_fault))
-        return [(worker, reason) for _, worker, reason in ordered]
+        return [(worker, failure) for _, worker, failure in ordered]
 
     def forget(self, item: WorkItem) -> None:
         """Record that an item is given up."""
@@ -194,10 +194,9 @@ class Hosts:
         """Return whether another host of the workers ``there`` should try a failed item before it is given up."""
         tried = self._hosts_of([item])
         good = sum((item[0], host) in self._good for host in tried)
-        reasons = self._tried.get(item, {})
-        # another worker of the same host may have the library
-        if reasons and all(r.startswith(NOT_INSTALLED) for r in reasons.values()):
-            return any(w not in reasons for w in self._others((), there))
+        failures = self._tried.get(item, {})
+        if failures and all(f.kind == "library" for f in failures.values()):  # other workers of its host may have it
+            return any(w not in failures for w in self._others((), there))
         return 0 < len(tried) < MAX_HOSTS and good < GOOD_HOSTS and bool(self._others(tried, there))
 
     def choose(self, items: Iterable[WorkItem], there: Collection[str]) -> frozenset[str] | None:

@@ -172,10 +172,10 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
         before = slide_or_none(folder, meta.slide_id)
         note = ""
         if before is not None and before.row.status in FINISHED_STATUSES and before.asked is not None:
-            note = _changes({"asked": encode(before.asked)}, {"asked": encode(asked)})
+            note = _changed("asked", before.asked, asked)
         if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
-            note = _changes(_made_from(job.meta, job.asked, job.content), _made_from(meta, asked, content))
+            note = _changes(job, meta, asked, content)
             if not note:
                 place = dataclasses.replace(job.meta, path=meta.path, cohort=meta.cohort, file=meta.file)
                 moved = dataclasses.replace(job, meta=place, source=source)
@@ -370,11 +370,14 @@ def _store_job(job: SlideJob, folder: RunFolder, thumbnail: bytes | None = None)
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(encode(record), indent=1, sort_keys=True).encode())
 
 
-def _made_from(meta: SlideMeta, asked: Asked, content: str) -> dict[str, object]:
-    """Return the inputs on which a slide's constants and tiles depend."""
+def _changes(job: SlideJob, meta: SlideMeta, asked: Asked, content: str) -> str:
+    """Return in which of the things that constants and tiles are made from a slide differs from its job; empty: in none."""
     names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
-    return {**{name: getattr(meta, name) for name in names}, "asked": encode(asked), "content": content}
+    found = [_changed(name, getattr(job.meta, name), getattr(meta, name)) for name in names]
+    found += [_changed("asked", job.asked, asked), _changed("content", job.content, content)]
+    return ", ".join(text for text in found if text)
 
 
-def _changes(before: dict[str, object], now: dict[str, object]) -> str:
-    return ", ".join(f"{name} was {old!r}, is {now[name]!r}" for name, old in before.items() if old != now[name])
+def _changed(name: str, before: object, now: object) -> str:
+    plain = [encode(value) if isinstance(value, Asked) else value for value in (before, now)]
+    return f"{name} was {plain[0]!r}, is {plain[1]!r}" if plain[0] != plain[1] else ""

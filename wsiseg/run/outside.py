@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -13,49 +13,51 @@ from wsiseg.log import log
 from wsiseg.read import tissue_window
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.mask_picture import mask_picture
+from wsiseg.rows import SlideRow
 from wsiseg.run.job import SlideJob, part_path
 from wsiseg.summarize import estimate_outside
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, Tile
 from wsiseg.write import PartHeader, read_part
 
-__all__ = ["outside_facts", "write_mask_picture"]
+__all__ = ["with_outside", "write_mask_picture"]
 
 
-def outside_facts(
-    job: SlideJob, windows: Sequence[tuple[Tile, float, PartHeader | None]], folder: RunFolder, n_nuclei: int
-) -> tuple[dict[str, Any], list[int | None]]:
-    """Return the columns of ``wsiseg.schema.TRUST`` about the mask, and the number of nuclei outside the mask by window.
+def with_outside(
+    row: SlideRow, job: SlideJob, windows: Sequence[tuple[Tile, float, PartHeader | None]], folder: RunFolder
+) -> tuple[SlideRow, list[int | None]]:
+    """Return a slide's row with its columns about the mask, and the nuclei off the mask by window.
 
     Windows that failed (header ``None``) are left out, and the weights of the others are scaled up accordingly.
     """
-    facts: dict[str, Any] = {"tissue_mask": job.mask_origin}
+    row = dataclasses.replace(row, tissue_mask=job.mask_origin)
     if job.mask_origin == "all":
-        return facts | _columns(0.0, 0.0, 0.0, n_nuclei) | {"outside_windows": 0}, []
+        return dataclasses.replace(_estimated(row, 0.0, 0.0, 0.0), outside_windows=0), []
     if job.outside is None:
-        return facts, []
+        return row, []
     counts = [None if header is None else _count_off(job, tile, folder) for tile, _, header in windows]
     known = [(count, weight) for count, (_, weight, _) in zip(counts, windows, strict=True) if count is not None]
     seconds = math.fsum(sum(header.seconds.values()) for _, _, header in windows if header is not None)
-    facts |= {"outside_windows": len(known), "seconds_outside": seconds}
+    row = dataclasses.replace(row, outside_windows=len(known), seconds_outside=seconds)
     if len(known) < len(windows):
         log.warning("slide %s: %d of %d windows sampled outside the mask failed", job.meta.slide_id,
                     len(windows) - len(known), len(windows))  # fmt: skip
         if not known:
-            return facts, counts
+            return row, counts
     lost = sum(weight for _, weight, _ in windows) / sum(weight for _, weight in known) if known else 1.0
     found = estimate_outside([c for c, _ in known], [w * lost for _, w in known])
-    return facts | _columns(found.nuclei, found.low, found.high, n_nuclei), counts
+    return _estimated(row, found.nuclei, found.low, found.high), counts
 
 
-def _columns(nuclei: float, low: float, high: float, n_nuclei: int) -> dict[str, float | None]:
-    total = n_nuclei + nuclei
-    return {
-        "outside_nuclei": nuclei,
-        "outside_nuclei_low": low,
-        "outside_nuclei_high": high,
-        "outside_frac": nuclei / total if total else None,
-    }
+def _estimated(row: SlideRow, nuclei: float, low: float, high: float) -> SlideRow:
+    total = (row.n_nuclei or 0) + nuclei
+    return dataclasses.replace(
+        row,
+        outside_nuclei=nuclei,
+        outside_nuclei_low=low,
+        outside_nuclei_high=high,
+        outside_frac=nuclei / total if total else None,
+    )
 
 
 def _count_off(job: SlideJob, tile: Tile, folder: RunFolder) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wsiseg.decode import encode, read_record
-from wsiseg.errors import FormatError, InputError, OutputInUseError
+from wsiseg.errors import FormatError, InputError, OutputInUseError, first_names
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.slide_record import SlideRecord, slide_or_none
@@ -155,6 +155,6 @@ def _what_is_missing(folder: RunFolder, missing: Sequence[str], n_slides: int) -
     n = max(part.of for part in _parts(folder))
     dealt = [SlideInput(s, "") for s in _all_slides(folder)]
     open_shards = [k for k in range(1, n + 1) if {s.slide_id for s in Shard(k, n).take(dealt)} & set(missing)]
-    names = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
-    shards = ", ".join(f"{k}/{n}" for k in open_shards[:10]) + (", ..." if len(open_shards) > 10 else "")
+    shards = first_names([f"{k}/{n}" for k in open_shards], 10)
+    names = first_names(missing, 5)
     return f"{len(missing)} of {n_slides} slides of {folder.root} are not done yet ({names}). Run --shard {shards} again."

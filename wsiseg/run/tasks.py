@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import itertools
-import os
 import platform
 import time
 import traceback
@@ -20,7 +18,7 @@ from distributed import Status, get_worker
 from wsiseg.backend import device_fault
 from wsiseg.cluster.devices import device_label
 from wsiseg.config import RunConfig
-from wsiseg.errors import AnisotropicMppError, DeviceBrokenError, ImplausibleMppError, MissingMppError, WsisegError, one_line
+from wsiseg.errors import DeviceBrokenError, WsisegError, one_line
 from wsiseg.fetch import is_address
 from wsiseg.log import log
 from wsiseg.results.folder import RunFolder
@@ -29,6 +27,7 @@ from wsiseg.results.manifest import SlideInput
 from wsiseg.results.staging import drop_finished, drop_staged, prefetch
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.facts import WorkerFacts
+from wsiseg.run.failures import Failure, failure_kind
 from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
 from wsiseg.run.job import prepare_slide
@@ -36,26 +35,15 @@ from wsiseg.run.tile import run_tile, tried
 from wsiseg.run.worker import at_work, end_broken
 from wsiseg.types import Stain, Tile, TileOutcome
 
-__all__ = ["Answer", "Failure", "end_staging", "finish_task", "full_disk", "prepare_task", "tiles_task", "worker_facts"]
+__all__ = ["Answer", "end_staging", "finish_task", "prepare_task", "tiles_task", "worker_facts"]
 
 T = TypeVar("T")
-
-FACTS = (MissingMppError, ImplausibleMppError, AnisotropicMppError)
-"""Errors that are properties of the slide, equal on every machine."""
 
 FORESEEN = (WsisegError, OSError, ImportError)
 """Errors that files, storage and installations can raise; other errors are reported with their position in the code."""
 
 FIRST_PAUSE_S = 0.2
 """Pause before the second try to open or finish a slide, s; doubled before each further try."""
-
-
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """Why a slide could not be prepared or finished, in one line; ``fact``: the reason would be the same on every host."""
-
-    reason: str
-    fact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +138,7 @@ def _run_tile(tile: Tile, context: WorkerContext, attempt: int, setup: str) -> T
         return run_tile(tile, context, attempt)
     except DeviceBrokenError as err:
         end_broken(setup, one_line(err))
-        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(err)[:500], attempt)
+        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(err)[:500], attempt, kind=failure_kind(err))
 
 
 def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> Answer:
@@ -181,8 +169,9 @@ def _persistently(work: Callable[[], T], retries: int, what: str) -> T | Failure
         found = tried(work)
         if not isinstance(found, Exception):
             return found
-        if k == retries or isinstance(found, (*FACTS, ImportError)) or full_disk(one_line(found)):
-            return Failure(_reason(found), isinstance(found, FACTS))
+        kind = failure_kind(found)
+        if k == retries or kind:
+            return Failure(_reason(found), kind)
         log.warning("%s: trying again after %s", what, one_line(found))
         time.sleep(FIRST_PAUSE_S * 2**k)
     raise AssertionError("unreachable: the loop has no end")
@@ -195,11 +184,6 @@ def _reason(err: Exception) -> str:
     place = traceback.extract_tb(err.__traceback__)[-1]
     at = f"in {place.name} of {Path(place.filename).name}, line {place.lineno}"
     return f"{one_line(err)[:2000]} (unexpected error, {at})"
-
-
-def full_disk(reason: str) -> int:
-    """Return the error number if the reason is a full disk or quota, else 0."""
-    return next((n for n in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) if os.strerror(n) in reason), 0)
 
 
 def end_staging(config: RunConfig) -> None:

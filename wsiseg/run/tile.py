@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 from wsiseg.backend import device_fault, device_timer
 from wsiseg.errors import DeviceBrokenError, one_line
 from wsiseg.log import log
-from wsiseg.pipeline import StageClock, window_maps, window_nuclei, window_stats
+from wsiseg.pipeline import StageClock, WindowPixels, window_maps, window_nuclei, window_stats
 from wsiseg.read import TissueView, tissue_view, unscanned_view
 from wsiseg.run.context import WorkerContext
+from wsiseg.run.failures import failure_kind
 from wsiseg.run.job import SlideJob, everywhere, part_path, valid_part
 from wsiseg.run.tile_features import measured_in_tile
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
@@ -70,7 +71,8 @@ def _compute(
     model = context.model
     events: Counter[str] = Counter()
     black = unscanned_view(job.tissue, model.input_box(tile.read), job.scale)
-    prob = window_maps(model, rgb, tile.read, job.stain, tissue, context.device, unscanned=black, clock=clock, events=events)
+    pixels = WindowPixels(rgb, tissue, black)
+    prob = window_maps(model, pixels, tile.read, job.stain, context.device, clock=clock, events=events)
     found = window_nuclei(prob, tile.read, tile.core, context.separate_params(job.mpp_working), clock=clock, events=events)
     stats = window_stats(found, tile.read, tile.core, tissue, events)
     clock.lap("vectorize")
@@ -93,7 +95,9 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
         fault = device_fault(outcome) if context.device != "cpu" else ""
         if fault:
             raise DeviceBrokenError(fault) from outcome
-        return TileOutcome(tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(outcome)[:500], attempt)
+        return TileOutcome(
+            tile.slide_id, tile.tile_id, "failed", 0, {}, one_line(outcome)[:500], attempt, kind=failure_kind(outcome)
+        )
     return dataclasses.replace(outcome, attempts=attempt)
 
 

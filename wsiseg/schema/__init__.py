@@ -39,7 +39,6 @@ __all__ = [
     "GOOD_STATUSES",
     "GRADED",
     "IMPORTED",
-    "LATER",
     "NEIGHBORS",
     "NEIGHBOR_STATISTICS",
     "NUCLEI",
@@ -228,14 +227,6 @@ SLIDES: tuple[Column, ...] = (
     Column("error", "string", "", "why the slide failed or is suspect (empty: neither)"),
 )
 """One row per slide."""
-
-LATER: dict[str, str | None] = {
-    "precision": "",
-    "precision_choice": "",
-    "seconds_features": None,
-    **{c.name: "" if c.arrow == "string" else None for c in TRUST},
-}
-"""Columns of ``SLIDES`` that tables of earlier versions lack, and the values that are then used."""
 
 REGIONS: tuple[Column, ...] = (
     Column("slide_id", "string", "", "slide"),

@@ -7,12 +7,13 @@ from wsiseg.summarize.cohort import read_errors_table, read_slides_table, write_
 from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
 from wsiseg.summarize.foreign import TRAITS, Foreign, Trait, foreign_look, look_reference
 from wsiseg.summarize.outside import OutsideEstimate, estimate_outside
-from wsiseg.summarize.slide import failed_row, nuclei_statistics, summarize_slide
+from wsiseg.summarize.slide import SlideWork, failed_row, nuclei_statistics, summarize_slide
 
 __all__ = [
     "Foreign",
     "OutsideEstimate",
     "RUIFROK_JOHNSTON",
+    "SlideWork",
     "TRAITS",
     "Trait",
     "estimate_outside",

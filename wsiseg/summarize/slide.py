@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from wsiseg.rows import STAGES, SlideRow
 from wsiseg.tables import read_nuclei
 from wsiseg.types import SlideMeta, TileStats
 
-__all__ = ["failed_row", "nuclei_statistics", "summarize_slide"]
+__all__ = ["SlideWork", "failed_row", "nuclei_statistics", "summarize_slide"]
 
 SUMMARIZED_COLUMNS = ("area_um2", "center_prob", "material_prob")
 """Columns that are read from a slide's table: about 6 bytes per nucleus."""
@@ -24,17 +25,38 @@ AREA_QUANTILES = {"area_p05_um2": 0.05, "area_p25_um2": 0.25, "area_p50_um2": 0.
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class SlideWork:
+    """What was done with a slide's tiles.
+
+    Attributes
+    ----------
+    done, empty, failed
+        How many tiles.
+    seconds
+        Wall seconds by stage, summed over tiles; stages not named took 0.
+    stain
+        Stain normalization and its fitted numbers, as text.
+    events
+        Counts of fallbacks because GPU memory was full, by name (see ``wsiseg.write.PartHeader``).
+    """
+
+    done: int = 0
+    empty: int = 0
+    failed: int = 0
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    stain: str = ""
+    events: Mapping[str, int] = field(default_factory=dict)
+
+
 def summarize_slide(
     table: str | Path | Mapping[str, Array],
     stats: TileStats,
     meta: SlideMeta,
     scale: float,
+    work: SlideWork,
     *,
-    tiles: tuple[int, int, int],
-    seconds: Mapping[str, float],
-    stain: str,
     table_name: str,
-    events: Mapping[str, int] | None = None,
     suspicion: str = "",
 ) -> SlideRow:
     """Return a slide's statistics row.
@@ -47,16 +69,10 @@ def summarize_slide(
         Sum over the slide's tiles.
     meta, scale
         The slide, and working px per level-0 px.
-    tiles
-        Numbers of tiles that are done, empty and failed.
-    seconds
-        Wall seconds by stage, summed over tiles; stages not named took 0.
-    stain
-        Stain normalization and its fitted numbers, as text.
+    work
+        What was done with its tiles.
     table_name
         The table's path relative to the run folder.
-    events
-        Counts of fallbacks because GPU memory was full, by name (see ``wsiseg.write.PartHeader``).
     suspicion
         Why a slide without nuclei should have some, in one line; empty: it is blank. Ignored if there are nuclei.
 
@@ -75,7 +91,7 @@ def summarize_slide(
     """
     columns = _columns(table)
     area = columns["area_um2"].astype(np.float64)
-    n_done, n_empty, n_failed = tiles
+    n_done, n_failed = work.done, work.failed
     um = meta.mpp / scale
     tissue_mm2 = stats.tissue_px * um**2 * 1e-6
     nothing = "suspect" if suspicion else "empty"
@@ -91,7 +107,7 @@ def summarize_slide(
         tissue_mm2=tissue_mm2,
         material_frac=stats.material_px / stats.tissue_px if stats.tissue_px else None,
         tiles_done=n_done,
-        tiles_empty=n_empty,
+        tiles_empty=work.empty,
         tiles_failed=n_failed,
         width_px=meta.width_px,
         height_px=meta.height_px,
@@ -103,11 +119,11 @@ def summarize_slide(
         vendor=meta.vendor,
         reader=meta.reader,
         reader_note=meta.reader_note,
-        stain=stain,
-        device_note=_device_note(events or {}),
+        stain=work.stain,
+        device_note=_device_note(work.events),
         table=table_name,
         error=suspicion if status == "suspect" else error,
-        **{f"seconds_{stage}": float(seconds.get(stage, 0.0)) for stage in STAGES},
+        **{f"seconds_{stage}": float(work.seconds.get(stage, 0.0)) for stage in STAGES},
         **nuclei_statistics(area, columns["center_prob"], columns["material_prob"]),
     )
 

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from wsiseg.atomic import atomic_path
 from wsiseg.errors import FormatError
 from wsiseg.schema import Column
 
@@ -22,7 +21,6 @@ __all__ = [
     "column_limits",
     "has_more_rows",
     "read_table_meta",
-    "write_rows",
 ]
 
 META_KEY = "wsiseg"
@@ -76,22 +74,6 @@ def arrow_schema(
         fields.append(pa.field(column.name, kinds[column.arrow], nullable=missing, metadata=note))
     texts = {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in (metadata or {}).items()}
     return pa.schema(fields, metadata=texts or None)
-
-
-def write_rows(
-    path: Path, columns: Sequence[Column], rows: Sequence[Mapping[str, Any]], metadata: Mapping[str, Any] | None = None
-) -> None:
-    """Write dicts as a Parquet table with the given columns, atomically; values that a row lacks are null.
-
-    ``metadata``: see ``arrow_schema``. Raises ``OSError``.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    schema = arrow_schema(columns, nullable=True, metadata=metadata)
-    table = pa.Table.from_pylist([{c.name: r.get(c.name) for c in columns} for r in rows], schema=schema)
-    with atomic_path(path) as partial:
-        pq.write_table(table, str(partial), compression="zstd")
 
 
 def column_limits(group: Any, paths: Sequence[str]) -> list[tuple[Any, Any]] | None:

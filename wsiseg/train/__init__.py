@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from wsiseg.train.augment import AugmentConfig
 from wsiseg.train.augment_batch import StainStatistics
-from wsiseg.train.batches import Batch, PatchSource
-from wsiseg.train.loop import LoopConfig, fit, learning_rate_factor
+from wsiseg.train.batches import Batch, ImageSteps, PatchSource, TargetOptions
+from wsiseg.train.loop import LoopConfig, TrainingRun, fit, learning_rate_factor
 from wsiseg.train.losses import LossConfig, two_head_loss
 from wsiseg.train.reference import choose_reference, histogram_difference
 from wsiseg.train.targets import CenterKind, make_targets
@@ -18,10 +18,13 @@ __all__ = [
     "AugmentConfig",
     "Batch",
     "CenterKind",
+    "ImageSteps",
     "LoopConfig",
     "LossConfig",
     "PatchSource",
     "StainStatistics",
+    "TargetOptions",
+    "TrainingRun",
     "choose_reference",
     "fit",
     "histogram_difference",

@@ -37,11 +37,20 @@ class StainStatistics:
 
 
 class PixelBank:
-    """Images of different sizes in one flat tensor on a device, from which the patches of a batch are sampled at once."""
+    """Images of any sizes in one flat tensor on a device, from which the patches of a batch are sampled at once.
 
-    def __init__(self, stacks: Sequence[torch.Tensor], device: torch.device) -> None:
+    ``stains`` and ``looks`` are those of each image: needed where an ``AugmentConfig`` mixes stains, or restains.
+    """
+
+    def __init__(
+        self,
+        stacks: Sequence[torch.Tensor],
+        device: torch.device,
+        stains: Sequence[StainStatistics] = (),
+        looks: Sequence[Look] = (),
+    ) -> None:
         """Store the images, each uint8 (C, H, W), in which 0 must mean background."""
-        self.device = device
+        self.device, self.stains, self.looks = device, stains, looks
         self.sizes = np.array([s.shape[1:] for s in stacks], np.int64)
         self._first = np.cumsum([0, *(h * w for h, w in self.sizes)])[:-1]
         self._pixels = torch.cat([s.flatten(1).T for s in stacks]).to(device)
@@ -91,8 +100,6 @@ def augment_batch(
     size_px: int,
     rng: np.random.Generator,
     config: AugmentConfig,
-    stains: Sequence[StainStatistics] = (),
-    looks: Sequence[Look] = (),
     part: slice = slice(None),
 ) -> torch.Tensor:
     """Return augmented patches: image and targets are transformed together, then color and sharpness of the image change.
@@ -107,8 +114,6 @@ def augment_batch(
         Additional magnification of each patch.
     size_px
         Side of a patch, px.
-    stains, looks
-        Stain and color statistics of each image of the bank; needed if ``config`` mixes stains or restains.
     part
         Which of the N patches to compute.
 
@@ -117,11 +122,11 @@ def augment_batch(
     float32 (n, C, size_px, size_px)
         0..255, the first three channels RGB.
     """
-    n = len(chosen)
+    n, looks = len(chosen), bank.looks
     x, y, mirror = _places(rng, bank.sizes[chosen], magnify, size_px, config, bank.device, part)
     restained = (rng.random(n) < config.restain_p) & (len(looks) > 0)
     other, share = rng.integers(max(1, len(looks)), size=n), rng.uniform(0.4, 1.3, n)
-    look = _looks(rng, chosen, config, stains)
+    look = _looks(rng, chosen, config, bank.stains)
     blur = _blurs(rng, n, config)
     noise = np.where(rng.random(n) < config.noise_p, rng.uniform(1, 6, n), 0)
     seeds = rng.integers(1 << 62, size=n)

@@ -15,7 +15,7 @@ from wsiseg.train.augment import AugmentConfig, Look, augment_color, cut_patch, 
 from wsiseg.train.augment_batch import PixelBank, StainStatistics, augment_batch
 from wsiseg.train.targets import CenterKind, make_targets
 
-__all__ = ["Batch", "PatchSource"]
+__all__ = ["Batch", "ImageSteps", "PatchSource", "TargetOptions"]
 
 _PLAIN = AugmentConfig(
     scale_min=1, scale_max=1, elastic_px=0, free_rotation_p=0, stain_gain=0, stain_offset=0, hue_mix=0, gamma=0, blur_p=0,
@@ -32,31 +32,53 @@ class Batch:
     weight: torch.Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class TargetOptions:
+    """How targets are made of labels (``wsiseg.train.targets.make_targets``)."""
+
+    center: CenterKind
+    border_weight: float = 3.0
+    touching: float = 0.65
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSteps:
+    """What is done with each whole image before patches are drawn.
+
+    Attributes
+    ----------
+    prepare
+        Applied to the image first (stain normalization).
+    stain_of
+        Gives its stain, where stains are mixed.
+    teacher, teacher_share
+        Returns the maps of another network for a whole image, uint8 (2, H, W); targets are moved towards them by this share
+        (distillation, Hinton et al. 2015), so that missing or inaccurate annotations have less weight.
+    """
+
+    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    stain_of: Callable[[NDArray[np.uint8]], StainStatistics] | None = None
+    teacher: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    teacher_share: float = 0.5
+
+
 class PatchSource:
     """All images of a split in memory, with their targets, from which batches of patches are drawn.
 
     Patches are augmented one by one on the host, or a whole batch at once on a device (``batched_on``). Both depend only on
-    seed
-    and step, but give different patches. ``prepare`` is applied to each whole image first (stain normalization). ``teacher``
-    returns the maps of another network for a whole image, uint8 (2, H, W); targets are moved towards them by ``teacher_share``
-    (distillation, Hinton et al. 2015), so that missing or inaccurate annotations have less weight.
+    seed and step, but give different patches.
     """
 
     def __init__(
         self,
         samples: list[Sample],
         set_share: dict[str, float],
-        center: CenterKind,
+        targets: TargetOptions,
         augment: AugmentConfig | None,
         patch_px: int,
-        border_weight: float = 3.0,
-        touching: float = 0.65,
         *,
         batched_on: torch.device | None = None,
-        stain_of: Callable[[NDArray[np.uint8]], StainStatistics] | None = None,
-        prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
-        teacher: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None,
-        teacher_share: float = 0.5,
+        steps: ImageSteps = ImageSteps(),
     ) -> None:
         missing = sorted({s.dataset for s in samples} - set(set_share))
         if missing or not samples:
@@ -69,16 +91,17 @@ class PatchSource:
         weight = np.zeros(len(samples))
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
-            targets = make_targets(labels, center, border_weight, touching)
-            if teacher is not None:
-                targets[:2] = np.round(targets[:2] + teacher_share * (teacher(rgb) - targets[:2].astype(np.float32)))
-            rgb = rgb if prepare is None else prepare(rgb)
-            targets[2] -= 64  # stored minus 1, so that 0 outside the image means weight 1
-            stack = np.concatenate([255 - rgb.transpose(2, 0, 1), targets])
+            aims = make_targets(labels, targets.center, targets.border_weight, targets.touching)
+            if steps.teacher is not None:
+                seen = steps.teacher(rgb)
+                aims[:2] = np.round(aims[:2] + steps.teacher_share * (seen - aims[:2].astype(np.float32)))
+            rgb = rgb if steps.prepare is None else steps.prepare(rgb)
+            aims[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
+            stack = np.concatenate([255 - rgb.transpose(2, 0, 1), aims])
             self._stacks.append(torch.from_numpy(stack))
             self._magnify.append(magnification(sample, labels))
-            if stain_of is not None:
-                self._stains.append(stain_of(rgb))
+            if steps.stain_of is not None:
+                self._stains.append(steps.stain_of(rgb))
             self._looks.append(look_of(rgb))
             weight[i] = labels.size
         for name in {s.dataset for s in samples}:
@@ -94,7 +117,8 @@ class PatchSource:
         self._chance = weight / weight.sum()
         self._bank: PixelBank | None = None
         if batched_on is not None:
-            self._bank = PixelBank(self._stacks, batched_on)
+            looks = self._looks if (augment or _PLAIN).restain_p else ()
+            self._bank = PixelBank(self._stacks, batched_on, self._stains, looks)
             self._stacks = []
 
     def batch(self, n: int, seed: int, step: int, rank: int = 0, ranks: int = 1) -> Batch:
@@ -110,8 +134,7 @@ class PatchSource:
         else:
             magnify = np.array(self._magnify)[chosen]
             config = self.augment or _PLAIN
-            looks = self._looks if config.restain_p else ()
-            patches = augment_batch(self._bank, chosen, magnify, self.patch_px, rng, config, self._stains, looks, part)
+            patches = augment_batch(self._bank, chosen, magnify, self.patch_px, rng, config, part)
         weight = 1 + patches[:, 5:6] * (1 / 64)
         return Batch(patches[:, :3] * (2 / 255) - 1, patches[:, 3:5] * (1 / 255), weight)
 

@@ -12,10 +12,9 @@ import copy
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -27,7 +26,10 @@ from wsiseg.train.batches import Batch
 from wsiseg.train.distributed import ProcessGroup, process_group
 from wsiseg.train.losses import LossConfig, two_head_loss
 
-__all__ = ["LoopConfig", "fit", "learning_rate_factor"]
+__all__ = ["CurveLine", "LoopConfig", "TrainingRun", "fit", "learning_rate_factor"]
+
+CurveLine = dict[str, float]
+"""A line of ``curve.jsonl``: step, learning rate, loss and its terms, seconds; scores where the network was validated."""
 
 Validate = Callable[[nn.Module, int], dict[str, float]]
 
@@ -65,6 +67,25 @@ class LoopConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingRun:
+    """Where a training is kept, and how far this call goes.
+
+    Attributes
+    ----------
+    folder
+        Receives curve and checkpoints.
+    resume
+        Continue from the folder's checkpoint, if there is one.
+    stop_after
+        End with a checkpoint after this many steps of this call (for tests and time limits).
+    """
+
+    folder: Path
+    resume: bool = False
+    stop_after: int | None = None
+
+
 def learning_rate_factor(step: int, config: LoopConfig) -> float:
     """Return the share of the peak learning rate at a step: linear warm-up, then half a cosine down to 1 %."""
     if step < config.warmup_steps:
@@ -77,12 +98,10 @@ def fit(
     net: nn.Module,
     next_batch: Callable[[int], Batch],
     config: LoopConfig,
-    run_dir: Path,
+    run: TrainingRun,
     *,
     validate: Validate | None = None,
-    resume: bool = False,
-    stop_after: int | None = None,
-    on_line: Callable[[dict[str, Any]], None] | None = None,
+    on_line: Callable[[CurveLine], None] | None = None,
 ) -> nn.Module:
     """Train a network and return its averaged copy, in evaluation mode.
 
@@ -95,29 +114,28 @@ def fit(
         differs from an uninterrupted one.
     validate
         Called with the averaged network and the step; its numbers are added to the curve.
-    resume
-        Continue from the folder's checkpoint, if there is one.
+    run
+        Where the run is kept, and whether it continues one.
     on_line
         Called with every line of the curve.
-    stop_after
-        End with a checkpoint after this many steps of this call (for tests and time limits).
 
     Raises
     ------
     ConfigError
-        The folder contains a training run and ``resume`` is not set, or the loss is no longer a number.
+        The folder contains a training run that is not to be resumed, or the loss is no longer a number.
     """
+    run_dir = run.folder
     run_dir.mkdir(parents=True, exist_ok=True)
     with process_group(config.device) as group:
         state = _LoopState(net, config, group)
         if (run_dir / "checkpoint.pt").exists():
-            if not resume:
+            if not run.resume:
                 raise ConfigError(f"{run_dir} already contains a training run. Resume it, or choose another folder.")
             state.load(run_dir / "checkpoint.pt")
         group.agree(state.step)
         if group.writes:
             _trim_curve(run_dir / "curve.jsonl", state.step)
-        last = config.steps if stop_after is None else min(config.steps, state.step + stop_after)
+        last = config.steps if run.stop_after is None else min(config.steps, state.step + run.stop_after)
         started, sums = time.perf_counter(), _Running()
         while state.step < last:
             sums.add(state.advance(next_batch(state.step), config))
@@ -142,9 +160,9 @@ def _report(
     state: _LoopState,
     config: LoopConfig,
     run_dir: Path,
-    line: dict[str, Any],
+    line: CurveLine,
     validate: Validate | None,
-    on_line: Callable[[dict[str, Any]], None] | None,
+    on_line: Callable[[CurveLine], None] | None,
 ) -> None:
     if validate is not None and (state.step % config.validate_every == 0 or state.step == config.steps):
         line |= validate(state.ema, state.step)
@@ -230,18 +248,18 @@ class _Running:
         self.names, self.n = list(terms), self.n + 1
         self.sums = values if self.sums is None else self.sums + values
 
-    def means(self, group: ProcessGroup) -> dict[str, Any]:
+    def means(self, group: ProcessGroup) -> CurveLine:
         if self.sums is None:
             return {}
         return dict(zip(self.names, (group.mean(self.sums) / self.n).tolist(), strict=True))
 
 
-def _save_whole(content: dict[str, Any], path: Path) -> None:
+def _save_whole(content: Mapping[str, object], path: Path) -> None:
     with atomic_path(path) as partial, partial.open("wb") as stream:  # torch would write the name of a path into the file
         torch.save(content, stream)
 
 
-def _append(path: Path, line: dict[str, Any]) -> None:
+def _append(path: Path, line: CurveLine) -> None:
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line) + "\n")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wsiseg.errors import ConfigError
-from wsiseg.train.validation import Judged
+from wsiseg.train.validation import Judged, Thresholds
 
 __all__ = ["HOU_SEPARATION", "MODELS", "separation_by_size", "with_model"]
 
@@ -40,7 +40,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 _MIN_PX = 20  # Hou et al. 2020 and Mahbod et al. 2019 drop smaller objects
 
-HOU_SEPARATION: dict[str, Any] = {
+HOU_SEPARATION: Thresholds = {
     "center_threshold_frac": 0.07,
     "material_threshold_frac": 0.33,
     "marker_radius_wpx": 1,
@@ -58,7 +58,7 @@ def with_model(tree: Mapping[str, Any], model: str) -> dict[str, Any]:
     return {**tree, **MODELS[model]}
 
 
-def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[dict[str, Any], float]:
+def separation_by_size(judged: Sequence[Judged], mpp: float) -> tuple[Thresholds, float]:
     """Return separation thresholds that scale with the mean nucleus of stage one, and the diameter of that nucleus.
 
     Mahbod et al. 2019 smooth the distance map by a Gaussian whose width depends on the mean nucleus of the image, and take its

@@ -17,6 +17,7 @@ from wsiseg.datasets.formats.layout import AnnotatedImage, Conversion, read_rgb,
 from wsiseg.errors import ConfigError, FormatError, InputError
 from wsiseg.predict import load_weights
 from wsiseg.tables import atomic_write_bytes, open_nuclei, rasterize_region, read_nuclei
+from wsiseg.train.loop import TrainingRun
 from wsiseg.train.synth.paint import in_paint, rough_nuclei
 from wsiseg.train.synth.place import place_nuclei
 from wsiseg.train.synth.refine import RefineConfig, refine_and_weigh, train_refiner
@@ -189,7 +190,7 @@ def refine_synthetic(
     loaded = [load_sample(s) for s in samples]
     real = [p.rgb for p in read_cohort(cohort) if min(p.rgb.shape[:2]) >= config.crop_px]
     net = load_weights(task)[0] if task else None
-    nets = train_refiner(loaded, real, config, out / "refiner", task=net, resume=resume, on_line=on_line)
+    nets = train_refiner(loaded, real, config, TrainingRun(out / "refiner", resume), task=net, on_line=on_line)
     weights: dict[str, float] = {}
 
     def images() -> Iterator[AnnotatedImage]:

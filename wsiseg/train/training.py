@@ -32,11 +32,11 @@ from wsiseg.predict import (
     save_weights,
 )
 from wsiseg.train.augment_batch import StainStatistics
-from wsiseg.train.batches import PatchSource
+from wsiseg.train.batches import ImageSteps, PatchSource, TargetOptions
 from wsiseg.train.config import AugmentOn, TrainConfig, plain_config
 from wsiseg.train.curves import draw_curves
 from wsiseg.train.distributed import own_device, rank_and_size
-from wsiseg.train.loop import fit
+from wsiseg.train.loop import CurveLine, TrainingRun, fit
 from wsiseg.train.presets import HOU_SEPARATION, separation_by_size
 from wsiseg.train.reference import choose_reference
 from wsiseg.train.validation import OPERATING_POINT, fit_separation, in_reference_stain, predict_samples, score_table
@@ -48,7 +48,7 @@ DATA_ROOT_ENV = "WSISEG_DATA"
 
 
 def train_from_toml(
-    path: Path, *, model: str = "", resume: bool = False, on_line: Callable[[dict[str, Any]], None] | None = None
+    path: Path, *, model: str = "", resume: bool = False, on_line: Callable[[CurveLine], None] | None = None
 ) -> Path:
     """Train by a config file and return the run folder; ``model`` names a published recipe (``wsiseg.train.presets``).
 
@@ -79,7 +79,7 @@ def train_samples(
     *,
     base: Path = Path(),
     resume: bool = False,
-    on_line: Callable[[dict[str, Any]], None] | None = None,
+    on_line: Callable[[CurveLine], None] | None = None,
 ) -> dict[str, Any]:
     """Train on the images, score those marked ``validation``, and return the card of the weights.
 
@@ -94,20 +94,15 @@ def train_samples(
     seen = [s for s in samples if not s.validation]
     held_out = [s for s in samples if s.validation] if config.validate else []
     aim, _ = _stain_aim(config, seen)
-    source = PatchSource(
-        seen,
-        config.sets,
-        config.center,
-        config.augment,
-        config.patch_px,
-        config.border_weight,
-        config.touching,
-        batched_on=own_device(config.loop.device) if _batched(config) else None,
+    steps = ImageSteps(
         stain_of=_stain_statistics if _mixes_stains(config) else None,
         prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
         teacher=_teacher(config, base),
         teacher_share=config.teacher_share,
     )
+    targets = TargetOptions(config.center, config.border_weight, config.touching)
+    device = own_device(config.loop.device) if _batched(config) else None
+    source = PatchSource(seen, config.sets, targets, config.augment, config.patch_px, batched_on=device, steps=steps)
     net = _begun(config, base)
     rank, ranks = rank_and_size()
 
@@ -118,9 +113,8 @@ def train_samples(
         net,
         lambda step: source.batch(ranks * config.loop.batch, config.loop.seed, step, rank, ranks),
         config.loop,
-        run_dir,
+        TrainingRun(run_dir, resume),
         validate=validate if held_out else None,
-        resume=resume,
         on_line=on_line,
     )
     if rank > 0:

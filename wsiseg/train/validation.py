@@ -22,6 +22,7 @@ from wsiseg.types import Stain
 __all__ = [
     "OPERATING_POINT",
     "Judged",
+    "Thresholds",
     "fit_separation",
     "in_reference_stain",
     "predict_samples",
@@ -30,7 +31,10 @@ __all__ = [
     "set_means",
 ]
 
-OPERATING_POINT: Mapping[str, Any] = MappingProxyType(
+Thresholds = dict[str, float]
+"""Numbers under the names of ``SeparateConfig``."""
+
+OPERATING_POINT: Mapping[str, float] = MappingProxyType(
     {
         "center_threshold_frac": 0.15,
         "material_threshold_frac": 0.36,
@@ -56,7 +60,7 @@ _GRID: dict[str, tuple[Any, ...]] = {
 }
 # markers can be separated by a saddle, or by a high threshold and a radius; coordinate descent does not get from one to the
 # other, and it fails if a start has no nuclei above the material threshold
-_STARTS: tuple[dict[str, Any], ...] = (
+_STARTS: tuple[Thresholds, ...] = (
     {**OPERATING_POINT},
     {**OPERATING_POINT, "min_material_frac": 0.0},
     {**OPERATING_POINT, "center_threshold_frac": 0.35, "merge_depth_frac": 0.1, "marker_radius_wpx": 4},
@@ -87,7 +91,7 @@ def in_reference_stain(rgb: NDArray[np.uint8], aim: Stain) -> NDArray[np.uint8]:
     return normalize(rgb, fit_stain(aim.method, rgb, np.ones(rgb.shape[:2], np.bool_), aim.params))
 
 
-def score_separation(judged: Sequence[Judged], defaults: Mapping[str, Any]) -> list[Scores]:
+def score_separation(judged: Sequence[Judged], defaults: Mapping[str, float]) -> list[Scores]:
     """Return the scores of each image for one choice of separation thresholds."""
     return [instance_scores(_instances(j, defaults), j.truth) for j in judged]
 
@@ -101,7 +105,7 @@ def set_means(judged: Sequence[Judged], scores: Sequence[Scores]) -> dict[str, f
     return {name: sum(values) / len(values) for name, values in sorted(by_set.items())}
 
 
-def fit_separation(judged: Sequence[Judged], rounds: int = 2) -> tuple[dict[str, Any], float]:
+def fit_separation(judged: Sequence[Judged], rounds: int = 2) -> tuple[Thresholds, float]:
     """Fit the separation thresholds by coordinate descent on a grid.
 
     The score is the mean of ``set_means``, with equal weight per set. It includes AJI because PQ alone would gain a little
@@ -124,7 +128,7 @@ def fit_separation(judged: Sequence[Judged], rounds: int = 2) -> tuple[dict[str,
     return max(walks, key=lambda walk: walk[1])
 
 
-def _walk(judged: Sequence[Judged], best: dict[str, Any], rounds: int) -> tuple[dict[str, Any], float]:
+def _walk(judged: Sequence[Judged], best: Thresholds, rounds: int) -> tuple[Thresholds, float]:
     reached = _mean_score(judged, best)
     for _ in range(rounds):
         before = reached
@@ -142,7 +146,7 @@ def _walk(judged: Sequence[Judged], best: dict[str, Any], rounds: int) -> tuple[
     return best, reached
 
 
-def score_table(judged: Sequence[Judged], defaults: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def score_table(judged: Sequence[Judged], defaults: Mapping[str, float]) -> dict[str, dict[str, float]]:
     """Return per set the means over images of Dice, AJI, AJI+, PQ, SQ, DQ, and the count agreement of Hou et al. 2020."""
     table: dict[str, dict[str, float]] = {}
     for dataset in sorted({j.sample.dataset for j in judged}):
@@ -167,10 +171,10 @@ def score_table(judged: Sequence[Judged], defaults: Mapping[str, Any]) -> dict[s
     return table
 
 
-def _instances(judged: Judged, defaults: Mapping[str, Any]) -> NDArray[np.int32]:
+def _instances(judged: Judged, defaults: Mapping[str, float]) -> NDArray[np.int32]:
     return separate_maps(judged.maps, resolve_params(SeparateConfig(), defaults, judged.maps.mpp))
 
 
-def _mean_score(judged: Sequence[Judged], defaults: Mapping[str, Any]) -> float:
+def _mean_score(judged: Sequence[Judged], defaults: Mapping[str, float]) -> float:
     means = set_means(judged, score_separation(judged, defaults))
     return sum(means.values()) / len(means) if means else 0.0

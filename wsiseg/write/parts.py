@@ -178,7 +178,7 @@ def read_densities(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
     return table["nucleus_id"].to_numpy(), np.stack([table[name].to_numpy() for name in DENSITY_COLUMNS], axis=1)
 
 
-def load_part(path: Path) -> tuple[PartHeader, CodedRings, dict[str, Any]]:
+def load_part(path: Path) -> tuple[PartHeader, CodedRings, dict[str, npt.NDArray[Any]]]:
     """Return a part's header, its rings as steps, and its columns. Raises ``FormatError``, see ``read_part``."""
     data = _read_whole(path)
     if data is None:

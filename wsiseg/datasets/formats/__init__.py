@@ -7,14 +7,14 @@ Goes out: a folder that ``wsiseg.train`` reads, and a row of facts about it.
 from __future__ import annotations
 
 from wsiseg.datasets.formats.convert import FORMATS, SourceFormat, convert, detect_format
-from wsiseg.datasets.formats.layout import STATS_COLUMNS, AnnotatedImage, Conversion, dataset_stats, write_dataset
+from wsiseg.datasets.formats.layout import AnnotatedImage, Conversion, SetStats, dataset_stats, write_dataset
 from wsiseg.datasets.formats.outlines import repair_overlap_sums, roi_labels
 
 __all__ = [
     "AnnotatedImage",
     "Conversion",
     "FORMATS",
-    "STATS_COLUMNS",
+    "SetStats",
     "SourceFormat",
     "convert",
     "dataset_stats",

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,12 +22,26 @@ from wsiseg.errors import FormatError
 from wsiseg.labels import compact_labels, read_labels, write_labels
 from wsiseg.tables import atomic_path, atomic_write_bytes
 
-__all__ = ["STATS_COLUMNS", "AnnotatedImage", "Conversion", "dataset_stats", "read_rgb", "write_dataset"]
+__all__ = ["AnnotatedImage", "Conversion", "SetStats", "dataset_stats", "read_rgb", "write_dataset"]
 
-STATS_COLUMNS: tuple[str, ...] = (
-    "dataset", "images", "nuclei", "nuclei_per_image", "tile_size", "magnification", "mpp", "organs", "groups", "licence",
-)  # fmt: skip
-"""Columns of ``dataset_stats``: those of NucFuseRank's table 1 (images, nuclei, tile size, magnification, organs), and ours."""
+
+@dataclass(frozen=True, slots=True)
+class SetStats:
+    """A row of ``dataset_stats``: as table 1 of NucFuseRank (images, nuclei, tile size, magnification, organs), and more.
+
+    A fact that is not stated is ``"unknown"``.
+    """
+
+    dataset: str
+    images: int
+    nuclei: int
+    nuclei_per_image: float
+    tile_size: str
+    magnification: str
+    mpp: str
+    organs: int | Literal["unknown"]
+    groups: int | Literal["unknown"]
+    licence: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +121,7 @@ def write_dataset(
     if (out / "INFO.json").exists():
         raise FormatError(f"{out} already holds a converted set (INFO.json). Give an empty folder.")
     out.mkdir(parents=True, exist_ok=True)
-    per_image: dict[str, dict[str, Any]] = {}
+    per_image: dict[str, _Written] = {}
     notes: list[str] = []
     for image in images:
         if image.image_id in per_image:
@@ -121,20 +135,20 @@ def write_dataset(
         n_nuclei = int(labels.max()) if labels.size else 0
         _write_png(out / f"{image.image_id}.png", image.rgb)
         write_labels(out / f"{image.image_id}.labels.{'png' if n_nuclei <= 0xFFFF else 'tif'}", labels)
-        per_image[image.image_id] = {"nuclei": n_nuclei, "mpp": image.mpp, "organ": image.organ, "group": image.group}
+        per_image[image.image_id] = _Written(n_nuclei, image.mpp, image.organ, image.group)
         notes += [f"{image.image_id}: {note}" for note in image.notes]
     if not per_image:
         raise FormatError(f"{format_name}: no annotated image found; nothing was written to {out}.")
     info = _info(per_image, notes, {"name": out.name, "format": format_name, **(facts or {})})
     atomic_write_bytes(out / "INFO.json", (json.dumps(info, indent=1, ensure_ascii=False) + "\n").encode())
-    empty = tuple(k for k, v in per_image.items() if v["nuclei"] == 0)
-    return Conversion(format_name, str(out), len(per_image), info["n_nuclei"], empty, tuple(notes))
+    empty = tuple(k for k, v in per_image.items() if v.nuclei == 0)
+    return Conversion(format_name, str(out), len(per_image), sum(v.nuclei for v in per_image.values()), empty, tuple(notes))
 
 
-def dataset_stats(root: str | Path) -> list[dict[str, Any]]:
-    """Return one row of ``STATS_COLUMNS`` for a set, or for each set in a folder of sets.
+def dataset_stats(root: str | Path) -> list[SetStats]:
+    """Return the row of a set, or of each set in a folder of sets.
 
-    Counts are from the label images, other facts from ``INFO.json``; a fact that is not stated is ``"unknown"``.
+    Counts are from the label images, other facts from ``INFO.json``.
 
     Raises
     ------
@@ -148,7 +162,7 @@ def dataset_stats(root: str | Path) -> list[dict[str, Any]]:
     return [_stats_row(folder) for folder in folders]
 
 
-def _stats_row(folder: Path) -> dict[str, Any]:
+def _stats_row(folder: Path) -> SetStats:
     try:
         info = json.loads((folder / "INFO.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
@@ -165,18 +179,18 @@ def _stats_row(folder: Path) -> dict[str, Any]:
         images += 1
     per_image = [v for v in info.get("mpp_per_image", {}).values() if v is not None]
     organs = info.get("organs") or []
-    return {
-        "dataset": info.get("name", folder.name),
-        "images": images,
-        "nuclei": nuclei,
-        "nuclei_per_image": round(nuclei / images, 1) if images else 0.0,
-        "tile_size": ", ".join(f"{w}x{h}" for (h, w), _ in sizes.most_common(3)) + (" ..." if len(sizes) > 3 else ""),
-        "magnification": str(info.get("magnification") or "unknown"),
-        "mpp": _span([float(v) for v in per_image]) if per_image else str(info.get("mpp") or "unknown"),
-        "organs": len(organs) if organs and organs != ["not stated"] else "unknown",
-        "groups": len(set(info.get("group_per_image", {}).values()) - {""}) or "unknown",
-        "licence": str(info.get("license") or info.get("licence") or "unknown"),
-    }
+    return SetStats(
+        dataset=info.get("name", folder.name),
+        images=images,
+        nuclei=nuclei,
+        nuclei_per_image=round(nuclei / images, 1) if images else 0.0,
+        tile_size=", ".join(f"{w}x{h}" for (h, w), _ in sizes.most_common(3)) + (" ..." if len(sizes) > 3 else ""),
+        magnification=str(info.get("magnification") or "unknown"),
+        mpp=_span([float(v) for v in per_image]) if per_image else str(info.get("mpp") or "unknown"),
+        organs=len(organs) if organs and organs != ["not stated"] else "unknown",
+        groups=len(set(info.get("group_per_image", {}).values()) - {""}) or "unknown",
+        licence=str(info.get("license") or info.get("licence") or "unknown"),
+    )
 
 
 def _span(values: list[float]) -> str:
@@ -184,19 +198,29 @@ def _span(values: list[float]) -> str:
     return f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
 
 
-def _info(per_image: dict[str, dict[str, Any]], notes: list[str], facts: dict[str, Any]) -> dict[str, Any]:
-    mpps = {k: v["mpp"] for k, v in per_image.items()}
+@dataclass(frozen=True, slots=True)
+class _Written:
+    """An image that was written."""
+
+    nuclei: int
+    mpp: float | None
+    organ: str
+    group: str
+
+
+def _info(per_image: dict[str, _Written], notes: list[str], facts: dict[str, Any]) -> dict[str, Any]:
+    mpps = {k: v.mpp for k, v in per_image.items()}
     stated = {v for v in mpps.values() if v is not None}
     return {
         **facts,
         "mpp": stated.pop() if len(stated) == 1 and None not in mpps.values() else None,
         "mpp_per_image": mpps,
-        "organs": sorted({v["organ"] for v in per_image.values()} - {""}),
-        "organ_per_image": {k: v["organ"] for k, v in per_image.items() if v["organ"]},
-        "group_per_image": {k: v["group"] for k, v in per_image.items() if v["group"]},
+        "organs": sorted({v.organ for v in per_image.values()} - {""}),
+        "organ_per_image": {k: v.organ for k, v in per_image.items() if v.organ},
+        "group_per_image": {k: v.group for k, v in per_image.items() if v.group},
         "n_images": len(per_image),
-        "n_nuclei": sum(v["nuclei"] for v in per_image.values()),
-        "nuclei_per_image": {k: v["nuclei"] for k, v in per_image.items()},
+        "n_nuclei": sum(v.nuclei for v in per_image.values()),
+        "nuclei_per_image": {k: v.nuclei for k, v in per_image.items()},
         "notes": notes,
     }
 

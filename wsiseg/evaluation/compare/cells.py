@@ -62,7 +62,7 @@ class Cells:
         """Return F1 at IoU > 0.5 of each cell, [0, 1]."""
         return np.asarray(2 * self.matched / (self.n_a + self.n_b))
 
-    def columns(self, slide_id: str) -> dict[str, Any]:
+    def columns(self, slide_id: str) -> dict[str, list[str] | npt.NDArray[Any]]:
         """Return the rows of ``wsiseg.schema.COMPARED_CELLS``."""
         return {
             "slide_id": [slide_id] * len(self),

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 import html
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from wsiseg import __version__
+from wsiseg.errors import first_names
 from wsiseg.evaluation.compare.pictures import map_path
-from wsiseg.evaluation.compare.slide import SlideComparison
+from wsiseg.evaluation.compare.slide import ComparedRow, SlideComparison
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["write_page"]
+__all__ = ["ComparedPage", "write_page"]
 
 SHOWN_MAPS = 24
 """Number of maps in the page, those of the slides with the lowest PQ; all maps are in ``maps/``."""
@@ -50,19 +51,23 @@ img { max-width: 100%; height: auto; }
 """
 
 
-def write_page(facts: Mapping[str, Any], slides: Sequence[SlideComparison], out: Path, picture: Path | None) -> Path:
-    """Write ``compare.html`` into a folder and return its path.
+@dataclass(frozen=True, slots=True)
+class ComparedPage:
+    """What the page shows: the tables A and B, the slides, all nuclei together, and slides of one side alone."""
 
-    Parameters
-    ----------
-    facts
-        ``Comparison.as_dict``.
-    picture
-        Picture of the places of largest disagreement; None: there are none.
-    """
-    done = [s for s in slides if s.status == "done"]
+    a: Path
+    b: Path
+    slides: Sequence[SlideComparison]
+    pooled: ComparedRow
+    only_a: Sequence[str]
+    only_b: Sequence[str]
+
+
+def write_page(shown: ComparedPage, out: Path, picture: Path | None) -> Path:
+    """Write ``compare.html`` into a folder and return its path; ``picture`` shows the worst places, if there are any."""
+    done = [s for s in shown.slides if s.status == "done"]
     worst_first = sorted(done, key=lambda s: (s.scores.pq, s.slide_id))
-    parts = [_header(facts, len(done)), _tiles(facts["pooled"]), _table(facts), _left_out(facts, slides)]
+    parts = [_header(shown, len(done)), _tiles(shown.pooled), _table(shown), _left_out(shown)]
     maps = [_figure(s, map_path(out, s.slide_id)) for s in worst_first[:SHOWN_MAPS] if map_path(out, s.slide_id).is_file()]
     if maps:
         parts.append(
@@ -85,38 +90,38 @@ def write_page(facts: Mapping[str, Any], slides: Sequence[SlideComparison], out:
     return out / "compare.html"
 
 
-def _header(facts: Mapping[str, Any], n: int) -> str:
-    a, b = (html.escape(str(facts[k])) for k in ("a", "b"))
+def _header(shown: ComparedPage, n: int) -> str:
+    a, b = html.escape(str(shown.a)), html.escape(str(shown.b))
     return (
         f"<header><h1>Two segmentations of {n:,} slide{'' if n == 1 else 's'} compared</h1>"
         f"<p class=soft>A, which is scored: {a}<br>B, the reference: {b}<br>wsiseg {__version__}</p></header><main>"
     )
 
 
-def _tiles(pooled: Mapping[str, Any]) -> str:
+def _tiles(pooled: ComparedRow) -> str:
     shown = [("PQ", "pq", "f"), ("F1", "f1", "f"), ("Dice", "dice", "f"), ("AJI", "aji", "f"), ("nuclei A", "n_a", "d"),
              ("nuclei B", "n_b", "d"), ("matched", "matched", "d"), ("count A / B", "count_ratio", "f"),
              ("mean area, A against B", "area_diff_frac", "%")]  # fmt: skip
-    tiles = (f"<div class=tile><b>{_cell(pooled[k], kind)}</b><span>{name}</span></div>" for name, k, kind in shown)
+    tiles = (f"<div class=tile><b>{_cell(getattr(pooled, k), kind)}</b><span>{name}</span></div>" for name, k, kind in shown)
     return f"<h2>All nuclei together</h2><div class=tiles>{''.join(tiles)}</div>"
 
 
-def _table(facts: Mapping[str, Any]) -> str:
+def _table(shown: ComparedPage) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for _, name, _ in COLUMNS)
-    rows = "".join(_row(row) for row in facts["slides"] if row["status"] in ("done", "empty"))
-    foot = _row({"slide_id": "pooled", **facts["pooled"]})
+    rows = "".join(_row(s.row()) for s in shown.slides if s.status in ("done", "empty"))
+    foot = _row(shown.pooled)
     return (
         f"<h2>Slides</h2><div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
         f"<tfoot>{foot}</tfoot></table></div>"
     )
 
 
-def _row(row: Mapping[str, Any]) -> str:
-    return "<tr>" + "".join(f"<td>{_cell(row[k], kind)}</td>" for k, _, kind in COLUMNS) + "</tr>"
+def _row(row: ComparedRow) -> str:
+    return "<tr>" + "".join(f"<td>{_cell(getattr(row, k), kind)}</td>" for k, _, kind in COLUMNS) + "</tr>"
 
 
 def _cell(value: Any, kind: str) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
+    if value is None:
         return "&ndash;"
     if kind == "d":
         return f"{value:,.0f}"
@@ -125,14 +130,12 @@ def _cell(value: Any, kind: str) -> str:
     return html.escape(f"{value:.3f}" if kind == "f" else f"{value:.1f}" if kind == "1" else str(value))
 
 
-def _left_out(facts: Mapping[str, Any], slides: Sequence[SlideComparison]) -> str:
-    lines = [f"<span class=bad>{html.escape(s.slide_id)}: {html.escape(s.error)}</span>" for s in slides if s.error]
-    lines += [f"{html.escape(s.slide_id)}: {html.escape(note)}" for s in slides for note in s.notes]
-    for side, key in (("A", "only_a"), ("B", "only_b")):
-        names = facts[key]
+def _left_out(shown: ComparedPage) -> str:
+    lines = [f"<span class=bad>{html.escape(s.slide_id)}: {html.escape(s.error)}</span>" for s in shown.slides if s.error]
+    lines += [f"{html.escape(s.slide_id)}: {html.escape(note)}" for s in shown.slides for note in s.notes]
+    for side, names in (("A", shown.only_a), ("B", shown.only_b)):
         if names:
-            shown = html.escape(", ".join(names[:20])) + (f" and {len(names) - 20:,} more" if len(names) > 20 else "")
-            lines.append(f"only in {side}, not compared: {len(names):,} ({shown})")
+            lines.append(f"only in {side}, not compared: {len(names):,} ({html.escape(first_names(names))})")
     return f"<h2>Notes</h2><p class=soft>{'<br>'.join(lines)}</p>" if lines else ""
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.coordinates import MIN_INSIDE_FRAC, MPP_TOLERANCE_FRAC
-from wsiseg.errors import FormatError, InputError
+from wsiseg.errors import FormatError, InputError, first_names
 from wsiseg.tables import NucleiFile, open_nuclei, read_nuclei
 
 __all__ = ["MIN_OVERLAP_FRAC", "Pairs", "SlidePair", "bounds_of", "checked_pair", "pair_slides", "tables_of"]
@@ -78,13 +78,11 @@ def pair_slides(a: Path, b: Path, slide_ids: tuple[str, ...] = ()) -> Pairs:
     for slide_id in slide_ids:
         if slide_id not in both:
             lacking = [str(side) for side, there in ((a, first), (b, second)) if slide_id not in there]
-            raise InputError(
-                f"Slide {slide_id!r} is not in {' nor in '.join(lacking)}. In both: {', '.join(both[:20]) or 'none'}."
-            )
+            raise InputError(f"Slide {slide_id!r} is not in {' nor in '.join(lacking)}. In both: {first_names(both)}.")
     if not both:
         raise InputError(
-            f"No slide is in both: {a} has {len(first)} ({', '.join(sorted(first)[:3])}), {b} has {len(second)} "
-            f"({', '.join(sorted(second)[:3])}). Slides are paired by id; 'wsiseg import --slide-id' sets that of a file."
+            f"No slide is in both: {a} has {len(first)} ({first_names(sorted(first), 3)}), {b} has {len(second)} "
+            f"({first_names(sorted(second), 3)}). Slides are paired by id; 'wsiseg import --slide-id' sets that of a file."
         )
     kept = [s for s in both if not slide_ids or s in slide_ids]
     alone = ((), ()) if slide_ids else (tuple(sorted(first.keys() - second)), tuple(sorted(second.keys() - first)))

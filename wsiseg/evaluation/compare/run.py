@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -17,7 +18,7 @@ from wsiseg.cluster.spread import spread
 from wsiseg.config import RunConfig
 from wsiseg.errors import WsisegError, one_line
 from wsiseg.evaluation.compare.overlaps import Counted, WindowWork, count_windows, merged
-from wsiseg.evaluation.compare.page import write_page
+from wsiseg.evaluation.compare.page import ComparedPage, write_page
 from wsiseg.evaluation.compare.pairing import Pairs, SlidePair, bounds_of, checked_pair, pair_slides
 from wsiseg.evaluation.compare.pictures import draw_disagreements, draw_map, map_path
 from wsiseg.evaluation.compare.slide import SlideComparison, finished_slide, read_record, refused_slide, write_record
@@ -26,7 +27,8 @@ from wsiseg.metrics import mean_scores, pooled_scores
 from wsiseg.results.locate import local_path
 from wsiseg.schema import COMPARED, SCHEMA_VERSION
 from wsiseg.tables import atomic_path, atomic_write_bytes
-from wsiseg.tables.arrow import META_KEY, has_more_rows, write_rows
+from wsiseg.tables.arrow import META_KEY, has_more_rows
+from wsiseg.tables.records import write_rows
 from wsiseg.tables.windows import occupied_windows
 from wsiseg.types import Box
 
@@ -82,7 +84,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything except the maps as values for JSON."""
-        pooled = self.pooled().row()
+        pooled = dataclasses.asdict(self.pooled().row())
         return null_for_nan(
             {
                 "wsiseg": __version__,
@@ -93,7 +95,7 @@ class Comparison:
                 "mean": self.mean(),
                 "only_a": list(self.only_a),
                 "only_b": list(self.only_b),
-                "slides": [s.row() for s in self.slides],
+                "slides": [dataclasses.asdict(s.row()) for s in self.slides],
                 "worst": [
                     {"slide_id": s.slide_id, "x_px": w.x_px, "y_px": w.y_px, "side_px": w.side_px, "n_a": w.n_a, "n_b": w.n_b,
                      "unmatched": w.unmatched}
@@ -263,8 +265,9 @@ def _counted(piece: _Piece) -> Counted | str:
 
 
 def _write(found: Comparison, pairs: Pairs, config: RunConfig, n_crops: int) -> None:
-    rows = [null_for_nan(s.row()) for s in found.slides]
+    rows = [s.row() for s in found.slides]
     write_rows(found.out / "compare.parquet", COMPARED, rows, {META_KEY: {"schema": SCHEMA_VERSION}})
     atomic_write_bytes(found.out / "compare.json", (json.dumps(found.as_dict(), indent=1, allow_nan=False) + "\n").encode())
     picture = draw_disagreements(found.slides, pairs.both, found.out, config.schedule.path_map, n_crops)
-    write_page(found.as_dict(), found.slides, found.out, picture)
+    shown = ComparedPage(found.a, found.b, found.slides, found.pooled().row(), found.only_a, found.only_b)
+    write_page(shown, found.out, picture)

@@ -7,19 +7,20 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from wsiseg.decode import read_record as read_json_record
+from wsiseg.errors import FormatError
 from wsiseg.evaluation.compare.cells import Cells, centers_of, grid_cells
 from wsiseg.evaluation.compare.overlaps import Counted, with_hidden
 from wsiseg.evaluation.compare.pairing import SlidePair
 from wsiseg.metrics import Scores, scores_of
-from wsiseg.schema import COMPARED, COMPARED_CELLS
+from wsiseg.schema import COMPARED_CELLS
 from wsiseg.tables import arrow_schema, atomic_path, atomic_write_bytes, open_nuclei, table_fingerprint
 from wsiseg.types import Box
 
-__all__ = ["SlideComparison", "Worst", "cells_path", "finished_slide", "read_cells", "read_record",
+__all__ = ["ComparedRow", "SlideComparison", "Worst", "cells_path", "finished_slide", "read_cells", "read_record",
            "refused_slide", "write_record"]  # fmt: skip
 
 CELL_UM = 256.0
@@ -27,6 +28,9 @@ CELL_UM = 256.0
 
 CROP_UM = 64.0
 """Side of the places in the picture of disagreements."""
+
+SCORES = ("pq", "sq", "f1", "precision", "recall", "dice", "dice2", "aji", "aji_plus", "f1_sweep_mean")
+"""Scores in a row of ``wsiseg.schema.COMPARED``."""
 
 KEPT_WORST = 24
 """Number of places that are stored for each slide."""
@@ -45,6 +49,33 @@ class Worst:
 
 
 @dataclass(frozen=True, slots=True)
+class ComparedRow:
+    """A row of ``wsiseg.schema.COMPARED``; what does not exist is None."""
+
+    slide_id: str
+    status: str
+    n_a: int | None
+    n_b: int | None
+    matched: int | None
+    count_ratio: float | None
+    area_mean_a_um2: float | None
+    area_mean_b_um2: float | None
+    area_diff_frac: float | None
+    pq: float | None
+    sq: float | None
+    f1: float | None
+    precision: float | None
+    recall: float | None
+    dice: float | None
+    dice2: float | None
+    aji: float | None
+    aji_plus: float | None
+    f1_sweep_mean: float | None
+    notes: str
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
 class SlideComparison:
     """Agreement of two segmentations of a slide; ``status`` and ``error`` are as in ``wsiseg.schema.COMPARED``."""
 
@@ -60,24 +91,27 @@ class SlideComparison:
     worst: tuple[Worst, ...] = ()
     fingerprints: tuple[str, str] = ("", "")
 
-    def row(self) -> dict[str, Any]:
-        """Return the row of ``wsiseg.schema.COMPARED``; undefined values are NaN."""
+    def row(self) -> ComparedRow:
+        """Return the slide's row."""
         s, used = self.scores, self.status in ("done", "empty")
         mean_a, mean_b = (_ratio(a, n) for a, n in ((self.area_a_um2, s.n_pred), (self.area_b_um2, s.n_truth)))
-        known = {
-            "slide_id": self.slide_id,
-            "status": self.status,
-            "n_a": s.n_pred if used else None,
-            "n_b": s.n_truth if used else None,
-            "matched": s.matched[0] if used else None,
+        ratios = {
             "count_ratio": _ratio(s.n_pred, s.n_truth),
             "area_mean_a_um2": mean_a,
             "area_mean_b_um2": mean_b,
             "area_diff_frac": _ratio(mean_a, mean_b) - 1,
-            "notes": "; ".join(self.notes),
-            "error": self.error,
+            **{name: getattr(s, name) for name in SCORES},
         }
-        return {c.name: known[c.name] if c.name in known else getattr(s, c.name) for c in COMPARED}
+        return ComparedRow(
+            slide_id=self.slide_id,
+            status=self.status,
+            n_a=s.n_pred if used else None,
+            n_b=s.n_truth if used else None,
+            matched=s.matched[0] if used else None,
+            notes="; ".join(self.notes),
+            error=self.error,
+            **{name: None if math.isnan(value) else value for name, value in ratios.items()},
+        )
 
 
 def _ratio(value: float, by: float) -> float:
@@ -175,17 +209,10 @@ def write_record(out: Path, found: SlideComparison, cells: Cells) -> None:
 def read_record(out: Path, pair: SlidePair) -> SlideComparison | None:
     """Return a slide's stored comparison; None if there is none, it cannot be read, or a table has changed since."""
     try:
-        tree: dict[str, Any] = json.loads((out / "slides" / f"{pair.slide_id}.json").read_text(encoding="utf-8"))
-        tree["scores"] = Scores(**_tuples(tree["scores"]))
-        tree["worst"] = [Worst(**w) for w in tree["worst"]]
-        found = SlideComparison(**_tuples(tree))
-    except (OSError, ValueError, KeyError, TypeError):
+        found = read_json_record(SlideComparison, out / "slides" / f"{pair.slide_id}.json", "slide's comparison")
+    except (FileNotFoundError, FormatError):
         return None
     return found if found.fingerprints == fingerprints(pair) and cells_path(out, pair.slide_id).is_file() else None
-
-
-def _tuples(tree: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in tree.items()}
 
 
 def read_cells(out: Path, slide_id: str) -> Cells:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hmac
 import html
@@ -18,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError, WsisegError
-from wsiseg.qc.review.session import ReviewSession
+from wsiseg.qc.review.session import PageFacts, ReviewSession
 from wsiseg.types import Box
 
 if TYPE_CHECKING:
@@ -44,6 +45,17 @@ SECURITY_HEADERS = {
 
 
 @dataclass(frozen=True, slots=True)
+class ListedSlide:
+    """What the page lists of a slide; ``kinds``: why it was flagged, in short words; ``estimate``: predicted bad share."""
+
+    slide_id: str
+    cohort: str
+    kinds: tuple[str, ...] = ()
+    flagged: bool = False
+    estimate: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ReviewSource:
     """Functions that supply what the page shows. Each may be called from several threads at the same time.
 
@@ -58,19 +70,18 @@ class ReviewSource:
     slide_nuclei
         (slide id, level-0 box) -> rings as (xy float (V, 2), ring_offsets (N + 1,)).
     slides
-        One dict per slide for the page's list: ``slide_id``, ``cohort``, ``kinds`` (short names of the reasons for its flags),
-        ``estimate`` (predicted share of bad patches, or None), ``flagged``.
+        What the page lists of each slide.
     slide_quality
         slide id -> (dict for the page: ``cell_px``, ``w``, ``h``, ``patches``; PNG of the map of predicted quality), or None
         if the run has no predictions.
     """
 
     patch_picture: Callable[[str, bool], bytes]
-    slide_info: Callable[[str], dict[str, Any]]
+    slide_info: Callable[[str], PageFacts]
     slide_tile: Callable[[str, int, int, int], bytes]
     slide_nuclei: Callable[[str, Box], tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]]
-    slides: Sequence[Mapping[str, Any]] = ()
-    slide_quality: Callable[[str], tuple[dict[str, Any], bytes]] | None = None
+    slides: Sequence[ListedSlide] = ()
+    slide_quality: Callable[[str], tuple[PageFacts, bytes]] | None = None
 
 
 class _AccessCheck:
@@ -174,7 +185,7 @@ class _Pages:
     async def slides(self, request: Request) -> Response:
         """Send the list of all slides of the queue and the run, in their order."""
         words, queued = self.session.words("slides"), self.session.queued("slides")
-        by_id = {s["slide_id"]: s for s in self.source.slides}
+        by_id = {s.slide_id: dataclasses.asdict(s) for s in self.source.slides}
         listed = [
             {**by_id.get(name, {"slide_id": name}), "place": place, "queued": place < queued, "word": words.get(name, "")}
             for place, name in enumerate(self.session.items("slides"))
@@ -214,9 +225,7 @@ class _Pages:
         cohort, kind = asked.get("cohort"), str(asked.get("kind") or "")
         if queue != "slides" or (cohort is None and not kind):
             return None
-        return frozenset(
-            s["slide_id"] for s in self.source.slides if cohort in (None, s["cohort"]) and (not kind or kind in s["kinds"])
-        )
+        return frozenset(s.slide_id for s in self.source.slides if cohort in (None, s.cohort) and (not kind or kind in s.kinds))
 
     def patch(self, request: Request) -> Response:
         """Send a picture of a patch."""
@@ -284,7 +293,7 @@ async def _in_thread(function: Callable[..., Any], *args: Any) -> Any:
     return await run_in_threadpool(function, *args)
 
 
-async def _small_json(request: Request) -> dict[str, Any]:
+async def _small_json(request: Request) -> PageFacts:
     if request.headers.get("content-type", "").split(";")[0] != "application/json":
         raise InputError("Expected a request with the content type application/json.")
     data = b""
@@ -307,7 +316,7 @@ def _bytes(data: bytes, kind: str, cache: str) -> Response:
     return Response(data, headers={"content-type": kind, "cache-control": cache})
 
 
-def _json(value: dict[str, Any], status: int = 200) -> Response:
+def _json(value: PageFacts, status: int = 200) -> Response:
     from starlette.responses import Response
 
     return Response(json.dumps(value), status, {"content-type": "application/json", "cache-control": "no-store"})

@@ -17,7 +17,10 @@ from wsiseg.errors import InputError
 from wsiseg.qc.marks import QUEUES, WITHDRAWN, MarkLog, Queue, latest_marks
 from wsiseg.tables import atomic_write_bytes
 
-__all__ = ["ReviewSession"]
+__all__ = ["PageFacts", "ReviewSession"]
+
+PageFacts = dict[str, Any]
+"""A JSON answer to the page."""
 
 RATE_OVER_MARKS = 50
 PAUSE_S = 60.0
@@ -123,7 +126,7 @@ class ReviewSession:
         """Return the number of items in the queue, without the others that can be judged."""
         return self._queue_state(queue).n_queue
 
-    def state(self, queue: str, n: int = 4, *, only: Collection[str] | None = None, first: str | None = None) -> dict[str, Any]:
+    def state(self, queue: str, n: int = 4, *, only: Collection[str] | None = None, first: str | None = None) -> PageFacts:
         """Return the next ``n`` items without a mark, the progress, and marks per minute, as a dict for the page.
 
         Parameters
@@ -143,7 +146,7 @@ class ReviewSession:
                 raise InputError(f"This run has no item {first!r} in {queue}.")
             return self._state(queue, n, first, only)
 
-    def _state(self, queue: str, n: int, first: str | None = None, only: Collection[str] | None = None) -> dict[str, Any]:
+    def _state(self, queue: str, n: int, first: str | None = None, only: Collection[str] | None = None) -> PageFacts:
         state, gaps = self._queue_state(queue), self._gaps[queue]
         total_s = sum(gaps)
         upcoming = state.upcoming(max(0, min(n, 32)), only)
@@ -170,7 +173,7 @@ class ReviewSession:
         seconds: float = 0.0,
         *,
         only: Collection[str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> PageFacts:
         """Record a mark and return the new state, restricted to ``only``. The mark is on disk when this returns.
 
         Raises
@@ -195,7 +198,7 @@ class ReviewSession:
             self._last_mark_s = now
             return self._state(queue, 4, only=only)
 
-    def undo(self, queue: Queue, *, only: Collection[str] | None = None) -> dict[str, Any]:
+    def undo(self, queue: Queue, *, only: Collection[str] | None = None) -> PageFacts:
         """Withdraw the last mark and return the state, in which its item is next. The change is on disk when this returns."""
         with self._lock:
             state = self._queue_state(queue)
@@ -206,7 +209,7 @@ class ReviewSession:
             return self._state(queue, 4, only=only)
 
     @property
-    def place(self) -> dict[str, Any]:
+    def place(self) -> PageFacts:
         """Return the place that ``remember`` stored; an empty dict if there is none."""
         try:
             found = json.loads(self._place_file.read_text(encoding="utf-8"))

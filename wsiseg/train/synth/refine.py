@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from wsiseg.errors import ConfigError, InputError
 from wsiseg.tables import atomic_path
+from wsiseg.train.loop import TrainingRun
 from wsiseg.train.losses import LossConfig, two_head_loss
 from wsiseg.train.synth.nets import Discriminator, Refiner
 from wsiseg.train.targets import make_targets
@@ -97,11 +98,9 @@ def train_refiner(
     synthetic: Sequence[tuple[Rgb, NDArray[np.int32]]],
     real: Sequence[Rgb],
     config: RefineConfig,
-    run_dir: Path,
+    run: TrainingRun,
     *,
     task: nn.Module | None = None,
-    resume: bool = False,
-    stop_after: int | None = None,
     on_line: Callable[[dict[str, float]], None] | None = None,
 ) -> tuple[Refiner, Discriminator]:
     """Train refiner and discriminator against each other.
@@ -112,33 +111,28 @@ def train_refiner(
         Pictures uint8 (H, W, 3) and labels int32 (H, W).
     real
         Pictures of the target cohort, uint8 (H, W, 3).
-    run_dir
-        Receives ``refiner.pt`` (checkpoint of all) and ``curve.jsonl``.
+    run
+        Its folder receives ``refiner.pt`` (checkpoint of all) and ``curve.jsonl``.
     task
         Network (N, 3, H, W) -> logits (N, 2, H, W) for the hard-example term; it is not trained.
-    resume
-        Continue from the checkpoint in the folder, if there is one.
-    stop_after
-        Stop, with a checkpoint, after this many steps of this call.
-    on_line
-        Called with every line of the curve.
 
     Raises
     ------
     ConfigError
-        The folder holds a run and ``resume`` is not set, or the checkpoint has another width.
+        The folder holds a run that is not to be resumed, or the checkpoint is of another width.
     InputError
         There are no pictures, or one is smaller than ``crop_px``.
     """
     _check(synthetic, real, config.crop_px)
+    run_dir = run.folder
     run_dir.mkdir(parents=True, exist_ok=True)
     pair = _AdversarialPair(config, task)
     checkpoint = run_dir / "refiner.pt"
     if checkpoint.exists():
-        if not resume:
+        if not run.resume:
             raise ConfigError(f"{run_dir} already holds a refiner. Resume it, or choose another folder.")
         pair.load(checkpoint)
-    last = config.steps if stop_after is None else min(config.steps, pair.step + stop_after)
+    last = config.steps if run.stop_after is None else min(config.steps, pair.step + run.stop_after)
     curve = run_dir / "curve.jsonl"
     lines = curve.read_text(encoding="utf-8").splitlines() if curve.exists() else []
     kept = [text for text in lines if json.loads(text)["step"] <= pair.step]
