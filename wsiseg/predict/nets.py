@@ -65,6 +65,7 @@ class NetSpec:
 NETS: dict[str, NetSpec] = {
     "hou43": NetSpec((16, 32, 64, 128, 256), (3, 4, 4, 5, 6), (5, 4, 4, 3), stem=1, batch_norm=False, leak=0.2, wide_up=True),
     "lean": NetSpec((24, 48, 96, 192), (2, 2, 3, 3), (3, 2, 2)),
+    "wide": NetSpec((32, 64, 128, 256), (2, 2, 4, 4), (4, 3, 2)),
     "lean_shallow": NetSpec((24, 48, 96, 192), (2, 2, 2, 2), (2, 2, 2)),
     "lean_w16": NetSpec((16, 32, 64, 128), (2, 2, 3, 3), (3, 2, 2)),
     "lean_w32": NetSpec((32, 64, 128, 256), (2, 2, 2, 2), (2, 2, 2)),
