@@ -269,7 +269,9 @@ def started(crop_png: Path, out: Path, gate: Gate) -> subprocess.Popen[str]:
 
 def wait_for_event(process: subprocess.Popen[str], out: Path, name: str) -> None:
     """Wait until the log of the run has an event of this name."""
+    deadline_s = time.monotonic() + 240
     while f'"{name}"' not in (out / "log.jsonl").read_text(encoding="utf-8"):
+        assert time.monotonic() < deadline_s, f"no {name} in the log"
         assert process.poll() is None, f"the run ended before it logged {name}"
         time.sleep(0.01)
 
