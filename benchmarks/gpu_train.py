@@ -43,7 +43,7 @@ QUALITIES = (95, 90, 85, 75)
 AUGMENT = AugmentConfig(stain_gain=0.6, stain_offset=0.3, hue_mix=0.15, gamma=0.4)
 
 
-def pack(root: Path, sets: tuple[str, ...], most_bytes: int, out: Path) -> dict[str, Any]:
+def pack(root: Path, sets: tuple[str, ...], max_bytes: int, out: Path) -> dict[str, Any]:
     """Write what fits: at the best quality at which all images do."""
     samples = [s for s in list_samples(root, sets) if not s.validation]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -58,10 +58,10 @@ def pack(root: Path, sets: tuple[str, ...], most_bytes: int, out: Path) -> dict[
                 Image.fromarray(labels.astype(np.uint16)).save(numbers, "PNG")
                 file.writestr(f"{sample.dataset}/{sample.image_id}.png", pixels.getvalue())
                 file.writestr(f"{sample.dataset}/{sample.image_id}.labels.png", numbers.getvalue())
-        if out.stat().st_size <= most_bytes:
+        if out.stat().st_size <= max_bytes:
             return {"images": dict(Counter(s.dataset for s in samples)), "quality": quality, "bytes": out.stat().st_size}
     size = f"{out.stat().st_size / 1e6:.0f} MB at quality {QUALITIES[-1]}"
-    raise SystemExit(f"{out}: {size}, expected at most {most_bytes / 1e6:.0f}. Name fewer --sets.")
+    raise SystemExit(f"{out}: {size}, expected at most {max_bytes / 1e6:.0f}. Name fewer --sets.")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -23,7 +23,15 @@ from wsiseg.questions.rows import RegionRow
 from wsiseg.results.folder import RunFolder
 from wsiseg.results.records import read_inputs
 from wsiseg.results.run_record import RunNote
-from wsiseg.results.slide_record import Asked, FileFacts, SlideRecord, read_slide, slide_or_none, slide_record, write_slide
+from wsiseg.results.slide_record import (
+    FileFacts,
+    SlideArguments,
+    SlideRecord,
+    read_slide,
+    slide_or_none,
+    slide_record,
+    write_slide,
+)
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.schema import Column
 from wsiseg.types import Processor, Stain
@@ -123,7 +131,7 @@ RECORD = SlideRecord(
     "d" * 16,
     SlideRow.blank("s", "done", n_nuclei=3, mpp=0.25, path="/in/s.svs"),
     (ErrorRow("s", 4, 0, 0, "TileReadError: bad", 3, "node7", "w1"),),
-    asked=Asked(0.25, "", "bounds"),
+    asked=SlideArguments(0.25, "", "bounds"),
     file=FileFacts("/in/s.svs", 12, 34, "c" * 16),
     n_tiles=9,
     stain=Stain("reinhard", (1.0, 2.5)),

@@ -83,10 +83,10 @@ def test_a_gpu_that_breaks_at_two_things_is_excluded_with_every_process_on_it() 
     hosts = Hosts(lambda: now)
     for address, gpu in (("tcp://a:1", "GPU 0"), ("tcp://a:2", "GPU 1")):
         hosts.add(address, "a", "", gpu)
-    hosts.broke("tcp://a:1", [tile(1), tile(2)], "illegal address")
+    hosts.gpu_stopped("tcp://a:1", [tile(1), tile(2)], "illegal address")
     hosts.add("tcp://a:3", "a", "", "GPU 0")
     assert hosts.choose([tile(9)], ["tcp://a:2", "tcp://a:3"]) is None, "once may be the tile's fault"
-    hosts.broke("tcp://a:3", [tile(3)], "illegal address")
+    hosts.gpu_stopped("tcp://a:3", [tile(3)], "illegal address")
     hosts.add("tcp://a:4", "a", "", "GPU 0")
     assert hosts.choose([tile(9)], ["tcp://a:2", "tcp://a:4"]) == {"tcp://a:2"}
     assert hosts.no_gpu_left(["tcp://a:2", "tcp://a:4"]) == ""
@@ -94,7 +94,7 @@ def test_a_gpu_that_breaks_at_two_things_is_excluded_with_every_process_on_it() 
     assert "illegal address" in hosts.exclusions["GPU 0 on a"]
     now = 61.0
     assert hosts.no_gpu_left(["tcp://a:4"]) == ""
-    hosts.broke("tcp://a:4", [tile(3)], "illegal address")
+    hosts.gpu_stopped("tcp://a:4", [tile(3)], "illegal address")
     assert hosts.choose([tile(9)], ["tcp://a:2", "tcp://a:4"]) == {"tcp://a:2"}, "at once when it breaks again"
 
 
@@ -102,15 +102,15 @@ def test_a_tile_that_breaks_every_gpu_is_the_tiles_fault() -> None:
     hosts = Hosts()
     for k in range(4):
         hosts.add(f"tcp://a:{k}", "a", "", "GPU 0")
-        hosts.broke(f"tcp://a:{k}", [tile(7), tile(10 + k)], "illegal address")
+        hosts.gpu_stopped(f"tcp://a:{k}", [tile(7), tile(10 + k)], "illegal address")
     assert not hosts.exclusions
     hosts.add("tcp://a:8", "a", "", "GPU 0")
     hosts.succeeded("tcp://a:8", tile(20))
-    hosts.broke("tcp://a:8", [tile(21)], "illegal address")
+    hosts.gpu_stopped("tcp://a:8", [tile(21)], "illegal address")
     assert not hosts.exclusions, "a success in between: what was before counts no more"
-    hosts.broke("tcp://a:9", [tile(1)], "of a worker that nobody knows")
+    hosts.gpu_stopped("tcp://a:9", [tile(1)], "of a worker that nobody knows")
     hosts.add("tcp://b:1", "b")
-    hosts.broke("tcp://b:1", [tile(1)], "of a worker without a GPU")
+    hosts.gpu_stopped("tcp://b:1", [tile(1)], "of a worker without a GPU")
     assert not hosts.exclusions
 
 

@@ -80,7 +80,7 @@ class World:
     def run(self) -> Told:
         """Run to the end."""
         for _ in range(1_000_000):
-            self.lanes.see(self.alive, IN_FLIGHT, self.now)
+            self.lanes.set_hosts(self.alive, IN_FLIGHT, self.now)
             while (order := self.lanes.next_fetch()) is not None:
                 self._fetch(order)
             for lane in self.lanes.working():

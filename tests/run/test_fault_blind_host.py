@@ -189,11 +189,11 @@ def test_no_good_slide_is_lost_whoever_is_broken(n_good: int, n_broken: int, ret
             if worker in broken and dies:
                 tile, _ = task.payload[0]
                 death = Death("tile", task.slide_id, tile.tile_id, "WorkerDied", True, worker)
-                hosts.took_deaths([death])
+                hosts.record_deaths([death])
                 given_up = feeder.tiles_lost(task, {tile.tile_id: death}, "lost", elsewhere(task))
                 failed_tiles |= {(o.slide_id, o.tile_id) for o in given_up}
                 continue
-            outcomes = hosts.took_tiles(worker, [
+            outcomes = hosts.record_outcomes(worker, [
                 TileOutcome(t.slide_id, t.tile_id, "failed", error="bad", attempts=n)
                 if worker in broken or (t.slide_id, t.tile_id) == bad_tile
                 else TileOutcome(t.slide_id, t.tile_id, "done", 0, {"predict": 1.0}, "", n)

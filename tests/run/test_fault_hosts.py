@@ -70,11 +70,11 @@ def test_a_scheduler_that_never_answers_is_given_up(tmp_path: Path, monkeypatch:
         client.wait_for_workers(1, timeout=120)
         monkeypatch.setattr(worker_pool, "ANSWER_S", 2.0)
         pool = worker_pool.WorkerPool(client, SimpleNamespace(name="nobody's run"))  # type: ignore[arg-type]
-        assert pool.look() == 0, "a worker that was not accepted does no tiles"
+        assert pool.update() == 0, "a worker that was not accepted does no tiles"
         hosts.client_link.freeze()
         pool._looked = -worker_pool.LOOK_S
         with pytest.raises(TimeoutError):
-            pool.look()
+            pool.update()
         hosts.client_link.heal()
         pool._looked = -worker_pool.LOOK_S
-        assert pool.look() == 0
+        assert pool.update() == 0

@@ -75,7 +75,7 @@ def lanes(slides: list[SlideInput], bound: int, **more: object) -> Lanes:
 def test_what_is_staged_stays_with_its_host_and_strangers_are_dropped() -> None:
     slides = [SlideInput(f"s{k}", f"https://x/{k}", size_bytes=10) for k in range(4)]
     run = lanes(slides, 100, staged={"a": {"s3": 10, "gone": 50}, "b": {"s0": 4}})
-    run.see({"a": 1, "b": 1}, 2)
+    run.set_hosts({"a": 1, "b": 1}, 2)
     orders = [run.next_fetch() for _ in range(4)]
     where = {o.slide.slide_id: o.host for o in orders if o}
     assert where["s3"] == "a"
@@ -87,7 +87,7 @@ def test_what_is_staged_stays_with_its_host_and_strangers_are_dropped() -> None:
 def test_an_unknown_size_is_fetched_alone_and_found_too_large_waits_for_room() -> None:
     slides = [SlideInput("a", "https://x/a", size_bytes=60), SlideInput("b", "https://x/b"), SlideInput("c", "https://x/c")]
     run = lanes(slides, 100)
-    run.see({"h": 1}, 2)
+    run.set_hosts({"h": 1}, 2)
     a = run.next_fetch()
     assert a is not None
     assert run.next_fetch() is None, "b's size is not known"
@@ -105,7 +105,7 @@ def test_an_unknown_size_is_fetched_alone_and_found_too_large_waits_for_room() -
 
 def test_a_slide_larger_than_the_bound_is_refused_and_the_others_go_on() -> None:
     run = lanes([SlideInput("big", "https://x/big", size_bytes=101), SlideInput("b", "https://x/b", size_bytes=5)], 100)
-    run.see({"h": 1}, 2)
+    run.set_hosts({"h": 1}, 2)
     assert run.next_fetch() is None
     ((slide, why),) = run.refused
     assert slide.slide_id == "big"
@@ -118,15 +118,15 @@ def test_a_slide_larger_than_the_bound_is_refused_and_the_others_go_on() -> None
 
 def test_a_host_that_is_gone_for_a_moment_keeps_its_slides() -> None:
     run = lanes([SlideInput("s", "https://x/s", size_bytes=10), SlideInput("t", "https://x/t", size_bytes=10)], 100)
-    run.see({"a": 1, "b": 1}, 2, 0.0)
+    run.set_hosts({"a": 1, "b": 1}, 2, 0.0)
     for order in [run.next_fetch(), run.next_fetch()]:
         assert order is not None
         run.fetched(order, 10, 10, 1.0)
     (of_a,) = [s for s in ("s", "t") if run.places(s) == {"a"}]
-    run.see({"b": 1}, 2, GONE_S / 2)
+    run.set_hosts({"b": 1}, 2, GONE_S / 2)
     assert run.lane_of(of_a) not in list(run.working()), "its tiles wait for it"
-    run.see({"a": 1, "b": 1}, 2, GONE_S * 0.9)
+    run.set_hosts({"a": 1, "b": 1}, 2, GONE_S * 0.9)
     assert run.places(of_a) == {"a"}
-    run.see({"b": 1}, 2, GONE_S * 3)
+    run.set_hosts({"b": 1}, 2, GONE_S * 3)
     assert run.lane_of(of_a) in list(run.working())
     assert run.places(of_a) == {"b"}, "given up: another fetches what it needs"

@@ -18,13 +18,13 @@ from wsiseg.backend.cuda import shared_stream, use_allocator
 __all__ = ["on_stream", "pool_facts", "share_pool", "streams"]
 
 
-def share_pool(device_id: int, most_bytes: int) -> None:
+def share_pool(device_id: int, max_bytes: int) -> None:
     """Make CuPy allocate from PyTorch's pool on a device, and limit that pool for this process.
 
-    A request beyond ``most_bytes`` raises ``torch.OutOfMemoryError``, from either library.
+    A request beyond ``max_bytes`` raises ``torch.OutOfMemoryError``, from either library.
     """
     total = torch.cuda.get_device_properties(device_id).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, most_bytes / total), device_id)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, max_bytes / total), device_id)
     use_allocator(_allocate, torch.cuda.caching_allocator_delete)
 
 

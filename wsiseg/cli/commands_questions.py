@@ -72,15 +72,15 @@ def regions(
         drawn = [r for r in done.rows if r.kind == "region"]
         names = ", ".join(f"{r.class_name or 'no class'} {r.n_regions}" for r in done.rows if r.kind == "class")
         click.echo(f"{done.slide_id}: {len(drawn)} regions ({names}), {done.n_within:,} of {done.n_nuclei:,} nuclei in them")
-    _tell_unpaired("slides without an annotation file", pairing.slides_without)
-    _tell_unpaired("annotation files without a slide", [p.name for p in pairing.files_without])
+    _print_unpaired("slides without an annotation file", pairing.slides_without)
+    _print_unpaired("annotation files without a slide", [p.name for p in pairing.files_without])
     if rows:
         write_regions(rows, out, kind)
         click.echo(f"{out}: {len(rows):,} rows; nuclei belong by {', '.join(sorted({r.belongs for r in rows}))}")
     sys.exit(0 if rows and not failed else 1)
 
 
-def _tell_unpaired(what: str, names: list[str]) -> None:
+def _print_unpaired(what: str, names: list[str]) -> None:
     if names:
         click.echo(f"{what}: {len(names):,} ({first_names(names)})", err=True)
 

@@ -12,7 +12,7 @@ from typing import Any
 import dask
 from distributed import Client, LocalCluster
 
-from wsiseg.cluster.exits import heard_of
+from wsiseg.cluster.exits import record_ends
 from wsiseg.cluster.gpu_workers import gpu_cluster
 from wsiseg.cluster.limits import usable_cores
 from wsiseg.cluster.placement import place
@@ -56,7 +56,7 @@ def connect(config: RunConfig) -> Iterator[Client]:
             "MALLOC_TRIM_THRESHOLD_": 2147483647,
         },
     }
-    with dask.config.set(settings), heard_of(), contextlib.ExitStack() as stack:
+    with dask.config.set(settings), record_ends(), contextlib.ExitStack() as stack:
         with _interrupts_held():
             cluster = stack.enter_context(_cluster(config))
         yield stack.enter_context(Client(cluster, set_as_default=False))

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 
 from wsiseg.cluster.limits import oom_kills
 
-__all__ = ["heard_of", "last_end", "memory_note", "word_of"]
+__all__ = ["record_ends", "last_end", "memory_note", "describe_end"]
 
-_SAID = re.compile(r"Worker process (\d+) (?:was killed by signal (\d+)|exited with status (\d+))")
+_END_LINE = re.compile(r"Worker process (\d+) (?:was killed by signal (\d+)|exited with status (\d+))")
 
 NANNY_S = 1.0
 """Maximum time to wait until a nanny has logged how its worker ended, s."""
@@ -34,7 +34,7 @@ class _Ends(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Process a line of the log."""
-        said = _SAID.search(record.getMessage())
+        said = _END_LINE.search(record.getMessage())
         if said:
             pid, number, status = said.groups()
             self.by_pid[int(pid)] = -int(number) if number else int(status)
@@ -44,7 +44,7 @@ _ENDS: list[_Ends] = []
 
 
 @contextlib.contextmanager
-def heard_of() -> Iterator[None]:
+def record_ends() -> Iterator[None]:
     """Record how workers of this process's cluster end while the block runs."""
     nanny = logging.getLogger("distributed.nanny")
     level, propagate = nanny.level, nanny.propagate
@@ -62,7 +62,7 @@ def heard_of() -> Iterator[None]:
         _ENDS.remove(ends)
 
 
-def word_of(pid: int) -> str:
+def describe_end(pid: int) -> str:
     """Return how the worker process with this id ended, such as ``was killed by signal 9 (SIGKILL)``; empty if unknown."""
     if not _waited_for(lambda: any(pid in e.by_pid for e in _ENDS)):
         return ""
@@ -80,7 +80,7 @@ def last_end() -> str:
     """Return how the last worker process ended; empty if unknown."""
     _waited_for(lambda: any(e.by_pid for e in _ENDS))
     pid = next((list(e.by_pid)[-1] for e in reversed(_ENDS) if e.by_pid), None)
-    return "" if pid is None else word_of(pid)
+    return "" if pid is None else describe_end(pid)
 
 
 def _waited_for(known: Callable[[], bool]) -> bool:

@@ -65,8 +65,8 @@ def local_limits(
         cores.append((number, name))
     for name, number in _job_memory(environment, min(cores)[0]):
         memory.append((number, name))
-    least_cores, least_memory = min(cores, key=lambda c: c[0]), min(memory, key=lambda m: m[0])
-    return Limits(int(least_cores[0]), least_cores[1], int(least_memory[0]), least_memory[1])
+    cores_limit, memory_limit = min(cores, key=lambda c: c[0]), min(memory, key=lambda m: m[0])
+    return Limits(int(cores_limit[0]), cores_limit[1], int(memory_limit[0]), memory_limit[1])
 
 
 def usable_cores() -> int:

@@ -22,7 +22,7 @@ from wsiseg.evaluation.inputs import (
     load_rings,
     reach_of,
 )
-from wsiseg.evaluation.room import require_room
+from wsiseg.evaluation.memory import require_memory
 
 __all__ = ["Pair", "Placing", "load_pair"]
 
@@ -75,12 +75,12 @@ def load_pair(pred: Path | None, truth: Path, placing: Placing) -> Pair:
     placed = {p: _placed(r, p, ground, placing.frame, notes) for p, r in rings.items()}
     shape = next((image.labels.shape[:2] for image in images.values()), None)
     if shape is not None:
-        require_room(shape, f"{' and '.join(map(str, paths))}: a label image has", placing.max_gb)
+        require_memory(shape, f"{' and '.join(map(str, paths))}: a label image has", placing.max_gb)
         for path, found in placed.items():
             notes += _on_image(found, path, (shape[0], shape[1]), placing)
     else:
         for path, found in placed.items():
-            require_room(reach_of(found, placing.origin, placing.scale), f"{path}: its polygons reach over", placing.max_gb)
+            require_memory(reach_of(found, placing.origin, placing.scale), f"{path}: its polygons reach over", placing.max_gb)
     if shape is None and len(placed) == 2:
         notes += _on_each_other(placed, rings, ground)
     drawn = {

@@ -110,7 +110,7 @@ def fetch_to_staging(
     with _one_at_a_time(root, slide_id):
         found = find_staged(want, slide_id, root)
         if found is None:
-            fetch = _bring_series if want.is_series else _bring_file
+            fetch = _stage_series if want.is_series else _stage_file
             fetch(want, root / slide_id, options, choose, room_bytes, way)
             found = find_staged(want, slide_id, root)
     if found is None:
@@ -134,7 +134,7 @@ def slide_size_bytes(want: Wanted, options: FetchOptions, choose: Choose | None 
     return size
 
 
-def _bring_file(
+def _stage_file(
     want: Wanted, folder: Path, options: FetchOptions, choose: Choose | None, room_bytes: int | None,
     way: tuple[AbstractContextManager[object], Callable[[], bool]],
 ) -> None:  # fmt: skip
@@ -152,7 +152,7 @@ def _bring_file(
     _write_record(folder, want, name, [(name, target.stat().st_size)], md5 or facts.version)
 
 
-def _bring_series(
+def _stage_series(
     want: Wanted, folder: Path, options: FetchOptions, choose: Choose | None, room_bytes: int | None,
     way: tuple[AbstractContextManager[object], Callable[[], bool]],
 ) -> None:  # fmt: skip

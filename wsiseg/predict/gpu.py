@@ -38,11 +38,11 @@ def ready_device(config: PredictConfig, device: str, share: float, tile_wpx: int
     """
     from wsiseg.backend.dlpack import streams
 
-    most_bytes = claim_device(device, share)
+    max_bytes = claim_device(device, share)
     model = load_model(config, device)
     torch.cuda.synchronize(device_number(device))  # loaded on the default stream, used on others
     spec = model.spec
-    plan = plan_device(most_bytes, spec, 2 if model.precision == "bf16" else 4, tile_wpx, model.halo_wpx)
+    plan = plan_device(max_bytes, spec, 2 if model.precision == "bf16" else 4, tile_wpx, model.halo_wpx)
     if not config.window_wpx:
         model.window.side_wpx = plan.window_wpx
     return model, streams(device_number(device), plan.batch)

@@ -36,12 +36,12 @@ class Window:
     ----------
     side_wpx
         The side that all threads of a worker use now.
-    least_wpx
+    min_wpx
         Smallest side: a window of this side is not halved.
     """
 
     side_wpx: int
-    least_wpx: int = MIN_WINDOW_WPX
+    min_wpx: int = MIN_WINDOW_WPX
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def halve(self, failed_wpx: int) -> int | None:
@@ -50,9 +50,9 @@ class Window:
         If another thread has already halved that side, its value is returned.
         """
         with self._lock:
-            if failed_wpx <= self.least_wpx:
+            if failed_wpx <= self.min_wpx:
                 return None
-            self.side_wpx = min(self.side_wpx, max(self.least_wpx, failed_wpx // 32 * 16))
+            self.side_wpx = min(self.side_wpx, max(self.min_wpx, failed_wpx // 32 * 16))
             return self.side_wpx
 
 

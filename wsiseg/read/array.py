@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
-from wsiseg.read._hostile import DECODER_ERRORS, refuse_absurd_size
+from wsiseg.read._damage import DECODER_ERRORS, require_plausible_size
 from wsiseg.read._levels import LevelSlide, SlideFile
 from wsiseg.read._mpp_text import MppClaim, number, um_per_unit
 from wsiseg.read._window import RGB
@@ -56,7 +56,7 @@ class ArraySlide(LevelSlide):
             if len(level.shape) != 3 or level.shape[2] != 3 or level.dtype != np.uint8:
                 raise InputError(f"slide {slide_id}: expected uint8 (H, W, 3), got {level.dtype} {tuple(level.shape)}.")
         height_px, width_px = (int(n) for n in pixels.shape[:2])
-        refuse_absurd_size(width_px, height_px, f"slide {slide_id}")
+        require_plausible_size(width_px, height_px, f"slide {slide_id}")
         factors = [width_px // max(int(level.shape[1]), 1) for level in self._levels]
         sizes = [(f * level.shape[0], f * level.shape[1]) for f, level in zip(factors, self._levels, strict=True)]
         if any(size != (height_px, width_px) for size in sizes):

@@ -18,7 +18,7 @@ import numpy as np
 import tifffile
 
 from wsiseg.errors import TileReadError, plain_text
-from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._damage import DECODER_ERRORS
 from wsiseg.read._levels import LevelSlide
 from wsiseg.read._window import RGB
 from wsiseg.read.openslide import OpenSlideSlide

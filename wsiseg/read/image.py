@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from wsiseg.errors import SlideOpenError
-from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._damage import DECODER_ERRORS
 from wsiseg.read._levels import SlideFile
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import numpy as np
 import tifffile
 
-from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._damage import DECODER_ERRORS
 from wsiseg.read._mpp_text import MppClaim, claims_of_text, number, ome_images
 
 __all__ = [
     "TiffPicture",
     "colour_order",
-    "cut_short",
+    "missing_at_end",
     "foreign_channels",
     "is_plain",
     "is_tiff",
@@ -341,7 +341,7 @@ def refusal(picture: TiffPicture) -> str:
     return ""
 
 
-def cut_short(tiff: tifffile.TiffFile) -> str:
+def missing_at_end(tiff: tifffile.TiffFile) -> str:
     """Return what is missing at the end of a TIFF, empty if nothing. A truncated file may look like one of another layout."""
     size = int(tiff.filehandle.size)
     missing = n = 0

@@ -12,7 +12,7 @@ import numpy as np
 import openslide
 
 from wsiseg.errors import SlideOpenError, TileReadError
-from wsiseg.read._hostile import refuse_absurd_size
+from wsiseg.read._damage import require_plausible_size
 from wsiseg.read._levels import LevelSlide, SlideFile
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB, over_white
@@ -67,7 +67,7 @@ class OpenSlideSlide(LevelSlide):
                 int(props.get(f"openslide.level[{k}].tile-width", 0)) * int(props.get(f"openslide.level[{k}].tile-height", 0))
                 for k in range(len(self.level_sizes_px))
             )
-            refuse_absurd_size(width_px, height_px, f"slide {file.path}", tile_px)
+            require_plausible_size(width_px, height_px, f"slide {file.path}", tile_px)
         except ValueError:
             handle.close()
             raise

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Protocol
 
 from wsiseg.errors import SlideOpenError, TileReadError
-from wsiseg.read._hostile import DECODER_ERRORS
+from wsiseg.read._damage import DECODER_ERRORS
 from wsiseg.read._levels import SlideFile
 from wsiseg.read._mpp_text import MppClaim
 from wsiseg.read._window import RGB
 from wsiseg.read.files import slide_files, slide_id_of
-from wsiseg.read.layout import TiffPicture, cut_short, is_plain, is_tiff, mpp_claims, picture_of, refusal
+from wsiseg.read.layout import TiffPicture, is_plain, is_tiff, missing_at_end, mpp_claims, picture_of, refusal
 from wsiseg.read.tiff import TiffSlide, refuse_layout
 from wsiseg.types import SlideMeta
 
@@ -207,7 +207,7 @@ def _picture(p: Path) -> tuple[TiffPicture | None, tuple[MppClaim, ...]]:
     try:
         with tifffile.TiffFile(p) as tiff:
             picture = picture_of(tiff)
-            missing = cut_short(tiff) if refusal(picture) else ""
+            missing = missing_at_end(tiff) if refusal(picture) else ""
             claims = tuple(mpp_claims(picture))
     except (*DECODER_ERRORS, tifffile.TiffFileError):
         return None, ()  # the reader that opens it raises the error

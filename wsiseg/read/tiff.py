@@ -20,7 +20,7 @@ import numpy.typing as npt
 import tifffile
 
 from wsiseg.errors import InputError, SlideOpenError, TileReadError
-from wsiseg.read._hostile import DECODER_ERRORS, refuse_absurd_size
+from wsiseg.read._damage import DECODER_ERRORS, require_plausible_size
 from wsiseg.read._levels import LevelSlide, SlideFile
 from wsiseg.read._window import ALL_TRANSPARENT, RGB, hides_all, over_white
 from wsiseg.read.layout import (
@@ -102,7 +102,7 @@ class TiffSlide(LevelSlide):
             segment_px = page.tilewidth * page.tilelength if page.is_tiled else page.rowsperstrip * page.imagewidth
             if not page.is_tiled:
                 segment_px = min(segment_px, page.imagewidth * page.imagelength)
-            refuse_absurd_size(page.imagewidth, page.imagelength, f"slide {path}", segment_px)
+            require_plausible_size(page.imagewidth, page.imagelength, f"slide {path}", segment_px)
             _refuse_truncated(path, pages, file.size_bytes)
         turned = self._orientation in _TURNED
         self.level_sizes_px: tuple[tuple[int, int], ...] = tuple((h, w) if turned else (w, h) for w, h in stored)

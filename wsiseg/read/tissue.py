@@ -194,7 +194,7 @@ def survey_slide(slide: Slide) -> SlideSurvey:
     level, block = thumbnail_plan(slide.level_sizes_px, wanted)
     level_w, level_h = slide.level_sizes_px[level]
     px_w, px_h = block * meta.width_px / level_w, block * meta.height_px / level_h
-    wide, glass, view = _looked_at(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
+    wide, glass, view = _survey_thumbnail(block_means(slide, level, block), meta.mpp * math.sqrt(px_w * px_h))
     fracs = [float(area.mean()) for area in (wide, glass, view.ink, view.unscanned)]
     tissue = TissueMask(wide.astype(np.uint8), px_w, px_h, has_unscanned=bool(view.unscanned.any()))
     return SlideSurvey(tissue, fracs[0], fracs[1], fracs[2], fracs[3], view)
@@ -209,10 +209,10 @@ def tissue_of_thumbnail(rgb: RGB, um_per_px: float) -> npt.NDArray[np.uint8]:
     filled; if no larger piece of glass is left, all is tissue. The mask is then grown by ``MARGIN_UM``. Unscanned black is
     neither tissue nor ink.
     """
-    return _looked_at(rgb, um_per_px)[0].astype(np.uint8)
+    return _survey_thumbnail(rgb, um_per_px)[0].astype(np.uint8)
 
 
-def _looked_at(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, ThumbnailView]:
+def _survey_thumbnail(rgb: RGB, um_per_px: float) -> tuple[_Mask, _Mask, ThumbnailView]:
     """Return masks of tissue and of glass, bool (h, w) each, and the view with the other masks of a thumbnail."""
     px_um2 = um_per_px * um_per_px
     void = _unscanned(rgb, MIN_SPECK_UM2 / px_um2)

@@ -229,12 +229,12 @@ def _file_refusal(entry: os.DirEntry[str]) -> str:
         return "zero bytes"
     if not os.access(entry.path, os.R_OK):
         return _NO_ENTRY
-    if ending == ".png" and _is_ours(entry.path):
+    if ending == ".png" and _is_wsiseg_output(entry.path):
         return "picture drawn by wsiseg"
     return ""
 
 
-def _is_ours(path: str) -> bool:
+def _is_wsiseg_output(path: str) -> bool:
     try:
         with open(path, "rb") as stream:
             return _OUR_PICTURE in stream.read(512)

@@ -14,7 +14,7 @@ from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Stain
 
 __all__ = [
-    "Asked",
+    "SlideArguments",
     "FileFacts",
     "ImportFacts",
     "SlideRecord",
@@ -27,7 +27,7 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SlideArguments:
     """What the user gave for one slide that changes its results and is not in the config."""
 
     mpp: float | None = None
@@ -92,7 +92,7 @@ class SlideRecord:
     digest: str
     row: SlideRow
     errors: tuple[ErrorRow, ...] = ()
-    asked: Asked | None = field(default=None, metadata=OMITTED)
+    asked: SlideArguments | None = field(default=None, metadata=OMITTED)
     file: FileFacts | None = field(default=None, metadata=OMITTED)
     table_bytes: int | None = field(default=None, metadata=OMITTED)
     table_sha256: str | None = field(default=None, metadata=OMITTED)

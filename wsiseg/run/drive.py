@@ -107,7 +107,7 @@ class Drive:
         ready: queue.SimpleQueue[Future] = queue.SimpleQueue()
         while not lanes.done():
             self._look()
-            lanes.see(self.pool.threads_by_host(), schedule.in_flight_per_worker, time.monotonic())
+            lanes.set_hosts(self.pool.threads_by_host(), schedule.in_flight_per_worker, time.monotonic())
             self._reopen(lanes.base.feeder)
             self._recall(submitted)
             for task, feeder in self._next_tasks():
@@ -146,7 +146,7 @@ class Drive:
             )
         self._report_hosts()
         try:
-            return self.pool.look()
+            return self.pool.update()
         except (OSError, TimeoutError) as err:
             raise SchedulerLostError(
                 f"The Dask scheduler does not answer ({one_line(err)}). Finished tiles are kept: run the same command again."
@@ -161,7 +161,7 @@ class Drive:
 
     def _recall(self, submitted: Mapping[Future, tuple[Task, frozenset[str], Feeder]]) -> None:
         """Cancel tasks whose allowed workers are all gone, which Dask would never run."""
-        there = self.pool.there
+        there = self.pool.accepted
         if there is self.there_seen:
             return
         self.there_seen = there
@@ -176,7 +176,7 @@ class Drive:
         if len(hosts) == self.hosts_seen:
             return
         self.hosts_seen = len(hosts)
-        able = self.pool.able("prepare")
+        able = self.pool.workers_for("prepare")
         for slide_id in [s for s in self.unopened if hosts.may_be_done(("prepare", s, -1), able)]:
             log.warning("slide %s: trying again on a host that connected later", slide_id)
             feeder.add(self.unopened.pop(slide_id))
@@ -218,7 +218,7 @@ class Drive:
         if task.kind == "fetch":
             self._take_fetched(task.payload, answer)
         elif task.kind == "tiles":
-            self._take_tiles(task, self.pool.hosts.took_tiles(answer.worker, answer.result), feeder)
+            self._take_tiles(task, self.pool.hosts.record_outcomes(answer.worker, answer.result), feeder)
         elif isinstance(answer.result, Failure):
             self._take_failure(task, answer.worker, answer.result, feeder)
         elif task.kind == "prepare":
@@ -256,7 +256,7 @@ class Drive:
             hosts.failed(
                 worker, item, failure.reason, MAX_FAILURES_IN_A_ROW, failure.kind
             )  # the task itself tried more than once
-            if hosts.may_be_done(item, self.pool.able(task.kind)):
+            if hosts.may_be_done(item, self.pool.workers_for(task.kind)):
                 self.watch.counts["retries"] += 1
                 where = " ".join(hosts.where(worker))
                 log.warning("slide %s: trying again on another host than %s (%s)", task.slide_id, where, failure.reason)
@@ -273,7 +273,7 @@ class Drive:
     def _take_lost(self, task: Task, key: str, reason: str, feeder: Feeder) -> None:
         """Process a task without a result: its worker process ended or left, or could not start the task."""
         deaths = self.watch.deaths_at(key)
-        self.pool.hosts.took_deaths(deaths)
+        self.pool.hosts.record_deaths(deaths)
         self.watch.counts["retries"] += 1
         if task.kind == "tiles":
             log.warning(
@@ -292,7 +292,7 @@ class Drive:
                 self._take_fetched(task.payload, Answer("", Failure(f"{shown(task.payload.slide.path)}: {reason}")))
             return
         patience = self.config.schedule.retries if deaths else MAX_RETURNS
-        elsewhere = self.pool.hosts.may_be_done(_items(task)[0], self.pool.able(task.kind))
+        elsewhere = self.pool.hosts.may_be_done(_items(task)[0], self.pool.workers_for(task.kind))
         if self.lost[task.kind, task.slide_id] <= patience or elsewhere:
             log.warning(
                 "slide %s: %s was lost (%s); trying again", task.slide_id, task.kind, deaths[0].reason if deaths else reason
@@ -340,7 +340,7 @@ class Drive:
 
     def _elsewhere(self, task: Task) -> frozenset[int]:
         """Return the ids of a task's failed tiles that another host should try before they are given up."""
-        hosts, able = self.pool.hosts, self.pool.able("tiles")
+        hosts, able = self.pool.hosts, self.pool.workers_for("tiles")
         return frozenset(item[2] for item in _items(task) if hosts.may_be_done(item, able))
 
     def _count(self, tile: Tile, outcome: TileOutcome) -> None:

@@ -103,7 +103,7 @@ def lanes_of(slides: Sequence[SlideInput], pool: WorkerPool, folder: RunFolder, 
     staged: dict[str, dict[str, int]] = {}
     if remote:
         where = pool.hosts.where
-        asked = [pool.first_of(h) for h in sorted({where(a)[0] for a in pool.there})]
+        asked = [pool.first_of(h) for h in sorted({where(a)[0] for a in pool.accepted})]
         found = pool.client.run(_staged_here, config, workers=asked, on_error="ignore")
         staged = {where(address)[0]: held for address, held in found.items()}
 

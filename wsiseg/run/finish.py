@@ -25,7 +25,7 @@ from wsiseg.results.slide_record import FileFacts, SlideRecord, slide_or_none, w
 from wsiseg.rows import ErrorRow, SlideRow
 from wsiseg.run.context import WorkerContext
 from wsiseg.run.foreign import with_look
-from wsiseg.run.job import SlideJob, asked_of, load_job, outside_tiles, part_path, tiles_of, valid_part
+from wsiseg.run.job import SlideJob, load_job, outside_tiles, part_path, slide_arguments, tiles_of, valid_part
 from wsiseg.run.outside import with_outside, write_mask_picture
 from wsiseg.run.suspect import suspicion
 from wsiseg.run.tile_features import finish_features
@@ -48,7 +48,7 @@ def finished_row(folder: RunFolder, slide: SlideInput, digest: str) -> SlideRow 
         return None
     if not folder.table(slide_id).is_file() or (record.file is not None and not _same_file(record.file, slide)):
         return None
-    return record.row if record.asked in (None, asked_of(slide)) else None
+    return record.row if record.asked in (None, slide_arguments(slide)) else None
 
 
 def _same_file(file: FileFacts, slide: SlideInput) -> bool:

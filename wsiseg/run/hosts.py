@@ -128,7 +128,7 @@ class Hosts:
             self._streak[unit] += strikes
             self._exclude_if_due(unit)
 
-    def took_tiles(self, worker: str, outcomes: Iterable[TileOutcome]) -> list[TileOutcome]:
+    def record_outcomes(self, worker: str, outcomes: Iterable[TileOutcome]) -> list[TileOutcome]:
         """Record a worker's outcomes of tiles; return them, with host and worker added to failed ones."""
         host, label = self.where(worker)
         named = []
@@ -142,14 +142,14 @@ class Hosts:
                 named.append(outcome)
         return named
 
-    def took_deaths(self, deaths: Iterable[Death]) -> None:
+    def record_deaths(self, deaths: Iterable[Death]) -> None:
         """Record the exits of worker processes as failures of the items in work."""
         for death in deaths:
             self.failed(death.worker, (death.kind, death.slide_id, death.tile_id), death.reason)
             if death.broken_at:
-                self.broke(death.worker, death.broken_at, death.reason)
+                self.gpu_stopped(death.worker, death.broken_at, death.reason)
 
-    def broke(self, worker: str, items: Collection[WorkItem], reason: str) -> None:
+    def gpu_stopped(self, worker: str, items: Collection[WorkItem], reason: str) -> None:
         """Record that a worker's GPU stopped computing while these items were in work.
 
         A GPU that stops ``MAX_GPU_BREAKS`` times without a success in between is excluded, unless the same item was in work

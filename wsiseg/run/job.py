@@ -37,7 +37,7 @@ from wsiseg.results.locate import fetched_slide, local_path, slide_file
 from wsiseg.results.manifest import SlideInput
 from wsiseg.results.mask_picture import picture_base
 from wsiseg.results.slide_input import ALL_TISSUE, wanted_of
-from wsiseg.results.slide_record import Asked, slide_or_none
+from wsiseg.results.slide_record import SlideArguments, slide_or_none
 from wsiseg.schema import FINISHED_STATUSES
 from wsiseg.tables import atomic_write_bytes
 from wsiseg.types import Box, SlideMeta, Stain, Tile
@@ -45,7 +45,7 @@ from wsiseg.write import PartHeader, read_part_header
 
 __all__ = [
     "SlideJob",
-    "asked_of",
+    "slide_arguments",
     "everywhere",
     "load_job",
     "open_job_slide",
@@ -80,7 +80,7 @@ class _JobRecord:
     meta: SlideMeta
     scale: float
     stain: Stain
-    asked: Asked
+    asked: SlideArguments
     content: str
     source: FetchSource | None = None
     outside: tuple[tuple[int, int, int, int, str], ...] | None = None
@@ -94,7 +94,7 @@ class SlideJob:
     Attributes
     ----------
     asked
-        What the user gave for this slide alone (see ``asked_of``).
+        What the user gave for this slide alone (see ``slide_arguments``).
     content
         ``content_digest`` of the file.
     note
@@ -113,7 +113,7 @@ class SlideJob:
     scale: float
     stain: Stain
     tissue: TissueMask
-    asked: Asked = field(default_factory=Asked)
+    asked: SlideArguments = field(default_factory=SlideArguments)
     content: str = ""
     note: str = ""
     warnings: tuple[str, ...] = ()
@@ -133,7 +133,7 @@ class SlideJob:
         return self.meta.mpp / self.scale
 
 
-def asked_of(slide_input: SlideInput) -> Asked:
+def slide_arguments(slide_input: SlideInput) -> SlideArguments:
     """Return the inputs for one slide that change its results but are not in the config: mpp and tissue mask.
 
     Raises
@@ -148,7 +148,7 @@ def asked_of(slide_input: SlideInput) -> Asked:
         except OSError as err:
             raise FormatError(f"tissue mask {slide_input.tissue_mask}: cannot be read: {err.strerror or err}") from err
     frame = slide_input.frame if mask != ALL_TISSUE else ""
-    return Asked(slide_input.mpp, mask, frame)
+    return SlideArguments(slide_input.mpp, mask, frame)
 
 
 def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig, mpp_model: float, aim: Stain) -> SlideJob:
@@ -162,7 +162,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
     SlideOpenError, MissingMppError, AnisotropicMppError, FormatError
         The slide (or its given tissue mask) cannot be used.
     """
-    asked = asked_of(slide_input)
+    asked = slide_arguments(slide_input)
     want = wanted_of(slide_input)
     file, source = _place(slide_input.path, slide_input.slide_id, config, want, mpp_model)
     slide = _opened(slide_input.path, file, config, slide_input.mpp, slide_input.cohort, config.read.reader)
@@ -370,7 +370,7 @@ def _store_job(job: SlideJob, folder: RunFolder, thumbnail: bytes | None = None)
     atomic_write_bytes(folder.job_json(job.meta.slide_id), json.dumps(encode(record), indent=1, sort_keys=True).encode())
 
 
-def _changes(job: SlideJob, meta: SlideMeta, asked: Asked, content: str) -> str:
+def _changes(job: SlideJob, meta: SlideMeta, asked: SlideArguments, content: str) -> str:
     """Return in which of the things that constants and tiles are made from a slide differs from its job; empty: in none."""
     names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
     found = [_changed(name, getattr(job.meta, name), getattr(meta, name)) for name in names]
@@ -379,5 +379,5 @@ def _changes(job: SlideJob, meta: SlideMeta, asked: Asked, content: str) -> str:
 
 
 def _changed(name: str, before: object, now: object) -> str:
-    plain = [encode(value) if isinstance(value, Asked) else value for value in (before, now)]
+    plain = [encode(value) if isinstance(value, SlideArguments) else value for value in (before, now)]
     return f"{name} was {plain[0]!r}, is {plain[1]!r}" if plain[0] != plain[1] else ""

@@ -127,7 +127,7 @@ class Lanes:
         """Return the lane in which a slide is."""
         return self._lane_of.get(slide_id, self.base)
 
-    def see(self, threads: Mapping[str, int], in_flight: int, now_s: float = 0.0) -> None:
+    def set_hosts(self, threads: Mapping[str, int], in_flight: int, now_s: float = 0.0) -> None:
         """Set the number of tiles that each connected host computes at once, and with it the limits of the feeders."""
         self._threads = {h: n for h, n in threads.items() if n > 0}
         for host in self._threads:

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from wsiseg.cluster.exits import word_of
+from wsiseg.cluster.exits import describe_end
 from wsiseg.decode import OMITTED, decode, encode
 from wsiseg.errors import FormatError
 
@@ -226,7 +226,7 @@ def _reason(trace: Path, record: WorkerRecord) -> str:
         text = ""
     if not text.startswith("Timeout"):
         here = record.host == platform.node()
-        return f"WorkerDied: the {where} {(word_of(record.pid) if here else '') or 'was killed or crashed'} at it"
+        return f"WorkerDied: the {where} {(describe_end(record.pid) if here else '') or 'was killed or crashed'} at it"
     # the most recent call is first, so the first line in wsiseg is where it hangs
     places = [m for m in _PLACE.findall(text) if not m[0].startswith("wsiseg/run/presence")]
     inner = f", in {places[0][0]}:{places[0][1]} {places[0][2]}" if places else ""

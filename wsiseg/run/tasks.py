@@ -31,7 +31,7 @@ from wsiseg.run.failures import Failure, failure_kind
 from wsiseg.run.feed import PrepareDone
 from wsiseg.run.finish import done_before, finish_slide, finished_row, tiles_to_do
 from wsiseg.run.job import prepare_slide
-from wsiseg.run.tile import run_tile, tried
+from wsiseg.run.tile import result_or_error, run_tile
 from wsiseg.run.worker import at_work, end_broken
 from wsiseg.types import Stain, Tile, TileOutcome
 
@@ -102,7 +102,7 @@ def prepare_task(slide: SlideInput, ahead: SlideInput | None, setup: str, mpp_mo
         return PrepareDone(slide.slide_id, None, tuple(todo), tuple(decided), mm2, job.note, seconds, job.warnings)
 
     with busy("prepare", slide.slide_id, -1):
-        return _answer(_persistently(prepare, config.schedule.retries, f"slide {slide.slide_id}: preparing"))
+        return _answer(_with_retries(prepare, config.schedule.retries, f"slide {slide.slide_id}: preparing"))
 
 
 def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
@@ -114,7 +114,7 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     context, busy = at_work(setup)
     with contextlib.suppress(WsisegError, OSError, RuntimeError):  # an error is raised again, and reported, by the first tile
         _ = context.model  # loaded here, so that its time does not count for a tile
-    _bring(batch[0][0].slide_id, context)
+    _open_fetched(batch[0][0].slide_id, context)
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:
         if len(batch) > 1 and get_worker().status in (Status.closing, Status.closed):
@@ -125,7 +125,7 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     return _answer(outcomes)
 
 
-def _bring(slide_id: str, context: WorkerContext) -> None:
+def _open_fetched(slide_id: str, context: WorkerContext) -> None:
     """Fetch a slide that another host has fetched, before the deadline of a tile starts."""
     if context.config.schedule.fetch_to:
         with contextlib.suppress(WsisegError, OSError), context.slide(slide_id):  # the first tile reports the error
@@ -146,7 +146,7 @@ def finish_task(slide_id: str, failed: tuple[TileOutcome, ...], setup: str) -> A
     context, busy = at_work(setup)
     retries = context.config.schedule.retries
     with busy("finish", slide_id, -1):
-        row = _persistently(lambda: finish_slide(slide_id, failed, context), retries, f"slide {slide_id}: finishing")
+        row = _with_retries(lambda: finish_slide(slide_id, failed, context), retries, f"slide {slide_id}: finishing")
     if isinstance(row, Failure):
         return _answer(row)
     context.forget(slide_id)
@@ -160,13 +160,13 @@ def _answer(result: Any) -> Answer:
     return Answer(get_worker().address, result)
 
 
-def _persistently(work: Callable[[], T], retries: int, what: str) -> T | Failure:
+def _with_retries(work: Callable[[], T], retries: int, what: str) -> T | Failure:
     """Call a function, and again after a pause if it fails, since a failed read may be temporary; return its result.
 
     After the last try, any error is returned as ``Failure``; an unexpected one with its position in the code.
     """
     for k in itertools.count():
-        found = tried(work)
+        found = result_or_error(work)
         if not isinstance(found, Exception):
             return found
         kind = failure_kind(found)

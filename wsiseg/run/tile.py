@@ -20,7 +20,7 @@ from wsiseg.run.tile_features import measured_in_tile
 from wsiseg.types import PolygonBatch, Tile, TileOutcome, TileStats
 from wsiseg.write import PartHeader, read_part, write_part
 
-__all__ = ["run_tile", "tried"]
+__all__ = ["run_tile", "result_or_error"]
 
 Array = Any
 T = TypeVar("T")
@@ -88,7 +88,7 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
     DeviceBrokenError
         The GPU stopped computing, so this process cannot compute further tiles.
     """
-    outcome = tried(lambda: segment_tile(tile, context))
+    outcome = result_or_error(lambda: segment_tile(tile, context))
     if isinstance(outcome, Exception):
         log.error("slide %s, tile %d failed (attempt %d)", tile.slide_id, tile.tile_id, attempt, exc_info=outcome)
         context.forget(tile.slide_id)  # the reader may be in an error state, so the next tile opens it again
@@ -101,7 +101,7 @@ def run_tile(tile: Tile, context: WorkerContext, attempt: int = 1) -> TileOutcom
     return dataclasses.replace(outcome, attempts=attempt)
 
 
-def tried(work: Callable[[], T]) -> T | Exception:
+def result_or_error(work: Callable[[], T]) -> T | Exception:
     """Return the result of a function, or the exception that it raises, so that no tile or slide stops a run."""
     try:
         return work()

@@ -66,7 +66,7 @@ class WorkerPool:
         self._remote = remote  # False: the run started its own cluster, which no other workers join
         self._without_gpu: set[str] = set()  # refused because their GPU does not compute
         self.hosts = Hosts()
-        self.there: dict[str, int] = {}  # accepted workers and their threads, as last seen
+        self.accepted: dict[str, int] = {}  # accepted workers and their threads, as last seen
         self._looked = -LOOK_S
         self._seen = time.monotonic()
         self._warned = False
@@ -86,7 +86,7 @@ class WorkerPool:
             log.warning("a worker cannot be set up, because it lacks wsiseg or has another version: %s", one_line(error))
         start = time.monotonic()
         warned = False
-        while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._everyone()):
+        while (answers := len(self._roles) + len(self.refused)) < len(everyone := self._connected_workers()):
             # Workers report through scheduler events, which may arrive later than the answer of register_plugin. A refusal
             # arrives sooner than the acceptance of a worker, which loads its libraries first.
             waited = time.monotonic() - start
@@ -100,26 +100,26 @@ class WorkerPool:
             if waited > ASK_S:
                 self._ask(everyone)
             time.sleep(0.01 if waited < ASK_S else ASK_S)
-        self.look()
+        self.update()
         if self.refused and not self._roles:
             raise InputError(
                 "Every worker of the scheduler was refused:\n" + "\n".join(f"  {r}" for r in self.refused.values())
             )
 
-    def look(self) -> int:
+    def update(self) -> int:
         """Return the number of tiles that the accepted workers compute at once, updated every ``LOOK_S`` seconds."""
         while not self._ready.empty():
             self._on_ready(self._ready.get())
         now = time.monotonic()
         if now - self._looked >= LOOK_S:
             self._looked = now
-            everyone = self._everyone()
+            everyone = self._connected_workers()
             self._ask(everyone)
             roles = dict(self._roles)
-            self.there = {a: n for a, n in everyone.items() if a in roles}
+            self.accepted = {a: n for a, n in everyone.items() if a in roles}
             self._stop_without_gpu(everyone)
-            working = self.hosts.working(self.there)
-            self.threads = sum(self.there[a] for a in working if roles[a] == "tile")
+            working = self.hosts.working(self.accepted)
+            self.threads = sum(self.accepted[a] for a in working if roles[a] == "tile")
             if self.threads:
                 self._seen, self._warned = now, False
             elif not self._warned and now - self._seen > NO_WORKER_WARNING_S:
@@ -131,7 +131,7 @@ class WorkerPool:
     def _stop_without_gpu(self, everyone: Collection[str]) -> None:
         """Raise ``DeviceBrokenError`` if every GPU of the run is broken, instead of failing all tiles."""
         # a worker may break so soon that it is never seen; without others to come, all that ever worked are what there is
-        known = self.able("tiles") if self._remote else [a for a, role in self._roles.items() if role == "tile"]
+        known = self.workers_for("tiles") if self._remote else [a for a, role in self._roles.items() if role == "tile"]
         reason = self.hosts.no_gpu_left(known)
         if not reason and everyone and not self._remote and self._without_gpu >= set(everyone):  # and nobody comes later
             reason = "; ".join(self.refused[a] for a in everyone)
@@ -141,21 +141,21 @@ class WorkerPool:
                 "reset or excluded (--gpus), or on another machine."
             )
 
-    def able(self, kind: str) -> list[str]:
+    def workers_for(self, kind: str) -> list[str]:
         """Return the workers that may run a kind of task, of those connected at the last update."""
-        return [a for a in self.there if kind != "tiles" or self._roles[a] == "tile"]
+        return [a for a in self.accepted if kind != "tiles" or self._roles[a] == "tile"]
 
     def threads_by_host(self) -> dict[str, int]:
         """Return the number of tiles that each host computes at once, without excluded hosts."""
         found: dict[str, int] = {}
-        for address in self.hosts.working(self.there):
+        for address in self.hosts.working(self.accepted):
             host = self.hosts.where(address)[0]
-            found[host] = found.get(host, 0) + (self.there[address] if self._roles[address] == "tile" else 0)
+            found[host] = found.get(host, 0) + (self.accepted[address] if self._roles[address] == "tile" else 0)
         return found
 
     def first_of(self, host: str) -> str:
         """Return one worker of a host, always the same, preferably one that only reads; empty if none is connected."""
-        own = [a for a in self.there if self.hosts.where(a)[0] == host]
+        own = [a for a in self.accepted if self.hosts.where(a)[0] == host]
         return min(own, key=lambda a: (self._roles[a] != "slide", a), default="")
 
     def options(self, kind: str, items: Sequence[WorkItem], places: Collection[str] = ()) -> dict[str, Any]:
@@ -163,7 +163,7 @@ class WorkerPool:
 
         ``places`` are the hosts that have the slide staged (empty: any host); if all of them are excluded, others may run it.
         """
-        able = self.able(kind)
+        able = self.workers_for(kind)
         chosen = self.hosts.choose(items, able)
         if places:
             there = frozenset(a for a in (able if chosen is None else chosen) if self.hosts.where(a)[0] in places)
@@ -181,7 +181,7 @@ class WorkerPool:
         self.client.unsubscribe_topic(self.setup.name)
         _worker_error(self.client.unregister_worker_plugin, self.setup.name)  # workers without it raise, which is ignored
 
-    def _everyone(self) -> dict[str, int]:
+    def _connected_workers(self) -> dict[str, int]:
         there: dict[str, int] = self.client.nthreads(callback_timeout=ANSWER_S)
         return there
 

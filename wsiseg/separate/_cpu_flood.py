@@ -331,7 +331,7 @@ def filled_area(labels: I32, k: Int, y0: Int, x0: Int) -> Int:
 
 @jit
 def within_limits(
-    labels: I32, area: I64, total: I64, box: I32, least: Int, most: Int, least_material: Int
+    labels: I32, area: I64, total: I64, box: I32, min_area: Int, max_area: Int, min_material: Int
 ) -> npt.NDArray[np.bool_]:
     """Return for labels 1..n whether their hole-filled area and their mean material are within the limits (step 10).
 
@@ -339,18 +339,18 @@ def within_limits(
     """
     keep = np.zeros(area.size - 1, np.bool_)
     for k in range(1, area.size):
-        if area[k] == 0 or area[k] > most or 16 * total[k] < least_material * area[k]:
+        if area[k] == 0 or area[k] > max_area or 16 * total[k] < min_material * area[k]:
             continue
         y0, x0 = np.int64(box[k, 0]), np.int64(box[k, 1])
         bound = (box[k, 2] - y0) * (box[k, 3] - x0)
-        if bound < least:
+        if bound < min_area:
             continue
         filled = area[k]
-        if bound > most or filled < least:
+        if bound > max_area or filled < min_area:
             while labels[y0, x0] != k:
                 x0 += 1
             filled = filled_area(labels, k, y0, x0)
-        keep[k - 1] = least <= filled <= most
+        keep[k - 1] = min_area <= filled <= max_area
     return keep
 
 

@@ -152,7 +152,7 @@ def fit(
         if group.writes:
             state.save(run_dir)
         group.agree(state.step)
-        state.leave_team()
+        state.release_wrapper()
         return state.ema.eval()
 
 
@@ -216,7 +216,7 @@ class _LoopState:
             else:
                 mine.copy_(theirs[name])
 
-    def leave_team(self) -> None:
+    def release_wrapper(self) -> None:
         """Release the wrapper that communicates with the other processes, before the group ends (``process_group``)."""
         self.forward = self.net
 

@@ -7,7 +7,7 @@ import zlib
 
 from wsiseg.errors import SlideOpenError
 
-__all__ = ["DECODER_ERRORS", "MAX_SIDE_PX", "MAX_SLIDE_PX", "MAX_TILE_PX", "refuse_absurd_size"]
+__all__ = ["DECODER_ERRORS", "MAX_SIDE_PX", "MAX_SLIDE_PX", "MAX_TILE_PX", "require_plausible_size"]
 
 DECODER_ERRORS = (
     ArithmeticError, AssertionError, AttributeError, EOFError, LookupError, MemoryError, OSError, RuntimeError, SyntaxError,
@@ -23,7 +23,7 @@ MAX_TILE_PX = 2**28
 """Limit for one tile of the file, because every reader decodes a tile whole, however small the window it needs."""
 
 
-def refuse_absurd_size(width_px: int, height_px: int, where: str, tile_px: int = 0) -> None:
+def require_plausible_size(width_px: int, height_px: int, where: str, tile_px: int = 0) -> None:
     """Raise ``SlideOpenError`` if a file states a size that no slide has: it is damaged, or made to exhaust the memory."""
     ok = 0 < width_px <= MAX_SIDE_PX and 0 < height_px <= MAX_SIDE_PX and width_px * height_px <= MAX_SLIDE_PX
     if not ok:

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from wsiseg.errors import FormatError
 
-__all__ = ["require_room"]
+__all__ = ["require_memory"]
 
 BYTES_PER_PX = 26
 """Peak memory of drawing and scoring two label maps, bytes per pixel: 4.0 GB for 13,198 x 11,685 px."""
 
 
-def require_room(shape: Sequence[int], what: str, max_gb: float) -> None:
+def require_memory(shape: Sequence[int], what: str, max_gb: float) -> None:
     """Raise ``FormatError`` if an image is too large to be scored at once, before any of it is allocated.
 
     Parameters
