@@ -149,8 +149,8 @@ def test_help_is_in_plain_words() -> None:
     [
         ("wsiseg import", "--slide", "slide"), ("wsiseg import", "--origin", "frame"), ("wsiseg export", "--origin", "frame"),
         ("wsiseg export", "--tile", "tile_px"), ("wsiseg export", "--cell", "cell_px"), ("wsiseg features", "--stain", "stain"),
-        ("wsiseg evaluate files", "--origin", "corner"), ("wsiseg rank", "--tile", "tile_px"),
-        ("wsiseg rank", "--least", "min_object_px"),
+        ("wsiseg evaluate files", "--origin", "corner"), ("wsiseg rank", "--tile", "side"),
+        ("wsiseg rank", "--least", "least_px"),
     ],
 )  # fmt: skip
 def test_names_of_earlier_versions_are_understood_and_not_shown(path: str, old: str, new: str) -> None:

@@ -118,13 +118,13 @@ def test_trained_networks_are_kept(root: Path, tmp_path: Path) -> None:
     options = RankOptions(networks=("tiny",), macenko=True, best=2, steps=4, batch=2, patch_px=64)
     done = rank_datasets(root, tmp_path / "out", TILES, options, on_line=told.append)
     assert len([t for t in told if "training" in t]) == 3 + 3 + 1
-    assert len(done.tree["stain"]) == 3
-    assert [p["k"] for p in done.tree["fusion"]["tiny"]] == [1, 2]
+    assert len(done.tables.stain) == 3
+    assert [p.k for p in done.tables.fusion["tiny"]] == [1, 2]
     card = json.loads((tmp_path / "out/models/tiny+macenko/alpha/weights/alpha.json").read_text())
     assert (card["stain_method"], card["data"]["sets"]) == ("macenko", ["alpha"])
     assert card["separate_defaults"], "thresholds were fitted"
     again: list[str] = []
-    assert rank_datasets(root, tmp_path / "out", TILES, options, on_line=again.append).tree["models"] == done.tree["models"]
+    assert rank_datasets(root, tmp_path / "out", TILES, options, on_line=again.append).tables.models == done.tables.models
     assert again == []
     run = run_here("rank", root, "--out", tmp_path / "out", "--network", "tiny", "--tile", "32", "--test-tiles", "2")
     assert run.exit_code == 2

@@ -120,11 +120,11 @@ def test_leave_one_organ_out_and_go_on_where_it_stopped(config: Path) -> None:
         cross_validate(config, "organ", on_line=stop_in_the_second_fold)
     done = cross_validate(config, "organ", on_line=lines.append)
     assert [line["step"] for line in lines] == [2, 4, 2, 4, 2, 4], "what was done was not done again"
-    assert [row["fold"] for row in done.rows] == ["liver", "lung", "skin"]
-    assert [row["images"] for row in done.rows] == [2, 1, 1]
-    assert [row["nuclei"] for row in done.rows] == [8, 4, 4]
+    assert [row.fold for row in done.rows] == ["liver", "lung", "skin"]
+    assert [row.images for row in done.rows] == [2, 1, 1]
+    assert [row.nuclei for row in done.rows] == [8, 4, 4]
     headings, rows = done.table()
-    pq = [row["pq"] for row in done.rows]
+    pq = [row.pq for row in done.rows]
     assert rows[-1][headings.index("pq")] == f"{np.mean(pq):.4f} ± {np.std(pq, ddof=1):.4f}"
     assert json.loads((done.folder / "table.json").read_text())["rows"] == rows
     plan = json.loads((done.folder / "folds.json").read_text())
