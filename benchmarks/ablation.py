@@ -37,7 +37,7 @@ from wsiseg.normalize import fit_stain, normalize
 from wsiseg.pipeline import map_image
 from wsiseg.predict import NETS, NetSpec, as_stored, build_net, load_model, macs_per_px, model_from_net, tune_malloc
 from wsiseg.predict.weights import load_weights
-from wsiseg.train import AugmentConfig, LoopConfig, LossConfig, PatchSource, fit
+from wsiseg.train import AugmentConfig, ImageSteps, LoopConfig, LossConfig, PatchSource, TargetOptions, TrainingRun, fit
 from wsiseg.train.validation import fit_separation, predict_samples, score_table
 
 NETS["lean_stem1"] = NetSpec((8, 24, 48, 96, 192), (2, 2, 2, 2, 2), (2, 2, 2, 2), stem=1)
@@ -158,17 +158,12 @@ def run_row(root: str, row: Row, steps: int) -> dict[str, Any]:
             net.load_state_dict(begun.state_dict())
             sha = card["sha256"]
         teacher = load_model(PredictConfig(weights=row.start, tta=8)) if row.teacher_share else None
-        source = PatchSource(
-            seen,
-            row.sets,
-            row.center,
-            AugmentConfig(**row.augment),
-            256,
-            row.border_weight,
-            row.touching,
+        steps_of_image = ImageSteps(
             teacher=None if teacher is None else lambda rgb: map_image(rgb, teacher.mpp, teacher, RunConfig()).inner,
             teacher_share=row.teacher_share,
         )
+        targets = TargetOptions(row.center, row.border_weight, row.touching)
+        source = PatchSource(seen, row.sets, targets, AugmentConfig(**row.augment), 256, steps=steps_of_image)
         warm = row.start != SCRATCH
         config = LoopConfig(
             steps=steps,
@@ -178,7 +173,7 @@ def run_row(root: str, row: Row, steps: int) -> dict[str, Any]:
             seed=SEED,
             loss=LossConfig(**row.loss),
         )
-        net = fit(net, lambda step: source.batch(config.batch, SEED, step), config, Path(scratch) / "run")
+        net = fit(net, lambda step: source.batch(config.batch, SEED, step), config, TrainingRun(Path(scratch) / "run"))
         card = {"name": "", "sha256": "", "mpp": MODEL_MPP, "stain_method": "none", "licence": "", "separate_defaults": {}}
         model = model_from_net(as_stored(net), card, PredictConfig())
         fitted, _ = fit_separation(predict_samples(model, unseen), rounds=1)

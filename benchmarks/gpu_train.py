@@ -33,8 +33,8 @@ from benchmarks._machine import machine
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.predict import build_net
 from wsiseg.train.augment import AugmentConfig
-from wsiseg.train.batches import PatchSource
-from wsiseg.train.loop import LoopConfig, fit
+from wsiseg.train.batches import PatchSource, TargetOptions
+from wsiseg.train.loop import LoopConfig, TrainingRun, fit
 
 CARRY = Path(__file__).resolve().parents[1] / "carry" / "train.zip"
 CHECKPOINT_S = 60.0
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         sets = sorted(p.parent.name for p in Path(folder).glob("*/INFO.json"))
         samples = list_samples(Path(folder), tuple(sets))
         shares = dict.fromkeys(sets, 1 / len(sets))
-        source = PatchSource(samples, shares, "ellipse", AUGMENT, args.patch, batched_on=device)
+        source = PatchSource(samples, shares, TargetOptions("ellipse"), AUGMENT, args.patch, batched_on=device)
         config = LoopConfig(steps=args.probe, batch=args.batch, device=args.device, warmup_steps=1, report_every=10**9)
 
         def batch(step: int) -> Any:
@@ -85,9 +85,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         torch.manual_seed(1)
         with tempfile.TemporaryDirectory() as probe:
-            fit(build_net(args.net), batch, dataclasses.replace(config, steps=2), Path(probe) / "a")
+            fit(build_net(args.net), batch, dataclasses.replace(config, steps=2), TrainingRun(Path(probe) / "a"))
             clock = time.perf_counter()
-            fit(build_net(args.net), batch, config, Path(probe) / "b")
+            fit(build_net(args.net), batch, config, TrainingRun(Path(probe) / "b"))
             step_s = (time.perf_counter() - clock) / args.probe
         left_s = 60 * args.minutes - (time.perf_counter() - began)
         steps = max(args.probe, int(0.9 * left_s / step_s))
@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         write(path, result)
         every = max(1, min(100, int(CHECKPOINT_S / 2 / step_s)))
         config = dataclasses.replace(config, steps=steps, warmup_steps=min(500, steps // 10 + 1), report_every=every)
-        fit(build_net(args.net), batch, config, args.out / "train", on_line=on_line)
+        fit(build_net(args.net), batch, config, TrainingRun(args.out / "train"), on_line=on_line)
     result["seconds"] = round(time.perf_counter() - began, 1)
     write(path, result)
     print(path)

@@ -27,8 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsiseg.qc import find_outliers, grade_slides, load_quality, predicted_share
 from wsiseg.qc.patches import contour_png
-from wsiseg.qc.report import ReportData, Thumbnail, data_uri, density_picture, render_report, worst_first
+from wsiseg.qc.report import ReportData, ShownPatch, Thumbnail, data_uri, density_picture, render_report, worst_first
 from wsiseg.qc.report_run import SHOW_ALL_SLIDES
+from wsiseg.qc.rows import FlagRow
+from wsiseg.rows import SlideRow
 
 COHORTS = ("BLCA", "BRCA", "CESC", "COAD", "GBM", "LUAD", "LUSC", "PAAD", "PRAD", "READ", "SKCM", "STAD", "UCEC", "UVM")
 
@@ -49,10 +51,15 @@ def simulate(n: int) -> ReportData:
     """Return a report of ``n`` simulated slides, graded and predicted."""
     random = np.random.default_rng(0)
     cohorts = COHORTS if n > 100 else COHORTS[:1]
-    rows: list[dict[str, Any]] = []
+    rows: list[SlideRow] = []
     for i in range(n):
         mm2, density = random.uniform(20, 300), random.normal(4000, 500)
-        row = {"slide_id": f"TCGA-{i:04d}-01Z-00-DX1", "cohort": cohorts[i % len(cohorts)], "status": "done", "error": ""}
+        row: dict[str, Any] = {
+            "slide_id": f"TCGA-{i:04d}-01Z-00-DX1",
+            "cohort": cohorts[i % len(cohorts)],
+            "status": "done",
+            "error": "",
+        }
         row |= {"n_nuclei": int(mm2 * density), "nuclei_per_mm2": density, "tissue_mm2": mm2, "width_px": 60_000}
         row |= {"area_mean_um2": random.normal(40, 4) * (1.7 if i % 90 == 1 else 1), "area_std_um2": random.normal(14, 2)}
         row |= {"tissue_mask": "found", "outside_frac": 0.002, "outside_nuclei": 800.0, "outside_nuclei_low": 100.0}
@@ -61,17 +68,14 @@ def simulate(n: int) -> ReportData:
         row |= {"seconds_read": 20.0, "seconds_predict": 150.0, "seconds_separate": 18.0, "seconds_write": 2.0}
         if i % 400 == 3:
             row |= {"status": "failed", "error": "truncated file: tile 17 cannot be decoded", "n_nuclei": None}
-        rows.append(row)
-    ids = [r["slide_id"] for r in rows]
+        rows.append(SlideRow.blank(**row))
+    ids = [r.slide_id for r in rows]
     patches = {s: [f"{s}-{k}" for k in range(15)] for s in ids}
     chance = random.beta(0.5, 5, n)
     words = {p: ("adequate", "not_adequate")[int(random.random() < chance[i])] for i, s in enumerate(ids) for p in patches[s]}
-    grades = grade_slides([(r["slide_id"], r["cohort"], r["status"]) for r in rows], patches, words, {}, {})
+    grades = grade_slides([(r.slide_id, r.cohort, r.status) for r in rows], patches, words, {}, {})
     found = find_outliers(rows)
-    flags = [
-        {"slide_id": o.slide_id, "round": o.round, "tails": " ".join(o.tails), "reasons": "; ".join(o.reasons), "note": o.note}
-        for o in found
-    ]
+    flags = [FlagRow(o.slide_id, o.cohort, o.status, o.round, " ".join(o.tails), "; ".join(o.reasons), o.note) for o in found]
     guess = {
         s: predicted_share(np.clip(random.normal(chance[i], 0.05, 15), 0.01, 0.99), [""] * 15, 0.08) for i, s in enumerate(ids)
     }
@@ -85,10 +89,7 @@ def simulate(n: int) -> ReportData:
     rings = [np.column_stack([x + 10 * np.cos(angle), y + 10 * np.sin(angle)]) for x, y in random.uniform(0, 256, (40, 2))]
     layer = data_uri(contour_png(np.concatenate(rings), np.arange(41) * 31, (0, 0), 3.0, 768), "image/png")
     tissue = picture(random, (256, 256))
-    shown = [
-        {"slide_id": ids[i % n], "word": "", "n_nuclei": 40, "fail_prob": 0.2, "tissue": tissue, "layer": layer}
-        for i in range(min(60, 15 * n))
-    ]
+    shown = [ShownPatch(ids[i % n], "", 40, 0.2, tissue, layer) for i in range(min(60, 15 * n))]
     return ReportData(
         f"Segmentation report: simulated cohort of {n:,}",
         f"{n:,} slides · simulated",

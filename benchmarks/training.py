@@ -26,8 +26,8 @@ from wsiseg.datasets import list_samples
 from wsiseg.predict import build_net
 from wsiseg.predict.nets import NETS, macs_per_px
 from wsiseg.train.augment import AugmentConfig
-from wsiseg.train.batches import Batch, PatchSource
-from wsiseg.train.loop import LoopConfig, fit
+from wsiseg.train.batches import Batch, PatchSource, TargetOptions
+from wsiseg.train.loop import LoopConfig, TrainingRun, fit
 
 AUGMENT = AugmentConfig(stain_gain=0.6, stain_offset=0.3, hue_mix=0.15, gamma=0.4, restain_p=0.5)
 
@@ -49,7 +49,7 @@ def step_seconds(
     torch.manual_seed(0)
     config = LoopConfig(steps=steps + 2, batch=batch, precision=precision, report_every=steps + 2)
     with tempfile.TemporaryDirectory() as folder:
-        fit(build_net(net_name), timed, config, Path(folder))
+        fit(build_net(net_name), timed, config, TrainingRun(Path(folder)))
     whole = [after - before for before, after in itertools.pairwise(began[1:])]
     return statistics.median(whole), statistics.median(making[1:])
 
@@ -58,10 +58,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Return a row for each combination."""
     samples = [s for s in list_samples(args.data, tuple(args.sets)) if not s.validation]
     shares = dict.fromkeys(args.sets, 1 / len(args.sets))
+    targets = TargetOptions("ellipse")
     sources = {
-        "patch": PatchSource(samples, shares, "ellipse", AUGMENT, args.patch),
-        "batch": PatchSource(samples, shares, "ellipse", AUGMENT, args.patch, batched_on=torch.device("cpu")),
-        "none": PatchSource(samples, shares, "ellipse", None, args.patch),
+        "patch": PatchSource(samples, shares, targets, AUGMENT, args.patch),
+        "batch": PatchSource(samples, shares, targets, AUGMENT, args.patch, batched_on=torch.device("cpu")),
+        "none": PatchSource(samples, shares, targets, None, args.patch),
     }
     rows = []
     for net in args.nets:
