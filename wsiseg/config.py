@@ -1,7 +1,7 @@
 """All options, with default, unit and meaning, in one frozen value.
 
 ``RunConfig`` holds one frozen dataclass per stage. ``RunConfig.digest()`` covers exactly the fields that change results; fields
-whose metadata says ``results=False`` (workers, retries, ...) are left out, so they may differ between a run and its resume.
+with the metadata ``results=False`` (workers, retries, ...) are left out, so they may differ between a run and its resume.
 TOML in (``RunConfig.from_toml``), TOML-ready dict out (``as_dict``).
 """
 
@@ -169,7 +169,7 @@ class VectorizeConfig:
 
 @dataclass(frozen=True, slots=True)
 class WriteConfig:
-    """What is written beside the tables, and their layout; the tables' content does not depend on it.
+    """Layout of the tables, and files written in addition; the tables' content does not depend on it.
 
     Attributes
     ----------

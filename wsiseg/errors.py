@@ -165,7 +165,7 @@ class FetchDamagedError(FetchError):
 
 
 class FetchUnreachableError(FetchError):
-    """The server did not answer, or asked to retry later, until the time limit."""
+    """The server did not answer within the time limit, or only with requests to retry later."""
 
 
 class OutputMismatchError(WsisegError):
@@ -197,4 +197,4 @@ class BackendUnavailableError(WsisegError, ImportError):
 
 
 class TileComputeError(WsisegError):
-    """A tile failed in computation."""
+    """A tile could not be computed."""

@@ -58,7 +58,7 @@ def test_what_cannot_be_written_says_why(tmp_path):
     with pytest.raises(FormatError, match="test, x"):
         write_dataset([bad], tmp_path / "sizes", "test")
     write_dataset([image("a")], tmp_path / "set", "test")
-    with pytest.raises(FormatError, match="already holds"):
+    with pytest.raises(FormatError, match="already contains"):
         write_dataset([image("b")], tmp_path / "set", "test")
     with pytest.raises(FormatError, match=r"no INFO\.json"):
         dataset_stats(tmp_path / "none")

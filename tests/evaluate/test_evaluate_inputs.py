@@ -283,9 +283,9 @@ def test_wrong_arrays_say_what_is_wrong(tmp_path):
         load_instances(tmp_path / "half.npy")
     with pytest.raises(FormatError, match="expected 9 x 8 px"):
         load_instances(tmp_path / "small.npy", (8, 9))
-    with pytest.raises(FormatError, match="no such"):
+    with pytest.raises(FormatError, match="does not exist"):
         load_instances(tmp_path / "none.png")
-    with pytest.raises(FormatError, match="no such"):
+    with pytest.raises(FormatError, match="does not exist"):
         load_instances(tmp_path / "none.csv")
     (tmp_path / "empty").mkdir()
     with pytest.raises(FormatError, match=r"features\.csv"):

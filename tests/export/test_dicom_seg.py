@@ -83,7 +83,7 @@ def test_what_cannot_be_a_segmentation_is_refused(table: Path, series: Path, tmp
     assert (tmp_path / "out/s.dicom-seg/level-1.dcm").is_file()
     again = CliRunner().invoke(main, named)
     assert again.exit_code == 2
-    assert "exists already" in again.output
+    assert "already exists" in again.output
     with pytest.raises(InputError, match="9000 x 9000 px"):
         write_dicom_segmentation(open_nuclei(table), tmp_path / "x", series=series / "other.dcm")
     np.save(tmp_path / "none.npy", np.zeros((HEIGHT, WIDTH), np.int32))

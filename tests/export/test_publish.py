@@ -117,7 +117,7 @@ def test_refusals_say_what_is_expected(run: Path, bucket: Bucket, tmp_path: Path
         publish_run(run, "/tmp/elsewhere")
     with pytest.raises(FetchError, match="s3://nobody/x"):
         publish_run(run, "s3://nobody/x")
-    with pytest.raises(InputError, match="holds no wsiseg run"):
+    with pytest.raises(InputError, match="contains no wsiseg run"):
         publish_run(tmp_path, PREFIX)
     with (run / f"nuclei/{SLIDE_ID}.parquet").open("ab") as stream:
         stream.write(b"more")

@@ -262,7 +262,7 @@ def test_no_nucleus_and_no_slide(run: Path, tmp_path: Path, fmt: str) -> None:
     call("export", gone, "--to", fmt, "-o", tmp_path / "out", "--path-map", f"/nowhere={SLIDE.parent}")
     alone = tmp_path / "alone.parquet"
     alone.write_bytes((run / f"nuclei/{SLIDE.stem}.parquet").read_bytes())
-    assert "only a run folder says" in call("export", alone, "--to", fmt, "-o", tmp_path / "other", code=2)
+    assert "is only known within its run folder" in call("export", alone, "--to", fmt, "-o", tmp_path / "other", code=2)
 
 
 def test_the_same_bytes_again(run: Path, tmp_path: Path) -> None:

@@ -88,5 +88,5 @@ def test_a_gallery_of_nothing_or_of_another_kind_is_refused(tmp_path):
     crop = Crop("t", np.zeros((100, 100, 3), np.uint8), truth, pred)
     with pytest.raises(FormatError, match=r"\.png or \.jpg"):
         draw_gallery([crop], tmp_path / "worst.gif")
-    with pytest.raises(FormatError, match="no crop"):
+    with pytest.raises(FormatError, match="at least one crop"):
         draw_gallery([], tmp_path / "worst.png")

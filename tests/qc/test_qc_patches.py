@@ -169,7 +169,7 @@ def test_packs_are_the_same_bytes_and_refuse_other_paths(tmp_path: Path) -> None
         z.writestr("x.png", b"secret")
     with pytest.raises(InputError, match="is outside"):
         read_picture(qc, "../../outside.zip", "x.png")
-    with pytest.raises(InputError, match="does not hold the picture"):
+    with pytest.raises(InputError, match="does not contain the picture"):
         read_picture(qc, "patches/a.zip", "y.png")
     with pytest.raises(InputError, match="are missing"):
         read_picture(qc, "patches/c.zip", "x.png")

@@ -282,7 +282,7 @@ def test_pngs_of_16_bits(tmp_path):
     (tmp_path / "s.png").write_bytes(imagecodecs.png_encode(RGB.astype(np.uint16) * 257))
     np.testing.assert_array_equal(shown(tmp_path / "s.png"), RGB)
     (tmp_path / "s.png").write_bytes(imagecodecs.png_encode(RGB.astype(np.uint16) * 16))
-    with pytest.raises(SlideOpenError, match=r"3 samples of 16 bits.*12 in use"):
+    with pytest.raises(SlideOpenError, match=r"3 samples of 16 bits.*12 bits are in use"):
         open_slide(tmp_path / "s.png", mpp=0.5)
 
 

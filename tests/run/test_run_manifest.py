@@ -93,7 +93,7 @@ def test_tissue_mask_folder(folder: Path) -> None:
     (masks / "b.png").write_bytes(b"x")
     (slide,) = collect_slides([str(folder / "b.svs")], tissue_mask=str(masks))
     assert slide.tissue_mask == str(masks / "b.png")
-    with pytest.raises(InputError, match=r"holds no a\.png"):
+    with pytest.raises(InputError, match=r"contains no a\.png"):
         collect_slides([str(folder / "a.tiff")], tissue_mask=str(masks))
 
 

@@ -80,7 +80,7 @@ def test_an_interrupted_call_goes_on(sets: Path) -> None:
     assert {name for name in ours if ours[name] != theirs[name]} == {kept.name}
     with pytest.raises(ConfigError, match="other settings"):
         make_synthetic(sets / "reference", sets / "cohort", sets / "cut", SynthConfig(images=9, patch_px=96))
-    with pytest.raises(FormatError, match="already holds"):
+    with pytest.raises(FormatError, match="already contains"):
         make_synthetic(sets / "reference", sets / "cohort", sets / "cut", CONFIG)
 
 
@@ -133,5 +133,5 @@ def test_unusable_cohorts_are_refused(sets: Path) -> None:
         make_synthetic(sets / "reference", sets / "cohort", sets / "out", SynthConfig(images=1, patch_px=512))
     with pytest.raises(ConfigError, match="overlap_max"):
         SynthConfig(overlap_max=0.9)
-    with pytest.raises(FormatError, match="already holds"):
+    with pytest.raises(FormatError, match="already contains"):
         refine_synthetic(sets / "reference", sets / "cohort", sets / "cohort", RefineConfig())

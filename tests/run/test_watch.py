@@ -239,7 +239,7 @@ def test_folders_without_a_run_are_named(tmp_path: Path) -> None:
     for command in ("status", "errors", "verify"):
         done = run_here(command, tmp_path)
         assert done.exit_code == 2
-        assert "holds no wsiseg run" in done.output
+        assert "contains no wsiseg run" in done.output
     done = run_here("segment", "--retry-failed", "--out", tmp_path)
     assert "nothing to retry" in done.output
     assert run_here("segment", "--out", tmp_path).exit_code == 2

@@ -248,14 +248,14 @@ def test_hard_examples_are_harder(tmp_path: Path) -> None:
 
 def test_refiner_says_what_it_needs(tmp_path: Path) -> None:
     synthetic, real = pictures()
-    with pytest.raises(InputError, match="real pictures of at least 72 px a side, got none"):
+    with pytest.raises(InputError, match="real pictures of at least 72 px per side, got none"):
         train_refiner(
             [(np.zeros((99, 99, 3), np.uint8), np.zeros((99, 99), np.int32))],
             [],
             RefineConfig(crop_px=72),
             TrainingRun(tmp_path),
         )
-    with pytest.raises(InputError, match="synthetic pictures of at least 72 px a side, got 64"):
+    with pytest.raises(InputError, match="synthetic pictures of at least 72 px per side, got 64"):
         train_refiner(synthetic, real, RefineConfig(crop_px=72), TrainingRun(tmp_path))
     with pytest.raises(ConfigError, match="crop_px"):
         RefineConfig(crop_px=30)

@@ -55,7 +55,7 @@ PATH = click.Path(path_type=Path)
               help="dicom-ann, -seg: a file of the slide's DICOM series, or its folder.  [the slide of the run]")  # fmt: skip
 @click.option("--dicom-3d", is_flag=True, help="dicom-ann: mm in the slide's frame of reference instead of pixels.")
 @click.option("--image-mpp", type=click.FloatRange(0.05, 100), default=0.5, show_default=True,
-              help="tissuumaps, xenium: microns per pixel of the image beside the nuclei.")  # fmt: skip
+              help="tissuumaps, xenium: microns per pixel of the exported image.")  # fmt: skip
 @click.option("--path-map", multiple=True, metavar="FROM=TO",
               help="For formats with a picture: slides whose paths began with FROM are under TO; repeatable.")  # fmt: skip
 @click.option(

@@ -188,7 +188,7 @@ class _Count:
     place: str = ""
 
     def is_new(self, done: SlideNeighbors | SlideCells, there: str) -> bool:
-        """Count a slide; say why it failed, or that it was ``there``; return whether it was done now."""
+        """Count and print the result of a slide; return whether it was done in this call."""
         self.taken += 1
         self.place = f"[{self.taken}/{self.of}] {done.slide_id}"
         if done.error:

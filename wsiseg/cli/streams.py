@@ -19,7 +19,7 @@ MAX_WAIT_S = 5.0
 """Maximum time to wait for a full non-blocking pipe, s; after that the output is lost."""
 
 _LOST: dict[int, OSError] = {}
-"""By file descriptor: the error because of which its output is lost."""
+"""The error by which output was lost, by file descriptor."""
 
 
 class _Steady(io.RawIOBase):

@@ -182,7 +182,7 @@ _CORES_OF_JOBS = (
     ("LSB_JOBID", ("LSB_DJOB_NUMPROC",)),
     ("JOB_ID", ("NSLOTS",)),
 )
-"""By batch system: the variable that marks its jobs, and the variables with their cores, of which the first set is used."""
+"""By batch system: the variable that marks its jobs, and the variables with their cores; the first that is set is used."""
 
 
 def _job_cores(environment: Mapping[str, str]) -> Iterator[tuple[str, int]]:

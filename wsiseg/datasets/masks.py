@@ -175,7 +175,7 @@ def _label_images(source: Path) -> Iterator[tuple[str, NDArray[np.int32]]]:
 
 
 def _nuclei(labels: NDArray[np.int32], margin_px: int) -> Iterator[tuple[slice, slice, NDArray[np.bool_]]]:
-    """Each nucleus in a window of its own, grown by a margin within the image."""
+    """Yield (rows, columns, mask) of each nucleus: its bounding box grown by a margin within the image."""
     for number, box in enumerate(ndimage.find_objects(labels), start=1):
         if box is not None:
             rows, columns = (slice(max(side.start - margin_px, 0), side.stop + margin_px) for side in box)

@@ -1,6 +1,6 @@
 """Write annotated sets as patches into one sharded Zarr v3 store, and read whole images from it.
 
-A store holds a group per set, with the arrays ``rgb`` uint8 (N, P, P, 3) and ``labels`` int32 (N, P, P): the images cut row by
+A store has one group per set, with the arrays ``rgb`` uint8 (N, P, P, 3) and ``labels`` int32 (N, P, P): the images cut row by
 row into squares of P px, white and 0 beyond their edges. The group's attributes are ``info`` (the set's ``INFO.json``) and
 ``images`` (id, height, width, first patch). A chunk is one patch, a shard (one file) 64 of them: thousands of small pictures
 become a few files, and any reader of Zarr gets patch k as ``group["rgb"][k]``.

@@ -91,7 +91,7 @@ def group_of(dataset: str, image_id: str, info: Mapping[str, Any] | None = None)
     info
         The set's ``INFO.json``; its ``group_per_image`` takes precedence over the id. A TCGA barcode in either is reduced to
         site and patient (``A7-A13F``), so that a patient is the same group in every set. If nothing is known, each image is a
-        group of its own.
+        separate group.
 
     Raises
     ------

@@ -55,7 +55,7 @@ class SetChoice:
 
 @dataclass(frozen=True, slots=True)
 class SetOutputs:
-    """What is written beside the table.
+    """Files that are written in addition to the table.
 
     Attributes
     ----------

@@ -232,7 +232,7 @@ def load_rings(path: str | Path) -> Rings:
             raise FormatError(f"{path}: expected the folder of one slide with *-features.csv files (QuIP), found none.")
         return _some(_join([ring for part in parts for ring in _quip_rings(part, tally)], tally, outline_px=True), path)
     if not path.is_file():
-        raise FormatError(f"{path}: no such file.")
+        raise FormatError(f"{path}: the file does not exist.")
     if name.endswith(".parquet"):
         return _some(_parquet_rings(path, tally), path)
     if name.endswith((*JSON_SUFFIXES, *_PACKED)):

@@ -226,7 +226,7 @@ def score_model(
     tune_malloc()
     model = load_model(config.predict, compute_device(config))
     rgb, _ = load_sample(samples[0])
-    segment_image(rgb[:256, :256], model.mpp, model, config)  # compile first, so that it does not count for an image
+    segment_image(rgb[:256, :256], model.mpp, model, config)  # compile first, so that this time is not added to an image
     images: list[ImageResult] = []
     crops: list[tuple[float, str, Crop]] = []
     for sample in samples:

@@ -18,7 +18,7 @@ from wsiseg.libraries import optional
 __all__ = ["PREFIX", "Table", "closed_database", "quoted"]
 
 Table = Path | StoredObject
-"""A table of a run: a file, or an object in a bucket, of which only the parts that a query needs are read."""
+"""A table of a run: a file, or an object in a bucket. Only the parts that a query needs are read."""
 
 PREFIX = "run://"
 """Prefix of the names of tables in a closed connection: ``run://nuclei/<slide_id>.parquet``."""

@@ -40,7 +40,7 @@ MAX_BYTES = 2**32 - 2
 def write_dicom_segmentation(source: NucleiFile, out: Path, *, series: Path | None = None, overwrite: bool = False) -> Exported:
     """Write ``out``, a folder of ``level-0.dcm``, ``level-1.dcm``, ...: one for each level of the slide's series.
 
-    A pixel is 1 if its center lies inside a nucleus. UIDs follow from the table and the series; only the time of writing
+    A pixel is 1 if its center is inside a nucleus. UIDs follow from the table and the series; only the time of writing
     differs.
 
     Parameters

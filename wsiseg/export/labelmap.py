@@ -43,7 +43,7 @@ class LabelWindow:
     ids : int64 (N,)
         Ids of the labels in the map.
     flags : uint8 (N,)
-        ``Flag.SPLIT`` if a label was in several pieces, of which the largest is kept.
+        ``Flag.SPLIT`` if a label was in several pieces; the largest one is kept.
     read, core
         The window, and the part of it whose anchors belong to this window, map px.
     """
@@ -125,7 +125,7 @@ def _is_mask(array: Any) -> bool:
 
 
 def label_windows(labels: Any, block_px: int = BLOCK_PX, halo_px: int = HALO_PX) -> Iterator[LabelWindow]:
-    """Yield the windows of a label map; a label belongs to the window whose core holds its first pixel in raster order.
+    """Yield the windows of a label map; a label belongs to the window whose core contains its first pixel in raster order.
 
     Only one window is in memory at a time. Pieces that are not 4-connected to the largest piece of a label are left out, and
     the label is flagged.
@@ -249,5 +249,5 @@ def class_names(path: Path, provenance: Provenance) -> dict[int, str]:
             names[int(key)] = str(number)
     except (AttributeError, TypeError, ValueError, IndexError, KeyError) as err:
         raise FormatError(f"{path}: expected HoVer-NeXt's {{id: [class, [y, x]]}} ({err!r}).") from err
-    provenance.notes.append(f"class_name holds the class numbers of {path.name}: {json.dumps(sorted(set(names.values())))}")
+    provenance.notes.append(f"class_name contains the class numbers of {path.name}: {json.dumps(sorted(set(names.values())))}")
     return names

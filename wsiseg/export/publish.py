@@ -75,7 +75,7 @@ def publish_run(run: Path, address: str, on_sent: Callable[[str, int], None] = l
         raise InputError(f"{shown(address)}: expected s3://BUCKET/PREFIX or gs://BUCKET/PREFIX.")
     folder = RunFolder(run.absolute())
     if folder.read_run() is None:
-        raise InputError(f"{run} holds no wsiseg run (no run.json).")
+        raise InputError(f"{run} contains no wsiseg run (no run.json).")
     slides, unfinished = _finished(folder)
     if not slides:
         raise InputError(f"{run}: no slide is finished, so there is nothing to publish.")

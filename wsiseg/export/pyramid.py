@@ -31,7 +31,7 @@ SMALLEST_PX = 1024
 """The last level has no longer side."""
 
 NEAR = 0.1
-"""A level of the slide is used as it is where its microns per pixel are within this fraction of the ones asked for."""
+"""A level of the slide is not resampled if its microns per pixel are within this fraction of the requested ones."""
 
 BRIGHTEST_OD = 1.5
 """Optical density of hematoxylin that is shown as 255."""

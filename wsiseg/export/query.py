@@ -221,7 +221,7 @@ def query(run: str | Path, sql: str, *, allow_files: bool = False) -> tuple[pa.T
     Parameters
     ----------
     run
-        A folder, or the address of a run uploaded by ``wsiseg publish``, of which only the needed row groups are read.
+        A folder, or the address of a run uploaded by ``wsiseg publish``; only the needed row groups are read.
     sql
         The query. It can read only the tables of the run, and cannot write anything (see ``wsiseg.export.closed``).
     allow_files

@@ -75,7 +75,7 @@ def write_xenium(
     """Write the folder ``out``, whose ``experiment.xenium`` Xenium Explorer opens.
 
     Of a table ``with_cells`` the cell boundaries are its cells, else its nuclei once more. Outlines are simplified to
-    ``MAX_VERTICES`` corners, for display only. ``nuclei.csv`` tells which nucleus a cell id of the Explorer is. There are no
+    ``MAX_VERTICES`` corners, for display only. ``nuclei.csv`` lists the nucleus of each cell id of the Explorer. There are no
     transcripts and no counts.
 
     Parameters
@@ -256,6 +256,6 @@ def _experiment(source: NucleiFile, image: Pyramid, n: int) -> dict[str, Any]:
         **dict.fromkeys(UNKNOWN, "N/A"), **dict.fromkeys(("cassette_uuid", "roi_uuid", "well_uuid"), ""),
         "num_cells": n, "transcripts_per_cell": 0, "transcripts_per_100um": 0, "panel_num_targets_predesigned": 0,
         "panel_num_targets_custom": 0, "pixel_size": image.mpp, "z_step_size": 3.0,
-        "analysis_sw_version": "xenium-1.3.0.5",  # by which readers tell the layout
+        "analysis_sw_version": "xenium-1.3.0.5",  # by which readers recognize the layout
         "images": dict.fromkeys(IMAGES, "morphology.ome.tif"), "xenium_explorer_files": FILES,
     }  # fmt: skip

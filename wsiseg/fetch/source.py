@@ -27,7 +27,7 @@ class Facts:
 class TryAgain(Exception):  # noqa: N818 - not a final error
     """A request failed that may succeed later.
 
-    ``reason`` holds no secrets; ``wait_s`` is the pause that the server requests (``None``: none).
+    ``reason`` contains no secrets; ``wait_s`` is the pause that the server requests (``None``: none).
     """
 
     def __init__(self, reason: str, wait_s: float | None = None) -> None:

@@ -32,7 +32,7 @@ def gdc_token(token_file: str = "") -> str:
     Raises
     ------
     FetchError
-        The file cannot be read, or holds no token.
+        The file cannot be read, or contains no token.
     """
     path = token_file or os.environ.get("GDC_TOKEN_FILE", "")
     if not path:

@@ -160,7 +160,7 @@ def rasterize_rings(
 ) -> npt.NDArray[np.int32]:
     """Draw polygons: a pixel belongs to a polygon if its center is inside (even-odd).
 
-    Rings on pixel edges give exactly the pixels that they enclose, since no center lies on them. A center that lies on a
+    Rings on pixel edges give exactly the pixels that they enclose, since no center is on them. A center that is on a
     ring belongs to the inside to its right and below (half-open), so polygons that share an edge share no pixel.
 
     Parameters
@@ -221,7 +221,7 @@ def _spans(
     following[offsets[1:][filled] - 1] = offsets[:-1][filled]  # the last vertex is followed by its ring's first
     a, b = xy[: len(ring)], xy[following[: len(ring)]]
     top, bottom = np.minimum(a[:, 1], b[:, 1]), np.maximum(a[:, 1], b[:, 1])
-    # rows whose center y + 0.5 lies in [top, bottom)
+    # rows whose center y + 0.5 is in [top, bottom)
     first = np.clip(np.ceil(top - 0.5), above, below).astype(np.int64)
     last = np.clip(np.ceil(bottom - 0.5), above, below).astype(np.int64)
     n = np.maximum(last - first, 0)

@@ -22,14 +22,14 @@ def with_densities(
     """Return a batch with the sums of its nuclei's optical densities (``wsiseg.write.DENSITY_COLUMNS``).
 
     Where two nuclei overlap, the smaller has the pixel; equal ones cannot overlap, as nuclei of one window have no pixel in
-    common and overlap only where one lies in the filled hole of another.
+    common and overlap only if one is in the filled hole of another.
 
     Parameters
     ----------
     rgb : uint8 (at.h, at.w, 3)
         Pixels of the slide, as read.
     at
-        Where ``rgb`` lies, in the frame of the batch.
+        Position of ``rgb`` in the frame of the batch.
     inside
         The slide; what rings enclose outside of it is not counted.
     table

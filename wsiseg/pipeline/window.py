@@ -73,7 +73,7 @@ class WindowNuclei:
     Attributes
     ----------
     batch
-        Polygons of nuclei whose marker lies in the core.
+        Polygons of nuclei whose marker is in the core.
     instances
         Label image of the whole window.
     prob : uint8 (2, H, W)

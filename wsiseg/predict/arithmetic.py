@@ -22,7 +22,7 @@ from wsiseg.types import Processor
 __all__ = ["arithmetic_of", "machine_id", "probe_picture"]
 
 _SIDE_WPX = 128
-"""Side of the compared maps: 32,768 numbers, of which bf16 changes thousands on a different processor."""
+"""Side of the compared maps: 32,768 numbers; on another processor bf16 changes thousands of them."""
 
 
 def arithmetic_of(model: Model) -> Processor:

@@ -204,7 +204,7 @@ class _Convolution:
         signed: bool = False,
     ) -> None:
         kernel = kernel * scale[None, :, None, None]
-        # The zero point of the input goes into the bias. At the window's border oneDNN pads with byte 0 instead of the zero
+        # The zero point of the input is part of the bias. At the window's border oneDNN pads with byte 0 instead of the zero
         # point, so px there are wrong; they are in the halo and dropped.
         bias = bias - (kernel.double().sum((2, 3)) * zero).sum(1).float()
         out = torch.ones_like(bias) if out_scale is None else out_scale

@@ -77,7 +77,7 @@ def load_weights(weights: str) -> tuple[UNet, dict[str, Any]]:
     digest = hashlib.sha256(raw).hexdigest()
     if digest != card["sha256"]:
         raise WeightsError(
-            f"Weights file {path.name} was altered: its card says sha256 {card['sha256'][:12]}..., the file has "
+            f"Weights file {path.name} was altered: its card states sha256 {card['sha256'][:12]}..., the file has "
             f"{digest[:12]}.... Restore both from one source."
         )
     net = build_net(card["net"])

@@ -93,7 +93,7 @@ class TailRule:
     min_slides
         Cohorts with fewer slides are not ranked.
     method
-        ``tails`` is the published rule. ``mad`` flags slides that lie more robust standard deviations from the median than
+        ``tails`` is the published rule. ``mad`` flags slides that are more robust standard deviations from the median than
         ``z_limit`` allows; ``mahalanobis`` flags slides that are unusual in all statistics together. Both need 5 slides and
         flag few or no slides of a good cohort. ``auto`` is ``tails`` from ``MIN_SLIDES_FOR_TAILS`` slides, ``mad`` for smaller
         cohorts or with a reference.

@@ -1,8 +1,8 @@
 """Compute features of a patch, from pixels, outlines and nucleus columns, that predict whether its segmentation fails.
 
-The patch is not segmented again: the polygon table holds the network's probabilities and the shapes of nuclei, and the picture
-of the patch shows how well the outlines fit. Signs of a failed segmentation are dark spots without an outline, pale areas with
-one, outlines that do not follow edges of the picture, blur, and an unusual stain.
+The patch is not segmented again: the polygon table contains the network's probabilities and the shapes of nuclei, and the
+picture of the patch shows how well the outlines fit. Signs of a failed segmentation are dark spots without an outline, pale
+areas with one, outlines that do not follow edges of the picture, blur, and an unusual stain.
 """
 
 from __future__ import annotations

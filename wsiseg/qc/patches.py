@@ -82,9 +82,9 @@ def sample_patches(
     Parameters
     ----------
     tissue
-        Where centers may lie.
+        Positions allowed for centers.
     slide_size_px
-        (width, height), level-0 px. A patch that would extend beyond the slide is shifted to lie inside it.
+        (width, height), level-0 px. A patch that would extend beyond the slide is shifted inside it.
     side_px
         Side of a patch, level-0 px.
     seed
@@ -243,7 +243,7 @@ def read_picture(qc_folder: Path, file: str, name: str) -> bytes:
     Raises
     ------
     InputError
-        The ZIP is missing, is outside the run's qc folder, or does not hold the picture.
+        The ZIP is missing, is outside the run's qc folder, or does not contain the picture.
     FormatError
         The ZIP is damaged.
     """
@@ -257,7 +257,7 @@ def read_picture(qc_folder: Path, file: str, name: str) -> bytes:
         with zipfile.ZipFile(path) as pack:
             return pack.read(name)
     except KeyError as err:
-        raise InputError(f"{path} does not hold the picture {name}. Run `wsiseg qc patches` again.") from err
+        raise InputError(f"{path} does not contain the picture {name}. Run `wsiseg qc patches` again.") from err
     except FileNotFoundError as err:
         raise InputError(f"The pictures of patches, {path}, are missing. Run `wsiseg qc patches` again.") from err
     except (OSError, zipfile.BadZipFile) as err:

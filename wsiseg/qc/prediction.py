@@ -56,7 +56,7 @@ class Prediction:
     cohorts
         Share of bad patches of each cohort, corrected for a suspects-first review; only cohorts with enough judged patches.
     facts
-        Description of the model for the report: network, licence, notes, held-out figures; ``own`` holds the figures against
+        Description of the model for the report: network, licence, notes, held-out figures; ``own`` has the figures against
         this run's reviewers (patches, auc, brier, calibration_error, calibration, offset, slope) if they judged enough patches.
     failed
         (patch id, reason) of patches whose features could not be computed.

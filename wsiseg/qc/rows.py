@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class FlagRow:
-    """What the outlier rule says of a slide: a row of ``wsiseg.schema.OUTLIERS``.
+    """The result of the outlier rule for a slide: a row of ``wsiseg.schema.OUTLIERS``.
 
     What has a default is lacking in tables of earlier versions.
     """

@@ -228,7 +228,7 @@ def _check_comparable(run: QcRun, reference: QcRun) -> None:
 
 
 def _partly_judged_suspects_first(patches: Mapping[str, Sequence[str]], marks: Mapping[str, Mapping[str, Mark]]) -> set[str]:
-    """Return slides of which some patches, but not all, were judged in a suspects-first review (order ``predicted``)."""
+    """Return slides with some but not all patches judged in a suspects-first review (order ``predicted``)."""
     shown = [(item, mark.order) for by_item in marks.values() for item, mark in by_item.items()]
     random = {item for item, order in shown if order == "random"}
     suspects_first = {item for item, order in shown if order.startswith("predicted")} - random

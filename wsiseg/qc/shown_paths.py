@@ -1,7 +1,7 @@
 """Shorten paths in texts of reports, which are read on other machines.
 
 A path is reduced to its file name, or to its part from the run folder on. URLs lose their query (which may sign a link) and
-user information (which may hold a password).
+user information (which may contain a password).
 """
 
 from __future__ import annotations

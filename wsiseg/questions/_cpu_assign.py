@@ -32,7 +32,7 @@ class Index(NamedTuple):
     box : (N, 4)
         xmin, ymin, xmax, ymax of each nucleus.
     rank : (N,)
-        Of several nuclei that hold a point, or at equal distance, the one of the lowest rank is chosen.
+        Of several nuclei that contain a point, or at equal distance, the one of the lowest rank is chosen.
     grid
         x and y of the grid's top-left corner, and the side of a cell.
     shape

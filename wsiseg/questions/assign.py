@@ -288,7 +288,9 @@ def _check(points: PointTable, matrix: Float, ground: Ground, options: AssignOpt
     sample = sample_xy(points)
     sample = sample[np.isfinite(sample).all(axis=1)]
     if not len(sample):
-        raise FormatError(f"{points.path}: no point has x and y ({points.n_rows or 0:,} rows).")
+        raise FormatError(
+            f"{points.path}: no point has x and y ({points.n_rows or 0:,} rows). Name their columns with --x and --y."
+        )
     mapped = any(o is not None for o in (options.affine, options.landmarks, options.transformation))
     n = points.n_rows if points.is_parquet else None
     if not mapped:

@@ -17,7 +17,7 @@ Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
 PIECE_PAIRS = 1 << 20
-"""Maximum number of pairs in one piece; a nucleus with more neighbors is a piece of its own."""
+"""Maximum number of pairs in one piece; a nucleus with more neighbors is a separate piece."""
 
 CHUNK_ROWS = 1 << 14
 

@@ -134,7 +134,7 @@ def neighbors_of_slide(table: Path, out: Path, options: NeighborOptions) -> Slid
     """
     source = open_nuclei(table)
     if not source.mpp > 0:
-        raise MissingMppError(f"{table}: the slide's um/px is not known, so distances cannot be told.")
+        raise MissingMppError(f"{table}: the slide's um/px is unknown, so distances cannot be computed.")
     facts = {"schema": SCHEMA_VERSION, "slide_id": table.stem, "of": table_fingerprint(table), **options.facts()}
     if set(options.means) & set(FEATURE_NAMES):
         if not features_path(table).is_file():

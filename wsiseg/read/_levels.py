@@ -1,4 +1,4 @@
-"""What readers share: the facts that they are told of a file, and windows and thumbnails made of what they decode."""
+"""Code shared by the readers: metadata of a file, windows, and thumbnails."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["LevelSlide", "SlideFile"]
 
 @dataclass(frozen=True, slots=True)
 class SlideFile:
-    """A slide file as its reader is told of it.
+    """A slide file with its known metadata, as passed to its reader.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class LevelSlide:
         return read_on_white(lambda *box: self._read_inside(level, *box), x, y, w, h, *self.level_sizes_px[level])
 
     def _read_inside(self, level: int, x: int, y: int, w: int, h: int) -> RGB:
-        """Decode a window that lies inside the level."""
+        """Decode a window that is inside the level."""
         raise NotImplementedError
 
     def thumbnail(self, max_side_px: int) -> RGB:

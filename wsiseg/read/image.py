@@ -72,7 +72,10 @@ def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
     """Return resolution tags, pixels uint8 (h, w, 3), and how the picture is stored, in words."""
     import PIL.Image
 
-    limit, PIL.Image.MAX_IMAGE_PIXELS = PIL.Image.MAX_IMAGE_PIXELS, None  # the limit below is used instead: its error says why
+    limit, PIL.Image.MAX_IMAGE_PIXELS = (
+        PIL.Image.MAX_IMAGE_PIXELS,
+        None,
+    )  # replaced by the limit below
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of damaged tags that we do not read
@@ -89,7 +92,7 @@ def _decode(path: Path, size_bytes: int) -> tuple[dict[str, str], RGB, str]:
                 return properties, pixels, held
     except PIL.UnidentifiedImageError as err:
         raise SlideOpenError(
-            f"{path}: not a slide or image that OpenSlide or Pillow knows. Is the file complete, and is it a slide?"
+            f"{path}: not a slide or image that OpenSlide or Pillow can read. Is the file complete, and is it a slide?"
         ) from err
     except SlideOpenError:
         raise

@@ -243,7 +243,7 @@ def _ome_picture(tiff: tifffile.TiffFile) -> TiffPicture | None:
 
 
 def _coarser(w: int, h: int, wide: int, high: int) -> bool:
-    """Return whether a picture of w x h px may be a coarser level of one of wide x high (writers that know no SubIFDs)."""
+    """Return whether a picture of w x h px may be a coarser level of one of wide x high (of writers without SubIFDs)."""
     return w < 0.75 * wide and abs(wide / w - high / h) <= 0.02 * wide / w + 2 / min(w, h) * wide / w
 
 

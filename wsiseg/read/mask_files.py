@@ -86,7 +86,7 @@ def _from_png(data: bytes, path: str | Path, meta: SlideMeta, frame: Frame) -> T
             f"tissue mask {path}: {w} x {h} px, but slide {meta.slide_id} is {width} x {height} px: "
             "expected the same aspect ratio, because the mask is stretched over the whole slide. "
             + (
-                f"It has that of the scanned area, {scanned[0]} x {scanned[1]} px: if it covers that, say --frame bounds."
+                f"It has that of the scanned area, {scanned[0]} x {scanned[1]} px: if it covers that, use --frame bounds."
                 if scanned_too
                 else "Is it another slide's mask, or a crop?"
             )

@@ -58,7 +58,7 @@ def tissue_cells(tissue: TissueMask, region: Box, cell_px: int) -> npt.NDArray[n
 
 
 def _between(values: npt.NDArray[Any], at: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the integral of columns of px between successive positions ``at`` (px), float64 (len(at) - 1, w)."""
+    """Integrate ``values`` (h, w) over rows between successive positions ``at`` (px): float64 (len(at) - 1, w)."""
     total = np.concatenate([np.zeros((1, values.shape[1])), values.cumsum(axis=0, dtype=np.float64)])
     whole = np.minimum(at.astype(np.int64), len(values) - 1)
     integral = total[whole] + (at - whole)[:, None] * values[whole]  # linear between whole px

@@ -9,7 +9,7 @@ The sources are tried in this order:
 3. if it is not, ``ImplausibleMppError``: converters are off by 10, 2.54, 25.4 or 1000, and a network given a tenth of the
    scale finds nothing;
 4. the objective power that the scanner states: 10 / power (0.25 um/px at 40x, 0.5 at 20x), the convention of the large
-   scanners, correct to about 10 %; the note says so;
+   scanners, correct to about 10 %, as stated in the note;
 5. otherwise ``MissingMppError``. A physical fact is never guessed.
 
 The step taken is recorded as ``SlideMeta.mpp_source``. ``mpp_note`` records statements that disagree by more than 1 %, and

@@ -29,7 +29,7 @@ def library_version() -> str:
 
 
 def detect_vendor(path: Path) -> str | None:
-    """Return OpenSlide's vendor name for a file, ``None`` if it knows none (the file may still be a plain image)."""
+    """Return OpenSlide's vendor name for a file, ``None`` if there is none (the file may still be a plain image)."""
     try:
         return openslide.OpenSlide.detect_format(str(path))
     except openslide.OpenSlideError:
@@ -135,7 +135,7 @@ def _open_any(path: Path) -> tuple[str, openslide.OpenSlide]:
     files = _files_to_try(path) if path.is_dir() else [str(path)]
     if path.is_dir() or may_be_dicom(path.name):
         _refuse_several_images(path)
-    reason: Exception | str = "the folder holds no .dcm file"
+    reason: Exception | str = "the folder contains no .dcm file"
     for file in files:
         try:
             return file, openslide.OpenSlide(file)

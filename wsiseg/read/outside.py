@@ -95,7 +95,7 @@ def _strengths(meta: SlideMeta, scale: float, tissue: TissueMask, survey: SlideS
     h, w = found.mask.shape
     off = ~_on(tissue, found) & ~grown(view.unscanned, 2)
     seen = off & (view.spot > PLAIN_DEPTH) & ((view.chroma > PLAIN_CHROMA) | (view.spot > 2 * PLAIN_DEPTH))
-    # a thumbnail px lies in every cell that it touches
+    # a thumbnail px counts for every cell that it touches
     y, x = _cells_of(h, found.px_h * scale, out.shape[0]), _cells_of(w, found.px_w * scale, out.shape[1])
     at = np.nonzero(seen)
     inked = np.nonzero(view.ink)
@@ -109,7 +109,7 @@ def _strengths(meta: SlideMeta, scale: float, tissue: TissueMask, survey: SlideS
 
 
 def _cells_of(n_px: int, px_wpx: float, n_cells: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return in which cells the first and the last point of each px of an axis lie."""
+    """Return the cells of the first and the last point of each px of an axis."""
     first, last = (((np.arange(n_px) + d) * px_wpx // CELL_WPX).astype(np.int64) for d in (0.0, 1 - 1e-9))
     return first.clip(0, n_cells - 1), last.clip(0, n_cells - 1)
 

@@ -8,7 +8,7 @@ __all__ = ["reader_report"]
 
 
 def reader_report() -> list[tuple[str, bool, str]]:
-    """Return (name, usable, detail) of each reader; the detail of a missing one says what it adds and how to install it."""
+    """Return (name, usable, detail) of each reader; the detail of a missing one states its use and how to install it."""
     rows = []
     try:
         from wsiseg.read.openslide import library_version

@@ -62,7 +62,7 @@ def depth_of(values: npt.NDArray[Any], declared_bits: int = 0) -> Depth:
         finite = values[np.isfinite(values)]
         top, low = (float(finite.max()), float(finite.min())) if finite.size else (1.0, 0.0)
         if top > FLOAT_255 or low < -0.5 * (FLOAT_ONE if top <= FLOAT_ONE else 255 * FLOAT_ONE):
-            raise ValueError(f"float samples lie between {low:g} and {top:g}, expected 0 to 1 or 0 to 255")
+            raise ValueError(f"float samples are between {low:g} and {top:g}, expected 0 to 1 or 0 to 255")
         return Depth(full=1.0 if top <= FLOAT_ONE else 255.0)
     if values.dtype.kind != "u":
         raise ValueError(f"samples are {values.dtype}, expected unsigned integers or floats")

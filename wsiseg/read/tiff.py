@@ -60,9 +60,9 @@ class TiffSlide(LevelSlide):
     file
         The slide.
     vendor
-        As OpenSlide names it, if it knows the format.
+        OpenSlide's name of it, if it supports the format.
     properties
-        OpenSlide's properties of the file, if it knows the format.
+        OpenSlide's properties of the file, if it supports the format.
 
     Raises
     ------
@@ -115,7 +115,7 @@ class TiffSlide(LevelSlide):
         try:
             colours = seen[..., list(self._order)] if picture.samples > 3 and int(picture.page.photometric) != CMYK else seen
             self._depth = depth_of(colours, picture.declared_bits if seen.dtype.kind == "u" else 0)
-            if self._alpha[1]:  # writers leave it at 0 to 1, or at 65,535, beside colours of 0 to 255 or of 12 bits
+            if self._alpha[1]:  # writers leave it at 0 to 1, or at 65,535, although colours are 0 to 255 or of 12 bits
                 self._alpha_depth = depth_of(seen[..., self._alpha[0]])
         except ValueError as err:
             raise SlideOpenError(f"{path}: {picture.words}: {err}. Convert it to 8 bits.") from err

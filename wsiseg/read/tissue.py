@@ -56,7 +56,7 @@ MIN_SPECK_FRAC = 1 / 64
 """Fraction of the picture's area: in a picture of a few fields a single nucleus is not a speck."""
 MAX_HOLE_UM2 = 50_000.0
 MARGIN_UM = 40.0
-"""Dilation: at least three nuclei, so that none at a border is lost."""
+"""Dilation of at least three nuclei, so that nuclei at a border are not lost."""
 
 _TEXT_KEY, _TEXT_UNSCANNED = "wsiseg:tissue", "wsiseg:unscanned"
 

@@ -26,7 +26,7 @@ class TissueView:
     Attributes
     ----------
     mask : bool (h, w)
-        The mask px that the window touches, with a border of False for what lies outside the mask.
+        The mask px that the window touches, with a border of False for px outside the mask.
     rows, columns : int32 (H,), (W,)
         For each row and column of the window: the index of the mask px that it shows.
     """
@@ -49,7 +49,7 @@ class TissueView:
 
 
 def tissue_view(tissue: TissueMask, box: Box, scale: float = 1.0) -> TissueView:
-    """Return the view of a mask for a box (working px at ``scale``): each px shows the mask px that holds its center."""
+    """Return the view of a mask for a box (working px at ``scale``): each px shows the mask px that contains its center."""
     n_rows, n_columns = tissue.mask.shape
     height, rows = _shown(box.y, box.y1, scale, tissue.y0, tissue.px_h, n_rows)
     width, columns = _shown(box.x, box.x1, scale, tissue.x0, tissue.px_w, n_columns)

@@ -69,7 +69,7 @@ def read_working(slide: Slide, box: Box, scale: float) -> RGB:
     slide
         An open slide.
     box
-        Working px; may lie partly or wholly outside the slide, where it is white.
+        Working px; may be partly or wholly outside the slide, where pixels are white.
     scale
         Working px per level-0 px, from ``scale_for``.
 

@@ -198,7 +198,7 @@ def _one_of_folder(slide: SlideInput) -> SlideInput:
 
 
 def _one_slide_a_series(listed: Sequence[SlideInput | Listed], found: Found) -> list[SlideInput | Listed]:
-    """Leave out files of a DICOM series of which another file is listed; ``*.dcm`` matches every level and the label."""
+    """Keep one file of each DICOM series, because ``*.dcm`` matches every level and the label."""
     of: dict[tuple[str, str], list[tuple[int, SlideInput]]] = {}
     slides = [s.slide if isinstance(s, Listed) else s for s in listed]
     for s in slides:
@@ -245,7 +245,7 @@ def _with_mask(slide: SlideInput, mask: str, *, n_slides: int) -> SlideInput:
             candidate = path / f"{slide.slide_id}{suffix}"
             if candidate.is_file():
                 return dataclasses.replace(slide, tissue_mask=str(candidate))
-        raise InputError(f"Slide {slide.slide_id}: --tissue-mask folder {mask} holds no {slide.slide_id}.png or .geojson.")
+        raise InputError(f"Slide {slide.slide_id}: --tissue-mask folder {mask} contains no {slide.slide_id}.png or .geojson.")
     if not path.is_file():
         raise InputError(f"--tissue-mask {mask}: no such file or folder.")
     if n_slides > 1:

@@ -46,7 +46,7 @@ def other_content(file: FileFacts, path: str | Path) -> str:
     if (size_bytes, content) == stored:
         return ""
     if os.path.isfile(path) and (os.path.getsize(path), content_digest(path, alone=True)) == stored:
-        return ""  # a slide of several files, of which an older run recorded only the first
+        return ""  # a slide of several files: an older run recorded only the first
     if size_bytes != file.size_bytes:
         return f"it has {size_bytes} bytes, but the segmented file had {file.size_bytes}"
     return f"its content has the digest {content}, but that of the segmented file was {file.content}"
@@ -137,6 +137,6 @@ def slide_of_table(table: Path, path_map: Sequence[str] = ()) -> Slide:
     folder = RunFolder(table.absolute().parent.parent)
     if table.absolute().parent != folder.table(table.stem).parent:
         raise InputError(
-            f"{table}: only a run folder says where the slide of a table lies. Name the run, or RUN/nuclei/SLIDE_ID.parquet."
+            f"{table}: the slide of a table is only known within its run folder. Name the run, or RUN/nuclei/SLIDE_ID.parquet."
         )
     return reopen_slide(folder, slide_record(folder, table.stem), path_map)

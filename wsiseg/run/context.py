@@ -43,7 +43,7 @@ class WorkerContext:
     device
         ``cpu``, or PyTorch's name of a GPU.
     readers
-        Number of processes that read for this worker; ``None``: none on the CPU, on a GPU as many as cuCIM needs.
+        Number of processes that read for this worker; ``None``: 0 on the CPU, on a GPU the number that cuCIM needs.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class WorkerContext:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait until this thread may compute with ``model``: one at a time on the CPU, on a GPU as many as fit in memory.
+        """Wait until this thread may compute with ``model``: one at a time on the CPU, on a GPU the number that fits in memory.
 
         On a GPU each thread has its own stream. Reading and writing need no turn, so they overlap with computation.
         """

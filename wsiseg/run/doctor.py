@@ -141,7 +141,7 @@ def _weights(name: str) -> Check:
 
 
 def _self_test() -> Check:
-    """Separate and vectorize three painted discs, of which two touch, and compare the known number and areas."""
+    """Separate and vectorize three painted discs, two of them touching, and compare with the known number and areas."""
     height = width = 128
     y, x = np.mgrid[:height, :width]
     centers = ((30, 30), (47, 30), (90, 90))

@@ -1,4 +1,4 @@
-"""Why something failed, and of what kind the reason is: decided where the error is caught, then carried beside its text."""
+"""The kind of a failure, determined where the error is caught and stored with its text."""
 
 from __future__ import annotations
 

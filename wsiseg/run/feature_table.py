@@ -1,4 +1,4 @@
-"""The features of a slide, put together from what was measured and written beside its polygon table."""
+"""Assemble the measured features of a slide and write them to the companion of its polygon table."""
 
 from __future__ import annotations
 

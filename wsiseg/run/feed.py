@@ -200,7 +200,7 @@ class Feeder:
     def tiles_done(self, task: Task, outcomes: Iterable[TileOutcome], elsewhere: Collection[int] = ()) -> list[bool]:
         """Record the outcomes of a tiles task, in its order; return for each whether it is final (else it is tried again).
 
-        ``elsewhere`` holds the ids of tiles that another host should try, regardless of the number of tries.
+        ``elsewhere``: ids of tiles that another host should try, regardless of the number of tries.
         """
         state = self._no_longer_in_flight(task)
         final = []
@@ -225,7 +225,7 @@ class Feeder:
 
         ``deaths`` maps the id of a tile to the worker exit during its computation. Tiles that only waited in the task are
         submitted again without using up a try. If ``deaths`` is empty, all tiles of the task are suspects, and are given up for
-        ``reason`` after ``MAX_RETURNS`` losses. ``elsewhere`` holds the ids of tiles that another host should try.
+        ``reason`` after ``MAX_RETURNS`` losses. ``elsewhere``: ids of tiles that another host should try.
         """
         was_suspect = task is self._suspect_in_flight
         state = self._no_longer_in_flight(task)

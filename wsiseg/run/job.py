@@ -213,7 +213,7 @@ def _tissue_of(
     try:
         survey = survey_slide(slide)
     except TileReadError as err:  # it may be damaged only outside the mask; damage inside makes tiles fail
-        warnings.append(f"tissue mask {given}: not compared with the slide, of which parts cannot be read: {err}")
+        warnings.append(f"tissue mask {given}: not compared with the slide, because parts of it cannot be read: {err}")
         return tissue, None
     _compare(tissue, survey.tissue, meta, given, warnings)
     return tissue, survey

@@ -52,7 +52,7 @@ class FetchOrder:
 
 @dataclass(slots=True)
 class Lane:
-    """A feeder and the hosts that hold its slides (none: any host)."""
+    """A feeder and the hosts that have copies of its slides (none: any host)."""
 
     feeder: Feeder
     hosts: set[str] = field(default_factory=set)

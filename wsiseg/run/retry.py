@@ -23,11 +23,11 @@ def config_of_run(out: Path) -> RunConfig:
     Raises
     ------
     InputError
-        The folder holds no run, or a run by another version of wsiseg with settings unknown to this version.
+        The folder contains no run, or a run by another version of wsiseg with settings unknown to this version.
     """
     record = RunFolder(out).read_run()
     if record is None:
-        raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
+        raise InputError(f"{out} contains no wsiseg run (no run.json), so there is nothing to retry.")
     tree = {stage: options for stage, options in record.config.items() if stage != "schedule"}
     try:
         return RunConfig.from_dict(tree)
@@ -52,11 +52,11 @@ def slides_to_retry(out: Path, given: Sequence[SlideInput] = (), *, mpp: float |
     Raises
     ------
     InputError
-        The folder holds no run, nothing failed, or a failed slide's file was never recorded.
+        The folder contains no run, nothing failed, or a failed slide's file was never recorded.
     """
     folder = RunFolder(out)
     if folder.read_run() is None:
-        raise InputError(f"{out} holds no wsiseg run (no run.json), so there is nothing to retry.")
+        raise InputError(f"{out} contains no wsiseg run (no run.json), so there is nothing to retry.")
     known = {**read_inputs(folder), **{s.slide_id: s for s in given}}
     states = {slide_id: "" if isinstance(r, FormatError) else r.row.status for slide_id, r in slide_records(folder)}
     failed = {s for s, status in states.items() if status not in FINISHED_STATUSES}

@@ -47,7 +47,7 @@ from wsiseg.tables import sweep_partials
 __all__ = ["Progress", "RunSummary", "segment"]
 
 MAX_ASKED = 8
-"""Maximum number of workers, each on another host, that are asked for their facts until one answers."""
+"""Maximum number of workers, each on another host, from which facts are requested until one answers."""
 
 RECONNECT_S = 600.0
 """How long a client waits for a lost scheduler, s: long enough for the restart of a machine."""
@@ -104,7 +104,7 @@ def segment(
     slides
         From ``wsiseg.results.manifest.collect_slides``.
     out
-        Run folder; made if missing, resumed if it holds a run with the same result-changing settings.
+        Run folder; made if missing, resumed if it contains a run with the same result-changing settings.
     shard
         Segment only this share of the slides. Shards may use the folder at the same time; the last one writes the tables of
         the whole run.
@@ -265,7 +265,7 @@ def _claim(folder: RunFolder, resolved: Resolved, note: RunNote) -> None:
 def _resolve(client: Client, folder: RunFolder, asked: RunConfig) -> Resolved:
     """Resolve the options with the facts of a worker; a resumed run keeps the folder's choice."""
     remote = asked.schedule.remote
-    # each GPU is asked in turn: one of several may be broken
+    # each GPU is tried in turn: one of several may be broken
     workers = fitting_workers(client) if remote else list(client.nthreads()) if asked.schedule.device == "cuda" else []
     config = with_device(asked, _asked(client, workers, compute_device, asked)) if remote else asked
     config = with_stored_choices(config, folder.read_run())
@@ -337,7 +337,7 @@ def _require_text(root: Path) -> None:
 
 
 def _refuse_renamed(folder: RunFolder, slides: Sequence[SlideInput]) -> None:
-    """Raise ``DuplicateSlideError`` if the folder holds a slide under another id; its nuclei would be counted twice."""
+    """Raise ``DuplicateSlideError`` if the folder has a slide under another id; its nuclei would be counted twice."""
     before = {old.path: slide_id for slide_id, old in read_inputs(folder).items() if folder.table(slide_id).is_file()}
     asked = {s.slide_id for s in slides}
     for s in slides:

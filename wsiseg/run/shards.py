@@ -95,7 +95,7 @@ def merge_shards(out: Path) -> tuple[list[SlideRow], list[ErrorRow]]:
     folder = RunFolder(out.absolute())
     record = folder.read_run()
     if record is None:
-        raise InputError(f"{out} holds no run (no run.json).")
+        raise InputError(f"{out} contains no wsiseg run (no run.json).")
     with folder.exclusive():
         slide_ids = _all_slides(folder)
         slides = [_slide_record(folder, slide_id, record.digest) for slide_id in slide_ids]
@@ -133,7 +133,7 @@ def _parts(folder: RunFolder) -> list[_ShardRecord]:
 def _all_slides(folder: RunFolder) -> list[str]:
     parts = _parts(folder)
     if not parts:
-        raise InputError(f"{folder.root} holds no shards: there is nothing to merge.")
+        raise InputError(f"{folder.root} contains no shards: there is nothing to merge.")
     first = parts[0]
     for part in parts[1:]:
         if part.slides != first.slides:

@@ -74,13 +74,13 @@ def run_status(root: Path) -> RunStatus:
     Raises
     ------
     FormatError
-        The folder holds no run.
+        The folder contains no run.
     """
     folder = RunFolder(root)
     inputs = read_inputs(folder)
     record = folder.read_run()
     if not inputs and record is None:
-        raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
+        raise FormatError(f"{root} contains no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
     rows = {slide_id: record.row for slide_id, record in slide_records(folder) if not isinstance(record, FormatError)}
     begun = {p.name: sum(1 for _ in p.glob("*.parquet")) for p in (root / "parts").glob("*") if p.is_dir()}
     in_work = {name for name in begun if name not in rows or rows[name].status == "partial"}
@@ -196,11 +196,11 @@ def group_errors(root: Path) -> list[ErrorGroup]:
     Raises
     ------
     FormatError
-        The folder holds no run.
+        The folder contains no run.
     """
     folder = RunFolder(root)
     if folder.read_run() is None:
-        raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
+        raise FormatError(f"{root} contains no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
     groups: dict[tuple[str, str], list[tuple[str, int, str]]] = {}
     hosts: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for slide_id, record in slide_records(folder):

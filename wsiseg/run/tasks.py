@@ -113,7 +113,7 @@ def tiles_task(batch: tuple[tuple[Tile, int], ...], setup: str) -> Answer:
     """
     context, busy = at_work(setup)
     with contextlib.suppress(WsisegError, OSError, RuntimeError):  # an error is raised again, and reported, by the first tile
-        _ = context.model  # loaded here, so that its time does not count for a tile
+        _ = context.model  # loaded here, so that this time is not added to a tile
     _open_fetched(batch[0][0].slide_id, context)
     outcomes: list[TileOutcome] = []
     for tile, attempt in batch:

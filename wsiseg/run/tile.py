@@ -31,7 +31,7 @@ def segment_tile(tile: Tile, context: WorkerContext) -> TileOutcome:
 
     Several threads of a worker run this at the same time. One thread (on a GPU: a few) computes while others read and write.
     """
-    model = context.model  # loaded before the clock starts, so that its time does not count for a tile
+    model = context.model  # loaded before the clock starts, so that this time is not added to a tile
     path = part_path(context.folder, tile)
     measure = context.config.write.features and not tile.outside
     if measure and (there := valid_part(path, context.digest)) is not None:

@@ -1,6 +1,6 @@
 """Features in the pass (``segment --features``): densities while a tile's pixels are there, the rest at its slide's end.
 
-A nucleus lies wholly in the window of its tile, as it was traced there, so its sums are those of ``wsiseg features`` unless a
+A nucleus is wholly in the window of its tile, as it was traced there, so its sums are those of ``wsiseg features`` unless a
 nucleus of *another* tile overlaps it: one in its hole, or one beside it that a halo smaller than a nucleus has cut otherwise.
 Those few are found when the slide is finished and measured from the slide again.
 """
@@ -99,7 +99,7 @@ def _sums(ids: Int, parts: Sequence[Path]) -> Int:
 def _near_pairs(known: _Known, cores: dict[int, Box]) -> Int:
     """Return rows (P, 2) of nuclei of different tiles whose boxes overlap.
 
-    Where two nuclei overlap, one of them reaches out of its own core, and the other lies as near to the border of its own.
+    Where two nuclei overlap, one of them extends beyond its core, and the other is as near to the border of its core.
     """
     core = np.zeros((4, max(cores, default=0) + 1), np.int64)
     for k, box in cores.items():
@@ -143,7 +143,7 @@ def _overlapped(known: _Known, pairs: Int, involved: Int, shapes: Sequence[Array
 
 
 def _measure_again(job: SlideJob, slide: Slide, table: Path, known: _Known, lost: Int, sums: Int) -> None:
-    """Sum the densities of a few nuclei as ``wsiseg features`` does: all rings that meet their boxes are drawn."""
+    """Sum the densities of a few nuclei as ``wsiseg features`` does: all rings that intersect their boxes are drawn."""
     width, height = working_size(job.meta, job.scale)
     shares = od_tables(RUIFROK_JOHNSTON)
     with RingWindows(table) as rings:

@@ -59,12 +59,12 @@ def verify_run(root: Path) -> Verdict:
     Raises
     ------
     FormatError
-        The folder holds no run.
+        The folder contains no run.
     """
     folder = RunFolder(root)
     run = folder.read_run()
     if run is None:
-        raise FormatError(f"{root} holds no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
+        raise FormatError(f"{root} contains no wsiseg run (no run.json). Name the folder given to wsiseg segment as --out.")
     findings: list[Finding] = []
     records: dict[str, SlideRecord] = {}
     tables = nuclei = n_bytes = 0

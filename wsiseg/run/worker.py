@@ -35,7 +35,7 @@ from wsiseg.run.presence import Presence
 __all__ = ["RunRequirements", "WorkerSetup", "at_work", "end_broken", "objections", "processor_objections", "report_of"]
 
 UNLIMITED = 1e9
-"""Amount of each Dask resource granted to a worker. Resources say where a task may run; threads limit how many run."""
+"""Amount of each Dask resource granted to a worker. Resources determine where a task may run; threads limit how many run."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from wsiseg.run.worker import WorkerSetup, report_of
 __all__ = ["WorkerPool"]
 
 LOOK_S = 2.0
-"""Interval at which the client asks which workers are connected, s."""
+"""Interval at which the client updates the list of connected workers, s."""
 
 ASK_S = 0.5
 """How long the client waits for reports of workers before it requests them, and the interval of requests at the start, s."""
@@ -133,7 +133,7 @@ class WorkerPool:
         # a worker may break so soon that it is never seen; without others to come, all that ever worked are what there is
         known = self.workers_for("tiles") if self._remote else [a for a, role in self._roles.items() if role == "tile"]
         reason = self.hosts.no_gpu_left(known)
-        if not reason and everyone and not self._remote and self._without_gpu >= set(everyone):  # and nobody comes later
+        if not reason and everyone and not self._remote and self._without_gpu >= set(everyone):  # and none connects later
             reason = "; ".join(self.refused[a] for a in everyone)
         if reason:
             raise DeviceBrokenError(

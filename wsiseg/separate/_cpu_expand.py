@@ -32,7 +32,7 @@ def nearest(labels: I32, reach_squared: Any) -> I32:
     out = np.zeros((H, W), np.int32)
     reach = np.int32(reach_squared)
     sides = np.int64(np.sqrt(reach)) + 2
-    # one row with a margin, so that no column lies outside it: squared rows to the nearest label of the column, and that label
+    # one row with a margin, so that no column is outside it: squared rows to the nearest label of the column, and that label
     squared = np.full(W + 2 * sides, far, np.int32)
     owner = np.zeros(W + 2 * sides, np.int32)
     first = np.zeros(W, np.int32)  # columns to the nearest column that has a label near

@@ -1,7 +1,7 @@
 """Separation on a GPU: calls the kernels of the ten steps in order. Only three small numbers are copied to the host.
 
 Pixels of components with a single marker get its label without a flood, as on the CPU. The flood's lists of blocks stay on the
-device: ``ROUNDS`` rounds are launched before the host asks whether any block is left.
+device: ``ROUNDS`` rounds are launched before the host checks whether any block is left.
 
 The CPU's flood and this one reach the same fixed point if no step count overflows (2^18 - 1 steps on one level: a corridor a
 quarter of a million px long). If one does, borders may differ, but only of regions larger than any area limit.

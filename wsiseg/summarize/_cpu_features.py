@@ -23,7 +23,7 @@ CHUNK = 32
 
 @jit
 def add_densities(sums: I64, rows: I64, labels: I32, rgb: U8, ox: Int, oy: Int, table: I32) -> None:
-    """Add each labelled pixel's densities and their squares to row ``rows[label - 1]``; label (0, 0) lies at rgb (oy, ox)."""
+    """Add each labelled pixel's densities and their squares to row ``rows[label - 1]``; label (0, 0) is at rgb (oy, ox)."""
     H, W = labels.shape
     for y in range(H):
         row = labels[y]

@@ -65,7 +65,7 @@ class WindowRings:
         Parameters
         ----------
         box
-            The window, in px of which ``scale`` make a level-0 px. Overlapping windows are equal in the pixels they share.
+            The window, at ``scale`` px per level-0 px. Overlapping windows are equal in the pixels that they share.
         order : int64 (n,), optional
             Order of drawing, the last one on top. Default: larger ones first, and equal ones by row.
         """

@@ -89,7 +89,7 @@ def reference_shapes(reference: Path, patch_px: int) -> tuple[ShapeStatistics, f
     ----------
     reference
         A set in the unified layout (without its validation images), or the polygon table of a segmented slide
-        (``RUN/nuclei/<slide>.parquet``), of which at most a square of 8192 px about the median nucleus is used.
+        (``RUN/nuclei/<slide>.parquet``); at most a square of 8192 px around the median nucleus is used.
     patch_px
         Side of the squares in which density is counted, px.
 
@@ -129,7 +129,7 @@ def make_synthetic(reference: Path, cohort: Path, out: Path, config: SynthConfig
     shapes, mpp = reference_shapes(reference, config.patch_px)
     pictures = [p for p in read_cohort(cohort) if min(p.rgb.shape[:2]) >= config.patch_px]
     if not pictures:
-        raise InputError(f"{cohort}: no picture of at least {config.patch_px} px a side. Lower the patch size.")
+        raise InputError(f"{cohort}: no picture of at least {config.patch_px} px per side. Lower the patch size.")
     settings = {
         "method": "Hou et al. 2019: random polygons, textures of real patches",
         **dataclasses.asdict(config),
@@ -185,7 +185,7 @@ def refine_synthetic(
         As for ``train_refiner``, or ``out`` holds a finished set.
     """
     if (out / "INFO.json").exists():
-        raise FormatError(f"{out} already holds a set (INFO.json). Give an empty folder.")
+        raise FormatError(f"{out} already contains a set (INFO.json). Give an empty folder.")
     samples = list_samples(synthetic.parent, (synthetic.name,))
     loaded = [load_sample(s) for s in samples]
     real = [p.rgb for p in read_cohort(cohort) if min(p.rgb.shape[:2]) >= config.crop_px]

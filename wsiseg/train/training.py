@@ -57,7 +57,7 @@ def train_from_toml(
     Raises
     ------
     ConfigError
-        The config is unusable, or the folder already holds a run and ``resume`` is not set.
+        The config is unusable, or the folder already contains a run and ``resume`` is not set.
     FormatError
         The data are not in the unified layout.
     """

@@ -84,7 +84,7 @@ def _traced(rows: np.ndarray[Any, np.dtype[np.int64]], xy: np.ndarray[Any, np.dt
 
 
 def _within(value: int, size: int) -> int:
-    """Return ``value`` clipped to 0..size: markers lie in the window, and the kernel's numbers are 32 bits wide."""
+    """Return ``value`` clipped to 0..size: markers are in the window, and the kernel's numbers are 32 bits wide."""
     return min(max(value, 0), size)
 
 

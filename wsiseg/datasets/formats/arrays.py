@@ -17,7 +17,7 @@ _N_CLASSES = 5  # PanNuke: neoplastic, inflammatory, connective, dead, epithelia
 
 
 def has_mat(source: Path) -> bool:
-    """Whether there are ``Labels/*.mat`` beside ``Images/``."""
+    """Return whether a folder contains ``Labels/*.mat`` and ``Images/``."""
     return next((p for p in source.glob("**/Labels/*.mat") if (p.parent.parent / "Images").is_dir()), None) is not None
 
 
@@ -53,7 +53,7 @@ def has_pannuke(source: Path) -> bool:
 def read_pannuke(source: Path) -> Iterator[AnnotatedImage]:
     """Read PanNuke folds: ``images/foldN/{images,types}.npy``, ``masks/foldN/masks.npy`` (K, 256, 256, 6); 0.25 um/px.
 
-    Channels 0 to 4 hold the ids of one class each, channel 5 the background. Ids of different channels are kept apart; where
+    Channels 0 to 4 are the ids of one class each, channel 5 is the background. Ids of different channels are kept apart; where
     channels overlap, the later one owns the pixel. ``types.npy`` names the organ.
     """
     masks_by_fold = {_fold_of(p): p for p in sorted(source.glob("**/masks.npy"))}

@@ -119,7 +119,7 @@ def write_dataset(
         An id is not unique, a label map and its picture differ in size, ``out`` already has a set, or there are no images.
     """
     if (out / "INFO.json").exists():
-        raise FormatError(f"{out} already holds a converted set (INFO.json). Give an empty folder.")
+        raise FormatError(f"{out} already contains a converted set (INFO.json). Give an empty folder.")
     out.mkdir(parents=True, exist_ok=True)
     per_image: dict[str, _Written] = {}
     notes: list[str] = []

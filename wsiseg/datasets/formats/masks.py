@@ -43,12 +43,12 @@ def read_nucfuse(source: Path) -> Iterator[AnnotatedImage]:
 
 
 def has_dsb2018(source: Path) -> bool:
-    """Whether there are ``<id>/images/<id>.png`` beside ``<id>/masks/``."""
+    """Return whether a folder contains ``<id>/images/<id>.png`` and ``<id>/masks/``."""
     return next((p for p in source.glob("**/images/*.png") if (p.parent.parent / "masks").is_dir()), None) is not None
 
 
 def read_dsb2018(source: Path) -> Iterator[AnnotatedImage]:
-    """Read Data Science Bowl 2018: a folder an image, ``masks/*.png`` one binary file a nucleus (the later owns overlaps)."""
+    """Read Data Science Bowl 2018: a folder per image, a binary ``masks/*.png`` per nucleus; the later one gets overlaps."""
     for folder in sorted(p.parent for p in source.glob("**/masks") if (p.parent / "images").is_dir()):
         picture = _only(sorted((folder / "images").glob("*.png")), folder / "images")
         rgb = read_rgb(picture)
@@ -70,7 +70,7 @@ def read_pcns(source: Path) -> Iterator[AnnotatedImage]:
     """Read Hou et al.'s manual patches (TCIA Pan-Cancer-Nuclei-Seg): ``<n>_crop.png`` with ``<n>_labeled_mask_corrected.png``.
 
     The masks hold ids. The cancer type comes from the crosswalk table (``Patch-ID``, ``CancerType``; comma or tab separated)
-    where it lies in the folder, else from the name of the folder. Patches are 40x: 0.25 um/px as published.
+    from its place in the folder, else from the name of the folder. Patches are 40x: 0.25 um/px as published.
     """
     cancers = _pcns_crosswalk(source)
     for mask in sorted(source.rglob(f"*{_PCNS_MASK}")):
@@ -96,14 +96,14 @@ def _pcns_crosswalk(source: Path) -> dict[str, str]:
 
 
 def has_tnbc(source: Path) -> bool:
-    """Whether there are folders ``Slide_XX`` and ``GT_XX``."""
+    """Return whether a folder contains folders ``Slide_XX`` and ``GT_XX``."""
     return any((p.parent / p.name.replace("Slide_", "GT_")).is_dir() for p in source.glob("**/Slide_*"))
 
 
 def read_tnbc(source: Path) -> Iterator[AnnotatedImage]:
     """Read TNBC (Naylor et al. 2018): ``Slide_XX/XX_n.png`` with binary ``GT_XX/XX_n.png``; 40x, 0.25 um/px nominal.
 
-    The masks hold no ids: 8-connected parts are the nuclei (neighbors are drawn apart). ``XX`` is the patient.
+    The masks have no ids: 8-connected parts are the nuclei (neighbors are drawn apart). ``XX`` is the patient.
     """
     for picture in sorted(source.glob("**/Slide_*/*.png")):
         patient = picture.parent.name.removeprefix("Slide_")

@@ -29,7 +29,7 @@ def read_monuseg(source: Path) -> Iterator[AnnotatedImage]:
     """Read MoNuSeg (Kumar et al. 2017): ``<stem>.tif`` with Aperio ImageScope ``<stem>.xml``, in any folders.
 
     Regions are drawn in file order and the first owns a pixel, as in the set's own MATLAB script; a pixel belongs to the
-    region that holds its center. ``MicronsPerPixel`` is the XML's. The group is the TCGA patient.
+    region that contains its center. ``MicronsPerPixel`` is the XML's. The group is the TCGA patient.
     """
     pictures = {p.stem: p for p in sorted(source.rglob("*.tif"))}
     for path in sorted(source.rglob("*.xml")):
@@ -58,7 +58,7 @@ def _aperio_regions(path: Path) -> tuple[list[npt.NDArray[np.float64]], float | 
 
 
 def has_imagej(source: Path) -> bool:
-    """Whether there are folders ``tissue images`` with label masks or ImageJ ROI zips beside them."""
+    """Return whether a folder contains ``tissue images`` and label masks or ImageJ ROI zips."""
     return any(_truth_folders(p) for p in _tissue_folders(source))
 
 

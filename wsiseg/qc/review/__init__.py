@@ -1,6 +1,6 @@
 """A local web page on which a reviewer marks patches and slides; the marks are appended to a file.
 
-``queues`` decides which items each reviewer judges and in which order, ``session`` holds the state of one reviewer's work,
+``queues`` decides which items each reviewer judges and in which order, ``session`` keeps the state of one reviewer's work,
 ``app`` handles HTTP requests (only from this machine, with a token, not from other sites), ``serve`` runs it on a socket;
 ``page.html``, ``review.js``, ``viewer.js`` and ``review.css`` are the page.
 """

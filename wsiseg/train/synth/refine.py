@@ -130,7 +130,7 @@ def train_refiner(
     checkpoint = run_dir / "refiner.pt"
     if checkpoint.exists():
         if not run.resume:
-            raise ConfigError(f"{run_dir} already holds a refiner. Resume it, or choose another folder.")
+            raise ConfigError(f"{run_dir} already contains a refiner. Resume it, or choose another folder.")
         pair.load(checkpoint)
     last = config.steps if run.stop_after is None else min(config.steps, pair.step + run.stop_after)
     curve = run_dir / "curve.jsonl"
@@ -264,5 +264,5 @@ def _check(synthetic: Sequence[tuple[Rgb, NDArray[np.int32]]], real: Sequence[Rg
         least = min((min(p.shape[:2]) for p in pictures), default=0)
         if least < crop_px:
             raise InputError(
-                f"refiner: expected {name} pictures of at least {crop_px} px a side, got {least if pictures else 'none'}."
+                f"refiner: expected {name} pictures of at least {crop_px} px per side, got {least if pictures else 'none'}."
             )
