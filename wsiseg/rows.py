@@ -75,10 +75,13 @@ class SlideRow:
     ink_frac: float | None = None
     fold_frac: float | None = None
     stain_residual: float | None = None
+    brown_frac: float | None = None
     od_red_frac: float | None = None
     od_blue_frac: float | None = None
+    od_green_high: float | None = None
     sharpness: float | None = None
     sharpness_low: float | None = None
+    unsharp_frac: float | None = None
     jpeg_blocking: float | None = None
     nuclei_per_colored_mm2: float | None = None
     foreign_score: float | None = None

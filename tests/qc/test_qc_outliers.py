@@ -285,3 +285,14 @@ def test_nuclei_outside_the_mask_and_a_foreign_look_are_flagged_without_a_cohort
     assert found[2].reasons == ["brown stain", "blurred"]
     rows[0]["tissue_mask"] = "given"  # a region that the user chose
     assert not find_outliers(rows)[0].flagged
+
+
+def test_a_slide_that_looks_unlike_its_cohort_is_flagged_unless_the_published_rule_alone_is_asked_for() -> None:
+    random = np.random.default_rng(4)
+    rows = [{**r, "sharpness": random.normal(0.15, 0.01), "od_blue_frac": random.normal(0.26, 0.01)} for r in cohort(30, 4)]
+    rows[7]["sharpness"], rows[19]["od_blue_frac"], rows[11]["sharpness"] = 0.05, 0.4, None
+    found = find_outliers(rows)
+    assert [o.slide_id for o in found if any(t.startswith(("sharpness", "od_")) for t in o.tails)] == ["BRCA-0007", "BRCA-0019"]
+    assert any("sharpness 0.050 is" in reason and "below the median" in reason for reason in found[7].reasons)
+    assert not any(t.startswith(("sharpness", "od_")) for o in find_outliers(rows, TAILS) for t in o.tails)
+    assert [o.rank for o in found] == [o.rank for o in find_outliers(cohort(30, 4))]  # looks are not ranked

@@ -41,6 +41,25 @@ def test_blur_takes_sharpness(rgb: np.ndarray, plain: dict[str, float]) -> None:
     assert strip["sharpness_low"] < 0.4 * plain["sharpness_low"]
 
 
+@pytest.mark.parametrize("share", [0.25, 0.5])
+def test_a_strip_out_of_focus_counts_by_its_area(rgb: np.ndarray, plain: dict[str, float], share: float) -> None:
+    strip = rgb.copy()
+    rows = round(share * len(rgb))
+    strip[:rows] = ndimage.gaussian_filter(rgb, (6, 6, 0))[:rows]
+    assert plain["unsharp_frac"] < 0.05
+    assert look(strip)["unsharp_frac"] == pytest.approx(share, abs=0.12)
+    assert (
+        look(ndimage.gaussian_filter(rgb, (4, 4, 0)))["unsharp_frac"] < 0.05
+    )  # blurred everywhere: no part is unlike the rest
+
+
+def test_a_fold_counts_by_its_area_and_nuclei_do_not(rgb: np.ndarray, plain: dict[str, float]) -> None:
+    density = -np.log10((rgb + 1.0) / 256)
+    density[400:580] *= 2.6
+    assert plain["fold_frac"] < 0.02
+    assert look(np.clip(256 * 10.0**-density - 1, 0, 255).astype(np.uint8))["fold_frac"] == pytest.approx(0.2, abs=0.08)
+
+
 def test_blocks_of_jpeg_are_seen(rgb: np.ndarray, plain: dict[str, float]) -> None:
     buffer = io.BytesIO()
     Image.fromarray(rgb).save(buffer, "JPEG", quality=12)
@@ -63,6 +82,8 @@ def test_brown_for_eosin_is_not_explained_by_hematoxylin_and_eosin(rgb: np.ndarr
     dab = look(np.clip(256 * 10.0**-brown - 1, 0, 255).astype(np.uint8))
     assert dab["stain_residual"] > 3 * plain["stain_residual"]
     assert dab["od_blue_frac"] > plain["od_blue_frac"] + 0.05
+    assert plain["brown_frac"] < 0.005 < 0.02 < dab["brown_frac"]
+    assert dab["od_green_high"] < plain["od_green_high"] - 0.05  # nothing is pink
 
 
 def test_a_slide_of_glass_has_no_look() -> None:

@@ -14,14 +14,23 @@ def usual(seed: int) -> dict[str, Any]:
     """The look of one clean picture."""
     random = np.random.default_rng(seed)
     values = {
-        "stain_residual": 0.004, "od_red_frac": 0.25, "od_blue_frac": 0.26, "sharpness": 0.13, "sharpness_low": 0.11,
-        "jpeg_blocking": 0.05, "ink_frac": 0.0, "fold_frac": 0.05, "nuclei_per_colored_mm2": 5000.0, "area_p50_um2": 25.0,
-        "center_prob_mean": 0.8, "material_prob_mean": 0.78,
+        "stain_residual": 0.004, "brown_frac": 0.001, "od_red_frac": 0.25, "od_blue_frac": 0.26, "od_green_high": 0.52,
+        "sharpness": 0.13,
+        "sharpness_low": 0.11, "unsharp_frac": 0.01, "jpeg_blocking": 0.05, "ink_frac": 0.0, "fold_frac": 0.001,
+        "nuclei_per_colored_mm2": 5000.0, "area_p50_um2": 25.0, "center_prob_mean": 0.8, "material_prob_mean": 0.78,
     }  # fmt: skip
     return {name: value * random.uniform(0.9, 1.1) for name, value in values.items()}
 
 
 REFERENCE = look_reference([usual(k) for k in range(200)])
+WIDE = {
+    **REFERENCE,
+    "area_p50_um2": [12.0, 25.0, 50.0],
+    "nuclei_per_colored_mm2": [1000.0, 5000.0, 13000.0],
+    "nuclear_scale": [0.8, 1.12, 1.55],
+    "sharpness": [0.08, 0.13, 0.2],
+}
+"""As of many organs and scanners, of which the scale is known."""
 
 
 def test_the_reference_holds_the_percentiles_of_every_trait() -> None:
@@ -39,6 +48,10 @@ def test_what_looks_like_the_training_images_is_not_flagged() -> None:
     ("change", "words"),
     [
         ({"stain_residual": 0.05}, "immunostain"),
+        ({"brown_frac": 0.06}, "DAB"),
+        ({"od_green_high": 0.35}, "nothing is pink"),
+        ({"unsharp_frac": 0.2}, "out of focus"),
+        ({"fold_frac": 0.08}, "folds"),
         ({"sharpness": 0.02, "sharpness_low": 0.018}, "blurred"),
         ({"jpeg_blocking": 0.6}, "JPEG"),
         ({"ink_frac": 0.1}, "pen marks"),
@@ -69,11 +82,24 @@ def test_what_is_not_known_is_left_out() -> None:
     assert len(found.reasons) == 1
 
 
-def test_a_scale_that_is_wrong_both_ways_moves_area_and_detail_oppositely() -> None:
-    """Neither alone need be far out: nuclei half as large and detail twice as fine are."""
+def test_a_wrong_scale_moves_area_detail_and_density_together() -> None:
+    """No one of them need be far out: each is what another organ or scanner has."""
     look = usual(3)
-    for area, detail in ((0.55, 1.5), (1.8, 0.65)):
-        both = {**look, "area_p50_um2": look["area_p50_um2"] * area, "sharpness": look["sharpness"] * detail}
-        found = foreign_look(both, REFERENCE)
-        assert found is not None
-        assert "for the microns per px stated" in found.reasons[0]
+    for factor, words in ((0.45, "small"), (2.0, "large")):
+        changed = {"area_p50_um2": factor**1.6, "sharpness": factor**-0.7, "nuclei_per_colored_mm2": factor**-1.2}
+        for names in (*([n] for n in changed), list(changed)):
+            found = foreign_look({**look, **{n: look[n] * changed[n] for n in names}}, WIDE)
+            assert found is not None
+            assert (found.score > 1) == (len(names) == 3)
+        assert f"nuclei and detail {words} for the microns per px stated" in found.reasons[0]
+
+
+def test_the_scale_of_nuclei_grows_with_the_microns_stated() -> None:
+    """Its unit is the factor by which these are wrong: area goes with its square, number per area with its inverse square."""
+    known = look_reference([{**usual(3)}])["nuclear_scale"][1]
+    twice = {
+        **usual(3),
+        "area_p50_um2": usual(3)["area_p50_um2"] * 4,
+        "nuclei_per_colored_mm2": usual(3)["nuclei_per_colored_mm2"] / 4,
+    }
+    assert 1.5 < look_reference([twice])["nuclear_scale"][1] / known < 2.5

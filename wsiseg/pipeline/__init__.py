@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wsiseg.pipeline.densities import with_densities
 from wsiseg.pipeline.image import ImageMaps, image_nuclei, map_image, segment_image, separate_maps
-from wsiseg.pipeline.look import picture_look
+from wsiseg.pipeline.look import network_look, picture_look
 from wsiseg.pipeline.window import StageClock, WindowNuclei, WindowPixels, stain_aim, window_maps, window_nuclei, window_stats
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "WindowPixels",
     "image_nuclei",
     "map_image",
+    "network_look",
     "picture_look",
     "segment_image",
     "separate_maps",

@@ -15,20 +15,32 @@ from wsiseg.separate import resolve_params
 if TYPE_CHECKING:
     from wsiseg.predict import Model
 
-__all__ = ["picture_look"]
+__all__ = ["network_look", "picture_look"]
 
 
-def picture_look(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig) -> dict[str, float]:
-    """Return the traits of ``wsiseg.summarize.TRAITS`` of one picture uint8 (H, W, 3), without what cannot be measured."""
+def picture_look(
+    rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig, found: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Return the traits of ``wsiseg.summarize.TRAITS`` of one picture uint8 (H, W, 3), without what cannot be measured.
+
+    ``found`` is the result of ``network_look`` where it is known.
+    """
     slide = ArraySlide(np.ascontiguousarray(rgb), mpp=mpp)
     survey = survey_slide(slide)
     out = slide_look(slide, survey, survey.tissue)
+    found = dict(found or network_look(rgb, mpp, model, config))
+    n = found.pop("n_nuclei")
+    if out["colored_mm2"]:
+        out["nuclei_per_colored_mm2"] = n / out["colored_mm2"]
+    return out | found
+
+
+def network_look(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig) -> dict[str, float]:
+    """Return what the network finds on a picture: ``n_nuclei``, and of these their median area and mean probabilities."""
     maps = map_image(rgb, mpp, model, config)
     found = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp)).columns
     n = len(found["area_wpx"])
-    if out["colored_mm2"]:
-        out["nuclei_per_colored_mm2"] = n / out["colored_mm2"]
-    if n:
-        out["area_p50_um2"] = float(np.median(found["area_wpx"])) * maps.mpp**2
-        out |= {f"{name}_mean": float(np.mean(found[name])) / 255 for name in ("center_prob", "material_prob")}
-    return out
+    if not n:
+        return {"n_nuclei": 0.0}
+    means = {f"{name}_mean": float(np.mean(found[name])) / 255 for name in ("center_prob", "material_prob")}
+    return {"n_nuclei": float(n), "area_p50_um2": float(np.median(found["area_wpx"])) * maps.mpp**2, **means}

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Literal
 
@@ -75,6 +75,14 @@ HOU_STATISTICS: tuple[Statistic, ...] = (
     Statistic("area_std_um2", "spread of nuclear area (standard deviation)", low=False, high=True, unit="µm²", decimals=1),
 )
 """The ranked statistics and their suspect sides. Nuclei per mm2 is not in the published rule."""
+
+LOOK_STATISTICS: tuple[Statistic, ...] = (
+    Statistic("sharpness", "sharpness", low=True, high=True, decimals=3),
+    Statistic("stain_residual", "color that hematoxylin and eosin do not explain", low=False, high=True, decimals=4),
+    Statistic("od_red_frac", "red's share of the stain", low=True, high=True, decimals=3),
+    Statistic("od_blue_frac", "blue's share of the stain", low=True, high=True, decimals=3),
+)
+"""How a slide looks: its robust z-score in the cohort counts at any number of slides, unless ``tails`` alone is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +267,9 @@ def _rank_cohort(rows: Rows, out: list[OutlierRow], rule: TailRule, verdicts: Ma
         _flag_mad(rows, out, rule, z, reference)
     if "mahalanobis" in methods:
         _flag_mahalanobis(out, rule, z)
+    if {"auto", "mad"} & set(rule.method):
+        look = [z_scores(_logs(rows, s), _logs(reference, s) if reference else None) for s in LOOK_STATISTICS]
+        _flag_far(rows, out, replace(rule, statistics=LOOK_STATISTICS), look, reference)
     selected = [o for o in out if o.round == 1]
     bad = sum(verdicts.get(o.slide_id) == "unacceptable" for o in selected)
     if "tails" in methods and selected and bad > 0 and bad >= rule.second_round_share * len(selected) - 1e-9:

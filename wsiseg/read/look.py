@@ -17,10 +17,18 @@ __all__ = ["slide_look"]
 LOOK_MPP = 0.5
 """Microns per px at which sharpness is judged, so that slides of 20x and 40x can be compared."""
 PATCHES, PATCH_PX = 32, 128
-MIN_PATCH_TISSUE = 0.5
-FAINT_OD, DARK_OD = 0.05, 0.25
-"""Mean optical density (base 10) from which a px is used to measure the stain, and from which it is a fold."""
-FOLD_TIMES = 2.0
+MIN_PATCH_TISSUE, MIN_WINDOW_TISSUE = 0.5, 0.7
+FAINT_OD, STAINED_OD, DARK_OD = 0.05, 0.1, 0.25
+"""Mean optical density (base 10) from which a px is used to measure the stain, to judge its hue, and from which it may be a
+fold."""
+FOLD_TIMES, FOLD_STAIN_TIMES, FOLD_UM = 1.4, (1.2, 1.3), 6.0
+"""Density of a fold, and its hematoxylin and eosin, against the third quartile of tissue; all smoothed by a Gaussian of this
+sigma, so that nuclei are no folds. Both stains count, since in dark epithelium or lymph follicles it is hematoxylin alone."""
+BROWN_SHARE = 0.42
+"""Blue's share of the optical density from which a px is brown: hematoxylin has 0.24, eosin 0.35, DAB 0.48."""
+WINDOW_PX, WINDOW_DETAIL, UNSHARP_TIMES = 32, 20.0, 0.35
+"""Sharpness is also judged in windows of 16 um that hold detail (variance, 0 to 255 squared); out of focus are those below
+this share of the third quartile of all."""
 REFERENCE_STAINS = ((0.5626, 0.7201, 0.4062), (0.2159, 0.8012, 0.5581))
 """Optical densities (r, g, b) of hematoxylin and eosin: the reference of Macenko et al. 2009 (ISBI)."""
 GRID_PX = 8
@@ -49,14 +57,11 @@ def slide_look(slide: Slide, survey: SlideSurvey, tissue: TissueMask) -> dict[st
     if (ink | colored).any():
         out["ink_frac"] = float(ink.sum()) / float((ink | colored).sum())
     if colored.any():
-        density = _density(view.rgb[colored]).mean(axis=1)
-        out["fold_frac"] = float((density > max(FOLD_TIMES * float(np.median(density)), DARK_OD)).mean())
+        out["fold_frac"] = _folded(_density(view.rgb), colored, FOLD_UM / (px_mm2**0.5 * 1e3))
     rgb, where = stain_sample(slide, tissue, meta.mpp / LOOK_MPP, n_patches=PATCHES, patch_wpx=PATCH_PX)
     if where.any():
         out |= _stains(rgb[where])
-        sharp = [s for p, o in _patches(rgb, where) if (s := _sharpness(p, o)) is not None]
-        if sharp:
-            out |= {"sharpness": float(np.median(sharp)), "sharpness_low": float(np.percentile(sharp, 10))}
+        out |= _focus(_patches(rgb, where))
     native, where = stain_sample(slide, tissue, 1.0, n_patches=PATCHES, patch_wpx=PATCH_PX)
     steps = [b for p, _ in _patches(native, where) if (b := _blocking(p)) is not None]
     if steps:
@@ -88,23 +93,58 @@ def _stains(rgb: npt.NDArray[np.uint8]) -> dict[str, float]:
     if not len(density):
         return {}
     share = density / density.sum(axis=1, keepdims=True)
+    stained = share[density.mean(axis=1) > STAINED_OD]
     across = np.cross(*REFERENCE_STAINS)
     off = density @ (across / np.linalg.norm(across))
     return {
         "stain_residual": float((off**2).sum()) / float((density**2).sum()),
+        **({"brown_frac": float((stained[:, 2] > BROWN_SHARE).mean())} if len(stained) else {}),
+        **({"od_green_high": float(np.percentile(stained[:, 1], 90))} if len(stained) else {}),
         "od_red_frac": float(np.median(share[:, 0])),
         "od_blue_frac": float(np.median(share[:, 2])),
     }
 
 
-def _sharpness(gray: FloatArray, on: Mask) -> float | None:
-    """Return the energy of detail finer than 1 px, divided by that finer than 4 px (Gaussian sigmas): 0 blurred, 1 noise."""
+def _folded(density: FloatArray, on: Mask, sigma_px: float) -> float:
+    """Return the share of tissue (on) that is as dark as two layers of it would be."""
     from scipy import ndimage
 
-    fine = gray - ndimage.gaussian_filter(gray, 1.0)
-    coarse = gray - ndimage.gaussian_filter(gray, 4.0)
-    total = float((coarse[on] ** 2).mean())
-    return float((fine[on] ** 2).mean()) / total if total > 1.0 else None
+    weight = np.maximum(ndimage.gaussian_filter(on.astype(np.float64), sigma_px)[on], 1e-9)
+    smooth = np.stack(
+        [ndimage.gaussian_filter(np.where(on, density[..., k], 0.0), sigma_px)[on] / weight for k in range(3)], axis=1
+    )
+    values = np.column_stack([smooth.mean(axis=1), np.maximum(smooth @ np.linalg.pinv(np.array(REFERENCE_STAINS)), 0)])
+    limits = np.percentile(values, 75, axis=0) * (FOLD_TIMES, *FOLD_STAIN_TIMES)
+    return float((values > np.maximum(limits, (DARK_OD, 0.0, 0.0))).all(axis=1).mean())
+
+
+def _focus(patches: list[tuple[FloatArray, Mask]]) -> dict[str, float]:
+    """Return how sharp patches are, and which share of their windows is far less sharp than the others.
+
+    Sharpness is the energy of detail finer than 1 px, divided by that finer than 4 px (Gaussian sigmas): 0 blurred, 1 noise.
+    """
+    from scipy import ndimage
+
+    sharp, windows = [], []
+    for gray, on in patches:
+        fine, coarse = ((gray - ndimage.gaussian_filter(gray, sigma)) ** 2 for sigma in (1.0, 4.0))
+        if (total := float(coarse[on].mean())) > 1.0:
+            sharp.append(float(fine[on].mean()) / total)
+        of, detail, tissue = (_block_means(v, WINDOW_PX) for v in (fine, coarse, on.astype(np.float64)))
+        good = (tissue > MIN_WINDOW_TISSUE) & (detail > WINDOW_DETAIL)
+        windows.append(of[good] / detail[good])
+    if not sharp:
+        return {}
+    out = {"sharpness": float(np.median(sharp)), "sharpness_low": float(np.percentile(sharp, 10))}
+    each = np.concatenate(windows)
+    if len(each):
+        out["unsharp_frac"] = float((each < UNSHARP_TIMES * np.percentile(each, 75)).mean())
+    return out
+
+
+def _block_means(values: FloatArray, side: int) -> FloatArray:
+    h, w = (n // side for n in values.shape)
+    return np.asarray(values[: h * side, : w * side].reshape(h, side, w, side).mean(axis=(1, 3)))
 
 
 def _blocking(gray: FloatArray) -> float | None:
