@@ -12,7 +12,8 @@ skewed) exceeds a limit that is higher for smaller cohorts (``wsiseg.qc.robust.z
 every method.
 
 Independently of its cohort, a slide is flagged if its status is not ``done``, if too many of its nuclei are outside the tissue
-mask, or if it differs from the images that the network was trained on.
+mask, or if it differs from the images that the network was trained on. Sharpness and color are compared with its cohort's by
+robust z-score, unless only ``tails`` is asked for.
 """
 
 from __future__ import annotations
@@ -269,7 +270,7 @@ def _rank_cohort(rows: Rows, out: list[OutlierRow], rule: TailRule, verdicts: Ma
         _flag_mahalanobis(out, rule, z)
     if {"auto", "mad"} & set(rule.method):
         look = [z_scores(_logs(rows, s), _logs(reference, s) if reference else None) for s in LOOK_STATISTICS]
-        _flag_far(rows, out, replace(rule, statistics=LOOK_STATISTICS), look, reference)
+        _flag_mad(rows, out, replace(rule, statistics=LOOK_STATISTICS), look, reference)
     selected = [o for o in out if o.round == 1]
     bad = sum(verdicts.get(o.slide_id) == "unacceptable" for o in selected)
     if "tails" in methods and selected and bad > 0 and bad >= rule.second_round_share * len(selected) - 1e-9:
