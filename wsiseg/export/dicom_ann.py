@@ -110,7 +110,7 @@ def write_dicom_annotations(
         index = np.concatenate(starts)
         if index[-1] > 2**31 - 1:
             raise FormatError(
-                f"{source.path}: {at:,} coordinates are more than one group can index. Export regions (--region)."
+                f"{source.path}: {at:,} coordinates, more than one annotation group can index. Export parts of the slide (--region)."
             )
         group.LongPrimitivePointIndexList = index.astype("<i4").tobytes()
         name = "PointCoordinatesData" if to_mm is None else "DoublePointCoordinatesData"
@@ -150,7 +150,7 @@ def level_headers(source: NucleiFile, series: Path | None) -> list[Any]:
     Raises
     ------
     InputError
-        There is none, or its size is not that of the table's slide.
+        There is no series, or its size is not that of the table's slide.
     """
     import pydicom
 

@@ -1,4 +1,4 @@
-"""A polygon table -> DICOM Segmentation (PS3.3, A.51): a mask of all nuclei, one binary object a level of the slide's series.
+"""Write a polygon table as DICOM Segmentation (PS3.3, A.51): a mask of all nuclei, one binary object per level of the slide.
 
 highdicom makes each object with the attributes of its source level and a single frame; the frames are then those of the table,
 drawn block by block and streamed to the file. Frames without a nucleus are left out (TILED_SPARSE). So memory holds a block of

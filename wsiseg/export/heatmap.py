@@ -1,4 +1,4 @@
-"""A polygon table -> a heat map of caMicroscope: one JSON document with values of square cells of the slide.
+"""Write a polygon table as a heat map of caMicroscope: one JSON document with values of square cells of the slide.
 
 The form is that of the viewer's code (``apps/heatmap``, ``core/extension/osd-heatmap-overlay.js`` of caMicroscope): a row of
 ``data`` is x, y of a cell's upper left corner, as fractions of the slide's width and height, and a value for each of

@@ -1,4 +1,4 @@
-"""A slide -> a tiled TIFF pyramid at a chosen resolution, for viewers that do not read slides; written in bounded memory.
+"""Write a slide as a tiled TIFF pyramid at a chosen resolution, in bounded memory, for viewers that do not read slides.
 
 In color (JPEG tiles, levels as pages: what OpenSlide reads), or hematoxylin alone as bright on dark (JPEG 2000 tiles, levels as
 SubIFDs of an OME-TIFF: what Xenium Explorer reads).

@@ -79,7 +79,7 @@ def read_nuclei(
     path = Path(path)
     box = region if region is None or isinstance(region, Box) else Box(*region)
     if box is not None and (box.w <= 0 or box.h <= 0):
-        raise InputError(f"Expected a region with w and h above 0, got {box.w} x {box.h}.")
+        raise InputError(f"Expected a region (x,y,w,h) with w and h above 0, got {box.w} x {box.h}.")
     area = None if within is None else as_area(within)
     wanted = None if columns is None else list(columns)
     if as_geopandas and wanted is not None:

@@ -1,4 +1,4 @@
-"""Polygon tables of a run -> a QuPath project: its slides as images, their nuclei as GeoJSON, and a script that loads them.
+"""Write a run as a QuPath project: its slides as images, their nuclei as GeoJSON, and a script that loads them.
 
 ``project.qpproj`` holds what QuPath's own writer does (``DefaultProject``, read by QuPath 0.2 and later; compared with projects
 that 0.6 and 0.7 saved). QuPath's ``data.qpdata`` is serialized Java, which only QuPath writes: the script makes it.
@@ -82,7 +82,7 @@ def write_qupath_project(
     sources
         Tables of run folders; of tables ``with_cells`` the GeoJSON has cells.
     path_map
-        Where slides that were moved are now.
+        New paths of slides that were moved.
 
     Raises
     ------

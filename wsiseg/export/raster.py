@@ -93,7 +93,7 @@ def write_ome_labels(
 def _region(source: NucleiFile, region: Box | None) -> Box:
     if region is not None:
         if region.w <= 0 or region.h <= 0:
-            raise InputError(f"Expected a region with w and h above 0, got {region.w} x {region.h}.")
+            raise InputError(f"Expected a region (x,y,w,h) with w and h above 0, got {region.w} x {region.h}.")
         return region
     if source.width_px <= 0 or source.height_px <= 0:
         raise InputError(f"{source.path}: the slide's size is not known: add --region x,y,w,h (level-0 px).")

@@ -1,4 +1,4 @@
-"""A polygon table -> a folder that TissUUmaps opens: slide, centers of nuclei as markers, their outlines as regions.
+"""Write a polygon table as a folder for TissUUmaps: slide, centers of nuclei as markers, their outlines as regions.
 
 By the published schema of ``.tmap`` files (https://tissuumaps.github.io/TissUUmaps-docs, schema 1.0). Markers are in level-0
 px, which ``coord_factor`` turns into px of the image; regions are in px of the image.
@@ -52,7 +52,7 @@ def write_tissuumaps(
     image_mpp
         um per px of the image; the slide's own where that is coarser.
     path_map
-        Where slides that were moved are now.
+        New paths of slides that were moved.
     progress
         Called after each tile of the image.
 

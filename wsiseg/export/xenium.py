@@ -1,4 +1,4 @@
-"""A polygon table -> a folder that Xenium Explorer opens: outlines, classes, and the slide's hematoxylin as morphology image.
+"""Write a polygon table as a folder for Xenium Explorer: outlines, classes, and hematoxylin as the morphology image.
 
 Layout of Xenium Onboard Analysis 1.x (``cells.zarr.zip`` version 5, ``experiment.xenium`` version 2.0):
 https://www.10xgenomics.com/support/software/xenium-onboard-analysis, Zarr output files. Coordinates are um from the slide's
@@ -83,7 +83,7 @@ def write_xenium(
     image_mpp
         um per px of the image; the slide's own where that is coarser.
     path_map
-        Where slides that were moved are now.
+        New paths of slides that were moved.
     progress
         Called after each tile of the image.
 

@@ -25,7 +25,7 @@ class Facts:
 
 
 class TryAgain(Exception):  # noqa: N818 - not a final error
-    """A request failed that may succeed later.
+    """A request failed, but may succeed later.
 
     ``reason`` contains no secrets; ``wait_s`` is the pause that the server requests (``None``: none).
     """

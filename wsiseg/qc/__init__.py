@@ -1,4 +1,4 @@
-"""Slide statistics, patches and reviewers' marks -> flagged slides, graded slides and a report.
+"""Quality control: flag and grade the slides of a run from statistics, patches and reviewers' marks, and report on them.
 
 The steps in order: ``find_outliers`` flags the outlier slides of each cohort; ``sample_patches`` draws random patches for a
 person to judge; ``patch_features`` and ``QualityModel`` predict which of them a reviewer will find bad; ``review`` serves the

@@ -91,7 +91,7 @@ class CellOptions:
         if not 0 < self.expand_um < math.inf:
             raise InputError(f"Expected a distance above 0 um, got {self.expand_um:g}.")
         if self.workers < 1:
-            raise InputError(f"Expected 1 worker or more, got {self.workers}.")
+            raise InputError(f"Expected --workers to be 1 or more, got {self.workers}.")
 
 
 def grow_cells(tables: Sequence[Path], options: CellOptions, progress: Progress | None = None) -> Iterator[SlideCells]:

@@ -76,7 +76,7 @@ class NeighborOptions:
             raise InputError("Expected --radius-um with --density-step-um, for the disc in which nuclei are counted.")
         for value in (*self.radii_um, *(v for v in (self.max_edge_um, self.density_step_um) if v is not None)):
             if not 0 < value < np.inf:
-                raise InputError(f"Expected radii and lengths above 0 um, got {value:g}.")
+                raise InputError(f"Expected radii and maximum edge lengths above 0 um, got {value:g}.")
         if unknown := [m for m in self.means if m not in MEASURED]:
             raise InputError(f"Expected columns for the mean from {', '.join(MEASURED)}, got {unknown[0]!r}.")
 

@@ -57,7 +57,7 @@ def open_image(file: SlideFile, *, claims: Sequence[MppClaim] = (), layout: str 
     Raises
     ------
     SlideOpenError
-        Not an image, truncated, not H&E colour, or more than ``MAX_IMAGE_PX`` px.
+        The file is not an image, truncated, not H&E colour, or larger than ``MAX_IMAGE_PX`` px.
     MissingMppError, ImplausibleMppError, AnisotropicMppError
     """
     properties, pixels, held = _decode(file.path, file.size_bytes)

@@ -127,17 +127,17 @@ def open_slide(
     mpp
         um per level-0 px; has priority over what the file states.
     cohort
-        The slide's cancer type or study, recorded.
+        The slide's cancer type or study; copied to ``meta``.
     reader
-        ``auto``: cuCIM's CuImage if it can be used, else OpenSlide, with the reason in ``meta.reader_note``; ``openslide``;
-        ``cucim``: an error if CuImage cannot be used. Plain images and Zarr arrays have one reader only.
+        ``auto``: cuCIM's CuImage if possible, else OpenSlide with the reason in ``meta.reader_note``. ``openslide``.
+        ``cucim``: CuImage, or an error if that is not possible. Plain images and Zarr arrays have only one reader.
     cache_bytes
         Maximum bytes of decoded tiles that the reader keeps.
 
     Raises
     ------
     SlideOpenError
-        Missing, truncated, or not a slide.
+        The file is missing, truncated, or not a slide.
     MissingMppError, ImplausibleMppError, AnisotropicMppError
         See ``wsiseg.read.mpp``.
     """

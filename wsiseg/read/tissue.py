@@ -105,7 +105,7 @@ class TissueMask:
         Raises
         ------
         FormatError
-            Not a PNG, or a PNG without its position (read masks of other programs with ``tissue_from_file``).
+            The file is not a PNG, or has no position (read masks of other programs with ``tissue_from_file``).
         """
         from PIL import Image
 

@@ -132,7 +132,7 @@ def slide_of_table(table: Path, path_map: Sequence[str] = ()) -> Slide:
     InputError
         The table is in no run folder, or the run has no record of the slide.
     SlideOpenError
-        As ``reopen_slide``.
+        See ``reopen_slide``.
     """
     folder = RunFolder(table.absolute().parent.parent)
     if table.absolute().parent != folder.table(table.stem).parent:

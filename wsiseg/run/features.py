@@ -60,7 +60,7 @@ class FeatureOptions:
     tile_wpx
         Side of the windows read, working px. Results do not depend on it.
     path_map
-        As ``schedule.path_map``: where slides that were moved are now.
+        New paths of slides that were moved, see ``schedule.path_map``.
     overwrite
         Measure slides again even if their features fit their table.
     """
@@ -120,7 +120,7 @@ def measure_run(
     Raises
     ------
     InputError
-        No such slide, or the run has no table.
+        The slide does not exist, or the run has no table.
     """
     options, config = options or FeatureOptions(), config or RunConfig(schedule=ScheduleConfig(workers=1))
     run = run.absolute()

@@ -102,7 +102,7 @@ class SlideJob:
     warnings
         Disagreements within the slide's metadata, or between the slide and a given mask.
     source
-        Where the slide was fetched from; None: it was not fetched.
+        Source of a fetched slide; None: it was not fetched.
     outside
         Windows sampled outside the tissue mask; None: none could be chosen.
     look

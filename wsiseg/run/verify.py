@@ -34,7 +34,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Numbers of what was checked, and the findings."""
+    """The result of a verification: numbers of checked items, and the findings."""
 
     slides: int
     tables: int

@@ -27,9 +27,9 @@ material maps, 0..255.
    right, down. (In a component with a single marker every pixel has that marker's label, which is equivalent: d overflows
    only in regions that step 10 removes.)
 10. **Size and certainty.** Labels whose hole-filled area is < min_area or > max_area become background; max_area < 2^18. A hole
-    is a 4-connected region of pixels without the label that cannot reach the outside of the window. So do those whose mean
-    material is too low: 16 * (sum of M over the label's pixels) < min_material * (their number); in tables that mean is
-    ``material_prob``. The others are numbered 1..N in raster order of markers.
+    is a 4-connected region of pixels without the label that cannot reach the outside of the window. Labels with a low mean
+    material also become background: 16 * (sum of M over the label's pixels) < min_material * (their number); in tables that
+    mean is ``material_prob``. The others are numbered 1..N in raster order of markers.
 
 Flooding with lower completion: Roerdink and Meijster, The watershed transform, Fundamenta Informaticae 41 (2000); as a parallel
 fixed point: Kauffmann and Piche, A cellular automaton for ultra-fast watershed transform on GPU, ICPR 2008.

@@ -101,7 +101,7 @@ def group(keys: I32, slot: I32, n_slots: Int) -> tuple[I64, I64]:
 
 @jit
 def distance_term(markers: I64, table: U16, out: U16) -> None:
-    """Write ``table`` at the squared distance to the nearest marker to ``out``.
+    """Fill ``out`` with the entry of ``table`` for each pixel's squared distance to the nearest marker.
 
     The table never decreases with distance, so the smallest entry over all markers is that of the nearest: the square of table
     entries around each marker is combined by minimum, and no distances are stored.

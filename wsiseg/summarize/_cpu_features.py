@@ -79,7 +79,7 @@ def sort_points(x: F64, y: F64, n: Int) -> None:
 
 @jit
 def hull_area(x: F64, y: F64, n: Int, hx: F64, hy: F64) -> float:
-    """Return the area of the convex hull of ``n`` sorted points (Andrew's monotone chain); ``hx``, ``hy`` hold 2 n + 1."""
+    """Return the area of the convex hull of ``n`` sorted points (Andrew's monotone chain); ``hx``, ``hy`` are scratch."""
     m = 0
     for turn in range(2):
         base = m

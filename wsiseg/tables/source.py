@@ -73,7 +73,7 @@ class Selection:
     def __post_init__(self) -> None:
         """Raise ``InputError`` for an empty region or sample."""
         if self.region is not None and (self.region.w <= 0 or self.region.h <= 0):
-            raise InputError(f"Expected a region with w and h above 0, got {self.region.w} x {self.region.h}.")
+            raise InputError(f"Expected a region (x,y,w,h) with w and h above 0, got {self.region.w} x {self.region.h}.")
         if self.sample is not None and self.sample < 1:
             raise InputError(f"Expected a sample of 1 nucleus or more, got {self.sample}.")
 

@@ -69,7 +69,7 @@ class LoopConfig:
 
 @dataclass(frozen=True, slots=True)
 class TrainingRun:
-    """Where a training is kept, and how far this call goes.
+    """The folder of a training, and which part of it a call of ``fit`` does.
 
     Attributes
     ----------

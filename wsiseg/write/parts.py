@@ -166,7 +166,7 @@ def read_densities(path: Path) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.in
     Raises
     ------
     FormatError
-        As ``read_part``, or the part has no such sums.
+        See ``read_part``; or the part has no such sums.
     """
     data = _read_whole(path)
     if data is None:

@@ -1,4 +1,4 @@
-"""Public nucleus data sets, each in its own format -> one layout: RGB png, label png, INFO.json.
+"""Convert public nucleus data sets from their formats to one layout: RGB png, label png, INFO.json.
 
 Comes in: the unpacked folder of NucFuseRank, MoNuSeg, CryoNuSeg, NuInsSeg, CoNSeP, CPM, DSB2018, PanNuke, PCNS or TNBC.
 Goes out: a folder that ``wsiseg.train`` reads, and a row of facts about it.

@@ -1,4 +1,4 @@
-"""Public nucleus data sets -> the unified layout: detects the format, reads it and writes the set."""
+"""Convert public nucleus data sets to the unified layout: detect the format, read it and write the set."""
 
 from __future__ import annotations
 
@@ -57,11 +57,11 @@ def detect_format(source: str | Path) -> str:
     Raises
     ------
     FormatError
-        No such folder, or no known format.
+        The folder does not exist, or has no known format.
     """
     source = Path(source)
     if not source.is_dir():
-        raise FormatError(f"{source}: no such folder.")
+        raise FormatError(f"{source}: the folder does not exist.")
     for name, known in FORMATS.items():
         if known.matches(source):
             return name
@@ -100,7 +100,7 @@ def convert(
     if format_name != "auto" and format_name not in FORMATS:
         raise FormatError(f"datasets: no format {format_name!r}. Expected auto or one of {sorted(FORMATS)}.")
     if not source.is_dir():
-        raise FormatError(f"{source}: no such folder.")
+        raise FormatError(f"{source}: the folder does not exist.")
     known = FORMATS[detect_format(source) if format_name == "auto" else format_name]
     images = known.read(source)
     if mpp is not None:

@@ -120,7 +120,7 @@ def roi_labels(path: Path, shape: tuple[int, int]) -> Labels:
     BackendUnavailableError
         roifile is not installed.
     FormatError
-        Not ROIs.
+        The file contains no ImageJ ROIs.
     """
     try:
         import roifile

@@ -42,7 +42,7 @@ def tables_of(path: Path) -> dict[str, Path]:
     Raises
     ------
     FormatError
-        There is none, or the given file is not a table of wsiseg.
+        There is no table, or the given file is not a table of wsiseg.
     """
     if path.is_file():
         return {open_nuclei(path).slide_id: path}

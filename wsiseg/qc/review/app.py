@@ -259,7 +259,7 @@ class _Pages:
         except (KeyError, ValueError, OverflowError) as err:
             raise InputError("Expected the numbers x, y, w and h of a view, in level-0 px.") from err
         if not (0 < w <= MAX_VIEW_PX and 0 < h <= MAX_VIEW_PX):
-            raise InputError(f"Expected a view of at most {MAX_VIEW_PX} px to a side, got {w} x {h} px: zoom in.")
+            raise InputError(f"Expected a view of at most {MAX_VIEW_PX} px per side, got {w} x {h} px: zoom in.")
         xy, offsets = self.source.slide_nuclei(self._slide_id(request), Box(x, y, w, h))
         in_view, offsets = max(0, len(offsets) - 1), offsets[: MAX_NUCLEI + 1]
         xy = xy[: int(offsets[-1]) if len(offsets) else 0]
