@@ -1,4 +1,4 @@
-"""What a user chooses of ``wsiseg evaluate``: which images, which protocol, and what is written."""
+"""Options of ``wsiseg evaluate``: which images, which protocol, and which outputs."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def write_dicom_annotations(
         index = np.concatenate(starts)
         if index[-1] > 2**31 - 1:
             raise FormatError(
-                f"{source.path}: {at:,} coordinates, more than one annotation group can index. Export parts of the slide (--region)."
+                f"{source.path}: {at:,} coordinates, too many for one annotation group. Export parts of it (--region)."
             )
         group.LongPrimitivePointIndexList = index.astype("<i4").tobytes()
         name = "PointCoordinatesData" if to_mm is None else "DoublePointCoordinatesData"

@@ -163,7 +163,7 @@ class RunFolder:
         precision_choice: str,
         resolved: ResolvedRecord | None,
     ) -> str:
-        """Do the work of ``claim``; return "" if another shard claimed the folder first, so that its settings apply."""
+        """Claim the folder under its lock, see ``claim``; return "" if another shard claimed it first: its settings apply."""
         results = json.loads(json.dumps({**config.result_fields(), **facts}, sort_keys=True))
         digest = config.digest(**facts)
         old = self.read_run()

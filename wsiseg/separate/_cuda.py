@@ -1,4 +1,4 @@
-"""Separation on a GPU: calls the kernels of the ten steps in order. Only three small numbers are copied to the host.
+"""Separate on a GPU by calling the kernels of the ten steps in order. Only three small numbers are copied to the host.
 
 Pixels of components with a single marker get its label without a flood, as on the CPU. The flood's lists of blocks stay on the
 device: ``ROUNDS`` rounds are launched before the host checks whether any block is left.
