@@ -95,8 +95,8 @@ def compared(a: Path, b: Path, out: Path, workers: int) -> dict[str, Any]:
     """Compare and return figures and cost."""
     command = [sys.executable, "-m", "wsiseg", "compare", str(a), str(b), "-o", str(out), "--workers", str(workers)]
     wall_s, cpu_s, peak_gb = measured(command)
-    told = json.loads((out / "compare.json").read_text())
-    return {**{k: told["pooled"][k] for k in KINDS}, "workers": workers, "wall_s": wall_s, "cpu_s": cpu_s, "peak_gb": peak_gb}
+    notes = json.loads((out / "compare.json").read_text())
+    return {**{k: notes["pooled"][k] for k in KINDS}, "workers": workers, "wall_s": wall_s, "cpu_s": cpu_s, "peak_gb": peak_gb}
 
 
 def evaluated(a: Path, b: Path, ours: dict[str, Any], work: Path) -> dict[str, Any]:

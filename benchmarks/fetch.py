@@ -186,15 +186,15 @@ def placement() -> list[dict[str, Any]]:
         compute = sum(t * 4.0 + 2 * SLIDE_S for t in tiles) / (8 * n_hosts)
         for label, factor in (("slow", 2.0), ("fast", 0.5)):
             rate = sum(sizes) / n_hosts / (compute * factor)
-            told = World(Cohort(sizes, tiles), [f"h{k:02d}" for k in range(n_hosts)], 8, rate, 50 * GB).run()
+            notes = World(Cohort(sizes, tiles), [f"h{k:02d}" for k in range(n_hosts)], 8, rate, 50 * GB).run()
             rows.append(
                 {
                     "hosts": n_hosts,
                     "slides": n_slides,
                     "server": label,
-                    "fetched_over_cohort": round(told.fetched_bytes / told.cohort_bytes, 4),
-                    "wall_over_longer": round(told.wall_s / max(compute, compute * factor), 3),
-                    "peak_gb": round(told.peak_bytes / GB, 2),
+                    "fetched_over_cohort": round(notes.fetched_bytes / notes.cohort_bytes, 4),
+                    "wall_over_longer": round(notes.wall_s / max(compute, compute * factor), 3),
+                    "peak_gb": round(notes.peak_bytes / GB, 2),
                 }
             )
             print(rows[-1], flush=True)

@@ -30,7 +30,7 @@ from wsiseg.separate import resolve_params, separate
 from wsiseg.types import Box
 from wsiseg.vectorize import vectorize
 
-MOST_LEVELS = 2
+MAX_LEVELS = 2
 AT_ONCE, TURNS = 3, 4
 
 
@@ -140,7 +140,7 @@ def main() -> int:
         print(f"{name}: {json.dumps(result[name])}", flush=True)
     engines = [row for row in result["network_fp32"].values() if isinstance(row, dict) and "most_levels" in row]
     good = result["kernels"].get("not_equal") == {} and result["concurrent"].get("equal") is True
-    return 0 if good and engines and all(r["most_levels"] <= MOST_LEVELS and r["repeatable"] for r in engines) else 1
+    return 0 if good and engines and all(r["most_levels"] <= MAX_LEVELS and r["repeatable"] for r in engines) else 1
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from wsiseg.backend.source import NVRTC_OPTIONS, kernel_source
 ARCHITECTURES = (80, 90, 100)
 CUPY_ADDS = ("-ftz=true",)
 """What CuPy 14 gives NVRTC besides our own options."""
-WARP, MOST_THREADS, REGISTERS = 32, 2048, 65536
+WARP, MAX_THREADS, REGISTERS = 32, 2048, 65536
 
 
 def compiled(architecture: int) -> tuple[bytes, str]:
@@ -56,7 +56,7 @@ def table(log: str) -> dict[str, dict[str, int]]:
             "spill_bytes": int(stores) + int(loads),
             "stack_bytes": int(stack),
             "shared_bytes": int(shared.group(1)) if shared else 0,
-            "threads_by_registers": min(MOST_THREADS, REGISTERS // by_warp * WARP),
+            "threads_by_registers": min(MAX_THREADS, REGISTERS // by_warp * WARP),
         }
     return dict(sorted(out.items()))
 

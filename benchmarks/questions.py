@@ -74,8 +74,8 @@ def draw_regions(source: NucleiFile, path: Path) -> None:
 def measure(name: str, words: list[str], folder: Path) -> dict[str, Any]:
     """Run a command of wsiseg; return what it took."""
     began = time.perf_counter()
-    with (folder / "told.txt").open("w") as told:
-        child = subprocess.Popen([sys.executable, "-m", "wsiseg", *words], stdout=told, stderr=subprocess.STDOUT)
+    with (folder / "told.txt").open("w") as notes:
+        child = subprocess.Popen([sys.executable, "-m", "wsiseg", *words], stdout=notes, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(child.pid, 0)
     child.returncode = os.waitstatus_to_exitcode(status)
     wall = time.perf_counter() - began

@@ -204,14 +204,14 @@ def disturbed_run(cluster: Cluster, out: Path, options: list[str]) -> dict[str, 
     seconds = round(time.monotonic() - start, 1)
     if code is not None:
         cluster.running.pop("client")
-    said = (cluster.work / "client.log").read_text()
+    reported = (cluster.work / "client.log").read_text()
     if b"Registered to" in (cluster.work / "late.log").read_bytes():
         events.append("late")
-    if "the run has" in said and "this worker 0.0.9" in said:
+    if "the run has" in reported and "this worker 0.0.9" in reported:
         events.append("other version")
-    if "host blind" in said and "is excluded" in said:
+    if "host blind" in reported and "is excluded" in reported:
         events.append("blind")
-    return {"exit_code": code, "seconds": seconds, "happened": sorted(events), "output": said}
+    return {"exit_code": code, "seconds": seconds, "happened": sorted(events), "output": reported}
 
 
 def compare(clean: Path, out: Path) -> dict[str, Any]:

@@ -123,8 +123,8 @@ def test_map_and_worst_places_count_every_nucleus_once(tmp_path: Path) -> None:
     assert cells.matched_iou.sum() == pytest.approx(scores.matched_iou[0])
     assert all(w.x_px + w.side_px > 400 for w in found.slides[0].worst[:3]), "left of it both are the same"
     rows = pq.read_table(out / "compare.parquet").to_pylist()
-    told = json.loads((out / "compare.json").read_text())
-    assert rows[0]["pq"] == told["slides"][0]["pq"] == pytest.approx(scores.pq)
+    messages = json.loads((out / "compare.json").read_text())
+    assert rows[0]["pq"] == messages["slides"][0]["pq"] == pytest.approx(scores.pq)
     area = {k: pq.read_table(table(p))["area_um2"].to_numpy().mean() for k, p in (("a", a), ("b", b))}
     assert rows[0]["area_diff_frac"] == pytest.approx(area["a"] / area["b"] - 1, rel=1e-5)
     page = (out / "compare.html").read_text(encoding="utf-8")
@@ -148,10 +148,10 @@ def test_slides_of_one_side_and_those_that_do_not_fit_are_named_with_numbers(tmp
     assert not found.ok
     status = {s.slide_id: s.status for s in found.slides}
     assert status == {"good": "done", "scaled": "refused", "far": "refused"}
-    said = {s.slide_id: s.error for s in found.slides}
-    assert "0.5 um/px" in said["scaled"]
-    assert "0.25" in said["scaled"]
-    assert "90020" in said["far"]
+    reported = {s.slide_id: s.error for s in found.slides}
+    assert "0.5 um/px" in reported["scaled"]
+    assert "0.25" in reported["scaled"]
+    assert "90020" in reported["far"]
     assert (found.only_a, found.only_b) == (("alone",), ("other",))
     assert found.pooled().scores.pq == 1.0
     result = CliRunner().invoke(main, ["compare", str(a), str(b), "-o", str(tmp_path / "out2"), "--crops", "0"])

@@ -46,17 +46,17 @@ def imported(path: Path, fmt: str, tmp_path: Path) -> tuple[int, str]:
 
 
 def both(path: Path, fmt: str, tmp_path: Path) -> tuple[int, str]:
-    n, said = imported(path, fmt, tmp_path)
+    n, reported = imported(path, fmt, tmp_path)
     out = tmp_path / "e.json"
     done = CliRunner().invoke(main, ["evaluate", str(path), str(path), "--out", str(out)])
     if n < 0:
         assert done.exit_code == 2
-        assert done.output == said
+        assert done.output == reported
     else:
         (image,) = json.loads(out.read_text())["images"]
         assert (image["n_pred"], image["n_truth"]) == (n, n)
         assert n == 0 or image["pq"] == 1.0
-    return n, said
+    return n, reported
 
 
 def save_store(path: Path, labels: np.ndarray, version: Any = 2) -> Path:
@@ -83,9 +83,9 @@ def test_zarr_label_maps(tmp_path: Path) -> None:
 def test_ids_with_classes_beside_them_are_no_colors(tmp_path: Path) -> None:
     """CoNSeP and PanNuke style arrays hold (ids, classes): the classes once made background of every fifth nucleus."""
     np.save(tmp_path / "both.npy", np.stack([discs(), discs() % 5], axis=2))
-    n, said = both(tmp_path / "both.npy", "labels", tmp_path)
+    n, reported = both(tmp_path / "both.npy", "labels", tmp_path)
     assert n == -1
-    assert "two planes" in said
+    assert "two planes" in reported
     gray = (discs() > 0).astype(np.uint8) * 255
     np.save(tmp_path / "gray_alpha.npy", np.stack([gray, np.full_like(gray, 255)], axis=2))
     assert both(tmp_path / "gray_alpha.npy", "labels", tmp_path / "b")[0] == len(DISCS)
@@ -95,10 +95,10 @@ def test_ids_with_classes_beside_them_are_no_colors(tmp_path: Path) -> None:
 
 def test_a_background_that_is_not_0_is_told(tmp_path: Path) -> None:
     np.save(tmp_path / "white.npy", ((discs() == 0) * 255).astype(np.uint8))
-    n, said = both(tmp_path / "white.npy", "labels", tmp_path)
+    n, reported = both(tmp_path / "white.npy", "labels", tmp_path)
     assert n == 1
     share = np.mean(discs() == 0)
-    assert f"the nucleus 1 covers {share:.0%} of the image: is it the background" in said
+    assert f"the nucleus 1 covers {share:.0%} of the image: is it the background" in reported
     assert "background" in "".join(evaluate_paths(tmp_path / "white.npy", tmp_path / "white.npy").notes)
 
 
@@ -123,19 +123,19 @@ CLASSES = [
 def test_every_file_of_cellvit_and_hovernet(name: str, tree: Any, tmp_path: Path) -> None:
     data = json.dumps(tree).encode()
     (tmp_path / name).write_bytes(pa.compress(data, codec="snappy", asbytes=True) if name.endswith(".snappy") else data)
-    n, said = both(tmp_path / name, "cellvit", tmp_path)
-    assert n == len(CELLS), said
-    assert "scanned area" not in said, "CellViT counts from the slide's corner, also in its GeoJSON"
+    n, reported = both(tmp_path / name, "cellvit", tmp_path)
+    assert n == len(CELLS), reported
+    assert "scanned area" not in reported, "CellViT counts from the slide's corner, also in its GeoJSON"
 
 
 def test_points_are_refused_and_nothing_is_nothing(tmp_path: Path) -> None:
     points = [{"type": "Feature", "geometry": {"type": "MultiPoint", "coordinates": [[1, 2]]}, "properties": {}}] * 3
     (tmp_path / "points.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": points}))
-    n, said = both(tmp_path / "points.geojson", "qupath", tmp_path)
+    n, reported = both(tmp_path / "points.geojson", "qupath", tmp_path)
     assert n == -1
-    assert "geometries of type MultiPoint: 3" in said
+    assert "geometries of type MultiPoint: 3" in reported
     empty = [{"type": "Feature", "geometry": None, "properties": {}}]
     (tmp_path / "empty.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": empty}))
-    n, said = both(tmp_path / "empty.geojson", "qupath", tmp_path / "b")
+    n, reported = both(tmp_path / "empty.geojson", "qupath", tmp_path / "b")
     assert n == 0
-    assert "objects without a geometry: 1" in said
+    assert "objects without a geometry: 1" in reported

@@ -115,14 +115,14 @@ def test_command_line(run: Path, cli: click.Group, tmp_path: Path) -> None:
         assert done.exit_code == 0, done.output
         return done.output
 
-    said = call("export", run, "--to", "qupath", "-o", tmp_path / "out", "--region", "2000,2000,2000,2000", "--sample", 20)
-    assert said.count("20 nuclei") == 2
+    reported = call("export", run, "--to", "qupath", "-o", tmp_path / "out", "--region", "2000,2000,2000,2000", "--sample", 20)
+    assert reported.count("20 nuclei") == 2
     slide_file = next((tmp_path / "out").glob("*.geojson.gz"))
-    said = call("import", slide_file, "--from", "qupath", "--out", tmp_path / "run2", "--mpp", "0.25", "--slide-id", "X")
-    assert "X: 20 nuclei" in said
-    said = call("query", tmp_path / "run2", "select slide_id, count(*) n, avg(area_um2) area_um2 from nuclei group by all")
-    assert "um^2" in said
-    assert "20" in said
+    reported = call("import", slide_file, "--from", "qupath", "--out", tmp_path / "run2", "--mpp", "0.25", "--slide-id", "X")
+    assert "X: 20 nuclei" in reported
+    reported = call("query", tmp_path / "run2", "select slide_id, count(*) n, avg(area_um2) area_um2 from nuclei group by all")
+    assert "um^2" in reported
+    assert "20" in reported
     call("query", tmp_path / "run2", "select * exclude (geometry, bbox) from nuclei", "-o", tmp_path / "a.csv")
     assert len((tmp_path / "a.csv").read_text().splitlines()) == 21
     with pytest.raises(InputError, match="already exists"):

@@ -189,15 +189,15 @@ def test_workers_give_the_same_bytes_and_tell_how_far_they_are(
     monkeypatch.setattr(features_module, "FEW_NUCLEI", 0)
     monkeypatch.setattr(features_module, "PIECE_PX", 1)
     monkeypatch.setattr(features_module, "PIECE_GROUPS", 1)
-    told: list[tuple[int, int]] = []
+    notes: list[tuple[int, int]] = []
     config = RunConfig(schedule=ScheduleConfig(workers=2))
     options = FeatureOptions(tile_wpx=300, overwrite=True)
-    done = measure_run(run, options, config=config, on_progress=lambda p: told.append((p.pieces_done, p.slides_done)))
+    done = measure_run(run, options, config=config, on_progress=lambda p: notes.append((p.pieces_done, p.slides_done)))
     assert list(done) == [(SLIDE.stem, labels.max())]
     assert (run / f"features/{SLIDE.stem}.parquet").read_bytes() == alone
-    assert told[0] == (0, 0)
-    assert told[-1][0] > 5
-    assert told[-1][1] == 1
+    assert notes[0] == (0, 0)
+    assert notes[-1][0] > 5
+    assert notes[-1][1] == 1
 
 
 def test_slanted_and_overlapping_polygons_do_not_depend_on_the_windows(tmp_path: Path) -> None:

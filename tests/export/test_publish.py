@@ -183,9 +183,9 @@ def test_a_window_is_read_from_the_bucket_without_the_table(
 
 def test_the_tables_that_list_slides_are_views_of_a_bucket_too(run: Path, bucket: Bucket) -> None:
     publish_run(run, PREFIX)
-    said = CliRunner().invoke(main, ["query", PREFIX, "select count(*) as n from nuclei"])
-    assert said.exit_code == 0, said.output
-    assert "20000" in said.output
+    reported = CliRunner().invoke(main, ["query", PREFIX, "select count(*) as n from nuclei"])
+    assert reported.exit_code == 0, reported.output
+    assert "20000" in reported.output
     with pytest.raises(InputError, match="expected a run folder"):
         query(f"s3://{NAME}/elsewhere", "select 1")
     with pytest.raises(InputError, match="can access only the tables of the run"):

@@ -33,8 +33,8 @@ def simulate(turn: int, n: int, prob: np.ndarray, bad: np.ndarray, stop: int) ->
     judged = {i: words[i] for i in sorted(ids, key=keys.__getitem__)[:stop]}
     inside, tau = reached(keys, judged, judged, {"1/1": ids})
     assert inside == set(judged)
-    said = [judged.get(i, "") for i in ids]
-    found = corrected_share(prob, weight, said, np.array([i in inside for i in ids]), np.array([tau[i] for i in ids]))
+    reported = [judged.get(i, "") for i in ids]
+    found = corrected_share(prob, weight, reported, np.array([i in inside for i in ids]), np.array([tau[i] for i in ids]))
     assert found is not None
     plain = np.mean([w == "not_adequate" for w in judged.values()])
     return float(plain), found.share, found.low <= bad.mean() <= found.high

@@ -93,11 +93,11 @@ def test_a_reviewer_name_is_a_file_name(tmp_path: Path, name: str) -> None:
 
 
 def test_decisions_of_several_reviewers(tmp_path: Path) -> None:
-    said = {
+    reported = {
         "ann": {"1": "adequate", "2": "adequate", "3": "unsure", "4": "unsure"},
         "bob": {"1": "adequate", "2": "not_adequate", "3": "adequate"},
     }
-    for who, words in said.items():
+    for who, words in reported.items():
         log = log_of(tmp_path, who)
         for item, word in words.items():
             log.append("patches", item, word)
@@ -117,25 +117,25 @@ def test_decisions_of_several_reviewers(tmp_path: Path) -> None:
         max_size=40,
     )
 )
-def test_a_session_equals_a_plain_list_of_deeds(tmp_path_factory: pytest.TempPathFactory, deeds: list) -> None:
+def test_a_session_equals_a_plain_list_of_deeds(tmp_path_factory: pytest.TempPathFactory, actions: list) -> None:
     """Mark, change, undo and restart in any order: the same latest marks, order and next item as a plain model."""
     folder = tmp_path_factory.mktemp("marks")
     items = [f"p{i}" for i in range(10)]
     session = ReviewSession(log_of(folder), {"patches": items})
     model: dict[str, str] = {}
     front: str | None = None
-    for deed in deeds:
+    for action in actions:
         open_items = [i for i in items if i not in model]
-        if deed == "restart":
+        if action == "restart":
             session.close()
             session = ReviewSession(log_of(folder), {"patches": items})
             front = None
-        elif deed == "undo":
+        elif action == "undo":
             if model:
                 front, _ = model.popitem()
             session.undo("patches")
-        elif isinstance(deed, tuple) or open_items:
-            item, word = (items[deed[0]], deed[1]) if isinstance(deed, tuple) else (open_items[0], deed)
+        elif isinstance(action, tuple) or open_items:
+            item, word = (items[action[0]], action[1]) if isinstance(action, tuple) else (open_items[0], action)
             model.pop(item, None)
             model[item] = word
             session.mark("patches", item, word)

@@ -341,15 +341,15 @@ def test_a_link_from_the_report_leads_to_its_slide(reviewed: Path) -> None:
     run = load_run(reviewed)
     with serving(reviewed) as page:
         assert page.port == run.review_port  # what the report links to
-        stranger = Page.__new__(Page)
-        stranger.port, stranger.cookie = page.port, ""
-        status, headers, body = stranger.get("/?slide=a%22%3E%26b")  # as a browser follows a link: without the strict cookie
+        other_user = Page.__new__(Page)
+        other_user.port, other_user.cookie = page.port, ""
+        status, headers, body = other_user.get("/?slide=a%22%3E%26b")  # as a browser follows a link: without the strict cookie
         assert (status, headers["content-type"]) == (403, "text/html; charset=utf-8")
         assert b'content="0; url=/?slide=a%22%3E%26b&amp;again"' in body
-        status, headers, _ = stranger.get("/?slide=a&again")
+        status, headers, _ = other_user.get("/?slide=a&again")
         assert (status, "refresh" in headers) == (403, False)  # asked once more, and no more
         token = page.cookie.split("=")[1]
-        assert stranger.get(f"/?token={token}&slide=a%20b%2F")[1]["location"] == "/?slide=a%20b%2F"
+        assert other_user.get(f"/?token={token}&slide=a%20b%2F")[1]["location"] == "/?slide=a%20b%2F"
         with serving(reviewed, "bob") as second:
             assert second.port != page.port  # another reviewer on the same computer
 

@@ -179,7 +179,7 @@ def test_transcripts_of_every_platform(run: Path, tmp_path: Path, platform: str,
         extra = ["--x", "X um", "--y", "Y um", "--gene", "what"]
     monkeypatch.setattr(points_module, "BATCH_ROWS", 128)
     target = file if platform == "tabs" else where
-    said = call(
+    reported = call(
         "assign", run, target, "--slide", "A", "--frame", frame, "--within-um", 5, *extra, "-o", tmp_path / "o.parquet",
         "--counts", tmp_path / "c.h5ad",
     )  # fmt: skip
@@ -193,7 +193,7 @@ def test_transcripts_of_every_platform(run: Path, tmp_path: Path, platform: str,
     assert index == pq.read_table(table)["nucleus_id"].cast(pa.string()).to_pylist()
     assert sorted(found) == sorted(GENES)
     assert as_dict(matrix, index, found) == expected_counts(table, got["nucleus_id"].to_pylist(), genes)
-    assert f"{len(xy):,} points" in said
+    assert f"{len(xy):,} points" in reported
     if platform == "xenium":
         assert got["transcript_id"].to_pylist() == list(range(len(xy)))
         call("assign", run, target, "--slide", "A", "--frame", "um", "--min-quality", 20, "-o", tmp_path / "p.parquet",
@@ -247,13 +247,13 @@ def test_every_map_gives_the_same_nuclei(made: dict[str, Path], tmp_path: Path) 
         ["--transformation", element, "--image-transformation", picture],
     ]
     for k, way in enumerate(ways):
-        said = call("assign", table, tmp_path / "p.csv", *way, "--divide", 0.2125, "-o", tmp_path / f"{k}.parquet")
+        reported = call("assign", table, tmp_path / "p.csv", *way, "--divide", 0.2125, "-o", tmp_path / f"{k}.parquet")
         got = pq.read_table(tmp_path / f"{k}.parquet")["nucleus_id"].to_pylist()
         ids = index_nuclei(open_nuclei(table)).nucleus_id
         same = [g == (int(ids[r]) if r >= 0 else None) for g, r in zip(got, expected, strict=True)]
         assert np.mean(same) > 0.99, way  # a point on a border may fall to its other side by a rounding
-        assert "turned by -17.00 degrees" in said
-        assert ("residual 0.00 px" in said) == (way[0] == "--landmarks")
+        assert "turned by -17.00 degrees" in reported
+        assert ("residual 0.00 px" in reported) == (way[0] == "--landmarks")
 
 
 def test_landmarks_are_fitted_by_least_squares(tmp_path: Path) -> None:
@@ -293,11 +293,11 @@ def test_bins_of_visium_hd_bring_their_counts(run: Path, tmp_path: Path) -> None
             group[name] = getattr(values, name)
         group["features/name"] = [b"EPCAM", b"CD3E", b"TBCE", b"TBCE"]
         group["features/id"] = [b"E1", b"E2", b"E3", b"E4"]
-    said = call(
+    reported = call(
         "assign", run, tmp_path / "square_002um", "--slide", "A", "--matrix", tmp_path / "m.h5", "-o", tmp_path / "o.parquet",
         "--counts", tmp_path / "c.h5ad",
     )  # fmt: skip
-    assert "1 of 800 barcodes have no position" in said
+    assert "1 of 800 barcodes have no position" in reported
     got = pq.read_table(tmp_path / "o.parquet")
     assert got["nucleus_id"].to_pylist() == oracle(table, xy)[0]
     assert got["barcode"].to_pylist() == barcodes.tolist()
@@ -311,8 +311,8 @@ def test_bins_of_visium_hd_bring_their_counts(run: Path, tmp_path: Path) -> None
     assert as_dict(*read_counts(tmp_path / "c.h5ad")) == expected
     # another picture than the slide
     (folder / "scalefactors_json.json").write_text(json.dumps({"microns_per_pixel": 0.5}))
-    said = call("assign", run, tmp_path / "square_002um", "--slide", "A", "-o", tmp_path / "p.parquet")
-    assert "it states 0.5 um/px, the slide has 0.25" in said
+    reported = call("assign", run, tmp_path / "square_002um", "--slide", "A", "-o", tmp_path / "p.parquet")
+    assert "it states 0.5 um/px, the slide has 0.25" in reported
     (folder / "scalefactors_json.json").write_text("{}")
     assert "microns_per_pixel" in call(
         "assign", run, tmp_path / "square_002um", "--slide", "A", "-o", tmp_path / "q.parquet", code=2
@@ -340,25 +340,25 @@ def test_points_that_do_not_fit_are_refused_with_numbers(run: Path, tmp_path: Pa
         pd.DataFrame({"x": xy[:, 0], "y": xy[:, 1], **more}).to_csv(tmp_path / "p.csv", index=False)
         return tmp_path / "p.csv"
 
-    said = call("assign", run, written(inside), *base, code=2)
-    assert "their position on the slide is not known" in said
-    said = call("assign", run, written(inside), *base, "--frame", "um", code=2)  # 4 times too far
-    assert "outside" in said
-    assert "--frame slide" in said
-    said = call("assign", run, written(np.concatenate([inside, inside + 20_000])), *base, "--frame", "slide")
-    assert "50.0% of 1,000" in said
+    reported = call("assign", run, written(inside), *base, code=2)
+    assert "their position on the slide is not known" in reported
+    reported = call("assign", run, written(inside), *base, "--frame", "um", code=2)  # 4 times too far
+    assert "outside" in reported
+    assert "--frame slide" in reported
+    reported = call("assign", run, written(np.concatenate([inside, inside + 20_000])), *base, "--frame", "slide")
+    assert "50.0% of 1,000" in reported
     np.savetxt(tmp_path / "m.txt", np.array([[40, 0, 0], [0, 40, 0], [0, 0, 1]]))
-    said = call("assign", run, written(inside), *base, "--affine", tmp_path / "m.txt", code=2)
-    assert "--inverse" in said
-    assert "per unit 40" in said
-    said = call("assign", run, written(inside * np.nan), *base, "--frame", "slide", code=2)
-    assert "no point has x and y" in said
+    reported = call("assign", run, written(inside), *base, "--affine", tmp_path / "m.txt", code=2)
+    assert "--inverse" in reported
+    assert "per unit 40" in reported
+    reported = call("assign", run, written(inside * np.nan), *base, "--frame", "slide", code=2)
+    assert "no point has x and y" in reported
     assert "no point" in call("assign", run, written(inside[:0]), *base, "--frame", "slide", code=2)
-    said = call("assign", run, written(np.where(np.arange(500)[:, None] < 5, np.nan, inside)), *base, "--frame", "slide")
-    assert "5 of 500 points have no x or y" in said
-    said = call("assign", run, written(inside), *base, "--frame", "slide", "--x", "lon", code=2)
-    assert "lon are missing" in said
-    assert "x, y" in said
+    reported = call("assign", run, written(np.where(np.arange(500)[:, None] < 5, np.nan, inside)), *base, "--frame", "slide")
+    assert "5 of 500 points have no x or y" in reported
+    reported = call("assign", run, written(inside), *base, "--frame", "slide", "--x", "lon", code=2)
+    assert "lon are missing" in reported
+    assert "x, y" in reported
     (tmp_path / "p.csv").write_text("x,y\n1,2\na,b\n")
     assert "cannot be read" in call("assign", run, tmp_path / "p.csv", *base, "--frame", "slide", code=2)
     assert "expected one of the files" in call("assign", run, tmp_path / "run", *base, code=2)
@@ -367,8 +367,8 @@ def test_points_that_do_not_fit_are_refused_with_numbers(run: Path, tmp_path: Pa
     corner = np.random.default_rng(0).uniform(0, 900, (500, 2))
     assert "none of 500 points" in call("assign", run, written(corner), *base, "--frame", "slide")
     pq.write_table(pq.read_table(run / "nuclei/A.parquet").slice(0, 0), run / "nuclei/A.parquet")
-    said = call("assign", run, written(inside), *base, "--frame", "slide", "--counts", tmp_path / "c.h5ad")
-    assert "the slide has no nuclei" in said
+    reported = call("assign", run, written(inside), *base, "--frame", "slide", "--counts", tmp_path / "c.h5ad")
+    assert "the slide has no nuclei" in reported
     assert read_counts(tmp_path / "c.h5ad")[0].shape == (0, 1)
 
 

@@ -145,9 +145,9 @@ def test_imported_nuclei_that_overlap(tmp_path: Path) -> None:
     (tmp_path / "a.geojson").write_text(json.dumps({"type": "FeatureCollection", "features": features}))
     options = ImportOptions(mpp=0.5, slide_id="S", width_px=100, height_px=100)
     list(import_files([tmp_path / "a.geojson"], "qupath", tmp_path / "run", options))
-    told = call("cells", tmp_path / "run", "--expand-um", 2.5)
-    assert "4 cells of 5 nuclei" in told
-    assert "1 nuclei are covered by others" in told
+    notes = call("cells", tmp_path / "run", "--expand-um", 2.5)
+    assert "4 cells of 5 nuclei" in notes
+    assert "1 nuclei are covered by others" in notes
     found = geopandas.read_parquet(tmp_path / "run/cells/S.parquet")
     kept = found[found.geometry.notna()]
     assert kept.area.sum() == pytest.approx(kept.union_all().area)  # no overlap
@@ -160,8 +160,8 @@ def test_workers_share_a_slide_and_give_the_same_bytes(run: Path) -> None:
     call("cells", run, "--expand-um", 3)
     whole = {p.name: p.read_bytes() for p in (run / "cells").iterdir()}
     assert {pq.read_metadata(p).num_row_groups for p in (run / "cells").iterdir()} == {4, 1}
-    told = call("cells", run, "--expand-um", 3, "--overwrite", "--workers", 2)
-    assert "2 slides" in told
+    notes = call("cells", run, "--expand-um", 3, "--overwrite", "--workers", 2)
+    assert "2 slides" in notes
     assert {p.name: p.read_bytes() for p in (run / "cells").iterdir()} == whole
 
 
@@ -171,6 +171,6 @@ def test_a_damaged_row_group_is_told(run: Path) -> None:
     content = bytearray(damaged.read_bytes())
     content[place : place + 64] = bytes(64)
     damaged.write_bytes(content)
-    told = call("cells", run, "--expand-um", 3, code=1)
-    assert f"{damaged}: row group 0 cannot be read" in told
-    assert "1 slides (2,000 cells), 0 finished already, 1 failed" in told
+    notes = call("cells", run, "--expand-um", 3, code=1)
+    assert f"{damaged}: row group 0 cannot be read" in notes
+    assert "1 slides (2,000 cells), 0 finished already, 1 failed" in notes

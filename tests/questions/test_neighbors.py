@@ -67,11 +67,11 @@ def test_too_few_points_for_a_triangle_have_no_edge(xy: np.ndarray) -> None:
 
 def test_counts_means_and_edges_of_a_slide(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    told = call(
+    notes = call(
         "neighbors", run, "-o", out, "--radius-um", 50, "--radius-um", 20, "--delaunay",
         "--max-edge-um", 60, "--mean", "area_um2", "--mean", "circularity",
     )  # fmt: skip
-    assert "2 slides" in told
+    assert "2 slides" in notes
     for slide_id in ("A", "B"):
         table = pq.read_table(run / f"nuclei/{slide_id}.parquet").to_pandas()
         mpp = json.loads(pq.read_schema(run / f"nuclei/{slide_id}.parquet").metadata[b"wsiseg"])["slide"]["mpp"]
@@ -138,8 +138,8 @@ def test_a_run_is_resumed_and_gives_the_same_bytes(run: Path, tmp_path: Path) ->
     assert "1 finished already" in call("neighbors", run, "-o", two, *asked)
     for path in one.rglob("*.parquet"):
         assert path.read_bytes() == (two / path.relative_to(one)).read_bytes()
-    told = call("neighbors", run, "-o", two, "--radius-um", 40, code=1)
-    assert "made with other options (radii_um [30.0], delaunay True)" in told
+    notes = call("neighbors", run, "-o", two, "--radius-um", 40, code=1)
+    assert "made with other options (radii_um [30.0], delaunay True)" in notes
     assert "2 slides" in call("neighbors", run, "-o", two, "--radius-um", 40, "--overwrite")
 
 
@@ -150,9 +150,9 @@ def test_what_cannot_be_asked_is_said(run: Path, tmp_path: Path) -> None:
         NeighborOptions(radii_um=(0.0,))
     with pytest.raises(InputError, match="got 'tile_id'"):
         NeighborOptions(radii_um=(5.0,), means=("tile_id",))
-    told = call("neighbors", run, "-o", tmp_path / "a", "--radius-um", 5, "--mean", "solidity", code=1)
-    assert "wsiseg features" in told
-    assert "2 failed" in told
+    notes = call("neighbors", run, "-o", tmp_path / "a", "--radius-um", 5, "--mean", "solidity", code=1)
+    assert "wsiseg features" in notes
+    assert "2 failed" in notes
 
 
 def test_an_empty_slide_has_empty_files(run: Path, tmp_path: Path) -> None:

@@ -199,9 +199,9 @@ def test_every_format_gives_the_same_rows(run: Path, tmp_path: Path) -> None:
     rows = {}
     for name, text in contents.items():
         (tmp_path / name).write_text(text)
-        said = call("regions", run, tmp_path / name, "--slide", "A", "-o", tmp_path / f"{name}.parquet")
-        assert ("objects of type detection: 1" in said) == (name == "collection.geojson")
-        assert ("kind ruler: 2" in said) == (name == "imagescope.xml")
+        reported = call("regions", run, tmp_path / name, "--slide", "A", "-o", tmp_path / f"{name}.parquet")
+        assert ("objects of type detection: 1" in reported) == (name == "collection.geojson")
+        assert ("kind ruler: 2" in reported) == (name == "imagescope.xml")
         frame = pd.read_parquet(tmp_path / f"{name}.parquet").drop(columns=["annotation", "geometry", "name"])
         rows[name] = frame
         pd.testing.assert_frame_equal(frame, rows.get("plain.geojson", frame), rtol=1e-9)
@@ -212,8 +212,8 @@ def test_every_format_gives_the_same_rows(run: Path, tmp_path: Path) -> None:
     write_geojson(tmp_path / "filled.geojson", [plain(shapely.Polygon(s.exterior), c) for c, s in shapes])
     both = []
     for name in ("asap.xml", "filled.geojson"):
-        said = call("regions", run, tmp_path / name, "--slide", "A", "-o", tmp_path / f"{name}.parquet")
-        assert ("type Dot: 1" in said) == (name == "asap.xml")
+        reported = call("regions", run, tmp_path / name, "--slide", "A", "-o", tmp_path / f"{name}.parquet")
+        assert ("type Dot: 1" in reported) == (name == "asap.xml")
         both.append(pd.read_parquet(tmp_path / f"{name}.parquet").drop(columns=["annotation", "geometry", "name"]))
     pd.testing.assert_frame_equal(both[0], both[1], rtol=1e-9)
     assert both[0]["n_nuclei"][0] > rows["list.json"]["n_nuclei"][0]
@@ -255,9 +255,9 @@ def test_shapes_of_imagescope(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_files_without_regions_are_refused(run: Path, tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "a.xml").write_text(text)
-    said = call("regions", run, tmp_path / "a.xml", "--slide", "A", "-o", tmp_path / "o.csv", code=1)
-    assert words in said
-    assert "a.xml" in said
+    reported = call("regions", run, tmp_path / "a.xml", "--slide", "A", "-o", tmp_path / "o.csv", code=1)
+    assert words in reported
+    assert "a.xml" in reported
     assert not (tmp_path / "o.csv").exists()
 
 
@@ -271,16 +271,16 @@ def test_frames_that_do_not_fit_are_told_or_refused_with_numbers(run: Path, tmp_
     assert expected > 500
     # drawn on a level 4 times smaller, or in um: inside the slide, but off its tissue
     write_geojson(where, [plain(shapely.transform(shapely.box(2000, 200, 9000, 2400), lambda xy: xy / 4))])
-    said = call(*base)
-    assert "--frame slide,down=4" in said
-    assert "of the area of 1 regions is tissue" in said
+    reported = call(*base)
+    assert "--frame slide,down=4" in reported
+    assert "of the area of 1 regions is tissue" in reported
     call(*base, "--frame", "down=4")
     assert pd.read_csv(tmp_path / "o.csv")["n_nuclei"][0] > 0
     # four times too large: outside
     write_geojson(where, [plain(shapely.box(50_000, 50_000, 60_000, 60_000))])
-    said = call(*base, code=1)
-    assert "outside" in said
-    assert "60000" in said
+    reported = call(*base, code=1)
+    assert "outside" in reported
+    assert "60000" in reported
     # partly outside: what is inside counts, the rest is told
     write_geojson(
         where,
@@ -290,22 +290,22 @@ def test_frames_that_do_not_fit_are_told_or_refused_with_numbers(run: Path, tmp_
             plain(shapely.box(20_000, 0, 21_000, 9), "gone"),
         ],
     )
-    said = call(*base)
-    assert "1 of 3 regions are outside the slide: 2 gone" in said
+    reported = call(*base)
+    assert "1 of 3 regions are outside the slide: 2 gone" in reported
     rows = pd.read_csv(tmp_path / "o.csv")
     assert rows["outside_frac"][:3].tolist() == pytest.approx([0, 0.5, 1])
     assert rows["area_mm2"][1] == pytest.approx(1000 * 2000 * 0.25**2 / 1e6)
     assert rows["n_nuclei"][2] == 0
     # around all of the slide: every corner is outside, and it fits
     write_geojson(where, [plain(shapely.box(-10, -10, 12_010, 12_010))])
-    said = call(*base)
+    reported = call(*base)
     assert pd.read_csv(tmp_path / "o.csv")["n_nuclei"][0] == 2000
     # a file that states another scale
     (tmp_path / "b.xml").write_text(imagescope_xml([("Tumor", blob(np.random.default_rng(1), (5000, 5000), 900))], mpp=0.5))
-    said = call("regions", run, tmp_path / "b.xml", "--slide", "A", "-o", tmp_path / "b.csv")
-    assert "it states 0.5 um/px, the slide has 0.25" in said
-    said = call(*base, "--frame", "inches", code=2)
-    assert "Expected a frame" in said
+    reported = call("regions", run, tmp_path / "b.xml", "--slide", "A", "-o", tmp_path / "b.csv")
+    assert "it states 0.5 um/px, the slide has 0.25" in reported
+    reported = call(*base, "--frame", "inches", code=2)
+    assert "Expected a frame" in reported
 
 
 def test_outlines_that_cross_themselves_are_told(made: dict[str, Path], tmp_path: Path) -> None:
@@ -321,10 +321,10 @@ def test_files_are_paired_with_slides_by_name(run: Path, tmp_path: Path) -> None
     shape = [plain(shapely.box(2000, 2000, 4000, 4000))]
     for name in ("A_tumor.geojson", "C.geojson", "D.xml", "notes.txt"):
         write_geojson(folder / name, shape)
-    said = call("regions", run, folder, "-o", tmp_path / "o.csv")
-    assert "A_tumor.geojson is used for slide A" in said
-    assert "slides without an annotation file: 1 (B)" in said
-    assert "annotation files without a slide: 2 (C.geojson, D.xml)" in said
+    reported = call("regions", run, folder, "-o", tmp_path / "o.csv")
+    assert "A_tumor.geojson is used for slide A" in reported
+    assert "slides without an annotation file: 1 (B)" in reported
+    assert "annotation files without a slide: 2 (C.geojson, D.xml)" in reported
     write_geojson(folder / "A.json", shape)
     with pytest.raises(InputError, match="Slide A has two annotation files"):
         pair_annotations(tables_of(run), folder)
@@ -347,9 +347,9 @@ def test_one_bad_file_does_not_stop_the_others(run: Path, tmp_path: Path) -> Non
     folder = tmp_path / "ann"
     write_geojson(folder / "A.geojson", [plain(shapely.box(2000, 2000, 4000, 4000))])
     (folder / "B.xml").write_text("<broken")
-    said = call("regions", run, folder, "-o", tmp_path / "o.csv", code=1)
-    assert "B: " in said
-    assert "damaged XML" in said
+    reported = call("regions", run, folder, "-o", tmp_path / "o.csv", code=1)
+    assert "B: " in reported
+    assert "damaged XML" in reported
     assert set(pd.read_csv(tmp_path / "o.csv")["slide_id"]) == {"A"}
     assert "already exists" in call("regions", run, folder, "-o", tmp_path / "o.csv", code=2)
     done = CliRunner().invoke(main, ["regions", str(run), str(folder), "-o", str(tmp_path / "o.txt")])

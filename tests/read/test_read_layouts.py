@@ -257,20 +257,20 @@ REFUSED = {
 @pytest.mark.parametrize("tiled", [False, True])
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_no_colour_picture_is_refused_with_its_samples(tmp_path, name, tiled):
-    pixels, options, said = REFUSED[name]
+    pixels, options, reported = REFUSED[name]
     path = write(tmp_path / "s.tif", pixels, **options, **(TILED if tiled else {}))
-    with pytest.raises(SlideOpenError, match=f"(?s){said}"):
+    with pytest.raises(SlideOpenError, match=f"(?s){reported}"):
         open_slide(path, mpp=0.5)
 
 
 def test_gray_and_odd_pictures_are_refused(tmp_path):
     image = Image.fromarray(RGB)
-    for mode, suffix, said in (
+    for mode, suffix, reported in (
         ("L", "png", "1 sample of 8 bits"), ("1", "png", "1 sample of 1 bit"), ("LA", "png", "1 sample of 8 bits and alpha"),
         ("L", "jpg", "1 sample of 8 bits"), ("L", "bmp", "1 sample of 8 bits"), ("L", "jp2", "1 sample of 8 bits"),
     ):  # fmt: skip
         image.convert(mode).save(tmp_path / f"s.{suffix}")
-        with pytest.raises(SlideOpenError, match=said):
+        with pytest.raises(SlideOpenError, match=reported):
             open_slide(tmp_path / f"s.{suffix}", mpp=0.5)
     image.save(tmp_path / "two.webp", save_all=True, append_images=[image.rotate(180)])
     with pytest.raises(SlideOpenError, match="2 frames"):
@@ -526,7 +526,7 @@ def test_a_decoder_that_is_not_installed_is_named(tmp_path, compression):
     if done.returncode == 0:
         assert compression in ("deflate", "zstd")
     else:
-        said = done.stderr.splitlines()[-1]
+        reported = done.stderr.splitlines()[-1]
         assert compression != "deflate"
-        assert said.startswith("wsiseg.errors.SlideOpenError")
-        assert f"compression {compression.upper()} needs the package imagecodecs: pip install imagecodecs" in said
+        assert reported.startswith("wsiseg.errors.SlideOpenError")
+        assert f"compression {compression.upper()} needs the package imagecodecs: pip install imagecodecs" in reported

@@ -73,7 +73,7 @@ class Gate:
 
 def hold(folder: Path) -> None:
     """Wait at the gate until it is open or a pass is left (the worker's side)."""
-    told = False
+    notes = False
     while (folder / "closed").exists():
         for ticket in sorted(folder.glob("pass-*")):
             try:
@@ -81,9 +81,9 @@ def hold(folder: Path) -> None:
             except FileNotFoundError:  # another tile was faster
                 continue
             return
-        if not told:
+        if not notes:
             (folder / f"waits-{os.getpid()}-{threading.get_ident()}").touch()
-            told = True
+            notes = True
         time.sleep(0.01)
 
 

@@ -83,9 +83,9 @@ def test_one_broken_worker_of_a_host_is_excluded_alone(clock: Clock) -> None:
         node.failed(there[1], tile, "RuntimeError: CUDA error")
         assert node.choose([tile], there) == {there[0], there[2]}
         node.succeeded(there[0], tile)
-    (said,) = node.news
-    assert "worker 1 on node is excluded for 60 s" in said
-    assert "which worker tcp://127.0.0.1:0 could do: RuntimeError: CUDA error" in said
+    (reported,) = node.news
+    assert "worker 1 on node is excluded for 60 s" in reported
+    assert "which worker tcp://127.0.0.1:0 could do: RuntimeError: CUDA error" in reported
     assert node.working(there) == [there[0], there[2]]
     assert node.choose([("tile", "s", 9)], there) == {there[0], there[2]}
 
@@ -106,9 +106,9 @@ def test_a_host_that_fails_where_another_succeeds_is_excluded_and_found_again(ho
     hosts.failed(A, slide(1), "no such file", MAX_FAILURES_IN_A_ROW)
     assert not hosts.news
     hosts.succeeded(B, slide(1))
-    (said,) = hosts.news
-    assert "host a (10.0.0.1) is excluded for 60 s" in said
-    assert "opening slide s1, which b (10.0.0.2) could do: no such file" in said
+    (reported,) = hosts.news
+    assert "host a (10.0.0.1) is excluded for 60 s" in reported
+    assert "opening slide s1, which b (10.0.0.2) could do: no such file" in reported
     assert hosts.choose([slide(2)], there) == {B, C}
     assert hosts.working(there) == [B, C]
     assert hosts.working([A]) == [A], "the only one left is better than none"
@@ -286,7 +286,7 @@ def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path
 
 @pytest.mark.parametrize(("library", "said"), [("openslide", "is excluded"), ("wsiseg", "is refused")])
 def test_a_worker_that_lacks_a_library_beside_a_good_one_of_the_same_host(
-    library: str, said: str, crop_png: Path, tmp_path: Path
+    library: str, reported: str, crop_png: Path, tmp_path: Path
 ) -> None:
     out, gate = tmp_path / "out", Gate(tmp_path / "gate", passes=0)
     preload = tmp_path / "without_it.py"
@@ -308,7 +308,7 @@ def test_a_worker_that_lacks_a_library_beside_a_good_one_of_the_same_host(
                 time.sleep(0.05)
             gate.open()
             run.wait(400)
-        told = (tmp_path / "stderr").read_text()
-    assert run.returncode == 0, told
-    assert "Traceback" not in told
-    assert said in told
+        notes = (tmp_path / "stderr").read_text()
+    assert run.returncode == 0, notes
+    assert "Traceback" not in notes
+    assert reported in notes

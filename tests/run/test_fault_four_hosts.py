@@ -36,7 +36,7 @@ def test_four_hosts_of_which_one_works_undisturbed(crop_png: Path, tmp_path: Pat
     assert found["tables_equal"] == found["tables"] == 3
     assert found["happened"] == ["blind", "cut", "dead", "late", "other version"]
     assert not found["errors"]
-    said = (tmp_path / "work/client.log").read_text()
-    assert "host blind (10.77.0.3) is excluded" in said
-    assert "Traceback" not in said
-    assert "the scheduler is lost" not in said
+    reported = (tmp_path / "work/client.log").read_text()
+    assert "host blind (10.77.0.3) is excluded" in reported
+    assert "Traceback" not in reported
+    assert "the scheduler is lost" not in reported

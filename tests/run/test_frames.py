@@ -108,14 +108,14 @@ def test_points_outside_are_told_with_numbers_and_a_frame_that_fits() -> None:
     ground = Ground(10_000, 8000, 0.25, downsamples=(1.0, 4.0, 16.0))
     xy = np.stack([np.linspace(100, 9900, 100), np.linspace(100, 7900, 100)], axis=1)
     assert check_fit(xy, ground, (1, 0, 0), "x") == []
-    (told,) = check_fit(xy * 1.25, ground, (1, 0, 0), "x")
-    assert "20.0% of 100" in told
+    (reported,) = check_fit(xy * 1.25, ground, (1, 0, 0), "x")
+    assert "20.0% of 100" in reported
     with pytest.raises(FormatError, match=r"100\.0% of 100 are outside the slide, x 0 to 10000"):
         check_fit(xy + 20_000, ground, (1, 0, 0), "x")
-    (told,) = check_fit(xy * 4, ground, (1, 0, 0), "x")  # px of a finer grid: no frame of this slide holds them
-    assert "no frame" in told
-    (told,) = check_fit(xy / 4, ground, (16, 0, 0), "x")
-    assert "--frame slide, or with --frame slide,down=4" in told
+    (reported,) = check_fit(xy * 4, ground, (1, 0, 0), "x")  # px of a finer grid: no frame of this slide holds them
+    assert "no frame" in reported
+    (reported,) = check_fit(xy / 4, ground, (16, 0, 0), "x")
+    assert "--frame slide, or with --frame slide,down=4" in reported
     assert mpp_note("x", 0.25, 0.2505) == []
     assert "--frame mpp=0.5" in mpp_note("x", 0.5, 0.25)[0]
 

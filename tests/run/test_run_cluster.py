@@ -63,8 +63,8 @@ class Cluster:
 
     def wait_for(self, name: str, text: str = "Registered to", timeout_s: float = 120) -> None:
         deadline = time.monotonic() + timeout_s
-        while text not in (said := (self.folder / f"{name}.log").read_text()):
-            assert time.monotonic() < deadline, said
+        while text not in (reported := (self.folder / f"{name}.log").read_text()):
+            assert time.monotonic() < deadline, reported
             time.sleep(0.05)
 
     def stop(self, name: str) -> None:

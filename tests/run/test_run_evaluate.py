@@ -128,7 +128,7 @@ def test_two_weights_are_tested_image_by_image(data: Path, tmp_path: Path) -> No
 
 
 def test_what_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
-    for args, said in (
+    for args, reported in (
         (["--data", data, "--sets", "monuseg"], "It has: new, tnbc"),
         (["--data", data, "--weights", "best"], "No weights named"),
         (["--data", data, "--sets", "new", "--out", tmp_path / "o.csv"], ".json"),
@@ -136,7 +136,7 @@ def test_what_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
     ):
         result = CliRunner().invoke(main, ["evaluate", *map(str, args)])
         assert result.exit_code == 2
-        assert said in result.output
+        assert reported in result.output
 
 
 def test_unknown_scale_is_said(data: Path, crop_rgb: np.ndarray, found: np.ndarray, tmp_path: Path) -> None:

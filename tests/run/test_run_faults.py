@@ -174,17 +174,17 @@ def test_other_mpp_or_mask_of_a_slide_is_done_anew_and_said(crop_png: Path, tmp_
         return " ".join(warned), pq.read_table(out / "slides.parquet").to_pylist()[0]["n_nuclei"]
 
     _, first = run(0.499, "")
-    said, same = run(0.499, "")
+    reported, same = run(0.499, "")
     assert same == first
-    assert "from the start" not in said
-    said, _ = run(0.45, "")
-    assert "'mpp': 0.499" in said
-    assert "from the start" in said
+    assert "from the start" not in reported
+    reported, _ = run(0.45, "")
+    assert "'mpp': 0.499" in reported
+    assert "from the start" in reported
     half = np.zeros((54, 62), np.uint8)
     half[:, :20] = 255
     Image.fromarray(half).save(mask)
-    said, fewer = run(0.499, str(mask))
-    assert "from the start" in said
+    reported, fewer = run(0.499, str(mask))
+    assert "from the start" in reported
     assert 0 < fewer < first
 
 

@@ -144,7 +144,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(server: GdcServer, slides
         time.sleep(0.02)
     time.sleep(random.random())
     os.killpg(run.pid, signal.SIGKILL)
-    said = run.communicate()[0]
+    printed = run.communicate()[0]
     finished = {p.stem for p in out.glob("slides/*.json") if json.loads(p.read_text())["row"]["status"] == "done"}
     staged = {p.parent.name for p in out.glob("staged/*/fetched.json")}
     n = len(server.log())
@@ -155,7 +155,7 @@ def test_killed_at_any_moment_the_same_command_goes_on(server: GdcServer, slides
     assert finished
     assert not fetched & (finished | staged)
     assert not (out / "staged").exists()
-    assert_no_secret(out, said, again.stdout)
+    assert_no_secret(out, printed, again.stdout)
 
 
 def test_a_bucket_with_a_folder_of_slides(slides: Path, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -364,8 +364,11 @@ def test_odd_names_cost_nobody_a_table(crop_png: Path, tmp_path: Path) -> None:
     assert run_here("overlay", out, "--density", "-o", tmp_path / "d.png", "--", "-dash").exit_code == 0
     assert run_here("features", out, "--slide", "Pr%E4parat").exit_code == 0
     for command in (("status", out), ("errors", out), ("verify", out), ("export", out, "--to", "qupath", "-o", tmp_path / "e")):
-        told = run_here(*command)
-        assert told.exit_code == (1 if command[0] in ("errors", "status") and told.exit_code else 0), (command, told.output)
+        reported = run_here(*command)
+        assert reported.exit_code == (1 if command[0] in ("errors", "status") and reported.exit_code else 0), (
+            command,
+            reported.output,
+        )
     again = run_here("segment", os.fsdecode(bytes(slides)), "--out", out, "--mpp", "0.499", "--workers", "1")
     assert "6 done, 1 failed" in again.output
 

@@ -217,7 +217,7 @@ def test_doctor_says_what_a_gpu_run_lacks(driver: Any) -> None:
     assert result.exit_code == 0, result.output
     if driver_report().names:
         pytest.skip("this machine has a GPU")
-    said = " ".join(result.output.split())
-    assert "GPU driver" in said
-    assert "no NVIDIA driver here (libcuda.so.1 is missing)" in said
-    assert "device auto is the CPU here" in said
+    reported = " ".join(result.output.split())
+    assert "GPU driver" in reported
+    assert "no NVIDIA driver here (libcuda.so.1 is missing)" in reported
+    assert "device auto is the CPU here" in reported

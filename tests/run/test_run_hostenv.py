@@ -61,9 +61,9 @@ def test_a_colleague_of_the_group_resumes_a_run(crop_png: Path, tmp_path: Path) 
     (shared / "run/.in-use").chmod(0o644)  # as earlier versions left it
     third = as_user(12346, 23456, *command, cwd=shared)
     assert third.returncode == 0, third.stderr
-    stranger = as_user(12347, 34567, *command, cwd=shared)
-    assert stranger.returncode == 2
-    assert len(stranger.stderr.strip().splitlines()) == 1, stranger.stderr
+    outsider = as_user(12347, 34567, *command, cwd=shared)
+    assert outsider.returncode == 2
+    assert len(outsider.stderr.strip().splitlines()) == 1, outsider.stderr
 
 
 DIES = """

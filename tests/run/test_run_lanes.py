@@ -33,29 +33,29 @@ def least_s(c: Cohort, threads: int) -> float:
 def test_four_hosts_fetch_a_cohort_once_and_stay_busy(seed: int, rate: float) -> None:
     c = cohort(60, seed)
     world = World(c, [f"h{k}" for k in range(4)], 8, rate, 20 * GB)
-    told = world.run()
-    assert told.done == {s.slide_id: n for s, n in zip(world.slides, c.tiles, strict=True)}, "every tile, and once"
-    assert told.fetched_bytes <= 1.1 * told.cohort_bytes
-    assert told.peak_bytes <= 20 * GB
+    notes = world.run()
+    assert notes.done == {s.slide_id: n for s, n in zip(world.slides, c.tiles, strict=True)}, "every tile, and once"
+    assert notes.fetched_bytes <= 1.1 * notes.cohort_bytes
+    assert notes.peak_bytes <= 20 * GB
     one_slide_s = max(c.sizes) / rate + max(c.tiles) * c.tile_s / 8 + 2 * SLIDE_S  # before the first tile, and at the end
-    assert told.wall_s <= max(sum(c.sizes) / rate / 4, least_s(c, 32)) + 2 * one_slide_s
+    assert notes.wall_s <= max(sum(c.sizes) / rate / 4, least_s(c, 32)) + 2 * one_slide_s
 
 
 def test_one_host_fetches_every_slide_once() -> None:
     c = cohort(20)
-    told = World(c, ["h"], 8, 100e6, 8 * GB).run()
-    assert set(told.fetches.values()) == {1}
-    assert told.fetched_bytes == told.cohort_bytes
-    assert told.peak_bytes <= 8 * GB
+    notes = World(c, ["h"], 8, 100e6, 8 * GB).run()
+    assert set(notes.fetches.values()) == {1}
+    assert notes.fetched_bytes == notes.cohort_bytes
+    assert notes.peak_bytes <= 8 * GB
 
 
 def test_one_slide_is_shared_by_hosts_that_would_be_idle() -> None:
     c = Cohort([GB], [400])
-    told = World(c, [f"h{k}" for k in range(4)], 4, 200e6, 20 * GB).run()
+    notes = World(c, [f"h{k}" for k in range(4)], 4, 200e6, 20 * GB).run()
     alone = World(c, ["h"], 4, 200e6, 20 * GB).run()
-    assert told.done == alone.done
-    assert told.wall_s < alone.wall_s / 2
-    assert told.fetched_bytes <= 4 * GB
+    assert notes.done == alone.done
+    assert notes.wall_s < alone.wall_s / 2
+    assert notes.fetched_bytes <= 4 * GB
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -64,8 +64,8 @@ def test_hosts_that_die_lose_no_slide(seed: int) -> None:
     rng = np.random.default_rng(seed)
     deaths = {f"h{k}": float(rng.uniform(0, 300)) for k in range(3)}
     world = World(c, [f"h{k}" for k in range(4)], 4, 100e6, 20 * GB, deaths)
-    told = world.run()
-    assert told.done == {s.slide_id: n for s, n in zip(world.slides, c.tiles, strict=True)}
+    notes = world.run()
+    assert notes.done == {s.slide_id: n for s, n in zip(world.slides, c.tiles, strict=True)}
 
 
 def lanes(slides: list[SlideInput], bound: int, **more: object) -> Lanes:

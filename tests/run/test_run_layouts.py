@@ -63,5 +63,5 @@ def test_statements_that_disagree_are_in_the_log(crop_rgb: np.ndarray, tmp_path:
     size = {"axes": "YXS", "PhysicalSizeX": 0.499, "PhysicalSizeY": 0.499}
     tifffile.imwrite(path, crop_rgb[:200, :200], photometric="rgb", metadata=size, resolution=(1e4, 1e4), resolutionunit=3)
     done = run_here("segment", path, "--out", tmp_path / "out", "--workers", "1")
-    said = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
-    assert any("microns per pixel disagree: 0.499 by OME-XML" in json.dumps(line) for line in said), done.output
+    reported = [json.loads(line) for line in (tmp_path / "out/log.jsonl").read_text().splitlines()]
+    assert any("microns per pixel disagree: 0.499 by OME-XML" in json.dumps(line) for line in reported), done.output

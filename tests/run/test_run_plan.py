@@ -24,12 +24,12 @@ def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
 
 
 def test_nuclei_and_bytes_of_a_run_lie_in_the_interval_of_its_plan(tmp_path: Path) -> None:
-    told = run_here("plan", SLIDE)
-    assert told.exit_code == 0, told.output
+    notes = run_here("plan", SLIDE)
+    assert notes.exit_code == 0, notes.output
     low, high = (
-        float(v.replace(",", "")) for v in re.search(r"worker, \S+ \(([\d,]+) to ([\d,]+)\) +nuclei", told.output).groups()
+        float(v.replace(",", "")) for v in re.search(r"worker, \S+ \(([\d,]+) to ([\d,]+)\) +nuclei", notes.output).groups()
     )
-    assert "Measured here on 8 windows" in told.output
+    assert "Measured here on 8 windows" in notes.output
     assert run_here("segment", SLIDE, "--out", tmp_path / "out").exit_code == 0
     (row,) = pq.read_table(tmp_path / "out/slides.parquet").to_pylist()
     density = row["n_nuclei"] / row["tissue_mm2"]
@@ -46,9 +46,9 @@ def test_slides_at_addresses_are_listed_and_not_fetched(
         manifest = tmp_path / "m.txt"
         manifest.write_text(f"id\tfilename\tmd5\tsize\tstate\n1\ta.svs\t{'0' * 32}\t2500000\tlive\n")
         address = server.put("b.svs", bytes(1_500_000))
-        told = run_here("plan", manifest, address, "--stage", tmp_path / "stage", "--stage-gb", stage_gb)
-        assert told.exit_code == code, told.output
-        assert "2 slides to fetch, 0.004 GB" in told.output
-        assert ("do not fit" in told.output) == bool(code)
+        notes = run_here("plan", manifest, address, "--stage", tmp_path / "stage", "--stage-gb", stage_gb)
+        assert notes.exit_code == code, notes.output
+        assert "2 slides to fetch, 0.004 GB" in notes.output
+        assert ("do not fit" in notes.output) == bool(code)
         assert server.sent("b.svs") <= 1
         assert not (tmp_path / "stage").exists()

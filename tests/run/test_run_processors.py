@@ -50,9 +50,9 @@ def test_bf16_of_another_processor_is_refused_unless_accepted(crop_png: Path, tm
     assert refused.returncode != 0
     own = json.loads((out / "run.json").read_text())["processors"]
     assert len(own) == 1
-    said = " ".join(refused.stderr.split())
+    reported = " ".join(refused.stderr.split())
     for part in (own[0]["processor"], "(AVX2; torch", "--precision int8", "--any-processor"):
-        assert part in said
+        assert part in reported
     accepted = on_avx2(*command, "--any-processor")
     assert accepted.returncode == 0, accepted.stderr
     both = json.loads((out / "run.json").read_text())["processors"]

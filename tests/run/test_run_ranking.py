@@ -114,10 +114,10 @@ def test_planted_order_is_found(root: Path, tmp_path: Path) -> None:
 
 
 def test_trained_networks_are_kept(root: Path, tmp_path: Path) -> None:
-    told: list[str] = []
+    notes: list[str] = []
     options = RankOptions(networks=("tiny",), macenko=True, best=2, steps=4, batch=2, patch_px=64)
-    done = rank_datasets(root, tmp_path / "out", TILES, options, on_line=told.append)
-    assert len([t for t in told if "training" in t]) == 3 + 3 + 1
+    done = rank_datasets(root, tmp_path / "out", TILES, options, on_line=notes.append)
+    assert len([t for t in notes if "training" in t]) == 3 + 3 + 1
     assert len(done.tables.stain) == 3
     assert [p.k for p in done.tables.fusion["tiny"]] == [1, 2]
     card = json.loads((tmp_path / "out/models/tiny+macenko/alpha/weights/alpha.json").read_text())
@@ -145,14 +145,14 @@ def test_what_cannot_be_ranked_is_explained(root: Path, tmp_path: Path) -> None:
     folder = planted(out, tmp_path / "some", {"alpha": 0})
     next((folder / "alpha" / "beta").iterdir()).unlink()
     args = ["rank", root, "--out", out, "--network", "none", "--test-tiles", "2", "--tile", "64"]
-    for given, said in (
+    for given, reported in (
         (f"some={folder}", "no label image"),
         ("nothing", "NAME=FOLDER"),
         ("some=absent", "no folder of predictions"),
     ):
         run = run_here(*args, "--predictions", given)
         assert run.exit_code == 2
-        assert said in run.output.replace("\n", " ")
+        assert reported in run.output.replace("\n", " ")
     run = run_here(
         "rank", root, "--out", tmp_path / "new", "--network", "resnet", "--test-tiles", "2", "--tile", "64", "--steps", "2"
     )

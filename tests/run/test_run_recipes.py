@@ -26,11 +26,11 @@ def stand_ins(tmp_path: Path) -> Path:
     """A folder of programs that only say what they were called with; wsiseg ends when it is told to, or by SIGTERM."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
-    said = tmp_path / "said"
+    reported = tmp_path / "said"
 
     def program(name: str, body: str) -> None:
         path = bin_ / name
-        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {said}\n{body}\n')
+        path.write_text(f'#!/usr/bin/env bash\necho "{name} $*" >> {reported}\n{body}\n')
         path.chmod(0o755)
 
     program("srun", 'exec "$@"')
@@ -57,7 +57,7 @@ def started(script: str, place: Path, **env: str) -> subprocess.Popen[str]:
     return subprocess.Popen(["bash", str(RECIPES / script)], env=environment, stderr=subprocess.PIPE, text=True, cwd=place)
 
 
-def said(place: Path, start: str, timeout_s: float = 60) -> list[str]:
+def reported(place: Path, start: str, timeout_s: float = 60) -> list[str]:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         path = place / "said"
@@ -82,18 +82,18 @@ def test_array_job_does_its_share(stand_ins: Path, code: int) -> None:
     job = started("slurm_array.sbatch", stand_ins, **ARRAY)
     _, stderr = job.communicate(timeout=60)
     assert job.returncode == code, stderr
-    (line,) = said(stand_ins, "wsiseg")
+    (line,) = reported(stand_ins, "wsiseg")
     assert line == f"wsiseg segment /nfs/my slides --out {stand_ins}/run --shard 3/8"
     assert "scontrol" not in (stand_ins / "said").read_text()
 
 
 def test_array_job_that_is_preempted_goes_back_into_the_queue(stand_ins: Path) -> None:
     job = started("slurm_array.sbatch", stand_ins, **ARRAY, STAGE="/local/scratch")
-    assert said(stand_ins, "wsiseg")[0].endswith("--shard 3/8 --stage /local/scratch")
+    assert reported(stand_ins, "wsiseg")[0].endswith("--shard 3/8 --stage /local/scratch")
     job.send_signal(signal.SIGTERM)  # to the batch shell, as --signal=B:TERM does
     _, stderr = job.communicate(timeout=60)
     assert job.returncode == 143, stderr
-    assert said(stand_ins, "scontrol") == ["scontrol requeue 77_3"]
+    assert reported(stand_ins, "scontrol") == ["scontrol requeue 77_3"]
 
 
 def test_an_array_job_outside_an_array_is_refused(stand_ins: Path) -> None:
@@ -109,9 +109,9 @@ def test_dask_job_starts_scheduler_workers_and_client_and_ends_them(stand_ins: P
     _, stderr = job.communicate(timeout=120)
     assert job.returncode == 0, stderr
     address = f"{stand_ins}/run/.scheduler-9.json"
-    assert f"--scheduler-file {address}" in said(stand_ins, "dask scheduler")[0]
-    assert f"--scheduler-file {address}" in said(stand_ins, "dask worker")[0]
-    (client,) = said(stand_ins, "wsiseg")
+    assert f"--scheduler-file {address}" in reported(stand_ins, "dask scheduler")[0]
+    assert f"--scheduler-file {address}" in reported(stand_ins, "dask worker")[0]
+    (client,) = reported(stand_ins, "wsiseg")
     assert client == (
         f"wsiseg segment /nfs/my slides --out {stand_ins}/run --scheduler-file {address} "
         "--tls-ca /tls/ca.pem --tls-cert /tls/cert.pem --tls-key /tls/key.pem"

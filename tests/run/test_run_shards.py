@@ -67,8 +67,8 @@ def shown(table: Path) -> list[dict[str, object]]:
 
 
 def names_in(out: Path) -> set[str]:
-    told = ("log", "progress", "inputs", "workers")  # what a run tells of itself
-    return {str(p.relative_to(out)) for p in out.rglob("*") if not str(p.relative_to(out)).startswith(told)}
+    notes = ("log", "progress", "inputs", "workers")  # what a run tells of itself
+    return {str(p.relative_to(out)) for p in out.rglob("*") if not str(p.relative_to(out)).startswith(notes)}
 
 
 def test_shards_in_one_folder_leave_what_one_run_leaves(slides: Path, whole: Path, tmp_path: Path) -> None:

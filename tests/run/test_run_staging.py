@@ -17,7 +17,7 @@ from wsiseg.errors import SlideOpenError
 from wsiseg.results import staging
 from wsiseg.results.staging import drop_finished, prefetch, staged
 
-PLENTY = 10**9
+ENOUGH_BYTES = 10**9
 
 
 def slide(folder: Path, name: str = "a.svs", size: int = 1000) -> Path:
@@ -28,13 +28,13 @@ def slide(folder: Path, name: str = "a.svs", size: int = 1000) -> Path:
 
 def test_a_copy_is_made_once_and_again_when_the_slide_changed(tmp_path: Path) -> None:
     source, root = slide(tmp_path), tmp_path / "stage"
-    copy = staged(source, "a", root, PLENTY)
+    copy = staged(source, "a", root, ENOUGH_BYTES)
     assert copy.read_bytes() == source.read_bytes()
     assert copy != source
     made = copy.stat().st_ino
-    assert staged(source, "a", root, PLENTY).stat().st_ino == made
+    assert staged(source, "a", root, ENOUGH_BYTES).stat().st_ino == made
     slide(tmp_path, size=900)
-    again = staged(source, "a", root, PLENTY)
+    again = staged(source, "a", root, ENOUGH_BYTES)
     assert again.read_bytes() == source.read_bytes()
 
 
@@ -43,7 +43,7 @@ def test_of_many_workers_one_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     copies = []
     copy = shutil.copy2
     monkeypatch.setattr(shutil, "copy2", lambda a, b: copies.append(a) or copy(a, b))
-    workers = [threading.Thread(target=staged, args=(source, "a", root, PLENTY)) for _ in range(8)]
+    workers = [threading.Thread(target=staged, args=(source, "a", root, ENOUGH_BYTES)) for _ in range(8)]
     for w in workers:
         w.start()
     for w in workers:
@@ -71,12 +71,12 @@ def test_folders_and_mirax_are_copied_whole_and_loose_files_are_not(tmp_path: Pa
     series.mkdir()
     slide(series, "1.dcm")
     slide(series, "2.dcm")
-    assert {p.name for p in staged(series, "series", root, PLENTY).iterdir()} == {"1.dcm", "2.dcm"}
+    assert {p.name for p in staged(series, "series", root, ENOUGH_BYTES).iterdir()} == {"1.dcm", "2.dcm"}
     (tmp_path / "m").mkdir()
     slide(tmp_path / "m", "Data0001.dat")
-    copy = staged(slide(tmp_path, "m.mrxs"), "m", root, PLENTY)
+    copy = staged(slide(tmp_path, "m.mrxs"), "m", root, ENOUGH_BYTES)
     assert (copy.parent / "m/Data0001.dat").read_bytes() == (tmp_path / "m/Data0001.dat").read_bytes()
-    assert staged(series / "1.dcm", "1", root, PLENTY) == series / "1.dcm"
+    assert staged(series / "1.dcm", "1", root, ENOUGH_BYTES) == series / "1.dcm"
 
 
 def test_a_full_disk_is_no_failure_but_a_bad_one_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -89,12 +89,12 @@ def test_a_full_disk_is_no_failure_but_a_bad_one_is(tmp_path: Path, monkeypatch:
         monkeypatch.setattr(shutil, "copy2", copy)
 
     broken(errno.ENOSPC)
-    assert staged(source, "a", root, PLENTY) == source
+    assert staged(source, "a", root, ENOUGH_BYTES) == source
     broken(errno.EIO)
     with pytest.raises(SlideOpenError, match="could not be copied"):
-        staged(source, "a", root, PLENTY)
+        staged(source, "a", root, ENOUGH_BYTES)
     assert not [p for p in root.rglob("*") if p.name != ".copying"], "nothing half is left"
-    prefetch(source, "a", root, PLENTY)  # fails unseen: it is tried again when it is its turn
+    prefetch(source, "a", root, ENOUGH_BYTES)  # fails unseen: it is tried again when it is its turn
 
 
 def test_a_run_with_copies_gives_the_same_bytes_and_records_what_could_not_be_copied(

@@ -72,9 +72,9 @@ def test_every_slide_without_a_nucleus_is_named_with_its_reason(run: tuple[Path,
 
 def test_the_folder_says_so_to_whoever_asks(run: tuple[Path, str]) -> None:
     out, _ = run
-    said = run_here("status", out)
-    assert "1 done, 1 empty, 3 suspect" in said.output
-    assert "suspect    slide muscle: no nucleus in 0.102 mm2" in said.output
+    reported = run_here("status", out)
+    assert "1 done, 1 empty, 3 suspect" in reported.output
+    assert "suspect    slide muscle: no nucleus in 0.102 mm2" in reported.output
     grouped = run_here("errors", out)
     assert grouped.exit_code == 1
     assert "Suspect: 1 slides" in grouped.output

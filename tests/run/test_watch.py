@@ -164,9 +164,9 @@ def test_status_counts_what_is_there(made: Path) -> None:
     assert now.slides == {"done": 1, "empty": 0, "suspect": 0, "partial": 0, "failed": 2, "in_work": 0, "waiting": 0}
     assert now.nuclei == pq.read_table(made / "nuclei/good.parquet").num_rows
     assert now.tiles_done == json.loads((made / "slides/good.json").read_text())["row"]["tiles_done"]
-    told = run_here("status", made, "--slides").output
-    assert "1 done, 2 failed, of 3" in told
-    assert "read s" in told
+    notes = run_here("status", made, "--slides").output
+    assert "1 done, 2 failed, of 3" in notes
+    assert "read s" in notes
     as_json = json.loads(run_here("status", made, "--json").output)
     assert as_json["slides"] == now.slides
 
@@ -204,9 +204,9 @@ def test_errors_are_grouped_and_each_has_an_advice(made: Path) -> None:
     assert set(groups) == {"SlideOpenError", "MissingMppError"}
     assert groups["MissingMppError"].slides == ("nompp",)
     assert "--mpp" in groups["MissingMppError"].advice
-    told = run_here("errors", made)
-    assert told.exit_code == 1
-    assert "--retry-failed" in told.output
+    notes = run_here("errors", made)
+    assert notes.exit_code == 1
+    assert "--retry-failed" in notes.output
 
 
 def test_the_same_failure_of_many_slides_is_one_group(run: Path) -> None:
