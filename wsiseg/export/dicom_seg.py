@@ -2,7 +2,7 @@
 
 highdicom makes each object with the attributes of its source level and a single frame; the frames are then those of the table,
 drawn block by block and streamed to the file. Frames without a nucleus are left out (TILED_SPARSE). So memory holds a block of
-pixels and the positions of the frames, about 15 KB each.
+pixels with its nuclei, and the positions of the frames, about 6 KB each.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ __all__ = ["write_dicom_segmentation"]
 
 FRAME_PX = 512
 BLOCK_FRAMES = 16
-"""Frames of a row that are drawn together."""
+"""Frames of a row that are drawn together at level 0; fewer where a frame shows more of the slide."""
 
 MAX_BYTES = 2**32 - 2
 """Largest pixel data that an uncompressed DICOM object can hold."""
@@ -86,7 +86,7 @@ def _spacing(image: Any) -> npt.NDArray[np.float64]:
 def _frames(rings: RingWindows, image: Any, zoom: npt.NDArray[np.float64]) -> Iterator[tuple[int, int, npt.NDArray[np.bool_]]]:
     """Yield (row, column, mask) of the frames in which a nucleus is, row by row, counted from 0."""
     height, width = int(image.TotalPixelMatrixRows), int(image.TotalPixelMatrixColumns)
-    step = FRAME_PX * BLOCK_FRAMES
+    step = FRAME_PX * max(1, int(BLOCK_FRAMES * zoom.prod()))
     for top in range(0, height, FRAME_PX):
         for left in range(0, width, step):
             w = min(step, -(-(width - left) // FRAME_PX) * FRAME_PX)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg.summarize import sum_od
+from wsiseg.summarize import sum_ring_od
 from wsiseg.types import Box, PolygonBatch
-from wsiseg.vectorize import rasterize
+from wsiseg.vectorize import area_of_rings
 from wsiseg.write import DENSITY_COLUMNS
 
 __all__ = ["with_densities"]
@@ -41,6 +41,8 @@ def with_densities(
         x0, y0 = max(x0, at.x, inside.x), max(y0, at.y, inside.y)
         x1, y1 = min(x1, at.x1, inside.x1), min(y1, at.y1, inside.y1)
         box = Box(x0, y0, max(0, x1 - x0), max(0, y1 - y0))
-        sum_od(sums, np.arange(len(batch)), rasterize(batch, box), rgb, table, (box.x - at.x, box.y - at.y))
+        area = area_of_rings(batch.xy, batch.ring_offsets)
+        order = np.argsort(area, kind="stable")
+        sum_ring_od(sums, np.arange(len(batch)), (batch.xy, batch.ring_offsets), order, (rgb, at), box, table)
     columns: dict[str, Any] = dict(zip(DENSITY_COLUMNS, np.ascontiguousarray(sums.T), strict=True))
     return dataclasses.replace(batch, columns={**batch.columns, **columns})

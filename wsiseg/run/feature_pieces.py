@@ -20,18 +20,17 @@ from wsiseg.results.folder import RunFolder
 from wsiseg.results.locate import local_path
 from wsiseg.results.reopen import reopen_slide
 from wsiseg.results.slide_record import slide_record
-from wsiseg.summarize import neighbors, od_tables, solidity, sum_od
+from wsiseg.summarize import neighbors, od_tables, solidity, sum_od, sum_ring_od
 from wsiseg.tables import read_nuclei
 from wsiseg.tables.windows import RingWindows, WindowRings
-from wsiseg.types import Box, PolygonBatch
-from wsiseg.vectorize import rasterize
+from wsiseg.types import Box
 
-__all__ = ["FeaturePiece", "measure_piece"]
+__all__ = ["FeaturePiece", "drawing_order", "measure_piece"]
 
 Int = npt.NDArray[np.int64]
 
 LATTICE_PX = 0.25
-"""Rings this near to pixel edges enclose the same pixel centers as rings on them, and those are painted faster."""
+"""Rings this near to pixel edges enclose the same pixel centers as rings on them, which are summed faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +105,12 @@ def _pixels(folder: RunFolder, table: Path, piece: FeaturePiece) -> dict[str, In
                 near = rings.near(*corners, math.ceil(box.x1 / piece.scale), math.ceil(box.y1 / piece.scale))
                 if not len(near):
                     continue
-                labels = drawn_labels(near, ids, area, box, piece.scale)
-                sum_od(sums, near.rows, labels, read_working(slide, box, piece.scale), shares)
+                rgb, order = read_working(slide, box, piece.scale), drawing_order(near, ids, area)
+                xy = _on_lattice(near, piece.scale)
+                if xy is not None:
+                    sum_ring_od(sums, near.rows, (xy, near.offsets), order[::-1], (rgb, box), box, shares)
+                else:
+                    sum_od(sums, near.rows, near.drawn(box, order, piece.scale), rgb, shares)
                 met[near.rows] = True
     finally:
         slide.close()
@@ -115,21 +118,21 @@ def _pixels(folder: RunFolder, table: Path, piece: FeaturePiece) -> dict[str, In
     return {"rows": rows, "sums": sums[rows]}
 
 
-def drawn_labels(near: WindowRings, ids: Int, area: npt.NDArray[Any], box: Box, scale: float) -> npt.NDArray[np.int32]:
-    """Return k + 1 where nucleus k of ``near`` has the pixel, int32 (H, W).
-
-    Where two overlap the smaller has it, of equals the lesser id.
+def drawing_order(near: WindowRings, ids: Int, area: npt.NDArray[Any]) -> Int:
+    """Return the order in which nuclei are drawn, int64 (n,): the last has a pixel, the smallest, of equals the lesser id.
 
     Parameters
     ----------
     ids, area
         Of all nuclei of the table.
     """
-    order = np.lexsort((-ids[near.rows], -area[near.rows]))
+    return np.lexsort((-ids[near.rows], -area[near.rows]))
+
+
+def _on_lattice(near: WindowRings, scale: float) -> npt.NDArray[np.int32] | None:
+    """Return vertices in working px if all rings run along pixel edges, or so near that they enclose the same pixels."""
     wpx = near.xy * scale
     edges = np.rint(wpx)
     straight = (np.diff(edges, axis=0) == 0).any(axis=1)
     straight[near.offsets[1:-1] - 1] = True  # the step to the next ring is no edge
-    if not straight.all() or np.abs(wpx - edges).max() > LATTICE_PX:
-        return near.drawn(box, order, scale)
-    return rasterize(PolygonBatch(edges.astype(np.int32), near.offsets, {}), box, order)
+    return edges.astype(np.int32) if straight.all() and np.abs(wpx - edges).max() <= LATTICE_PX else None

@@ -19,7 +19,7 @@ from wsiseg.normalize import normalize
 from wsiseg.pipeline import with_densities
 from wsiseg.read import read_working
 from wsiseg.separate import SeparateParams, separate
-from wsiseg.summarize import RUIFROK_JOHNSTON, od_tables, solidity
+from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors, od_tables, solidity
 from wsiseg.tables import wkb_polygons
 from wsiseg.types import Box, PolygonBatch, SlideMeta, Stain
 from wsiseg.vectorize import tile_stats, vectorize
@@ -130,6 +130,7 @@ def _measure(rgb: npt.NDArray[np.uint8]) -> None:
     read = Box(0, 0, SIDE_PX, SIDE_PX)
     xy = np.array([[10, 10], [20, 10], [20, 20], [10, 20], [10, 10]], np.int32)
     with_densities(PolygonBatch(xy, np.array([0, 5]), {}), rgb, read, read, od_tables(RUIFROK_JOHNSTON))
+    neighbors(xy.astype(np.float64))
     solidity(wkb_polygons(xy.astype(np.float64), np.array([0, 5])))
 
 

@@ -19,7 +19,7 @@ from wsiseg.pipeline import with_densities
 from wsiseg.read import read_working, working_size
 from wsiseg.read.slide import Slide
 from wsiseg.run.context import WorkerContext
-from wsiseg.run.feature_pieces import drawn_labels
+from wsiseg.run.feature_pieces import drawing_order
 from wsiseg.run.feature_table import feature_facts, write_measured
 from wsiseg.run.job import SlideJob
 from wsiseg.summarize import RUIFROK_JOHNSTON, neighbors, od_tables, solidity, sum_od
@@ -152,7 +152,7 @@ def _measure_again(job: SlideJob, slide: Slide, table: Path, known: _Known, lost
             x0, y0 = max(0, x0), max(0, y0)
             box = Box(x0, y0, max(0, min(x1, width) - x0), max(0, min(y1, height) - y0))
             near = rings.near(*(v / job.scale for v in (box.x, box.y, box.x1, box.y1)))
-            labels = drawn_labels(near, known.ids, known.area, box, job.scale)
+            labels = near.drawn(box, drawing_order(near, known.ids, known.area), job.scale)
             own = (near.rows[np.maximum(labels, 1) - 1] == row) & (labels > 0)
             sums[row] = 0
             sum_od(sums, np.array([row]), own.astype(np.int32), read_working(slide, box, job.scale), shares)

@@ -4,7 +4,7 @@ It also measures the features of nuclei that are computed on request from rings,
 """
 
 from wsiseg.summarize.cohort import read_errors_table, read_slides_table, write_errors_table, write_slides_table
-from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od
+from wsiseg.summarize.features import RUIFROK_JOHNSTON, neighbors, od_features, od_tables, solidity, sum_od, sum_ring_od
 from wsiseg.summarize.foreign import TRAITS, Foreign, Trait, foreign_look, look_reference
 from wsiseg.summarize.outside import OutsideEstimate, estimate_outside
 from wsiseg.summarize.slide import SlideWork, failed_row, nuclei_statistics, summarize_slide
@@ -28,6 +28,7 @@ __all__ = [
     "read_slides_table",
     "solidity",
     "sum_od",
+    "sum_ring_od",
     "summarize_slide",
     "write_errors_table",
     "write_slides_table",

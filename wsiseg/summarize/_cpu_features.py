@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from wsiseg.backend._cpu_jit import jit
 
-__all__ = ["add_densities", "ring_and_hull_areas"]
+__all__ = ["add_densities", "add_ring_densities", "count_near", "ring_and_hull_areas"]
 
 Int = Any  # an integer whose width numba chooses
 F64 = npt.NDArray[np.float64]
@@ -118,3 +118,82 @@ def ring_and_hull_areas(xy: F64, offsets: I64, areas: F64, hulls: F64) -> None:
         areas[k] = abs(twice) / 2
         sort_points(x, y, n)
         hulls[k] = hull_area(x, y, n, hx, hy)
+
+
+@jit
+def add_ring_densities(
+    sums: I64, rows: I64, xy: I32, offsets: I64, order: I64, rgb: U8, ox: Int, oy: Int, w: Int, h: Int, table: I32
+) -> None:
+    """Add the densities of the pixels that rings on pixel edges enclose; the first ring in ``order`` has a pixel.
+
+    The window has ``w`` x ``h`` px and begins at pixel (0, 0) of the frame of ``xy``, which is pixel (oy, ox) of ``rgb``.
+    """
+    taken = np.zeros((h, w), np.uint8)
+    odd = np.zeros(1 << 14, np.uint8)
+    for k in order:
+        begin, end = offsets[k], offsets[k + 1]
+        x0, x1, y0, y1 = w, 0, h, 0
+        for v in range(begin, end):
+            x0, x1 = min(x0, xy[v, 0]), max(x1, xy[v, 0])
+            y0, y1 = min(y0, xy[v, 1]), max(y1, xy[v, 1])
+        x0, x1, y0, y1 = max(x0, 0), min(x1, w), max(y0, 0), min(y1, h)
+        if x0 >= x1 or y0 >= y1:
+            continue
+        pitch = x1 - x0 + 1
+        if pitch * (y1 - y0) > odd.size:
+            odd = np.zeros(2 * pitch * (y1 - y0), np.uint8)
+        for v in range(begin, end - 1):
+            if xy[v, 0] == xy[v + 1, 0]:
+                column = min(max(xy[v, 0], x0), x1) - x0
+                a, b = xy[v, 1], xy[v + 1, 1]
+                for y in range(max(min(a, b), y0), min(max(a, b), y1)):
+                    odd[(y - y0) * pitch + column] ^= 1
+        n, first, first_squared, second, second_squared = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
+        for y in range(y0, y1):
+            marks = odd[(y - y0) * pitch : (y - y0 + 1) * pitch]
+            inside = np.uint8(0)
+            for c in range(pitch - 1):
+                inside ^= marks[c]
+                if inside and not taken[y, x0 + c]:
+                    taken[y, x0 + c] = 1
+                    color = rgb[y + oy, x0 + c + ox]
+                    p = np.int64(table[0, 0, color[0]] + table[0, 1, color[1]] + table[0, 2, color[2]])
+                    q = np.int64(table[1, 0, color[0]] + table[1, 1, color[1]] + table[1, 2, color[2]])
+                    n += 1
+                    first += p
+                    first_squared += p * p
+                    second += q
+                    second_squared += q * q
+            marks[:] = 0
+        own = sums[rows[k]]
+        own[0] += n
+        own[1] += first
+        own[2] += first_squared
+        own[3] += second
+        own[4] += second_squared
+
+
+@jit
+def count_near(x: F64, y: F64, first: I64, columns: Int, lines: Int, radius: float, counts: I64, nearest: F64) -> None:
+    """Count for each point the others within ``radius``, and find the smallest squared distance among these (else inf).
+
+    Points are sorted by cell of a grid of ``columns`` x ``lines`` squares larger than that; cell k has
+    ``first[k]:first[k + 1]``.
+    """
+    limit = radius * radius
+    for cy in range(lines):
+        for cx in range(columns):
+            cell = cy * columns + cx
+            for i in range(first[cell], first[cell + 1]):
+                n, best = np.int64(0), np.inf
+                for line in range(max(cy - 1, 0), min(cy + 2, lines)):
+                    # cells of a line follow each other, so three of them are one stretch of points
+                    begin, end = first[line * columns + max(cx - 1, 0)], first[line * columns + min(cx + 2, columns)]
+                    for j in range(begin, end):
+                        dx, dy = x[j] - x[i], y[j] - y[i]
+                        squared = dx * dx + dy * dy
+                        if squared <= limit and j != i:
+                            n += 1
+                            best = min(best, squared)
+                counts[i] = n
+                nearest[i] = best

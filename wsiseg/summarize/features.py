@@ -12,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.tables.geo import wkb_rings
+from wsiseg.types import Box
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["RUIFROK_JOHNSTON", "neighbors", "od_features", "od_tables", "solidity", "sum_od"]
+__all__ = ["RUIFROK_JOHNSTON", "neighbors", "od_features", "od_tables", "solidity", "sum_od", "sum_ring_od"]
 
 RUIFROK_JOHNSTON = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105))
 """Optical densities (r, g, b) of hematoxylin and eosin: A. C. Ruifrok and D. A. Johnston, "Quantification of histochemical
@@ -26,7 +27,8 @@ OD_STEPS = 4096
 """Steps per unit of optical density in which pixels are summed."""
 
 NEIGHBOR_UM = 50.0
-QUERY_ROWS = 1 << 17
+MAX_CELLS = 2048
+"""Cells of the grid of neighbors along an axis: bounds its memory where a few nuclei lie far apart."""
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -82,6 +84,41 @@ def sum_od(
     add_densities(sums, np.asarray(rows, np.int64), labels, np.ascontiguousarray(rgb), *at, table)
 
 
+def sum_ring_od(
+    sums: Int,
+    rows: Int,
+    rings: tuple[npt.NDArray[np.int32], Int],
+    order: Int,
+    pixels: tuple[npt.NDArray[np.uint8], Box],
+    window: Box,
+    table: npt.NDArray[np.int32],
+) -> None:
+    """Do the work of ``sum_od`` for rings on pixel edges, without a label image.
+
+    Parameters
+    ----------
+    sums, rows, table
+        As ``sum_od``; ring k is of ``rows[k]``.
+    rings
+        Vertices int32 (V, 2), closed, and ring offsets int64 (n + 1,).
+    order : int64 (n,)
+        The first ring that encloses a pixel has it.
+    pixels
+        uint8 (h, w, 3) and where they lie, in the frame of the rings.
+    window
+        Only its pixels count; inside of ``pixels``.
+    """
+    from wsiseg.summarize._cpu_features import add_ring_densities
+
+    xy, offsets = rings
+    rgb, at = pixels
+    moved = (xy - np.array([window.x, window.y], np.int32)).astype(np.int32)
+    place = (window.x - at.x, window.y - at.y, window.w, window.h)
+    add_ring_densities(
+        sums, np.asarray(rows, np.int64), moved, offsets, np.asarray(order, np.int64), np.ascontiguousarray(rgb), *place, table
+    )
+
+
 def od_features(sums: Int) -> dict[str, npt.NDArray[np.float32]]:
     """Return mean and population standard deviation of each stain's density, float32 (N,); nan for a nucleus without pixels."""
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -110,7 +147,7 @@ def solidity(wkb: pa.BinaryArray | pa.ChunkedArray) -> npt.NDArray[np.float32]:
 
 
 def neighbors(xy_um: Float, radius_um: float = NEIGHBOR_UM) -> dict[str, npt.NDArray[np.float32]]:
-    """Return ``nearest_um`` and ``local_density_per_mm2`` of each centroid by a KD-tree.
+    """Return ``nearest_um`` and ``local_density_per_mm2`` of each centroid, exactly.
 
     Parameters
     ----------
@@ -123,19 +160,39 @@ def neighbors(xy_um: Float, radius_um: float = NEIGHBOR_UM) -> dict[str, npt.NDA
     dict of str to float32 (N,)
         ``nearest_um`` is nan if a slide has only one nucleus.
     """
-    from scipy.spatial import KDTree
-
     n = len(xy_um)
-    nearest, density = np.full(n, np.nan), np.zeros(n)
+    nearest, counts = np.full(n, np.nan), np.zeros(n, np.int64)
     if n > 1:
-        tree = KDTree(xy_um)
-        disc_mm2 = np.pi * (radius_um * 1e-3) ** 2
-        for first in range(0, n, QUERY_ROWS):
-            asked = xy_um[first : first + QUERY_ROWS]
-            nearest[first : first + len(asked)] = tree.query(asked, k=2)[0][:, 1]
-            found = np.asarray(tree.query_ball_point(asked, radius_um, return_length=True))
-            density[first : first + len(asked)] = (found - 1) / disc_mm2
-    return {"nearest_um": _rounded(nearest, 32), "local_density_per_mm2": density.astype(np.float32)}
+        squared = _count_near(xy_um, radius_um, counts)
+        nearest = np.sqrt(squared)
+        alone = np.flatnonzero(np.isinf(squared))
+        if len(alone):
+            from scipy.spatial import KDTree
+
+            nearest[alone] = KDTree(xy_um).query(xy_um[alone], k=2)[0][:, 1]
+    disc_mm2 = np.pi * (radius_um * 1e-3) ** 2
+    return {"nearest_um": _rounded(nearest, 32), "local_density_per_mm2": (counts / disc_mm2).astype(np.float32)}
+
+
+def _count_near(xy_um: Float, radius_um: float, counts: Int) -> Float:
+    """Write how many others lie within a radius of each point; return the least squared distance to one of these, else inf."""
+    from wsiseg.summarize._cpu_features import count_near
+
+    low, high = xy_um.min(axis=0), xy_um.max(axis=0)
+    # a little larger than the radius, so that rounding takes no neighbor out of the cells around; not too many of them
+    side = max(radius_um * 1.001, float((high - low).max()) / MAX_CELLS)
+    cell = np.floor((xy_um - low) / side).astype(np.int64)
+    columns, lines = (cell.max(axis=0) + 1).tolist()
+    key = cell[:, 1] * columns + cell[:, 0]
+    order = np.argsort(key, kind="stable")
+    first = np.searchsorted(key[order], np.arange(columns * lines + 1))
+    x, y = np.ascontiguousarray(xy_um[order].T)
+    found, squared = np.zeros(len(x), np.int64), np.zeros(len(x))
+    count_near(x, y, first, columns, lines, float(radius_um), found, squared)
+    counts[order] = found
+    out = np.empty(len(x))
+    out[order] = squared
+    return out
 
 
 def _rounded(values: npt.NDArray[Any], steps: int) -> npt.NDArray[np.float32]:

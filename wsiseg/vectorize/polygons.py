@@ -96,7 +96,7 @@ def tile_stats(prob: Array, instances: Instances, read: Box, core: Box, tissue: 
     return TileStats(core_px, tissue_px, int(labelled), int(center), int(material))
 
 
-def rasterize(batch: PolygonBatch, box: Box, order: Array | None = None) -> Array:
+def rasterize(batch: PolygonBatch, box: Box) -> Array:
     """Paint rings into a label image: the inverse of ``vectorize``, holes filled.
 
     Parameters
@@ -105,13 +105,11 @@ def rasterize(batch: PolygonBatch, box: Box, order: Array | None = None) -> Arra
         Polygons on the pixel-edge lattice (only ``xy`` and ``ring_offsets`` are used).
     box
         Window to paint, in the polygons' frame; polygons may reach outside it.
-    order : int64 (N,), optional
-        Order of painting: of overlapping rings the last wins. Default: the smallest wins, ties: the first.
 
     Returns
     -------
     labels : int32 (box.h, box.w)
-        k + 1 inside ring k, 0 elsewhere.
+        k + 1 inside ring k, 0 elsewhere; of overlapping rings the smallest wins, ties: the first.
 
     Raises
     ------
@@ -122,9 +120,8 @@ def rasterize(batch: PolygonBatch, box: Box, order: Array | None = None) -> Arra
         raise BackendUnavailableError("rasterize: expected polygons in NumPy arrays, got CuPy. Copy them: cupy.asnumpy(xy).")
     from wsiseg.vectorize import _cpu
 
-    if order is None:
-        area = area_of_rings(batch.xy, batch.ring_offsets)
-        order = np.lexsort((-np.arange(len(area)), -area))
+    area = area_of_rings(batch.xy, batch.ring_offsets)
+    order = np.lexsort((-np.arange(len(area)), -area))
     labels = np.zeros((box.h, box.w), np.int32)
     _cpu.paint_rings(labels, np.ascontiguousarray(batch.xy), batch.ring_offsets, order, box.x, box.y)
     return labels
