@@ -172,6 +172,7 @@ MORE_PARAMETERS = {
     # compiled kernels take arrays, not objects
     "normalize/_cpu_stain.py transfer_log_lms", "separate/_cpu_flood.py empty_frame", "separate/_cpu_flood.py fill_frame",
     "separate/_cpu_flood.py flood_all", "separate/_cpu_flood.py flood_frame", "vectorize/_cpu.py trace_ring",
+    "summarize/_cpu_features.py add_ring_densities", "summarize/_cpu_features.py count_near",
 }  # fmt: skip
 
 

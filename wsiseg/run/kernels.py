@@ -129,7 +129,13 @@ def _compute(rgb: npt.NDArray[np.uint8]) -> None:
 def _measure(rgb: npt.NDArray[np.uint8]) -> None:
     read = Box(0, 0, SIDE_PX, SIDE_PX)
     xy = np.array([[10, 10], [20, 10], [20, 20], [10, 20], [10, 10]], np.int32)
-    with_densities(PolygonBatch(xy, np.array([0, 5]), {}), rgb, read, read, od_tables(RUIFROK_JOHNSTON))
+    with_densities(
+        PolygonBatch(xy, np.array([0, 5]), {"area_wpx": np.array([100], np.int32)}),
+        rgb,
+        read,
+        read,
+        od_tables(RUIFROK_JOHNSTON),
+    )
     neighbors(xy.astype(np.float64))
     solidity(wkb_polygons(xy.astype(np.float64), np.array([0, 5])))
 

@@ -122,15 +122,15 @@ def ring_and_hull_areas(xy: F64, offsets: I64, areas: F64, hulls: F64) -> None:
 
 @jit
 def add_ring_densities(
-    sums: I64, rows: I64, xy: I32, offsets: I64, order: I64, rgb: U8, ox: Int, oy: Int, w: Int, h: Int, table: I32
+    sums: I64, rows: I64, xy: I32, offsets: I64, rank: I64, rgb: U8, ox: Int, oy: Int, w: Int, h: Int, table: I32
 ) -> None:
-    """Add the densities of the pixels that rings on pixel edges enclose; the first ring in ``order`` has a pixel.
+    """Add the densities of the pixels that rings on pixel edges enclose; a pixel of several rings is that of the least rank.
 
     The window has ``w`` x ``h`` px and begins at pixel (0, 0) of the frame of ``xy``, which is pixel (oy, ox) of ``rgb``.
     """
-    taken = np.zeros((h, w), np.uint8)
+    owner = np.zeros((h, w), np.int32)
     odd = np.zeros(1 << 14, np.uint8)
-    for k in order:
+    for k in range(offsets.size - 1):  # neighbors follow each other: their pixels stay in the cache
         begin, end = offsets[k], offsets[k + 1]
         x0, x1, y0, y1 = w, 0, h, 0
         for v in range(begin, end):
@@ -145,26 +145,38 @@ def add_ring_densities(
         for v in range(begin, end - 1):
             if xy[v, 0] == xy[v + 1, 0]:
                 column = min(max(xy[v, 0], x0), x1) - x0
-                a, b = xy[v, 1], xy[v + 1, 1]
-                for y in range(max(min(a, b), y0), min(max(a, b), y1)):
+                low, high = min(xy[v, 1], xy[v + 1, 1]), max(xy[v, 1], xy[v + 1, 1])
+                for y in range(max(low, y0), min(high, y1)):
                     odd[(y - y0) * pitch + column] ^= 1
         n, first, first_squared, second, second_squared = np.int64(0), np.int64(0), np.int64(0), np.int64(0), np.int64(0)
         for y in range(y0, y1):
-            marks = odd[(y - y0) * pitch : (y - y0 + 1) * pitch]
+            mark = (y - y0) * pitch
             inside = np.uint8(0)
-            for c in range(pitch - 1):
-                inside ^= marks[c]
-                if inside and not taken[y, x0 + c]:
-                    taken[y, x0 + c] = 1
-                    color = rgb[y + oy, x0 + c + ox]
-                    p = np.int64(table[0, 0, color[0]] + table[0, 1, color[1]] + table[0, 2, color[2]])
-                    q = np.int64(table[1, 0, color[0]] + table[1, 1, color[1]] + table[1, 2, color[2]])
+            for x in range(x0, x1):
+                inside ^= odd[mark]
+                odd[mark] = 0
+                mark += 1
+                if inside:
+                    other = owner[y, x] - 1
+                    if other >= 0 and rank[other] < rank[k]:
+                        continue
+                    owner[y, x] = k + 1
+                    r, g, b = rgb[y + oy, x + ox, 0], rgb[y + oy, x + ox, 1], rgb[y + oy, x + ox, 2]
+                    p = np.int64(table[0, 0, r] + table[0, 1, g] + table[0, 2, b])
+                    q = np.int64(table[1, 0, r] + table[1, 1, g] + table[1, 2, b])
                     n += 1
                     first += p
                     first_squared += p * p
                     second += q
                     second_squared += q * q
-            marks[:] = 0
+                    if other >= 0:
+                        loser = sums[rows[other]]
+                        loser[0] -= 1
+                        loser[1] -= p
+                        loser[2] -= p * p
+                        loser[3] -= q
+                        loser[4] -= q * q
+            odd[mark] = 0
         own = sums[rows[k]]
         own[0] += n
         own[1] += first

@@ -113,10 +113,10 @@ def sum_ring_od(
     xy, offsets = rings
     rgb, at = pixels
     moved = (xy - np.array([window.x, window.y], np.int32)).astype(np.int32)
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order))
     place = (window.x - at.x, window.y - at.y, window.w, window.h)
-    add_ring_densities(
-        sums, np.asarray(rows, np.int64), moved, offsets, np.asarray(order, np.int64), np.ascontiguousarray(rgb), *place, table
-    )
+    add_ring_densities(sums, np.asarray(rows, np.int64), moved, offsets, rank, np.ascontiguousarray(rgb), *place, table)
 
 
 def od_features(sums: Int) -> dict[str, npt.NDArray[np.float32]]:
