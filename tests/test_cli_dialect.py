@@ -59,7 +59,7 @@ def test_out_is_an_option_with_a_short_name(path: str) -> None:
         assert not (isinstance(p, click.Argument) and p.name == "out")
 
 
-def test_every_option_says_what_it_does() -> None:
+def test_every_option_states_what_it_does() -> None:
     assert not [f"{path} {p.opts[0]}" for path, p in OPTIONS if not p.help]
 
 

@@ -195,7 +195,7 @@ OWN_SCHEMAS = {
 }
 
 
-def test_columns_stand_in_the_schema() -> None:
+def test_columns_are_in_the_schema() -> None:
     """A table that a user can read has its columns in ``wsiseg.schema``, and so in docs/tables.md."""
     schemas, columns = set(), set()
     for path in MODULES:

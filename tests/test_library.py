@@ -75,7 +75,7 @@ def test_evaluate_takes_arrays_or_paths(tmp_path):
         wsiseg.evaluate(truth, truth[:4])
 
 
-def test_a_run_without_its_table_says_so(tmp_path):
+def test_a_run_without_its_table_states_it(tmp_path):
     with pytest.raises(InputError, match="wsiseg status"):
         wsiseg.read_slides(tmp_path)
 
@@ -121,7 +121,7 @@ def test_notebook_runs(path, tmp_path):
     assert {"tutorial": "PQ", "questions": "of the points lie in nuclei"}[path.stem] in done.stdout
 
 
-def test_reference_pages_are_what_the_program_says():
+def test_reference_pages_are_what_the_program_states():
     command = [sys.executable, str(ROOT / "scripts" / "make_reference.py"), "--check"]
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=120

@@ -50,7 +50,7 @@ def test_many_nuclei_go_to_tif(tmp_path):
     assert read_labels(tmp_path / "set" / "big.labels.tif").max() == 69_999
 
 
-def test_what_cannot_be_written_says_why(tmp_path):
+def test_what_cannot_be_written_gives_the_reason(tmp_path):
     with pytest.raises(FormatError, match="two images have the id 'a'"):
         write_dataset([image("a"), image("a")], tmp_path / "twice", "test")
     assert not (tmp_path / "twice" / "INFO.json").exists()  # an unfinished set does not look finished

@@ -265,7 +265,7 @@ def test_tnbc_binary_masks(tmp_path):
         convert("tnbc", tmp_path / "s", tmp_path / "p")
 
 
-def test_every_format_says_what_it_is(tmp_path):
+def test_every_format_states_what_it_is(tmp_path):
     with pytest.raises(FormatError, match="not a known data set") as caught:
         detect_format(tmp_path)
     assert all(name in str(caught.value) for name in FORMATS)

@@ -70,7 +70,7 @@ def test_weights_are_the_formula_of_the_paper(labels: np.ndarray, parameters: tu
         assert got[y, x] == pytest.approx(expected, rel=1e-5)
 
 
-def test_far_nuclei_weigh_as_the_formula_says() -> None:
+def test_far_nuclei_weigh_as_the_formula_states() -> None:
     """Distances beyond the windows: only what is too small to be seen may be left out."""
     labels = np.zeros((60, 120), np.int32)
     labels[5:10, 5:10], labels[40:45, 20:30], labels[20:25, 95:105] = 1, 2, 3

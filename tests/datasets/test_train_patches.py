@@ -74,7 +74,7 @@ def test_the_store_is_sharded_and_any_zarr_reader_reads_it(root: Path, tmp_path:
     assert group.attrs["info"]["license"] == "CC0"
 
 
-def test_what_is_wrong_is_said(root: Path, tmp_path: Path) -> None:
+def test_what_is_wrong_is_reported(root: Path, tmp_path: Path) -> None:
     store_patches(root, tmp_path / "p.zarr", ("a",))
     with pytest.raises(FormatError, match="already exists"):
         store_patches(root, tmp_path / "p.zarr")

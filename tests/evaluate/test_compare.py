@@ -164,7 +164,7 @@ def test_slides_of_one_side_and_those_that_do_not_fit_are_named_with_numbers(tmp
         compare_segmentations(tmp_path, b, tmp_path / "out")
 
 
-def test_the_same_command_goes_on_and_a_changed_table_is_compared_again(tmp_path: Path) -> None:
+def test_the_same_command_continues_and_a_changed_table_is_compared_again(tmp_path: Path) -> None:
     labels = blobs(1, (200, 200))
     a, b, out = tmp_path / "a", tmp_path / "b", tmp_path / "out"
     for name in ("one", "two"):

@@ -93,7 +93,7 @@ def test_ids_with_classes_beside_them_are_no_colors(tmp_path: Path) -> None:
     assert both(tmp_path / "types.mat", "labels", tmp_path / "c")[0] == -1
 
 
-def test_a_background_that_is_not_0_is_told(tmp_path: Path) -> None:
+def test_a_background_that_is_not_0_is_reported(tmp_path: Path) -> None:
     np.save(tmp_path / "white.npy", ((discs() == 0) * 255).astype(np.uint8))
     n, reported = both(tmp_path / "white.npy", "labels", tmp_path)
     assert n == 1

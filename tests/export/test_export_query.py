@@ -38,7 +38,7 @@ def run(table_path: Path, tmp_path: Path) -> Path:
     return root
 
 
-def test_windows_are_what_geos_says(table_path: Path) -> None:
+def test_windows_are_what_geos_states(table_path: Path) -> None:
     shapes = shapely.from_wkb(pq.read_table(table_path)["geometry"].to_numpy(zero_copy_only=False))
     box = shapely.box(2000, 2500, 3200, 3000)
     got = read_nuclei(table_path, (2000, 2500, 1200, 500), columns=["nucleus_id"])

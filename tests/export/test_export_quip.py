@@ -181,7 +181,7 @@ def test_edge_tiles_of_the_old_pipeline_are_flagged_and_kept(tmp_path: Path, dat
     assert got == {tuple(np.round(shapely.Polygon(np.reshape(r, (-1, 2))).bounds, 1)) for r in rings}
 
 
-def test_the_repair_is_applied_only_when_asked_for(tmp_path: Path) -> None:
+def test_the_repair_is_applied_only_when_requested(tmp_path: Path) -> None:
     w, h = 4000, 1000
     rings = [mis_scaled(TRUE_RING, w, h)]
     out = tmp_path / "t.parquet"
@@ -223,7 +223,7 @@ def test_square_tiles_are_not_suspect_and_giants_are_flagged(tmp_path: Path) -> 
         ("1_1_40_40_0.25_1-features.csv", "AreaInPixels,PhysicalSize,Polygon\n1,1\n", "expected the columns"),
     ],
 )
-def test_broken_csv_says_where(tmp_path: Path, name: str, text: str, says: str) -> None:
+def test_broken_csv_states_the_position(tmp_path: Path, name: str, text: str, says: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(FormatError, match=says) as err:
         list(read_quip(Source(tmp_path), Provenance("quip")))

@@ -221,7 +221,7 @@ def test_slanted_and_overlapping_polygons_do_not_depend_on_the_windows(tmp_path:
     assert len(seen) == 1
 
 
-def test_every_column_is_as_the_schema_says(scaled_run: tuple[Path, float]) -> None:
+def test_every_column_is_as_the_schema_states(scaled_run: tuple[Path, float]) -> None:
     run, _ = scaled_run
     path = run / f"features/{SLIDE.stem}.parquet"
     schema = pq.read_schema(path)

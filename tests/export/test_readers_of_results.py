@@ -162,7 +162,7 @@ def packed_forms() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", packed_forms())
-def test_packing_and_encoding_are_told_by_the_bytes(tmp_path: Path, name: str) -> None:
+def test_packing_and_encoding_are_recognized_by_the_bytes(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(packed_forms()[name])
     (done,) = import_files([path], "qupath", tmp_path / "run", ImportOptions(mpp=0.25, slide_id="S"))
@@ -223,7 +223,7 @@ def test_other_packings_are_named(tmp_path: Path) -> None:
         ({"label": 17, "class": 3}, "3"),
     ],
 )
-def test_classes_stand_in_many_places(tmp_path: Path, said: dict, name: str) -> None:
+def test_classes_are_in_many_places(tmp_path: Path, said: dict, name: str) -> None:
     path = tmp_path / "a.geojson"
     path.write_text(json.dumps(collection([{"type": "Feature", "geometry": polygon(square(30)), "properties": said}])))
     import_files([path], "qupath", tmp_path / "run", ImportOptions(mpp=0.25, slide_id="S"))
@@ -415,7 +415,7 @@ def test_a_mask_in_zarr_is_taken_apart_in_windows(tmp_path: Path) -> None:
     assert any("mask" in note for note in done.notes)
 
 
-def test_a_map_of_classes_asks(tmp_path: Path) -> None:
+def test_a_map_of_classes_is_refused(tmp_path: Path) -> None:
     classes = np.where(D > 0, 1 + D % 3, 0)
     np.save(tmp_path / "c.npy", classes)
     with pytest.raises(FormatError, match=r"3 values form 12 separate parts.*--components"):

@@ -51,7 +51,7 @@ def test_spatialdata_has_the_slide(run: Path, tmp_path: Path) -> None:
     check(group["s0"][:].transpose(1, 2, 0), (1 / systems["global"][2], 1 / systems["global"][1]))
 
 
-def test_without_the_slide_it_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_without_the_slide_it_is_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "run", blobs(3, 40), 1.0, path=Path("/nowhere/CMU-1-Small-Region.svs"))
     call("export", run, "--to", "anndata", "-o", tmp_path / "a.h5ad")
     assert "without its picture" in caplog.text

@@ -102,13 +102,13 @@ def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
     assert len(messages) <= 3
 
 
-def test_another_size_than_the_manifest_says_is_an_error_before_a_byte_is_fetched(server: GdcServer, tmp_path: Path) -> None:
+def test_another_size_than_the_manifest_states_is_an_error_before_a_byte_is_fetched(server: GdcServer, tmp_path: Path) -> None:
     with pytest.raises(FetchDamagedError, match=f"expected 5 bytes by the manifest, but the server has {len(DATA)}"):
         fetched(server, tmp_path / "stage", size=5)
     assert server.sent("one") == 1
 
 
-def test_a_fetch_that_was_stopped_goes_on_where_it_was(server: GdcServer, tmp_path: Path) -> None:
+def test_a_fetch_that_was_stopped_continues_where_it_was(server: GdcServer, tmp_path: Path) -> None:
     asked = itertools.count()
     with pytest.raises(FetchStopped):
         fetched(server, tmp_path / "stage", way=(_nothing(), lambda: next(asked) > 12))
@@ -146,7 +146,7 @@ def test_a_slide_larger_than_the_room_is_not_begun(server: GdcServer, tmp_path: 
     assert server.sent("one") == 1
 
 
-def test_the_token_goes_to_the_gdc_alone_and_stands_in_no_message(
+def test_the_token_goes_to_the_gdc_alone_and_is_in_no_message(
     server: GdcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     token = "secret-" + os.urandom(8).hex()

@@ -26,7 +26,7 @@ def test_an_object_is_fetched_in_ranges_and_its_etag_is_its_checksum(bucket: Buc
         fetch_to_staging(Wanted(address, md5="0" * 32), "two", tmp_path, FetchOptions())
 
 
-def test_what_is_not_there_is_said_with_its_address(bucket: Bucket, tmp_path: Path) -> None:
+def test_what_is_not_there_is_reported_with_its_address(bucket: Bucket, tmp_path: Path) -> None:
     with pytest.raises(FetchMissingError, match=r"s3://slides/none\.svs"):
         fetch_to_staging(Wanted("s3://slides/none.svs"), "none", tmp_path, FetchOptions())
     with pytest.raises(FetchError, match=r"s3://nobody/x\.svs"):

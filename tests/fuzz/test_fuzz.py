@@ -91,7 +91,7 @@ def test_review_requests(server: tuple[int, str], case: object) -> None:
     targets.request_case(case, *server)
 
 
-def test_a_run_goes_on_after_slides_that_are_garbage(tmp_path: Path) -> None:
+def test_a_run_continues_after_slides_that_are_garbage(tmp_path: Path) -> None:
     import random
 
     slides = tmp_path / "slides"

@@ -148,7 +148,7 @@ def test_one_bound_for_both_libraries() -> None:
 
 
 @pytest.mark.parametrize("n", [5000, 100_000], ids=["staged_by_cuda", "larger"])
-def test_copies_are_over_when_the_host_goes_on(pool: Any, n: int) -> None:
+def test_copies_are_over_when_the_host_continues(pool: Any, n: int) -> None:
     (stream,) = streams(0, 1)
     with on_stream(stream):
         for host in (np.zeros(n, np.uint16), pinned_empty((n,), "uint16", "cuda")):

@@ -71,7 +71,7 @@ def test_kernels_are_compiled_once_however_many_threads_ask(
     assert len(backends) == len(compiled) == 1
 
 
-def test_no_memory_to_lock_is_slower_and_a_broken_gpu_is_said(
+def test_no_memory_to_lock_is_slower_and_a_broken_gpu_is_reported(
     machine_like_cupy: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules["cupy"].cuda

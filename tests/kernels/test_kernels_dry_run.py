@@ -99,7 +99,7 @@ def test_what_the_json_of_each_step_answers(results: dict[str, Any]) -> None:
     assert (results["folder"] / "train" / "checkpoint.pt").is_file()
 
 
-def test_a_wrong_answer_is_said(carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_answer_is_reported(carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with np.load(carry / "gpu_expectations.npz") as stored:
         parts = dict(stored)
     parts["network|maps"] = np.where(parts["network|maps"] > 128, parts["network|maps"] - 9, parts["network|maps"] + 9)

@@ -57,7 +57,7 @@ def test_benchmark_runs_on_the_cpu(slide: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
-def test_script_says_what_is_missing(tmp_path: Path) -> None:
+def test_script_states_what_is_missing(tmp_path: Path) -> None:
     done = subprocess.run(
         ["bash", ROOT / "scripts" / "on_gpu.sh", tmp_path, "parity"],
         capture_output=True,

@@ -63,7 +63,7 @@ def chained(cause: Exception) -> Exception:
         (chained(FakeRuntimeError("cudaErrorHardwareStackError: hardware stack error")), True),
     ],
 )
-def test_a_broken_context_is_told_from_what_passes(err: Exception, broken: bool) -> None:
+def test_a_broken_context_is_distinguished_from_what_passes(err: Exception, broken: bool) -> None:
     assert bool(device_fault(err)) == broken
 
 
@@ -114,7 +114,7 @@ def test_a_tile_that_breaks_every_gpu_is_the_tiles_fault() -> None:
     assert not hosts.exclusions
 
 
-def test_probe_knows_the_answer_and_refuses_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_has_the_answer_and_refuses_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from wsiseg.results.folder import RunFolder
 
     context = WorkerContext(RunFolder(tmp_path), RunConfig(predict=PredictConfig(precision="fp32")), "probe", "cpu")

@@ -154,7 +154,7 @@ def test_one_component_of_many_markers(machine: Machine) -> None:
     assert len(found.anchors) == 48
 
 
-def test_a_saddle_exactly_as_deep_as_asked_separates(one_machine: Machine) -> None:
+def test_a_saddle_exactly_as_deep_as_requested_separates(one_machine: Machine) -> None:
     prob = np.zeros((2, 20, 40), np.uint8)
     prob[1] = 255
     prob[0, 8:12, 6:34] = 120

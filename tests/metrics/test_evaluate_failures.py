@@ -22,7 +22,7 @@ def scene():
     return pred, truth
 
 
-def test_every_kind_is_told_apart():
+def test_every_kind_is_distinguished():
     pred, truth = scene()
     got = failures(contingency(pred, truth))
     kinds = dict(zip(got.truth_ids.tolist(), (FAILURE_KINDS[k] for k in got.truth_kind), strict=True))
@@ -67,7 +67,7 @@ def test_the_worst_window_is_where_the_prediction_was_spoiled():
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
-def test_the_picture_shows_both_outlines_and_says_the_score(tmp_path, suffix):
+def test_the_picture_shows_both_outlines_and_states_the_score(tmp_path, suffix):
     pil = pytest.importorskip("PIL.Image")
     pred, truth = scene()
     rgb = np.full((100, 100, 3), (200, 160, 200), np.uint8)

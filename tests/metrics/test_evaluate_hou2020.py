@@ -109,7 +109,7 @@ def test_command_prints_the_tables_and_writes_them(tmp_path):
     assert len(tree["patches"]) == 3
 
 
-def test_organs_of_the_set_stand_in_for_cancer_types(tmp_path):
+def test_organs_of_the_set_serve_as_cancer_types(tmp_path):
     for name, (truth, _) in PATCHES.items():
         write_labels(tmp_path / f"{name}.labels.png", truth)
     (tmp_path / "INFO.json").write_text(json.dumps({"organ_per_image": {"one": "breast", "two": "lung"}}))

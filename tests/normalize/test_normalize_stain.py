@@ -46,7 +46,7 @@ def test_reinhard_is_the_definition(compiled):
 
 
 @pytest.mark.parametrize("stain", [MACENKO, REINHARD, Stain()], ids=lambda s: s.method)
-def test_a_pixel_stands_alone_and_white_stays_white(stain, compiled):
+def test_a_pixel_is_independent_and_white_stays_white(stain, compiled):
     image = COLORS[:3600].reshape(60, 60, 3)
     whole = normalize(image, stain)
     assert whole.dtype == np.uint8

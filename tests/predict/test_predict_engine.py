@@ -111,7 +111,7 @@ def test_precision_is_resolved_once_and_named() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_a_missing_gpu_is_said() -> None:
+def test_a_missing_gpu_is_reported() -> None:
     with pytest.raises(BackendUnavailableError, match="cuda"):
         resolve_precision("auto", "cuda")
 

@@ -126,7 +126,7 @@ def test_ranges_travel_with_the_weights(tmp_path: Path) -> None:
     assert load_weights(str(path))[0].ranges == {}
 
 
-def test_what_cannot_run_in_int8_says_so(net: UNet) -> None:
+def test_what_cannot_run_in_int8_states_it(net: UNet) -> None:
     assert not is_quantizable(build_net("hou43").spec)
     with pytest.raises(WeightsError, match="bf16 or fp32"):
         QuantizedUNet(build_net("hou43"), {})

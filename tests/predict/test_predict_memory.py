@@ -133,7 +133,7 @@ def test_out_of_memory_halves_the_window_and_changes_nothing(rgb: np.ndarray) ->
     np.testing.assert_array_equal(maps_of(short_of_memory(500)[0], rgb, wanted=wanted), whole * wanted)
 
 
-def test_smallest_window_that_does_not_fit_is_said(rgb: np.ndarray) -> None:
+def test_smallest_window_that_does_not_fit_is_reported(rgb: np.ndarray) -> None:
     model, _ = short_of_memory(200)
     with pytest.raises(TileComputeError, match=r"is too small for a network window of .* --workers-per-gpu 1"):
         maps_of(model, rgb)

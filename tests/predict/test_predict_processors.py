@@ -97,7 +97,7 @@ def test_a_processor_that_rounds_is_refused(monkeypatch: pytest.MonkeyPatch) -> 
         ("SSE41", ""),
     ],
 )
-def test_caps_are_believed(cap: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caps_are_respected(cap: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for probe in ("avx2", "avx512", "vnni", "avx512_bf16", "amx_tile"):
         monkeypatch.setattr(torch.cpu, f"_is_{probe}_supported", lambda: True, raising=False)
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)

@@ -81,7 +81,7 @@ def test_a_divided_review_and_gaps() -> None:
 @given(
     st.lists(st.tuples(st.floats(0, 1), st.sampled_from(["", "adequate", "not_adequate", "unsure"])), min_size=1, max_size=30)
 )
-def test_a_slides_estimate_lies_in_its_interval_and_knows_what_was_judged(patches: list[tuple[float, str]]) -> None:
+def test_a_slides_estimate_is_in_its_interval_and_uses_what_was_judged(patches: list[tuple[float, str]]) -> None:
     prob, words = np.array([p for p, _ in patches]), [w for _, w in patches]
     found = predicted_share(prob, words, 0.1)
     kept = [(p, w) for p, w in patches if w != "unsure"]

@@ -32,7 +32,7 @@ def test_a_mark_is_on_disk_when_append_returns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 7))
-def test_a_torn_last_line_is_dropped_and_writing_goes_on(tmp_path: Path, cut: int) -> None:
+def test_a_torn_last_line_is_dropped_and_writing_continues(tmp_path: Path, cut: int) -> None:
     log = log_of(tmp_path)
     for item in ("p1", "p2", "p3"):
         log.append("patches", item, "adequate")
@@ -117,7 +117,7 @@ def test_decisions_of_several_reviewers(tmp_path: Path) -> None:
         max_size=40,
     )
 )
-def test_a_session_equals_a_plain_list_of_deeds(tmp_path_factory: pytest.TempPathFactory, actions: list) -> None:
+def test_a_session_equals_a_plain_list_of_actions(tmp_path_factory: pytest.TempPathFactory, actions: list) -> None:
     """Mark, change, undo and restart in any order: the same latest marks, order and next item as a plain model."""
     folder = tmp_path_factory.mktemp("marks")
     items = [f"p{i}" for i in range(10)]

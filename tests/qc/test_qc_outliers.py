@@ -287,7 +287,7 @@ def test_nuclei_outside_the_mask_and_a_foreign_look_are_flagged_without_a_cohort
     assert not find_outliers(rows)[0].flagged
 
 
-def test_a_slide_that_looks_unlike_its_cohort_is_flagged_unless_the_published_rule_alone_is_asked_for() -> None:
+def test_a_slide_that_looks_unlike_its_cohort_is_flagged_unless_the_published_rule_alone_is_requested() -> None:
     random = np.random.default_rng(4)
     rows = [{**r, "sharpness": random.normal(0.15, 0.01), "od_blue_frac": random.normal(0.26, 0.01)} for r in cohort(30, 4)]
     rows[7]["sharpness"], rows[19]["od_blue_frac"], rows[11]["sharpness"] = 0.05, 0.4, None

@@ -220,7 +220,7 @@ def of_turns(values: np.ndarray, name: str) -> float:
     return float(values[OF_ORIENTATIONS.index(name)])
 
 
-def test_a_network_that_stands_by_its_word_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_network_that_predicts_the_same_each_time_is_steady(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = scene()[1]
     good = turned(monkeypatch, dark_is_nucleus)
     for name in ("turn_f1", "turn_f1_low", "turn_dice", "mean_precision", "mean_recall", "mean_worse"):
@@ -279,7 +279,7 @@ def test_cells_of_a_map_are_summed_up_as_patches() -> None:
         assert found[c] == pytest.approx([expected[PICTURE_FEATURES.index(k)] for k in OF_NUCLEI])
 
 
-def test_a_map_shows_doubt_where_it_lies() -> None:
+def test_a_map_shows_doubt_at_its_position() -> None:
     model = load_quality("research")
     assert model is not None
     assert model.of_nuclei is not None

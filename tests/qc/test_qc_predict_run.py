@@ -52,7 +52,7 @@ def test_stored_patches_give_the_features_that_the_slide_gave(make_run, tmp_path
     assert [first.fail_prob[i] for i in sorted(fresh)] == pytest.approx(model.predict(values).tolist())
 
 
-def test_features_of_an_earlier_version_are_computed_again_and_said(make_run, caplog: pytest.LogCaptureFixture) -> None:
+def test_features_of_an_earlier_version_are_computed_again_and_reported(make_run, caplog: pytest.LogCaptureFixture) -> None:
     run = load_run(make_run(("a",)))
     make_patches(run, 2)
     new = predict_run(run).fail_prob
@@ -64,7 +64,7 @@ def test_features_of_an_earlier_version_are_computed_again_and_said(make_run, ca
     assert stored_prediction(run) is not None
 
 
-def test_a_missing_slide_file_does_not_matter_and_a_lost_pack_is_said(make_run, tmp_path: Path) -> None:
+def test_a_missing_slide_file_does_not_matter_and_a_lost_pack_is_reported(make_run, tmp_path: Path) -> None:
     root = make_run(("a", "b"))
     run = load_run(root)
     make_patches(run, 2)
@@ -80,7 +80,7 @@ def test_a_missing_slide_file_does_not_matter_and_a_lost_pack_is_said(make_run, 
     assert "are missing" in found.failed[0][1]
 
 
-def test_the_command_writes_tables_and_says_what_it_rests_on(make_run) -> None:
+def test_the_command_writes_tables_and_states_its_evidence(make_run) -> None:
     root = make_run(("a", "b", "c"))
     runner = CliRunner()
     assert runner.invoke(qc, ["patches", str(root), "--per-slide", "4"]).exit_code == 0

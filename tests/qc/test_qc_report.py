@@ -207,7 +207,7 @@ def test_paths_of_this_machine_do_not_leave_it(tmp_path: Path) -> None:
     assert row == SlideRow.blank("s", "failed", path="a b.svs", error="a b.svs: no", n_nuclei=3)
 
 
-def test_the_mask_is_drawn_where_it_lies() -> None:
+def test_the_mask_is_drawn_at_its_position() -> None:
     mask = np.zeros((10, 20), np.uint8)
     mask[2:8, 5:15] = 1
     rgb = np.full((100, 200, 3), 100, np.uint8)

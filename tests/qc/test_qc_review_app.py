@@ -274,7 +274,7 @@ def test_what_cannot_be_reviewed_is_refused(make_run, reviewed: Path) -> None:
         grade_run(load_run(fresh))
 
 
-def test_a_taken_port_is_said(reviewed: Path) -> None:
+def test_a_taken_port_is_reported(reviewed: Path) -> None:
     with serving(reviewed) as page, pytest.raises(InputError, match=f"Port {page.port}"):
         open_review(load_run(reviewed), "bob", port=page.port)
 
@@ -354,7 +354,7 @@ def test_a_link_from_the_report_leads_to_its_slide(reviewed: Path) -> None:
             assert second.port != page.port  # another reviewer on the same computer
 
 
-def test_predicted_quality_lies_over_the_slide(reviewed: Path) -> None:
+def test_predicted_quality_is_over_the_slide(reviewed: Path) -> None:
     from wsiseg.qc.prediction import predict_run
 
     record = json.loads((reviewed / "run.json").read_text())

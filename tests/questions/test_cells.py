@@ -165,7 +165,7 @@ def test_workers_share_a_slide_and_give_the_same_bytes(run: Path) -> None:
     assert {p.name: p.read_bytes() for p in (run / "cells").iterdir()} == whole
 
 
-def test_a_damaged_row_group_is_told(run: Path) -> None:
+def test_a_damaged_row_group_is_reported(run: Path) -> None:
     damaged = run / "nuclei/B.parquet"
     place = pq.read_metadata(damaged).row_group(0).column(0).data_page_offset
     content = bytearray(damaged.read_bytes())

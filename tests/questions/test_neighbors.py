@@ -143,7 +143,7 @@ def test_a_run_is_resumed_and_gives_the_same_bytes(run: Path, tmp_path: Path) ->
     assert "2 slides" in call("neighbors", run, "-o", two, "--radius-um", 40, "--overwrite")
 
 
-def test_what_cannot_be_asked_is_said(run: Path, tmp_path: Path) -> None:
+def test_questions_without_an_answer_are_reported(run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--delaunay"):
         NeighborOptions()
     with pytest.raises(InputError, match="above 0"):

@@ -261,7 +261,7 @@ def test_files_without_regions_are_refused(run: Path, tmp_path: Path, text: str,
     assert not (tmp_path / "o.csv").exists()
 
 
-def test_frames_that_do_not_fit_are_told_or_refused_with_numbers(run: Path, tmp_path: Path) -> None:
+def test_frames_that_do_not_fit_are_reported_or_refused_with_numbers(run: Path, tmp_path: Path) -> None:
     where = tmp_path / "a.geojson"
     base = ["regions", run, where, "--slide", "A", "--overwrite", "-o", tmp_path / "o.csv"]
     inside = shapely.box(2000, 2000, 9000, 9000)
@@ -308,7 +308,7 @@ def test_frames_that_do_not_fit_are_told_or_refused_with_numbers(run: Path, tmp_
     assert "Expected a frame" in reported
 
 
-def test_outlines_that_cross_themselves_are_told(made: dict[str, Path], tmp_path: Path) -> None:
+def test_outlines_that_cross_themselves_are_reported(made: dict[str, Path], tmp_path: Path) -> None:
     eight = shapely.Polygon([(2000, 2000), (4000, 4000), (4000, 2000), (2000, 4000)])
     found = read_annotations(write_geojson(tmp_path / "a.geojson", [plain(eight)]))
     regions, notes = place_regions(found, open_nuclei(made["A"]), parse_frame(""), None)

@@ -171,7 +171,7 @@ def test_orientation_is_followed_by_every_reader(tmp_path, kind, orientation):
 
 @pytest.mark.parametrize("kind", ["strips", "tiles", "png"])
 @pytest.mark.parametrize("premultiplied", [False, True])
-def test_alpha_lies_over_white(tmp_path, kind, premultiplied):
+def test_alpha_is_over_white(tmp_path, kind, premultiplied):
     alpha = np.full((H, W), 255, np.uint8)
     alpha[:20], alpha[20:40] = 0, 128
     colour = RGB
@@ -215,7 +215,7 @@ def test_cmyk_as_pillow_shows_it(tmp_path, tiled):
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "jp2", "webp"])
-def test_pictures_that_pillow_knows(tmp_path, suffix):
+def test_pictures_that_pillow_reads(tmp_path, suffix):
     Image.fromarray(RGB).save(tmp_path / f"s.{suffix}", **({"lossless": True} if suffix == "webp" else {}))
     np.testing.assert_array_equal(shown(tmp_path / f"s.{suffix}"), RGB)
 
@@ -331,7 +331,7 @@ def test_declared_bits_win_and_are_held_to(tmp_path, bits):
 
 
 @pytest.mark.parametrize("tiled", [True, False])
-def test_a_truncated_file_is_said(tmp_path, tiled):
+def test_a_truncated_file_is_reported(tmp_path, tiled):
     path = write(tmp_path / "s.tif", RGB.astype(np.uint16) * 257, **(TILED if tiled else {"rowsperstrip": 8}))
     data = path.read_bytes()
     path.write_bytes(data[: len(data) * 2 // 3])
@@ -416,7 +416,7 @@ def test_any_layout_shows_what_the_png_shows(tmp_path, size, seed, layout, bits,
     two.close()
 
 
-def test_the_layout_is_said(tmp_path):
+def test_the_layout_is_reported(tmp_path):
     meta = open_slide(write(tmp_path / "a.tif", RGB.astype(np.uint16) * 16, compression="zstd", **TILED), mpp=0.5).meta
     assert meta.layout == "3 samples of 16 bits, RGB, interleaved, tiles 48x64, compression ZSTD, values read as 12 bits"
     assert meta.reader == "tifffile"

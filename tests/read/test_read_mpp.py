@@ -189,7 +189,7 @@ def test_aperio_text_of_a_shrunk_picture_is_scaled(tmp_path):
 
 
 @pytest.mark.parametrize("text", [APERIO.split("|MPP", maxsplit=1)[0], APERIO + "0"])
-def test_an_objective_of_the_scanner_is_the_last_step_and_said(tmp_path, text):
+def test_an_objective_of_the_scanner_is_the_last_step_and_reported(tmp_path, text):
     meta = open_slide(write(tmp_path / "s.svs", description=text, tiled=True)).meta
     assert (meta.mpp, meta.mpp_source) == (0.25, "objective")
     assert "40x" in meta.mpp_note
@@ -227,20 +227,20 @@ def test_libvips_text_and_a_part_of_its_scan(tmp_path):
         ((2000, 2000), 3, r"\b5 .*factor 10 .*0\.5"),
     ],
 )
-def test_no_microscopes_scale_is_asked_about(tmp_path, resolution, unit, said, tiled):
+def test_no_microscopes_scale_is_refused(tmp_path, resolution, unit, said, tiled):
     path = write(tmp_path / "s.tif", resolution=resolution, unit=unit, tiled=tiled)
     with pytest.raises(ImplausibleMppError, match=said):
         open_slide(path)
     assert open_slide(path, mpp=0.03).meta.mpp == 0.03
 
 
-def test_a_thousandth_in_ome_xml_is_asked_about(tmp_path):
+def test_a_thousandth_in_ome_xml_is_refused(tmp_path):
     path = write(tmp_path / "s.ome.tif", metadata={"axes": "YXS", "PhysicalSizeX": 0.00025, "PhysicalSizeY": 0.00025})
     with pytest.raises(ImplausibleMppError, match=r"OME-XML.*1000"):
         open_slide(path)
 
 
-def test_statements_that_disagree_are_said(tmp_path):
+def test_statements_that_disagree_are_reported(tmp_path):
     ome = {"axes": "YXS", "PhysicalSizeX": 0.25, "PhysicalSizeY": 0.25}
     meta = open_slide(write(tmp_path / "s.ome.tif", metadata=ome, resolution=(20000, 20000), unit=3, tiled=True)).meta
     assert (meta.mpp, meta.mpp_source) == (0.25, "ome")

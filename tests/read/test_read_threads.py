@@ -70,7 +70,7 @@ def test_a_failed_handle_stays_open_for_the_thread_that_reads_with_it(damaged):
 
 
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
-def test_two_threads_of_which_one_fails_each_time(damaged, reader):
+def test_two_threads_one_of_them_failing(damaged, reader):
     slide = open_slide(damaged, reader=reader)
     start = threading.Barrier(2)
 

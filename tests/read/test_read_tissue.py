@@ -76,7 +76,7 @@ def test_specks_go_holes_close_and_the_rest_grows():
     assert not mask[:90].any()
 
 
-def test_ink_is_told_from_stain():
+def test_ink_is_distinguished_from_stain():
     ink = {"green": (40, 150, 110), "blue": (30, 90, 180), "red": (200, 20, 25), "black": (25, 25, 28)}
     stain = {
         "hematoxylin": (70, 50, 130),
@@ -128,7 +128,7 @@ def test_fraction_is_exact(shape, box, px):
     np.testing.assert_array_equal(tissue_window(tissue, b), expected)
 
 
-def test_fraction_cuts_mask_pixels_and_knows_the_scale():
+def test_fraction_cuts_mask_pixels_and_uses_the_scale():
     tissue = TissueMask(np.array([[1, 0]], np.uint8), 10.0, 10.0)
     assert tissue_frac(tissue, Box(5, 0, 10, 5)) == pytest.approx(0.5)
     assert tissue_frac(tissue, Box(10, 0, 20, 10), scale=2.0) == pytest.approx(0.5)

@@ -171,7 +171,7 @@ def test_what_shows_no_tissue_and_no_glass_is_not_called_blank(color: tuple[int,
 @pytest.mark.skipif(not SETS.is_dir(), reason="WSISEG_DATA is not set")
 @pytest.mark.parametrize("name", ["tnbc", "consep", "monuseg", "cpm16", "dsb2018_he", "nucls15"])
 @pytest.mark.parametrize("side", [0, 256])
-def test_annotated_nuclei_lie_in_the_mask(name: str, side: int) -> None:
+def test_annotated_nuclei_are_in_the_mask(name: str, side: int) -> None:
     """Among them the 256 px windows of TNBC of which 15 in 24 once held no tissue."""
     nuclei = lost = 0
     for path in sorted((SETS / name).glob("*.labels.png"))[:12]:

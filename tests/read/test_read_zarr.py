@@ -72,7 +72,7 @@ def test_units_of_the_scale(tmp_path, unit, step):
     assert open_slide(write(tmp_path / "s.zarr", PLANES, axes="cyx", unit=unit, step=step)).meta.mpp == pytest.approx(0.5)
 
 
-def test_a_scale_without_unit_states_nothing_and_one_of_no_microscope_is_asked_about(tmp_path):
+def test_a_scale_without_unit_states_nothing_and_one_of_no_microscope_is_refused(tmp_path):
     with pytest.raises(MissingMppError):
         open_slide(write(tmp_path / "a.zarr", PLANES, axes="cyx", unit=None))
     with pytest.raises(ImplausibleMppError, match="OME-Zarr scale"):

@@ -258,7 +258,7 @@ def log_of(out: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("broken", BROKEN)
-def test_two_hosts_of_which_one_is_broken(broken: str, slides: Path, clean: Path, tmp_path: Path) -> None:
+def test_two_hosts_one_of_them_broken(broken: str, slides: Path, clean: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with Machines(tmp_path / "hosts", rules=BROKEN[broken], names=("blind", "seeing")) as machines:
         command = [sys.executable, "-m", "wsiseg", "segment", str(slides), *CROP, "--out", str(out)]

@@ -25,7 +25,7 @@ def lacking() -> str:
     return str(module.obstacle())
 
 
-def test_four_hosts_of_which_one_works_undisturbed(crop_png: Path, tmp_path: Path) -> None:
+def test_four_hosts_one_of_them_undisturbed(crop_png: Path, tmp_path: Path) -> None:
     reason = lacking()
     if reason:
         pytest.skip(reason)

@@ -114,7 +114,7 @@ def test_a_poisoned_tile_is_excluded_and_only_it(crop_png: Path, clean: bytes, t
 
 
 @pytest.mark.parametrize("at", ["prepare", "finish"])
-def test_an_error_that_nobody_foresaw_is_tried_as_often_as_any_other(
+def test_an_error_that_is_unexpected_is_tried_as_often_as_any_other(
     at: str, crop_png: Path, clean: bytes, tmp_path: Path
 ) -> None:
     """It takes ``--retries`` tries, not the patience for workers that are lost; --retry-failed mends it."""

@@ -104,7 +104,7 @@ def test_um_needs_to_know_the_slide() -> None:
         parse_frame("um").on(Ground(100, 100))
 
 
-def test_points_outside_are_told_with_numbers_and_a_frame_that_fits() -> None:
+def test_points_outside_are_reported_with_numbers_and_a_frame_that_fits() -> None:
     ground = Ground(10_000, 8000, 0.25, downsamples=(1.0, 4.0, 16.0))
     xy = np.stack([np.linspace(100, 9900, 100), np.linspace(100, 7900, 100)], axis=1)
     assert check_fit(xy, ground, (1, 0, 0), "x") == []
@@ -155,7 +155,7 @@ def test_a_png_over_the_scanned_area(tmp_path: Path, slide: Path) -> None:
     assert tissue_px_in(tissue, Box(1200, 900, 512, 512)) == 512 * 512 == tissue_px_in(tissue, Box(0, 0, 3000, 2400))
 
 
-def test_a_mask_beside_the_tissue_is_told_before_a_run_finds_nothing(tmp_path: Path, slide: Path) -> None:
+def test_a_mask_beside_the_tissue_is_reported_before_a_run_finds_nothing(tmp_path: Path, slide: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.create()
 

@@ -123,7 +123,7 @@ def pods(name: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["kubernetes_shards.yaml", "kubernetes_dask.yaml"])
-def test_pods_run_as_nobody_special_on_a_root_that_is_read_only(name: str) -> None:
+def test_pods_run_as_an_arbitrary_user_on_a_root_that_is_read_only(name: str) -> None:
     for pod in pods(name):
         assert pod["securityContext"]["runAsNonRoot"] is True
         assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}

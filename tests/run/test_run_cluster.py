@@ -143,7 +143,7 @@ def test_a_worker_without_the_run_folder_is_refused(cluster: Cluster, crop_png: 
     assert f"finds no run in {tmp_path}/empty (see --path-map)" in done.stderr
 
 
-def test_without_certificates_nobody_gets_in(cluster: Cluster, crop_png: Path, tmp_path: Path) -> None:
+def test_without_certificates_no_client_connects(cluster: Cluster, crop_png: Path, tmp_path: Path) -> None:
     assert cluster.address.startswith("tls://")
     command = ("segment", crop_png, *CROP, "--out", tmp_path / "out", "--scheduler", cluster.address)
     none = run_cli(*command)

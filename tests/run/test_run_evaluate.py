@@ -139,7 +139,7 @@ def test_what_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
         assert reported in result.output
 
 
-def test_unknown_scale_is_said(data: Path, crop_rgb: np.ndarray, found: np.ndarray, tmp_path: Path) -> None:
+def test_unknown_scale_is_reported(data: Path, crop_rgb: np.ndarray, found: np.ndarray, tmp_path: Path) -> None:
     write_set(tmp_path, "odd", {"x": (crop_rgb[:260, :300], found)}, mpp="unknown")
     assert "odd: 1 of 1 images state no microns per pixel: segmented without resampling" in evaluate("--data", tmp_path)
     assert f"taken as {MPP} um/px" in evaluate("--data", tmp_path, "--mpp", MPP)

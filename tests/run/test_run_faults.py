@@ -163,7 +163,7 @@ def test_damaged_parts_are_done_again(crop_png: Path, clean: bytes, tmp_path: Pa
     assert {p: p.stat().st_mtime_ns for p in parts[3:]} == kept
 
 
-def test_other_mpp_or_mask_of_a_slide_is_done_anew_and_said(crop_png: Path, tmp_path: Path, warned: list[str]) -> None:
+def test_other_mpp_or_mask_of_a_slide_is_done_again_and_reported(crop_png: Path, tmp_path: Path, warned: list[str]) -> None:
     out, manifest, mask = tmp_path / "out", tmp_path / "m.csv", tmp_path / "mask.png"
 
     def run(mpp: float, mask_path: str) -> tuple[str, int]:

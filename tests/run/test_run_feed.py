@@ -114,13 +114,13 @@ def simulated(n_slides: int, n_tiles: int, workers: int, tile_s: float, prepare_
     return (busy + n_slides * prepare_s) / (now * workers), longest
 
 
-def test_slow_preparing_starves_nobody() -> None:
+def test_slow_preparing_does_not_starve_other_slides() -> None:
     # 16 workers empty a slide of 40 tiles in 1.25 s, and the next one takes 4 s to prepare: several must be under way at once
     busy, _ = simulated(n_slides=150, n_tiles=40, workers=16, tile_s=0.5, prepare_s=4.0, task_s=1.0)
     assert busy > 0.93
 
 
-def test_short_tiles_go_in_batches_of_the_asked_length_and_the_last_ones_are_shared() -> None:
+def test_short_tiles_go_in_batches_of_the_requested_length_and_the_last_ones_are_shared() -> None:
     busy, longest = simulated(n_slides=20, n_tiles=400, workers=8, tile_s=0.05, prepare_s=0.2, task_s=1.0)
     assert 18 <= longest <= 20
     assert busy > 0.95

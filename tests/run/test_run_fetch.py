@@ -120,7 +120,7 @@ def test_a_manifest_from_a_server_that_misbehaves(
     assert pq.read_metadata(out / "errors.parquet").num_rows == 0
 
 
-def test_without_a_token_every_slide_is_a_row_of_error_that_says_so(server: GdcServer, slides: Path, tmp_path: Path) -> None:
+def test_without_a_token_every_slide_is_a_row_of_error_that_states_it(server: GdcServer, slides: Path, tmp_path: Path) -> None:
     done = run_here("segment", gdc_manifest(tmp_path / "m.tsv", slides), *CROP, "--out", tmp_path / "out")
     assert done.exit_code == 1
     errors = pq.read_table(tmp_path / "out/errors.parquet").to_pylist()
@@ -128,7 +128,7 @@ def test_without_a_token_every_slide_is_a_row_of_error_that_says_so(server: GdcS
     assert all("HTTP 401, no token was given" in e["error"] and "--gdc-token-file" in e["error"] for e in errors)
 
 
-def test_killed_at_any_moment_the_same_command_goes_on(server: GdcServer, slides: Path, local: Path, tmp_path: Path) -> None:
+def test_killed_at_any_moment_the_same_command_continues(server: GdcServer, slides: Path, local: Path, tmp_path: Path) -> None:
     """What is finished, and every byte that is staged, is not fetched again: the server's log is the witness."""
     out = tmp_path / "out"
     server.rules(**{"id-1": ["404 always"]})
@@ -172,7 +172,7 @@ def test_a_bucket_with_a_folder_of_slides(slides: Path, local: Path, tmp_path: P
         assert kept == {f"{n}.png": (slides / f"{n}.png").read_bytes() for n in NAMES[:2]}
 
 
-def test_a_slide_larger_than_the_staging_folder_is_said_to_be(server: GdcServer, slides: Path, tmp_path: Path) -> None:
+def test_a_slide_larger_than_the_staging_folder_is_reported(server: GdcServer, slides: Path, tmp_path: Path) -> None:
     command = ("segment", gdc_manifest(tmp_path / "m.txt", slides), *CROP, "--out", tmp_path / "out", "--stage-gb", "0.00001")
     done = run_here(*command, "--gdc-token-file", tmp_path / "token.txt")
     assert done.exit_code == 1

@@ -146,7 +146,7 @@ def test_a_folder_a_slide_as_downloads_have_it(tmp_path: Path) -> None:
     assert reasons(found) == {"ending .parcel, no slide": 2, "ending .txt, no slide": 1, "unfinished download": 1}
 
 
-def test_slides_of_one_name_in_several_folders_are_told_apart(tmp_path: Path) -> None:
+def test_slides_of_one_name_in_several_folders_are_distinguished(tmp_path: Path) -> None:
     for name in ("p1/scan.svs", "p2/scan.svs", "p2/other.svs"):
         touch(tmp_path / name)
     found = find_slides([str(tmp_path)])
@@ -308,7 +308,7 @@ def test_a_glob_follows_the_rules_of_a_folder_unless_it_names_an_ending(tmp_path
     assert ids(find_slides([str(tmp_path / "a.svs"), str(tmp_path / "*.svs")])) == ["a"]
 
 
-def test_no_slide_at_all_says_what_is_there(tmp_path: Path) -> None:
+def test_no_slide_at_all_states_what_is_there(tmp_path: Path) -> None:
     touch(tmp_path / "scan.vsi")
     with pytest.raises(InputError, match=r"have no slide(?s:.*)ending \.vsi.*: 1 \(.*scan\.vsi\)"):
         find_slides([str(tmp_path)])
@@ -340,7 +340,7 @@ def test_long_names_are_cut_and_stay_apart() -> None:
     assert plain_name(one) == one
 
 
-def test_odd_names_cost_nobody_a_table(crop_png: Path, tmp_path: Path) -> None:
+def test_odd_names_lose_no_table(crop_png: Path, tmp_path: Path) -> None:
     slides = tmp_path / os.fsdecode(b"Schnitte_\xfc")
     slides.mkdir()
     names = [b"good.png", b"Pr\xe4parat.png", b"two\nlines.png", b"y" * 251 + b".png", b"-dash.png", "ü🔬 'q\".png".encode()]

@@ -65,7 +65,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Any:
     gpu_obstacle.cache_clear()
 
 
-def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_driver_lists_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(names=(b"NVIDIA H200", b"NVIDIA L4")))
     assert driver_report() == DriverReport(("NVIDIA H200", "NVIDIA L4"), (2**30, 2**31), "")
     monkeypatch.setattr(ctypes, "CDLL", lambda name: Driver(code=100))
@@ -74,7 +74,7 @@ def test_driver_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "CUDA_VISIBLE_DEVICES" in driver_report().reason
 
 
-def test_without_a_driver_auto_is_the_cpu_and_says_nothing(
+def test_without_a_driver_auto_is_the_cpu_and_reports_nothing(
     driver: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     driver(NONE)
@@ -176,7 +176,7 @@ def test_worker_processes_start_with_their_gpu(driver: Any, monkeypatch: pytest.
     assert sorted(seen.values()) == [("0", False), ("1", False)]
 
 
-def test_dask_cuda_is_used_only_where_it_is_asked_for(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dask_cuda_is_used_only_where_requested(driver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     driver(TWO)
     asked: dict[str, Any] = {}
     module = ModuleType("dask_cuda")
@@ -211,7 +211,7 @@ def test_who_reads_only_decides_nothing() -> None:
         assert [names[address] for address in fitting_workers(client)] == [2, 1]
 
 
-def test_doctor_says_what_a_gpu_run_lacks(driver: Any) -> None:
+def test_doctor_states_what_a_gpu_run_lacks(driver: Any) -> None:
     gpu_obstacle.cache_clear()
     result = CliRunner().invoke(main, ["doctor"])
     assert result.exit_code == 0, result.output

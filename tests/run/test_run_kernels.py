@@ -96,7 +96,7 @@ def test_a_user_without_home_and_with_read_only_packages(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("taken", ["nothing", "open to all", "a link", "a file"])
-def test_the_private_folder_is_nobody_elses(taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_private_folder_belongs_to_the_user(taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     usual = tmp_path / f"wsiseg-cache-{os.geteuid()}"
     if taken == "open to all":

@@ -72,7 +72,7 @@ def lanes(slides: list[SlideInput], bound: int, **more: object) -> Lanes:
     return Lanes(((), slides), lambda some: Feeder(some, limit=1, retries=0), bound, **more)  # type: ignore[arg-type]
 
 
-def test_what_is_staged_stays_with_its_host_and_strangers_are_dropped() -> None:
+def test_what_is_staged_stays_with_its_host_and_others_are_dropped() -> None:
     slides = [SlideInput(f"s{k}", f"https://x/{k}", size_bytes=10) for k in range(4)]
     run = lanes(slides, 100, staged={"a": {"s3": 10, "gone": 50}, "b": {"s0": 4}})
     run.set_hosts({"a": 1, "b": 1}, 2)
@@ -103,7 +103,7 @@ def test_an_unknown_size_is_fetched_alone_and_found_too_large_waits_for_room() -
     assert (b.slide.slide_id, b.room_bytes, b.drop) == ("b", 100, ("a",))
 
 
-def test_a_slide_larger_than_the_bound_is_refused_and_the_others_go_on() -> None:
+def test_a_slide_larger_than_the_bound_is_refused_and_the_others_continue() -> None:
     run = lanes([SlideInput("big", "https://x/big", size_bytes=101), SlideInput("b", "https://x/b", size_bytes=5)], 100)
     run.set_hosts({"h": 1}, 2)
     assert run.next_fetch() is None

@@ -46,7 +46,7 @@ def test_a_cohort_of_layouts(cohort: Path, tmp_path: Path) -> None:
     assert "states no microns per pixel" in reasons["f"]
 
 
-def test_info_says_what_the_reader_sees(cohort: Path) -> None:
+def test_info_states_what_the_reader_sees(cohort: Path) -> None:
     result = run_here("info", cohort / "b_pages.ome.tif", cohort / "c_12bit.tif")
     assert result.exit_code == 0, result.output
     assert "3 samples of 8 bits, MINISBLACK, 3 pages of one sample each, tiles 128x128, compression NONE" in result.output

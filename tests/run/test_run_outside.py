@@ -93,7 +93,7 @@ def test_tiles_and_workers_do_not_change_the_sample_nor_does_the_sample_change_t
     assert (tmp_path / "b/slides/crop.mask.jpg").read_bytes() == (runs["half"] / "slides/crop.mask.jpg").read_bytes()
 
 
-def test_a_killed_run_goes_on_to_the_same_row_and_picture(
+def test_a_killed_run_continues_to_the_same_row_and_picture(
     runs: dict[str, Path], crop_png: Path, half: Path, tmp_path: Path
 ) -> None:
     """As after a kill before the last step, with one sampled window done and one lost."""
@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on_to_the_same_row_and_picture(
     assert not (out / "parts" / "crop").exists()
 
 
-def test_the_row_says_how_the_slide_looks(runs: dict[str, Path]) -> None:
+def test_the_row_states_how_the_slide_looks(runs: dict[str, Path]) -> None:
     found = row(runs["whole"])
     shares = ("ink_frac", "fold_frac", "stain_residual", "od_red_frac", "od_blue_frac", "sharpness", "sharpness_low")
     assert all(0 <= found[name] <= 1 for name in shares)

@@ -13,7 +13,7 @@ from tests.run.conftest import SLIDE, run_here
 from wsiseg.run.plan import Estimate
 
 
-def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
+def test_an_interval_contains_the_mean_at_its_stated_rate() -> None:
     import numpy as np
 
     rng = np.random.default_rng(0)
@@ -23,7 +23,7 @@ def test_an_interval_holds_the_mean_as_often_as_it_says() -> None:
     assert (one.low, one.mean, one.high) == (1.0, 3.0, 9.0)
 
 
-def test_nuclei_and_bytes_of_a_run_lie_in_the_interval_of_its_plan(tmp_path: Path) -> None:
+def test_nuclei_and_bytes_of_a_run_are_in_the_interval_of_its_plan(tmp_path: Path) -> None:
     notes = run_here("plan", SLIDE)
     assert notes.exit_code == 0, notes.output
     low, high = (

@@ -74,7 +74,7 @@ def test_int8_of_another_processor_is_the_same_table(crop_png: Path, tmp_path: P
     assert len(json.loads((here / "run.json").read_text())["processors"]) == 1
 
 
-def test_precision_and_its_choice_are_said(crop_png: Path, tmp_path: Path) -> None:
+def test_precision_and_its_choice_are_reported(crop_png: Path, tmp_path: Path) -> None:
     out, auto = tmp_path / "out", tmp_path / "auto"
     asked = run_here("segment", crop_png, *CROP, "--precision", "fp32", "--out", out)
     assert "precision  fp32, chosen\n" in asked.output
@@ -130,7 +130,7 @@ def test_a_worker_with_other_maps_is_refused_or_recorded(tmp_path: Path) -> None
     assert processor_objections(requirements, WorkerContext(folder, config, "")) == [], "it is on record now"
 
 
-def test_processors_are_told_apart_by_their_maps_only() -> None:
+def test_processors_are_distinguished_by_their_maps_only() -> None:
     assert with_processor([], A, "bf16", accept=False) == (A,)
     assert with_processor([A], replace(B, digest=A.digest), "fp32", accept=False) == (A,)
     assert with_processor([A], B, "bf16", accept=True) == (A, B)

@@ -53,7 +53,7 @@ def test_tables_are_written_whoever_listens(
         assert "mm²" in done.stdout
 
 
-def test_words_that_are_lost_are_told(clean: Path, tmp_path: Path) -> None:
+def test_lost_messages_are_reported(clean: Path, tmp_path: Path) -> None:
     full = shell(f"$wsiseg status {clean} > /dev/full", tmp_path)
     assert full.returncode == 2
     assert full.stderr.splitlines() == ["wsiseg: standard output could not be written: No space left on device."]

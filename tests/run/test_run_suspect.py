@@ -70,7 +70,7 @@ def test_every_slide_without_a_nucleus_is_named_with_its_reason(run: tuple[Path,
         assert {r["slide_id"]: r["status"] for r in csv.DictReader(stream)} == status
 
 
-def test_the_folder_says_so_to_whoever_asks(run: tuple[Path, str]) -> None:
+def test_the_folder_states_it_to_other_users(run: tuple[Path, str]) -> None:
     out, _ = run
     reported = run_here("status", out)
     assert "1 done, 1 empty, 3 suspect" in reported.output
@@ -88,7 +88,7 @@ def test_the_folder_says_so_to_whoever_asks(run: tuple[Path, str]) -> None:
     assert flagged["muscle"]["reasons"].startswith("no nucleus in 0.102 mm2")
 
 
-def test_suspect_slides_are_kept_and_done_anew_with_another_mask(run: tuple[Path, str], slides: Path) -> None:
+def test_suspect_slides_are_kept_and_done_again_with_another_mask(run: tuple[Path, str], slides: Path) -> None:
     out, _ = run
     before = {p.name: p.stat().st_mtime_ns for p in (out / "nuclei").iterdir()}
     again = run_here("segment", slides, "--out", out, *ARGS)

@@ -68,7 +68,7 @@ def test_the_same_seed_gives_the_same_images(sets: Path) -> None:
     assert set(info["group_per_image"].values()) <= {"p2", "p3"}  # whose pixels they are
 
 
-def test_an_interrupted_call_goes_on(sets: Path) -> None:
+def test_an_interrupted_call_continues(sets: Path) -> None:
     make_synthetic(sets / "reference", sets / "cohort", sets / "whole", CONFIG)
     make_synthetic(sets / "reference", sets / "cohort", sets / "cut", CONFIG)
     (sets / "cut" / "INFO.json").unlink()

@@ -147,7 +147,7 @@ def test_leftovers_are_noted_but_not_wrong(run: Path) -> None:
     assert [f.where for f in verdict.findings] == ["nuclei/.good.parquet.7-abc.partial"]
 
 
-def test_what_verify_asks_for_mends_it(run: Path) -> None:
+def test_what_verify_requests_repairs_the_run(run: Path) -> None:
     flip(run / "nuclei/good.parquet")
     (finding,) = [f for f in verify_run(run).findings if "SHA-256" in f.what]
     (run / finding.where).unlink()
@@ -171,7 +171,7 @@ def test_status_counts_what_is_there(made: Path) -> None:
     assert as_json["slides"] == now.slides
 
 
-def test_status_of_a_run_that_goes_and_of_one_that_fell_silent(run: Path) -> None:
+def test_status_of_a_run_in_progress_and_of_one_that_stopped_reporting(run: Path) -> None:
     (run / "parts/good").mkdir(parents=True, exist_ok=True)
     for k in range(3):
         (run / f"parts/good/{k:06d}.parquet").write_bytes(b"x")
@@ -255,7 +255,7 @@ def test_metrics_are_in_prometheus_text_format(made: Path) -> None:
     assert float(values["wsiseg_running"]) == 0
 
 
-def test_log_tells_the_story_and_stays_small(made: Path, tmp_path: Path) -> None:
+def test_log_records_the_run_and_stays_small(made: Path, tmp_path: Path) -> None:
     events = [json.loads(line) for line in (made / "log.jsonl").read_text().splitlines()]
     names = [e["event"] for e in events]
     assert names[0] == "run_started"

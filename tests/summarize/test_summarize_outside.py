@@ -20,7 +20,7 @@ def test_of_evenly_spread_nuclei_it_is_the_exact_poisson_interval(weight: float)
         assert found.high == pytest.approx(weight * chi2.ppf(0.975, 2 * total + 2) / 2)
 
 
-def test_what_every_window_stands_for_alone_is_known() -> None:
+def test_what_every_window_represents_is_known() -> None:
     found = estimate_outside([3, 0, 4], [1.0, 1.0, 1.0])
     assert (found.nuclei, found.low, found.high, found.n_windows) == (7, 7, 7, 3)
     assert estimate_outside([], []).high == 0
@@ -46,7 +46,7 @@ def test_the_interval_holds_the_truth_also_of_clustered_nuclei(n: int, clumps: b
     assert held >= 0.85 * 400
 
 
-def test_one_window_says_little() -> None:
+def test_one_window_shows_little() -> None:
     """Of an exponential distribution (as uneven as its mean), one value bounds the mean by ln 0.975 (upper end)."""
     found = estimate_outside([10], [5.0])
     assert found.high == pytest.approx(50 / -np.log(0.975))

@@ -30,7 +30,7 @@ def test_writes_and_replaces(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.bin"]
 
 
-def test_temporary_stands_in_the_same_folder_and_is_recognizable(tmp_path: Path) -> None:
+def test_temporary_is_in_the_same_folder_and_is_recognizable(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "a.bin") as partial:
         partial.write_bytes(b"x")
         assert partial.parent == tmp_path
@@ -108,7 +108,7 @@ def test_kill_leaves_whole_files_and_sweepable_rests(tmp_path: Path) -> None:
     assert sweep_partials(tmp_path) == 0
 
 
-def test_sweep_goes_below_and_bears_a_missing_folder(tmp_path: Path) -> None:
+def test_sweep_goes_below_and_accepts_a_missing_folder(tmp_path: Path) -> None:
     (tmp_path / "s" / "t").mkdir(parents=True)
     (tmp_path / "s" / "t" / ".x.parquet.12.partial").touch()
     (tmp_path / "s" / "x.parquet").touch()

@@ -128,7 +128,7 @@ def test_table_meta_of_other_files(tmp_path: Path) -> None:
         read_table_meta(tmp_path / "none.parquet")
 
 
-def test_door_opens_without_pyarrow() -> None:
+def test_package_imports_without_pyarrow() -> None:
     code = (
         "import sys; sys.modules['pyarrow'] = None\n"  # import pyarrow now fails
         "import wsiseg.tables, wsiseg.write, wsiseg.summarize\n"

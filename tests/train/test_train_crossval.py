@@ -109,7 +109,7 @@ def config(tmp_path: Path) -> Path:
     return path
 
 
-def test_leave_one_organ_out_and_go_on_where_it_stopped(config: Path) -> None:
+def test_leave_one_organ_out_and_continue_where_it_stopped(config: Path) -> None:
     def stop_in_the_second_fold(line: dict[str, float]) -> None:
         lines.append(line)
         if len(lines) == 3:  # after the line and the checkpoint of step 2 of the second of three folds

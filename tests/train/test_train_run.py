@@ -84,7 +84,7 @@ def test_two_runs_write_the_same_weights_and_curve(tmp_path: Path) -> None:
     assert losses[0] == losses[1]
 
 
-def test_resume_needs_to_be_asked_for(tmp_path: Path) -> None:
+def test_resume_needs_to_be_requested(tmp_path: Path) -> None:
     path = config_file(tmp_path, steps=4)
     train_from_toml(path)
     with pytest.raises(ConfigError, match="Resume"):
@@ -94,7 +94,7 @@ def test_resume_needs_to_be_asked_for(tmp_path: Path) -> None:
     assert json.loads((run / "curve.jsonl").read_text().splitlines()[-1])["step"] == 8
 
 
-def test_a_run_goes_on_from_the_weights_it_is_given(tmp_path: Path) -> None:
+def test_a_run_continues_from_the_weights_it_is_given(tmp_path: Path) -> None:
     first = train_from_toml(config_file(tmp_path, steps=4)) / "weights" / "small.safetensors"
     path = config_file(tmp_path, steps=1)
     text = path.read_text().replace('net = "tiny"', f'net = "tiny"\ninit = "{first.relative_to(tmp_path)}"')

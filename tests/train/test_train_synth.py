@@ -246,7 +246,7 @@ def test_hard_examples_are_harder(tmp_path: Path) -> None:
     assert losses[1] > 1.2 * losses[0]
 
 
-def test_refiner_says_what_it_needs(tmp_path: Path) -> None:
+def test_refiner_states_what_it_needs(tmp_path: Path) -> None:
     synthetic, real = pictures()
     with pytest.raises(InputError, match="real pictures of at least 72 px per side, got none"):
         train_refiner(

@@ -109,7 +109,7 @@ def test_the_clearest_image_is_the_reference(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("radius", "expected"), [(8, 4), (16, 8), (2, 1)])
-def test_markers_are_as_far_apart_as_the_mean_nucleus_asks(radius: int, expected: int, tmp_path: Path) -> None:
+def test_markers_are_as_far_apart_as_the_mean_nucleus_requires(radius: int, expected: int, tmp_path: Path) -> None:
     write_data(tmp_path)
     sample = list_samples(tmp_path, ("tnbc",))[0]
     y, x = np.mgrid[:90, :90]

@@ -275,7 +275,7 @@ def test_float32_bounds_enclose_and_are_the_nearest_that_do(values: list[float])
     assert (np.nextafter(low, np.float32(np.inf)) >= high).all()
 
 
-def test_measures_are_rounded_as_the_schema_says(tmp_path: Path) -> None:
+def test_measures_are_rounded_as_the_schema_states(tmp_path: Path) -> None:
     parts, batches = make_parts(tmp_path / "p", n_tiles=1, n=200)
     write_nuclei_table(parts, tmp_path / "t.parquet", slide(), 1.0, FACTS, WriteConfig())
     frame = pq.read_table(tmp_path / "t.parquet").to_pandas().set_index("nucleus_id").loc[batches[0].columns["nucleus_id"]]
