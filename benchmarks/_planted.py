@@ -1,4 +1,4 @@
-"""Trouble planted in clean H&E pictures, at three strengths: what ``benchmarks/foreign.py`` asks QC to find."""
+"""Plant defects of three strengths in clean H&E pictures, which QC should find in ``benchmarks/foreign.py``."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@
 
 Each set is a folder of ``<id>.png`` + ``<id>.labels.png`` + ``INFO.json`` (as ``wsiseg datasets convert`` writes). By default
 only images that no shipped weights were trained on are scored (``--split validation``): held-out patients, and all of cpm16.
-``pq_interval`` is the 95 % bootstrap interval of the mean PQ when whole patients are drawn anew. Every method gets the same
+``pq_interval`` is the 95 % bootstrap interval of the mean PQ when whole patients are resampled. Every method gets the same
 file, on one thread; seconds are CPU seconds (``time.process_time``) from the file on disk to instances, after a warm-up
 outside the clock. Ours are the product's stages in the product's order (``wsiseg.pipeline.segment_image``): the polygons
 are scored.
@@ -268,7 +268,7 @@ def outline(picture: Image.Image, labels: np.ndarray, color: tuple[int, int, int
 
 
 def disagreements(state: Path, names: list[str], dataset: str, samples: list[Sample], side: int) -> list[dict[str, Any]]:
-    """Windows, and how far the first method's PQ lies above (+) or below the better rival's."""
+    """Windows, and how far the first method's PQ is above (+) or below the better rival's."""
     found = []
     for sample in samples:
         _, truth = load_sample(sample)

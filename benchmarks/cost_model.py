@@ -1,4 +1,4 @@
-"""Days and dollars for 30,000 slides, on paper: every measured input names its file, everything else says that it is assumed.
+"""Days and dollars for 30,000 slides, on paper: every measured input names its file, all others are marked as assumed.
 
     python -m benchmarks.cost_model [--slides 30000] [--dry]
 

@@ -198,7 +198,7 @@ def child(name: str, source: str, out: str) -> None:
 
 
 def memory_kb(field: str) -> int:
-    """Return a field of this process's status: VmRSS (held now) or VmHWM (the most ever held; a new program starts anew)."""
+    """Return a field of this process's status: VmRSS (held now) or VmHWM (the peak since the program began)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field))
 

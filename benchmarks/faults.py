@@ -137,7 +137,7 @@ def two_runs(stage: Stage) -> None:
 
 
 def slide_replaced(stage: Stage) -> None:
-    """The slide's file becomes another of the same size and time: no table of two slides; the same command does it anew."""
+    """The slide's file becomes another of the same size and time: no table of two slides; the same command does it again."""
     stat = stage.slide.stat()
     data = bytearray(stage.slide.read_bytes())
     process = stage.start(KEEP, rules=[SLOW])
@@ -219,7 +219,7 @@ def cut_client(hosts: Hosts, stage: Stage) -> None:
 
 
 def freeze_worker(hosts: Hosts, stage: Stage) -> None:
-    """Packets between worker and scheduler are dropped for 25 s, with nobody told."""
+    """Packets between worker and scheduler are dropped for 25 s, without an error."""
     hosts.link.freeze()
     time.sleep(25)
     hosts.link.heal()

@@ -154,7 +154,7 @@ def table(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def whole_slides(run: Path, reference: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return the scores of a run's slides: their pixels looked at anew, with what the run found."""
+    """Return the scores of a run's slides, with their pixels measured again and the run's results."""
     out = []
     for row in read_slides_table(run / "slides.parquet"):
         slide = open_slide(row.path, mpp=row.mpp) if row.mpp_source != "header" else open_slide(row.path)

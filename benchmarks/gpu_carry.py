@@ -37,7 +37,7 @@ def download(names: tuple[str, ...], folder: Path, python: str) -> None:
 
 
 def slim(wheel: Path) -> None:
-    """Write the wheel anew without what is never loaded."""
+    """Write the wheel again without files that are never loaded."""
     kept = wheel.with_suffix(".slim")
     with zipfile.ZipFile(wheel) as source, zipfile.ZipFile(kept, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as target:
         for entry in source.infolist():

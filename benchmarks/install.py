@@ -1,4 +1,4 @@
-"""The wheel as a stranger installs it: megabytes and seconds in fresh environments, first segment of a user without HOME.
+"""Install the wheel as a new user does: megabytes and seconds in fresh environments, first segment of a user without HOME.
 
     python -m benchmarks.install --python /usr/bin/python3.11 --python python3.12 [--index URL | --without-torch]
 

@@ -22,7 +22,7 @@ WARP, MAX_THREADS, REGISTERS = 32, 2048, 65536
 
 
 def compiled(architecture: int) -> tuple[bytes, str]:
-    """Compile the kernels; return the machine code and what the compiler says."""
+    """Compile the kernels; return the machine code and the compiler's output."""
     from cuda.bindings import nvrtc
 
     _, program = nvrtc.nvrtcCreateProgram(kernel_source().encode(), b"wsiseg.cu", 0, [], [])

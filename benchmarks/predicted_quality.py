@@ -1,4 +1,4 @@
-"""Does what a run already knows foretell which patches fail? Fits the quality models that ship, and says what they are worth.
+"""Measure how well the data of a run predict which patches fail; fit the quality models that ship.
 
     WSISEG_DATA=<folder with nuclei/> python benchmarks/predicted_quality.py [--weights open research] [--keep FOLDER]
 
@@ -11,7 +11,7 @@ figure is of patients held out: the model that scores a patient was fitted witho
 the damage that the patch has. Intervals are of 300 draws of whole patients.
 
 How good can it be? With few nuclei in a patch, chance decides on which side of 75 % it falls: "most_possible_auc" is the AUC
-of a predictor that knows precision and recall, against the same patches with their nuclei drawn anew.
+of a predictor that knows precision and recall, against the same patches with their nuclei resampled.
 
 Without ``--no-save`` it writes ``wsiseg/qc/quality_models/<weights>.json`` (derived numbers only), which ships, and
 ``results/predicted_quality.json``. With ``--keep`` the features are stored, and read when it runs again.
@@ -303,7 +303,7 @@ def drawn_patients(p: Patches, figure: Callable[[np.ndarray], float], draws: int
 
 
 def most_possible_auc(p: Patches) -> float:
-    """Return the AUC of the true quality against fails of which the nuclei were drawn anew."""
+    """Return the AUC of the true quality against failures whose nuclei were resampled."""
     random = np.random.default_rng(0)
     known = p.nuclei > 0
     n, q = p.nuclei[known], p.quality[known]

@@ -1,4 +1,4 @@
-"""Synthetic patches of an organ that nobody outlined (Hou et al. 2019), and what they gain a network there, at small scale.
+"""Measure the gain from synthetic patches of an organ without annotations (Hou et al. 2019), at small scale.
 
     python benchmarks/papers/hou2019_synthesis.py --data SETS --work FOLDER
 

@@ -36,7 +36,7 @@ def square(k: int) -> list[list[int]]:
 
 
 def imported(path: Path, fmt: str, tmp_path: Path) -> tuple[int, str]:
-    """Return how many nuclei the real command makes of a file (-1: none, it is refused), and what it says."""
+    """Return the number of nuclei that the command reads from a file (-1: refused), and its output."""
     run = tmp_path / "run"
     done = CliRunner().invoke(main, ["import", str(path), "--from", fmt, "--mpp", "0.25", "--out", str(run)])
     if done.exit_code:

@@ -25,7 +25,7 @@ def scaled_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wsiseg_data() -> Path:
-    """Folder of real files too big or not free enough to ship; the environment says where it is."""
+    """Folder of real files too big or not free enough to ship; its path is in an environment variable."""
     folder = os.environ.get("WSISEG_DATA", "")
     if not folder:
         pytest.skip("WSISEG_DATA is not set")

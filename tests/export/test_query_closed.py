@@ -1,4 +1,4 @@
-"""``wsiseg query`` sees the tables of its run and nothing else, unless it is told otherwise."""
+"""``wsiseg query`` can read the tables of its run and nothing else, unless that is allowed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web server that misbehaves as told, and an S3 server, both on loopback."""
+"""A web server that misbehaves as configured, and an S3 server, both on loopback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A web server on loopback that answers ``/data/<id>`` as the GDC does, and misbehaves as it is told; a process of its own.
+"""A web server on loopback that answers ``/data/<id>`` as the GDC does, and misbehaves as configured; a separate process.
 
     python tests/fetch/gdc_server.py FOLDER
 

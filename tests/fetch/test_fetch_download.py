@@ -1,4 +1,4 @@
-"""One object of a web server that drops, cuts, delays and lies: the right bytes in the end, or an error that says why."""
+"""Download from a web server with dropped, cut, delayed and wrong answers: the right bytes, or an error with the reason."""
 
 from __future__ import annotations
 

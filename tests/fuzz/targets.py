@@ -1,4 +1,4 @@
-"""What is fuzzed: each target takes one malformed input and says ``accepted`` or ``refused``; whatever else comes is a defect.
+"""Targets of fuzzing: each takes one malformed input and returns ``accepted`` or ``refused``; any other result is a defect.
 
 Shared by the tests (some hundred cases) and benchmarks/fuzz.py (thousands).
 """
@@ -42,7 +42,7 @@ CASE_S = 20.0
 """Longest a case may take before it counts as hung."""
 
 CASE_BYTES = 6 * 2**30
-"""Address space of a case: what asks for more has believed an absurd number."""
+"""Limit of a case's address space; more is only requested if an implausible number was accepted."""
 
 
 def said_no(work: Callable[[], object]) -> Outcome:
@@ -427,7 +427,7 @@ request = st.tuples(
 
 
 def request_case(case: object, port: int, cookie: str) -> Outcome:
-    """A request: an answer in time, never a 5xx, never anything for a stranger."""
+    """A request: an answer in time, never a 5xx, never any data without the token."""
     method, path, tail, body, who = case  # type: ignore[misc]
     headers = {"Cookie": {"none": "", "foreign": cookie[:-3] + "abc"}.get(who, cookie), "Content-Type": "application/json"}
     if who == "host":

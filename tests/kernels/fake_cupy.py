@@ -48,7 +48,7 @@ class FakeArray(DeviceArray):
 
 
 class FakeStream:
-    """Counts copies that nobody has waited for."""
+    """Counts copies that were not waited for."""
 
     copies = 0
 
@@ -57,7 +57,7 @@ class FakeStream:
 
 
 class FakeEvent:
-    """A mark on a stream; whoever reads it without having waited is told."""
+    """A mark on a stream; reading it without waiting is an error."""
 
     def __init__(self) -> None:
         self.at, self.reached = -1.0, False
@@ -79,7 +79,7 @@ def elapsed_ms(before: FakeEvent, after: FakeEvent) -> float:
 
 
 def fake_cupy(host: HostBackend, number: int = 1) -> ModuleType:
-    """Return the stand-in; its arrays lie on the GPU of that number, and nobody asks for another one."""
+    """Return the stand-in; its arrays are on the GPU of that number."""
     FakeArray.number = number
     module = ModuleType("cupy")
 

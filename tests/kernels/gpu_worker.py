@@ -1,4 +1,4 @@
-"""A Dask worker preload: the worker's GPU is the stand-in, and breaks as WSISEG_GPU_FAULTS (JSON) says.
+"""A Dask worker preload: the worker's GPU is the stand-in, and breaks as set in WSISEG_GPU_FAULTS (JSON).
 
 ``{"0": {"at": "tile", "tiles": [2], "times": 1}}``: by what the worker sees as its GPU; ``at`` is ``tile`` or ``start``. Once
 broken, everything on that GPU fails in this process, as in a broken CUDA context; a new process is well again, until it breaks

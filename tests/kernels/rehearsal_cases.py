@@ -111,7 +111,7 @@ def test_turns_at_once_meet_nowhere(pool: Any) -> None:
 
 
 def test_memory_that_is_freed_early_goes_to_its_own_stream_alone(pool: Any) -> None:
-    """An array may go out of scope while kernels that read it wait: nobody else's work may come in between."""
+    """An array may go out of scope while kernels that read it wait: no other work may use its memory before."""
     one, other = streams(0, 2)
     with on_stream(one):
         given = to_device(np.arange(4096, dtype=np.int32), "cuda")

@@ -1,4 +1,4 @@
-"""Which code an array is sent to, and what a machine without a GPU is told."""
+"""The code that is chosen for an array, and the messages on a machine without a GPU."""
 
 from __future__ import annotations
 

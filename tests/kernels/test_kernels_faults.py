@@ -1,4 +1,4 @@
-"""GPUs that break: told from other errors, the worker ends and is started anew, a GPU that breaks again gets no more work.
+"""Broken GPUs: they are distinguished from other errors, the worker restarts, a GPU that breaks again gets no more work.
 
 The GPUs are the stand-in in worker processes of their own (``gpu_worker.py``); the run, its nannies and its cluster are real.
 """
@@ -140,7 +140,7 @@ Run = Callable[..., Any]
 
 @pytest.fixture
 def run_on(kernel_library: ctypes.CDLL, crop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Return a function that segments the crop on stand-in GPUs of which some break."""
+    """Return a function that segments the crop on stand-in GPUs, some of which break."""
 
     def run(n_gpus: int, faults: dict[str, Any]) -> Any:
         report = DriverReport(("NVIDIA H200",) * n_gpus, (150 * 2**30,) * n_gpus, "")

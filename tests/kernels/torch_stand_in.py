@@ -1,4 +1,4 @@
-"""What the package asks of PyTorch on a GPU, on the stand-in driver: streams, the memory pool, graphs, tensors by DLPack.
+"""Stand-in for the parts of PyTorch that the package uses on a GPU: streams, the memory pool, graphs, tensors by DLPack.
 
 The PyTorch of the tests has no CUDA. These are its functions of the same names, as its documentation describes them: memory
 that is freed is handed out again at once, but only for the stream that it was taken for; the network runs on the host behind
@@ -105,7 +105,7 @@ class Torch:
         return Tensor(self, self.allocate(n_bytes, 0, self.current()), shape, self)
 
     def from_dlpack(self, array: Any) -> Tensor:
-        """As ``torch.from_dlpack``: the other library is told the stream that will use the array."""
+        """As ``torch.from_dlpack``: the other library gets the stream that will use the array."""
         kind, number = array.__dlpack_device__()
         assert (int(kind), number) == (2, 0), "CUDA's GPU 0"
         array.__dlpack__(stream=self.current().cuda_stream)

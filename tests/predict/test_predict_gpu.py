@@ -16,7 +16,7 @@ from wsiseg.predict import load_model, resolve_precision
 
 @pytest.mark.parametrize(("native", "expected"), [(True, "bf16"), (False, "fp32")])
 def test_bf16_is_chosen_only_where_the_gpu_has_it(monkeypatch: pytest.MonkeyPatch, native: bool, expected: str) -> None:
-    """PyTorch says yes for a V100 or T4 too, which emulate it slowly, unless it is asked to leave emulation out."""
+    """PyTorch also reports support on a V100 or T4, which emulate it slowly, unless emulation is excluded."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: native or including_emulation)
     assert resolve_precision("auto", "cuda:0") == expected

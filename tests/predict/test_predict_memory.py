@@ -140,7 +140,7 @@ def test_smallest_window_that_does_not_fit_is_reported(rgb: np.ndarray) -> None:
 
 
 def test_recorded_graph_is_the_module(rgb: np.ndarray) -> None:
-    """With a recorder that runs the function anew at each replay, as a CUDA graph does its kernels."""
+    """With a recorder that runs the function again at each replay, as a CUDA graph runs its kernels."""
     stream, recordings = 1, 0
 
     def record(function: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The networks are what they are said to be: sizes from the published layer list, reach and cost by experiment."""
+"""Properties of the networks: sizes from the published layer list, receptive field and cost by experiment."""
 
 from __future__ import annotations
 

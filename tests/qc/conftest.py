@@ -99,7 +99,7 @@ def write_run(root: Path, rows: list[dict[str, Any]], errors: list[dict[str, Any
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> Make:
-    """Return a maker of run folders: slides by id, all of them the small real slide unless a row says otherwise."""
+    """Return a maker of run folders: slides by id, each of them the small real slide unless its row names another."""
 
     def make(ids: tuple[str, ...] = ("a", "b", "c"), name: str = "run", digest: str = DIGEST, **given: Any) -> Path:
         root = write_run(tmp_path / name, [slide_row(i, **given) for i in ids], digest=digest)

@@ -1,4 +1,4 @@
-"""The outlier rule: planted failures are found at the stated rate, tails hold exactly their share, and every flag says why."""
+"""The outlier rule: planted failures are found at the stated rate, tails hold exactly their share, and every flag has its reason."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def find_outliers(
     verdicts: dict[str, str] | None = None,
     reference: list[dict[str, Any]] | None = None,
 ) -> list[OutlierRow]:
-    """Apply the rule to rows of which only some columns are stated."""
+    """Apply the rule to rows with only some of the columns."""
     stated, good = ([SlideRow.blank(**r) for r in given] for given in (rows, reference or []))
     return qc.find_outliers(stated, rule, verdicts, good)
 
@@ -254,7 +254,7 @@ def test_a_planted_slide_of_a_small_cohort_is_flagged_with_how_unusual_it_is(n: 
 
 
 def test_slides_are_compared_with_a_reference_cohort() -> None:
-    """Two slides alone, and a cohort of which most are bad: both are seen against slides that are known to be good."""
+    """Two slides alone, and a mostly bad cohort: both are flagged by comparison with slides known to be good."""
     good = cohort(60, 12)
     few = cohort(2, 13)
     few[1]["nuclei_per_mm2"] /= 8

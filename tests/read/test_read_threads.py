@@ -38,7 +38,7 @@ def right_pixels():
 
 
 class _Delayed:
-    """A handle whose ``read_region`` says that it was called, and waits before it reads."""
+    """A handle whose ``read_region`` signals its call and waits before it reads."""
 
     def __init__(self, handle):
         self._handle, self.called, self.go_on = handle, threading.Event(), threading.Event()

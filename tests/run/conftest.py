@@ -51,7 +51,7 @@ def wsiseg(*args: str | Path, timeout: float = 300) -> subprocess.CompletedProce
 
 @contextlib.contextmanager
 def connect_here(config: RunConfig) -> Iterator[Client]:
-    """Yield a client of a cluster whose one worker is a thread of this process: nothing is started or imported anew."""
+    """Yield a client of a cluster whose one worker is a thread of this process: nothing is started or imported again."""
     settings = {"distributed.worker.memory.pause": False, "distributed.worker.memory.terminate": False}
     with (
         dask.config.set(settings),

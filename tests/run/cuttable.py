@@ -33,7 +33,7 @@ class Cuttable:
         self._open.clear()
 
     def freeze(self) -> None:
-        """Let nothing through, with nobody told: packets are dropped."""
+        """Drop all packets without an error."""
         self._flows.clear()
 
     def heal(self) -> None:

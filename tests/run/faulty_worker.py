@@ -1,4 +1,4 @@
-"""A Dask worker preload that breaks things on purpose, as WSISEG_FAULTS (JSON) says; each rule fires a given number of times.
+"""A Dask worker preload that breaks things on purpose, as set in WSISEG_FAULTS (JSON); each rule fires a given number of times.
 
 ``[{"do": "crash", "at": "tile", "tile": 4, "times": 1}]``, ``at`` in prepare, tile, finish, facts. What has fired is counted by
 files in the folder WSISEG_FAULTS_DIR, so that a worker that is restarted knows of it. WSISEG_HOST is the name of the machine
@@ -60,7 +60,7 @@ def break_things(at: str, tile_id: int = -1) -> None:
 
 
 def leap_clock(seconds: float) -> None:
-    """Set this worker's wall clock, as far as Python code asks for it."""
+    """Set this worker's wall clock, as seen by Python code."""
     before = time.time
     time.time = lambda: before() + seconds
 

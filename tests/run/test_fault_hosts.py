@@ -1,4 +1,4 @@
-"""The network between hosts is cut, the scheduler is killed and comes back: the run goes on by itself, to the same table."""
+"""The network between hosts is cut, or the scheduler killed and restarted: the run continues and gives the same table."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_cut_network_then_lost_scheduler(crop_png: Path, tmp_path: Path) -> None
 
 
 def test_a_scheduler_that_never_answers_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A connection may be dead with nobody told: then a question would be waited for for ever."""
+    """A connection may break without an error: then waiting for an answer would never end."""
     with Hosts(tmp_path / "hosts") as hosts, Client(reached(hosts), set_as_default=False, timeout="60s") as client:
         client.wait_for_workers(1, timeout=120)
         monkeypatch.setattr(worker_pool, "ANSWER_S", 2.0)

@@ -1,4 +1,4 @@
-"""``wsiseg evaluate --data``: what it scores is what ``wsiseg segment`` writes, and the table says which images it holds."""
+"""``wsiseg evaluate --data``: what it scores is what ``wsiseg segment`` writes, and the table lists its images."""
 
 from __future__ import annotations
 

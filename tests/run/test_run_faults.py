@@ -43,7 +43,7 @@ def clean(crop_png: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @pytest.fixture
 def warned() -> Iterator[list[str]]:
-    """What the run says to the user on the way."""
+    """The run's messages to the user."""
     messages: list[str] = []
     handler = logging.Handler(logging.WARNING)
     handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]

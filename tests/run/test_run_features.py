@@ -38,7 +38,7 @@ def features_of(out: Path) -> bytes:
 
 
 def measured_afterwards(out: Path, copy: Path) -> bytes:
-    """Return what ``wsiseg features`` writes for a run of which all but the features is copied."""
+    """Return what ``wsiseg features`` writes for a copy of a run without its features."""
     shutil.copytree(out, copy, ignore=shutil.ignore_patterns("features"))
     measure_features(copy, "crop")
     return features_of(copy)

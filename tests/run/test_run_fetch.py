@@ -51,7 +51,7 @@ def local(slides: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path, slides: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[GdcServer]:
-    """A GDC that has the slides and asks for a token."""
+    """A GDC server that has the slides and requires a token."""
     with gdc_server(tmp_path / "server") as running:
         monkeypatch.setenv("WSISEG_GDC_API", running.address)
         for k, name in enumerate(NAMES):

@@ -164,7 +164,7 @@ def test_slides_of_one_name_in_several_folders_are_distinguished(tmp_path: Path)
 
 
 def test_slides_of_one_name_in_one_folder_keep_their_endings(tmp_path: Path) -> None:
-    """As a scan stands beside its DICOM; whatever else lies there, each file gets one id, the same at every listing."""
+    """A scan and its DICOM in one folder: whatever other files there are, each file keeps one id at every listing."""
     touch(tmp_path / "case.svs")
     touch(tmp_path / "case.tif")
     (tmp_path / "case.dicom").mkdir()
@@ -183,7 +183,7 @@ def test_slides_of_one_name_in_one_folder_keep_their_endings(tmp_path: Path) -> 
 
 
 def test_ids_outlive_a_move_of_the_folder(tmp_path: Path) -> None:
-    """Two names that become one when made plain are told apart by a hash of what is below the folder."""
+    """Two names that become equal when made plain get different ids by a hash of the path below the folder."""
     given = []
     for place in ("here", "there"):
         for name in (b"Pr\xe4p.svs", b"Pr%E4p.svs"):

@@ -1,4 +1,4 @@
-"""Which device a run takes, who sees which GPU, and what a machine without one is told; the driver is a stand-in."""
+"""The device of a run, the GPU of each worker, and the messages without a GPU; the driver is a stand-in."""
 
 from __future__ import annotations
 

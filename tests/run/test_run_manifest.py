@@ -1,4 +1,4 @@
-"""SLIDE arguments become slides, or a message that says what to do."""
+"""SLIDE arguments are resolved to slides, or to a message with advice."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run says how many nuclei lie outside the tissue mask: by a sample that nothing but slide and mask can change."""
+"""A run estimates the nuclei outside the tissue mask, from a sample that depends only on slide and mask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a plan says is what a run finds: within its interval, on real tissue that is not the same everywhere."""
+"""The estimates of a plan contain the results of the run in their intervals, on real, varying tissue."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run and the processors that compute it: one arithmetic, or a refusal that names both; precision is said everywhere."""
+"""A run and the processors that compute it: one arithmetic, or a refusal that names both; the precision is reported everywhere."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_table_of_an_earlier_version_is_read_and_resumed(crop_png: Path, tmp_p
     assert read_slides_table(out / "slides.parquet")[0].precision == ""
     before = (out / "nuclei/crop.parquet").stat().st_mtime_ns
     assert run_here(*command).exit_code == 0
-    assert (out / "nuclei/crop.parquet").stat().st_mtime_ns == before, "done anew though nothing changed"
+    assert (out / "nuclei/crop.parquet").stat().st_mtime_ns == before, "done again though nothing changed"
     assert run_here("verify", out).exit_code == 0
     assert len(json.loads((out / "run.json").read_text())["processors"]) == 1
 

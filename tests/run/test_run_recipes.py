@@ -23,7 +23,7 @@ RECIPES = ROOT / "scripts" / "cluster"
 
 @pytest.fixture
 def stand_ins(tmp_path: Path) -> Path:
-    """A folder of programs that only say what they were called with; wsiseg ends when it is told to, or by SIGTERM."""
+    """A folder of programs that only print their arguments; wsiseg ends on request or by SIGTERM."""
     bin_ = tmp_path / "bin"
     bin_.mkdir()
     reported = tmp_path / "said"

@@ -55,7 +55,7 @@ def test_unsure_labels_are_dropped(name: str, min_material: int) -> None:
 
 
 def test_the_least_material_itself_is_enough() -> None:
-    """Discs of material 150 and 151: a threshold of 16 * 151 keeps the second alone, whatever the smoothed map says."""
+    """Discs of material 150 and 151: a threshold of 16 * 151 keeps only the second, whatever the values of the smoothed map."""
     prob = np.zeros((2, 40, 80), np.uint8)
     y, x = np.mgrid[:40, :80]
     for cx, value in ((20, 150), (60, 151)):

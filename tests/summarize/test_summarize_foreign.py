@@ -30,7 +30,7 @@ WIDE = {
     "nuclear_scale": [0.8, 1.12, 1.55],
     "sharpness": [0.08, 0.13, 0.2],
 }
-"""As of many organs and scanners, of which the scale is known."""
+"""Typical traits of many organs and scanners of known scale."""
 
 
 def test_the_reference_holds_the_percentiles_of_every_trait() -> None:

@@ -1,4 +1,4 @@
-"""Folds: nothing is torn apart, all is judged once; and a cross-validation that was stopped goes on."""
+"""Folds keep groups together and score every image once; a stopped cross-validation continues."""
 
 from __future__ import annotations
 

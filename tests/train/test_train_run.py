@@ -38,7 +38,7 @@ precision = "fp32"
 
 
 def write_data(root: Path) -> None:
-    """Dark discs on pink, four patients of which one (03) is held out."""
+    """Dark discs on pink, four patients, one of them (03) held out."""
     folder = root / "tnbc"
     folder.mkdir(parents=True)
     (folder / "INFO.json").write_text('{"mpp": "0.25"}')

@@ -23,7 +23,7 @@ def tissue() -> SyntheticTile:
 
 
 def window(tile: SyntheticTile, box: Box) -> np.ndarray:
-    """Pixels of ``box``; what lies outside the slide is background."""
+    """Pixels of ``box``; px outside the slide are background."""
     out = np.zeros((2, box.h, box.w), np.uint8)
     y0, y1, x0, x1 = max(box.y, 0), min(box.y1, SIZE), max(box.x, 0), min(box.x1, SIZE)
     out[:, y0 - box.y : y1 - box.y, x0 - box.x : x1 - box.x] = tile.prob[:, y0:y1, x0:x1]
