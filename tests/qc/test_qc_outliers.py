@@ -1,4 +1,4 @@
-"""The outlier rule: planted failures are found at the stated rate, tails hold exactly their share, and every flag has its reason."""
+"""The outlier rule: planted failures are found at the stated rate, tails have exactly their share, flags have reasons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run and the processors that compute it: one arithmetic, or a refusal that names both; the precision is reported everywhere."""
+"""A run and its processors: one arithmetic, or a refusal that names both; the precision is reported everywhere."""
 
 from __future__ import annotations
 

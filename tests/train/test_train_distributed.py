@@ -1,4 +1,4 @@
-"""Two processes with gloo do what one process does with the double batch; only the first writes; a resumed training continues."""
+"""Two processes with gloo equal one process with the double batch; only the first writes; a resumed training continues."""
 
 from __future__ import annotations
 
