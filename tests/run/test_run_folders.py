@@ -447,7 +447,7 @@ def test_tables_as_programs_save_them(cohort: Path, data: bytes, monkeypatch: py
         ("path\ns/a.svs\ns/a.tif\n", r"'a'.*m\.csv, line 2.*m\.csv, line 3"),
         ("path,slide_id\ns/a.svs,../a\n", r"m\.csv, line 2: expected a plain name"),
         ("path,wsi\ns/a.svs,s/ü.svs\n", r"m\.csv, line 2: two columns give path"),
-        ("path\ns\n", r"m\.csv, line 2: folder .*s holds 3 slides"),
+        ("path\ns\n", r"m\.csv, line 2: expected one slide in folder .*s, got 3"),
     ],
     ids=["more fields", "mpp no number", "mpp impossible", "duplicate", "bad id", "two paths", "folder of many"],
 )

@@ -105,7 +105,7 @@ def test_a_run_continues_from_the_weights_it_is_given(tmp_path: Path) -> None:
     assert 0 < moved < 0.02, "one step away from where it began"
     assert card["training"]["init"] == first.name, "a card names no path of the machine that made it"
     path.write_text(path.read_text().replace('net = "tiny"', 'net = "lean_w16"'))
-    with pytest.raises(ConfigError, match="'tiny' network"):
+    with pytest.raises(ConfigError, match="which is 'tiny'"):
         train_from_toml(path)
 
 
