@@ -160,8 +160,43 @@ def test_optical_density_is_scikit_images_deconvolution() -> None:
     assert not ours["eosin_od_std"].any()
 
 
+def test_rings_that_overlap_are_summed_as_they_are_drawn() -> None:
+    """Rectangles in any order, some beyond the window: the first in order has a pixel, as the last that NumPy paints."""
+    from wsiseg.summarize import od_tables, sum_ring_od
+
+    rng = np.random.default_rng(7)
+    window, at = Box(105, 203, 60, 50), Box(100, 200, 80, 70)
+    rgb = rng.integers(0, 256, (at.h, at.w, 3)).astype(np.uint8)
+    shares = od_tables(RUIFROK_JOHNSTON)
+    corner, size = rng.integers((90, 190), (170, 260), (50, 2)), rng.integers(1, 25, (50, 2))
+    xy = np.array(
+        [[[x, y], [x, y + h], [x + w, y + h], [x + w, y], [x, y]] for (x, y), (w, h) in zip(corner, size, strict=True)]
+    )
+    order = rng.permutation(50)
+    canvas = np.zeros((400, 400), np.int64)
+    for k in order[::-1]:
+        (x, y), (w, h) = corner[k], size[k]
+        canvas[y : y + h, x : x + w] = k + 1
+    painted = canvas[window.y : window.y1, window.x : window.x1]
+    inside = rgb[window.y - at.y : window.y1 - at.y, window.x - at.x : window.x1 - at.x]
+    densities = [stain[0][inside[..., 0]] + stain[1][inside[..., 1]] + stain[2][inside[..., 2]] for stain in shares]
+    expected = [
+        [
+            (mask := painted == k + 1).sum(),
+            *(v for d in densities for v in (d[mask].sum(), (d[mask].astype(np.int64) ** 2).sum())),
+        ]
+        for k in range(50)
+    ]
+    sums = np.zeros((50, 5), np.int64)
+    rings = (xy.reshape(-1, 2).astype(np.int32), np.arange(0, 251, 5))
+    sum_ring_od(sums, np.arange(50), rings, order, (rgb, at), window, shares)
+    assert len(np.unique(painted)) > 25
+    np.testing.assert_array_equal(sums, expected)
+
+
 def test_neighbors_are_those_of_brute_force() -> None:
-    xy = np.random.default_rng(1).uniform(0, 400, (300, 2))
+    scattered = np.random.default_rng(1).uniform(0, 400, (300, 2))
+    xy = np.concatenate([scattered, np.arange(12).reshape(-1, 2) * 50.0, [[9e3, 9e3]]])  # at the radius exactly; far off
     distance = np.hypot(*(xy[:, None] - xy[None]).transpose(2, 0, 1))
     np.fill_diagonal(distance, np.inf)
     got = neighbors(xy, 50.0)
