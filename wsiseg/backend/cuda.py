@@ -176,7 +176,7 @@ def cuda_report() -> tuple[bool, str]:
 
 @contextmanager
 def shared_stream(pointer: int, device_id: int = 0) -> Iterator[None]:
-    """Run CuPy's work in another library's stream (``torch.cuda.current_stream().cuda_stream``), so that neither waits."""
+    """Run CuPy's work in the stream of another library (``torch.cuda.current_stream().cuda_stream``), so that neither waits."""
     cupy = _cupy()
     with cupy.cuda.Device(device_id), cupy.cuda.Stream.from_external(_Pointer(pointer)):
         yield

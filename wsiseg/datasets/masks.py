@@ -136,7 +136,7 @@ def write_masks(source: Path, out: Path, w0: float = 10.0, sigma2_px2: float = 2
     done: set[str] = set()
     for name, labels in _label_images(source):
         if name in done:
-            raise FormatError(f"{source}: several label images are named {name!r}.")
+            raise FormatError(f"{source}: several label images are named {name!r}. Rename them.")
         done.add(name)
         masks = auxiliary_masks(labels, w0, sigma2_px2)
         pictures = {

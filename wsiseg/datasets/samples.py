@@ -147,7 +147,7 @@ def list_samples(root: str | Path, datasets: tuple[str, ...]) -> list[Sample]:
         raise FormatError(f"No annotated image in {root} for the sets {list(datasets)}: expected <id>.png and <id>.labels.png.")
     twice = {(s.dataset, s.image_id) for s in samples}
     if len(twice) != len(samples):
-        raise FormatError(f"{root}: some image has both .labels.png and .labels.tif. Keep one of them.")
+        raise FormatError(f"{root}: at least one image has both .labels.png and .labels.tif. Keep one of them.")
     return samples
 
 

@@ -357,7 +357,7 @@ def id_parts(labels: npt.NDArray[Any]) -> int:
 
 
 def require_ids(n_ids: int, n_parts: int, where: str) -> None:
-    """Raise ``FormatError`` if there are many more regions than ids, as if the values are classes, not instances."""
+    """Raise ``FormatError`` if there are many more regions than ids: the values are then classes, not instances."""
     if n_ids and n_parts >= 3 * n_ids and n_parts >= n_ids + 8:
         raise FormatError(
             f"{where}: its {n_ids:,} values form {n_parts:,} separate parts: expected one part per nucleus. Is it a map of "

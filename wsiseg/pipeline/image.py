@@ -37,7 +37,7 @@ class ImageMaps:
     scale, mpp
         Working px per picture px, and microns per working px.
     shape : (int, int)
-        Height and width of the picture, its own px.
+        Height and width of the picture, in its own px.
     """
 
     prob: NDArray[np.uint8]

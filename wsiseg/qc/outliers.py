@@ -168,7 +168,7 @@ class OutlierRow:
         return self.round > 0
 
     def flag(self, round_: int, tail: str, reason: str) -> None:
-        """Add a reason; ``round`` keeps the earlier round."""
+        """Add a tail and its reason; a slide flagged in both rounds keeps round 1."""
         self.round = min(self.round, round_) if self.round else round_
         self.tails.append(tail)
         self.reasons.append(reason.replace("; ", ", "))  # tables separate reasons by semicolons

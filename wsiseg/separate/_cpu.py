@@ -302,7 +302,7 @@ def prepare(center: U8, material: U8, params: SeparateParams) -> tuple[U16, I64,
 
 
 def as_anchors(markers: I64, width: Int) -> I32:
-    """Return (x, y) of raster indices."""
+    """Return the pixels (x, y) of raster indices, int32 (N, 2)."""
     return np.stack([markers % width, markers // width], axis=1).astype(np.int32)
 
 

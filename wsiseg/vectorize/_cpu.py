@@ -60,7 +60,7 @@ def scan_labels(labels: I32, material: U8, n: Int) -> tuple[I64, I64, I64]:
 
 @jit
 def trace_ring(labels: I32, k: Int, y0: Int, x0: Int, xy: I32, n: Int, ox: Int, oy: Int, sums: I64) -> tuple[Any, Int]:
-    """Write the ring of label ``k`` (first pixel y0, x0) to ``xy`` from row ``n`` on, and its sums; return ``xy``, its end."""
+    """Append the ring of label ``k`` (first pixel y0, x0) to the ``n`` rows of ``xy``, write its sums; return ``xy``, new n."""
     H, W = labels.shape
     y, x, heading = y0, x0, 0  # east, south, west, north
     begin = n

@@ -1,4 +1,4 @@
-"""Metadata of OME-Zarr images (version 0.5 of the OME-NGFF specification)."""
+"""Make the metadata of OME-Zarr images (version 0.5 of the OME-NGFF specification)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ __all__ = ["AnnotatedImage", "Conversion", "SetStats", "dataset_stats", "read_rg
 
 @dataclass(frozen=True, slots=True)
 class SetStats:
-    """A row of ``dataset_stats``: as table 1 of NucFuseRank (images, nuclei, tile size, magnification, organs), and more.
+    """A row of ``dataset_stats``: the columns of table 1 of NucFuseRank, and further ones.
 
     A fact that is not stated is ``"unknown"``.
     """
