@@ -269,7 +269,7 @@ def test_every_format_states_what_it_is(tmp_path):
     with pytest.raises(FormatError, match="not a known data set") as caught:
         detect_format(tmp_path)
     assert all(name in str(caught.value) for name in FORMATS)
-    with pytest.raises(FormatError, match="no such folder"):
+    with pytest.raises(FormatError, match="the folder does not exist"):
         detect_format(tmp_path / "none")
     with pytest.raises(FormatError, match="no format 'kumar'"):
         convert("kumar", tmp_path, tmp_path / "o")

@@ -109,7 +109,7 @@ def test_a_slide_larger_than_the_bound_is_refused_and_the_others_continue() -> N
     assert run.next_fetch() is None
     ((slide, why),) = run.refused
     assert slide.slide_id == "big"
-    assert "do not fit" in why
+    assert "exceed the limit" in why
     run.refused.clear()
     order = run.next_fetch()
     assert order is not None
