@@ -211,7 +211,7 @@ def test_a_resumed_refiner_is_the_uninterrupted_one(tmp_path: Path) -> None:
     refined, weight = refine_and_weigh(loaded, judge, rgb)
     assert refined.shape == rgb.shape
     assert 0.2 <= weight <= 2
-    with pytest.raises(ConfigError, match="another width"):
+    with pytest.raises(ConfigError, match="a refiner of width 8, got another"):
         load_refiner(tmp_path / "b" / "refiner.pt", 8)
 
 
