@@ -31,6 +31,7 @@ from wsiseg.qc.report import ReportData, ShownPatch, Thumbnail, data_uri, densit
 from wsiseg.qc.report_run import SHOW_ALL_SLIDES
 from wsiseg.qc.rows import FlagRow
 from wsiseg.rows import SlideRow
+from wsiseg.schema import TRUST
 
 COHORTS = ("BLCA", "BRCA", "CESC", "COAD", "GBM", "LUAD", "LUSC", "PAAD", "PRAD", "READ", "SKCM", "STAD", "UCEC", "UVM")
 
@@ -68,6 +69,7 @@ def simulate(n: int) -> ReportData:
         row |= {"seconds_read": 20.0, "seconds_predict": 150.0, "seconds_separate": 18.0, "seconds_write": 2.0}
         if i % 400 == 3:
             row |= {"status": "failed", "error": "truncated file: tile 17 cannot be decoded", "n_nuclei": None}
+            row |= dict.fromkeys(c.name for c in TRUST if c.name.startswith(("outside", "foreign_score")))
         rows.append(SlideRow.blank(**row))
     ids = [r.slide_id for r in rows]
     patches = {s: [f"{s}-{k}" for k in range(15)] for s in ids}
