@@ -30,7 +30,7 @@ MAX_VERTICES = 13
 """Corners of an outline, the first one again at the end: as in files of the instrument."""
 
 CHUNK_ROWS = 16384
-FIRST_TOLERANCE_PX = 0.5
+FIRST_TOLERANCE_PX = 1.0
 SUMMARY = {
     "cell_centroid_x": "Cell centroid in X",
     "cell_centroid_y": "Cell centroid in Y",
@@ -198,7 +198,7 @@ def _outlines(chunk: Chunk, mpp: float) -> tuple[npt.NDArray[Any], npt.NDArray[A
 def _corners(shapes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Return outer rings of at most ``MAX_VERTICES`` corners (Douglas and Peucker 1973), the last corner repeated, (n, M, 2).
 
-    The tolerance of each ring is the least of 0.5 px, 0.75 px, ... (times 1.5) that suffices; holes are filled.
+    The tolerance of each ring is the least of 1 px, 1.5 px, ... (times 1.5) that suffices; holes are filled.
     """
     import shapely
 
@@ -206,8 +206,11 @@ def _corners(shapes: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     simple, tolerance = rings.copy(), FIRST_TOLERANCE_PX
     many = np.flatnonzero(shapely.get_num_coordinates(simple) > MAX_VERTICES)
     while len(many):
-        simple[many] = shapely.simplify(rings[many], tolerance, preserve_topology=True)
-        many = many[shapely.get_num_coordinates(simple[many]) > MAX_VERTICES]
+        made = shapely.simplify(rings[many], tolerance, preserve_topology=False)
+        crossed = ~shapely.is_valid(made) | (shapely.get_num_coordinates(shapely.get_exterior_ring(made)) < 4)
+        made[crossed] = shapely.simplify(rings[many[crossed]], tolerance, preserve_topology=True)  # slower
+        simple[many] = made
+        many = many[shapely.get_num_coordinates(made) > MAX_VERTICES]
         tolerance *= 1.5
     xy = shapely.get_coordinates(simple)
     n = shapely.get_num_coordinates(simple)
