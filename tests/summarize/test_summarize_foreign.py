@@ -65,12 +65,13 @@ def test_a_trait_far_out_is_the_reason(change: dict[str, float], words: str) -> 
     assert found is not None
     assert found.score > 1
     assert any(words in reason for reason in found.reasons)
+    assert not any(";" in reason for reason in found.reasons)  # tables separate reasons by semicolons
 
 
 def test_reasons_come_strongest_first_with_value_and_range() -> None:
     found = foreign_look({**usual(7), "ink_frac": 0.5, "jpeg_blocking": 0.12}, REFERENCE)
     assert found is not None
-    assert found.reasons[0].startswith("pen marks on the tissue (0.5; training images 0 to ")
+    assert found.reasons[0].startswith("pen marks on the tissue (0.5, training images 0 to ")
     assert len(found.reasons) == 2
 
 

@@ -129,7 +129,7 @@ def _scored(trait: Trait, value: float, known: Sequence[float]) -> tuple[float, 
         return 0.0, ""
     reach = max(abs(end - middle) * (1 + trait.slack), trait.least, 1e-9)
     unit = f" {trait.unit}" if trait.unit else ""
-    text = f"{words} ({_text(value)}{unit}; training images {_text(known[0])} to {_text(known[2])}{unit})"
+    text = f"{words} ({_text(value)}{unit}, training images {_text(known[0])} to {_text(known[2])}{unit})"
     return abs(x - middle) / reach, text
 
 
