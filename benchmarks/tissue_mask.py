@@ -1,9 +1,10 @@
 """Nuclei that the tissue mask leaves out: annotated images, whole and cut into tiles, and pictures that hold no tissue.
 
-Run ``python -m benchmarks.tissue_mask [DATA]``; writes ``benchmarks/results/tissue_mask.json``. DATA (default: the folder of
-``WSISEG_DATA``) holds the annotated sets, as ``<set>/<id>.png`` with ``<id>.labels.png`` beside it, itself or in ``nuclei/``;
-``unlabelled/`` beside it is used where it is there. A nucleus, or the piece of one that a tile holds, is lost where more than
-half of its pixels lie outside the mask. Images whose set states no microns per pixel are taken at 0.25, as a user would.
+Run ``python -m benchmarks.tissue_mask [DATA [RUN RUN_WITHOUT_MASK]]``; writes ``benchmarks/results/tissue_mask.json``. DATA
+(default: the folder of ``WSISEG_DATA``) holds the annotated sets, as ``<set>/<id>.png`` with ``<id>.labels.png`` beside it,
+itself or in ``nuclei/``; ``unlabelled/`` beside it is used where it is there. A nucleus, or the piece of one that a tile holds,
+is lost where more than half of its pixels lie outside the mask. Images whose set states no microns per pixel are taken at 0.25,
+as a user would. Of two runs, with the mask and with ``--tissue-mask all``, nuclei are compared slide by slide.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from PIL import Image
 from benchmarks._machine import RESULTS
 from wsiseg.datasets import list_samples, load_sample, sets_folder
 from wsiseg.read import ArraySlide, fit_tissue, tissue_window
+from wsiseg.summarize import read_slides_table
 from wsiseg.types import Box
 
 SIDES_PX = (0, 250, 256, 512)
@@ -93,6 +95,17 @@ def blank_pictures(seed: int = 0) -> dict[str, NDArray[np.uint8]]:
     return out
 
 
+def of_slides(run: Path, without_mask: Path) -> dict[str, dict[str, Any]]:
+    """Return by slide of both runs the nuclei with and without the mask, the share lost, and what the run itself estimated."""
+    every = {r.slide_id: r.n_nuclei or 0 for r in read_slides_table(without_mask / "slides.parquet")}
+    out = {}
+    for row in read_slides_table(run / "slides.parquet"):
+        if n := every.get(row.slide_id):
+            facts = {"nuclei": row.n_nuclei, "without_mask": n, "lost_percent": round(100 * (1 - (row.n_nuclei or 0) / n), 3)}
+            out[row.slide_id] = {**facts, "estimated": [row.outside_nuclei_low, row.outside_nuclei, row.outside_nuclei_high]}
+    return out
+
+
 def main() -> None:
     """Measure and write the result."""
     root = Path(sys.argv[1] if len(sys.argv) > 1 else os.environ["WSISEG_DATA"])
@@ -121,6 +134,8 @@ def main() -> None:
             "mean_tissue_frac": round(float(np.mean(share)), 4),
             "under_0.9": low,
         }
+    if len(sys.argv) > 3:
+        result["slides"] = of_slides(Path(sys.argv[2]), Path(sys.argv[3]))
     path = RESULTS / "tissue_mask.json"
     before = json.loads(path.read_text(encoding="utf-8")).get("before") if path.is_file() else None
     result |= {"before": before} if before else {}  # measured once, with this file, on the code that it names
