@@ -15,7 +15,9 @@ def signals_of_a_terminal() -> Iterator[None]:
     A shell without job control starts background commands with SIGINT and SIGQUIT ignored, nohup does so with SIGHUP, and
     child processes inherit that.
     """
-    ignored = [s for s in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(s) is signal.SIG_IGN]
+    ignored = [
+        s for s in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM) if signal.getsignal(s) is signal.SIG_IGN
+    ]
     for number in ignored:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     yield

@@ -61,6 +61,16 @@ def _quiet_tornado() -> None:
     logging.getLogger("tornado.application").setLevel(logging.CRITICAL)
 
 
+_KEPT = {
+    **dict.fromkeys(("segment", "demo"), "Finished tiles are kept; the same command resumes."),
+    **dict.fromkeys(("cells", "features", "neighbors", "publish"), "Finished slides are kept; the same command resumes."),
+}
+"""What is kept when a command is stopped, by command."""
+
+NOTHING_BROKEN = "No file is left incomplete."
+"""What is kept of the other commands: every file is written whole or not at all."""
+
+
 class _Group(click.Group):
     """Converts errors of wsiseg to a message and exit code 2; any other exception is a bug and keeps its traceback."""
 
@@ -80,7 +90,7 @@ class _Group(click.Group):
         except KeyboardInterrupt as err:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would interrupt the shutdown of Python
-            click.echo("wsiseg: stopped. Finished tiles are kept; the same command resumes.", err=True)
+            click.echo(f"wsiseg: stopped. {_KEPT.get(ctx.invoked_subcommand or '', NOTHING_BROKEN)}", err=True)
             sys.exit(143 if isinstance(err, _TerminatedError) else 130)
 
 
