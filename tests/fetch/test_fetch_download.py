@@ -85,11 +85,11 @@ def test_what_will_not_be_better_is_an_error_with_address_and_reason(
 
 
 @pytest.mark.parametrize(
-    ("trouble", "told"),
+    ("trouble", "message"),
     [("503", r"HTTP 503.*; no byte for \d+ s, trying again"), ("drop", "no byte for"), ("429 1", "requests a pause of 1 s")],
 )
 def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
-    trouble: str, notes: str, server: GdcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trouble: str, message: str, server: GdcServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(download_module, "FIRST_PAUSE_S", 0.3)
     monkeypatch.setattr(download_module, "REPORT_WAIT_S", 0.5)
@@ -98,7 +98,7 @@ def test_a_server_that_gives_no_byte_is_reported_while_it_is_waited_for(
     want = Wanted(server.put("one", DATA))
     assert fetch_to_staging(want, "one", tmp_path / "stage", FetchOptions(on_wait=messages.append)).path.read_bytes() == DATA
     assert messages
-    assert all(re.search(notes, m) and m.startswith(f"{want.address}: ") for m in messages)
+    assert all(re.search(message, m) and m.startswith(f"{want.address}: ") for m in messages)
     assert len(messages) <= 3
 
 

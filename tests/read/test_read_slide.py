@@ -183,7 +183,7 @@ def test_transparent_is_white(tmp_path):
 def test_absurd_and_deep_images_are_refused(tmp_path, monkeypatch):
     Image.fromarray(np.zeros((50, 60, 3), np.uint8)).save(tmp_path / "bomb.png")
     monkeypatch.setattr(image_module, "MAX_IMAGE_PX", 2999)
-    with pytest.raises(SlideOpenError, match=r"claims 60 x 50 px.*2999"):
+    with pytest.raises(SlideOpenError, match=r"states 60 x 50 px.*2999"):
         open_slide(tmp_path / "bomb.png", mpp=1)
     Image.fromarray(np.zeros((5, 6), np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(SlideOpenError, match="1 sample of 16 bits"):

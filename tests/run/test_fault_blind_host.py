@@ -284,7 +284,7 @@ def test_two_hosts_one_of_them_broken(broken: str, slides: Path, clean: Path, tm
     assert "excluded   blind" in run_here("status", out).output
 
 
-@pytest.mark.parametrize(("library", "said"), [("openslide", "is excluded"), ("wsiseg", "is refused")])
+@pytest.mark.parametrize(("library", "reported"), [("openslide", "is excluded"), ("wsiseg", "is refused")])
 def test_a_worker_that_lacks_a_library_beside_a_good_one_of_the_same_host(
     library: str, reported: str, crop_png: Path, tmp_path: Path
 ) -> None:

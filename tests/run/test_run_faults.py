@@ -110,7 +110,7 @@ def test_damaged_tile_costs_that_tile_only(svs: tuple[Path, Path, int, bytes], t
         file.write(good)
     mended = run_here(*command)
     assert mended.exit_code == 0, mended.output
-    assert any("is started again: mtime_ns was" in w for w in warned), "the file is another, and that is said"
+    assert any("from the start: mtime_ns was" in w for w in warned), "the file changed, which is reported"
     clean = run_here(*command[:-1], tmp_path / "clean")
     assert clean.exit_code == 0
     assert (out / "nuclei/slide.parquet").read_bytes() == (tmp_path / "clean/nuclei/slide.parquet").read_bytes()
@@ -178,7 +178,7 @@ def test_other_mpp_or_mask_of_a_slide_is_done_again_and_reported(crop_png: Path,
     assert same == first
     assert "from the start" not in reported
     reported, _ = run(0.45, "")
-    assert "'mpp': 0.499" in reported
+    assert "given mpp was 0.499, is 0.45" in reported
     assert "from the start" in reported
     half = np.zeros((54, 62), np.uint8)
     half[:, :20] = 255

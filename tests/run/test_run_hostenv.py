@@ -123,7 +123,7 @@ def test_memory_that_runs_out_is_named(crop_png: Path, tmp_path: Path) -> None:
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr
     assert f"was killed by signal 9 (SIGKILL); the control group {group} ended " in done.stderr
-    assert "for want of memory: use fewer --workers" in done.stderr
+    assert "for lack of memory: use fewer --workers" in done.stderr
 
 
 def test_certificates_that_are_missing_are_named_at_once(tmp_path: Path) -> None:

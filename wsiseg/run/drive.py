@@ -307,7 +307,7 @@ class Drive:
     def _take_prepared(self, task: Task, result: PrepareDone, feeder: Feeder) -> None:
         feeder.prepared(result)
         if result.note:
-            log.warning("slide %s is started again: %s", task.slide_id, result.note)
+            log.warning("slide %s is segmented again from the start: %s", task.slide_id, result.note)
         for warning in result.warnings:
             log.warning("slide %s: %s", task.slide_id, warning)
         if result.row is not None:

@@ -172,7 +172,7 @@ def prepare_slide(slide_input: SlideInput, folder: RunFolder, config: RunConfig,
         before = slide_or_none(folder, meta.slide_id)
         note = ""
         if before is not None and before.row.status in FINISHED_STATUSES and before.asked is not None:
-            note = _changed("asked", before.asked, asked)
+            note = _changed_arguments(before.asked, asked)
         if folder.job_json(meta.slide_id).is_file():
             job = load_job(folder, meta.slide_id)
             note = _changes(job, meta, asked, content)
@@ -374,10 +374,16 @@ def _changes(job: SlideJob, meta: SlideMeta, asked: SlideArguments, content: str
     """Return in which of the things that constants and tiles are made from a slide differs from its job; empty: in none."""
     names = ("size_bytes", "mtime_ns", "width_px", "height_px", "mpp")
     found = [_changed(name, getattr(job.meta, name), getattr(meta, name)) for name in names]
-    found += [_changed("asked", job.asked, asked), _changed("content", job.content, content)]
+    found += [_changed_arguments(job.asked, asked), _changed("content", job.content, content)]
     return ", ".join(text for text in found if text)
 
 
 def _changed(name: str, before: object, now: object) -> str:
-    plain = [encode(value) if isinstance(value, SlideArguments) else value for value in (before, now)]
-    return f"{name} was {plain[0]!r}, is {plain[1]!r}" if plain[0] != plain[1] else ""
+    return f"{name} was {before!r}, is {now!r}" if before != now else ""
+
+
+def _changed_arguments(before: SlideArguments, now: SlideArguments) -> str:
+    """Return which of the values that the user gave for a slide changed."""
+    then, given = encode(before), encode(now)
+    found = [_changed(f"given {name}", then.get(name), given.get(name)) for name in dict.fromkeys([*then, *given])]
+    return ", ".join(text for text in found if text)
