@@ -5,7 +5,7 @@
 #     sudo scripts/image/try_image.sh FOLDER        # 6 GB of room; what was found: FOLDER/found.json
 #
 # BASE_ROOT: a folder with a bare Debian 12, instead of a new one from the network. BUILD_OPTIONS: more words for 'buildah build',
-# such as "--volume /opt/wheels:/opt/wheels:ro" for packages of one's own.
+# such as "--volume /srv/wheels:/srv/wheels:ro" for packages of one's own.
 set -euo pipefail
 work=$(realpath -m "${1:?usage: try_image.sh FOLDER}")
 here=$(realpath "$(dirname "$0")/../..")
