@@ -7,14 +7,13 @@ state its type and version.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from wsiseg.export.classes import ClassCodes
 from wsiseg.export.thumbnails import Thumbnail, put_pictures
-from wsiseg.tables.source import Chunk, NucleiFile, Selection, iter_chunks
+from wsiseg.tables.source import NucleiFile, Selection, iter_chunks
 from wsiseg.write.elements import (
     growing,
     is_hdf5,
@@ -40,19 +39,6 @@ FEATURES = (
 OBS = ("tile_id", "import_flags")
 
 
-@dataclass(slots=True)
-class _CategoryCodes:
-    """Integer codes of category names, numbered in order of first appearance."""
-
-    names: dict[str, int] = field(default_factory=dict)
-
-    def of(self, chunk: Chunk) -> npt.NDArray[np.int32]:
-        column = chunk.table["class_name"].combine_chunks().fill_null("").dictionary_encode()
-        found = [self.names.setdefault(name, len(self.names)) for name in column.dictionary.to_pylist()]
-        codes: npt.NDArray[np.int32] = np.array(found, np.int32)[column.indices.to_numpy()]
-        return codes
-
-
 def write_anndata_store(
     root: Any, source: NucleiFile, selection: Selection, *, region: str = "", pictures: dict[str, Thumbnail] | None = None
 ) -> int:
@@ -70,7 +56,7 @@ def write_anndata_store(
     """
     names = [f for f in FEATURES if f in source.columns]
     extras = [c for c in OBS if c in source.columns]
-    classes = _CategoryCodes() if "class_name" in source.columns else None
+    classes = ClassCodes() if "class_name" in source.columns else None
     tell(root, "anndata", "0.1.0")
     matrix = growing(root, "X", "float32", len(names))
     obs = put_frame(root, "obs")
@@ -86,7 +72,7 @@ def write_anndata_store(
         for name, column in columns.items():
             column.append(chunk.column(name))
         if classes is not None:
-            codes["class_name"].append(classes.of(chunk))
+            codes["class_name"].append(classes.of(chunk.table["class_name"].combine_chunks().fill_null("")))
         if region:
             codes["region"].append(np.zeros(len(chunk), np.int32))
         place.append(np.stack([chunk.column("cx"), chunk.column("cy")], axis=1).astype(np.float64))

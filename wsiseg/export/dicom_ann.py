@@ -31,6 +31,20 @@ __all__ = ["MEASUREMENTS", "algorithm_of", "level_headers", "table_uid", "write_
 OWN_CODES = "99WSISEG"
 """Coding scheme of measurements that have no code in a standard."""
 
+CATEGORY = ("91723000", "SCT", "Anatomical Structure")
+NUCLEUS = ("84640000", "SCT", "Nucleus")
+"""Codes of what is annotated or segmented: category and type."""
+
+ORIGIN = {
+    "manufacturer": "wsiseg",
+    "manufacturer_model_name": "wsiseg",
+    "software_versions": __version__,
+    "device_serial_number": "none",
+    "content_label": "NUCLEI",
+    "content_description": "Nuclei of H&E",
+}
+"""Facts that every DICOM object of wsiseg states of itself."""
+
 MEASUREMENTS: dict[str, tuple[str, str, str, str, str]] = {
     "area_um2": ("42798000", "SCT", "Area", "um2", "square micrometer"),
     "perimeter_um": ("perimeter", OWN_CODES, "Perimeter", "um", "micrometer"),
@@ -221,8 +235,8 @@ def _object(
         number=1,
         uid=table_uid(source, f"group {made_of}"),
         label="nuclei",
-        annotated_property_category=Code("91723000", "SCT", "Anatomical Structure"),
-        annotated_property_type=Code("84640000", "SCT", "Nucleus"),
+        annotated_property_category=Code(*CATEGORY),
+        annotated_property_type=Code(*NUCLEUS),
         graphic_type=hd.ann.GraphicTypeValues.POLYGON,
         graphic_data=[graphic],
         algorithm_type=hd.ann.AnnotationGroupGenerationTypeValues.AUTOMATIC,
@@ -239,12 +253,7 @@ def _object(
             series_number=1000,
             sop_instance_uid=table_uid(source, f"instance {made_of}"),
             instance_number=1,
-            manufacturer="wsiseg",
-            manufacturer_model_name="wsiseg",
-            software_versions=__version__,
-            device_serial_number="none",
-            content_label="NUCLEI",
-            content_description="Nuclei of H&E",
+            **ORIGIN,
         )
     for item, values in zip(made.AnnotationGroupSequence[0].MeasurementsSequence, columns.values(), strict=True):
         _fill(item, values)

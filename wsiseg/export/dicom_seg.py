@@ -18,9 +18,8 @@ from typing import IO, Any
 import numpy as np
 import numpy.typing as npt
 
-from wsiseg import __version__
 from wsiseg.errors import EmptyExportError, FormatError
-from wsiseg.export.dicom_ann import algorithm_of, level_headers, table_uid
+from wsiseg.export.dicom_ann import CATEGORY, NUCLEUS, ORIGIN, algorithm_of, level_headers, table_uid
 from wsiseg.labels import rasterize_rings
 from wsiseg.libraries import optional
 from wsiseg.tables import atomic_folder
@@ -141,8 +140,8 @@ def _object(source: NucleiFile, image: Any, number: int) -> Any:
     segment = hd.seg.SegmentDescription(
         segment_number=1,
         segment_label="nuclei",
-        segmented_property_category=Code("91723000", "SCT", "Anatomical Structure"),
-        segmented_property_type=Code("84640000", "SCT", "Nucleus"),
+        segmented_property_category=Code(*CATEGORY),
+        segmented_property_type=Code(*NUCLEUS),
         algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
         algorithm_identification=algorithm_of(source),
     )
@@ -157,12 +156,7 @@ def _object(source: NucleiFile, image: Any, number: int) -> Any:
             series_number=1001,
             sop_instance_uid=table_uid(source, f"segmentation {image.SOPInstanceUID}"),
             instance_number=number + 1,
-            manufacturer="wsiseg",
-            manufacturer_model_name="wsiseg",
-            software_versions=__version__,
-            device_serial_number="none",
-            content_label="NUCLEI",
-            content_description="Nuclei of H&E",
+            **ORIGIN,
             tile_pixel_array=True,
             tile_size=(FRAME_PX, FRAME_PX),
             dimension_organization_type=hd.DimensionOrganizationTypeValues.TILED_SPARSE,

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from wsiseg.export.classes import CLASS_RGB, PLAIN_CLASS
 from wsiseg.export.repair import repaired
 from wsiseg.export.text import concat, decimal_text, join_rings, nucleus_uuids, number_text, text_bytes
 from wsiseg.tables import atomic_path
@@ -53,16 +54,6 @@ SAFE_STEP_PX = 2 * 10.0**-DECIMALS
 pixel grid stay valid and need no check."""
 
 NUCLEUS_RGB = (0, 200, 83)
-CLASS_RGB = (
-    (0, 200, 83),
-    (255, 64, 64),
-    (64, 96, 255),
-    (255, 176, 0),
-    (176, 64, 224),
-    (0, 192, 208),
-    (150, 110, 60),
-    (240, 90, 170),
-)
 
 GZIP_LEVEL = 4
 
@@ -193,11 +184,11 @@ def _class_text(chunk: Chunk, classes: dict[str, str]) -> Any:
     import pyarrow as pa
 
     if "class_name" not in chunk.table.column_names:
-        return _classification("Nucleus", NUCLEUS_RGB)
+        return _classification(PLAIN_CLASS, NUCLEUS_RGB)
     column = chunk.table["class_name"].combine_chunks().fill_null("").dictionary_encode()
     for name in column.dictionary.to_pylist():
         if name not in classes:
-            classes[name] = _classification(name or "Nucleus", CLASS_RGB[len(classes) % len(CLASS_RGB)])
+            classes[name] = _classification(name or PLAIN_CLASS, CLASS_RGB[len(classes) % len(CLASS_RGB)])
     return pa.array([classes[name] for name in column.dictionary.to_pylist()], pa.string()).take(column.indices)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -121,14 +122,11 @@ def write_qupath_project(
 
 def _image(source: NucleiFile, number: int, folder: Path, path_map: Sequence[str]) -> dict[str, Any]:
     """Return the entry of one slide, and write its thumbnail."""
-    slide = slide_of_table(source.path, path_map)
-    try:
+    with closing(slide_of_table(source.path, path_map)) as slide:
         entry = _entry(slide, source.path.stem, number)
         place = folder / "data" / str(number)
         place.mkdir(parents=True)
         Image.fromarray(slide.thumbnail(THUMBNAIL_PX)).save(place / "thumbnail.jpg", quality=90)
-    finally:
-        slide.close()
     return entry
 
 

@@ -8,31 +8,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from wsiseg.errors import EmptyExportError
+from wsiseg.export.classes import CLASS_RGB, shown_classes
 from wsiseg.export.pyramid import Progress, Pyramid, write_pyramid
 from wsiseg.export.text import concat, decimal_text, join_rings, number_text, text_bytes
 from wsiseg.log import log
 from wsiseg.results.reopen import slide_of_table
 from wsiseg.tables import atomic_folder
-from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
-
-if TYPE_CHECKING:
-    import pyarrow as pa
+from wsiseg.tables.source import Exported, NucleiFile, Selection, iter_chunks
 
 __all__ = ["MAX_OUTLINES", "write_tissuumaps"]
 
 MAX_OUTLINES = 200_000
 """TissUUmaps holds all regions in the browser's memory; more than this many are left out."""
 
-PLAIN_CLASS = "Nucleus"
-CLASS_COLORS = ("#00c853", "#ff4040", "#4060ff", "#ffb000", "#b040e0", "#00c0d0", "#966e3c", "#f05aaa")
 NOT_MARKERS = ("geometry", "bbox", "nucleus_id", "cx", "cy", "tile_id", "class_name", "import_flags")
 COLOR_BY = "area_um2"
+Colors = dict[str, tuple[int, int, int]]
 
 
 def write_tissuumaps(
@@ -69,12 +67,9 @@ def write_tissuumaps(
         n = sum(classes.values())
         if n == 0:
             raise EmptyExportError(f"{source.path}: there is no nucleus to export, and TissUUmaps shows no empty markers.")
-        slide = slide_of_table(source.path, path_map)
-        try:
+        with closing(slide_of_table(source.path, path_map)) as slide:
             image = write_pyramid(slide, folder / "slide.tif", image_mpp, progress=progress)
-        finally:
-            slide.close()
-        colors = {c: CLASS_COLORS[k % len(CLASS_COLORS)] for k, c in enumerate(classes)}
+        colors = {c: CLASS_RGB[k % len(CLASS_RGB)] for k, c in enumerate(classes)}
         outlines = n <= MAX_OUTLINES
         if outlines:
             _write_outlines(source, folder / "nuclei.geojson", selection, image.scale, colors)
@@ -88,17 +83,6 @@ def write_tissuumaps(
     return Exported(out, n)
 
 
-def _classes(chunk: Chunk) -> pa.Array:
-    """Return the class of each nucleus, ``PLAIN_CLASS`` where it has none."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    if "class_name" not in chunk.table.column_names:
-        return pa.array([PLAIN_CLASS] * len(chunk))
-    names = chunk.table["class_name"].combine_chunks().cast(pa.string()).fill_null("")
-    return pc.if_else(pc.equal(names, ""), PLAIN_CLASS, names)
-
-
 def _write_markers(source: NucleiFile, path: Path, selection: Selection) -> dict[str, int]:
     """Write centers and measurements; return how many nuclei each class has."""
     import pyarrow as pa
@@ -109,7 +93,7 @@ def _write_markers(source: NucleiFile, path: Path, selection: Selection) -> dict
     with path.open("wb") as stream:
         stream.write((",".join(["nucleus_id", "x", "y", "class", *names]) + "\n").encode())
         for chunk in iter_chunks(source, selection, [*names, "class_name"]):
-            kinds = _classes(chunk)
+            kinds = shown_classes(chunk)
             for item in kinds.value_counts().to_pylist():
                 classes[item["values"]] = classes.get(item["values"], 0) + item["counts"]
             first = [chunk.table[c] for c in ("nucleus_id", "cx", "cy")]
@@ -118,12 +102,11 @@ def _write_markers(source: NucleiFile, path: Path, selection: Selection) -> dict
     return classes
 
 
-def _write_outlines(source: NucleiFile, path: Path, selection: Selection, scale: float, colors: dict[str, str]) -> None:
+def _write_outlines(source: NucleiFile, path: Path, selection: Selection, scale: float, colors: Colors) -> None:
     """Write one feature a nucleus, in px of the image."""
     import pyarrow as pa
 
-    rgb = {c: [int(h[k : k + 2], 16) for k in (1, 3, 5)] for c, h in colors.items()}
-    kinds = {c: json.dumps({"classification": {"name": c, "color": rgb[c]}, "isLocked": False})[1:] for c in colors}
+    kinds = {c: json.dumps({"classification": {"name": c, "color": rgb}, "isLocked": False})[1:] for c, rgb in colors.items()}
     empty = True
     with path.open("wb") as stream:
         stream.write(b'{"type":"FeatureCollection","features":[')
@@ -136,7 +119,7 @@ def _write_outlines(source: NucleiFile, path: Path, selection: Selection, scale:
                     ']]]},"properties":{"name":"',
                     number_text(chunk.table["nucleus_id"]),
                     '",',
-                    pa.array([kinds[c] for c in _classes(chunk).to_pylist()], pa.string()),
+                    pa.array([kinds[c] for c in shown_classes(chunk).to_pylist()], pa.string()),
                     "}",
                 )
             )
@@ -145,11 +128,12 @@ def _write_outlines(source: NucleiFile, path: Path, selection: Selection, scale:
         stream.write(b"\n]}\n")
 
 
-def _project(source: NucleiFile, image: Pyramid, colors: dict[str, str], outlines: bool) -> dict[str, Any]:
+def _project(source: NucleiFile, image: Pyramid, colors: Colors, outlines: bool) -> dict[str, Any]:
     by_class = len(colors) > 1
+    hexadecimal = {c: f"#{red:02x}{green:02x}{blue:02x}" for c, (red, green, blue) in colors.items()}
     header = {
         "X": "x", "Y": "y", "gb_col": "class", "gb_name": None, "cb_cmap": "interpolateViridis", "cb_col": COLOR_BY,
-        "cb_gr_dict": json.dumps(colors, ensure_ascii=False), "coord_factor": float(np.float64(image.scale)),
+        "cb_gr_dict": json.dumps(hexadecimal, ensure_ascii=False), "coord_factor": float(np.float64(image.scale)),
         "scale_factor": 1.0, "shape_fixed": "disc", "opacity": 0.8, "tooltip_fmt": "",
     }  # fmt: skip
     radios = {

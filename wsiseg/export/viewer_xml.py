@@ -13,6 +13,7 @@ from xml.sax.saxutils import quoteattr
 
 import numpy as np
 
+from wsiseg.export.classes import CLASS_RGB, PLAIN_CLASS, shown_classes
 from wsiseg.export.text import concat, decimal_text, join_rings, number_text, text_bytes
 from wsiseg.tables import atomic_path
 from wsiseg.tables.source import Chunk, Exported, NucleiFile, Selection, iter_chunks
@@ -23,8 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["write_asap", "write_imagescope"]
 
 DECIMALS = 2
-PLAIN_CLASS = "Nucleus"
-COLORS = ((0, 200, 83), (255, 64, 64), (64, 96, 255), (255, 176, 0), (176, 64, 224), (0, 192, 208))
+COLORS = CLASS_RGB[:6]
 
 
 def write_asap(source: NucleiFile, out: Path, selection: Selection | None = None) -> Exported:
@@ -80,8 +80,7 @@ def write_imagescope(source: NucleiFile, out: Path, selection: Selection | None 
 def _chunks(source: NucleiFile, selection: Selection | None) -> Iterator[tuple[Chunk, list[str]]]:
     """Yield each chunk with the class names of its nuclei."""
     for chunk in iter_chunks(source, selection or Selection(), ["class_name"]):
-        named = chunk.table["class_name"].to_pylist() if "class_name" in chunk.table.column_names else [""] * len(chunk)
-        yield chunk, [name or PLAIN_CLASS for name in named]
+        yield chunk, shown_classes(chunk).to_pylist()
 
 
 def _asap(chunk: Chunk, classes: list[str], names: dict[str, str]) -> pa.StringArray:

@@ -11,7 +11,8 @@ import json
 import shutil
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from wsiseg.errors import EmptyExportError
+from wsiseg.export.classes import PLAIN_CLASS, ClassCodes, shown_classes
 from wsiseg.export.pyramid import Progress, Pyramid, write_pyramid
 from wsiseg.results.reopen import slide_of_table
 from wsiseg.tables import atomic_folder
@@ -59,7 +61,6 @@ FILES = {
     "analysis_summary_filepath": "analysis_summary.html",
 }
 IMAGES = ("morphology_filepath", "morphology_mip_filepath", "morphology_focus_filepath")
-PLAIN_CLASS = "Nucleus"
 
 
 def write_xenium(
@@ -96,18 +97,15 @@ def write_xenium(
     """
     with atomic_folder(out, overwrite=overwrite) as folder:
         kinds = _write_cells(source, folder, selection or Selection())
-        n = sum(len(c) for c in kinds.codes)
+        n = len(kinds.codes)
         if n == 0:
             raise EmptyExportError(
                 f"{source.path}: there is no nucleus to export, and Xenium Explorer opens nothing without cells."
             )
         if kinds.names and set(kinds.names) != {PLAIN_CLASS}:
             _write_groups(folder, kinds)
-        slide = slide_of_table(source.path, path_map)
-        try:
+        with closing(slide_of_table(source.path, path_map)) as slide:
             image = write_pyramid(slide, folder / "morphology.ome.tif", image_mpp, hematoxylin=True, progress=progress)
-        finally:
-            slide.close()
         text = json.dumps(_experiment(source, image, n), indent=1, ensure_ascii=False)
         (folder / "experiment.xenium").write_text(text, encoding="utf-8")
     return Exported(out, n)
@@ -125,15 +123,8 @@ def cell_ids(first: int, n: int) -> npt.NDArray[np.str_]:
 class _Classes:
     """Class of every nucleus, as number of its name."""
 
-    names: dict[str, int] = field(default_factory=dict)
-    codes: list[npt.NDArray[np.int32]] = field(default_factory=list)
-
-    def add(self, chunk: Chunk) -> list[str]:
-        """Note the classes of a chunk; return them."""
-        known = "class_name" in chunk.table.column_names
-        found = [c or PLAIN_CLASS for c in chunk.table["class_name"].to_pylist()] if known else [PLAIN_CLASS] * len(chunk)
-        self.codes.append(np.array([self.names.setdefault(c, len(self.names)) for c in found], np.int32))
-        return found
+    names: list[str]
+    codes: npt.NDArray[np.int32]
 
 
 def _write_cells(source: NucleiFile, folder: Path, selection: Selection) -> _Classes:
@@ -142,7 +133,7 @@ def _write_cells(source: NucleiFile, folder: Path, selection: Selection) -> _Cla
     import zarr
     from pyarrow import csv
 
-    kinds = _Classes()
+    classes, codes = ClassCodes(), [np.empty(0, np.int32)]
     store = folder / "cells.zarr"
     root = zarr.open_group(str(store), mode="w", zarr_format=2)
     width = 2 * MAX_VERTICES
@@ -164,13 +155,15 @@ def _write_cells(source: NucleiFile, folder: Path, selection: Selection) -> _Cla
             ids[rows] = np.stack([np.arange(rows.start, rows.stop), np.ones(len(chunk))], axis=1).astype(np.uint32)
             summary[rows] = facts
             values[rows] = np.arange(rows.start, rows.stop, dtype=np.uint32)
-            table = [pa.array(cell_ids(n, len(chunk)).tolist()), chunk.table["nucleus_id"], pa.array(kinds.add(chunk))]
+            shown = shown_classes(chunk)
+            codes.append(classes.of(shown))
+            table = [pa.array(cell_ids(n, len(chunk)).tolist()), chunk.table["nucleus_id"], shown]
             csv.write_csv(pa.table(table, ["a", "b", "c"]), stream, csv.WriteOptions(include_header=False))
             n = rows.stop
     root.attrs.update({**CELLS, "number_cells": n})
     summary.attrs.update({"column_names": list(SUMMARY), "column_descriptions": list(SUMMARY.values())})
     _zip(store, folder / "cells.zarr.zip")
-    return kinds
+    return _Classes(list(classes.names), np.concatenate(codes))
 
 
 def _outlines(chunk: Chunk, mpp: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[np.float64]]:
@@ -222,11 +215,11 @@ def _write_groups(folder: Path, kinds: _Classes) -> None:
     """Write ``analysis.zarr.zip``: one grouping of cells, by class; indices of the cells of each class one after the other."""
     import zarr
 
-    codes = np.concatenate(kinds.codes)
+    codes = kinds.codes
     store = folder / "analysis.zarr"
     root = zarr.open_group(str(store), mode="w", zarr_format=2)
     groups = root.create_group("cell_groups")
-    facts = {"number_groupings": 1, "grouping_names": ["class"], "group_names": [list(kinds.names)]}
+    facts = {"number_groupings": 1, "grouping_names": ["class"], "group_names": [kinds.names]}
     groups.attrs.update({"major_version": 1, "minor_version": 0, **facts})
     group = groups.create_group("0")
     starts = np.concatenate([[0], np.cumsum(np.bincount(codes, minlength=len(kinds.names)))[:-1]])
