@@ -138,8 +138,9 @@ class Watch:
         self._thread.join()
         stopped = kind is not None and issubclass(kind, (KeyboardInterrupt, SystemExit))  # by Ctrl-C, by SIGTERM
         end = "finished" if kind is None else "interrupted" if stopped else "failed"
-        self._write(end)
-        self.event("run_ended", end=end, error="" if err is None else str(err), **self._numbers())
+        record = self._write(end)
+        amounts = {name: getattr(record, name) for name in (*_TOTALS, *COUNTS)}
+        self.event("run_ended", end=end, error="" if err is None else str(err), **amounts)
         log.removeHandler(self._log)
 
     def event(self, event: str, **fields: Any) -> None:
@@ -159,11 +160,8 @@ class Watch:
         while not self._ended.wait(PROGRESS_INTERVAL_S):
             self._write("running")
 
-    def _numbers(self) -> dict[str, float]:
-        totals = {name: getattr(self._totals, name) for name in _TOTALS}
-        return {**totals, **{name: self.counts[name] for name in COUNTS}}
-
-    def _write(self, state: str) -> None:
+    def _write(self, state: str) -> ClientRecord:
+        """Write the client's record, and the metrics file if one is wanted; return the record."""
         elapsed_s = time.monotonic() - self._start
         totals, counts = self._totals, self.counts
         record = ClientRecord(
@@ -192,6 +190,7 @@ class Watch:
             with contextlib.suppress(OSError):
                 text = _prometheus(record, elapsed_s, str(self._folder.root), self._name)
                 atomic_write_bytes(self._config.schedule.metrics_file, text.encode())
+        return record
 
 
 COUNTS = ("retries", "worker_deaths", "hangs", "reconnects")
