@@ -56,6 +56,13 @@ def machine() -> dict[str, Any]:
     }
 
 
+def saved(name: str) -> dict[str, Any]:
+    """Return the result of an earlier run, with its machine; empty if there is none."""
+    path = RESULTS / f"{name}.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return found
+
+
 def save(name: str, result: dict[str, Any]) -> Path:
     """Write ``result`` with the machine to ``benchmarks/results/<name>.json`` and return the path."""
     RESULTS.mkdir(exist_ok=True)

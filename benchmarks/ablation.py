@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from _machine import RESULTS, save
+from _machine import save, saved
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -213,9 +212,8 @@ def stained(sample: Sample, method: str, folder: Path) -> Sample:
 
 def keep(name: str, found: dict[str, Any]) -> None:
     """Put one row into the results file, in place of an earlier one of its name."""
-    path = RESULTS / "ablation.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": {}}
-    rows = {**held["rows"], name: found}
+    held = saved("ablation")
+    rows = {**held.get("rows", {}), name: found}
     order = [n for n in ROWS if n in rows] + sorted(set(rows) - set(ROWS))
     about = "PQ on held-out images of short trainings that differ in one thing; mean_pq weighs sets by their research shares"
     extra = {k: v for k, v in held.items() if k not in ("machine", "what", "rows")}

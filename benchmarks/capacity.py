@@ -14,7 +14,6 @@ further channels copy channels, whose outgoing weights are divided among the cop
 from __future__ import annotations
 
 import argparse
-import json
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks._machine import RESULTS, save
+from benchmarks._machine import save, saved
 from wsiseg.config import PredictConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.predict import NETS, UNet, build_net, load_model, macs_per_px
@@ -168,9 +167,7 @@ def main() -> None:
     if args.command == "widen":
         print(widen(args.data, args.out))
         return
-    path = RESULTS / "capacity.json"
-    held = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    networks = {row["name"]: row for row in held.get("networks", [])}
+    networks = {row["name"]: row for row in saved("capacity").get("networks", [])}
     for run in args.runs:
         name, _, weights = run.partition("=")
         networks[name] = score(args.data, name, weights)

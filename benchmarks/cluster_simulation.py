@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from benchmarks._machine import RESULTS, machine, save
+from benchmarks._machine import RESULTS, machine, save, saved
 
 ROOT = Path(__file__).resolve().parents[1]
 STAGES_S = {"read": 0.12, "normalize": 0.02, "predict": 0.25, "separate": 0.08, "vectorize": 0.03}
@@ -310,8 +310,7 @@ def scaling(counts: list[int], seconds: float, hosts: int) -> list[dict[str, Any
 
 def _parts_kept() -> dict[str, Any]:
     """Return what an earlier call measured on this machine: the parts may be run one by one."""
-    path = RESULTS / "cluster_simulation.json"
-    kept = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    kept = saved("cluster_simulation")
     return {k: v for k, v in kept.items() if k != "machine"} if kept.get("machine") == machine() else {}
 
 

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import openslide
 import pyarrow.parquet as pq
-from _machine import RESULTS, save
+from _machine import RESULTS, save, saved
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -322,7 +322,7 @@ def main() -> None:
                 "wall_s": [t["wall_s"] for t in tries],
             }
             print(name, row, flush=True)
-            kept = json.loads(RESULT.read_text())["cases"] if RESULT.exists() else {}
+            kept = saved("faults").get("cases", {})
             save("faults", {"note": NOTE, "cases": {n: r for n, r in {**kept, name: row}.items() if n in CASES}})
 
 

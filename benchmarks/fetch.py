@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks._machine import RESULTS, save
+from benchmarks._machine import save, saved
 from tests.fetch.gdc_server import gdc_server
 from tests.run.lanes_simulation import SLIDE_S, Cohort, World
 from wsiseg.fetch import FetchOptions, Wanted, fetch_to_staging, staged_sizes
@@ -234,8 +233,7 @@ def main() -> None:
     parser.add_argument("--stand-in", action="store_true")
     args = parser.parse_args()
     Image.MAX_IMAGE_PIXELS = None
-    before = RESULTS / "fetch.json"
-    kept = json.loads(before.read_text()) if before.is_file() else {}
+    kept = saved("fetch")
     result: dict[str, Any] = {name: kept[name] for name in ("clients", "placement", "starved") if name in kept}
     result["load_at_start"] = os.getloadavg()[0]
     if "clients" in args.part:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import sys
 import tempfile
 import time
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from _machine import RESULTS, save
+from _machine import save, saved
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
@@ -86,8 +85,7 @@ def main() -> None:
         "--only", nargs="*", default=[], help="targets whose name holds one of these words; other rows are kept"
     )
     arguments = parser.parse_args()
-    result = RESULTS / "fuzz.json"
-    rows: dict[str, Any] = json.loads(result.read_text())["targets"] if arguments.only and result.exists() else {}
+    rows: dict[str, Any] = saved("fuzz").get("targets", {}) if arguments.only else {}
 
     def run(name: str, strategy: st.SearchStrategy[Any], work: Callable[[Any, Path], str]) -> None:
         if arguments.only and not any(word in name for word in arguments.only):

@@ -31,7 +31,7 @@ import openslide
 from packaging.requirements import Requirement
 from PIL import Image
 
-from benchmarks._machine import RESULTS, machine
+from benchmarks._machine import RESULTS, machine, saved
 
 ROOT = Path(__file__).resolve().parents[1]
 SLIDE = ROOT / "tests" / "data" / "CMU-1-Small-Region.svs"
@@ -152,7 +152,7 @@ def main() -> None:
             Image.fromarray(np.asarray(slide.read_region((900, 1100), 0, (620, 540)).convert("RGB"))).save(crop)
         torch = not args.without_torch
         path = RESULTS / "install.json"
-        found = json.loads(path.read_text())["environments"] if path.is_file() else {}
+        found = saved("install").get("environments", {})
         for python in args.python or [sys.executable]:
             venv, facts = install(python, wheel, scratch, args.index, torch)
             facts["first_command"] = first_command(venv, scratch / f"home-{facts['python']}", crop, torch)

@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks._machine import RESULTS, save
+from benchmarks._machine import save, saved
 from benchmarks.assign import write_points
 from wsiseg.tables import open_nuclei
 from wsiseg.tables.source import NucleiFile
@@ -103,7 +103,6 @@ def main() -> None:
     args = parser.parse_args()
     (table,) = (args.run / "nuclei").glob("*.parquet")
     source = open_nuclei(table)
-    there = RESULTS / "questions.json"
     own: dict[str, dict[str, Any]] = {}
     facts = {"nuclei": source.n_nuclei, "width_px": source.width_px, "height_px": source.height_px, "mpp": source.mpp}
     with tempfile.TemporaryDirectory(dir=args.run.parent) as name:
@@ -118,7 +117,7 @@ def main() -> None:
                 )
             row = measure(command, words, folder)
             own[command] = {**row, "told": row["told"].replace(name, "OUT")}
-            rows = {r["command"]: r for r in json.loads(there.read_text())["rows"]} if there.is_file() else {}
+            rows = {r["command"]: r for r in saved("questions").get("rows", [])}
             rows |= own
             print(save("questions", {**facts, "load": os.getloadavg()[0], "rows": list(rows.values())}))
 
