@@ -84,7 +84,8 @@ def test_learning_rate_rises_then_falls() -> None:
     assert factors[-1] == pytest.approx(0.01)
 
 
-def test_loss_against_a_plain_formula() -> None:
+@pytest.mark.parametrize("weighted", [False, True])
+def test_loss_against_a_plain_formula(weighted: bool) -> None:
     logits = torch.randn(1, 2, 3, 3, generator=torch.Generator().manual_seed(0))
     target = torch.rand(1, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     weight = 1 + torch.rand(1, 1, 3, 3, generator=torch.Generator().manual_seed(2))
@@ -96,9 +97,11 @@ def test_loss_against_a_plain_formula() -> None:
                 p, t = float(torch.sigmoid(logits[0, head, y, x])), float(target[0, head, y, x])
                 focus = abs(p - t) ** 2
                 entropy -= focus * float(weight[0, 0, y, x]) * (t * math.log(p) + (1 - t) * math.log(1 - p))
-                a, b = a + p * t, b + p * p + t * t
+                w = float(weight[0, 0, y, x]) if weighted else 1.0
+                a, b = a + w * p * t, b + w * (p * p + t * t)
         expected += scale * (entropy / 9 + 0.5 * (1 - (2 * a + 1) / (b + 1)))
-    loss, terms = two_head_loss(logits, target, weight, LossConfig(center=2.0, dice=0.5, focal_gamma=2.0))
+    config = LossConfig(center=2.0, dice=0.5, focal_gamma=2.0, weighted_dice=weighted)
+    loss, terms = two_head_loss(logits, target, weight, config)
     assert float(loss) == pytest.approx(expected, rel=1e-4)
     assert set(terms) == {"center_ce", "material_ce", "center_dice", "material_dice"}
 

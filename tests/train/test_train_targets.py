@@ -61,6 +61,24 @@ def test_narrow_gaps_weigh_more() -> None:
     assert set(np.unique(weight)) == {64, 192}
 
 
+def test_small_nuclei_weigh_more() -> None:
+    """The oracle takes each pixel's nucleus, or for background the smallest nucleus in the 5x5 px around it."""
+    labels = two_discs(gap=6)
+    labels[2:12, 2:12] = 5  # 100 px
+    labels[40:44, 2:6] = 6  # 16 px
+    weight = make_targets(labels, border_weight=1.0, small_weight=2.5)[2]
+    area = {v: int((labels == v).sum()) for v in np.unique(labels)}
+    for y, x in np.ndindex(labels.shape):
+        around = labels[max(0, y - 2) : y + 3, max(0, x - 2) : x + 3]
+        near = {int(labels[y, x])} if labels[y, x] else set(around.ravel().tolist())
+        expected = max([1.0, *(min(2.5, max(1.0, (350 / area[v]) ** 0.75)) for v in near - {0})])
+        assert weight[y, x] == round(64 * expected), (y, x)
+    assert set(np.unique(weight)) == {64, 160}
+    assert np.array_equal(make_targets(labels, small_weight=1.0), make_targets(labels))
+    both = make_targets(two_discs(gap=2), border_weight=3.9, small_weight=3.9)[2]
+    assert both.max() == round(3.9 * 64), "large nuclei have no additional weight"
+
+
 def test_the_ellipse_follows_the_nucleus() -> None:
     """On an ellipse with half axes 24 and 8, the bump falls to exp(-(2 t)^2 / 1.28) at the share t of either half axis."""
     y, x = np.mgrid[:80, :80]
@@ -93,3 +111,5 @@ def test_impossible_options_are_refused() -> None:
         make_targets(np.zeros((4, 4), int), touching=1.5)
     with pytest.raises(ConfigError, match="border_weight"):
         make_targets(np.zeros((4, 4), int), border_weight=9)
+    with pytest.raises(ConfigError, match="small_weight"):
+        make_targets(np.zeros((4, 4), int), small_weight=0.5)

@@ -39,6 +39,7 @@ class TargetOptions:
     center: CenterKind
     border_weight: float = 3.0
     touching: float = 0.65
+    small_weight: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +92,7 @@ class PatchSource:
         weight = np.zeros(len(samples))
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
-            aims = make_targets(labels, targets.center, targets.border_weight, targets.touching)
+            aims = make_targets(labels, targets.center, targets.border_weight, targets.touching, targets.small_weight)
             if steps.teacher is not None:
                 seen = steps.teacher(rgb)
                 aims[:2] = np.round(aims[:2] + steps.teacher_share * (seen - aims[:2].astype(np.float32)))

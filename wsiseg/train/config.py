@@ -53,6 +53,8 @@ class TrainConfig:
     separation
         Thresholds of the weights: ``unseen``: for tissue of sets not trained on (``fit_sets``); ``nucleus-size``: from the mean
         nucleus of training images (``separation_by_size``); ``hou43``: those of Hou et al. 2020.
+    border_weight, small_weight, touching
+        Weights of pixels and material of touching nuclei in the targets (``wsiseg.train.targets.make_targets``).
     init
         Initial weights: a name of installed weights, or a .safetensors path relative to the config file; empty: random.
     teacher, teacher_share
@@ -72,6 +74,7 @@ class TrainConfig:
     teacher_share: float = 0.5
     center: CenterKind = "ellipse"
     border_weight: float = 3.0
+    small_weight: float = 1.0
     touching: float = 0.65
     patch_px: int = 256
     validate: bool = True

@@ -39,6 +39,7 @@ class LossConfig:
     focal_gamma: float = 0.0
     entropy: float = 1.0
     center_loss: CenterLoss = "overlap"
+    weighted_dice: bool = False
 
     def __post_init__(self) -> None:
         """Raise ``ConfigError`` for an unknown ``center_loss``."""
@@ -58,20 +59,22 @@ def two_head_loss(
     target : float32 (N, 2, H, W)
         0..1.
     weight : float32 (N, 1, H, W)
-        Weight of a pixel in the cross-entropy and the squared error.
+        Weight of a pixel in the cross-entropy and the squared error, and if ``weighted_dice``, in the Dice.
 
     Returns
     -------
     (scalar, dict of scalar)
-        Dice is 1 - 2 sum(p t) / sum(p^2 + t^2) per image, smoothed by one pixel (Milletari et al. 2016).
+        Dice is 1 - 2 sum(w p t) / sum(w (p^2 + t^2)) per image, smoothed by one pixel (Milletari et al. 2016); w is 1 unless
+        ``weighted_dice``.
     """
     entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
     p = torch.sigmoid(logits)
     if config.focal_gamma:
         entropy = entropy * (p - target).abs() ** config.focal_gamma
     per_head = (entropy * weight).mean((0, 2, 3))
-    overlap = 2 * (p * target).sum((2, 3)) + 1
-    dice = (1 - overlap / ((p * p).sum((2, 3)) + (target * target).sum((2, 3)) + 1)).mean(0)
+    q, aim = (weight * p, weight * target) if config.weighted_dice else (p, target)
+    overlap = 2 * (q * target).sum((2, 3)) + 1
+    dice = (1 - overlap / ((q * p).sum((2, 3)) + (aim * target).sum((2, 3)) + 1)).mean(0)
     scale = torch.tensor([config.center, config.material], dtype=logits.dtype, device=logits.device)
     terms = config.entropy * per_head + config.dice * dice
     if config.center_loss == "mse":

@@ -21,10 +21,16 @@ CenterKind = Literal["ellipse", "gaussian", "disc", "distance", "point"]
 
 _GAP_PX = 2  # background this near to two nuclei gets a higher weight, to keep them apart
 _WEIGHT_ONE = 64  # a weight of 1.0 as uint8
+_LARGE_PX = 350  # area from which a nucleus has no additional weight: 22 um2 at 0.25 um/px, the median of MoNuSeg
+_RIM_PX = 2  # background this near to a small nucleus shares its weight
 
 
 def make_targets(
-    labels: NDArray[Any], center: CenterKind = "ellipse", border_weight: float = 3.0, touching: float = 0.65
+    labels: NDArray[Any],
+    center: CenterKind = "ellipse",
+    border_weight: float = 3.0,
+    touching: float = 0.65,
+    small_weight: float = 1.0,
 ) -> NDArray[np.uint8]:
     """Return the training targets of one label image.
 
@@ -39,6 +45,10 @@ def make_targets(
         ``point``: the 3x3 px about the centroid (Hou et al. 2020 mark those about the bounding box's center).
     border_weight
         Weight of pixels where nuclei touch or nearly touch, 1 to 3.98; all others have weight 1.
+    small_weight
+        Maximum additional weight of small nuclei, 1 to 3.98. Scores count nuclei, a loss counts pixels: a nucleus of area A
+        below 350 px has the weight min((350 / A)^0.75, ``small_weight``), also in its rim of 2 px of background. It multiplies
+        ``border_weight``; products are cut at 3.98.
     touching
         Material of the pixels where nuclei touch, 0 to 1; it is 1 on other nuclear pixels.
 
@@ -54,8 +64,9 @@ def make_targets(
     """
     if center not in get_args(CenterKind):
         raise ConfigError(f"Expected the center target to be one of {get_args(CenterKind)}, got {center!r}.")
-    if not 1 <= border_weight < 256 / _WEIGHT_ONE:
-        raise ConfigError(f"Expected border_weight to be 1 to 3.98, got {border_weight}.")
+    for name, value in (("border_weight", border_weight), ("small_weight", small_weight)):
+        if not 1 <= value < 256 / _WEIGHT_ONE:
+            raise ConfigError(f"Expected {name} to be 1 to 3.98, got {value}.")
     if not 0 <= touching <= 1:
         raise ConfigError(f"Expected touching to be 0 to 1, got {touching}.")
     ids = np.unique(labels)
@@ -67,8 +78,20 @@ def make_targets(
     out = np.empty((3, *labels.shape), np.uint8)
     out[0] = np.round(255 * _center_map(compact, len(ids), center))
     out[1] = np.where(contact, round(255 * touching), np.where(compact > 0, 255, 0))
-    out[2] = np.where(contact | gap, round(border_weight * _WEIGHT_ONE), _WEIGHT_ONE)
+    weight = np.where(contact | gap, border_weight, 1.0)
+    if small_weight > 1:
+        weight *= _size_weight(compact, small_weight)
+    out[2] = np.round(np.minimum(weight * _WEIGHT_ONE, 255))
     return out
+
+
+def _size_weight(labels: NDArray[np.int32], limit: float) -> NDArray[np.float64]:
+    """Return the weight of each pixel by the area of its nucleus, or of the smallest nucleus near a background pixel."""
+    area = np.bincount(labels.ravel()).clip(1)
+    of_nucleus = np.clip((_LARGE_PX / area) ** 0.75, 1, limit)
+    of_nucleus[0] = 1
+    own = of_nucleus[labels]
+    return np.asarray(np.where(labels > 0, own, ndimage.grey_dilation(own, size=2 * _RIM_PX + 1)))
 
 
 def _contacts(labels: NDArray[np.int32]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:

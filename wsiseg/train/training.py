@@ -100,7 +100,7 @@ def train_samples(
         teacher=_teacher(config, base),
         teacher_share=config.teacher_share,
     )
-    targets = TargetOptions(config.center, config.border_weight, config.touching)
+    targets = TargetOptions(config.center, config.border_weight, config.touching, config.small_weight)
     device = own_device(config.loop.device) if _batched(config) else None
     source = PatchSource(seen, config.sets, targets, config.augment, config.patch_px, batched_on=device, steps=steps)
     net = _begun(config, base)
