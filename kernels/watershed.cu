@@ -57,9 +57,8 @@ KERNEL find_peaks(const u16* c, const u16* m, int W, int H, int center_threshold
   if (found) list[atomicAdd(length, 1)] = i;
 }
 
-// Step 4, one line: whether the least c from p to q is > c(p) - depth.
-__device__ inline bool shallow(const u16* c, int W, int px, int py, int dx, int dy, int n, int depth) {
-  const int level = (int)c[py * W + px] - depth;
+// Step 4, one line: whether the least c from p to q is above the level that separates p.
+__device__ inline bool shallow(const u16* c, int W, int px, int py, int dx, int dy, int n, int level) {
   for (int k = 1; k <= n; k++) {
     const int y = py + floor_div(2 * k * dy + n, 2 * n), x = px + floor_div(2 * k * dx + n, 2 * n);
     if (c[y * W + x] <= level) return false;
@@ -69,17 +68,19 @@ __device__ inline bool shallow(const u16* c, int W, int px, int py, int dx, int 
 
 // Step 4: dropped[k] = whether a greater neighbour takes over peak list[k]. A thread is a peak and a row of its surroundings. Reads
 // `peak`, which stays as it is: dropped peaks still take over.
-KERNEL merge_peaks(const u16* c, const u8* peak, const int* list, const int* length, int W, int H, int depth, int reach, int* dropped) {
+KERNEL merge_peaks(const u16* c, const u8* peak, const int* list, const int* length, int W, int H, int depth, int share_q256,
+                   int reach, int* dropped) {
   const int span = 2 * reach + 1;
   for (i64 t = element(); t < (i64)*length * span; t += (i64)gridDim.x * blockDim.x) {
     const int k = (int)(t / span), i = list[k], x = i % W, y = i / W, yy = y + (int)(t % span) - reach;
     if (yy < 0 || yy >= H) continue;
+    const int part = c[i] * share_q256 / 256, level = c[i] - (depth > part ? depth : part);
     const int x0 = x - reach > 0 ? x - reach : 0, x1 = x + reach < W - 1 ? x + reach : W - 1;
     for (int xx = x0; xx <= x1; xx++) {
       const int j = yy * W + xx;
       if (!peak[j] || j == i || !(c[j] > c[i] || (c[j] == c[i] && j < i))) continue;
       const int dx = xx - x, dy = yy - y, ax = dx < 0 ? -dx : dx, ay = dy < 0 ? -dy : dy;
-      if (!shallow(c, W, x, y, dx, dy, ax > ay ? ax : ay, depth)) continue;
+      if (!shallow(c, W, x, y, dx, dy, ax > ay ? ax : ay, level)) continue;
       atomicExch(&dropped[k], 1);
       break;
     }

@@ -129,6 +129,9 @@ class SeparateConfig:
         Weight c of the distance to the nearest marker in the landscape 16 (255 - material) + 16 c distance.
     merge_depth_frac
         Two center maxima whose saddle is less deep than this are one nucleus, 0 (never) to 1.
+    merge_share_frac
+        Two center maxima are also one nucleus if the map between them falls by less than this share of the lower one, 0 (never)
+        to 1.
     min_area_um2, max_area_um2
         Limits on the hole-filled area of a nucleus.
     min_material_frac
@@ -140,6 +143,7 @@ class SeparateConfig:
     marker_radius_wpx: int | None = None
     compactness: float | None = None
     merge_depth_frac: float | None = None
+    merge_share_frac: float | None = None
     seed_recall: bool = True
     min_area_um2: float | None = None
     max_area_um2: float = 1000.0
@@ -157,7 +161,7 @@ class SeparateConfig:
             self.marker_radius_wpx,
         )
         _require(self.compactness is None or 0 <= self.compactness <= 16, "separate.compactness", "0 to 16", self.compactness)
-        for name in ("merge_depth_frac", "min_material_frac"):
+        for name in ("merge_depth_frac", "merge_share_frac", "min_material_frac"):
             value = getattr(self, name)
             _require(value is None or 0 <= value <= 1, f"separate.{name}", "0 to 1", value)
 

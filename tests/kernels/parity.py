@@ -11,7 +11,7 @@ from wsiseg.types import Box, Instances, PolygonBatch
 from wsiseg.vectorize import tile_stats, vectorize
 
 LOOSE = SeparateParams(8000, 2040, 3, 256, 0, True, 1, 262143)
-STRICT = SeparateParams(16320, 2040, 4, 640, 3000, True, 12, 900, 2700)
+STRICT = SeparateParams(16320, 2040, 4, 640, 3000, True, 12, 900, 2700, 60)
 PLAIN = SeparateParams(16320, 2040, 6, 0, 0, False, 12, 5000)
 ALL_PARAMS = {"loose": LOOSE, "strict": STRICT, "plain": PLAIN}
 

@@ -47,6 +47,7 @@ def test_adversarial_maps_with_other_options(one_machine: Machine, name: str, pa
     threshold=st.sampled_from([1, 1500, 2040, 4080]),
     recall=st.booleans(),
     merge_depth=st.sampled_from([0, 1, 3000, 65280]),
+    merge_share_q256=st.sampled_from([0, 1, 90, 256]),
     min_area=st.sampled_from([1, 5, 40]),
     max_area=st.sampled_from([50, 262143]),
     min_material=st.sampled_from([0, 2100, 3000]),
@@ -59,11 +60,13 @@ def test_random_maps(
     threshold: int,
     recall: bool,
     merge_depth: int,
+    merge_share_q256: int,
     min_area: int,
     max_area: int,
     min_material: int,
 ) -> None:
-    p = SeparateParams(4000, threshold, radius, compactness_q256, merge_depth, recall, min_area, max_area, min_material)
+    limits = (min_area, max_area, min_material, merge_share_q256)
+    p = SeparateParams(4000, threshold, radius, compactness_q256, merge_depth, recall, *limits)
     check_map(quick_machine, prob, p)
 
 
@@ -163,8 +166,15 @@ def test_a_saddle_exactly_as_deep_as_requested_separates(one_machine: Machine) -
     lower = min(c[9:11, 8:14].max(), c[9:11, 26:32].max())
     depth = int(lower - c[9:11, 14:26].max())  # of the highest way between the two
     assert depth > 0
-    for merge_depth, n in ((depth, 2), (depth + 1, 1)):
-        p = SeparateParams(16320, 2040, 6, 0, merge_depth, False, 1, 262143)
+    share = max(q for q in range(257) if int(lower) * q // 256 <= depth)
+    for merge_depth, merge_share_q256, n in (
+        (depth, 0, 2),
+        (depth + 1, 0, 1),
+        (0, share, 2),
+        (0, share + 1, 1),
+        (depth, share, 2),
+    ):
+        p = SeparateParams(16320, 2040, 6, 0, merge_depth, False, 1, 262143, 0, merge_share_q256)
         assert len(check_map(one_machine, prob, p).anchors) == n
 
 

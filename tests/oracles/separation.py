@@ -52,7 +52,8 @@ def merge(c, found, params, reach):
                 continue
             ks = range(n + 1)
             line = [(p[0] + math.floor((2 * k * dy + n) / (2 * n)), p[1] + math.floor((2 * k * dx + n) / (2 * n))) for k in ks]
-            if min(c[s] for s in line) > c[p] - params.merge_depth:
+            fall = max(params.merge_depth, int(c[p]) * params.merge_share_q256 // 256)
+            if min(c[s] for s in line) > c[p] - fall:
                 break
         else:
             kept.append(p)
@@ -161,7 +162,7 @@ def limit(labels, markers, params, material):
 def markers_of(prob, params, reach=24):
     c, m = smooth(prob[0], (1, 4, 6, 4, 1)), smooth(prob[1], (1, 2, 1))
     found = peaks(c, m, params)
-    if params.merge_depth:
+    if params.merge_depth or params.merge_share_q256:
         found = merge(c, found, params, reach)
     mask = m >= params.material_threshold
     if params.seed_recall:

@@ -21,6 +21,7 @@ def params(**changes: object) -> SeparateParams:
         "marker_radius_px": 4,
         "compactness_q256": 512,
         "merge_depth": 0,
+        "merge_share_q256": 0,
         "seed_recall": True,
         "min_area_px": 12,
         "max_area_px": 5000,
@@ -75,6 +76,7 @@ def test_the_least_material_itself_is_enough() -> None:
     threshold=st.sampled_from([1, 1500, 2040, 4080]),
     recall=st.booleans(),
     merge_depth=st.sampled_from([0, 1, 3000, 65280]),
+    merge_share_q256=st.sampled_from([0, 1, 90, 256]),
     min_area=st.sampled_from([1, 5, 40]),
     min_material=st.sampled_from([0, 2100, 3000]),
 )
@@ -85,6 +87,7 @@ def test_random_maps(
     threshold: int,
     recall: bool,
     merge_depth: int,
+    merge_share_q256: int,
     min_area: int,
     min_material: int,
 ) -> None:
@@ -94,6 +97,7 @@ def test_random_maps(
         material_threshold=threshold,
         seed_recall=recall,
         merge_depth=merge_depth,
+        merge_share_q256=merge_share_q256,
         min_area_px=min_area,
         min_material=min_material,
     )

@@ -9,10 +9,10 @@ material maps, 0..255.
 2. **Mask.** m >= material_threshold (of 4080).
 3. **Peaks.** p in the mask with c(p) >= center_threshold (of 65280), such that every other pixel q of the (2 r + 1)^2 square
    around p (clipped to the window, mask or not) has c(q) < c(p), or c(q) == c(p) and q after p in raster order.
-4. **Merge** (only if merge_depth > 0). A peak p is dropped if some other peak q of step 3 (dropped or not) with
-   max(|dx|, |dy|) <= MERGE_REACH_PX has c(q) > c(p), or c(q) == c(p) and q before p, and the least c on the line from p to q
-   is > c(p) - merge_depth. The line has n + 1 pixels, n = max(|dx|, |dy|); its k-th is
-   p + floor((2 k (dx, dy) + n) / 2 n), floors towards minus infinity.
+4. **Merge** (only if merge_depth > 0 or merge_share_q256 > 0). A peak p is dropped if some other peak q of step 3 (dropped or
+   not) with max(|dx|, |dy|) <= MERGE_REACH_PX has c(q) > c(p), or c(q) == c(p) and q before p, and the least c on the line from
+   p to q is > c(p) - max(merge_depth, floor(c(p) * merge_share_q256 / 256)). The line has n + 1 pixels, n = max(|dx|, |dy|);
+   its k-th is p + floor((2 k (dx, dy) + n) / 2 n), floors towards minus infinity.
 5. **Seed recall** (only if seed_recall). Every component of the mask with at least min_area pixels and no peak gets one marker:
    its pixel of greatest m, the first in raster order among equals.
 6. **Markers** are peaks and recalled seeds in raster order: marker k has label k. Components without a marker are background.

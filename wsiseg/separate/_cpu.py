@@ -194,13 +194,14 @@ def find_peaks(c16: U16, m16: U16, center_threshold: Int, material_threshold: In
 
 
 @jit
-def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int) -> bool:
-    """Return whether the smallest smoothed center value on the line from ``p`` to ``q`` is > c(p) - depth."""
+def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int, share_q256: Int) -> bool:
+    """Return whether the smoothed center map does not fall by ``depth``, or by that share of c(p), on the line to ``q``."""
     W = c16.shape[1]
     py, px = p // W, p % W
     dy, dx = q // W - py, q % W - px
     n = max(abs(dy), abs(dx))
-    floor_value = int(c16[py, px]) - depth
+    top = int(c16[py, px])
+    floor_value = top - max(depth, top * share_q256 // 256)
     for k in range(1, n + 1):  # noqa: SIM110 (compiled)
         if c16[py + (2 * k * dy + n) // (2 * n), px + (2 * k * dx + n) // (2 * n)] <= floor_value:
             return False
@@ -208,7 +209,7 @@ def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int) -> bool:
 
 
 @jit
-def merge_peaks(c16: U16, peaks: I64, depth: Int, reach: Int) -> I64:
+def merge_peaks(c16: U16, peaks: I64, depth: Int, share_q256: Int, reach: Int) -> I64:
     """Return the peaks that are not merged into a greater neighbour (step 4)."""
     W = c16.shape[1]
     value = c16.ravel()
@@ -224,7 +225,8 @@ def merge_peaks(c16: U16, peaks: I64, depth: Int, reach: Int) -> I64:
                 break
             if i == j or abs(q % W - p % W) > reach:
                 continue
-            if (value[q] > value[p] or (value[q] == value[p] and q < p)) and saddle_is_shallow(c16, p, q, depth):
+            greater = value[q] > value[p] or (value[q] == value[p] and q < p)
+            if greater and saddle_is_shallow(c16, p, q, depth, share_q256):
                 keep[i] = False
                 break
     return peaks[keep]
@@ -290,8 +292,8 @@ def prepare(center: U8, material: U8, params: SeparateParams) -> tuple[U16, I64,
     row_start, ry, rx0, rx1 = mask_runs(m16, params.material_threshold)
     root = join_runs(row_start, rx0, rx1)
     markers = find_peaks(c16, m16, params.center_threshold, params.material_threshold, params.marker_radius_px)
-    if params.merge_depth:
-        markers = merge_peaks(c16, markers, params.merge_depth, MERGE_REACH_PX)
+    if params.merges:
+        markers = merge_peaks(c16, markers, params.merge_depth, params.merge_share_q256, MERGE_REACH_PX)
     if params.seed_recall:
         has_peak = np.zeros(root.size, np.bool_)
         has_peak[root[runs_of(markers, center.shape[1], row_start, rx0)]] = True

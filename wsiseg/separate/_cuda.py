@@ -88,10 +88,10 @@ def _peaks(device: Backend, c16: Array, m16: Array, params: SeparateParams) -> A
     marker, peaks, length = device.empty(shape, "uint8"), device.empty(most, "int32"), device.full(1, 0, "int32")
     limits = (params.center_threshold, params.material_threshold, params.marker_radius_px)
     device.launch("find_peaks", blocks_over(shape), BLOCK_2D, (c16, m16, W, H, *limits, marker, peaks, length))
-    if params.merge_depth:
+    if params.merges:
         dropped = device.full(most, 0, "int32")
         at_once = blocks_for(min(most * (2 * MERGE_REACH_PX + 1), STRIDE_THREADS))
-        args = (c16, marker, peaks, length, W, H, params.merge_depth, MERGE_REACH_PX, dropped)
+        args = (c16, marker, peaks, length, W, H, params.merge_depth, params.merge_share_q256, MERGE_REACH_PX, dropped)
         device.launch("merge_peaks", at_once, BLOCK, args)
         device.launch("drop_peaks", blocks_for(min(most, STRIDE_THREADS)), BLOCK, (peaks, length, dropped, marker))
     return marker

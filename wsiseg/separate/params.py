@@ -35,6 +35,7 @@ FALLBACK: Mapping[str, Any] = MappingProxyType(
         "marker_radius_wpx": 6,
         "compactness": 2.0,
         "merge_depth_frac": 0.0,
+        "merge_share_frac": 0.0,
         "min_area_um2": 6.0,
         "min_material_frac": 0.0,
     }
@@ -65,6 +66,8 @@ class SeparateParams:
         Inclusive limits on the hole-filled area, 1..262143.
     min_material
         Least mean material of a nucleus, times 16, 0..4080; 0: none is dropped.
+    merge_share_q256
+        Peaks between which the center map falls by less than this share of the lower one, in 1/256, 0..256, are one, too.
     """
 
     center_threshold: int
@@ -76,6 +79,7 @@ class SeparateParams:
     min_area_px: int
     max_area_px: int
     min_material: int = 0
+    merge_share_q256: int = 0
 
     def __post_init__(self) -> None:
         """Refuse values outside the ranges of the kernels' integer types."""
@@ -88,11 +92,17 @@ class SeparateParams:
             "min_area_px": (1, AREA_LIMIT_PX),
             "max_area_px": (self.min_area_px, AREA_LIMIT_PX),
             "min_material": (0, MATERIAL_MAX),
+            "merge_share_q256": (0, 256),
         }
         for name, (low, high) in limits.items():
             value = getattr(self, name)
             if not low <= value <= high:
                 raise ConfigError(f"separate: expected {name} in {low}..{high}, got {value}.")
+
+    @property
+    def merges(self) -> bool:
+        """Whether peaks with a shallow saddle are merged (step 4)."""
+        return self.merge_depth > 0 or self.merge_share_q256 > 0
 
 
 @lru_cache(maxsize=16)
@@ -164,6 +174,7 @@ def resolve_params(config: SeparateConfig, defaults: Mapping[str, Any], mpp_work
         min_area_px=max(1, math.ceil(pick("min_area_um2") / px_um2 - 1e-9)),
         max_area_px=max_area_px,
         min_material=_half_up(pick("min_material_frac") * MATERIAL_MAX),
+        merge_share_q256=_half_up(pick("merge_share_frac") * 256),
     )
 
 
