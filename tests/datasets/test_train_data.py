@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from scipy import ndimage
 
 from wsiseg.datasets import VALIDATION_GROUPS, group_of, list_samples, load_sample, sets_folder
 from wsiseg.datasets.samples import magnification
@@ -74,6 +77,36 @@ def test_unknown_mpp_is_met_half_way(tmp_path: Path) -> None:
     diameter = 2 * np.sqrt((labels == 10).sum() / np.pi)
     assert sample.mpp is None
     assert magnification(sample, labels) == pytest.approx(np.sqrt(26 / diameter))
+
+
+@pytest.mark.parametrize("device", [None, torch.device("cpu")])
+def test_only_images_of_unknown_scale_are_magnified_further(tmp_path: Path, device: torch.device | None) -> None:
+    """All else is switched off: whole nuclei in the patches keep their area, unless the scale of their image is unknown."""
+    from wsiseg.train import AugmentConfig
+
+    write_set(tmp_path, "k", ["k_1"], {"mpp": 0.25})
+    write_set(tmp_path, "u", ["u_1"], {"mpp": "unknown (mixed)"})
+    off = {name: 0.0 for name in AugmentConfig.__slots__ if name not in ("scale_min", "scale_max", "unknown_scale")}
+    config = AugmentConfig(**off, scale_min=1.0, scale_max=1.0, unknown_scale=1.5)
+
+    def areas(dataset: str, augment: AugmentConfig) -> np.ndarray:
+        """Return the areas of nuclei that the patches hold whole, px."""
+        samples = list_samples(tmp_path, (dataset,))
+        source = PatchSource(samples, {dataset: 1.0}, TargetOptions("ellipse"), augment, 64, batched_on=device)
+        found = []
+        for step in range(12):
+            for material in source.batch(4, 3, step).target[:, 1].numpy():
+                labels, _ = ndimage.label(material > 0.5)
+                edge = set(np.concatenate([labels[[0, -1]].ravel(), labels[:, [0, -1]].ravel()]).tolist())
+                found += [n for k, n in enumerate(np.bincount(labels.ravel())) if k and k not in edge]
+        return np.array(found)
+
+    known, plain = areas("k", config), areas("u", dataclasses.replace(config, unknown_scale=1.0))
+    assert np.ptp(known) < 0.1 * known.mean()
+    assert np.ptp(plain) < 0.1 * plain.mean()
+    ratio = areas("u", config) / plain.mean()
+    assert 0.9 / 1.5**2 < ratio.min() < 0.7
+    assert 1.4 < ratio.max() < 1.1 * 1.5**2
 
 
 def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ class AugmentConfig:
     ----------
     scale_min, scale_max
         Magnification of a patch, drawn log-uniformly.
+    unknown_scale
+        Patches of sets without microns per px are also magnified by a factor that is drawn log-uniformly between
+        1 / unknown_scale and this.
     elastic_px
         Maximum random displacement of a coarse grid of control points, px.
     stain_gain, stain_offset
@@ -57,6 +60,7 @@ class AugmentConfig:
 
     scale_min: float = 0.6
     scale_max: float = 1.6
+    unknown_scale: float = 1.0
     elastic_px: float = 4.0
     free_rotation_p: float = 0.3
     stain_gain: float = 0.35

@@ -87,6 +87,7 @@ class PatchSource:
         self.patch_px, self.augment = patch_px, augment
         self._stacks: list[torch.Tensor] = []
         self._magnify: list[float] = []
+        self._unknown = np.array([s.mpp is None for s in samples])
         self._looks: list[Look] = []
         self._stains: list[StainStatistics] = []
         weight = np.zeros(len(samples))
@@ -133,15 +134,23 @@ class PatchSource:
         if self._bank is None:
             patches = torch.stack([self._patch(int(i), rng) for i in chosen[: part.stop]][part.start :])
         else:
-            magnify = np.array(self._magnify)[chosen]
             config = self.augment or _PLAIN
+            magnify = np.array(self._magnify)[chosen] * self._factors(chosen, rng)
             patches = augment_batch(self._bank, chosen, magnify, self.patch_px, rng, config, part)
         weight = 1 + patches[:, 5:6] * (1 / 64)
         return Batch(patches[:, :3] * (2 / 255) - 1, patches[:, 3:5] * (1 / 255), weight)
 
+    def _factors(self, chosen: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return the additional magnification of images of unknown scale; 1 for all others."""
+        limit = 1.0 if self.augment is None else self.augment.unknown_scale
+        if limit <= 1:
+            return np.ones(len(chosen))
+        return np.where(self._unknown[chosen], limit ** rng.uniform(-1, 1, len(chosen)), 1.0)
+
     def _patch(self, i: int, rng: np.random.Generator) -> torch.Tensor:
         config = self.augment
-        patch = cut_patch(self._stacks[i], self.patch_px, rng, config or _PLAIN, self._magnify[i])
+        magnify = self._magnify[i] * float(self._factors(np.array([i]), rng)[0])
+        patch = cut_patch(self._stacks[i], self.patch_px, rng, config or _PLAIN, magnify)
         rgb = 255 - patch[:3]
         if config is not None:
             if config.restain_p and rng.random() < config.restain_p:
