@@ -16,6 +16,9 @@ The three kinds of rule that are compared (markers and watershed are the same):
 * ``nucleus``: a floor for the watershed, then of each nucleus what exceeds SHARE of its own 90th percentile, and of that the
   part with its marker.
 
+Two maxima of the center map are one nucleus if the saddle between them is shallow: by a fixed depth (``saddle of``), or by a
+share of the lower one (``saddle of a share of``).
+
 ``held_out`` shows what the chosen thresholds do to the held-out patients of the sets that were trained on, beside those that
 were fitted on training images (``before``). ``shift`` says why: by pair, what the network takes for nuclear over what is, and
 how often pixels of each probability are nuclear. Writes ``results/operating_point.json``.
@@ -54,12 +57,14 @@ from wsiseg.types import Box
 TRAINED = ("monuseg", "tnbc", "dsb2018_he", "consep")
 UNSEEN = (("research", "cpm16"), ("open", "cpm16"), ("open", "monuseg"))
 BEFORE = {
-    "research": dict(zip(OPERATING_POINT, (0.2, 0.46, 4, 1.0, 0.15, 4.0, 0.64), strict=True)),
-    "open": dict(zip(OPERATING_POINT, (0.15, 0.46, 1, 0.5, 0.25, 3.0, 0.64), strict=True)),
+    "research": dict(zip(OPERATING_POINT, (0.2, 0.46, 4, 1.0, 0.15, 0.0, 4.0, 0.64), strict=True)),
+    "open": dict(zip(OPERATING_POINT, (0.15, 0.46, 1, 0.5, 0.25, 0.0, 3.0, 0.64), strict=True)),
 }
 """Thresholds that the cards held while they were fitted on training images."""
 LEVELS = (0.22, 0.26, 0.30, 0.34, 0.36, 0.38, 0.42, 0.46, 0.50)
-LEAST = (0.5, 0.56, 0.6, 0.64)
+LEAST = (0.5, 0.56, 0.6, 0.62, 0.64)
+DEPTHS = (0.1, 0.15, 0.2, 0.3)
+SHARES = (0.2, 0.3, 0.35, 0.4, 0.5)
 FLOOR = 0.2
 Rule = Callable[[ImageMaps], np.ndarray]
 
@@ -243,6 +248,8 @@ def rules_on(pairs: Mapping[str, list[Judged]], chosen: Mapping[str, Any], *, sh
         for least in (chosen["min_material_frac"],) if short else LEAST:
             changed = {**chosen, "material_threshold_frac": level, "min_material_frac": least}
             rules[f"fixed {level:.2f}, least mean {least:.2f}"] = fixed(changed)
+    depths = {f"saddle of {d:.2f}": fixed({**chosen, "merge_depth_frac": d, "merge_share_frac": 0.0}) for d in DEPTHS}
+    rules |= depths | {f"saddle of a share of {s:.2f}": fixed({**chosen, "merge_share_frac": s}) for s in SHARES}
     if not short:
         rules |= {f"slide {ratio:.2f}": per_slide(chosen, ratio) for ratio in (1.0, 1.05, 1.1, 1.15, 1.2)}
         rules |= {f"nucleus {share:.2f}": per_nucleus(chosen, share) for share in (0.25, 0.3, 0.35, 0.4, 0.45, 0.5)}

@@ -37,12 +37,13 @@ Thresholds = dict[str, float]
 OPERATING_POINT: Mapping[str, float] = MappingProxyType(
     {
         "center_threshold_frac": 0.15,
-        "material_threshold_frac": 0.36,
+        "material_threshold_frac": 0.34,
         "marker_radius_wpx": 1,
         "compactness": 0.5,
-        "merge_depth_frac": 0.2,
+        "merge_depth_frac": 0.0,
+        "merge_share_frac": 0.35,
         "min_area_um2": 3.0,
-        "min_material_frac": 0.6,
+        "min_material_frac": 0.62,
     }
 )
 """Thresholds for tissue that the network has not seen, measured by ``benchmarks/operating_point.py``; the default of weights
@@ -64,7 +65,13 @@ _GRID: dict[str, tuple[Any, ...]] = {
 _STARTS: tuple[Thresholds, ...] = (
     {**OPERATING_POINT},
     {**OPERATING_POINT, "min_material_frac": 0.0},
-    {**OPERATING_POINT, "center_threshold_frac": 0.35, "merge_depth_frac": 0.1, "marker_radius_wpx": 4},
+    {
+        **OPERATING_POINT,
+        "center_threshold_frac": 0.35,
+        "merge_share_frac": 0.0,
+        "merge_depth_frac": 0.1,
+        "marker_radius_wpx": 4,
+    },
 )
 
 
