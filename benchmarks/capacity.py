@@ -131,7 +131,9 @@ def score(data: Path, name: str, weights: str) -> dict[str, Any]:
     card = load_weights(weights)[1]
     net = card["net"]
     training = {
-        k: v for k, v in card.get("training", {}).items() if k in ("sets", "loop", "augment", "patch_px", "border_weight")
+        k: v
+        for k, v in card.get("training", {}).items()
+        if k in ("sets", "loop", "augment", "patch_px", "border_weight", "small_weight")
     }
     model = load_model(PredictConfig(weights=weights))
     held_out = [s for s in list_samples(data, SETS) if s.validation]
