@@ -3,6 +3,7 @@
     python -m benchmarks.capacity widen OUT.safetensors DATA     # `research` as a `wide` network of the same function
     wsiseg train CONFIG.toml                                     # with net = "wide", init = "OUT.safetensors"
     python -m benchmarks.capacity score DATA NAME=WEIGHTS ...    # adds rows to results/capacity.json
+    python -m benchmarks.capacity curves NAME=RUN ...            # adds the loss curve of a run folder of training to a row
 
 A wide network that starts from random weights needs far more steps than two cores give. So it starts from the trained lean one:
 further channels copy channels, whose outgoing weights are divided among the copies, and further convolutions are identities
@@ -14,6 +15,7 @@ further channels copy channels, whose outgoing weights are divided among the cop
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Mapping
 from itertools import product
 from pathlib import Path
@@ -145,6 +147,12 @@ def missed_by_area(judged: list[Judged], thresholds: Mapping[str, float]) -> dic
     return out
 
 
+def curve_of(run: Path) -> dict[str, list[float]]:
+    """Return steps, learning rates and mean losses of a training run's reports."""
+    lines = [json.loads(line) for line in (run / "curve.jsonl").read_text(encoding="utf-8").splitlines()]
+    return {name: [round(float(line[name]), 6) for line in lines] for name in ("step", "lr", "loss")}
+
+
 def score(data: Path, name: str, weights: str) -> dict[str, Any]:
     """Return PQ and AJI by set and thresholds of one network."""
     card = load_weights(weights)[1]
@@ -186,14 +194,19 @@ def main() -> None:
     scoring = commands.add_parser("score")
     scoring.add_argument("data", type=Path)
     scoring.add_argument("runs", nargs="+", metavar="NAME=WEIGHTS")
+    drawing = commands.add_parser("curves")
+    drawing.add_argument("runs", nargs="+", metavar="NAME=RUN")
     args = parser.parse_args()
     if args.command == "widen":
         print(widen(args.data, args.out))
         return
     networks = {row["name"]: row for row in saved("capacity").get("networks", [])}
     for run in args.runs:
-        name, _, weights = run.partition("=")
-        networks[name] = score(args.data, name, weights)
+        name, _, place = run.partition("=")
+        if args.command == "curves":
+            networks[name]["curve"] = curve_of(Path(place))
+        else:
+            networks[name] = score(args.data, name, place)
     print(save("capacity", {"networks": list(networks.values())}))
 
 
