@@ -104,12 +104,13 @@ class StandIn:
 
 
 def install(folder: Path) -> StandIn:
-    """Give this process's CuPy the stand-in for a GPU. Before CuPy is imported."""
+    """Give this process's CuPy the stand-in for a GPU, and a kernel cache of its own."""
     os.environ["CUPY_CACHE_DIR"] = str(folder / "cache")
     library = ctypes.CDLL(str(build_driver(folder)), ctypes.RTLD_GLOBAL)
     runtime = importlib.import_module("cupy_backends.cuda.api.runtime")
     _redirect(str(runtime.__file__), library)
     compiler: Any = importlib.import_module("cupy.cuda.compiler")
+    compiler._kernel_cache_backend = type(compiler._kernel_cache_backend)()  # zarr has imported CuPy before the folder was set
     compiler._get_nvrtc_version = lambda: (13, 0)
     compiler._preprocess = lambda *_: ""
     core: Any = importlib.import_module("cupy._core")

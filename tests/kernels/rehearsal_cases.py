@@ -20,7 +20,7 @@ from tests.kernels.rehearsal import install
 
 FOLDER = Path(tempfile.mkdtemp())
 atexit.register(shutil.rmtree, FOLDER, ignore_errors=True)
-GPU = install(FOLDER)  # before CuPy is imported
+GPU = install(FOLDER)
 TORCH = torch_stand_in.install(GPU)
 
 import cupy  # noqa: E402
