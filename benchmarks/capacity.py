@@ -26,14 +26,12 @@ import torch
 from torch import nn
 
 from benchmarks._machine import save, saved
-from wsiseg.config import PredictConfig, SeparateConfig
+from wsiseg.config import PredictConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.metrics import contingency
-from wsiseg.pipeline import separate_maps
 from wsiseg.predict import NETS, UNet, build_net, load_model, macs_per_px
 from wsiseg.predict.weights import load_weights, save_weights
-from wsiseg.separate import resolve_params
-from wsiseg.train.validation import OPERATING_POINT, Judged, predict_samples, score_table
+from wsiseg.train.validation import OPERATING_POINT, Judged, predict_samples, score_table, separated
 
 SETS = ("monuseg", "consep", "tnbc", "dsb2018_he")
 UNSEEN = "cpm16"
@@ -138,7 +136,7 @@ def missed_by_area(judged: list[Judged], thresholds: Mapping[str, float]) -> dic
     for dataset in sorted({j.sample.dataset for j in judged}):
         areas, missed = [], []
         for j in (j for j in judged if j.sample.dataset == dataset):
-            table = contingency(separate_maps(j.maps, resolve_params(SeparateConfig(), thresholds, j.maps.mpp)), j.truth)
+            table = contingency(separated(j.maps, thresholds), j.truth)
             areas.append(table.truth_px)
             missed.append(~np.isin(np.arange(len(table.truth_px)), table.pair_truth[table.iou > 0.5]))
         area, lost = np.concatenate(areas), np.concatenate(missed)

@@ -47,11 +47,11 @@ from benchmarks._machine import RESULTS, save
 from wsiseg.config import PredictConfig, RunConfig, SeparateConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.metrics import Scores, instance_scores, paired_test
-from wsiseg.pipeline import ImageMaps, map_image, separate_maps
+from wsiseg.pipeline import ImageMaps, map_image
 from wsiseg.predict import load_model
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train.training import TrainConfig, train_samples
-from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, set_means
+from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, separated, set_means
 from wsiseg.types import Box
 
 TRAINED = ("monuseg", "tnbc", "dsb2018_he", "consep")
@@ -123,7 +123,7 @@ def read_maps(file: Path) -> ImageMaps:
 
 def fixed(thresholds: Mapping[str, Any]) -> Rule:
     """One set of thresholds for all."""
-    return lambda maps: separate_maps(maps, resolve_params(SeparateConfig(), thresholds, maps.mpp))
+    return lambda maps: separated(maps, thresholds)
 
 
 def per_slide(thresholds: Mapping[str, Any], ratio: float) -> Rule:

@@ -20,12 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from benchmarks._machine import machine
 from benchmarks.papers._page import fill
-from wsiseg.config import PredictConfig, SeparateConfig
-from wsiseg.pipeline import separate_maps
+from wsiseg.config import PredictConfig
 from wsiseg.predict import load_model, load_weights, macs_per_px
-from wsiseg.separate import resolve_params
 from wsiseg.train.training import TrainConfig, train_samples, training_samples
-from wsiseg.train.validation import predict_samples
+from wsiseg.train.validation import predict_samples, separated
 
 RESULTS = Path(__file__).resolve().parents[1] / "results" / "papers"
 SCORES = ("dice", "aji", "pq", "sq", "dq")
@@ -114,7 +112,7 @@ def draw(rows: dict[str, dict[str, Any]], args: argparse.Namespace, path: Path) 
     for (name, row), (left, right) in zip(rows.items(), (axes[1, :2], axes[1, 2:]), strict=True):
         model = load_model(PredictConfig(weights=str(args.state / name / "weights" / f"{name}.safetensors")))
         (judged,) = predict_samples(model, [sample])
-        labels = separate_maps(judged.maps, resolve_params(SeparateConfig(), model.separate_defaults, judged.maps.mpp))
+        labels = separated(judged.maps, model.separate_defaults)
         window = (slice(0, 256), slice(0, 256))
         from wsiseg.datasets import load_sample
 

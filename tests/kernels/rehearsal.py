@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib
-import os
 import re
 import subprocess
 from collections.abc import Callable
@@ -105,12 +104,11 @@ class StandIn:
 
 def install(folder: Path) -> StandIn:
     """Give this process's CuPy the stand-in for a GPU, and a kernel cache of its own."""
-    os.environ["CUPY_CACHE_DIR"] = str(folder / "cache")
     library = ctypes.CDLL(str(build_driver(folder)), ctypes.RTLD_GLOBAL)
     runtime = importlib.import_module("cupy_backends.cuda.api.runtime")
     _redirect(str(runtime.__file__), library)
     compiler: Any = importlib.import_module("cupy.cuda.compiler")
-    compiler._kernel_cache_backend = type(compiler._kernel_cache_backend)()  # zarr has imported CuPy before the folder was set
+    compiler._set_kernel_cache_backend(type(compiler._kernel_cache_backend)(str(folder / "cache")))
     compiler._get_nvrtc_version = lambda: (13, 0)
     compiler._preprocess = lambda *_: ""
     core: Any = importlib.import_module("cupy._core")

@@ -194,16 +194,14 @@ def find_peaks(c16: U16, m16: U16, center_threshold: Int, material_threshold: In
 
 
 @jit
-def saddle_is_shallow(c16: U16, p: Int, q: Int, depth: Int, share_q256: Int) -> bool:
-    """Return whether the smoothed center map does not fall by ``depth``, or by that share of c(p), on the line to ``q``."""
+def saddle_is_shallow(c16: U16, p: Int, q: Int, level: Int) -> bool:
+    """Return whether the smallest smoothed center value on the line from ``p`` to ``q`` is > ``level``."""
     W = c16.shape[1]
     py, px = p // W, p % W
     dy, dx = q // W - py, q % W - px
     n = max(abs(dy), abs(dx))
-    top = int(c16[py, px])
-    floor_value = top - max(depth, top * share_q256 // 256)
     for k in range(1, n + 1):  # noqa: SIM110 (compiled)
-        if c16[py + (2 * k * dy + n) // (2 * n), px + (2 * k * dx + n) // (2 * n)] <= floor_value:
+        if c16[py + (2 * k * dy + n) // (2 * n), px + (2 * k * dx + n) // (2 * n)] <= level:
             return False
     return True
 
@@ -217,6 +215,8 @@ def merge_peaks(c16: U16, peaks: I64, depth: Int, share_q256: Int, reach: Int) -
     first = 0
     for i in range(peaks.size):
         p = peaks[i]
+        top = int(value[p])
+        level = top - max(depth, top * share_q256 // 256)
         while peaks[first] // W < p // W - reach:
             first += 1
         for j in range(first, peaks.size):
@@ -225,8 +225,7 @@ def merge_peaks(c16: U16, peaks: I64, depth: Int, share_q256: Int, reach: Int) -
                 break
             if i == j or abs(q % W - p % W) > reach:
                 continue
-            greater = value[q] > value[p] or (value[q] == value[p] and q < p)
-            if greater and saddle_is_shallow(c16, p, q, depth, share_q256):
+            if (value[q] > value[p] or (value[q] == value[p] and q < p)) and saddle_is_shallow(c16, p, q, level):
                 keep[i] = False
                 break
     return peaks[keep]

@@ -86,7 +86,7 @@ class PatchSource:
             raise ConfigError(f"Expected a share for each training set, got none for {missing or samples}.")
         self.patch_px, self.augment = patch_px, augment
         self._stacks: list[torch.Tensor] = []
-        self._magnify: list[float] = []
+        magnify: list[float] = []
         self._unknown = np.array([s.mpp is None for s in samples])
         self._looks: list[Look] = []
         self._stains: list[StainStatistics] = []
@@ -101,7 +101,7 @@ class PatchSource:
             aims[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), aims])
             self._stacks.append(torch.from_numpy(stack))
-            self._magnify.append(magnification(sample, labels))
+            magnify.append(magnification(sample, labels))
             if steps.stain_of is not None:
                 self._stains.append(steps.stain_of(rgb))
             self._looks.append(look_of(rgb))
@@ -117,6 +117,7 @@ class PatchSource:
                 "Every training image has the weight 0. Check weight_per_image in INFO.json and the shares of the sets."
             )
         self._chance = weight / weight.sum()
+        self._magnify = np.array(magnify)
         self._bank: PixelBank | None = None
         if batched_on is not None:
             looks = self._looks if (augment or _PLAIN).restain_p else ()
@@ -135,21 +136,20 @@ class PatchSource:
             patches = torch.stack([self._patch(int(i), rng) for i in chosen[: part.stop]][part.start :])
         else:
             config = self.augment or _PLAIN
-            magnify = np.array(self._magnify)[chosen] * self._factors(chosen, rng)
-            patches = augment_batch(self._bank, chosen, magnify, self.patch_px, rng, config, part)
+            patches = augment_batch(self._bank, chosen, self._drawn_magnify(chosen, rng), self.patch_px, rng, config, part)
         weight = 1 + patches[:, 5:6] * (1 / 64)
         return Batch(patches[:, :3] * (2 / 255) - 1, patches[:, 3:5] * (1 / 255), weight)
 
-    def _factors(self, chosen: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
-        """Return the additional magnification of images of unknown scale; 1 for all others."""
-        limit = 1.0 if self.augment is None else self.augment.unknown_scale
+    def _drawn_magnify(self, chosen: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.float64]:
+        """Return the magnification of images, varied where the scale is unknown."""
+        magnify, limit = self._magnify[chosen], (self.augment or _PLAIN).unknown_scale
         if limit <= 1:
-            return np.ones(len(chosen))
-        return np.where(self._unknown[chosen], limit ** rng.uniform(-1, 1, len(chosen)), 1.0)
+            return magnify
+        return magnify * np.where(self._unknown[chosen], limit ** rng.uniform(-1, 1, len(chosen)), 1.0)
 
     def _patch(self, i: int, rng: np.random.Generator) -> torch.Tensor:
         config = self.augment
-        magnify = self._magnify[i] * float(self._factors(np.array([i]), rng)[0])
+        (magnify,) = self._drawn_magnify(np.array([i]), rng).tolist()
         patch = cut_patch(self._stacks[i], self.patch_px, rng, config or _PLAIN, magnify)
         rgb = 255 - patch[:3]
         if config is not None:

@@ -27,6 +27,7 @@ __all__ = [
     "in_reference_stain",
     "predict_samples",
     "score_separation",
+    "separated",
     "score_table",
     "set_means",
 ]
@@ -101,7 +102,7 @@ def in_reference_stain(rgb: NDArray[np.uint8], aim: Stain) -> NDArray[np.uint8]:
 
 def score_separation(judged: Sequence[Judged], defaults: Mapping[str, float]) -> list[Scores]:
     """Return the scores of each image for one choice of separation thresholds."""
-    return [instance_scores(_instances(j, defaults), j.truth) for j in judged]
+    return [instance_scores(separated(j.maps, defaults), j.truth) for j in judged]
 
 
 def set_means(judged: Sequence[Judged], scores: Sequence[Scores]) -> dict[str, float]:
@@ -159,7 +160,7 @@ def score_table(judged: Sequence[Judged], defaults: Mapping[str, float]) -> dict
     table: dict[str, dict[str, float]] = {}
     for dataset in sorted({j.sample.dataset for j in judged}):
         mine = [j for j in judged if j.sample.dataset == dataset]
-        found = [_instances(j, defaults) for j in mine]
+        found = [separated(j.maps, defaults) for j in mine]
         scores = [instance_scores(labels, j.truth) for labels, j in zip(found, mine, strict=True)]
         means = mean_scores(scores)
         patches = [
@@ -179,8 +180,9 @@ def score_table(judged: Sequence[Judged], defaults: Mapping[str, float]) -> dict
     return table
 
 
-def _instances(judged: Judged, defaults: Mapping[str, float]) -> NDArray[np.int32]:
-    return separate_maps(judged.maps, resolve_params(SeparateConfig(), defaults, judged.maps.mpp))
+def separated(maps: ImageMaps, defaults: Mapping[str, float]) -> NDArray[np.int32]:
+    """Return the instances of maps for one choice of separation thresholds, int32 (H, W) at the image's own pixels."""
+    return separate_maps(maps, resolve_params(SeparateConfig(), defaults, maps.mpp))
 
 
 def _mean_score(judged: Sequence[Judged], defaults: Mapping[str, float]) -> float:
