@@ -142,6 +142,17 @@ def test_bad_configs_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         train_from_toml(path)
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("unknown_scale", 0.8), ("jpeg_p", 1.5), ("noise_p", -0.1), ("elastic_px", -1.0), ("scale_min", 0.0),
+                        ("scale_max", 0.5), ("gamma", float("nan"))]
+)  # fmt: skip
+def test_augmentation_outside_its_range_is_an_error_that_names_it(tmp_path: Path, name: str, value: float) -> None:
+    path = tmp_path / "c.toml"
+    path.write_text(f'name = "a"\nlicence = "x"\n[sets]\na = 1.0\n[augment]\n{name} = {value}\n')
+    with pytest.raises(ConfigError, match=name):
+        TrainConfig.from_toml(path)
+
+
 @pytest.mark.parametrize("name", ["research", "open"])
 def test_the_shipped_configs_are_valid(name: str) -> None:
     config = TrainConfig.from_toml(Path(__file__).parents[2] / "scripts" / f"train_{name}.toml")

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.nn import functional
 
+from wsiseg.errors import ConfigError
+
 __all__ = [
     "STAINS",
     "UNMIX",
@@ -74,6 +76,18 @@ class AugmentConfig:
     macenko_mix_p: float = 0.0
     reinhard_mix_p: float = 0.0
     restain_p: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Raise ``ConfigError`` for a value outside its range."""
+        for name in self.__slots__:
+            value = getattr(self, name)
+            low, high = (0.0, 1.0) if name.endswith("_p") else (1.0, math.inf) if name == "unknown_scale" else (0.0, math.inf)
+            if not low <= value <= high:
+                raise ConfigError(f"training config: expected augment.{name} to be {low:g} to {high:g}, got {value!r}.")
+        if not 0 < self.scale_min <= self.scale_max:
+            raise ConfigError(
+                f"training config: expected 0 < augment.scale_min <= augment.scale_max, got {self.scale_min}, {self.scale_max}."
+            )
 
 
 @dataclass(frozen=True, slots=True, eq=False)
