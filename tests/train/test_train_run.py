@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -140,6 +141,26 @@ def test_bad_configs_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("WSISEG_DATA", raising=False)
     with pytest.raises(ConfigError, match="WSISEG_DATA"):
         train_from_toml(path)
+
+
+def test_a_config_is_completed_by_its_base(tmp_path: Path) -> None:
+    (tmp_path / "under").mkdir()
+    first = tmp_path / "under" / "first.toml"
+    first.write_text(
+        'name = "a"\nlicence = "x"\nout = "one"\n[sets]\na = 0.5\nb = 0.5\n'
+        "[augment]\njpeg_p = 0.1\nnoise_p = 0.2\n[loop]\nseed = 3\n"
+    )
+    second = tmp_path / "second.toml"
+    second.write_text('base = "under/first.toml"\nout = "two"\n[sets]\nc = 1.0\n[augment]\njpeg_p = 0.7\n')
+    got, whole = TrainConfig.from_toml(second), TrainConfig.from_toml(first)
+    assert (got.name, got.out, got.sets, got.loop) == ("a", "two", {"c": 1.0}, whole.loop)
+    assert got.augment == dataclasses.replace(whole.augment, jpeg_p=0.7)
+    first.write_text('base = "../second.toml"\n')
+    with pytest.raises(ConfigError, match="its own base"):
+        TrainConfig.from_toml(second)
+    second.write_text("base = 3\n")
+    with pytest.raises(ConfigError, match="expected base"):
+        TrainConfig.from_toml(second)
 
 
 @pytest.mark.parametrize(

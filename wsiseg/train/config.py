@@ -113,13 +113,12 @@ class TrainConfig:
     def from_toml(cls, path: Path, model: str = "") -> TrainConfig:
         """Read a TOML file; the options of a published model (``wsiseg.train.presets``) replace its own.
 
-        Raises ``ConfigError`` for invalid TOML, and for unknown or missing options.
+        A file may name another as ``base`` (a path relative to its own folder), whose options hold where it states none;
+        ``[augment]``, ``[loss]`` and ``[loop]`` are completed option by option, ``[sets]`` is taken as a whole.
+
+        Raises ``ConfigError`` for invalid TOML, for unknown or missing options, and for files that are based on each other.
         """
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
-            raise ConfigError(f"training config {path}: {err}") from err
-        return cls.from_tree(tree, model)
+        return cls.from_tree(_tree_of(path, ()), model)
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], model: str = "") -> TrainConfig:
@@ -136,6 +135,24 @@ class TrainConfig:
             },
             "top level",
         )
+
+
+def _tree_of(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the content of a TOML file over that of its base."""
+    if path.resolve() in above:
+        raise ConfigError(f"training config {path}: it is its own base, by way of {[p.name for p in above]}.")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as err:
+        raise ConfigError(f"training config {path}: {err}") from err
+    base = tree.pop("base", "")
+    if not isinstance(base, str):
+        raise ConfigError(f"training config {path}: expected base to be the path of another config, got {base!r}.")
+    if not base:
+        return tree
+    under = _tree_of(path.parent / base, (*above, path.resolve()))
+    both = [k for k in ("augment", "loss", "loop") if isinstance(under.get(k), dict) and isinstance(tree.get(k), dict)]
+    return {**under, **tree, **{k: {**under[k], **tree[k]} for k in both}}
 
 
 def plain_config(config: TrainConfig) -> dict[str, Any]:
