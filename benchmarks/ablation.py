@@ -29,14 +29,14 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from wsiseg.config import PredictConfig, RunConfig
+from wsiseg.config import PredictConfig
 from wsiseg.datasets import Sample, list_samples, load_sample
 from wsiseg.datasets.samples import MODEL_MPP
 from wsiseg.normalize import fit_stain, normalize
-from wsiseg.pipeline import map_image
-from wsiseg.predict import NETS, NetSpec, as_stored, build_net, load_model, macs_per_px, model_from_net, tune_malloc
+from wsiseg.predict import NETS, NetSpec, as_stored, build_net, macs_per_px, model_from_net, tune_malloc
 from wsiseg.predict.weights import load_weights
 from wsiseg.train import AugmentConfig, ImageSteps, LoopConfig, LossConfig, PatchSource, TargetOptions, TrainingRun, fit
+from wsiseg.train.training import load_teacher
 from wsiseg.train.validation import fit_separation, predict_samples, score_table
 
 NETS["lean_stem1"] = NetSpec((8, 24, 48, 96, 192), (2, 2, 2, 2, 2), (2, 2, 2, 2), stem=1)
@@ -156,9 +156,8 @@ def run_row(root: str, row: Row, steps: int) -> dict[str, Any]:
             begun, card = load_weights(row.start)
             net.load_state_dict(begun.state_dict())
             sha = card["sha256"]
-        teacher = load_model(PredictConfig(weights=row.start, tta=8)) if row.teacher_share else None
         steps_of_image = ImageSteps(
-            teacher=None if teacher is None else lambda rgb: map_image(rgb, teacher.mpp, teacher, RunConfig()).inner,
+            teacher=load_teacher(row.start) if row.teacher_share else None,
             teacher_share=row.teacher_share,
         )
         targets = TargetOptions(row.center, row.border_weight, row.touching)

@@ -133,7 +133,7 @@ def test_a_teacher_draws_targets_towards_what_it_sees(tmp_path: Path) -> None:
         return PatchSource(samples, {"a": 1.0}, TargetOptions("ellipse"), None, 48, steps=steps).batch(3, 5, 7)
 
     alone = batch()
-    taught = batch(teacher=lambda rgb: np.full((2, *rgb.shape[:2]), 200, np.uint8), teacher_share=0.25)
+    taught = batch(teacher=lambda rgb, _magnify: np.full((2, *rgb.shape[:2]), 200, np.uint8), teacher_share=0.25)
     inside = (alone.rgb != 1).any(1, keepdim=True).expand_as(alone.target)
     expected = alone.target + 0.25 * (200 / 255 - alone.target)
     assert alone.target[inside].std() > 0.1

@@ -8,13 +8,16 @@ import re
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
 from PIL import Image
 
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
 from wsiseg.predict import load_model, load_weights
-from wsiseg.train.training import TrainConfig, train_from_toml
+from wsiseg.train.training import TrainConfig, load_teacher, train_from_toml
+
+SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
 
 CONFIG = """
 name = "small"
@@ -174,10 +177,32 @@ def test_augmentation_outside_its_range_is_an_error_that_names_it(tmp_path: Path
         TrainConfig.from_toml(path)
 
 
-@pytest.mark.parametrize("name", ["research", "open"])
+def test_a_teacher_sees_an_image_at_the_resolution_of_its_network() -> None:
+    """Half as many px per side, to be magnified by 2: nearly the maps of the whole image, at the px of the small one."""
+    teacher = load_teacher("open")
+    with openslide.OpenSlide(SLIDE) as slide:
+        crop = slide.read_region((900, 1100), 0, (310, 270)).convert("RGB").resize((620, 540))  # 0.25 um/px
+    whole = teacher(np.asarray(crop), 1.0)
+    height, width = 270, 310
+    small = np.asarray(crop.resize((width, height), Image.Resampling.BOX))
+    seen = teacher(small, 2.0)
+    assert seen.dtype == np.uint8
+    assert seen.shape == (2, height, width)
+    expected = whole[:, : 2 * height, : 2 * width].reshape(2, height, 2, width, 2).mean((2, 4))
+    wrong = teacher(small, 1.0).astype(float)
+    for head in (0, 1):
+        assert np.corrcoef(seen[head].ravel(), expected[head].ravel())[0, 1] > 0.9
+        assert np.abs(seen[head] - expected[head]).mean() < 0.5 * np.abs(wrong[head] - expected[head]).mean()
+
+
+RECIPES = ("open_begun", "open_stains", "open", "research_begun", "research_stains", "research_small_nuclei",
+           "research_teacher", "research")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_the_shipped_configs_are_valid(name: str) -> None:
     config = TrainConfig.from_toml(Path(__file__).parents[2] / "scripts" / f"train_{name}.toml")
-    assert config.name == name
+    assert config.name == (name if name == "research_teacher" else name.split("_")[0])
     assert config.data_root == ""
     assert sum(config.sets.values()) == pytest.approx(1)
     assert ("NC" in config.licence) == ("monuseg" in config.sets)

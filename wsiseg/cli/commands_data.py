@@ -26,7 +26,7 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: 
     """Train the two-head network with the options of CONFIG (TOML); write curves, checkpoints and model card to its run folder.
 
     With --cv there is one run per fold in OUT/cv-organ or OUT/cv-patient, and a table of scores (mean and standard deviation
-    over folds) is printed; the same command resumes.
+    over folds) is printed; the same command resumes. A CONFIG that names another as `base` states only what differs from it.
 
     --model two-stage: the two U-Nets of Mahbod et al. 2019, one for the nuclei and one for a distance map, after Macenko
     normalization. --model hou43: the 43 convolutions of Hou et al. 2020 and their thresholds; `wsiseg synth` makes synthetic

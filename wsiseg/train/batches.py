@@ -15,7 +15,11 @@ from wsiseg.train.augment import AugmentConfig, Look, augment_color, cut_patch, 
 from wsiseg.train.augment_batch import PixelBank, StainStatistics, augment_batch
 from wsiseg.train.targets import CenterKind, make_targets
 
-__all__ = ["Batch", "ImageSteps", "PatchSource", "TargetOptions"]
+__all__ = ["Batch", "ImageSteps", "PatchSource", "TargetOptions", "Teacher"]
+
+Teacher = Callable[[NDArray[np.uint8], float], NDArray[np.uint8]]
+"""From a whole image, uint8 (H, W, 3), and its magnification to working px, to the maps of a network at the image's own px,
+uint8 (2, H, W)."""
 
 _PLAIN = AugmentConfig(
     scale_min=1, scale_max=1, elastic_px=0, free_rotation_p=0, stain_gain=0, stain_offset=0, hue_mix=0, gamma=0, blur_p=0,
@@ -53,13 +57,13 @@ class ImageSteps:
     stain_of
         Gives its stain, where stains are mixed.
     teacher, teacher_share
-        Returns the maps of another network for a whole image, uint8 (2, H, W); targets are moved towards them by this share
-        (distillation, Hinton et al. 2015), so that missing or inaccurate annotations have less weight.
+        Another network; targets are moved towards its maps by this share (distillation, Hinton et al. 2015), so that missing
+        or inaccurate annotations have less weight.
     """
 
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     stain_of: Callable[[NDArray[np.uint8]], StainStatistics] | None = None
-    teacher: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
+    teacher: Teacher | None = None
     teacher_share: float = 0.5
 
 
@@ -94,14 +98,14 @@ class PatchSource:
         for i, sample in enumerate(samples):
             rgb, labels = load_sample(sample)
             aims = make_targets(labels, targets.center, targets.border_weight, targets.touching, targets.small_weight)
+            magnify.append(magnification(sample, labels))
             if steps.teacher is not None:
-                seen = steps.teacher(rgb)
+                seen = steps.teacher(rgb, magnify[-1])
                 aims[:2] = np.round(aims[:2] + steps.teacher_share * (seen - aims[:2].astype(np.float32)))
             rgb = rgb if steps.prepare is None else steps.prepare(rgb)
             aims[2] -= 64  # stored as the excess over 1, so that 0 outside the image is a plain weight
             stack = np.concatenate([255 - rgb.transpose(2, 0, 1), aims])
             self._stacks.append(torch.from_numpy(stack))
-            magnify.append(magnification(sample, labels))
             if steps.stain_of is not None:
                 self._stains.append(steps.stain_of(rgb))
             self._looks.append(look_of(rgb))

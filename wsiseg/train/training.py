@@ -11,6 +11,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional
 
 from wsiseg import __version__
 from wsiseg.config import PredictConfig, RunConfig
@@ -32,7 +33,7 @@ from wsiseg.predict import (
     save_weights,
 )
 from wsiseg.train.augment_batch import StainStatistics
-from wsiseg.train.batches import ImageSteps, PatchSource, TargetOptions
+from wsiseg.train.batches import ImageSteps, PatchSource, TargetOptions, Teacher
 from wsiseg.train.config import AugmentOn, TrainConfig, plain_config
 from wsiseg.train.curves import draw_curves
 from wsiseg.train.distributed import own_device, rank_and_size
@@ -42,7 +43,15 @@ from wsiseg.train.reference import choose_reference
 from wsiseg.train.validation import OPERATING_POINT, fit_separation, in_reference_stain, predict_samples, score_table
 from wsiseg.types import Stain
 
-__all__ = ["TrainConfig", "export_weights", "plain_config", "train_from_toml", "train_samples", "training_samples"]
+__all__ = [
+    "TrainConfig",
+    "export_weights",
+    "load_teacher",
+    "plain_config",
+    "train_from_toml",
+    "train_samples",
+    "training_samples",
+]
 
 DATA_ROOT_ENV = "WSISEG_DATA"
 
@@ -97,7 +106,7 @@ def train_samples(
     steps = ImageSteps(
         stain_of=_stain_statistics if _mixes_stains(config) else None,
         prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
-        teacher=_teacher(config, base),
+        teacher=load_teacher(_weights_from(config.teacher, base)) if config.teacher else None,
         teacher_share=config.teacher_share,
     )
     targets = TargetOptions(config.center, config.border_weight, config.touching, config.small_weight)
@@ -181,11 +190,22 @@ def _begun(config: TrainConfig, folder: Path) -> UNet:
     return net
 
 
-def _teacher(config: TrainConfig, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None:
-    if not config.teacher:
-        return None
-    model = load_model(PredictConfig(weights=_weights_from(config.teacher, folder), tta=8))
-    return lambda rgb: map_image(rgb, model.mpp, model, RunConfig()).inner
+def load_teacher(weights: str) -> Teacher:
+    """Return a teacher from weights (a name, or a .safetensors path).
+
+    Images are predicted at the network's resolution, in eight orientations whose maps are averaged.
+    """
+    model = load_model(PredictConfig(weights=weights, tta=8))
+
+    def maps_of(rgb: NDArray[np.uint8], magnify: float) -> NDArray[np.uint8]:
+        maps = map_image(rgb, model.mpp * magnify, model, RunConfig()).inner
+        if maps.shape[1:] == rgb.shape[:2]:
+            return maps
+        levels = torch.from_numpy(maps)[None].float()
+        same_px = functional.interpolate(levels, rgb.shape[:2], mode="bilinear", antialias=True)
+        return same_px[0].round().clamp(0, 255).to(torch.uint8).numpy()
+
+    return maps_of
 
 
 def _weights_from(stated: str, folder: Path) -> str:
