@@ -44,7 +44,7 @@ OPERATING_POINT: Mapping[str, float] = MappingProxyType(
         "merge_depth_frac": 0.0,
         "merge_share_frac": 0.35,
         "min_area_um2": 3.0,
-        "min_material_frac": 0.62,
+        "min_material_frac": 0.6,
     }
 )
 """Thresholds for tissue that the network has not seen, measured by ``benchmarks/operating_point.py``; the default of weights
