@@ -34,7 +34,7 @@ def test_nuclei_and_bytes_of_a_run_are_in_the_interval_of_its_plan(tmp_path: Pat
     (row,) = pq.read_table(tmp_path / "out/slides.parquet").to_pylist()
     density = row["n_nuclei"] / row["tissue_mm2"]
     assert low * 0.9 < density < high * 1.1
-    assert high < 3 * low
+    assert high < 4 * low, "of eight windows of a slide whose density varies by as much"
 
 
 @pytest.mark.parametrize(("stage_gb", "code"), [("1", 0), ("0.000001", 1)])
