@@ -34,7 +34,7 @@ def train(config: Path, resume: bool, cv: str | None, folds: int | None, model: 
 
     \b
     Several GPUs:  torchrun --nproc-per-node 4 -m wsiseg train CONFIG    (device = "cuda" in its [loop])
-    Example:       wsiseg train scripts/train_open.toml --cv patient --folds 5
+    Example:       wsiseg train scripts/train_open_begun.toml --cv patient --folds 5
     """
     if folds is not None and cv is None:
         raise click.UsageError("--folds needs --cv organ or --cv patient.")
@@ -103,7 +103,7 @@ def patches(root: Path, old_out: Path | None, out: Path | None, sets: str, patch
 
     \b
     Example:  wsiseg datasets patches nuclei --out nuclei.zarr --sets tnbc,consep
-              WSISEG_DATA=nuclei.zarr wsiseg train scripts/train_open.toml
+              WSISEG_DATA=nuclei.zarr wsiseg train scripts/train_open_begun.toml
     """
     from wsiseg.datasets.prepare import write_patches
 
