@@ -12,19 +12,32 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from wsiseg.config import PredictConfig, RunConfig
-from wsiseg.labels import write_labels
+from wsiseg.datasets.formats.layout import AnnotatedImage, read_rgb, write_dataset
 from wsiseg.pipeline import segment_image
-from wsiseg.predict import load_model
+from wsiseg.predict import Model, load_model
 
 MIN_NUCLEI = 5
+
+
+def outlined(
+    pictures: Mapping[str, Path], stated: Mapping[str, float], model: Model, config: RunConfig
+) -> Iterator[AnnotatedImage]:
+    """Yield the pictures in which nuclei are found, with their labels."""
+    for name, mpp in stated.items():
+        rgb = read_rgb(pictures[name])
+        labels = segment_image(rgb, mpp, model, config)
+        n = np.count_nonzero(np.unique(labels))
+        print(f"{name}: {n} nuclei" + (", left out" if n < MIN_NUCLEI else ""), flush=True)
+        if n >= MIN_NUCLEI:
+            yield AnnotatedImage(name, rgb, labels, mpp)
 
 
 def main() -> None:
@@ -41,20 +54,8 @@ def main() -> None:
         parser.error(f"{args.mpp} names {len(missing)} pictures that {args.images} does not contain, {missing[0]} first.")
     config = RunConfig(predict=PredictConfig(weights=args.weights, tta=8))
     model = load_model(config.predict)
-    args.out.mkdir(parents=True, exist_ok=True)
-    kept: dict[str, float] = {}
-    for name, mpp in stated.items():
-        rgb = np.asarray(Image.open(pictures[name]).convert("RGB"))
-        labels = segment_image(rgb, mpp, model, config)
-        n = len(np.unique(labels)) - 1
-        print(f"{name}: {n} nuclei" + (", left out" if n < MIN_NUCLEI else ""), flush=True)
-        if n < MIN_NUCLEI:
-            continue
-        Image.fromarray(rgb).save(args.out / f"{name}.png")
-        write_labels(args.out / f"{name}.labels.png", labels)
-        kept[name] = mpp
-    facts = {"name": args.out.name, "labels": f"{model.name} {model.sha256[:12]}, eight orientations", "mpp_per_image": kept}
-    (args.out / "INFO.json").write_text(json.dumps({**facts, "mpp": 0.25}, indent=1) + "\n", encoding="utf-8")
+    facts = {"labels": f"{model.name} {model.sha256[:12]}, eight orientations"}
+    write_dataset(outlined(pictures, stated, model, config), args.out, "pseudo-labels", facts)
 
 
 if __name__ == "__main__":

@@ -81,7 +81,8 @@ class AugmentConfig:
         """Raise ``ConfigError`` for a value outside its range."""
         for name in self.__slots__:
             value = getattr(self, name)
-            low, high = (0.0, 1.0) if name.endswith("_p") else (1.0, math.inf) if name == "unknown_scale" else (0.0, math.inf)
+            low = 1.0 if name == "unknown_scale" else 0.0
+            high = 1.0 if name.endswith("_p") else math.inf
             if not low <= value <= high:
                 raise ConfigError(f"training config: expected augment.{name} to be {low:g} to {high:g}, got {value!r}.")
         if not 0 < self.scale_min <= self.scale_max:

@@ -114,7 +114,8 @@ class TrainConfig:
         """Read a TOML file; the options of a published model (``wsiseg.train.presets``) replace its own.
 
         A file may name another as ``base`` (a path relative to its own folder), whose options hold where it states none;
-        ``[augment]``, ``[loss]`` and ``[loop]`` are completed option by option, ``[sets]`` is taken as a whole.
+        ``[augment]``, ``[loss]`` and ``[loop]`` are completed option by option, ``[sets]`` is taken as a whole. Paths in a
+        base (``out``, ``init``, ``teacher``) are relative to the file that is read, not to the base.
 
         Raises ``ConfigError`` for invalid TOML, for unknown or missing options, and for files that are based on each other.
         """

@@ -203,7 +203,7 @@ def load_teacher(weights: str) -> Teacher:
             return maps
         levels = torch.from_numpy(maps)[None].float()
         same_px = functional.interpolate(levels, rgb.shape[:2], mode="bilinear", antialias=True)
-        return same_px[0].round().clamp(0, 255).to(torch.uint8).numpy()
+        return same_px[0].round().to(torch.uint8).numpy()
 
     return maps_of
 

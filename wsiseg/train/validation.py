@@ -27,8 +27,8 @@ __all__ = [
     "in_reference_stain",
     "predict_samples",
     "score_separation",
-    "separated",
     "score_table",
+    "separated",
     "set_means",
 ]
 
