@@ -1,13 +1,15 @@
 """Train a network on a lent GPU machine with the time that is left, from images that were carried there.
 
-    python -m benchmarks.gpu_train pack SETS [--sets consep,tnbc] [--most-mb 50]     # elsewhere -> carry/train.zip
-    python -m benchmarks.gpu_train run OUT [--minutes 5] [--net lean_w32] [--device cuda]    # there
-    python -m benchmarks.gpu_train export OUT CONFIG.toml                             # elsewhere: OUT/train -> weights and card
+    python -m benchmarks.gpu_train pack SETS [--config CONFIG.toml] [--most-mb 50]    # elsewhere -> carry/train.zip
+    python -m benchmarks.gpu_train run OUT [--config CONFIG.toml] [--minutes 5] [--device cuda]    # there
+    python -m benchmarks.gpu_train export OUT [--config CONFIG.toml]                  # elsewhere: OUT/train -> weights and card
 
-The pack holds images that training may see (never those held out), in the unified layout: pixels as JPEG of quality 95 without
-subsampling, under names that end in .png (Pillow goes by content), labels as they are. A run plans its steps by timing some, so
-that the learning rate comes to its end when the time does. ``OUT/train`` has a checkpoint and the averaged weights at most
-``CHECKPOINT_S`` old, and ``OUT/gpu_train_<device>.json`` as many lines of the curve: whatever ends the run, that much is there.
+The config is one of ``wsiseg train``; its weights to begin with and its teachers must be there too, so name installed ones.
+``--dry`` replaces its network by a tiny one without a teacher. The pack holds images that training may see (never those held
+out), in the unified layout: pixels as JPEG of quality 95 without subsampling, under names that end in .png (Pillow goes by
+content), labels as they are. A run plans its steps by timing some, so that the learning rate comes to its end when the time
+does. ``OUT/train`` has a checkpoint and the averaged weights at most ``CHECKPOINT_S`` old, and ``OUT/gpu_train_<device>.json``
+as many lines of the curve: whatever ends the run, that much is there.
 """
 
 from __future__ import annotations
@@ -32,15 +34,15 @@ from PIL import Image
 from benchmarks._machine import machine
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.predict import build_net
-from wsiseg.train.augment import AugmentConfig
-from wsiseg.train.batches import PatchSource, TargetOptions
-from wsiseg.train.loop import LoopConfig, TrainingRun, fit
+from wsiseg.train.config import TrainConfig, plain_config
+from wsiseg.train.loop import TrainingRun, fit
+from wsiseg.train.training import begun_net, export_weights, patch_source, training_samples
 
 CARRY = Path(__file__).resolve().parents[1] / "carry" / "train.zip"
 CHECKPOINT_S = 60.0
 PROBE_STEPS = 20
 QUALITIES = (95, 90, 85, 75)
-AUGMENT = AugmentConfig(stain_gain=0.6, stain_offset=0.3, hue_mix=0.15, gamma=0.4)
+CONFIG = Path(__file__).resolve().parents[1] / "scripts" / "train_on_gpu.toml"
 
 
 def pack(root: Path, sets: tuple[str, ...], max_bytes: int, out: Path) -> dict[str, Any]:
@@ -61,7 +63,20 @@ def pack(root: Path, sets: tuple[str, ...], max_bytes: int, out: Path) -> dict[s
         if out.stat().st_size <= max_bytes:
             return {"images": dict(Counter(s.dataset for s in samples)), "quality": quality, "bytes": out.stat().st_size}
     size = f"{out.stat().st_size / 1e6:.0f} MB at quality {QUALITIES[-1]}"
-    raise SystemExit(f"{out}: {size}, expected at most {max_bytes / 1e6:.0f}. Name fewer --sets.")
+    raise SystemExit(f"{out}: {size}, expected at most {max_bytes / 1e6:.0f}. Name a --config of fewer sets.")
+
+
+def packed_config(args: argparse.Namespace, sets: list[str]) -> TrainConfig:
+    """Return the options of the run, for the sets that were carried, which must be among those of the config."""
+    config = TrainConfig.from_toml(args.config)
+    loop = dataclasses.replace(config.loop, device=args.device, batch=args.batch or config.loop.batch)
+    if args.dry:
+        loop = dataclasses.replace(loop, batch=2)
+        shares = dict.fromkeys(sets, 1.0)
+        return dataclasses.replace(config, net="tiny", init="", teacher="", patch_px=64, sets=shares, loop=loop)
+    if unknown := sorted(set(sets) - set(config.sets)):
+        raise SystemExit(f"{args.pack} holds {unknown}, of which {args.config} has no share. Pack it with the same --config.")
+    return dataclasses.replace(config, sets={name: config.sets[name] for name in sets}, loop=loop)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,30 +91,31 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             file.extractall(folder)
         sets = sorted(p.parent.name for p in Path(folder).glob("*/INFO.json"))
         samples = list_samples(Path(folder), tuple(sets))
-        shares = dict.fromkeys(sets, 1 / len(sets))
-        source = PatchSource(samples, shares, TargetOptions("ellipse"), AUGMENT, args.patch, batched_on=device)
-        config = LoopConfig(steps=args.probe, batch=args.batch, device=args.device, warmup_steps=1, report_every=10**9)
+        config = packed_config(args, sets)
+        source, _ = patch_source(config, samples, args.config.parent)
+        prepared_s = time.perf_counter() - began
+        n_probe = 2 if args.dry else PROBE_STEPS
+        loop = dataclasses.replace(config.loop, steps=n_probe, warmup_steps=1, report_every=10**9)
 
         def batch(step: int) -> Any:
-            return source.batch(args.batch, 1, step, 0, 1)
+            return source.batch(loop.batch, loop.seed, step, 0, 1)
 
-        torch.manual_seed(1)
         with tempfile.TemporaryDirectory() as probe:
-            fit(build_net(args.net), batch, dataclasses.replace(config, steps=2), TrainingRun(Path(probe) / "a"))
+            fit(build_net(config.net), batch, dataclasses.replace(loop, steps=2), TrainingRun(Path(probe) / "a"))
             clock = time.perf_counter()
-            fit(build_net(args.net), batch, config, TrainingRun(Path(probe) / "b"))
-            step_s = (time.perf_counter() - clock) / args.probe
+            fit(build_net(config.net), batch, loop, TrainingRun(Path(probe) / "b"))
+            step_s = (time.perf_counter() - clock) / n_probe
         left_s = 60 * args.minutes - (time.perf_counter() - began)
-        steps = max(args.probe, int(0.9 * left_s / step_s))
+        steps = max(n_probe, int(0.9 * left_s / step_s))
         result: dict[str, Any] = {
             "command": " ".join(sys.argv),
             "measured": device.type == "cuda",
             "device": name,
             "machine": machine(),
-            "net": args.net,
-            "images": len(samples),
-            "batch": args.batch,
-            "patch_px": args.patch,
+            "config": args.config.name,
+            "training": plain_config(config),
+            "images": dict(Counter(s.dataset for s in samples)),
+            "images_and_teacher_s": round(prepared_s, 1),
             "steps_planned": steps,
             "step_ms": round(1e3 * step_s, 3),
             "lines": [],
@@ -112,8 +128,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
         write(path, result)
         every = max(1, min(100, int(CHECKPOINT_S / 2 / step_s)))
-        config = dataclasses.replace(config, steps=steps, warmup_steps=min(500, steps // 10 + 1), report_every=every)
-        fit(build_net(args.net), batch, config, TrainingRun(args.out / "train"), on_line=on_line)
+        warmup_steps = min(config.loop.warmup_steps, steps // 10 + 1)
+        loop = dataclasses.replace(loop, steps=steps, warmup_steps=warmup_steps, report_every=every)
+        fit(begun_net(config, args.config.parent), batch, loop, TrainingRun(args.out / "train"), on_line=on_line)
     result["seconds"] = round(time.perf_counter() - began, 1)
     write(path, result)
     print(path)
@@ -121,9 +138,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def export(out: Path, config_path: Path) -> None:
-    """Make weights of what a run left, by a training config that names the same network and where the sets are."""
-    from wsiseg.train.training import TrainConfig, export_weights, training_samples
-
+    """Make weights of what a run left, by its training config and where the sets are (``data_root``, or ``WSISEG_DATA``)."""
     config = TrainConfig.from_toml(config_path)
     net = build_net(config.net)
     net.load_state_dict(torch.load(out / "train" / "ema.pt", map_location="cpu", weights_only=True)["ema"])
@@ -143,24 +158,23 @@ def main() -> None:
     commands = parser.add_subparsers(dest="what", required=True)
     packing = commands.add_parser("pack")
     packing.add_argument("root", type=Path)
-    packing.add_argument("--sets", default="consep,tnbc,dsb2018_he")
     packing.add_argument("--most-mb", type=float, default=50)
     packing.add_argument("--pack", type=Path, default=CARRY)
     running = commands.add_parser("run")
     running.add_argument("out", type=Path)
     running.add_argument("--pack", type=Path, default=CARRY)
     running.add_argument("--minutes", type=float, default=5)
-    running.add_argument("--net", default="lean_w32")
-    running.add_argument("--batch", type=int, default=16)
-    running.add_argument("--patch", type=int, default=256)
-    running.add_argument("--probe", type=int, default=PROBE_STEPS)
+    running.add_argument("--batch", type=int, default=0, help="patches a step; 0: as the config states")
     running.add_argument("--device", default="cuda")
+    running.add_argument("--dry", action="store_true")
     exporting = commands.add_parser("export")
     exporting.add_argument("out", type=Path)
-    exporting.add_argument("config", type=Path)
+    for command in (packing, running, exporting):
+        command.add_argument("--config", type=Path, default=CONFIG)
     args = parser.parse_args()
     if args.what == "pack":
-        print(json.dumps(pack(args.root, tuple(args.sets.split(",")), int(1e6 * args.most_mb), args.pack)))
+        sets = tuple(TrainConfig.from_toml(args.config).sets)
+        print(json.dumps(pack(args.root, sets, int(1e6 * args.most_mb), args.pack)))
     elif args.what == "run":
         run(args)
     else:

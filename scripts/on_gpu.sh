@@ -4,14 +4,14 @@
 # CuPy, NumPy, SciPy, safetensors; nothing is downloaded there. Prepare it elsewhere, in the project's environment:
 #   python -m benchmarks.gpu_expectations             # the CPU's answers -> carry/gpu_expectations.npz (about 18 MB)
 #   python -m benchmarks.gpu_carry                    # wheels for its Python 3.12 -> carry/read (27 MB), carry/write (43 MB)
-#   python -m benchmarks.gpu_train pack SETS --most-mb 17    # training images -> carry/train.zip (17 MB)
+#   python -m benchmarks.gpu_train pack SETS                 # training images -> carry/train.zip (34 MB)
 # which downloads, for the first of the two folders,
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 --implementation cp --platform manylinux_2_28_x86_64 \
 #     --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 --platform manylinux1_x86_64 -d carry/read \
 #     openslide-python openslide-bin pillow tifffile click safetensors cucim-cu13 lazy-loader
 # Where no more than 64 MiB may travel at once, the source tree (20 MB) counted: first carry/read and the answers, steps "parity stages
 # end"; then carry/train.zip alone, step "train", with the time that is left (TRAIN_MINUTES); carry/write and "end" another time. Steps
-# end by themselves: parity within 2.5 minutes, stages 4, end 3. A second call on the machine while it is warm finds it as it was.
+# end by themselves: parity within 2.5 minutes, stages 4, end 3. TRAIN_CONFIG names another training config (gpu_train --config). A second call on the machine while it is warm finds it as it was.
 # Usage: scripts/on_gpu.sh [--dry] [folder for the JSON, default benchmarks/results] [steps, default "parity stages end train"]
 # --dry: the same steps on the CPU with tiny sizes; every JSON then says "measured": false.
 set -euo pipefail
@@ -68,7 +68,7 @@ for step in $steps; do
     train)
       minutes=${TRAIN_MINUTES:-3}
       timeout $((60 * minutes + 90)) "$python" -m benchmarks.gpu_train run "$out" --pack "$carry/train.zip" --minutes "$minutes" \
-        ${dry:+--device cpu --net tiny --patch 64 --batch 2 --probe 2 --minutes 0.05} || status=1
+        --config "${TRAIN_CONFIG:-scripts/train_on_gpu.toml}" ${dry:+--device cpu --dry --minutes 0.05} || status=1
       ;;
     *)
       echo "on_gpu.sh: no step $step: expected parity, stages, end, train" >&2

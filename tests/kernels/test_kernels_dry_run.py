@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks import gpu_expectations, gpu_stages, gpu_train
@@ -19,6 +20,7 @@ from tests.kernels.parity import LOOSE
 from tests.oracles.maps import adversarial
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.normalize import normalize
+from wsiseg.predict import load_weights
 from wsiseg.types import Stain
 
 ROOT = Path(__file__).parents[2]
@@ -97,6 +99,30 @@ def test_what_the_json_of_each_step_answers(results: dict[str, Any]) -> None:
     assert train["lines"][-1]["step"] == train["steps_planned"]
     assert (results["folder"] / "train" / "ema.pt").stat().st_size > 1000
     assert (results["folder"] / "train" / "checkpoint.pt").is_file()
+
+
+def test_training_there_follows_its_config(
+    carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights to begin with, a teacher, shares and loop are the config's; a pack of other sets is refused."""
+    config = tmp_path / "there.toml"
+    config.write_text(
+        'name = "a"\nlicence = "x"\ninit = "open"\nteacher = "open"\npatch_px = 64\n'
+        "[sets]\npainted = 0.5\nabsent = 0.5\n[loop]\nbatch = 1\nlearning_rate = 1e-9\n"
+    )
+    argv = ["gpu_train", "run", str(tmp_path), "--pack", str(carry / "train.zip"), "--device", "cpu", "--minutes", "0.01"]
+    monkeypatch.setattr(gpu_train, "PROBE_STEPS", 2)
+    monkeypatch.setattr(sys, "argv", [*argv, "--config", str(config)])
+    gpu_train.main()
+    found = json.loads((tmp_path / "gpu_train_cpu.json").read_text())
+    assert found["training"]["sets"] == {"painted": 0.5}
+    assert (found["training"]["teacher"], found["training"]["loop"]["batch"]) == ("open", 1)
+    averaged = torch.load(tmp_path / "train" / "ema.pt", weights_only=True)["ema"]
+    begun = load_weights("open")[0].state_dict()
+    assert max(float((averaged[k] - v).abs().max()) for k, v in begun.items() if "weight" in k) < 1e-3, "begun with open"
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="painted"):
+        gpu_train.main()
 
 
 def test_a_wrong_answer_is_reported(carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,9 @@ from wsiseg.types import Stain
 __all__ = [
     "TrainConfig",
     "export_weights",
+    "begun_net",
     "load_teacher",
+    "patch_source",
     "plain_config",
     "train_from_toml",
     "train_samples",
@@ -103,17 +105,8 @@ def train_samples(
     """
     seen = [s for s in samples if not s.validation]
     held_out = [s for s in samples if s.validation] if config.validate else []
-    aim, _ = _stain_aim(config, seen)
-    steps = ImageSteps(
-        stain_of=_stain_statistics if _mixes_stains(config) else None,
-        prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
-        teacher=load_teacher(*(_weights_from(t, base) for t in config.teachers)) if config.teachers else None,
-        teacher_share=config.teacher_share,
-    )
-    targets = TargetOptions(config.center, config.border_weight, config.touching, config.small_weight)
-    device = own_device(config.loop.device) if _batched(config) else None
-    source = PatchSource(seen, config.sets, targets, config.augment, config.patch_px, batched_on=device, steps=steps)
-    net = _begun(config, base)
+    source, aim = patch_source(config, seen, base)
+    net = begun_net(config, base)
     rank, ranks = rank_and_size()
 
     def validate(candidate: torch.nn.Module, step: int) -> dict[str, float]:
@@ -131,6 +124,41 @@ def train_samples(
         return {}
     draw_curves(run_dir / "curve.jsonl", run_dir / "curve.png")
     return export_weights(best, config, [*seen, *held_out], run_dir / "weights")
+
+
+def patch_source(config: TrainConfig, seen: list[Sample], base: Path = Path()) -> tuple[PatchSource, Stain]:
+    """Return the patches of a config's training images, and the stain that these are normalized to.
+
+    ``base`` is the folder of the config file. Raises ``ConfigError`` as ``train_samples`` does.
+    """
+    aim, _ = _stain_aim(config, seen)
+    steps = ImageSteps(
+        stain_of=_stain_statistics if _mixes_stains(config) else None,
+        prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
+        teacher=load_teacher(*(_weights_from(t, base) for t in config.teachers)) if config.teachers else None,
+        teacher_share=config.teacher_share,
+    )
+    targets = TargetOptions(config.center, config.border_weight, config.touching, config.small_weight)
+    device = own_device(config.loop.device) if _batched(config) else None
+    return PatchSource(seen, config.sets, targets, config.augment, config.patch_px, batched_on=device, steps=steps), aim
+
+
+def begun_net(config: TrainConfig, folder: Path) -> UNet:
+    """Return the network that a run begins with: random by the config's seed, or its ``init``.
+
+    ``folder`` is that of the config file. Raises ``ConfigError`` if ``init`` is of another network.
+    """
+    torch.manual_seed(config.loop.seed)
+    net = build_net(config.net)
+    if config.init:
+        held, card = load_weights(_weights_from(config.init, folder))
+        if card["net"] != config.net:
+            raise ConfigError(
+                f"training {config.name}: expected init to be a {config.net!r} network (net), got {config.init!r}, which is "
+                f"{card['net']!r}."
+            )
+        net.load_state_dict(held.state_dict())
+    return net
 
 
 def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Sample], folder: Path) -> dict[str, Any]:
@@ -175,20 +203,6 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         stored.load_state_dict(state)
         stored.ranges = ranges
     return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
-
-
-def _begun(config: TrainConfig, folder: Path) -> UNet:
-    torch.manual_seed(config.loop.seed)
-    net = build_net(config.net)
-    if config.init:
-        held, card = load_weights(_weights_from(config.init, folder))
-        if card["net"] != config.net:
-            raise ConfigError(
-                f"training {config.name}: expected init to be a {config.net!r} network (net), got {config.init!r}, which is "
-                f"{card['net']!r}."
-            )
-        net.load_state_dict(held.state_dict())
-    return net
 
 
 def load_teacher(*weights: str) -> Teacher:
