@@ -15,7 +15,6 @@ from PIL import Image
 from wsiseg.config import PredictConfig
 from wsiseg.errors import ConfigError
 from wsiseg.predict import load_model, load_weights
-from wsiseg.train.config import plain_config
 from wsiseg.train.training import TrainConfig, load_teacher, train_from_toml
 
 SLIDE = Path(__file__).parents[1] / "data" / "CMU-1-Small-Region.svs"
@@ -128,19 +127,6 @@ def test_a_run_is_taught_by_the_weights_it_is_given(tmp_path: Path) -> None:
     assert losses[0] != losses[1], "from the same seed"
     with pytest.raises(ConfigError, match="teacher_share"):
         TrainConfig.from_tree({"name": "a", "licence": "x", "sets": {"a": 1.0}, "teacher_share": 1.5})
-
-
-def test_several_teachers_give_the_mean_of_their_maps() -> None:
-    rgb = np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8)
-    one, other = (load_teacher(name)(rgb, 1.0).astype(float) for name in ("open", "research"))
-    both = load_teacher("open", "research")(rgb, 1.0)
-    assert both.dtype == np.uint8
-    assert np.abs(one - other).max() > 2
-    assert np.abs(both - (one + other) / 2).max() <= 0.5
-    config = TrainConfig.from_tree(
-        {"name": "a", "licence": "x", "sets": {"a": 1.0}, "teacher": ["open", "there/some.safetensors"]}
-    )
-    assert plain_config(config)["teacher"] == ["open", "some.safetensors"], "a card names no path"
 
 
 def test_bad_configs_are_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,8 +58,8 @@ class TrainConfig:
     init
         Initial weights: a name of installed weights, or a .safetensors path relative to the config file; empty: random.
     teacher, teacher_share
-        Weights (as for ``init``) of a teacher network, or a list of several, and the share in the targets, 0 to 1: targets are
-        mixed with its maps, averaged over eight orientations and over the networks.
+        Weights (as for ``init``) of a teacher network, and its share in the targets, 0 to 1: targets are mixed with its maps,
+        averaged over eight orientations.
     """
 
     name: str
@@ -70,7 +70,7 @@ class TrainConfig:
     fit_sets: Sequence[str] = ()
     net: str = "lean"
     init: str = ""
-    teacher: str | Sequence[str] = ""
+    teacher: str = ""
     teacher_share: float = 0.5
     center: CenterKind = "ellipse"
     border_weight: float = 3.0
@@ -108,12 +108,6 @@ class TrainConfig:
             )
         if not 0 <= self.teacher_share <= 1:
             raise ConfigError(f"training config: expected teacher_share to be 0 to 1, got {self.teacher_share}.")
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """The weights of all teacher networks; empty without a teacher."""
-        stated = (self.teacher,) if isinstance(self.teacher, str) else tuple(self.teacher)
-        return tuple(t for t in stated if t)
 
     @classmethod
     def from_toml(cls, path: Path, model: str = "") -> TrainConfig:
@@ -167,8 +161,7 @@ def plain_config(config: TrainConfig) -> dict[str, Any]:
     tree = dataclasses.asdict(config)
     for name in ("data_root", "out", "licence"):
         tree.pop(name)
-    names = [Path(t).name for t in config.teachers]
-    tree |= {"init": Path(config.init).name, "teacher": names if len(names) > 1 else "".join(names)}
+    tree |= {"init": Path(config.init).name, "teacher": Path(config.teacher).name}
     return tree
 
 

@@ -22,7 +22,6 @@ from wsiseg.log import log
 from wsiseg.normalize import fit_stain
 from wsiseg.pipeline import map_image
 from wsiseg.predict import (
-    Model,
     UNet,
     activation_ranges,
     as_stored,
@@ -135,7 +134,7 @@ def patch_source(config: TrainConfig, seen: list[Sample], base: Path = Path()) -
     steps = ImageSteps(
         stain_of=_stain_statistics if _mixes_stains(config) else None,
         prepare=None if config.stain == "none" else lambda rgb: in_reference_stain(rgb, aim),
-        teacher=load_teacher(*(_weights_from(t, base) for t in config.teachers)) if config.teachers else None,
+        teacher=load_teacher(_weights_from(config.teacher, base)) if config.teacher else None,
         teacher_share=config.teacher_share,
     )
     targets = TargetOptions(config.center, config.border_weight, config.touching, config.small_weight)
@@ -205,26 +204,22 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
     return save_weights(stored, config.net, card, folder / f"{config.name}.safetensors")
 
 
-def load_teacher(*weights: str) -> Teacher:
-    """Return a teacher from the weights of one network or several (each a name, or a .safetensors path).
+def load_teacher(weights: str) -> Teacher:
+    """Return a teacher from weights (a name, or a .safetensors path).
 
-    Images are predicted at each network's resolution, in eight orientations. Maps are averaged, with equal weight per network.
+    Images are predicted at the network's resolution, in eight orientations whose maps are averaged.
     """
-    models = [load_model(PredictConfig(weights=name, tta=8)) for name in weights]
+    model = load_model(PredictConfig(weights=weights, tta=8))
 
     def maps_of(rgb: NDArray[np.uint8], magnify: float) -> NDArray[np.uint8]:
-        return np.mean([_maps_at_own_px(m, rgb, magnify) for m in models], axis=0).round().astype(np.uint8)
+        maps = map_image(rgb, model.mpp * magnify, model, RunConfig()).inner
+        if maps.shape[1:] == rgb.shape[:2]:
+            return maps
+        levels = torch.from_numpy(maps)[None].float()
+        same_px = functional.interpolate(levels, rgb.shape[:2], mode="bilinear", antialias=True)
+        return same_px[0].round().to(torch.uint8).numpy()
 
     return maps_of
-
-
-def _maps_at_own_px(model: Model, rgb: NDArray[np.uint8], magnify: float) -> NDArray[np.float32]:
-    """Return the maps of an image at its own px, float32 (2, H, W), 0 to 255."""
-    maps = map_image(rgb, model.mpp * magnify, model, RunConfig()).inner.astype(np.float32)
-    if maps.shape[1:] == rgb.shape[:2]:
-        return maps
-    same_px = functional.interpolate(torch.from_numpy(maps)[None], rgb.shape[:2], mode="bilinear", antialias=True)
-    return same_px[0].numpy()
 
 
 def _weights_from(stated: str, folder: Path) -> str:
