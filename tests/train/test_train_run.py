@@ -195,7 +195,7 @@ def test_a_teacher_sees_an_image_at_the_resolution_of_its_network() -> None:
         assert np.abs(seen[head] - expected[head]).mean() < 0.5 * np.abs(wrong[head] - expected[head]).mean()
 
 
-OPEN = ("open_begun", "open_stains", "open_small_nuclei", "open")
+OPEN = ("open_begun", "open_stains", "open_small_nuclei", "open_taught", "open")
 RESEARCH = ("research_begun", "research_stains", "research_small_nuclei", "research_teacher", "research")
 
 
@@ -206,3 +206,15 @@ def test_the_shipped_configs_are_valid(name: str) -> None:
     assert config.data_root == ""
     assert sum(config.sets.values()) == pytest.approx(1)
     assert ("NC" in config.licence) == ("monuseg" in config.sets)
+
+
+@pytest.mark.parametrize("chain", [OPEN, RESEARCH])
+def test_each_run_of_a_recipe_begins_with_what_an_earlier_one_wrote(chain: tuple[str, ...]) -> None:
+    scripts = Path(__file__).parents[2] / "scripts"
+    written = {"../runs/wide.safetensors"}  # by benchmarks.capacity widen
+    for name in chain:
+        config = TrainConfig.from_toml(scripts / f"train_{name}.toml")
+        needed = {w for w in (config.init, config.teacher) if w.endswith(".safetensors")}
+        assert needed <= written, name
+        written.add(f"{config.out}/weights/{config.name}.safetensors")
+    assert config.out == f"../runs/{chain[-1]}"

@@ -45,8 +45,8 @@ from wsiseg.types import Stain
 
 __all__ = [
     "TrainConfig",
-    "export_weights",
     "begun_net",
+    "export_weights",
     "load_teacher",
     "patch_source",
     "plain_config",
