@@ -11,7 +11,8 @@
 #     openslide-python openslide-bin pillow tifffile click safetensors cucim-cu13 lazy-loader
 # Where no more than 64 MiB may travel at once, the source tree (20 MB) counted: first carry/read and the answers, steps "parity stages
 # end"; then carry/train.zip alone, step "train", with the time that is left (TRAIN_MINUTES); carry/write and "end" another time. Steps
-# end by themselves: parity within 2.5 minutes, stages 4, end 3. TRAIN_CONFIG names another training config (gpu_train --config). A second call on the machine while it is warm finds it as it was.
+# end by themselves: parity within 2.5 minutes, stages 4, end 3. A second call on the machine while it is warm finds it as it was.
+# TRAIN_CONFIG names another training config than scripts/train_on_gpu.toml; pack it with the same --config.
 # Usage: scripts/on_gpu.sh [--dry] [folder for the JSON, default benchmarks/results] [steps, default "parity stages end train"]
 # --dry: the same steps on the CPU with tiny sizes; every JSON then says "measured": false.
 set -euo pipefail

@@ -101,9 +101,7 @@ def test_what_the_json_of_each_step_answers(results: dict[str, Any]) -> None:
     assert (results["folder"] / "train" / "checkpoint.pt").is_file()
 
 
-def test_training_there_follows_its_config(
-    carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_training_there_follows_its_config(carry: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights to begin with, a teacher, shares and loop are the config's; a pack of other sets is refused."""
     config = tmp_path / "there.toml"
     config.write_text(
