@@ -67,16 +67,19 @@ def pack(root: Path, sets: tuple[str, ...], max_bytes: int, out: Path) -> dict[s
 
 
 def packed_config(args: argparse.Namespace, sets: list[str]) -> TrainConfig:
-    """Return the options of the run, for the sets that were carried, which must be among those of the config."""
+    """Return the options of the run, for the sets that were carried, which must be among those of the config.
+
+    Patches are augmented a batch at once, the way on a GPU, on the CPU too.
+    """
     config = TrainConfig.from_toml(args.config)
-    loop = dataclasses.replace(config.loop, device=args.device, batch=args.batch or config.loop.batch)
     if args.dry:
-        loop = dataclasses.replace(loop, batch=2)
         shares = dict.fromkeys(sets, 1.0)
-        return dataclasses.replace(config, net="tiny", init="", teacher="", patch_px=64, sets=shares, loop=loop)
+        config = dataclasses.replace(config, net="tiny", init="", teacher="", patch_px=64, sets=shares)
     if unknown := sorted(set(sets) - set(config.sets)):
         raise SystemExit(f"{args.pack} holds {unknown}, of which {args.config} has no share. Pack it with the same --config.")
-    return dataclasses.replace(config, sets={name: config.sets[name] for name in sets}, loop=loop)
+    batch = 2 if args.dry else args.batch or config.loop.batch
+    loop = dataclasses.replace(config.loop, device=args.device, batch=batch)
+    return dataclasses.replace(config, sets={name: config.sets[name] for name in sets}, augment_on="batch", loop=loop)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -95,25 +98,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source, _ = patch_source(config, samples, args.config.parent)
         prepared_s = time.perf_counter() - began
         n_probe = 2 if args.dry else PROBE_STEPS
-        loop = dataclasses.replace(config.loop, steps=n_probe, warmup_steps=1, report_every=10**9)
+        short = dataclasses.replace(config.loop, steps=n_probe, warmup_steps=1, report_every=10**9)
 
         def batch(step: int) -> Any:
-            return source.batch(loop.batch, loop.seed, step, 0, 1)
+            return source.batch(config.loop.batch, config.loop.seed, step)
 
         with tempfile.TemporaryDirectory() as probe:
-            fit(build_net(config.net), batch, dataclasses.replace(loop, steps=2), TrainingRun(Path(probe) / "a"))
+            fit(build_net(config.net), batch, dataclasses.replace(short, steps=2), TrainingRun(Path(probe) / "a"))
             clock = time.perf_counter()
-            fit(build_net(config.net), batch, loop, TrainingRun(Path(probe) / "b"))
+            fit(build_net(config.net), batch, short, TrainingRun(Path(probe) / "b"))
             step_s = (time.perf_counter() - clock) / n_probe
         left_s = 60 * args.minutes - (time.perf_counter() - began)
         steps = max(n_probe, int(0.9 * left_s / step_s))
+        every = max(1, min(100, int(CHECKPOINT_S / 2 / step_s)))
+        warmup_steps = min(config.loop.warmup_steps, steps // 10 + 1)
+        loop = dataclasses.replace(config.loop, steps=steps, warmup_steps=warmup_steps, report_every=every)
         result: dict[str, Any] = {
             "command": " ".join(sys.argv),
             "measured": device.type == "cuda",
             "device": name,
             "machine": machine(),
             "config": args.config.name,
-            "training": plain_config(config),
+            "training": plain_config(dataclasses.replace(config, loop=loop)),
             "images": dict(Counter(s.dataset for s in samples)),
             "images_and_teacher_s": round(prepared_s, 1),
             "steps_planned": steps,
@@ -127,9 +133,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(json.dumps(result["lines"][-1]), flush=True)
 
         write(path, result)
-        every = max(1, min(100, int(CHECKPOINT_S / 2 / step_s)))
-        warmup_steps = min(config.loop.warmup_steps, steps // 10 + 1)
-        loop = dataclasses.replace(loop, steps=steps, warmup_steps=warmup_steps, report_every=every)
         fit(begun_net(config, args.config.parent), batch, loop, TrainingRun(args.out / "train"), on_line=on_line)
     result["seconds"] = round(time.perf_counter() - began, 1)
     write(path, result)

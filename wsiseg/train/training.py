@@ -142,15 +142,15 @@ def patch_source(config: TrainConfig, seen: list[Sample], base: Path = Path()) -
     return PatchSource(seen, config.sets, targets, config.augment, config.patch_px, batched_on=device, steps=steps), aim
 
 
-def begun_net(config: TrainConfig, folder: Path) -> UNet:
+def begun_net(config: TrainConfig, base: Path) -> UNet:
     """Return the network that a run begins with: random by the config's seed, or its ``init``.
 
-    ``folder`` is that of the config file. Raises ``ConfigError`` if ``init`` is of another network.
+    ``base`` is the folder of the config file. Raises ``ConfigError`` if ``init`` is of another network.
     """
     torch.manual_seed(config.loop.seed)
     net = build_net(config.net)
     if config.init:
-        held, card = load_weights(_weights_from(config.init, folder))
+        held, card = load_weights(_weights_from(config.init, base))
         if card["net"] != config.net:
             raise ConfigError(
                 f"training {config.name}: expected init to be a {config.net!r} network (net), got {config.init!r}, which is "
