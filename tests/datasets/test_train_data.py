@@ -70,13 +70,13 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
         load_sample(list_samples(tmp_path, ("b",))[0])
 
 
-def test_unknown_mpp_is_met_half_way(tmp_path: Path) -> None:
-    write_set(tmp_path, "u", ["u_1"], {"mpp": "unknown (mixed)"}, radius=6)
+def test_unknown_mpp_is_estimated_from_the_annotated_nuclei(tmp_path: Path) -> None:
+    write_set(tmp_path, "u", ["u_1"], {"mpp": "unknown (mixed)"}, radius=8)
     sample = list_samples(tmp_path, ("u",))[0]
     _, labels = load_sample(sample)
     diameter = 2 * np.sqrt((labels == 10).sum() / np.pi)
     assert sample.mpp is None
-    assert magnification(sample, labels) == pytest.approx(np.sqrt(26 / diameter))
+    assert magnification(sample, labels) == pytest.approx(26 / diameter)
 
 
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])

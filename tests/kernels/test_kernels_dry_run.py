@@ -117,6 +117,8 @@ def test_training_there_follows_its_config(carry: Path, tmp_path: Path, monkeypa
     assert (found["training"]["teacher"], found["training"]["loop"]["batch"]) == ("open", 1)
     assert found["training"]["augment_on"] == "batch", "as on a GPU"
     assert found["training"]["loop"]["steps"] == found["steps_planned"], "as run, not as the config plans"
+    loop = gpu_train.loop_run(tmp_path)
+    assert (loop["steps"], loop["batch"]) == (found["steps_planned"], 1), "the card of exported weights too"
     averaged = torch.load(tmp_path / "train" / "ema.pt", weights_only=True)["ema"]
     begun = load_weights("open")[0].state_dict()
     assert max(float((averaged[k] - v).abs().max()) for k, v in begun.items() if "weight" in k) < 1e-3, "begun with open"

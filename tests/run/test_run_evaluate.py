@@ -17,7 +17,7 @@ from wsiseg.evaluation import load_instances
 from wsiseg.evaluation.scoring import choose_samples, summarize_images
 from wsiseg.labels import read_labels, write_labels
 from wsiseg.metrics import instance_scores, paired_test
-from wsiseg.pipeline import segment_image
+from wsiseg.pipeline import mpp_to_segment_at, segment_image
 from wsiseg.predict import load_model
 
 MPP = 0.499
@@ -141,8 +141,16 @@ def test_what_is_not_there_is_named(data: Path, tmp_path: Path) -> None:
 
 def test_unknown_scale_is_reported(data: Path, crop_rgb: np.ndarray, found: np.ndarray, tmp_path: Path) -> None:
     write_set(tmp_path, "odd", {"x": (crop_rgb[:260, :300], found)}, mpp="unknown")
-    assert "odd: 1 of 1 images state no microns per pixel: segmented without resampling" in evaluate("--data", tmp_path)
-    assert f"taken as {MPP} um/px" in evaluate("--data", tmp_path, "--mpp", MPP)
+    model = load_model(RunConfig().predict)
+    estimate = mpp_to_segment_at(crop_rgb[:260, :300], model, RunConfig())
+    assert estimate is not None
+    said = evaluate("--data", tmp_path)
+    assert "odd: 1 of 1 images state no microns per pixel: estimated from the nuclei of 1: median" in said
+    assert f"{estimate:.3f} to {estimate:.3f} um/px" in said
+    assert f"{MPP} um/px was taken (--mpp)" in evaluate("--data", tmp_path, "--mpp", MPP)
+    blank = np.full((200, 200, 3), 240, np.uint8)
+    write_set(tmp_path / "b", "blank", {"x": (blank, np.zeros((200, 200), np.int32))}, mpp="unknown")
+    assert "1 with too few nuclei for an estimate segmented without resampling" in evaluate("--data", tmp_path / "b")
 
 
 def test_nothing_scored_is_nan_not_an_error() -> None:
@@ -151,6 +159,6 @@ def test_nothing_scored_is_nan_not_an_error() -> None:
     from wsiseg.metrics import Scores
 
     sample = Sample("x", "new", "g", "", "", None, False)
-    summary = summarize_images([ImageResult(sample, Scores(), (), {"matched": 0}, 1.0, 0.0)])
+    summary = summarize_images([ImageResult(sample, 0.25, "stated", Scores(), (), {"matched": 0}, 1.0, 0.0)])
     assert np.isnan(summary.mean["pq"])
     assert np.isnan(summary.pq_interval[0])

@@ -142,7 +142,7 @@ def files(pred: Path, truth: Path, summary: bool, corner: str, protocol: str | N
 @click.option("--precision", type=click.Choice(["auto", "fp32", "bf16", "int8"]), default=None,
               help=f"Arithmetic of the network, as for `wsiseg segment`.  [{default_of('precision')}]")  # fmt: skip
 @click.option("--config", "config_file", type=_FILE, help="TOML file with options of any stage, as for `wsiseg segment`.")
-@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of sets that state none.  [not resampled]")
+@click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per pixel of sets that state none.  [from nuclei]")
 @click.option(
     "--by", type=click.Choice(["set", "patient", "image"]), default="set", show_default=True, help="Rows of the table."
 )

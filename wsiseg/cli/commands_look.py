@@ -22,7 +22,8 @@ __all__ = ["COMMANDS"]
 @click.command(short_help="Show size, levels, tissue, microns per pixel and reader of each SLIDE.")
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @click.option("--mpp", type=click.FloatRange(0.01, 100), help="Microns per level-0 pixel of slides whose file states none.")
-def info(slides: tuple[str, ...], mpp: float | None) -> None:
+@click.option("--estimate-mpp", is_flag=True, help="Estimate microns per pixel from the size of nuclei in eight windows.")
+def info(slides: tuple[str, ...], mpp: float | None, estimate_mpp: bool) -> None:
     """Show the facts of each SLIDE: size, levels, samples, tissue, microns per pixel and their source, reader.
 
     Pixels are read as 8-bit H&E color: three samples, interleaved, in planes, or in pages named by OME-XML; also palettes,
@@ -31,8 +32,13 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
     Floats are 0..1 if the brightest sample is at most 1.5, else 0..255. Gray images, stacks and fluorescence are refused.
     Microns per pixel outside 0.1 to 2 must be confirmed with --mpp.
 
+    With --estimate-mpp nuclei are segmented in up to eight windows of tissue, and that number of microns per pixel is shown at
+    which their median diameter is usual. Nuclei of tissues differ in size, so the estimate tells 40x from 20x and 10x, and a
+    wrong header from a right one, and is not a measurement: choose the scanner's value nearest to it, and give it with --mpp.
+
     \b
     Example: wsiseg info slides/*.svs
+    Example: wsiseg info --estimate-mpp no_scale.tif
     """
     from wsiseg.config import ReadConfig
     from wsiseg.errors import InputError
@@ -53,14 +59,32 @@ def info(slides: tuple[str, ...], mpp: float | None) -> None:
                 facts = slide_info(slide.path, slide.mpp, 0.25, ReadConfig().mpp_tolerance_frac)
             except InputError as err:
                 console.print(str(err), style="red", markup=False)
+                if estimate_mpp:
+                    _print_estimate(console, slide.path)
                 bad += 1
                 continue
             console.print(slide.path, style="bold", markup=False)
             for field, value in facts.items():
                 if value not in ("", None):
                     console.print(f"  {field:18} {value}", markup=False)
+            if estimate_mpp:
+                _print_estimate(console, slide.path)
         _print_left_out(console, found)
     sys.exit(1 if bad else 0)
+
+
+def _print_estimate(console: Console, path: str) -> None:
+    from wsiseg.config import RunConfig
+    from wsiseg.errors import InputError
+    from wsiseg.run.inspect import estimate_slide_mpp
+
+    try:
+        found = estimate_slide_mpp(path, RunConfig())
+    except InputError as err:
+        console.print(f"  {'mpp_estimated':18} none: {err}", markup=False)
+        return
+    text = "none: fewer than five nuclei found" if found is None else f"{found.mpp:.3g} (from {found.n_nuclei:,} nuclei)"
+    console.print(f"  {'mpp_estimated':18} {text}", markup=False)
 
 
 @click.command()

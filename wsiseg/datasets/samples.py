@@ -210,8 +210,8 @@ def _size(sample: Sample) -> tuple[int, int]:
 def magnification(sample: Sample, labels: NDArray[np.int32]) -> float:
     """Return the factor by which to enlarge an image so that it is near the model's 0.25 um/px, for training patches only.
 
-    If the set does not state mpp, it is estimated from the median nucleus: the factor goes half of the way (in logarithms) to a
-    diameter of 26 px (6.5 um), so that true differences in size between tissues are not removed.
+    If the set does not state mpp, the median annotated nucleus becomes 26 px (6.5 um) wide, within a factor of two; images that
+    are segmented are brought to a like scale by ``pipeline.mpp_to_segment_at``.
     """
     if sample.mpp is not None:
         return 1.0 if abs(sample.mpp / MODEL_MPP - 1) < 0.1 else sample.mpp / MODEL_MPP
@@ -220,7 +220,7 @@ def magnification(sample: Sample, labels: NDArray[np.int32]) -> float:
     if len(areas) == 0:
         return 1.0
     diameter = 2 * float(np.sqrt(np.median(areas) / np.pi))
-    return float(np.clip((26 / diameter) ** 0.5, 0.6, 1.6))
+    return float(np.clip(26 / diameter, 0.5, 2.0))
 
 
 def _sample(dataset: str, info: dict[str, Any], image_id: str, image: str, labels: str, store: str = "") -> Sample:

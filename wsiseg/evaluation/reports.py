@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wsiseg.config import RunConfig
 from wsiseg.errors import FormatError
 from wsiseg.evaluation.choices import HouProtocol, SetChoice, SetOutputs
@@ -146,7 +148,7 @@ def score_sets(
         report.tables.append(TableText("Hou et al. 2020", *hou_cells(rows)))
     else:
         report.tables.append(_set_table(done, choice.split, choice.by))
-    report.lines += _notes(done, choice.mpp)
+    report.lines += _notes(done)
     if choice.against:
         weights = dataclasses.replace(config.predict, weights=choice.against)
         other = score_model(samples, dataclasses.replace(config, predict=weights))
@@ -235,7 +237,15 @@ def _results_tree(done: SetScores) -> dict[str, Any]:
         for name, images in by_set.items()
     }
     rows = [
-        {"set": i.sample.dataset, "patient": i.sample.group, "image": i.sample.image_id, **i.scores.as_dict(), **i.kinds}
+        {
+            "set": i.sample.dataset,
+            "patient": i.sample.group,
+            "image": i.sample.image_id,
+            "mpp": i.mpp,
+            "mpp_source": i.mpp_source,
+            **i.scores.as_dict(),
+            **i.kinds,
+        }
         for i in done.images
     ]
     summaries = {name: dataclasses.asdict(summarize_images(images)) for name, images in by_set.items()}
@@ -281,7 +291,7 @@ def _summary_cells(name: str, s: Summary) -> list[str]:
     ]  # fmt: skip
 
 
-def _notes(done: SetScores, mpp: float | None) -> list[str]:
+def _notes(done: SetScores) -> list[str]:
     """Return notes that a reader of the table needs: licence, training images among the scored, images of unknown scale."""
     lines = [f"weights {done.model.weights}: {done.model.licence}"]
     trained = set(done.model.trained_on)
@@ -291,11 +301,28 @@ def _notes(done: SetScores, mpp: float | None) -> list[str]:
             lines.append(f"{name}: the weights were trained on {learned} of {len(images)} images: not a score on unseen tissue")
         elif name not in trained:
             lines.append(f"{name}: these weights were not trained on this set")
-        unknown = sum(i.sample.mpp is None for i in images)
-        if unknown:
-            used = f"taken as {mpp} um/px (--mpp)" if mpp else "segmented without resampling; set --mpp if you know it"
-            lines.append(f"{name}: {unknown} of {len(images)} images state no microns per pixel: {used}")
+        lines += [f"{name}: {note}" for note in _mpp_notes(images)]
     return lines
+
+
+def _mpp_notes(images: Sequence[ImageResult]) -> list[str]:
+    """Return what was done with images that state no microns per px, with numbers."""
+    of = {source: [i.mpp for i in images if i.mpp_source == source] for source in ("given", "estimated", "unknown")}
+    unstated = sum(len(values) for values in of.values())
+    if not unstated:
+        return []
+    said = []
+    if of["given"]:
+        said.append(f"{of['given'][0]:g} um/px was taken (--mpp)")
+    if of["estimated"]:
+        low, middle, high = np.quantile(of["estimated"], (0, 0.5, 1))
+        said.append(
+            f"estimated from the nuclei of {len(of['estimated'])}: median {middle:.3f}, {low:.3f} to {high:.3f} um/px; "
+            "give --mpp if you know it"
+        )
+    if of["unknown"]:
+        said.append(f"{len(of['unknown'])} with too few nuclei for an estimate segmented without resampling")
+    return [f"{unstated} of {len(images)} images state no microns per pixel: {'; '.join(said)}"]
 
 
 def _test_table(a: SetScores, b: SetScores, tests: Sequence[SetTest]) -> TableText:

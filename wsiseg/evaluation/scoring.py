@@ -37,7 +37,7 @@ from wsiseg.metrics import (
     scores_of,
     worst_windows,
 )
-from wsiseg.pipeline import segment_image
+from wsiseg.pipeline import mpp_to_segment_at, segment_image
 from wsiseg.predict import Model, load_model, tune_malloc
 from wsiseg.separate import SeparateParams, resolve_params
 
@@ -59,13 +59,19 @@ __all__ = [
 ]
 
 Split = Literal["validation", "train", "all"]
+MppSource = Literal["stated", "given", "estimated", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
 class ImageResult:
-    """One scored image: its scores and failures, and the CPU seconds from its file to its instances."""
+    """One scored image: its scores and failures, and the CPU seconds from its file to its instances.
+
+    ``mpp`` is what it was segmented at, um/px, and ``mpp_source`` where that comes from.
+    """
 
     sample: Sample
+    mpp: float
+    mpp_source: MppSource
     scores: Scores
     patches: tuple[HouPatch, ...]
     kinds: dict[str, int]
@@ -210,7 +216,8 @@ def score_model(
     Parameters
     ----------
     mpp
-        Microns per px of images whose set states none; ``None``: such images are used at their native pixels.
+        Microns per px of images whose set states none; ``None``: estimated for each from its nuclei, and images
+        with too few nuclei for that (``mpp_to_segment_at``) are used at their native pixels.
     labels_out
         Folder that receives the instances as ``<set>/<id>.labels.png``.
     crop_side
@@ -233,18 +240,30 @@ def score_model(
         on_image(sample)
         start = time.process_time()
         rgb, truth = load_sample(sample)
-        labels = segment_image(rgb, sample.mpp or mpp or model.mpp, model, config, sample.image_id)
+        used_mpp, source = _mpp_of(sample, rgb, mpp, model, config)
+        labels = segment_image(rgb, used_mpp, model, config, sample.image_id)
         spent = time.process_time() - start
         table = contingency(labels, truth)
         patches = hou_patches(labels, truth, sample.image_id)
         kinds = failures(table).counts()
-        images.append(ImageResult(sample, scores_of(table), tuple(patches), kinds, truth.size / 1e6, spent))
+        images.append(ImageResult(sample, used_mpp, source, scores_of(table), tuple(patches), kinds, truth.size / 1e6, spent))
         if labels_out is not None:
             folder = labels_out / sample.dataset
             folder.mkdir(parents=True, exist_ok=True)
             write_labels(folder / f"{sample.image_id}.labels.png", labels)
         crops += list(_worst_crops(sample, rgb, truth, labels, crop_side)) if crop_side else []
     return SetScores(scored_model(model, config), tuple(images), crops)
+
+
+def _mpp_of(
+    sample: Sample, rgb: NDArray[np.uint8], given: float | None, model: Model, config: RunConfig
+) -> tuple[float, MppSource]:
+    if sample.mpp:
+        return sample.mpp, "stated"
+    if given:
+        return given, "given"
+    estimate = mpp_to_segment_at(rgb, model, config)
+    return (model.mpp, "unknown") if estimate is None else (estimate, "estimated")
 
 
 def _worst_crops(

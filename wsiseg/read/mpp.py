@@ -153,7 +153,7 @@ def _nothing_stated(properties: Mapping[str, str], where: str) -> str:
         f"{where}: the file states no microns per pixel (looked at the vendor's header, OME-XML, ImageJ, Aperio and libvips "
         f"texts, resolution tags, objective power).{hints} "
         "Give it with --mpp (um per level-0 pixel, e.g. --mpp 0.25 for a usual 40x scan), or for many slides in the manifest "
-        "column 'mpp'."
+        "column 'mpp'. If nobody knows it, `wsiseg info --estimate-mpp` estimates it from the size of the nuclei."
     )
 
 

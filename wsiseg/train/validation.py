@@ -14,7 +14,7 @@ from wsiseg.config import RunConfig, SeparateConfig
 from wsiseg.datasets import Sample, load_sample
 from wsiseg.metrics import Scores, hou_scores, instance_scores, label_patches, mean_scores
 from wsiseg.normalize import fit_stain, normalize
-from wsiseg.pipeline import ImageMaps, map_image, separate_maps
+from wsiseg.pipeline import ImageMaps, map_image, mpp_to_segment_at, separate_maps
 from wsiseg.predict import Model
 from wsiseg.separate import resolve_params
 from wsiseg.types import Stain
@@ -86,12 +86,16 @@ class Judged:
 
 
 def predict_samples(model: Model, samples: Sequence[Sample]) -> list[Judged]:
-    """Predict whole images in the same way as slides; images without microns per px are used at their native pixels."""
+    """Predict whole images in the same way as slides; microns per px of images that state none are estimated.
+
+    Images on which too few nuclei are found for an estimate are used at their native pixels.
+    """
     config = RunConfig()
     judged = []
     for sample in samples:
         rgb, truth = load_sample(sample)
-        judged.append(Judged(sample, map_image(rgb, sample.mpp or model.mpp, model, config, sample.image_id), truth))
+        mpp = sample.mpp or mpp_to_segment_at(rgb, model, config) or model.mpp
+        judged.append(Judged(sample, map_image(rgb, mpp, model, config, sample.image_id), truth))
     return judged
 
 
