@@ -8,7 +8,8 @@ Three questions, for each of the shipped weights:
   to the truth.
 - Slides that state their scale: the same, as ``wsiseg info --estimate-mpp`` does it.
 - A set that states none (DSB2018): PQ at its native px taken as 0.25 um, and at estimates for several diameters of the median
-  nucleus. ``UNSTATED_DIAM_UM`` was chosen by the training images; the held-out ones are shown beside them.
+  nucleus, where pictures of large nuclei are reduced as estimated, not at all, or half of the way (in logarithms). Diameter and
+  rule of ``mpp_to_segment_at`` were chosen by the training images; the held-out ones are shown beside them.
 """
 
 # ruff: noqa: E402 - thread limits must be set before NumPy is loaded
@@ -45,7 +46,7 @@ from wsiseg.run.inspect import estimate_slide_mpp
 KNOWN = ("monuseg", "tnbc", "consep", "cpm16")
 UNSTATED = "dsb2018_he"
 REDUCED = (1, 2, 4)
-DIAMETERS_UM = (5.5, 6.0, 6.5, 7.0, 7.5, 8.0, 9.0)
+DIAMETERS_UM = (6.0, 6.5, 7.0, 7.5, 8.0)
 TRAINING_STEP = 3  # every third training image
 
 
@@ -95,31 +96,50 @@ def of_slides(paths: Sequence[Path], config: RunConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def mean_pq(samples: Sequence[Sample], model: Model, config: RunConfig, diameter_um: float | None) -> float:
-    """Return the mean PQ at native px (None) or at estimates for one diameter."""
-    scores = []
+def mean_pq(samples: Sequence[Sample], model: Model, config: RunConfig, diameter_um: float) -> dict[str, float]:
+    """Return the mean PQ at estimates for one diameter: as they are, never below the model's mpp, and halfway there."""
+    scores: dict[str, list[float]] = {"as_estimated": [], "never_reduced": [], "half_reduced": []}
     for sample in samples:
         rgb, truth = load_sample(sample)
-        found = estimate_mpp([rgb], model, config, diameter_um) if diameter_um else None
-        scores.append(instance_scores(segment_image(rgb, found.mpp if found else model.mpp, model, config), truth).pq)
-    return float(np.mean(scores))
+        found = estimate_mpp([rgb], model, config, diameter_um)
+        mpp = found.mpp if found else model.mpp
+        less = min(mpp, model.mpp)
+        used = (mpp, max(mpp, model.mpp), max(mpp, model.mpp) * (less / model.mpp) ** 0.5)
+        known: dict[float, float] = {}
+        for values, at in zip(scores.values(), used, strict=True):
+            if at not in known:
+                known[at] = instance_scores(segment_image(rgb, at, model, config), truth).pq
+            values.append(known[at])
+    return {name: float(np.nanmean(values)) for name, values in scores.items()}
 
 
 def by_diameter(model: Model, config: RunConfig, root: Path) -> list[dict[str, Any]]:
-    """Return PQ of a set without scale, by the diameter that the median nucleus is given."""
+    """Return PQ of a set without scale, at native px and by the diameter that the median nucleus is given."""
     samples = list_samples(root, (UNSTATED,))
     training = [s for s in samples if not s.validation][::TRAINING_STEP]
     held_out = [s for s in samples if s.validation]
-    rows = []
-    for diameter_um in (None, *DIAMETERS_UM):
+    rows: list[dict[str, Any]] = [
+        {
+            "nucleus_diam_um": None,
+            "pq_training_images": {"native": native_pq(training, model, config)},
+            "pq_held_out": {"native": native_pq(held_out, model, config)},
+        }
+    ]
+    for diameter_um in DIAMETERS_UM:
         row = {
-            "nucleus_diam_um": diameter_um or "native px",
+            "nucleus_diam_um": diameter_um,
             "pq_training_images": mean_pq(training, model, config, diameter_um),
             "pq_held_out": mean_pq(held_out, model, config, diameter_um),
         }
         print(model.name, row, flush=True)
         rows.append(row)
     return rows
+
+
+def native_pq(samples: Sequence[Sample], model: Model, config: RunConfig) -> float:
+    """Return the mean PQ at native px."""
+    pairs = [load_sample(s) for s in samples]
+    return float(np.nanmean([instance_scores(segment_image(rgb, model.mpp, model, config), t).pq for rgb, t in pairs]))
 
 
 def main() -> None:

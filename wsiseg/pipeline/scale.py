@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -20,7 +21,6 @@ __all__ = ["MppEstimate", "estimate_mpp", "mpp_to_segment_at"]
 
 # of the median nucleus as the network outlines it, on pictures of known scale (benchmarks/scale.py)
 NUCLEUS_DIAM_UM = 6.0
-# shown a little too large, nuclei are found about as well; too small, they are missed and merged
 UNSTATED_DIAM_UM = 7.0
 MIN_NUCLEI = 5
 STARTS = (1.0, 2.0, 4.0)  # of the model's mpp: a lower objective shows nuclei too small to be found at the first
@@ -68,10 +68,14 @@ def estimate_mpp(
 def mpp_to_segment_at(rgb: NDArray[np.uint8], model: Model, config: RunConfig) -> float | None:
     """Return the microns per px at which to segment a picture uint8 (H, W, 3) that states none; ``None``: too few nuclei.
 
-    It is above ``estimate_mpp``'s by a sixth: an estimate that is too small costs more nuclei than one that is too large.
+    It is above ``estimate_mpp``'s by a sixth, because nuclei shown too small are missed and merged. Where the picture would be
+    reduced, it is reduced half of the way (in logarithms): some tissue has large nuclei, and pixels left out do not come back.
+    Both were chosen on training images (``benchmarks/scale.py``).
     """
     found = estimate_mpp([rgb], model, config, UNSTATED_DIAM_UM)
-    return None if found is None else found.mpp
+    if found is None:
+        return None
+    return found.mpp if found.mpp > model.mpp else math.sqrt(found.mpp * model.mpp)
 
 
 def _settle(
