@@ -79,6 +79,18 @@ def test_unknown_mpp_is_estimated_from_the_annotated_nuclei(tmp_path: Path) -> N
     assert magnification(sample, labels) == pytest.approx(26 / diameter)
 
 
+@pytest.mark.parametrize(
+    ("stated", "mpp"),
+    [
+        ("0.2456-0.2527 (from XML)", 0.24915), ("0.25 - 0.26", 0.255), ("0.25-0.5", None), ("0.5-0.25", None), ("0.25-", None),
+        ("0.25 nominal", 0.25), ("unknown (mixed)", None),
+    ],
+)  # fmt: skip
+def test_a_narrow_range_of_mpp_is_its_middle(tmp_path: Path, stated: str, mpp: float | None) -> None:
+    write_set(tmp_path, "u", ["u_1", "u_2"], {"mpp": stated, "mpp_per_image": {"u_2": "0.31"}})
+    assert [s.mpp for s in list_samples(tmp_path, ("u",))] == [mpp and pytest.approx(mpp), 0.31]
+
+
 @pytest.mark.parametrize("device", [None, torch.device("cpu")])
 def test_only_images_of_unknown_scale_are_magnified_further(tmp_path: Path, device: torch.device | None) -> None:
     """All else is switched off: whole nuclei in the patches keep their area, unless the scale of their image is unknown."""

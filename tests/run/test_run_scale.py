@@ -48,6 +48,16 @@ def test_at_the_estimate_the_median_nucleus_has_the_diameter(crop_rgb: np.ndarra
         assert 2 * np.sqrt(look["area_p50_um2"] / np.pi) == pytest.approx(diameter_um, rel=0.06)
 
 
+def test_an_estimate_at_the_end_of_the_range_says_so(crop_rgb: np.ndarray, model: Model) -> None:
+    """Nuclei 60 um wide would need more than 1 um per px, where the range ends."""
+    found = estimate_mpp([crop_rgb[:300, :300]], model, CONFIG, 60.0)
+    assert found is not None
+    assert (found.mpp, found.at_limit) == (1.0, True)
+    near = estimate_mpp([crop_rgb[:300, :300]], model, CONFIG)
+    assert near is not None
+    assert not near.at_limit
+
+
 def test_without_nuclei_there_is_no_estimate(model: Model) -> None:
     assert estimate_mpp([np.full((300, 300, 3), 240, np.uint8)], model, CONFIG) is None
     assert estimate_mpp([], model, CONFIG) is None
@@ -70,5 +80,7 @@ def test_info_estimates_where_the_file_states_nothing(crop_rgb: np.ndarray, tmp_
     said = call("info", "--estimate-mpp", tmp_path / "crop.png", code=1)
     value = float(said.split("mpp_estimated", 1)[1].split()[0])
     assert 0.25 < value < 1.0
+    (tmp_path / "broken.svs").write_bytes(b"no slide")
+    assert "mpp_estimated" not in call("info", "--estimate-mpp", tmp_path / "broken.svs", code=1)
     Image.new("RGB", (300, 300), "white").save(tmp_path / "blank.png")
     assert "none: fewer than five nuclei found" in call("info", "--estimate-mpp", tmp_path / "blank.png", code=1)

@@ -196,7 +196,7 @@ def test_a_teacher_sees_an_image_at_the_resolution_of_its_network() -> None:
 
 
 OPEN = ("open_begun", "open_stains", "open_small_nuclei", "open_taught", "open")
-RESEARCH = ("research_begun", "research_stains", "research_small_nuclei", "research_teacher", "research")
+RESEARCH = tuple(f"research{part}" for part in ("_begun", "_stains", "_small_nuclei", "_teacher", "_taught", "_crops", ""))
 
 
 @pytest.mark.parametrize("name", [*OPEN, *RESEARCH])

@@ -41,7 +41,7 @@ def info(slides: tuple[str, ...], mpp: float | None, estimate_mpp: bool) -> None
     Example: wsiseg info --estimate-mpp no_scale.tif
     """
     from wsiseg.config import ReadConfig
-    from wsiseg.errors import InputError
+    from wsiseg.errors import AnisotropicMppError, ImplausibleMppError, InputError, MissingMppError
     from wsiseg.results.manifest import find_slides
     from wsiseg.run.inspect import slide_info
 
@@ -59,7 +59,7 @@ def info(slides: tuple[str, ...], mpp: float | None, estimate_mpp: bool) -> None
                 facts = slide_info(slide.path, slide.mpp, 0.25, ReadConfig().mpp_tolerance_frac)
             except InputError as err:
                 console.print(str(err), style="red", markup=False)
-                if estimate_mpp:
+                if estimate_mpp and isinstance(err, MissingMppError | ImplausibleMppError | AnisotropicMppError):
                     _print_estimate(console, slide.path)
                 bad += 1
                 continue
@@ -83,7 +83,10 @@ def _print_estimate(console: Console, path: str) -> None:
     except InputError as err:
         console.print(f"  {'mpp_estimated':18} none: {err}", markup=False)
         return
-    text = "none: fewer than five nuclei found" if found is None else f"{found.mpp:.3g} (from {found.n_nuclei:,} nuclei)"
+    if found is None:
+        text = "none: fewer than five nuclei found"
+    else:
+        text = f"{found.mpp:.3g} (from {found.n_nuclei:,} nuclei{'; the end of the range searched' if found.at_limit else ''})"
     console.print(f"  {'mpp_estimated':18} {text}", markup=False)
 
 

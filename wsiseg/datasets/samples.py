@@ -26,6 +26,7 @@ __all__ = ["VALIDATION_GROUPS", "Sample", "group_of", "list_samples", "load_samp
            "store_patches"]  # fmt: skip
 
 MODEL_MPP = 0.25
+MAX_MPP_SPREAD = 1.1  # of a stated range of mpp, highest over lowest
 
 # Held out, never trained on. monuseg: seven patients, one per organ class, three of them from the different-organ test of
 # Kumar et al. 2017. tnbc: three of eleven patients. consep: five images from sparse to dense. dsb2018_he has no patients:
@@ -259,7 +260,11 @@ def _read_info(folder: Path) -> dict[str, Any]:
 
 
 def _number(text: object) -> float | None:
-    """Return the number in "0.25", 0.25 or "0.25 nominal"; None for anything else."""
+    """Return the number in "0.25", 0.25 or "0.25 nominal", the middle of a narrow range; None for anything else."""
+    span = re.match(r"([0-9.]+) ?- ?([0-9.]+)\b", str(text))
+    if span:
+        low, high = (_number(end) for end in span.groups())
+        return (low + high) / 2 if low and high and low <= high <= MAX_MPP_SPREAD * low else None
     try:
         return float(str(text).split()[0])
     except (ValueError, IndexError):

@@ -31,10 +31,14 @@ SETTLED_FRAC = 0.02
 
 @dataclass(frozen=True, slots=True)
 class MppEstimate:
-    """Estimated microns per px, and the number of nuclei that it comes from."""
+    """Estimated microns per px, and the number of nuclei that it comes from.
+
+    ``at_limit``: it is an end of the range that was searched, and the true value may lie beyond.
+    """
 
     mpp: float
     n_nuclei: int
+    at_limit: bool
 
 
 def estimate_mpp(
@@ -92,7 +96,7 @@ def _settle(
         last, mpp = mpp, float(np.clip(mpp * wanted_um / diameter_um, low, high))
         if abs(mpp / last - 1) < SETTLED_FRAC:
             break
-    return MppEstimate(mpp, n)
+    return MppEstimate(mpp, n, mpp in (low, high))
 
 
 def _areas_um2(pictures: Sequence[NDArray[np.uint8]], mpp: float, model: Model, config: RunConfig) -> NDArray[np.float64]:
