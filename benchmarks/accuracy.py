@@ -51,6 +51,7 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import machine
+from wsiseg.config import ReadConfig
 from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
 from wsiseg.evaluation import null_for_nan
 from wsiseg.evaluation.scoring import patient_interval
@@ -67,13 +68,13 @@ from wsiseg.metrics import (
     pooled_scores,
     scores_of,
 )
+from wsiseg.read import scale_for
 
 NOMINAL_MPP = 0.25  # what is told where a set states no mpp (DSB2018)
 RIVALS = ("classical", "instanseg")
 METHODS = ("research", "research_tta8", "open", "classical", "instanseg")
 UNSTATED_ONLY = ("research_nominal", "instanseg_estimated")  # rows of sets that state no mpp
 SHOWN = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall")
-MPP_TOLERANCE_FRAC = 0.1
 Method = Callable[[np.ndarray, float | None], np.ndarray]
 
 
@@ -110,7 +111,7 @@ def make_instanseg(weights: str) -> Method:
 
     def run(rgb: np.ndarray, mpp: float | None) -> np.ndarray:
         # as ours: nothing is resampled for a few percent; InstanSeg scores lower where it does
-        mpp = NOMINAL_MPP if mpp is None or abs(mpp / NOMINAL_MPP - 1) <= MPP_TOLERANCE_FRAC else mpp
+        mpp = NOMINAL_MPP if mpp is None or scale_for(mpp, NOMINAL_MPP, ReadConfig().mpp_tolerance_frac) == 1 else mpp
         # its own choice: whole up to 1500 x 1500 px at its resolution, else its own tiling and stitching
         small = rgb.size * (mpp / 0.5) ** 2 <= model.small_image_threshold
         evaluate = model.eval_small_image if small else model.eval_medium_image
@@ -438,11 +439,8 @@ def main() -> int:
     for name in args.methods:
         todo = [d for d in chosen if wanted(args.only, name, d) and has_row(name, chosen[d])]
         tile_row = args.state / name / f"tile_{args.tile_side}.json"
-        made = (
-            make_method(name, args)
-            if todo or (args.tile_slide and name in METHODS and wanted(args.only, name, "tile"))
-            else None
-        )
+        timed = args.tile_slide and name not in UNSTATED_ONLY and wanted(args.only, name, "tile")
+        made = make_method(name, args) if todo or timed else None
         if made is None:
             continue
         method, facts = made
@@ -457,7 +455,7 @@ def main() -> int:
                     warmed = True
                 compute_row(method, chosen[dataset], folder, key)
                 report(name, dataset, len(chosen[dataset]), read_row(folder, chosen[dataset]))
-        if args.tile_slide and name in METHODS and wanted(args.only, name, "tile"):
+        if timed:
             old = json.loads(tile_row.read_text()) if tile_row.is_file() else {}
             if old.get("facts") != json.loads(json.dumps(facts)):
                 if not warmed:

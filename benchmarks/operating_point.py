@@ -44,14 +44,14 @@ from scipy import ndimage
 from skimage.measure import label
 
 from benchmarks._machine import RESULTS, save
-from wsiseg.config import PredictConfig, RunConfig, SeparateConfig
+from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.metrics import Scores, instance_scores, paired_test
-from wsiseg.pipeline import ImageMaps, map_image, mpp_to_segment_at
+from wsiseg.pipeline import ImageMaps
 from wsiseg.predict import load_model
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train.training import TrainConfig, train_samples
-from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, separated, set_means
+from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, predict_samples, separated, set_means
 from wsiseg.types import Box
 
 TRAINED = ("monuseg", "tnbc", "dsb2018_he", "consep")
@@ -102,12 +102,11 @@ def maps_of(network: str, dataset: str, args: argparse.Namespace, *, held_out_on
     for sample in list_samples(args.data, (dataset,)):
         if held_out_only and not sample.validation:
             continue
-        rgb, truth = load_sample(sample)
+        _, truth = load_sample(sample)
         file = folder / f"{sample.image_id}.npz"
         if not file.is_file():
             model = model or load_model(PredictConfig(weights=weights_of(network, args)))
-            mpp = sample.mpp or mpp_to_segment_at(rgb, model, RunConfig()) or model.mpp
-            maps = map_image(rgb, mpp, model, RunConfig(), sample.image_id)
+            maps = predict_samples(model, [sample])[0].maps
             folder.mkdir(parents=True, exist_ok=True)
             facts = {k: v for k, v in dataclasses.asdict(maps).items() if k != "prob"}
             np.savez_compressed(file, prob=maps.prob, facts=np.array(json.dumps(facts)))

@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._machine import machine
 from wsiseg.config import PredictConfig, RunConfig
-from wsiseg.datasets import VALIDATION_GROUPS, Sample, list_samples, load_sample
+from wsiseg.datasets import Sample, load_sample
+from wsiseg.evaluation.scoring import choose_samples
 from wsiseg.metrics import instance_scores
 from wsiseg.pipeline import estimate_mpp, segment_image
 from wsiseg.pipeline.scale import NUCLEUS_DIAM_UM, UNSTATED_DIAM_UM
@@ -53,17 +54,14 @@ TRAINING_STEP = 3  # every third training image
 def ratios(model: Model, config: RunConfig, root: Path) -> list[dict[str, Any]]:
     """Return one row per held-out image and reduction."""
     rows = []
-    for name in KNOWN:
-        for sample in list_samples(root, (name,)):
-            if name in VALIDATION_GROUPS and not sample.validation:
-                continue
-            rgb, _ = load_sample(sample)
-            for factor in REDUCED:
-                picture = np.asarray(Image.fromarray(rgb).reduce(factor))
-                found = estimate_mpp([picture], model, config)
-                true = float(sample.mpp or 0.25) * factor
-                ratio = found.mpp / true if found else None
-                rows.append({"set": name, "image": sample.image_id, "reduced": factor, "mpp": true, "ratio": ratio})
+    for sample in choose_samples(root, KNOWN, "validation"):
+        rgb, _ = load_sample(sample)
+        for factor in REDUCED:
+            picture = np.asarray(Image.fromarray(rgb).reduce(factor))
+            found = estimate_mpp([picture], model, config)
+            true = float(sample.mpp or 0.25) * factor
+            ratio = found.mpp / true if found else None
+            rows.append({"set": sample.dataset, "image": sample.image_id, "reduced": factor, "mpp": true, "ratio": ratio})
     return rows
 
 
@@ -115,9 +113,8 @@ def mean_pq(samples: Sequence[Sample], model: Model, config: RunConfig, diameter
 
 def by_diameter(model: Model, config: RunConfig, root: Path) -> list[dict[str, Any]]:
     """Return PQ of a set without scale, at native px and by the diameter that the median nucleus is given."""
-    samples = list_samples(root, (UNSTATED,))
-    training = [s for s in samples if not s.validation][::TRAINING_STEP]
-    held_out = [s for s in samples if s.validation]
+    training = choose_samples(root, (UNSTATED,), "train")[::TRAINING_STEP]
+    held_out = choose_samples(root, (UNSTATED,), "validation")
     rows: list[dict[str, Any]] = [
         {
             "nucleus_diam_um": None,

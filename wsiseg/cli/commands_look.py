@@ -75,12 +75,12 @@ def info(slides: tuple[str, ...], mpp: float | None, estimate_mpp: bool) -> None
 
 def _print_estimate(console: Console, path: str) -> None:
     from wsiseg.config import RunConfig
-    from wsiseg.errors import InputError
+    from wsiseg.errors import InputError, TileReadError
     from wsiseg.run.inspect import estimate_slide_mpp
 
     try:
         found = estimate_slide_mpp(path, RunConfig())
-    except InputError as err:
+    except (InputError, TileReadError) as err:  # the other slides are still shown
         console.print(f"  {'mpp_estimated':18} none: {err}", markup=False)
         return
     if found is None:

@@ -19,7 +19,7 @@ from wsiseg.vectorize import rasterize
 if TYPE_CHECKING:
     from wsiseg.predict import Model
 
-__all__ = ["ImageMaps", "image_nuclei", "map_image", "segment_image", "separate_maps"]
+__all__ = ["ImageMaps", "find_nuclei", "image_nuclei", "map_image", "segment_image", "separate_maps"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -89,6 +89,12 @@ def map_image(
 def image_nuclei(maps: ImageMaps, params: SeparateParams) -> PolygonBatch:
     """Return the polygons of a predicted picture, working px."""
     return window_nuclei(maps.prob, maps.core.padded(maps.halo_wpx), maps.core, params).batch
+
+
+def find_nuclei(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig) -> tuple[PolygonBatch, float]:
+    """Return the polygons of one picture, working px, and the microns per working px."""
+    maps = map_image(rgb, mpp, model, config)
+    return image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp)), maps.mpp
 
 
 def separate_maps(maps: ImageMaps, params: SeparateParams) -> NDArray[np.int32]:

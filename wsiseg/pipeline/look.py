@@ -8,9 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.config import RunConfig
-from wsiseg.pipeline.image import image_nuclei, map_image
+from wsiseg.pipeline.image import find_nuclei
 from wsiseg.read import ArraySlide, slide_look, survey_slide
-from wsiseg.separate import resolve_params
 
 if TYPE_CHECKING:
     from wsiseg.predict import Model
@@ -37,10 +36,10 @@ def picture_look(
 
 def network_look(rgb: NDArray[np.uint8], mpp: float, model: Model, config: RunConfig) -> dict[str, float]:
     """Return what the network finds on a picture: ``n_nuclei``, and of these their median area and mean probabilities."""
-    maps = map_image(rgb, mpp, model, config)
-    found = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp)).columns
+    batch, working_mpp = find_nuclei(rgb, mpp, model, config)
+    found = batch.columns
     n = len(found["area_wpx"])
     if not n:
         return {"n_nuclei": 0.0}
     means = {f"{name}_mean": float(np.mean(found[name])) / 255 for name in ("center_prob", "material_prob")}
-    return {"n_nuclei": float(n), "area_p50_um2": float(np.median(found["area_wpx"])) * maps.mpp**2, **means}
+    return {"n_nuclei": float(n), "area_p50_um2": float(np.median(found["area_wpx"])) * working_mpp**2, **means}

@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsiseg.config import RunConfig
-from wsiseg.pipeline.image import image_nuclei, map_image
-from wsiseg.separate import resolve_params
+from wsiseg.pipeline.image import find_nuclei
 
 if TYPE_CHECKING:
     from wsiseg.predict import Model
@@ -86,7 +85,6 @@ def _settle(
     pictures: Sequence[NDArray[np.uint8]], mpp: float, wanted_um: float, model: Model, config: RunConfig
 ) -> MppEstimate | None:
     low, high = (model.mpp * factor for factor in LIMITS)
-    n = 0
     for _ in range(MAX_ROUNDS):
         areas_um2 = _areas_um2(pictures, mpp, model, config)
         n = len(areas_um2)
@@ -102,7 +100,6 @@ def _settle(
 def _areas_um2(pictures: Sequence[NDArray[np.uint8]], mpp: float, model: Model, config: RunConfig) -> NDArray[np.float64]:
     areas = []
     for rgb in pictures:
-        maps = map_image(rgb, mpp, model, config)
-        found = image_nuclei(maps, resolve_params(config.separate, model.separate_defaults, maps.mpp)).columns
-        areas.append(np.asarray(found["area_wpx"], np.float64) * maps.mpp**2)
+        batch, working_mpp = find_nuclei(rgb, mpp, model, config)
+        areas.append(np.asarray(batch.columns["area_wpx"], np.float64) * working_mpp**2)
     return np.concatenate(areas) if areas else np.zeros(0)

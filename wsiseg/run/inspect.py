@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import functools
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsiseg.cluster.devices import compute_device
-from wsiseg.config import RunConfig
+from wsiseg.config import PredictConfig, RunConfig
 from wsiseg.errors import InputError, TileReadError
 from wsiseg.fetch import is_address, shown
 from wsiseg.pipeline import MppEstimate, estimate_mpp
-from wsiseg.predict import load_model
 from wsiseg.read import fit_tissue, open_slide, read_working, scale_for, tissue_frac, working_size
 from wsiseg.read.slide import layout_words
 from wsiseg.types import Box
+
+if TYPE_CHECKING:  # imports torch, which the facts of a slide do not need
+    from wsiseg.predict import Model
 
 __all__ = ["estimate_slide_mpp", "slide_info"]
 
@@ -46,6 +49,14 @@ def slide_info(path: str, mpp: float | None, mpp_model: float, tolerance_frac: f
         slide.close()
 
 
+@functools.lru_cache(maxsize=1)
+def _loaded(predict: PredictConfig, device: str) -> Model:
+    """Return the network, which is cached, because `wsiseg info` may show many slides."""
+    from wsiseg.predict import load_model
+
+    return load_model(predict, device)
+
+
 def estimate_slide_mpp(path: str, config: RunConfig) -> MppEstimate | None:
     """Estimate the microns per level-0 px of a slide from its nuclei; what the file states is not used.
 
@@ -54,11 +65,13 @@ def estimate_slide_mpp(path: str, config: RunConfig) -> MppEstimate | None:
     Raises
     ------
     InputError
-        The slide cannot be opened or read, or the weights cannot be loaded.
+        The slide cannot be opened.
+    TileReadError
+        Its pixels cannot be decoded.
+    WeightsError
+        The weights cannot be loaded.
     """
-    if is_address(path):
-        raise InputError(f"{shown(path)}: an estimate needs a file on this machine.")
-    model = load_model(config.predict, compute_device(config))
+    model = _loaded(config.predict, compute_device(config))
     slide = open_slide(path, mpp=model.mpp)
     try:
         tissue = fit_tissue(slide)
