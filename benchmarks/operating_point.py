@@ -19,9 +19,14 @@ The three kinds of rule that are compared (markers and watershed are the same):
 Two maxima of the center map are one nucleus if the saddle between them is shallow: by a fixed depth (``saddle of``), or by a
 share of the lower one (``saddle of a share of``).
 
-``held_out`` shows what the chosen thresholds do to the held-out patients of the sets that were trained on, beside those that
-were fitted on training images (``before``). ``shift`` says why: by pair, what the network takes for nuclear over what is, and
-how often pixels of each probability are nuclear. Writes ``results/operating_point.json``.
+``chosen`` is one choice for both networks, and the default of training. ``own`` are the thresholds of each card: those of
+``research`` are the chosen ones, those of ``open`` are fitted to cpm16 and to the patients of monuseg that are not held out
+(``fit_sets``), because it takes more for nuclear that is not (``shift``). ``walk`` is what the fit finds: for both networks
+(``all``), and for ``open`` alone.
+
+``held_out`` shows what its own thresholds do to the held-out patients of the sets that a network was trained on, beside those
+that were fitted on training images (``before``). ``shift`` says why: by pair, what the network takes for nuclear over what
+is, and how often pixels of each probability are nuclear. Writes ``results/operating_point.json``.
 """
 
 # ruff: noqa: E402 - thread limits must be set before NumPy is loaded
@@ -51,7 +56,15 @@ from wsiseg.pipeline import ImageMaps
 from wsiseg.predict import load_model
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train.training import TrainConfig, train_samples
-from wsiseg.train.validation import OPERATING_POINT, Judged, fit_separation, predict_samples, separated, set_means
+from wsiseg.train.validation import (
+    OPERATING_POINT,
+    Judged,
+    Thresholds,
+    fit_separation,
+    predict_samples,
+    separated,
+    set_means,
+)
 from wsiseg.types import Box
 
 TRAINED = ("monuseg", "tnbc", "dsb2018_he", "consep")
@@ -67,6 +80,8 @@ DEPTHS = (0.1, 0.15, 0.2, 0.3)
 SHARES = (0.2, 0.3, 0.35, 0.4, 0.5)
 FLOOR = 0.2
 Rule = Callable[[ImageMaps], np.ndarray]
+NetworkRules = Mapping[str, Rule]
+"""A rule a network."""
 
 
 def loso_config(left_out: str, data: Path, steps: int) -> TrainConfig:
@@ -178,13 +193,13 @@ def scored(judged: list[Judged], rule: Rule) -> list[Scores]:
     return [instance_scores(rule(j.maps), j.truth) for j in judged]
 
 
-def row_of(pairs: Mapping[str, list[Judged]], rule: Rule) -> dict[str, Any]:
+def row_of(pairs: Mapping[str, list[Judged]], rule: Rule | NetworkRules) -> dict[str, Any]:
     """Return PQ and AJI by pair, their means over sets, and the score that is maximized."""
     rows: dict[str, dict[str, float]] = {}
     everything: list[Judged] = []
     scores: list[Scores] = []
     for name, judged in pairs.items():
-        own = scored(judged, rule)
+        own = scored(judged, rule[name.split(" on ")[0]] if isinstance(rule, Mapping) else rule)
         rows[name] = {k: float(np.nanmean([getattr(s, k) for s in own])) for k in ("pq", "aji")}
         rows[name]["found_frac"] = sum(s.n_pred for s in own) / sum(s.n_truth for s in own)
         everything, scores = everything + judged, scores + own
@@ -213,13 +228,13 @@ def shift_of(judged: list[Judged]) -> dict[str, Any]:
     }
 
 
-def held_out(args: argparse.Namespace, chosen: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield what the chosen thresholds do to held-out patients of the sets trained on, and to cpm16."""
-    for network in ("research", "open"):
+def held_out(args: argparse.Namespace, own: Mapping[str, Thresholds]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what its own thresholds do, a network, to held-out patients of the sets trained on, and to cpm16."""
+    for network, thresholds in own.items():
         rows: dict[str, Any] = {}
         for dataset in (*TRAINED, "cpm16"):
             judged = maps_of(network, dataset, args, held_out_only=dataset in TRAINED)
-            first, second = (scored(judged, fixed(t)) for t in (BEFORE[network], chosen))
+            first, second = (scored(judged, fixed(t)) for t in (BEFORE[network], thresholds))
             rows[dataset] = {
                 **{f"{k}_before": float(np.nanmean([getattr(s, k) for s in first])) for k in ("pq", "aji")},
                 **{f"{k}_after": float(np.nanmean([getattr(s, k) for s in second])) for k in ("pq", "aji")},
@@ -240,10 +255,15 @@ def rounded(value: Any) -> Any:
     return round(float(value), 4) if isinstance(value, float | np.floating) else value
 
 
-def rules_on(pairs: Mapping[str, list[Judged]], chosen: Mapping[str, Any], *, short: bool) -> dict[str, Any]:
-    """Return a row a rule; ``short``: thresholds before and chosen, and levels of one threshold alone."""
-    rules = {f"before, thresholds of {name}": fixed(thresholds) for name, thresholds in BEFORE.items()}
+def rules_on(
+    pairs: Mapping[str, list[Judged]], chosen: Mapping[str, Any], own: Mapping[str, Thresholds] | None = None
+) -> dict[str, Any]:
+    """Return a row a rule; without ``own``: thresholds before and chosen, and levels of one threshold alone."""
+    short = own is None
+    rules: dict[str, Rule | NetworkRules] = {f"before, thresholds of {name}": fixed(t) for name, t in BEFORE.items()}
     rules["chosen"] = fixed(chosen)
+    if own:
+        rules["own"] = {network: fixed(thresholds) for network, thresholds in own.items()}
     for level in LEVELS:
         for least in (chosen["min_material_frac"],) if short else LEAST:
             changed = {**chosen, "material_threshold_frac": level, "min_material_frac": least}
@@ -276,17 +296,20 @@ def main() -> None:
         result = json.loads((RESULTS / "operating_point.json").read_text(encoding="utf-8"))
     else:
         pairs = {f"{network} on {dataset}": maps_of(network, dataset, args) for network, dataset in UNSEEN}
-        walked, reached = fit_separation([j for judged in pairs.values() for j in judged])
+        own = {n: load_model(PredictConfig(weights=n)).separate_defaults for n in ("research", "open")}
+        of_open = [j for name, judged in pairs.items() if name.startswith("open ") for j in judged if not j.sample.validation]
+        fits = {"all": [j for judged in pairs.values() for j in judged], "open": of_open}
         result = {
             "score": "mean over sets (equal weight) of the mean of PQ and AJI, on pairs of network and set not trained on",
             "chosen": chosen,
-            "walk": {"thresholds": walked, "score": reached},
-            "rules": rules_on(pairs, chosen, short=False),
+            "own": own,
+            "walk": {n: dict(zip(("thresholds", "score"), fit_separation(judged), strict=True)) for n, judged in fits.items()},
+            "rules": rules_on(pairs, chosen, own),
             "shift": {name: shift_of(judged) for name, judged in pairs.items()},
-            "held_out": dict(held_out(args, chosen)),
+            "held_out": dict(held_out(args, own)),
             "networks": {n: facts_of(n, args) for n in ("research", "open")},
         }
-    result["left_out"] = rules_on(left_out, chosen, short=True) if left_out else {}
+    result["left_out"] = rules_on(left_out, chosen) if left_out else {}
     result["shift"] |= {name: shift_of(judged) for name, judged in left_out.items()}
     result["networks"] |= {f"no_{s}": facts_of(f"no_{s}", args) for s in args.left_out}
     named = f" --left-out {' '.join(args.left_out)} --steps {args.steps}"

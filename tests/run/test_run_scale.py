@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from tests.command import call
@@ -58,6 +61,12 @@ def test_an_estimate_at_the_end_of_the_range_says_so(crop_rgb: np.ndarray, model
     assert not near.at_limit
 
 
+def test_test_time_augmentation_has_no_part_in_the_estimate(crop_rgb: np.ndarray, model: Model) -> None:
+    augmented = load_model(dataclasses.replace(CONFIG.predict, tta=8))
+    assert estimate_mpp([crop_rgb[:300, :300]], augmented, CONFIG) == estimate_mpp([crop_rgb[:300, :300]], model, CONFIG)
+    assert augmented.tta == 8
+
+
 def test_without_nuclei_there_is_no_estimate(model: Model) -> None:
     assert estimate_mpp([np.full((300, 300, 3), 240, np.uint8)], model, CONFIG) is None
     assert estimate_mpp([], model, CONFIG) is None
@@ -84,3 +93,23 @@ def test_info_estimates_where_the_file_states_nothing(crop_rgb: np.ndarray, tmp_
     assert "mpp_estimated" not in call("info", "--estimate-mpp", tmp_path / "broken.svs", code=1)
     Image.new("RGB", (300, 300), "white").save(tmp_path / "blank.png")
     assert "none: fewer than five nuclei found" in call("info", "--estimate-mpp", tmp_path / "blank.png", code=1)
+
+
+def test_a_slide_whose_pixels_cannot_be_decoded_does_not_end_the_command_for_the_next(
+    crop_rgb: np.ndarray, tmp_path: Path
+) -> None:
+    damaged = tmp_path / "damaged.svs"
+    shutil.copy(DEMO_SLIDE, damaged)
+    with tifffile.TiffFile(damaged) as tiff:
+        page = tiff.pages[0]
+        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    with damaged.open("r+b") as file:
+        for offset, count in places:
+            file.seek(offset + count // 2)
+            file.write(bytes(count - count // 2))
+    Image.fromarray(crop_rgb).save(tmp_path / "crop.png")
+    said = call("info", "--estimate-mpp", damaged, tmp_path / "crop.png", code=1)
+    of_damaged, of_crop = (part.split("\n", 1)[0].strip() for part in said.split("mpp_estimated")[1:])
+    assert of_damaged.startswith("none: ")
+    assert "damaged" in of_damaged
+    assert 0.25 < float(of_crop.split()[0]) < 1.0

@@ -101,6 +101,29 @@ def test_a_training_fits_on_the_sets_that_it_is_given(tmp_path: Path) -> None:
     assert card["training"]["fit_sets"] == ["other"]
 
 
+def test_held_out_patients_of_a_set_to_fit_on_have_no_part_in_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = config_file(tmp_path, steps=2)
+    (tmp_path / "data" / "other").mkdir()
+    for file in (tmp_path / "data" / "tnbc").iterdir():
+        (tmp_path / "data" / "other" / file.name).write_bytes(file.read_bytes())
+    path.write_text(path.read_text().replace("tnbc =", "other =").replace("patch_px", 'fit_sets = ["tnbc"]\npatch_px'))
+    fitted: list[Judged] = []
+
+    def fit(judged: list[Judged]) -> tuple[dict[str, float], float]:
+        fitted.extend(judged)
+        return dict(OPERATING_POINT), 0.0
+
+    monkeypatch.setattr("wsiseg.train.training.fit_separation", fit)
+    train_from_toml(path)
+    assert sorted(j.sample.image_id for j in fitted) == ["tnbc_01_1", "tnbc_02_1", "tnbc_04_1"]
+    for patient in ("01", "02", "04"):
+        (tmp_path / "data" / "tnbc" / f"tnbc_{patient}_1.labels.png").unlink()
+    path.write_text(path.read_text().replace('"run"', '"again"'))
+    with pytest.raises(ConfigError, match=r"fit_sets names \['tnbc'\]"):
+        train_from_toml(path)
+    assert not (tmp_path / "again").exists(), "it is said before the training"
+
+
 @pytest.mark.parametrize(
     ("extra", "named"),
     [

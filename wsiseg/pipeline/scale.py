@@ -45,9 +45,9 @@ def estimate_mpp(
 ) -> MppEstimate | None:
     """Return the microns per px at which the median nucleus of some pictures has a given diameter.
 
-    The pictures are segmented at an assumed mpp, which is then multiplied by the ratio of that diameter to the one found, until
-    it changes by less than 2 % (at most six times). Nuclei of tissues differ in size: ``benchmarks/scale.py`` measures how far
-    estimates of pictures of known scale are off.
+    The pictures are segmented at an assumed mpp, without test-time augmentation; it is then multiplied by the ratio of that
+    diameter to the one found, until it changes by less than 2 % (at most six times). Nuclei of tissues differ in size:
+    ``benchmarks/scale.py`` measures how far estimates of pictures of known scale are off.
 
     Parameters
     ----------
@@ -61,6 +61,7 @@ def estimate_mpp(
     MppEstimate or None
         Between 0.5 and 4 times the model's mpp; ``None`` if fewer than five nuclei are found.
     """
+    model = model.without_tta()
     for start in STARTS:
         estimate = _settle(pictures, model.mpp * start, nucleus_diam_um, model, config)
         if estimate is not None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -92,6 +92,10 @@ class Model:
         """Return the box that must be read to predict ``box``: grown by the halo, edges on multiples in global working px."""
         return _aligned(box, self.multiple).padded(self.halo_wpx)
 
+    def without_tta(self) -> Model:
+        """Return the same model without test-time augmentation."""
+        return self if self.tta == 1 else replace(self, tta=1, graph=_prepared_graph(self.logits, 1, self.engine, self.device))
+
 
 def load_model(config: PredictConfig, device: str = "cpu") -> Model:
     """Load weights and prepare the network on a device.
@@ -119,11 +123,6 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         logits = _Floats(fold_batch_norm(net), dtype).to(device=device, dtype=dtype, memory_format=torch.channels_last)
     usual_wpx = _INT8_WINDOW_WPX if precision == "int8" else _WINDOW_WPX[torch.device(device).type]
-    graph: Any = _Graph(logits, config.tta).to(device).eval()
-    if engine == "inductor":
-        graph = torch.compile(graph, dynamic=False, options={"freezing": True})
-    elif engine == "graph":
-        graph = CapturedGraph(graph, record_on_gpu, lambda: torch.cuda.current_stream().cuda_stream)
     return Model(
         name=card["name"],
         sha256=card["sha256"],
@@ -141,7 +140,7 @@ def model_from_net(net: UNet, card: dict[str, Any], config: PredictConfig, devic
         tta=config.tta,
         spec=net.spec,
         logits=logits,
-        graph=graph,
+        graph=_prepared_graph(logits, config.tta, engine, device),
     )
 
 
@@ -244,6 +243,15 @@ class _Floats(nn.Module):
         x = rgb.permute(2, 0, 1)[None].to(self.dtype) * (1 / 127.5) - 1
         logits: torch.Tensor = self.net(x.contiguous(memory_format=torch.channels_last), margin)
         return logits
+
+
+def _prepared_graph(logits: Any, tta: int, engine: Engine, device: str) -> Any:
+    graph: Any = _Graph(logits, tta).to(device).eval()
+    if engine == "inductor":
+        return torch.compile(graph, dynamic=False, options={"freezing": True})
+    if engine == "graph":
+        return CapturedGraph(graph, record_on_gpu, lambda: torch.cuda.current_stream().cuda_stream)
+    return graph
 
 
 class _Graph(nn.Module):

@@ -39,8 +39,8 @@ class TrainConfig:
     sets
         Training sets, each with its share of the patches.
     fit_sets
-        Annotated sets that are not trained on, to which thresholds are fitted with equal weight. Empty: the thresholds that
-        were measured to suit unseen tissue (``wsiseg.train.validation.OPERATING_POINT``).
+        Annotated sets that are not trained on, to whose images (those not held out) thresholds are fitted, each set with equal
+        weight. Empty: the thresholds that were measured to suit unseen tissue (``wsiseg.train.validation.OPERATING_POINT``).
     licence
         Licence of the resulting weights, with the reason.
     augment_on

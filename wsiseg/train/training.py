@@ -104,6 +104,8 @@ def train_samples(
     """
     seen = [s for s in samples if not s.validation]
     held_out = [s for s in samples if s.validation] if config.validate else []
+    if config.fit_sets:
+        _fitting_samples(config)  # to know before the training that there are images
     source, aim = patch_source(config, seen, base)
     net = begun_net(config, base)
     rank, ranks = rank_and_size()
@@ -165,6 +167,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
 
     Thresholds are for tissue that the network has not seen: fitted to ``config.fit_sets``, or ``OPERATING_POINT``. Scores are
     on the held-out images, which are used neither for training nor for thresholds; without such images there are no scores.
+    Held-out images of ``config.fit_sets`` are not fitted to either.
     """
     assert isinstance(net, UNet)
     held_out, seen = [s for s in samples if s.validation], [s for s in samples if not s.validation]
@@ -189,7 +192,7 @@ def export_weights(net: torch.nn.Module, config: TrainConfig, samples: list[Samp
         state = {name: tensor.clone() for name, tensor in stored.state_dict().items()}
         model = model_from_net(stored, {**card, "sha256": ""}, PredictConfig())  # modifies the network that is passed
         if config.fit_sets:
-            judged = predict_samples(model, list_samples(_data_root(config), tuple(config.fit_sets)))
+            judged = predict_samples(model, _fitting_samples(config))
             card["separate_defaults"], reached = fit_separation(judged)
             log.info("thresholds %s: mean of PQ and AJI %.4f", card["separate_defaults"], reached)
         elif config.separation == "nucleus-size":
@@ -249,6 +252,17 @@ def _calibration_images(seen: list[Sample], aim: Stain) -> Iterator[NDArray[np.u
     """Yield crops of 24 evenly spaced training images."""
     for sample in seen[:: max(1, len(seen) // 24)]:
         yield in_reference_stain(load_sample(sample)[0], aim)[:512, :512]
+
+
+def _fitting_samples(config: TrainConfig) -> list[Sample]:
+    """Return the images of ``fit_sets`` that are not held out. Raises ``ConfigError`` if a set has none."""
+    chosen = [s for s in list_samples(_data_root(config), tuple(config.fit_sets)) if not s.validation]
+    if empty := sorted(set(config.fit_sets) - {s.dataset for s in chosen}):
+        raise ConfigError(
+            f"training {config.name}: fit_sets names {empty}, of which every image is held out for validation. Name sets with "
+            "other images."
+        )
+    return chosen
 
 
 def _stain_aim(config: TrainConfig, seen: list[Sample]) -> tuple[Stain, dict[str, Any]]:
