@@ -72,7 +72,7 @@ from wsiseg.read import scale_for
 
 NOMINAL_MPP = 0.25  # what is told where a set states no mpp (DSB2018)
 RIVALS = ("classical", "instanseg")
-METHODS = ("research", "research_tta8", "open", "classical", "instanseg")
+METHODS = ("research", "research_tta8", "open", "open_tta8", "classical", "instanseg")
 UNSTATED_ONLY = ("research_nominal", "instanseg_estimated")  # rows of sets that state no mpp
 SHOWN = ("dice", "dice2", "aji", "aji_plus", "pq", "sq", "dq", "precision", "recall")
 Method = Callable[[np.ndarray, float | None], np.ndarray]

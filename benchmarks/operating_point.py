@@ -24,9 +24,10 @@ share of the lower one (``saddle of a share of``).
 (``fit_sets``), because it takes more for nuclear that is not (``shift``). ``walk`` is what the fit finds: for both networks
 (``all``), and for ``open`` alone.
 
-``held_out`` shows what its own thresholds do to the held-out patients of the sets that a network was trained on, beside those
-that were fitted on training images (``before``). ``shift`` says why: by pair, what the network takes for nuclear over what
-is, and how often pixels of each probability are nuclear. Writes ``results/operating_point.json``.
+``held_out`` shows what its own thresholds (``after``) and the ``chosen`` ones do to the held-out patients of the sets that a
+network was trained on, beside those that were fitted on training images (``before``). ``shift`` says why: by pair, what the
+network takes for nuclear over what is, and how often pixels of each probability are nuclear. Writes
+``results/operating_point.json``.
 """
 
 # ruff: noqa: E402 - thread limits must be set before NumPy is loaded
@@ -234,17 +235,19 @@ def held_out(args: argparse.Namespace, own: Mapping[str, Thresholds]) -> Iterato
         rows: dict[str, Any] = {}
         for dataset in (*TRAINED, "cpm16"):
             judged = maps_of(network, dataset, args, held_out_only=dataset in TRAINED)
-            first, second = (scored(judged, fixed(t)) for t in (BEFORE[network], thresholds))
+            by_time = {"before": BEFORE[network], "chosen": OPERATING_POINT, "after": thresholds}
+            scores = {when: scored(judged, fixed(t)) for when, t in by_time.items()}
             rows[dataset] = {
-                **{f"{k}_before": float(np.nanmean([getattr(s, k) for s in first])) for k in ("pq", "aji")},
-                **{f"{k}_after": float(np.nanmean([getattr(s, k) for s in second])) for k in ("pq", "aji")},
-                "found_frac_before": sum(s.n_pred for s in first) / sum(s.n_truth for s in first),
-                "found_frac_after": sum(s.n_pred for s in second) / sum(s.n_truth for s in second),
-                "wilcoxon_p_pq": paired_test([s.pq for s in second], [s.pq for s in first]).p_value,
+                **{
+                    f"{k}_{w}": float(np.nanmean([getattr(s, k) for s in of]))
+                    for w, of in scores.items()
+                    for k in ("pq", "aji")
+                },
+                **{f"found_frac_{w}": sum(s.n_pred for s in of) / sum(s.n_truth for s in of) for w, of in scores.items()},
+                "wilcoxon_p_pq": paired_test([s.pq for s in scores["after"]], [s.pq for s in scores["before"]]).p_value,
             }
-        gain = np.mean([r["pq_after"] - r["pq_before"] for r in rows.values()])
-        yield network, {"sets": rows, "mean_pq_after": float(np.mean([r["pq_after"] for r in rows.values()])),
-                        "mean_pq_gain": float(gain)}  # fmt: skip
+        means = {f"mean_pq_{w}": float(np.mean([r[f"pq_{w}"] for r in rows.values()])) for w in scores}
+        yield network, {"sets": rows, **means, "mean_pq_gain": means["mean_pq_after"] - means["mean_pq_before"]}
 
 
 def rounded(value: Any) -> Any:

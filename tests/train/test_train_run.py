@@ -195,7 +195,7 @@ def test_a_teacher_sees_an_image_at_the_resolution_of_its_network() -> None:
         assert np.abs(seen[head] - expected[head]).mean() < 0.5 * np.abs(wrong[head] - expected[head]).mean()
 
 
-OPEN = ("open_begun", "open_stains", "open_small_nuclei", "open_taught", "open")
+OPEN = ("open_begun", "open_stains", "open_small_nuclei", "open_taught", "open_taught_again", "open")
 RESEARCH = tuple(f"research{part}" for part in ("_begun", "_stains", "_small_nuclei", "_teacher", "_taught", "_crops", ""))
 
 

@@ -140,6 +140,11 @@ def test_sets_that_cannot_be_fitted_on_are_refused(extra: dict[str, object], nam
 
 @pytest.mark.parametrize("name", ["open", "research"])
 def test_the_shipped_weights_hold_the_measured_point(name: str) -> None:
+    """Thresholds of ``research`` are the default; those of ``open`` are what the benchmark's fit to its unseen sets found."""
     card = json.loads((SHIPPED_DIR / f"{name}.json").read_text(encoding="utf-8"))
-    assert card["separate_defaults"] == OPERATING_POINT
+    measured = json.loads((Path(__file__).parents[2] / "benchmarks/results/operating_point.json").read_text(encoding="utf-8"))
+    fitted = card["training"]["fit_sets"]
+    assert card["separate_defaults"] == (measured["walk"][name]["thresholds"] if fitted else OPERATING_POINT)
+    assert not set(fitted) & set(card["data"]["sets"])
+    assert measured["networks"][name]["sha256"] == card["sha256"]
     assert not set(card["scores_unseen_sets"]) & set(card["data"]["sets"])
