@@ -54,7 +54,7 @@ from wsiseg.config import PredictConfig, SeparateConfig
 from wsiseg.datasets import list_samples, load_sample
 from wsiseg.metrics import Scores, instance_scores, paired_test
 from wsiseg.pipeline import ImageMaps
-from wsiseg.predict import load_model
+from wsiseg.predict import load_model, load_weights
 from wsiseg.separate import resolve_params, separate
 from wsiseg.train.training import TrainConfig, train_samples
 from wsiseg.train.validation import (
@@ -299,7 +299,7 @@ def main() -> None:
         result = json.loads((RESULTS / "operating_point.json").read_text(encoding="utf-8"))
     else:
         pairs = {f"{network} on {dataset}": maps_of(network, dataset, args) for network, dataset in UNSEEN}
-        own = {n: load_model(PredictConfig(weights=n)).separate_defaults for n in ("research", "open")}
+        own = {n: card_of(n, args)["separate_defaults"] for n in ("research", "open")}
         of_open = [j for name, judged in pairs.items() if name.startswith("open ") for j in judged if not j.sample.validation]
         fits = {"all": [j for judged in pairs.values() for j in judged], "open": of_open}
         result = {
@@ -320,8 +320,12 @@ def main() -> None:
     save("operating_point", rounded({**command, **{k: v for k, v in result.items() if k not in ("machine", "command")}}))
 
 
+def card_of(network: str, args: argparse.Namespace) -> dict[str, Any]:
+    return load_weights(weights_of(network, args))[1]
+
+
 def facts_of(network: str, args: argparse.Namespace) -> dict[str, Any]:
-    card = load_model(PredictConfig(weights=weights_of(network, args))).card
+    card = card_of(network, args)
     return {"sha256": card["sha256"], "trained_on": card["data"]["sets"], "steps": card["training"]["loop"]["steps"]}
 
 

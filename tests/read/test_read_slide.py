@@ -1,6 +1,5 @@
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from tests.damage import with_damaged_tiles
 from wsiseg.errors import InputError, MissingMppError, SlideOpenError, TileReadError
 from wsiseg.read import ArraySlide, fingerprint, open_slide, read_working, slide_id_of
 from wsiseg.read import image as image_module
@@ -88,16 +88,7 @@ def test_the_demo_slide():
 
 @pytest.mark.parametrize("reader", ["auto", "openslide"])
 def test_a_damaged_tile_fails_alone(tmp_path, reader, capfd):
-    path = tmp_path / "damaged.svs"
-    shutil.copy(CMU, path)
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        k = 2 * -(-page.imagewidth // page.tilewidth) + 5  # column 5, row 2 of 240 px tiles
-        offset, count = page.dataoffsets[k], page.databytecounts[k]
-    with path.open("r+b") as file:
-        file.seek(offset + count // 2)
-        file.write(bytes(count - count // 2))
-    slide = open_slide(path, reader=reader)
+    slide = open_slide(with_damaged_tiles(CMU, tmp_path / "damaged.svs", tile=(5, 2)), reader=reader)  # of 240 px
     for _ in range(2):
         with pytest.raises(TileReadError, match=r"slide damaged .*x=1210 y=490 w=100 h=90"):
             slide.read_level(0, 1210, 490, 100, 90)

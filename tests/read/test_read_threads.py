@@ -1,6 +1,5 @@
 """Threads that share an open slide: a window that cannot be decoded fails for the thread that asked for it, for no other."""
 
-import shutil
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import openslide
 import pytest
-import tifffile
 
+from tests.damage import with_damaged_tiles
 from wsiseg.errors import TileReadError
 from wsiseg.read import open_slide
 
@@ -20,16 +19,7 @@ DAMAGED, GOOD = (0, 1210, 490, 100, 90), (0, 300, 100, 200, 200)
 @pytest.fixture
 def damaged(tmp_path):
     """A real slide with one tile (column 5, row 2) whose second half is zeros."""
-    path = tmp_path / "damaged.svs"
-    shutil.copy(CMU, path)
-    with tifffile.TiffFile(path) as tiff:
-        page = tiff.pages[0]
-        k = 2 * -(-page.imagewidth // page.tilewidth) + 5
-        offset, count = page.dataoffsets[k], page.databytecounts[k]
-    with path.open("r+b") as file:
-        file.seek(offset + count // 2)
-        file.write(bytes(count - count // 2))
-    return path
+    return with_damaged_tiles(CMU, tmp_path / "damaged.svs", tile=(5, 2))
 
 
 def right_pixels():

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 from PIL import Image
 
 from tests.command import call
+from tests.damage import with_damaged_tiles
 from wsiseg.config import PredictConfig, RunConfig
 from wsiseg.pipeline import estimate_mpp, network_look
 from wsiseg.predict import Model, load_model
@@ -98,15 +97,7 @@ def test_info_estimates_where_the_file_states_nothing(crop_rgb: np.ndarray, tmp_
 def test_a_slide_whose_pixels_cannot_be_decoded_does_not_end_the_command_for_the_next(
     crop_rgb: np.ndarray, tmp_path: Path
 ) -> None:
-    damaged = tmp_path / "damaged.svs"
-    shutil.copy(DEMO_SLIDE, damaged)
-    with tifffile.TiffFile(damaged) as tiff:
-        page = tiff.pages[0]
-        places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    with damaged.open("r+b") as file:
-        for offset, count in places:
-            file.seek(offset + count // 2)
-            file.write(bytes(count - count // 2))
+    damaged = with_damaged_tiles(DEMO_SLIDE, tmp_path / "damaged.svs")
     Image.fromarray(crop_rgb).save(tmp_path / "crop.png")
     said = call("info", "--estimate-mpp", damaged, tmp_path / "crop.png", code=1)
     of_damaged, of_crop = (part.split("\n", 1)[0].strip() for part in said.split("mpp_estimated")[1:])

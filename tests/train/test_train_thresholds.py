@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,7 @@ def test_a_training_without_sets_to_fit_on_takes_the_measured_point(tmp_path: Pa
 
 def test_a_training_fits_on_the_sets_that_it_is_given(tmp_path: Path) -> None:
     path = config_file(tmp_path, steps=60, validate=False)
-    (tmp_path / "data" / "other").mkdir()
-    for file in (tmp_path / "data" / "tnbc").iterdir():
-        (tmp_path / "data" / "other" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tmp_path / "data" / "tnbc", tmp_path / "data" / "other")
     path.write_text(path.read_text().replace("patch_px", 'fit_sets = ["other"]\npatch_px'))
     run = train_from_toml(path)
     card = json.loads((run / "weights" / "small.json").read_text())
@@ -103,9 +102,7 @@ def test_a_training_fits_on_the_sets_that_it_is_given(tmp_path: Path) -> None:
 
 def test_held_out_patients_of_a_set_to_fit_on_have_no_part_in_the_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = config_file(tmp_path, steps=2)
-    (tmp_path / "data" / "other").mkdir()
-    for file in (tmp_path / "data" / "tnbc").iterdir():
-        (tmp_path / "data" / "other" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(tmp_path / "data" / "tnbc", tmp_path / "data" / "other")
     path.write_text(path.read_text().replace("tnbc =", "other =").replace("patch_px", 'fit_sets = ["tnbc"]\npatch_px'))
     fitted: list[Judged] = []
 
